@@ -1,0 +1,114 @@
+"""Where adapter files come from: the LoRA root, or a download. And what makes two files the same adapter."""
+
+import asyncio
+import hashlib
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from urllib.parse import urlsplit, urlunsplit
+
+import fsspec
+
+from serve_app.adapters.header import read_header
+from serve_app.artifacts import Artifacts
+from serve_app.errors import FetchFailed, LoraDownloadFailed, LoraNotFound, LoraPathForbidden
+from serve_app.fetch import Fetcher
+
+# The path of a page on the model hub: /<owner>/<repository>/blob|tree/<revision>/...
+HUB_PAGE = re.compile(r"^(/[^/]+/[^/]+)/(blob|tree)(/.*)$")
+
+
+def fingerprint(url: str) -> str:
+    """The identity of the file at `url`: 16 hex digits of place, size and version (ETag or time of change).
+
+    A file overwritten under the same name is another adapter. Raises FileNotFoundError.
+    """
+    filesystem, path = fsspec.url_to_fs(url)
+    info = filesystem.info(path)
+    version = info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""
+    return hashlib.sha256(f"{path}\0{info['size']}\0{version}".encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class AdmittedFile:
+    """An adapter file whose header has been read. `url` is where an editor opens it."""
+
+    id: str
+    url: str
+
+
+def is_url(path: str) -> bool:
+    return path.lower().startswith(("http://", "https://"))
+
+
+class LoraSources:
+    """Finds what `loras[].path` names: below `root`, a local folder, or at an http(s) URL.
+
+    What is downloaded is kept in artifact storage under its content's hash, where every editor finds it;
+    so a token that the download needed is not needed again, and is not stored.
+    """
+
+    def __init__(self, root: str, fetcher: Fetcher, artifacts: Artifacts) -> None:
+        self._root = Path(root).resolve()
+        self._fetcher = fetcher
+        self._artifacts = artifacts
+
+    def check_path(self, path: str) -> None:
+        """Raise LoraPathForbidden if `path` leaves the LoRA root: absolute, by `..`, or by a symbolic link."""
+        if is_url(path):
+            return
+        relative, windows = PurePosixPath(path), PureWindowsPath(path)
+        leaves = relative.is_absolute() or windows.anchor or ".." in windows.parts or "\0" in path
+        if leaves or not (self._root / relative).resolve().is_relative_to(self._root):
+            raise LoraPathForbidden(
+                f"the LoRA path {path!r} leads out of the LoRA root; give one relative to it", {"lora_path": path}
+            )
+
+    def check_exists(self, path: str) -> None:
+        """Raise LoraNotFound if `path` is not a file under the LoRA root. URLs are not asked here."""
+        if not is_url(path) and not (self._root / path).is_file():
+            raise LoraNotFound(f"there is no LoRA file {path!r} under the LoRA root", {"lora_path": path})
+
+    async def admit(self, path: str, token: str | None) -> AdmittedFile:
+        """The file that `path` names, its header read. Raises LoraInvalidFile or LoraDownloadFailed."""
+        url = await self._download(path, token) if is_url(path) else str(self._root / path)
+        return await asyncio.to_thread(self._admit, path, url)
+
+    def _admit(self, path: str, url: str) -> AdmittedFile:
+        with fsspec.open(url, "rb") as file:
+            read_header(file, fsspec.url_to_fs(url)[0].size(url), path)
+        return AdmittedFile(fingerprint(url), url)
+
+    async def _download(self, url: str, token: str | None) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "adapter"
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            try:
+                digest = await self._fetcher.download(file_url(url), target, headers)
+            except FetchFailed as error:
+                raise LoraDownloadFailed(
+                    f"the LoRA at {url!r} could not be downloaded: {error.message}", {"lora_path": url}
+                ) from error
+            # Only a file with a sound header is kept.
+            with target.open("rb") as file:
+                await asyncio.to_thread(read_header, file, target.stat().st_size, url)
+            key = f"loras/{digest}.safetensors"
+            await asyncio.to_thread(self._artifacts.put_file, key, target)
+            return self._artifacts.url(key)
+
+
+def file_url(url: str) -> str:
+    """The URL of the file itself: a hub page's `/blob/` means `/resolve/`.
+
+    Raises LoraDownloadFailed for a `/tree/` page, which is a folder.
+    """
+    parts = urlsplit(url)
+    page = HUB_PAGE.match(parts.path)
+    if page is None:
+        return url
+    if page[2] == "tree":
+        raise LoraDownloadFailed(
+            f"{url!r} is a folder page of the hub (/tree/); give the URL of one .safetensors file", {"lora_path": url}
+        )
+    return urlunsplit(parts._replace(path=f"{page[1]}/resolve{page[3]}"))

@@ -1,0 +1,118 @@
+"""The application: `build` turns the config into deployments. The only place where they meet."""
+
+# No `from __future__ import annotations` here: Serve reads build's annotation to validate the args.
+
+import asyncio
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from ray.util.state import list_jobs
+from ray.util.state.exception import RayStateApiException
+
+from serve_app.config import AppConfig, ModelConfig
+from serve_app.editor import Editor, EditorHandles, EngineFactory, load_engine
+from serve_app.ingress import create_app
+from serve_app.models.registry import MODELS
+from serve_app.service import Service
+
+READINESS_TTL_S = 1.0
+
+
+@serve.ingress()
+class Ingress:
+    """An HTTP replica: stateless, on a CPU, one of several."""
+
+    def __init__(self, config: AppConfig, editors: dict[str, DeploymentHandle]) -> None:
+        readiness = Readiness(serve.get_replica_context().app_name, list(editors))
+        self._service = Service(config, EditorHandles(editors), readiness)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self._service)
+
+
+class Readiness:
+    """Which models have a running editor, as Serve's controller knows it; asked once a second at most."""
+
+    def __init__(self, application: str, models: list[str]) -> None:
+        self._application = application
+        self._models = models
+        self._known: Mapping[str, bool] = {}
+        self._asked = float("-inf")
+
+    async def __call__(self) -> Mapping[str, bool]:
+        if time.monotonic() - self._asked > READINESS_TTL_S:
+            self._known = await asyncio.to_thread(self._ask)
+            self._asked = time.monotonic()
+        return self._known
+
+    def _ask(self) -> Mapping[str, bool]:
+        application = serve.status().applications.get(self._application)
+        deployments = application.deployments if application else {}
+        return {
+            model: editor_name(model) in deployments
+            and deployments[editor_name(model)].replica_states.get("RUNNING", 0) > 0
+            for model in self._models
+        }
+
+
+def editor_name(model_id: str) -> str:
+    return f"Editor-{model_id}"
+
+
+def build(args: AppConfig) -> serve.Application:
+    """The builder that serve_config.yaml names."""
+    return build_application(args.resolved(config_folder()))
+
+
+def build_application(config: AppConfig, load: EngineFactory = load_engine) -> serve.Application:
+    """The application for a resolved config. `load` makes a replica's engine."""
+    editors = {model.id: _editor(model, config, load) for model in config.models}
+    ingress = serve.deployment(Ingress).options(
+        name="Ingress",
+        # Two, so that one may die without a second of silence.
+        num_replicas=2,
+        # Polls are cheap and many; admission is the job store's business.
+        max_ongoing_requests=1000,
+        ray_actor_options={"num_cpus": 0.25},
+    )
+    return ingress.bind(config, editors)
+
+
+def _editor(model: ModelConfig, config: AppConfig, load: EngineFactory) -> serve.Application:
+    if model.id not in MODELS:
+        raise ValueError(f"models: there is no model {model.id!r}; there is: {', '.join(MODELS)}")
+    needs_gpu = model.device == "cuda" or (model.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+    resources: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1 if needs_gpu else 0}
+    editor = serve.deployment(Editor).options(
+        name=editor_name(model.id),
+        # One edit on the device and one being prepared; the rest waits where it can be counted.
+        max_ongoing_requests=2,
+        # As long as an edit may reasonably take: a replica that is told to go finishes what it runs.
+        graceful_shutdown_timeout_s=60,
+        health_check_period_s=2,
+        ray_actor_options=resources,
+    )
+    return editor.bind(model, config.artifacts_url, load)
+
+
+def config_folder() -> Path:
+    """The folder of the config file that `serve run` was given; else the folder it was started in.
+
+    Ray hands a builder the args alone. The command line is in the job's record, and the working directory
+    of a local cluster's workers is that of the command.
+    """
+    here = Path.cwd()
+    try:
+        jobs = list_jobs(filters=[("job_id", "=", ray.get_runtime_context().get_job_id())])
+    except RayStateApiException:
+        return here
+    words = [word for job in jobs for word in shlex.split(job.entrypoint or "")]
+    files = [here / word for word in words if word.endswith((".yaml", ".yml"))]
+    return next((file.parent.resolve() for file in files if file.is_file()), here)

@@ -1,0 +1,66 @@
+"""Artifact storage: control images by content, results by request. A folder, or any fsspec URL."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+
+class Artifacts:
+    """Blocking calls: an event loop uses them through `asyncio.to_thread`.
+
+    What is readable is whole: a file appears under its name only once all its bytes are there.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._filesystem, self._root = fsspec.url_to_fs(url)
+
+    def url(self, key: str) -> str:
+        """Where the artifact is: a real path if it is a local file, else its URL."""
+        path = f"{self._root}/{key}"
+        return path if isinstance(self._filesystem, LocalFileSystem) else str(self._filesystem.unstrip_protocol(path))
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write `data` under `key`, replacing what is there."""
+        path = f"{self._root}/{key}"
+        self._filesystem.makedirs(self._filesystem._parent(path), exist_ok=True)
+        # Not committed until asked to: locally a rename, on an object store the end of the upload.
+        with self._filesystem.open(path, "wb", autocommit=False) as file:
+            file.write(data)
+        file.commit()
+
+    def put_content(self, folder: str, data: bytes) -> str:
+        """Write `data` under its sha256 in `folder`, unless it is there, and return the digest (hex)."""
+        digest = hashlib.sha256(data).hexdigest()
+        if not self.exists(f"{folder}/{digest}"):
+            self.put(f"{folder}/{digest}", data)
+        return digest
+
+    def put_file(self, key: str, source: Path) -> None:
+        """Copy a local file to `key`, unless something is there."""
+        if not self.exists(key):
+            path = f"{self._root}/{key}"
+            self._filesystem.makedirs(self._filesystem._parent(path), exist_ok=True)
+            self._filesystem.put_file(str(source), f"{path}.part")
+            self._filesystem.mv(f"{path}.part", path)
+
+    def get(self, key: str) -> bytes:
+        """The bytes under `key`. Raises FileNotFoundError."""
+        data: bytes = self._filesystem.cat_file(f"{self._root}/{key}")
+        return data
+
+    def exists(self, key: str) -> bool:
+        return bool(self._filesystem.exists(f"{self._root}/{key}"))
+
+    def put_json(self, key: str, value: Any) -> None:
+        self.put(key, json.dumps(value).encode())
+
+    def get_json(self, key: str) -> Any:
+        """The value under `key`, None if there is none."""
+        try:
+            return json.loads(self.get(key))
+        except FileNotFoundError:
+            return None

@@ -1,0 +1,135 @@
+"""The service's configuration: exactly the `args` of serve_config.yaml. Nothing else reads the environment."""
+
+import os
+import re
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+SQLITE_PREFIX = "sqlite+aiosqlite:///"
+MINIATURE = "miniature"
+
+
+def expand_variables(url: str) -> str:
+    """`url` with each `${NAME}` replaced by that environment variable, so that passwords stay out of files.
+
+    Raises ValueError that names a variable which is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise ValueError(f"the environment variable {name} is not set")
+        return os.environ[name]
+
+    return re.sub(r"\$\{(\w+)\}", value, url)
+
+
+Url = Annotated[str, AfterValidator(expand_variables)]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Frozen):
+    """One model to serve: one Editor deployment, named `Editor-<id>`.
+
+    `checkpoint` is `miniature`, a directory in diffusers' layout, or a hub id. `device: auto` is cuda where
+    the cluster has a GPU. `threads` is the number of CPU threads of one editor (default: the machine's
+    cores); another number changes the last bits of a picture. `max_loaded_loras` bounds how many adapters
+    an editor keeps beside the weights.
+    """
+
+    id: str = "qwen_image_edit"
+    checkpoint: str = MINIATURE
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: PositiveInt | None = None
+    max_loaded_loras: PositiveInt = 8
+
+
+class FetchConfig(Frozen):
+    """Limits on what the service downloads for a client.
+
+    `max_bytes` and `max_pixels` hold for one control image (base64 ones too), `max_lora_bytes` for one
+    adapter, `timeout_s` for one whole download of an image, `lora_timeout_s` for one of an adapter.
+    Addresses that are not public are refused unless `allow_private_addresses` is set or one of
+    `allowed_networks` (CIDR) holds them.
+    """
+
+    max_bytes: PositiveInt = 20_000_000
+    max_pixels: PositiveInt = 40_000_000
+    max_lora_bytes: PositiveInt = 4_000_000_000
+    timeout_s: PositiveFloat = 10.0
+    lora_timeout_s: PositiveFloat = 300.0
+    max_redirects: int = Field(default=5, ge=0)
+    allow_private_addresses: bool = False
+    allowed_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+
+
+class JobsConfig(Frozen):
+    """Where jobs live and how long they may take.
+
+    A picture may be in work for `timeout_s`. A dispatcher that has not been heard of for `lease_s` has lost
+    what it had claimed; each picture is tried at most `max_attempts` times.
+    """
+
+    database_url: Url = SQLITE_PREFIX + "data/jobs.sqlite3"
+    timeout_s: PositiveFloat = 3600.0
+    lease_s: PositiveFloat = 10.0
+    max_attempts: PositiveInt = 3
+
+
+class AppConfig(Frozen):
+    """The `args` of serve_config.yaml. Every key is optional; the defaults run on a laptop.
+
+    `base_url`: what status and result URLs start with; null: as the client addressed us.
+    `lora_root`: the folder below which `loras[].path` is looked up.
+    `require_lora: false` allows requests with an empty `loras`.
+    """
+
+    models: tuple[ModelConfig, ...] = Field(default=(ModelConfig(),), min_length=1)
+    lora_root: Url = "samples/loras"
+    preview_profile: Literal["reference", "trainer"] = "reference"
+    max_loras_per_request: PositiveInt = 4
+    require_lora: bool = True
+    base_url: Url | None = None
+    cors_origins: tuple[str, ...] = ("*",)
+    max_body_bytes: PositiveInt = 64_000_000
+    max_prompt_chars: PositiveInt = 20_000
+    fetch: FetchConfig = FetchConfig()
+    jobs: JobsConfig = JobsConfig()
+    artifacts_url: Url = "data/artifacts"
+
+    @model_validator(mode="after")
+    def _models_are_distinct(self) -> Self:
+        ids = [model.id for model in self.models]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"models: each id may stand once, got {ids}")
+        return self
+
+    def resolved(self, folder: Path) -> Self:
+        """This configuration with every relative path made absolute against `folder`, the config's own."""
+        jobs, models = self.jobs, []
+        if jobs.database_url.startswith(SQLITE_PREFIX):
+            database = folder / jobs.database_url.removeprefix(SQLITE_PREFIX)
+            jobs = jobs.model_copy(update={"database_url": f"{SQLITE_PREFIX}{database}"})
+        for model in self.models:
+            local = folder / model.checkpoint
+            is_directory = model.checkpoint != MINIATURE and local.is_dir()
+            models.append(model.model_copy(update={"checkpoint": str(local)}) if is_directory else model)
+        changes: dict[str, Any] = {
+            "models": tuple(models),
+            "jobs": jobs,
+            "lora_root": _absolute(self.lora_root, folder),
+            "artifacts_url": _absolute(self.artifacts_url, folder),
+        }
+        return self.model_copy(update=changes)
+
+
+def _absolute(url: str, folder: Path) -> str:
+    """A local path or `file://` URL as an absolute path; any other URL as it is."""
+    path = url.removeprefix("file://")
+    return url if "://" in path else str((folder / path).absolute())

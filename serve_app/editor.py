@@ -1,0 +1,181 @@
+"""Both ends of the one Ray call: the editor replica that makes pictures, and the client that asks it to."""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from ray import serve
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from serve_app import images
+from serve_app.artifacts import Artifacts
+from serve_app.config import ModelConfig
+from serve_app.dispatch import result_key
+from serve_app.errors import DeviceLost, EditorLost, ServiceError
+from serve_app.tasks import AdapterUse, EditDone, EditEvent, EditTask, StepDone
+
+if TYPE_CHECKING:
+    # The client's end lives in ingress processes, which never import torch.
+    from serve_app.adapters.registry import AdapterRegistry
+    from serve_app.engine import Edited, Engine
+
+logger = logging.getLogger(__name__)
+
+EngineFactory = Callable[[ModelConfig], "Engine"]
+
+
+def load_engine(config: ModelConfig) -> "Engine":
+    """The real engine, imported where it is needed only."""
+    from serve_app.engine import Engine
+
+    return Engine(config)
+
+
+def adapter_set_id(uses: tuple[AdapterUse, ...]) -> str:
+    """What the router knows a set of adapters by, whatever their scales; "" for none.
+
+    Base-model requests carry no id: with one, Serve would pin them to a single replica.
+    """
+    ids = sorted({use.id for use in uses})
+    return hashlib.sha256("\0".join(ids).encode()).hexdigest()[:16] if ids else ""
+
+
+class Advertised:
+    """What Serve's multiplexer holds for a set of adapters: a promise that they are here, not the weights.
+
+    Serve drops it by its own count, also while the adapters are in use, and may finalise it twice and in any
+    thread; the promise is taken back once, on the event loop.
+    """
+
+    def __init__(self, registry: "AdapterRegistry", ids: tuple[str, ...], loop: asyncio.AbstractEventLoop) -> None:
+        self._registry, self._ids, self._loop = registry, ids, loop
+        self._withdrawn = False
+        registry.promise(ids)
+
+    def __del__(self) -> None:
+        # Not here and now: the collector may run within the registry's own lock.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._withdraw)
+
+    def _withdraw(self) -> None:
+        if not self._withdrawn:
+            self._withdrawn = True
+            self._registry.withdraw(self._ids)
+
+
+class Editor:
+    """A replica: one engine, one edit at a time on its device, the next one prepared meanwhile."""
+
+    def __init__(self, config: ModelConfig, artifacts_url: str, load: EngineFactory = load_engine) -> None:
+        self._artifacts = Artifacts(artifacts_url)
+        self._engine = load(config)
+        # One thread for the device: edits run one after the other, and the event loop stays free.
+        self._device_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._adapter_sets: dict[str, tuple[str, ...]] = {}
+
+        @serve.multiplexed(max_num_models_per_replica=config.max_loaded_loras)
+        async def advertise(set_id: str) -> Advertised:
+            return Advertised(self._engine.adapters, self._adapter_sets.pop(set_id), asyncio.get_running_loop())
+
+        self._advertise = advertise
+
+    def check_health(self) -> None:
+        """Serve replaces a replica whose health check raises: its device cannot be brought back."""
+        if not self._engine.alive:
+            raise DeviceLost("the device's context is dead")
+
+    async def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
+        """The events of one edit. When the caller goes away, the edit stops at its next step."""
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[EditEvent | None] = asyncio.Queue()
+        stop = asyncio.Event()
+
+        def on_step(step: int) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, StepDone(step, task.plan.steps))
+
+        work = asyncio.create_task(self._work(task, on_step, stop.is_set))
+        work.add_done_callback(lambda _: events.put_nowait(None))
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+            yield work.result()
+        finally:
+            # The slot is not free before the thread is: two edits would share the device.
+            stop.set()
+            await asyncio.wait([work])
+
+    async def _work(self, task: EditTask, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> EditDone:
+        plan, engine = task.plan, self._engine
+        prepared = await asyncio.to_thread(
+            lambda: engine.prepare(plan, [self._artifacts.get(f"controls/{sha256}") for sha256 in plan.control_images])
+        )
+        try:
+            if plan.adapters:
+                await self._tell_routers(plan.adapters)
+            loop = asyncio.get_running_loop()
+            edited = await loop.run_in_executor(self._device_thread, engine.run, prepared, on_step, should_stop)
+        finally:
+            prepared.release()
+        return await asyncio.to_thread(self._store, task, edited)
+
+    async def _tell_routers(self, uses: tuple[AdapterUse, ...]) -> None:
+        set_id = adapter_set_id(uses)
+        self._adapter_sets[set_id] = tuple({use.id for use in uses})
+        await self._advertise(set_id)
+        self._adapter_sets.pop(set_id, None)
+
+    def _store(self, task: EditTask, edited: "Edited") -> EditDone:
+        """Encode and store the picture; the record beside it comes last and says that it is whole."""
+        started = time.perf_counter()
+        data = images.encode(edited.image, task.plan.output_format)
+        key = f"{result_key(task)}.{task.plan.output_format}"
+        self._artifacts.put(key, data)
+        done = EditDone(
+            url=self._artifacts.url(key),
+            format=task.plan.output_format,
+            width=edited.image.width,
+            height=edited.image.height,
+            seed=task.plan.seed,
+            size_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            timings=edited.timings | {"save": time.perf_counter() - started},
+            effective=edited.effective,
+        )
+        self._artifacts.put_json(f"{result_key(task)}.json", asdict(done))
+        return done
+
+
+class EditorHandles:
+    """The caller's end: Serve handles by model id. Every error of Ray becomes one of ours here."""
+
+    def __init__(self, handles: Mapping[str, DeploymentHandle]) -> None:
+        self._handles = handles
+
+    async def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
+        """The events of one edit. Raises what the editor raised, or EditorLost, which is worth another try."""
+        handle = self._handles[task.plan.model].options(
+            stream=True, multiplexed_model_id=adapter_set_id(task.plan.adapters)
+        )
+        response = handle.edit.remote(task)
+        try:
+            async for event in response:
+                yield event
+        except RayTaskError as error:
+            # Its text is the remote traceback, with colour codes; the cause is the error itself.
+            cause = error.cause
+            if isinstance(cause, ServiceError):
+                raise cause from None
+            raise
+        except RayActorError as error:
+            raise EditorLost("the editor that worked on it went away") from error
+        except (BackPressureError, DeploymentUnavailableError, RayError) as error:
+            raise EditorLost("no editor could be reached") from error
+        finally:
+            response.cancel()

@@ -1,0 +1,187 @@
+"""Every error that this service raises on purpose, and the one place that decides what a client sees.
+
+ServiceError
+├── RequestError                    the request cannot be served as it stands (status 400 unless said)
+│   ├── ModelNotFound               MODEL_NOT_FOUND
+│   ├── LoraFileRequired            LORA_FILE_REQUIRED
+│   ├── MoeFormatNotSupported       MOE_FORMAT_NOT_SUPPORTED
+│   ├── SingleLoraOnly              SINGLE_LORA_ONLY
+│   ├── TooManyLoras                TOO_MANY_LORAS
+│   ├── LoraPathForbidden           LORA_PATH_FORBIDDEN
+│   ├── LoraNotFound                LORA_NOT_FOUND
+│   ├── ControlImageRequired        CONTROL_IMAGE_REQUIRED
+│   ├── TooManyControlImages        TOO_MANY_CONTROL_IMAGES
+│   ├── ControlImageInvalid         CONTROL_IMAGE_INVALID
+│   ├── InvalidParameter            INVALID_PARAMETER
+│   ├── LoraInvalidFile             LORA_INVALID_FILE
+│   ├── LoraIncompatible            LORA_INCOMPATIBLE
+│   ├── LoraDownloadFailed          LORA_DOWNLOAD_FAILED
+│   ├── LoraChanged                 LORA_CHANGED
+│   ├── BodyTooLarge                BODY_TOO_LARGE, 413
+│   ├── RequestNotFound             REQUEST_NOT_FOUND, 404
+│   └── ImageNotFound               IMAGE_NOT_FOUND, 404
+├── EditError                       an accepted edit could not be finished (status 500)
+│   ├── EditCanceled                told to stop
+│   ├── EditTimedOut                took longer than a job may
+│   ├── OutOfMemory                 this edit does not fit on the device
+│   ├── DeviceLost                  retryable: the device's context is dead, the replica is replaced
+│   └── EditorLost                  retryable: the replica or its node went away
+├── FetchFailed                     a download failed; carries the reason only
+└── CheckpointRefused               a checkpoint is not what the model's recipe assumes
+
+An error carries one message and, where a client needs facts, a dict of details. There is no `__init__`:
+Ray rebuilds an exception on the other side from its `args`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+class ServiceError(Exception):
+    """An error of this service: `raise X(message)` or `raise X(message, details)`."""
+
+    code: ClassVar[str] = "INTERNAL_ERROR"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0]) if self.args else self.code
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return dict(self.args[1]) if len(self.args) > 1 else {}
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class RequestError(ServiceError):
+    status = 400
+
+
+class ModelNotFound(RequestError):
+    code = "MODEL_NOT_FOUND"
+
+
+class LoraFileRequired(RequestError):
+    code = "LORA_FILE_REQUIRED"
+
+
+class MoeFormatNotSupported(RequestError):
+    code = "MOE_FORMAT_NOT_SUPPORTED"
+
+
+class SingleLoraOnly(RequestError):
+    code = "SINGLE_LORA_ONLY"
+
+
+class TooManyLoras(RequestError):
+    code = "TOO_MANY_LORAS"
+
+
+class LoraPathForbidden(RequestError):
+    code = "LORA_PATH_FORBIDDEN"
+
+
+class LoraNotFound(RequestError):
+    code = "LORA_NOT_FOUND"
+
+
+class ControlImageRequired(RequestError):
+    code = "CONTROL_IMAGE_REQUIRED"
+
+
+class TooManyControlImages(RequestError):
+    code = "TOO_MANY_CONTROL_IMAGES"
+
+
+class ControlImageInvalid(RequestError):
+    code = "CONTROL_IMAGE_INVALID"
+
+
+class InvalidParameter(RequestError):
+    code = "INVALID_PARAMETER"
+
+
+class LoraInvalidFile(RequestError):
+    code = "LORA_INVALID_FILE"
+
+
+class LoraIncompatible(RequestError):
+    code = "LORA_INCOMPATIBLE"
+
+
+class LoraDownloadFailed(RequestError):
+    code = "LORA_DOWNLOAD_FAILED"
+
+
+class LoraChanged(RequestError):
+    code = "LORA_CHANGED"
+
+
+class BodyTooLarge(RequestError):
+    code = "BODY_TOO_LARGE"
+    status = 413
+
+
+class RequestNotFound(RequestError):
+    code = "REQUEST_NOT_FOUND"
+    status = 404
+
+
+class ImageNotFound(RequestError):
+    code = "IMAGE_NOT_FOUND"
+    status = 404
+
+
+class EditError(ServiceError):
+    code = "EDIT_FAILED"
+
+
+class EditCanceled(EditError):
+    code = "EDIT_CANCELED"
+
+
+class EditTimedOut(EditError):
+    code = "EDIT_TIMED_OUT"
+
+
+class OutOfMemory(EditError):
+    code = "OUT_OF_MEMORY"
+
+
+class DeviceLost(EditError):
+    code = "DEVICE_LOST"
+    retryable = True
+
+
+class EditorLost(EditError):
+    code = "EDITOR_LOST"
+    retryable = True
+
+
+class FetchFailed(ServiceError):
+    code = "FETCH_FAILED"
+
+
+class CheckpointRefused(ServiceError):
+    code = "CHECKPOINT_REFUSED"
+
+
+@dataclass(frozen=True)
+class ErrorDescription:
+    """What a client may know of an error. `retryable` is for callers inside the service."""
+
+    code: str
+    message: str
+    status: int
+    retryable: bool = False
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def describe(error: BaseException) -> ErrorDescription:
+    """The client's view of any error. The text of a foreign error never leaks: it goes to the log alone."""
+    if isinstance(error, ServiceError):
+        return ErrorDescription(error.code, error.message, error.status, error.retryable, error.details)
+    return ErrorDescription("INTERNAL_ERROR", "the service failed to handle this; its log says why", 500)

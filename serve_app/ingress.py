@@ -1,0 +1,286 @@
+"""The HTTP application: routes, and what an error looks like on the wire."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app import errors
+from serve_app.errors import BodyTooLarge, ErrorDescription, RequestError, describe
+from serve_app.jobs import RequestRecord
+from serve_app.schemas import (
+    ErrorBody,
+    Health,
+    ImageOutput,
+    InferenceRequest,
+    ModelInfo,
+    ModelList,
+    Outputs,
+    Progress,
+    Readiness,
+    RequestResult,
+    RequestStatus,
+    ShapeErrors,
+    Submitted,
+)
+from serve_app.service import Service
+from serve_app.tasks import Status
+
+logger = logging.getLogger(__name__)
+
+# What Ray Serve takes from a request's headers: a client must not steer its routing or time-outs.
+RAY_HEADERS = frozenset(
+    (b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-session-id", b"serve-multiplexed-model-id")
+)
+# What a POST can be refused for, in the order of the checks.
+SUBMIT_ERRORS = (
+    errors.ModelNotFound,
+    errors.LoraFileRequired,
+    errors.MoeFormatNotSupported,
+    errors.SingleLoraOnly,
+    errors.TooManyLoras,
+    errors.LoraPathForbidden,
+    errors.LoraNotFound,
+    errors.ControlImageRequired,
+    errors.TooManyControlImages,
+    errors.ControlImageInvalid,
+    errors.InvalidParameter,
+    errors.LoraInvalidFile,
+    errors.LoraDownloadFailed,
+    errors.BodyTooLarge,
+)
+MEDIA_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+
+
+def create_app(service: Service) -> FastAPI:
+    """The whole HTTP application around `service`, which it starts and stops with its lifespan."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with service:
+            yield
+
+    app = FastAPI(
+        title="Image-editing LoRAs",
+        description="Edits pictures with LoRAs that ostris/ai-toolkit trained for Qwen-Image-Edit.",
+        version="1",
+        lifespan=lifespan,
+    )
+    _add_routes(app, service)
+    app.add_exception_handler(RequestValidationError, _answer_shape_error)
+    app.add_exception_handler(errors.ServiceError, _answer_error)
+    app.add_exception_handler(Exception, _answer_error)
+    app.add_middleware(BodyLimit, max_bytes=service.config.max_body_bytes)
+    app.add_middleware(DropRayHeaders)
+    app.add_middleware(
+        CORSMiddleware, allow_origins=service.config.cors_origins, allow_methods=["*"], allow_headers=["*"]
+    )
+    return app
+
+
+def _add_routes(app: FastAPI, service: Service) -> None:
+    def base_url(request: Request) -> str:
+        return (service.config.base_url or str(request.base_url)).rstrip("/")
+
+    @app.get("/health", tags=["operation"])
+    async def health() -> Health:
+        """Whether this process answers."""
+        return Health()
+
+    @app.get("/ready", tags=["operation"], responses={503: {"model": Readiness}})
+    async def ready(response: Response) -> Readiness:
+        """Whether every configured model has an editor; 503 until then."""
+        waiting_for = await service.waiting_for()
+        response.status_code = 503 if waiting_for else 200
+        return Readiness(ready=not waiting_for, waiting_for=waiting_for)
+
+    @app.get("/v1/models", tags=["models"])
+    async def models() -> ModelList:
+        """The models that this service edits with."""
+        return ModelList(models=[ModelInfo.model_validate(spec, from_attributes=True) for spec in service.models()])
+
+    @app.post("/v1/inference", tags=["inference"], responses=_error_docs(*SUBMIT_ERRORS) | {422: {"model": ShapeErrors}})
+    async def submit(body: InferenceRequest, request: Request) -> Submitted:
+        """Accept a request. From the answer on it is stored, and reaches an end whatever happens here."""
+        record = await service.submit(body)
+        url = f"{base_url(request)}/v1/requests/{record.id}"
+        return Submitted(
+            request_id=record.id,
+            status_url=f"{url}/status",
+            result_url=f"{url}/result",
+            created_at=record.created_at,  # type: ignore[arg-type]  # the validator takes seconds
+        )
+
+    not_found = _error_docs(errors.RequestNotFound)
+
+    @app.get("/v1/requests/{request_id}/status", tags=["inference"], responses=not_found)
+    async def status(request_id: str) -> RequestStatus:
+        """Where a request stands."""
+        return _status(await service.request(request_id))
+
+    @app.get("/v1/requests/{request_id}/result", tags=["inference"], responses=not_found)
+    async def result(request_id: str, request: Request) -> RequestResult:
+        """What came of a request; `outputs` is null until it succeeded."""
+        return _result(await service.request(request_id), base_url(request))
+
+    @app.get(
+        "/v1/requests/{request_id}/images/{n}",
+        tags=["inference"],
+        response_class=Response,
+        responses={200: {"content": {m: {} for m in MEDIA_TYPES.values()}}}
+        | _error_docs(errors.RequestNotFound, errors.ImageNotFound),
+    )
+    async def image(request_id: str, n: int) -> Response:
+        """The picture number `n` (from 0, in prompt order), as soon as it is finished."""
+        done, data = await service.picture(request_id, n)
+        return Response(data, media_type=MEDIA_TYPES[done.format], headers={"ETag": f'"{done.sha256}"'})
+
+
+def _status(record: RequestRecord) -> RequestStatus:
+    progress = Progress(
+        images_done=sum(image.result is not None for image in record.images),
+        images=len(record.images),
+        steps_done=sum(image.step for image in record.images),
+        steps=sum(image.plan.steps for image in record.images),
+    )
+    return RequestStatus.model_validate(
+        {
+            "request_id": record.id,
+            "status": record.status,
+            "created_at": record.created_at,
+            "started_at": record.started_at,
+            "finished_at": record.finished_at,
+            "error": record.error,
+            "progress": progress,
+        }
+    )
+
+
+def _result(record: RequestRecord, base_url: str) -> RequestResult:
+    finished = {
+        image.index: ImageOutput(
+            format=image.result.format,
+            width=image.result.width,
+            height=image.result.height,
+            file_path=image.result.url,
+            seed=image.result.seed,
+            url=f"{base_url}/v1/requests/{record.id}/images/{image.index}",
+        )
+        for image in record.images
+        if image.result is not None
+    }
+    metadata: dict[str, Any] = {"model": record.model, "inference_time": None, "timings": {"prompts": []}}
+    if record.finished_at is not None and record.started_at is not None:
+        metadata["inference_time"] = round(record.finished_at - record.started_at, 3)
+    results = [image.result for image in record.images if image.result is not None]
+    metadata["timings"]["prompts"] = [{k: round(v, 4) for k, v in done.timings.items()} for done in results]
+    metadata["effective"] = [done.effective for done in results]
+    metadata |= record.notes
+    if record.status in (Status.FAILED, Status.CANCELED):
+        metadata["partial"] = [{"image": index} | output.model_dump() for index, output in finished.items()]
+    succeeded = record.status == Status.SUCCEEDED
+    return RequestResult.model_validate(
+        {
+            "request_id": record.id,
+            "status": record.status,
+            "outputs": Outputs(images=list(finished.values())) if succeeded else None,
+            "error": record.error,
+            "created_at": record.created_at,
+            "finished_at": record.finished_at,
+            "metadata": metadata,
+        }
+    )
+
+
+def _wire(description: ErrorDescription) -> dict[str, Any]:
+    facts = {"code": description.code, "message": description.message, "details": description.details}
+    return {"detail": {"error": facts}}
+
+
+async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    description = describe(error)
+    if description.status >= 500:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return JSONResponse(_wire(description), status_code=description.status)
+
+
+async def _answer_shape_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    # Without `input` and `ctx`, which would echo the body and the token in it.
+    faults = [{key: fault[key] for key in ("type", "loc", "msg")} for fault in error.errors()]
+    return JSONResponse({"detail": faults}, status_code=422)
+
+
+def _error_docs(*kinds: type[RequestError]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's `responses` for these errors, by status, with an example each."""
+    docs: dict[int | str, dict[str, Any]] = {}
+    for kind in kinds:
+        entry = docs.setdefault(kind.status, {"model": ErrorBody, "content": {"application/json": {"examples": {}}}})
+        example = _wire(describe(kind("one sentence that says why")))
+        entry["content"]["application/json"]["examples"][kind.code] = {"value": example}
+    return docs
+
+
+class DropRayHeaders:
+    """Takes the headers that Ray Serve itself obeys off every request, in any spelling."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            kept = [(k, v) for k, v in scope["headers"] if k.lower().replace(b"_", b"-") not in RAY_HEADERS]
+            scope = scope | {"headers": kept}
+        await self._app(scope, receive, send)
+
+
+class BodyLimit:
+    """Refuses a body of more than `max_bytes` with 413, by its announced length or as it comes in."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > self._max_bytes:
+            await self._refuse(scope, receive, send)
+            return
+        received = 0
+        answered = False
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise BodyTooLarge(self._message())
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        try:
+            await self._app(scope, limited, watched)
+        except BodyTooLarge:
+            if answered:
+                raise
+            await self._refuse(scope, receive, send)
+
+    def _message(self) -> str:
+        return f"the body is larger than {self._max_bytes} bytes; send large images as URLs"
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        description = describe(BodyTooLarge(self._message()))
+        await JSONResponse(_wire(description), status_code=description.status)(scope, receive, send)

@@ -1,0 +1,326 @@
+"""The job store: the one owner of every request's state. SQLite through SQLAlchemy's async engine.
+
+A request is a row; each of its pictures is a row of its own, the unit of work. A dispatcher claims a picture
+for as long as it renews its lease; every write of a claimed picture carries the claim's generation and is
+refused once a newer claim exists. Time is the database's clock.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from serve_app.config import JobsConfig
+from serve_app.errors import RequestNotFound
+from serve_app.tasks import EditDone, EditPlan, EditTask, Status
+
+_metadata = sa.MetaData()
+
+_requests = sa.Table(
+    "requests",
+    _metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("error", sa.Text),
+    sa.Column("notes", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("started_at", sa.Double),
+    sa.Column("finished_at", sa.Double),
+)
+
+_images = sa.Table(
+    "images",
+    _metadata,
+    sa.Column("request_id", sa.ForeignKey("requests.id"), primary_key=True),
+    sa.Column("image_index", sa.Integer, primary_key=True),
+    sa.Column("plan", sa.JSON, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("step", sa.Integer, nullable=False, default=0),
+    sa.Column("error", sa.Text),
+    sa.Column("result", sa.JSON),
+    sa.Column("owner", sa.String(64)),
+    sa.Column("generation", sa.Integer, nullable=False, default=0),
+    sa.Column("lease_until", sa.Double),
+    # What a claim looks for.
+    sa.Index("images_by_status", "status", "lease_until", "created_at"),
+)
+
+_plans = TypeAdapter(EditPlan)
+_results = TypeAdapter(EditDone)
+_UNFINISHED = (Status.IN_QUEUE, Status.IN_PROGRESS)
+
+# Seconds since the epoch by the database's own clock, to a millisecond. The statement's time in SQLite.
+_now = sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Double)
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    index: int
+    plan: EditPlan
+    status: Status
+    step: int
+    error: str | None
+    result: EditDone | None
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """A request and its pictures, in prompt order. Times are seconds since the epoch."""
+
+    id: str
+    model: str
+    status: Status
+    error: str | None
+    notes: dict[str, Any]
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    images: tuple[ImageRecord, ...]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on one picture. `attempts` counts the tries before this one."""
+
+    task: EditTask
+    generation: int
+    attempts: int
+
+
+class JobStore:
+    """Every method is one transaction. Make it, `open` it, and `close` it within one event loop."""
+
+    def __init__(self, config: JobsConfig) -> None:
+        self._config = config
+        url = sa.make_url(config.database_url)
+        if url.database:
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        self._engine: AsyncEngine = create_async_engine(url)
+        sa.event.listen(self._engine.sync_engine, "connect", _configure_connection)
+        sa.event.listen(self._engine.sync_engine, "begin", _begin)
+
+    async def open(self) -> None:
+        async with self._writing() as connection:
+            await connection.run_sync(_metadata.create_all)
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    async def create(self, model: str, plans: Sequence[EditPlan], notes: dict[str, Any]) -> RequestRecord:
+        """Commit a new request. `notes` becomes part of its result's metadata."""
+        request_id = uuid.uuid4().hex
+        async with self._writing() as connection:
+            created_at = (await connection.execute(sa.select(_now))).scalar_one()
+            await connection.execute(
+                _requests.insert().values(
+                    id=request_id, model=model, status=Status.IN_QUEUE, notes=notes, created_at=created_at
+                )
+            )
+            rows = [
+                {
+                    "request_id": request_id,
+                    "image_index": index,
+                    "plan": asdict(plan),
+                    "status": Status.IN_QUEUE,
+                    "created_at": created_at,
+                }
+                for index, plan in enumerate(plans)
+            ]
+            await connection.execute(_images.insert(), rows)
+        images = tuple(ImageRecord(i, plan, Status.IN_QUEUE, 0, None, None) for i, plan in enumerate(plans))
+        return RequestRecord(request_id, model, Status.IN_QUEUE, None, notes, created_at, None, None, images)
+
+    async def get(self, request_id: str) -> RequestRecord:
+        """Raises RequestNotFound."""
+        async with self._engine.connect() as connection:
+            by_id = _requests.select().where(_requests.c.id == request_id)
+            request = (await connection.execute(by_id)).one_or_none()
+            if request is None:
+                raise RequestNotFound(f"there is no request {request_id!r}", {"request_id": request_id})
+            of_request = _images.select().where(_images.c.request_id == request_id).order_by(_images.c.image_index)
+            rows = (await connection.execute(of_request)).all()
+        return RequestRecord(
+            request.id,
+            request.model,
+            Status(request.status),
+            request.error,
+            request.notes,
+            request.created_at,
+            request.started_at,
+            request.finished_at,
+            tuple(
+                ImageRecord(
+                    row.image_index,
+                    _plans.validate_python(row.plan),
+                    Status(row.status),
+                    row.step,
+                    row.error,
+                    _results.validate_python(row.result) if row.result else None,
+                )
+                for row in rows
+            ),
+        )
+
+    async def claim(self, owner: str, limit: int) -> list[Claim]:
+        """Take up to `limit` pictures that nobody works on, oldest first, for `owner`.
+
+        One that was in progress when its owner was lost has used up an attempt.
+        """
+        waiting = (
+            sa.select(_images.c.request_id, _images.c.image_index)
+            .where(_images.c.status.in_(_UNFINISHED))
+            .where(sa.or_(_images.c.lease_until.is_(None), _images.c.lease_until < _now))
+            .order_by(_images.c.created_at, _images.c.image_index)
+            .limit(limit)
+        )
+        lost = sa.case((sa.and_(_images.c.status == Status.IN_PROGRESS, _images.c.owner.is_not(None)), 1), else_=0)
+        take = (
+            _images.update()
+            .where(sa.tuple_(_images.c.request_id, _images.c.image_index).in_(waiting))
+            .values(
+                owner=owner,
+                generation=_images.c.generation + 1,
+                attempts=_images.c.attempts + lost,
+                lease_until=_now + self._config.lease_s,
+            )
+            .returning(
+                _images.c.request_id,
+                _images.c.image_index,
+                _images.c.plan,
+                _images.c.generation,
+                _images.c.attempts,
+                _images.c.created_at,
+            )
+        )
+        async with self._writing() as connection:
+            rows = (await connection.execute(take)).all()
+        return [
+            Claim(
+                EditTask(row.request_id, row.image_index, _plans.validate_python(row.plan)),
+                row.generation,
+                row.attempts,
+            )
+            for row in sorted(rows, key=lambda row: (row.created_at, row.request_id, row.image_index))
+        ]
+
+    async def renew(self, owner: str, tasks: Sequence[EditTask]) -> None:
+        """Put off the end of the leases that `owner` holds on `tasks`."""
+        keys = [(task.request_id, task.index) for task in tasks]
+        held = sa.and_(_images.c.owner == owner, sa.tuple_(_images.c.request_id, _images.c.image_index).in_(keys))
+        async with self._writing() as connection:
+            await connection.execute(_images.update().where(held).values(lease_until=_now + self._config.lease_s))
+
+    async def release(self, owner: str) -> None:
+        """Give back all that `owner` holds, unfinished and without an attempt counted."""
+        held = sa.and_(_images.c.owner == owner, _images.c.status.in_(_UNFINISHED))
+        async with self._writing() as connection:
+            await connection.execute(_images.update().where(held).values(owner=None, lease_until=None))
+
+    async def progress(self, claim: Claim, step: int) -> bool:
+        """Note that `step` steps are done (0: an editor has begun). False if the claim is lost."""
+        async with self._writing() as connection:
+            if not await self._write(connection, claim, status=Status.IN_PROGRESS, step=step):
+                return False
+            begun = sa.and_(_requests.c.id == claim.task.request_id, _requests.c.status == Status.IN_QUEUE)
+            await connection.execute(
+                _requests.update()
+                .where(begun)
+                .values(status=Status.IN_PROGRESS, started_at=sa.func.coalesce(_requests.c.started_at, _now))
+            )
+            return True
+
+    async def retry(self, claim: Claim, reason: str) -> bool:
+        """Give the picture back for another try, and count this one. False if the claim is lost."""
+        async with self._writing() as connection:
+            return await self._write(
+                connection, claim, attempts=claim.attempts + 1, error=reason, owner=None, lease_until=None
+            )
+
+    async def succeed(self, claim: Claim, done: EditDone) -> bool:
+        """Record a finished picture, and the request's end with the last one. False if the claim is lost."""
+        result = asdict(done)
+        async with self._writing() as connection:
+            if not await self._write(
+                connection,
+                claim,
+                status=Status.SUCCEEDED,
+                step=claim.task.plan.steps,
+                result=result,
+                error=None,
+                owner=None,
+            ):
+                return False
+            await self._end_request(connection, claim.task.request_id)
+            return True
+
+    async def fail(self, claim: Claim, error: str) -> bool:
+        """Record that a picture cannot be made, and the request's end with the last one."""
+        async with self._writing() as connection:
+            if not await self._write(connection, claim, status=Status.FAILED, error=error, owner=None):
+                return False
+            await self._end_request(connection, claim.task.request_id)
+            return True
+
+    async def _write(self, connection: AsyncConnection, claim: Claim, **values: Any) -> bool:
+        """Update the claimed picture. False, with nothing written, if another claim is newer or it has ended."""
+        mine = sa.and_(
+            _images.c.request_id == claim.task.request_id,
+            _images.c.image_index == claim.task.index,
+            _images.c.generation == claim.generation,
+            _images.c.status.in_(_UNFINISHED),
+        )
+        written = await connection.execute(_images.update().where(mine).values(**values))
+        return bool(written.rowcount)
+
+    async def _end_request(self, connection: AsyncConnection, request_id: str) -> None:
+        """Give the request its end if each of its pictures has one."""
+        of_request = (
+            sa.select(_images.c.image_index, _images.c.status, _images.c.error)
+            .where(_images.c.request_id == request_id)
+            .order_by(_images.c.image_index)
+        )
+        rows = (await connection.execute(of_request)).all()
+        if any(row.status in _UNFINISHED for row in rows):
+            return
+        errors = [f"prompt {row.image_index}: {row.error}" for row in rows if row.status == Status.FAILED]
+        await connection.execute(
+            _requests.update()
+            .where(_requests.c.id == request_id)
+            .values(
+                status=Status.FAILED if errors else Status.SUCCEEDED,
+                error="; ".join(errors) or None,
+                # A picture that failed before its first step ends a request that never started.
+                started_at=sa.func.coalesce(_requests.c.started_at, _now),
+                finished_at=_now,
+            )
+        )
+
+    def _writing(self) -> Any:
+        """A transaction that holds the write lock from its first statement on."""
+        return self._engine.execution_options(serve_app_writes=True).begin()
+
+
+def _configure_connection(connection: Any, _: Any) -> None:
+    # The driver would begin transactions by itself, too late for the lock that a writer needs: see _begin.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    # A commit is on the disk when it returns: what was accepted survives a power cut.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA busy_timeout = 30000")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin(connection: sa.Connection) -> None:
+    # A transaction that reads first and writes later fails at once where another writer came between.
+    writes = connection.get_execution_options().get("serve_app_writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,187 @@
+"""The embedded checkpoint: every class of Qwen-Image-Edit for real, with small random weights.
+
+Made by code from a fixed seed at first use and kept in the user's cache, in the layout that diffusers'
+`save_pretrained` writes. It has the real geometry (8x and 16 latent channels, 2x2 patches, the published
+scheduler), so sizes, tokens and code paths are those of the full model; its pictures are noise.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImageEditPipeline,
+    QwenImageTransformer2DModel,
+)
+from platformdirs import user_cache_path
+from tokenizers import pre_tokenizers
+from torch.nn import functional as F
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from serve_app.models.denoise import SCHEDULER_CONFIG
+
+SEED = 20260823
+HIDDEN = 32
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+TOKEN_IDS = {token: 256 + i for i, token in enumerate(SPECIAL_TOKENS)}
+
+
+def ensure() -> Path:
+    """The miniature's directory; made first if it is not there. Safe to call from many processes at once."""
+    # Named by this file's content, so that a change here never meets an older cache.
+    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    target = user_cache_path("serve_app") / f"miniature-{version}"
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=target.parent))
+        make().save_pretrained(made)
+        try:
+            made.rename(target)
+        except OSError:
+            # Another process was faster, and made the same.
+            shutil.rmtree(made)
+    return target
+
+
+def make() -> QwenImageEditPipeline:
+    """The miniature in memory. Leaves the caller's random state as it was."""
+    tokenizer = make_tokenizer()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(SEED)
+        return QwenImageEditPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler.from_config(SCHEDULER_CONFIG),
+            vae=make_vae(),
+            text_encoder=make_text_encoder(),
+            tokenizer=tokenizer,
+            processor=Qwen2VLProcessor(
+                # The published limits; the class's own default would shrink a 1 MP picture.
+                image_processor=Qwen2VLImageProcessor(size={"shortest_edge": 3136, "longest_edge": 12845056}),
+                tokenizer=tokenizer,
+                video_processor=Qwen2VLVideoProcessor(),
+            ),
+            transformer=make_transformer(),
+        )
+
+
+def make_vae() -> AutoencoderKLQwenImage:
+    """Random weights, scaled so that a picture's latents have unit variance and a decoded one is not flat."""
+    vae = AutoencoderKLQwenImage(
+        base_dim=4,
+        z_dim=16,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=0,
+        attn_scales=[],
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 16,
+        latents_std=[1.0] * 16,
+    )
+    blobs = F.interpolate(torch.randn(1, 3, 16, 16), size=(256, 256), mode="bicubic").clamp(-1, 1)
+    latents = vae.encode(blobs.unsqueeze(2)).latent_dist.mode()[0].flatten(1)
+    spread, centre = latents.std(dim=1), latents.mean(dim=1)
+    vae.quant_conv.weight[:16] /= spread.view(16, 1, 1, 1, 1)
+    vae.quant_conv.bias[:16] = (vae.quant_conv.bias[:16] - centre) / spread
+    vae.decoder.conv_out.weight *= 4
+    grey = vae.decode(torch.zeros(1, 16, 1, 32, 32)).sample[0].flatten(1)
+    vae.decoder.conv_out.bias -= grey.median(dim=1).values
+    return vae.eval()
+
+
+def make_transformer() -> QwenImageTransformer2DModel:
+    """Random weights, but queries and keys that share a strong bias, so that a token looks at its own place.
+
+    Otherwise attention over thousands of tokens is flat: any control image and any prompt would do.
+    """
+    transformer = QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=64,
+        out_channels=16,
+        num_layers=2,
+        num_attention_heads=1,
+        attention_head_dim=16,
+        joint_attention_dim=HIDDEN,
+        axes_dims_rope=(4, 6, 6),
+    )
+    for block in transformer.transformer_blocks:
+        attention = block.attn
+        attention.to_q.bias.copy_(3 * torch.randn(16))
+        attention.to_k.bias.copy_(attention.to_q.bias)
+        attention.add_k_proj.bias.copy_(attention.to_q.bias)
+        attention.norm_q.weight *= 2
+        attention.norm_k.weight *= 2
+        attention.norm_added_k.weight *= 2.5
+        attention.to_v.weight *= 2
+        attention.add_v_proj.weight *= 20
+        attention.to_out[0].weight *= 3
+        # The gate of the attention's residual branch: the third of six modulation vectors.
+        block.img_mod[1].bias[32:48] += 1
+    transformer.proj_out.weight *= 3
+    return transformer.eval()
+
+
+def make_tokenizer() -> Qwen2Tokenizer:
+    """Qwen2's tokenizer class with a vocabulary of the 256 bytes and the special tokens: no merges."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return Qwen2Tokenizer(
+        vocab={symbol: i for i, symbol in enumerate(alphabet)},
+        merges=[],
+        unk_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        extra_special_tokens=list(SPECIAL_TOKENS),
+    )
+
+
+def make_text_encoder() -> Qwen2_5_VLForConditionalGeneration:
+    text = {
+        "vocab_size": 320,
+        "hidden_size": HIDDEN,
+        "intermediate_size": HIDDEN,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        # Three axes (time, height, width) share the 8 rotary frequencies of a head of 16.
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": TOKEN_IDS["<|endoftext|>"],
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": HIDDEN,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=TOKEN_IDS["<|image_pad|>"],
+        video_token_id=TOKEN_IDS["<|video_pad|>"],
+        vision_start_token_id=TOKEN_IDS["<|vision_start|>"],
+        vision_end_token_id=TOKEN_IDS["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)

@@ -1,0 +1,284 @@
+"""The bodies of the HTTP contract. Lax on purpose: unknown fields are ignored and "512" is a number."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr
+
+from serve_app.tasks import Status
+
+MAX_SEED = 2**63 - 1
+
+SUBMIT_EXAMPLE = {
+    "model": "qwen_image_edit",
+    "trigger_word": "sks",
+    "prompts": [
+        {
+            "prompt": "[trigger] a photo of a person",
+            "width": 1024,
+            "height": 1024,
+            "seed": 42,
+            "sample_steps": 25,
+            "guidance_scale": 4.0,
+            "neg": "",
+            "ctrl_img": "<base64_or_url>",
+        }
+    ],
+    "loras": [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": 1.0}],
+}
+REQUEST_ID = "0f8fad5bd9cb469fa16570867728950e"
+CREATED, STARTED, FINISHED = (f"2026-11-23T09:00:0{second}.250000Z" for second in (0, 1, 9))
+
+
+def _from_epoch(value: Any) -> Any:
+    return datetime.fromtimestamp(value, UTC) if isinstance(value, float) else value
+
+
+def _iso_utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+# Seconds since the epoch in, ISO 8601 in UTC with one Z out.
+Moment = Annotated[datetime, BeforeValidator(_from_epoch), PlainSerializer(_iso_utc, return_type=str)]
+
+
+class Lora(BaseModel):
+    path: str = Field(description="Relative to the LoRA root, or an http(s) URL of a .safetensors file.")
+    network_multiplier: float = Field(1.0, ge=-2.0, le=2.0)
+    transformer: Literal["low", "high"] | None = Field(None, description="For models with two transformers only.")
+
+
+class Prompt(BaseModel):
+    prompt: str
+    trigger_word: str | None = Field(None, description="Wins over the request's; an empty one does not.")
+    width: int | None = Field(None, ge=64, le=4096, description="Pixels; floored to the model's divisor.")
+    height: int | None = Field(None, ge=64, le=4096, description="Pixels; floored to the model's divisor.")
+    guidance_scale: float | None = Field(None, ge=0, le=20)
+    sample_steps: int | None = Field(None, ge=1, le=150)
+    neg: str | None = None
+    seed: int | None = Field(None, ge=-1, le=MAX_SEED, description="-1: drawn by the server. Default: 42 + index.")
+    sampler: str | None = None
+    num_frames: int | None = Field(None, ge=1, le=1000)
+    fps: int | None = Field(None, ge=1, le=120)
+    resolution: Literal["Default", "High"] | None = None
+    ctrl_img: str | None = Field(None, description="A URL (starts with http), base64, or a data: URL.")
+    ctrl_img_1: str | None = None
+    ctrl_img_2: str | None = None
+    ctrl_img_3: str | None = None
+
+    @property
+    def control_images(self) -> list[str]:
+        """The control images in order: `ctrl_img_1..3` if any is set, else `ctrl_img`."""
+        numbered = [image for image in (self.ctrl_img_1, self.ctrl_img_2, self.ctrl_img_3) if image]
+        return numbered or ([self.ctrl_img] if self.ctrl_img else [])
+
+    @property
+    def ignored(self) -> list[str]:
+        """The fields that were sent and mean nothing for an image model."""
+        return [name for name in ("sampler", "num_frames", "fps") if getattr(self, name) is not None]
+
+
+class InferenceRequest(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"examples": [SUBMIT_EXAMPLE]})
+
+    model: str
+    loras: list[Lora]
+    prompts: list[Prompt] = Field(min_length=1)
+    trigger_word: str | None = Field(None, description="Replaces [trigger] in every prompt.")
+    hf_token: SecretStr | None = Field(None, description="Used for this request's downloads; never stored.")
+    profile: Literal["reference", "trainer"] | None = Field(None, description="Default: the service's own.")
+    output_format: Literal["jpeg", "png", "webp"] = "jpeg"
+
+
+class Submitted(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "request_id": REQUEST_ID,
+                    "status": "queued",
+                    "status_url": f"http://127.0.0.1:8000/v1/requests/{REQUEST_ID}/status",
+                    "result_url": f"http://127.0.0.1:8000/v1/requests/{REQUEST_ID}/result",
+                    "created_at": CREATED,
+                }
+            ]
+        }
+    )
+
+    request_id: str
+    status: Literal["queued"] = "queued"
+    status_url: str
+    result_url: str
+    created_at: Moment
+
+
+class Progress(BaseModel):
+    """Where each picture stands, in prompt order."""
+
+    images_done: int
+    images: int
+    steps_done: int
+    steps: int
+
+
+class RequestStatus(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "request_id": REQUEST_ID,
+                    "status": "in_progress",
+                    "created_at": CREATED,
+                    "started_at": STARTED,
+                    "finished_at": None,
+                    "error": None,
+                    "progress": {"images_done": 0, "images": 1, "steps_done": 7, "steps": 25},
+                }
+            ]
+        }
+    )
+
+    request_id: str
+    status: Status
+    created_at: Moment
+    started_at: Moment | None
+    finished_at: Moment | None
+    error: str | None
+    progress: Progress
+
+
+class ImageOutput(BaseModel):
+    format: str
+    width: int
+    height: int
+    file_path: str = Field(description="The local path, or the artifact's URL where artifacts are not local.")
+    seed: int
+    url: str = Field(description="Where a client downloads the picture.")
+
+
+class Outputs(BaseModel):
+    images: list[ImageOutput]
+    videos: list[Any] = []
+
+
+class RequestResult(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "request_id": REQUEST_ID,
+                    "status": "succeeded",
+                    "outputs": {
+                        "images": [
+                            {
+                                "format": "jpeg",
+                                "width": 1024,
+                                "height": 1024,
+                                "file_path": f"/srv/artifacts/results/{REQUEST_ID}/0.jpeg",
+                                "seed": 42,
+                                "url": f"http://127.0.0.1:8000/v1/requests/{REQUEST_ID}/images/0",
+                            }
+                        ],
+                        "videos": [],
+                    },
+                    "error": None,
+                    "created_at": CREATED,
+                    "finished_at": FINISHED,
+                    "metadata": {
+                        "model": "qwen_image_edit",
+                        "inference_time": 8.0,
+                        "timings": {"prompts": [{"generate": 7.8, "load_control_images": 0.02, "save": 0.05}]},
+                    },
+                }
+            ]
+        }
+    )
+
+    request_id: str
+    status: Status
+    outputs: Outputs | None
+    error: str | None
+    created_at: Moment
+    finished_at: Moment | None
+    metadata: dict[str, Any]
+
+
+class ModelInfo(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "qwen_image_edit",
+                    "base_model": "Qwen/Qwen-Image-Edit",
+                    "resolution_divisor": 32,
+                    "default_steps": 25,
+                    "default_guidance_scale": 4.0,
+                    "requires_control_image": True,
+                    "is_video_model": False,
+                    "default_num_frames": None,
+                    "default_fps": None,
+                }
+            ]
+        }
+    )
+
+    id: str
+    base_model: str
+    resolution_divisor: int
+    default_steps: int
+    default_guidance_scale: float
+    requires_control_image: bool
+    is_video_model: bool = False
+    default_num_frames: int | None = None
+    default_fps: int | None = None
+
+
+class ModelList(BaseModel):
+    models: list[ModelInfo]
+
+
+class Health(BaseModel):
+    status: Literal["healthy"] = "healthy"
+
+
+class Readiness(BaseModel):
+    """Whether every configured model has a running replica; `waiting_for` names those that have none."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ready": False, "waiting_for": ["qwen_image_edit"]}]})
+
+    ready: bool
+    waiting_for: list[str]
+
+
+class ErrorFacts(BaseModel):
+    code: str
+    message: str
+    details: dict[str, Any]
+
+
+class ErrorDetail(BaseModel):
+    error: ErrorFacts
+
+
+class ErrorBody(BaseModel):
+    """The reference server nests an error under `detail`; so do we."""
+
+    detail: ErrorDetail
+
+
+class ShapeError(BaseModel):
+    """One thing that is wrong with the shape of a body."""
+
+    type: str
+    loc: list[str | int]
+    msg: str
+
+
+class ShapeErrors(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"detail": [{"type": "missing", "loc": ["body", "model"], "msg": "Field required"}]}]
+        }
+    )
+
+    detail: list[ShapeError]

@@ -1,0 +1,164 @@
+"""The service behind the routes: takes requests in, answers for them. No HTTP, no Ray, no torch."""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, suppress
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from serve_app import images, plan
+from serve_app.adapters.sources import LoraSources
+from serve_app.artifacts import Artifacts
+from serve_app.config import AppConfig
+from serve_app.dispatch import Dispatcher, Editors
+from serve_app.errors import ControlImageInvalid, FetchFailed, ImageNotFound
+from serve_app.fetch import Fetcher
+from serve_app.jobs import JobStore, RequestRecord
+from serve_app.models.registry import MODELS, ModelSpec
+from serve_app.schemas import InferenceRequest, Lora
+from serve_app.tasks import AdapterUse, EditDone
+
+T = TypeVar("T")
+
+# Which configured models have a running editor.
+ReadinessProbe = Callable[[], Awaitable[Mapping[str, bool]]]
+
+
+class Service:
+    """One ingress' worth of service. An async context manager: it works between entry and exit."""
+
+    def __init__(self, config: AppConfig, editors: Editors, readiness: ReadinessProbe) -> None:
+        self.config = config
+        self._editors = editors
+        self._readiness = readiness
+        self._exits = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        config = self.config
+        self._artifacts = Artifacts(config.artifacts_url)
+        self._fetcher = Fetcher(config.fetch)
+        self._exits.push_async_callback(self._fetcher.close)
+        self._loras = LoraSources(config.lora_root, self._fetcher, self._artifacts)
+        self._store = JobStore(config.jobs)
+        self._exits.push_async_callback(self._store.close)
+        await self._store.open()
+        self._dispatcher = Dispatcher(self._store, self._editors, self._artifacts, config.jobs)
+        self._dispatching = asyncio.create_task(self._dispatcher.run())
+        self._exits.push_async_callback(self._stop_dispatching)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._exits.aclose()
+
+    async def _stop_dispatching(self) -> None:
+        self._dispatching.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._dispatching
+
+    async def submit(self, request: InferenceRequest) -> RequestRecord:
+        """Check a request in the contract's order, fetch what it names, commit it, and have it worked on."""
+        spec = plan.find_model(request, self.config)
+        plan.check_loras(request, spec, self.config)
+        for lora in request.loras:
+            self._loras.check_path(lora.path)
+        for lora in request.loras:
+            await asyncio.to_thread(self._loras.check_exists, lora.path)
+        plan.check_control_images(request, spec)
+        control_images = await self._control_images(request, spec)
+        plan.check_parameters(request, spec, self.config)
+        token = request.hf_token.get_secret_value() if request.hf_token else None
+        adapters = await _all(self._adapter(lora, token) for lora in request.loras)
+        digests = await _all(
+            asyncio.to_thread(self._artifacts.put_content, "controls", data) for data in control_images.values()
+        )
+        edits = plan.plan_edits(
+            request, spec, self.config, dict(zip(control_images, digests, strict=True)), adapters
+        )
+        notes: dict[str, Any] = {}
+        if ignored := sorted({name for prompt in request.prompts for name in prompt.ignored}):
+            notes["ignored"] = ignored
+        record = await self._store.create(spec.id, edits, notes)
+        self._dispatcher.wake()
+        return record
+
+    async def request(self, request_id: str) -> RequestRecord:
+        """Raises RequestNotFound."""
+        return await self._store.get(request_id)
+
+    async def picture(self, request_id: str, index: int) -> tuple[EditDone, bytes]:
+        """A finished picture and its file. Raises RequestNotFound or ImageNotFound."""
+        record = await self._store.get(request_id)
+        details = {"request_id": request_id, "image": index}
+        if not 0 <= index < len(record.images):
+            raise ImageNotFound(f"request {request_id!r} has {len(record.images)} images, counted from 0", details)
+        done = record.images[index].result
+        if done is None:
+            status = record.images[index].status
+            raise ImageNotFound(f"image {index} of request {request_id!r} is {status}, not finished", details)
+        try:
+            key = f"results/{request_id}/{index}.{done.format}"
+            return done, await asyncio.to_thread(self._artifacts.get, key)
+        except FileNotFoundError as error:
+            raise ImageNotFound(f"image {index} of request {request_id!r} is no longer stored", details) from error
+
+    def models(self) -> list[ModelSpec]:
+        return [MODELS[model.id] for model in self.config.models]
+
+    async def waiting_for(self) -> list[str]:
+        """The configured models that have no running editor."""
+        running = await self._readiness()
+        return [model.id for model in self.config.models if not running.get(model.id)]
+
+    async def _adapter(self, lora: Lora, token: str | None) -> AdapterUse:
+        file = await self._loras.admit(lora.path, token)
+        return AdapterUse(file.id, lora.path, file.url, lora.network_multiplier)
+
+    async def _control_images(self, request: InferenceRequest, spec: ModelSpec) -> dict[str, bytes]:
+        """The file behind each distinct image string, all fetched at once. Raises ControlImageInvalid."""
+        if not spec.requires_control_image:
+            return {}
+        # The first prompt that uses an image is the one that an error names.
+        first_use: dict[str, int] = {}
+        for index, prompt in enumerate(request.prompts):
+            for image in prompt.control_images:
+                first_use.setdefault(image, index)
+        files = await _all(self._control_image(image, index) for image, index in first_use.items())
+        return dict(zip(first_use, files, strict=True))
+
+    async def _control_image(self, image: str, prompt_index: int) -> bytes:
+        limits = self.config.fetch
+        try:
+            data = await self._fetcher.get(image) if image.startswith("http") else decode_base64(image)
+            if len(data) > limits.max_bytes:
+                raise ControlImageInvalid(f"it is larger than {limits.max_bytes} bytes")
+            await asyncio.to_thread(images.check_control_image, data, limits.max_pixels)
+        except (FetchFailed, ControlImageInvalid) as error:
+            raise ControlImageInvalid(
+                f"the control image of prompt {prompt_index} cannot be used: {error.message}",
+                {"prompt_index": prompt_index, "reason": error.message},
+            ) from error
+        return data
+
+
+def decode_base64(text: str) -> bytes:
+    """The bytes of raw base64 or of a `data:` URL. Raises ControlImageInvalid."""
+    payload = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode(payload)
+    except (binascii.Error, ValueError) as error:
+        raise ControlImageInvalid("it is neither an http(s) URL nor base64") from error
+
+
+async def _all(awaitables: Iterable[Awaitable[T]]) -> list[T]:
+    """The results in order; the first error in order is raised, after every one has ended."""
+    results = await asyncio.gather(*awaitables, return_exceptions=True)
+    values = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        values.append(result)
+    return values

@@ -1,0 +1,93 @@
+"""The values that cross a process boundary: frozen, made of plain data, without PIL objects or tensors."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Status(StrEnum):
+    """Where a request, or one image of it, stands. Members are the words of the HTTP contract."""
+
+    IN_QUEUE = "in_queue"  # committed, no step has run yet
+    IN_PROGRESS = "in_progress"  # an editor has taken it up; never goes back to in_queue
+    SUCCEEDED = "succeeded"  # every picture is readable
+    FAILED = "failed"  # at least one picture could not be made; `error` says why
+    CANCELED = "canceled"  # ended by its owner
+
+    @property
+    def ended(self) -> bool:
+        return self in (Status.SUCCEEDED, Status.FAILED, Status.CANCELED)
+
+
+@dataclass(frozen=True)
+class AdapterUse:
+    """One LoRA of a request.
+
+    `id` is derived from the file's identity, so that a file overwritten under the same name is another
+    adapter; `path` is the client's word for it, `url` where an editor opens it (a local path or fsspec URL).
+    """
+
+    id: str
+    path: str
+    url: str
+    scale: float
+
+
+@dataclass(frozen=True)
+class EditPlan:
+    """Everything that decides the pixels of one picture, effective values only.
+
+    `width` and `height` are pixels after snapping. `control_images` are the sha256 digests (hex) of the
+    encoded files as the client sent them, in order; `adapters` are in request order.
+    """
+
+    model: str
+    profile: str
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    seed: int
+    output_format: str
+    control_images: tuple[str, ...]
+    adapters: tuple[AdapterUse, ...] = ()
+
+
+@dataclass(frozen=True)
+class EditTask:
+    """One unit of work: the picture number `index` (0-based, prompt order) of a request."""
+
+    request_id: str
+    index: int
+    plan: EditPlan
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """`step` of `steps` denoising steps has run (1-based)."""
+
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class EditDone:
+    """A finished picture, already readable under `url` in artifact storage.
+
+    `timings` are seconds by stage; `effective` is what was really done, for the result's metadata.
+    """
+
+    url: str
+    format: str
+    width: int
+    height: int
+    seed: int
+    size_bytes: int
+    sha256: str
+    timings: dict[str, float] = field(default_factory=dict)
+    effective: dict[str, Any] = field(default_factory=dict)
+
+
+EditEvent = StepDone | EditDone
