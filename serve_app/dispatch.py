@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 
 # What one dispatcher has under way or in Serve's queue; the rest waits in the database.
 MAX_IN_FLIGHT = 100
-# How often the database is looked at for work that nobody announced: another ingress's, or a lost one's.
-POLL_S = 1.0
+# How often, in a lease's length, the database is looked at for work that nobody announced: a lost owner's.
+POLLS_PER_LEASE = 10
 # Steps that follow each other faster than this are recorded together.
 PROGRESS_S = 0.25
-RETRY_DELAY_S = 0.5
+RETRY_DELAY_S = 0.2
 
 _results = TypeAdapter(EditDone)
 
@@ -68,7 +68,7 @@ class Dispatcher:
                 self._awake.clear()
                 await self._claim()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._awake.wait(), POLL_S)
+                    await asyncio.wait_for(self._awake.wait(), self._config.lease_s / POLLS_PER_LEASE)
         finally:
             renewal.cancel()
             for task in self._work:
@@ -83,7 +83,7 @@ class Dispatcher:
         try:
             claims = await self._store.claim(self._owner, room)
         except Exception:
-            logger.exception("could not claim work; trying again in %s s", POLL_S)
+            logger.exception("could not claim work; trying again")
             return
         for claim in claims:
             task = asyncio.create_task(self._finish(claim))

@@ -9,9 +9,12 @@ from serve_app.geometry import fits_encoder
 
 # What the bytes may be, whatever the sender called them. Formats that run programs or read other files
 # (EPS, PDF, WMF) are not among them.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 JPEG_QUALITY = 95
+
+# PIL knows a format by name only once its plugin is loaded.
+PIL.Image.init()
 
 
 def check_control_image(data: bytes, max_pixels: int) -> None:

@@ -241,7 +241,11 @@ class DropRayHeaders:
 
 
 class BodyLimit:
-    """Refuses a body of more than `max_bytes` with 413, by its announced length or as it comes in."""
+    """Refuses a body of more than `max_bytes` with 413, by its announced length or as it comes in.
+
+    The body is read here, whole: every route that takes one parses it whole anyway, and a refusal from
+    within a route's own reading would come out as a broken body.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -251,36 +255,26 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > self._max_bytes:
-            await self._refuse(scope, receive, send)
+        announced = dict(scope["headers"]).get(b"content-length", b"")
+        body = None if announced.isdigit() and int(announced) > self._max_bytes else await self._read(receive)
+        if body is None:
+            error = BodyTooLarge(f"the body is larger than {self._max_bytes} bytes; send large images as URLs")
+            await JSONResponse(_wire(describe(error)), status_code=error.status)(scope, receive, send)
             return
-        received = 0
-        answered = False
+        messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
-        async def limited() -> Message:
-            nonlocal received
+        async def replay() -> Message:
+            return messages.pop() if messages else await receive()
+
+        await self._app(scope, replay, send)
+
+    async def _read(self, receive: Receive) -> bytearray | None:
+        """The body, None if it is too large or its sender went away."""
+        body = bytearray()
+        while True:
             message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise BodyTooLarge(self._message())
-            return message
-
-        async def watched(message: Message) -> None:
-            nonlocal answered
-            answered = True
-            await send(message)
-
-        try:
-            await self._app(scope, limited, watched)
-        except BodyTooLarge:
-            if answered:
-                raise
-            await self._refuse(scope, receive, send)
-
-    def _message(self) -> str:
-        return f"the body is larger than {self._max_bytes} bytes; send large images as URLs"
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        description = describe(BodyTooLarge(self._message()))
-        await JSONResponse(_wire(description), status_code=description.status)(scope, receive, send)
+            body += message.get("body", b"")
+            if len(body) > self._max_bytes or message["type"] == "http.disconnect":
+                return None
+            if not message.get("more_body", False):
+                return body

@@ -5,11 +5,13 @@ for as long as it renews its lease; every write of a claimed picture carries the
 refused once a newer claim exists. Time is the database's clock.
 """
 
+import asyncio
+import functools
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
@@ -18,6 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from serve_app.config import JobsConfig
 from serve_app.errors import RequestNotFound
 from serve_app.tasks import EditDone, EditPlan, EditTask, Status
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _metadata = sa.MetaData()
 
@@ -95,6 +100,24 @@ class Claim:
     attempts: int
 
 
+def _whole(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """A transaction that has begun ends before a cancellation of its caller goes on.
+
+    A connection that is left in the middle of one would keep the write lock.
+    """
+
+    @functools.wraps(method)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        transaction = asyncio.ensure_future(method(*args, **kwargs))
+        try:
+            return await asyncio.shield(transaction)
+        except asyncio.CancelledError:
+            await asyncio.wait([transaction])
+            raise
+
+    return call
+
+
 class JobStore:
     """Every method is one transaction. Make it, `open` it, and `close` it within one event loop."""
 
@@ -114,6 +137,7 @@ class JobStore:
     async def close(self) -> None:
         await self._engine.dispose()
 
+    @_whole
     async def create(self, model: str, plans: Sequence[EditPlan], notes: dict[str, Any]) -> RequestRecord:
         """Commit a new request. `notes` becomes part of its result's metadata."""
         request_id = uuid.uuid4().hex
@@ -138,6 +162,7 @@ class JobStore:
         images = tuple(ImageRecord(i, plan, Status.IN_QUEUE, 0, None, None) for i, plan in enumerate(plans))
         return RequestRecord(request_id, model, Status.IN_QUEUE, None, notes, created_at, None, None, images)
 
+    @_whole
     async def get(self, request_id: str) -> RequestRecord:
         """Raises RequestNotFound."""
         async with self._engine.connect() as connection:
@@ -169,6 +194,7 @@ class JobStore:
             ),
         )
 
+    @_whole
     async def claim(self, owner: str, limit: int) -> list[Claim]:
         """Take up to `limit` pictures that nobody works on, oldest first, for `owner`.
 
@@ -211,6 +237,7 @@ class JobStore:
             for row in sorted(rows, key=lambda row: (row.created_at, row.request_id, row.image_index))
         ]
 
+    @_whole
     async def renew(self, owner: str, tasks: Sequence[EditTask]) -> None:
         """Put off the end of the leases that `owner` holds on `tasks`."""
         keys = [(task.request_id, task.index) for task in tasks]
@@ -218,12 +245,14 @@ class JobStore:
         async with self._writing() as connection:
             await connection.execute(_images.update().where(held).values(lease_until=_now + self._config.lease_s))
 
+    @_whole
     async def release(self, owner: str) -> None:
         """Give back all that `owner` holds, unfinished and without an attempt counted."""
         held = sa.and_(_images.c.owner == owner, _images.c.status.in_(_UNFINISHED))
         async with self._writing() as connection:
             await connection.execute(_images.update().where(held).values(owner=None, lease_until=None))
 
+    @_whole
     async def progress(self, claim: Claim, step: int) -> bool:
         """Note that `step` steps are done (0: an editor has begun). False if the claim is lost."""
         async with self._writing() as connection:
@@ -237,6 +266,7 @@ class JobStore:
             )
             return True
 
+    @_whole
     async def retry(self, claim: Claim, reason: str) -> bool:
         """Give the picture back for another try, and count this one. False if the claim is lost."""
         async with self._writing() as connection:
@@ -244,6 +274,7 @@ class JobStore:
                 connection, claim, attempts=claim.attempts + 1, error=reason, owner=None, lease_until=None
             )
 
+    @_whole
     async def succeed(self, claim: Claim, done: EditDone) -> bool:
         """Record a finished picture, and the request's end with the last one. False if the claim is lost."""
         result = asdict(done)
@@ -261,6 +292,7 @@ class JobStore:
             await self._end_request(connection, claim.task.request_id)
             return True
 
+    @_whole
     async def fail(self, claim: Claim, error: str) -> bool:
         """Record that a picture cannot be made, and the request's end with the last one."""
         async with self._writing() as connection:

@@ -34,7 +34,8 @@ def read_header(file: BinaryIO, size: int, name: str) -> Header:
     length = int.from_bytes(prefix, "little")
     if size == 0:
         raise LoraInvalidFile(f"the LoRA file {name!r} is empty", details)
-    if len(prefix) < 8 or not 2 <= length <= MAX_HEADER_BYTES:
+    zipped = prefix.startswith(b"PK\x03\x04")
+    if zipped or len(prefix) < 8 or not 2 <= length <= MAX_HEADER_BYTES:
         raise LoraInvalidFile(f"the LoRA file {name!r} is {_guess(prefix)}, not a safetensors file", details)
     if 8 + length > size:
         raise LoraInvalidFile(f"the LoRA file {name!r} is truncated within its header", details)

@@ -1,0 +1,63 @@
+"""What every test shares. The folder says what a test needs: unit (nothing), engine (torch), service (Ray)."""
+
+import base64
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(Path(item.path).parent.name)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "unit: needs neither torch nor Ray")
+    config.addinivalue_line("markers", "engine: runs the real diffusers classes in this process")
+    config.addinivalue_line("markers", "service: runs a real Ray Serve application")
+
+
+def noise_picture(width: int, height: int, seed: int = 0) -> PIL.Image.Image:
+    """A picture with structure at many scales, the same for the same arguments."""
+    random = np.random.default_rng(seed)
+    coarse = PIL.Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    fine = PIL.Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return PIL.Image.blend(coarse.resize((width, height), PIL.Image.Resampling.BICUBIC), fine, 0.2)
+
+
+def as_png(picture: PIL.Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def as_base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.fixture(scope="session")
+def control_png() -> bytes:
+    return as_png(noise_picture(96, 64))
+
+
+@pytest.fixture(scope="session")
+def make_body(control_png: bytes) -> Callable[..., dict]:
+    """A valid body: `make_body(width=64)` sets a field of its only prompt, `loras=[...]` one of the body."""
+
+    def make(**fields: object) -> dict:
+        top = {"model", "loras", "prompts", "trigger_word", "hf_token", "output_format", "profile"}
+        prompt = {"prompt": "[trigger] at night", "ctrl_img": as_base64(control_png), "width": 64, "height": 64}
+        prompt |= {"sample_steps": 2} | {k: v for k, v in fields.items() if k not in top}
+        body = {"model": "qwen_image_edit", "prompts": [prompt], "loras": [{"path": "job/lora.safetensors"}]}
+        return body | {k: v for k, v in fields.items() if k in top}
+
+    return make

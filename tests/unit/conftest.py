@@ -1,0 +1,130 @@
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from starlette.testclient import TestClient
+
+from serve_app.artifacts import Artifacts
+from serve_app.config import AppConfig
+from serve_app.dispatch import result_key
+from serve_app.ingress import create_app
+from serve_app.service import Service
+from serve_app.tasks import EditDone, EditEvent, EditTask, StepDone
+
+PICTURE = b"a picture's bytes"
+
+
+def safetensors_bytes(shapes: Mapping[str, tuple[int, ...]] = {"x.lora_A.weight": (2, 2)}) -> bytes:
+    """A sound safetensors file of zeros in fp32, written by hand: unit tests have no torch."""
+    entries, end = {}, 0
+    for name, shape in shapes.items():
+        size = 4
+        for side in shape:
+            size *= side
+        entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    header = json.dumps(entries).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(end)
+
+
+class InstantEditors:
+    """Editors that make a picture at once. `errors` are raised first, one an edit; `gate` holds edits back."""
+
+    def __init__(self, artifacts: Artifacts) -> None:
+        self._artifacts = artifacts
+        self.tasks: list[EditTask] = []
+        self.errors: list[Exception] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
+        self.tasks.append(task)
+        plan = task.plan
+        yield StepDone(0, plan.steps)
+        await self.gate.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+        for step in range(1, plan.steps + 1):
+            yield StepDone(step, plan.steps)
+        key = f"{result_key(task)}.{plan.output_format}"
+        self._artifacts.put(key, PICTURE)
+        timings = {"generate": 1.0, "load_control_images": 0.1, "save": 0.1}
+        digest = hashlib.sha256(PICTURE).hexdigest()
+        url, size = self._artifacts.url(key), len(PICTURE)
+        yield EditDone(url, plan.output_format, plan.width, plan.height, plan.seed, size, digest, timings, {})
+
+
+class Application:
+    """The HTTP application in this process, over instant editors."""
+
+    def __init__(self, config: AppConfig) -> None:
+        self.config = config
+        self.editors = InstantEditors(Artifacts(config.artifacts_url))
+        self.running = {model.id: True for model in config.models}
+        self.app = create_app(Service(config, self.editors, self._readiness))
+
+    async def _readiness(self) -> Mapping[str, bool]:
+        return self.running
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> AppConfig:
+    """A config whose every path lies in the test's own folder, with one LoRA file in place."""
+    lora = tmp_path / "loras/job/lora.safetensors"
+    lora.parent.mkdir(parents=True)
+    lora.write_bytes(safetensors_bytes())
+    paths = {"lora_root": "loras", "artifacts_url": "artifacts"}
+    return AppConfig.model_validate(paths | {"fetch": {"timeout_s": 2}}).resolved(tmp_path)
+
+
+@pytest.fixture
+def application(config: AppConfig) -> Application:
+    return Application(config)
+
+
+@pytest.fixture
+def client(application: Application) -> Iterator[TestClient]:
+    with TestClient(application.app) as client:
+        yield client
+
+
+@pytest.fixture
+def client_with(config: AppConfig) -> Iterator[Callable[..., TestClient]]:
+    """A client of an application whose config has these top-level changes."""
+    clients = []
+
+    def make(**changes: object) -> TestClient:
+        changed = AppConfig.model_validate(config.model_dump() | changes)
+        clients.append(TestClient(Application(changed).app))
+        return clients[-1].__enter__()
+
+    yield make
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@pytest.fixture
+async def web_server() -> AsyncIterator[Callable[[Handler], Awaitable[str]]]:
+    """Start a loopback web server with one handler; its base URL."""
+    runners = []
+
+    async def start(handler: Handler) -> str:
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", handler)
+        runner = web.AppRunner(application, shutdown_timeout=0.1)
+        await runner.setup()
+        runners.append(runner)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        return f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    yield start
+    for runner in runners:
+        await runner.cleanup()

@@ -1,0 +1,56 @@
+"""The config is the args of serve_config.yaml, and a mistake in it is named."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from serve_app.config import AppConfig
+from tests.conftest import ROOT
+
+
+def test_shipped_config_is_valid_and_says_the_defaults():
+    shipped = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    [application] = shipped["applications"]
+    assert (application["name"], application["import_path"]) == ("edits", "serve_app.app:build")
+    assert AppConfig.model_validate(application["args"]) == AppConfig()
+
+
+@pytest.mark.parametrize("args", [{"lora_rot": "x"}, {"fetch": {"max_byte": 1}}, {"models": [{"idd": "x"}]}])
+def test_unknown_key_is_refused_and_named(args):
+    with pytest.raises(ValidationError, match="lora_rot|max_byte|idd"):
+        AppConfig.model_validate(args)
+
+
+def test_config_is_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        AppConfig().lora_root = "elsewhere"
+
+
+def test_relative_paths_are_the_config_folders(tmp_path: Path):
+    (tmp_path / "weights").mkdir()
+    config = AppConfig.model_validate({"models": [{"checkpoint": "weights"}], "artifacts_url": "file://a"})
+    resolved = config.resolved(tmp_path)
+    assert resolved.lora_root == f"{tmp_path}/samples/loras"
+    assert resolved.artifacts_url == f"{tmp_path}/a"
+    assert resolved.jobs.database_url == f"sqlite+aiosqlite:///{tmp_path}/data/jobs.sqlite3"
+    assert resolved.models[0].checkpoint == f"{tmp_path}/weights"
+
+
+def test_other_urls_and_absolute_paths_stay(tmp_path: Path):
+    args = {"models": [{"checkpoint": "Qwen/Qwen-Image-Edit"}], "lora_root": "/loras", "artifacts_url": "s3://bucket/a"}
+    config = AppConfig.model_validate(args | {"jobs": {"database_url": "sqlite+aiosqlite:////var/j.db"}})
+    assert config.resolved(tmp_path) == config
+
+
+def test_variables_are_expanded_and_a_missing_one_is_named(monkeypatch):
+    monkeypatch.setenv("BUCKET", "pictures")
+    assert AppConfig.model_validate({"artifacts_url": "s3://${BUCKET}/a"}).artifacts_url == "s3://pictures/a"
+    with pytest.raises(ValidationError, match="NOT_SET_ANYWHERE"):
+        AppConfig.model_validate({"base_url": "https://${NOT_SET_ANYWHERE}"})
+
+
+def test_model_may_stand_once():
+    with pytest.raises(ValidationError, match="each id may stand once"):
+        AppConfig.model_validate({"models": [{}, {}]})
