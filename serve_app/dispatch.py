@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from serve_app.artifacts import Artifacts
 from serve_app.config import JobsConfig
-from serve_app.errors import EditorLost, EditTimedOut, describe
+from serve_app.errors import EditorLost, EditorUnavailable, EditTimedOut, describe
 from serve_app.jobs import Claim, JobStore
 from serve_app.tasks import EditDone, EditEvent, EditTask
 
@@ -27,7 +27,7 @@ MAX_IN_FLIGHT = 100
 POLLS_PER_LEASE = 10
 # Steps that follow each other faster than this are recorded together.
 PROGRESS_S = 0.25
-RETRY_DELAY_S = 0.2
+RETRY_DELAY_S = 0.3
 
 _results = TypeAdapter(EditDone)
 
@@ -116,9 +116,11 @@ class Dispatcher:
                 error = EditTimedOut(f"it took longer than {self._config.timeout_s:g} s")
             description = describe(error)
             logger.warning("picture %s of %s: %s", task.index, task.request_id, description.message, exc_info=error)
-            if description.retryable and claim.attempts + 1 < self._config.max_attempts:
+            # Who was turned away before the start has not tried: it waits for an editor as long as it takes.
+            attempts = claim.attempts + (not isinstance(error, EditorUnavailable))
+            if description.retryable and attempts < self._config.max_attempts:
                 await asyncio.sleep(RETRY_DELAY_S)
-                await self._store.retry(claim, description.message)
+                await self._store.retry(claim, attempts, description.message)
             else:
                 await self._store.fail(claim, description.message)
 

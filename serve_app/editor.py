@@ -18,7 +18,7 @@ from serve_app import images
 from serve_app.artifacts import Artifacts
 from serve_app.config import ModelConfig
 from serve_app.dispatch import result_key
-from serve_app.errors import DeviceLost, EditorLost, ServiceError
+from serve_app.errors import DeviceLost, EditorLost, EditorUnavailable, ServiceError
 from serve_app.tasks import AdapterUse, EditDone, EditEvent, EditTask, StepDone
 
 if TYPE_CHECKING:
@@ -92,7 +92,12 @@ class Editor:
             raise DeviceLost("the device's context is dead")
 
     async def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
-        """The events of one edit. When the caller goes away, the edit stops at its next step."""
+        """The events of one edit. When the caller goes away, the edit stops at its next step.
+
+        Raises EditorUnavailable at once between the death of the device and this replica's replacement.
+        """
+        if not self._engine.alive:
+            raise EditorUnavailable("the device of this replica is dead; it is being replaced")
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[EditEvent | None] = asyncio.Queue()
         stop = asyncio.Event()
@@ -176,6 +181,6 @@ class EditorHandles:
         except RayActorError as error:
             raise EditorLost("the editor that worked on it went away") from error
         except (BackPressureError, DeploymentUnavailableError, RayError) as error:
-            raise EditorLost("no editor could be reached") from error
+            raise EditorUnavailable("no editor could be reached") from error
         finally:
             response.cancel()

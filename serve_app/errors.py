@@ -25,7 +25,8 @@ ServiceError
 │   ├── EditTimedOut                took longer than a job may
 │   ├── OutOfMemory                 this edit does not fit on the device
 │   ├── DeviceLost                  retryable: the device's context is dead, the replica is replaced
-│   └── EditorLost                  retryable: the replica or its node went away
+│   ├── EditorLost                  retryable: the replica or its node went away in mid-edit
+│   └── EditorUnavailable           retryable, and no attempt: nobody took the edit up
 ├── FetchFailed                     a download failed; carries the reason only
 └── CheckpointRefused               a checkpoint is not what the model's recipe assumes
 
@@ -158,6 +159,11 @@ class DeviceLost(EditError):
 
 class EditorLost(EditError):
     code = "EDITOR_LOST"
+    retryable = True
+
+
+class EditorUnavailable(EditError):
+    code = "EDITOR_UNAVAILABLE"
     retryable = True
 
 

@@ -267,11 +267,11 @@ class JobStore:
             return True
 
     @_whole
-    async def retry(self, claim: Claim, reason: str) -> bool:
-        """Give the picture back for another try, and count this one. False if the claim is lost."""
+    async def retry(self, claim: Claim, attempts: int, reason: str) -> bool:
+        """Give the picture back for another try, after `attempts` of them. False if the claim is lost."""
         async with self._writing() as connection:
             return await self._write(
-                connection, claim, attempts=claim.attempts + 1, error=reason, owner=None, lease_until=None
+                connection, claim, attempts=attempts, error=reason, owner=None, lease_until=None
             )
 
     @_whole

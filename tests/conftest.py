@@ -5,14 +5,23 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from serve_app.tasks import EditPlan
+
+if TYPE_CHECKING:
+    from serve_app.engine import Engine
+
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 ROOT = Path(__file__).parent.parent
+
+# The number of threads decides the last bits: the goldens were made with two.
+THREADS = 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,5 +68,36 @@ def make_body(control_png: bytes) -> Callable[..., dict]:
         prompt |= {"sample_steps": 2} | {k: v for k, v in fields.items() if k not in top}
         body = {"model": "qwen_image_edit", "prompts": [prompt], "loras": [{"path": "job/lora.safetensors"}]}
         return body | {k: v for k, v in fields.items() if k in top}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def engine() -> "Engine":
+    """The miniature, as an editor loads it."""
+    # Unit tests run without torch.
+    from serve_app.config import ModelConfig
+    from serve_app.engine import Engine
+
+    return Engine(ModelConfig(threads=THREADS, device="cpu", max_loaded_loras=2))
+
+
+@pytest.fixture(scope="session")
+def make_plan() -> Callable[..., EditPlan]:
+    def make(**changes: object) -> EditPlan:
+        values = {
+            "model": "qwen_image_edit",
+            "profile": "reference",
+            "prompt": "make it night",
+            "negative_prompt": "",
+            "width": 96,
+            "height": 64,
+            "steps": 2,
+            "guidance_scale": 4.0,
+            "seed": 42,
+            "output_format": "png",
+            "control_images": ("0" * 64,),
+        }
+        return EditPlan(**(values | changes))
 
     return make

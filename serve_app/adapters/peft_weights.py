@@ -3,6 +3,7 @@
 import fsspec
 import torch
 from diffusers import QwenImageEditPipeline
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def read(use: AdapterUse) -> dict[str, Tensor]:
             return load(file.read())
     except FileNotFoundError as error:
         raise LoraChanged(f"the LoRA file {use.path!r} was deleted after the request was accepted", details) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError) as error:
         raise LoraInvalidFile(f"the LoRA file {use.path!r} could not be read", details) from error
 
 

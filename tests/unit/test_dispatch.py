@@ -2,12 +2,13 @@
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
 
 import pytest
 
 from serve_app.artifacts import Artifacts
 from serve_app.dispatch import Dispatcher
-from serve_app.errors import EditorLost, LoraChanged
+from serve_app.errors import EditorLost, EditorUnavailable, LoraChanged
 from serve_app.jobs import JobStore
 from serve_app.tasks import Status
 from tests.unit.conftest import InstantEditors
@@ -74,6 +75,14 @@ async def test_retries_are_bounded_and_the_reason_is_told(bench):
     assert len(bench.editors.tasks) == bench.jobs.max_attempts
 
 
+async def test_being_turned_away_is_no_attempt(bench):
+    bench.editors.errors = [EditorUnavailable("no editor")] * (bench.jobs.max_attempts + 1)
+    record = await bench.store.create("m", [PLAN], {})
+    async with bench.dispatching():
+        record = await bench.ended(record.id)
+    assert record.status == Status.SUCCEEDED
+
+
 async def test_error_of_the_request_is_not_tried_again(bench):
     bench.editors.errors = [LoraChanged("the file was changed")]
     record = await bench.store.create("m", [PLAN], {})
@@ -118,8 +127,6 @@ async def test_picture_that_a_vanished_dispatcher_had_made_is_used(bench):
     [claim] = await bench.store.claim("vanished", 1)
     events = [event async for event in bench.editors.edit(claim.task)]
     # What an editor writes beside a finished picture.
-    from dataclasses import asdict
-
     bench.artifacts.put_json(f"results/{record.id}/0.json", asdict(events[-1]))
     async with bench.dispatching():
         record = await bench.ended(record.id)

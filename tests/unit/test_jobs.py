@@ -120,7 +120,7 @@ async def test_in_progress_never_goes_back_and_started_at_is_the_first_start(sto
     [claim] = await store.claim("a", 1)
     await store.progress(claim, 0)
     started = (await store.get(record.id)).started_at
-    await store.retry(claim, "lost")
+    await store.retry(claim, 1, "lost")
     assert await status(store, record.id) == Status.IN_PROGRESS
     [again] = await store.claim("a", 1)
     await asyncio.sleep(0.01)

@@ -1,0 +1,194 @@
+"""The engine beyond pixels: adapters come and go without a trace, edits stop when told, errors stay small."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from serve_app.adapters.maker import make_lora
+from serve_app.config import ModelConfig
+from serve_app.engine import Engine
+from serve_app.errors import CheckpointRefused, EditCanceled, LoraChanged, LoraIncompatible, LoraInvalidFile
+from serve_app.models import checkpoint, miniature
+from tests.conftest import ROOT, THREADS
+from tests.engine.conftest import use
+
+
+@pytest.fixture
+def picture_of(engine, make_plan, control_png):
+    def picture_of(*uses, **changes) -> np.ndarray:
+        return np.asarray(engine.edit(make_plan(adapters=uses, **changes), [control_png]).image)
+
+    return picture_of
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a.astype(int) - b).mean())
+
+
+def test_every_adapter_changes_the_picture_and_none_is_like_another(picture_of, loras):
+    pictures = [picture_of()] + [picture_of(use(path)) for path in loras]
+    for i, one in enumerate(pictures):
+        for other in pictures[i + 1 :]:
+            assert distance(one, other) > 1
+
+
+def test_multiplier_scales_without_a_reload(picture_of, loras):
+    base, half, full = picture_of(), picture_of(use(loras[0], 0.5)), picture_of(use(loras[0]))
+    assert 0 < distance(base, half)
+    assert 0 < distance(half, full)
+    assert np.array_equal(picture_of(use(loras[0], 0.0)), base)
+    assert np.array_equal(picture_of(use(loras[0], 0.5)), half)
+
+
+def test_adapters_leave_no_trace(picture_of, loras):
+    base = picture_of()
+    first = picture_of(use(loras[0]))
+    for path in loras:
+        picture_of(use(path, -1.0))
+    assert np.array_equal(picture_of(), base)
+    assert np.array_equal(picture_of(use(loras[0])), first)
+
+
+def test_two_adapters_work_together(picture_of, loras):
+    both = picture_of(use(loras[0], 0.5), use(loras[1], -0.5))
+    assert distance(both, picture_of(use(loras[0], 0.5))) > 0.5
+    assert distance(both, picture_of(use(loras[1], -0.5))) > 0.5
+
+
+def test_same_adapter_twice_adds_up(picture_of, loras):
+    twice = picture_of(use(loras[0], 0.25), use(loras[0], 0.5))
+    assert np.array_equal(twice, picture_of(use(loras[0], 0.75)))
+
+
+def test_surplus_adapters_are_given_up_and_loaded_again(engine, picture_of, loras):
+    first = picture_of(use(loras[0]))
+    for path in loras[1:]:
+        picture_of(use(path))
+    assert not engine.adapters.is_loaded(use(loras[0]).id)
+    assert np.array_equal(picture_of(use(loras[0])), first)
+
+
+def test_file_overwritten_under_its_name_is_another_adapter(picture_of, loras, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(loras[0].read_bytes())
+    before = picture_of(use(path))
+    path.write_bytes(loras[1].read_bytes())
+    assert distance(before, picture_of(use(path))) > 1
+
+
+@pytest.mark.parametrize("change", ["overwrite", "delete"])
+def test_file_changed_after_admission_fails_that_edit(picture_of, loras, tmp_path, change):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(loras[0].read_bytes())
+    admitted = use(path)
+    path.write_bytes(loras[1].read_bytes() + b" ") if change == "overwrite" else path.unlink()
+    with pytest.raises(LoraChanged, match=r"mine\.safetensors"):
+        picture_of(admitted)
+
+
+@pytest.mark.parametrize("name", ["nothing.lora_A.weight", "transformer_blocks.0.attn.to_q.lora_A.weight"])
+def test_adapter_that_would_do_nothing_is_refused(picture_of, tmp_path, name):
+    """diffusers loads both of these silently as no-ops."""
+    path = tmp_path / "noop.safetensors"
+    save_file({name: torch.ones(4, 16), name.replace("_A", "_B"): torch.ones(16, 4)}, path)
+    base = picture_of()
+    with pytest.raises(LoraIncompatible, match="1 modules, of which 0 fit|does not fit"):
+        picture_of(use(path))
+    assert np.array_equal(picture_of(), base)
+
+
+def test_adapter_of_another_width_is_refused_without_a_trace(picture_of, loras, tmp_path):
+    path = tmp_path / "wide.safetensors"
+    key = "diffusion_model.transformer_blocks.0.attn.to_q"
+    save_file({f"{key}.lora_A.weight": torch.ones(4, 3072), f"{key}.lora_B.weight": torch.ones(3072, 4)}, path)
+    base, first = picture_of(), picture_of(use(loras[0]))
+    with pytest.raises(LoraIncompatible, match=r"wide\.safetensors"):
+        picture_of(use(path))
+    assert np.array_equal(picture_of(), base)
+    assert np.array_equal(picture_of(use(loras[0])), first)
+
+
+def test_unreadable_adapter_is_refused(picture_of, tmp_path):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(b"not one")
+    with pytest.raises(LoraInvalidFile, match=r"bad\.safetensors"):
+        picture_of(use(path))
+
+
+def test_steps_are_reported_from_zero(engine, make_plan, control_png):
+    steps: list[int] = []
+    engine.edit(make_plan(steps=4), [control_png], on_step=steps.append)
+    assert steps == [0, 1, 2, 3, 4]
+
+
+def test_edit_stops_at_the_step_at_which_it_is_told(engine, make_plan, control_png):
+    steps: list[int] = []
+    with pytest.raises(EditCanceled, match="after step 2 of 9"):
+        engine.edit(make_plan(steps=9), [control_png], on_step=steps.append, should_stop=lambda: 2 in steps)
+    assert steps == [0, 1, 2]
+
+
+def test_stages_are_timed_and_the_effective_values_told(engine, make_plan, control_png):
+    edited = engine.edit(make_plan(), [control_png])
+    stages = {"load_control_images", "apply_adapters", "encode_prompt", "encode_control", "denoise", "decode"}
+    assert stages | {"generate"} <= set(edited.timings)
+    assert edited.effective["encoder_size"] == (832, 1248)
+    assert edited.effective["forwards"] == 4
+    assert json.dumps(edited.effective)
+
+
+def test_miniature_is_the_same_every_time(engine):
+    again = miniature.make()
+    loaded = checkpoint.load("miniature", torch.device("cpu"), torch.float32)
+    for part in ("text_encoder", "transformer", "vae"):
+        made, kept = getattr(again, part).state_dict(), getattr(loaded, part).state_dict()
+        assert made.keys() == kept.keys()
+        assert all(torch.equal(made[key], kept[key]) for key in made)
+
+
+def test_checkpoint_that_save_pretrained_wrote_is_served(make_plan, control_png, picture_of, tmp_path):
+    pipeline = miniature.make()
+    with torch.no_grad():
+        pipeline.transformer.proj_out.weight *= 0.5
+    pipeline.save_pretrained(tmp_path / "mine")
+    own = Engine(ModelConfig(checkpoint=str(tmp_path / "mine"), threads=THREADS, device="cpu"))
+    assert distance(np.asarray(own.edit(make_plan(), [control_png]).image), picture_of()) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("scheduler/scheduler_config.json", "shift_terminal", None),
+        ("scheduler/scheduler_config.json", "max_shift", 1.15),
+        ("processor/processor_config.json", "do_rescale", False),
+    ],
+)
+def test_checkpoint_with_other_constants_is_refused_by_name(tmp_path, file, key, value):
+    miniature.make().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / file).read_text())
+    config.get("image_processor", config)[key] = value
+    (tmp_path / file).write_text(json.dumps(config))
+    with pytest.raises(CheckpointRefused, match=f"{key} = {value!r}, the recipe needs"):
+        checkpoint.load(str(tmp_path), torch.device("cpu"), torch.float32)
+
+
+def test_made_lora_has_the_trainers_names_and_metadata(loras):
+    with safe_open(loras[0], "pt") as file:
+        keys, metadata = set(file.keys()), file.metadata()
+    assert len(keys) == 2 * 14 * 2
+    assert "diffusion_model.transformer_blocks.1.txt_mlp.net.0.proj.lora_A.weight" in keys
+    assert json.loads(metadata["software"]) == {"name": "ai-toolkit", "version": "0.12.26"}
+    assert metadata["ss_base_model_version"] == "qwen_image"
+
+
+def test_shipped_lora_is_what_the_maker_makes(tmp_path):
+    make_lora(miniature.make().transformer, tmp_path / "my_lora.safetensors", seed=7)
+    shipped = ROOT / "samples/loras/my_lora_job/my_lora.safetensors"
+    with safe_open(tmp_path / "my_lora.safetensors", "pt") as made, safe_open(shipped, "pt") as kept:
+        assert made.metadata() == kept.metadata()
+        assert set(made.keys()) == set(kept.keys())
+        assert all(torch.equal(made.get_tensor(key), kept.get_tensor(key)) for key in made.keys())  # noqa: SIM118

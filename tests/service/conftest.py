@@ -1,0 +1,133 @@
+"""One Ray cluster for all tests of this folder, with logical CPUs, and applications on it."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import ray
+from ray import serve
+
+from serve_app.app import build_application
+from serve_app.config import AppConfig
+from serve_app.editor import EngineFactory, load_engine
+from serve_app.tasks import Status
+from tests.conftest import ROOT
+
+LOGICAL_CPUS = 16
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@dataclass
+class Deployed:
+    """An application under a prefix of its own. Its paths lie in `folder`."""
+
+    name: str
+    client: httpx.Client
+    folder: Path
+    config: AppConfig
+    load: EngineFactory
+
+    def start(self) -> None:
+        serve.run(
+            build_application(self.config, self.load), name=self.name, route_prefix=f"/{self.name}"
+        )
+        self.wait_until_ready()
+
+    def stop(self) -> None:
+        serve.delete(self.name)
+
+    def wait_until_ready(self, seconds: float = 90) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.is_ready():
+            assert time.monotonic() < deadline, serve.status()
+            time.sleep(0.2)
+
+    def is_ready(self) -> bool:
+        try:
+            return self.client.get("/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def submit(self, body: dict) -> str:
+        answer = self.client.post("/v1/inference", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["request_id"]
+
+    def status(self, request_id: str) -> dict:
+        return self.client.get(f"/v1/requests/{request_id}/status").json()
+
+    def result(self, request_id: str, seconds: float = 120) -> dict:
+        """The result, once the request has ended."""
+        self.wait(request_id, lambda status: Status(status["status"]).ended, seconds)
+        return self.client.get(f"/v1/requests/{request_id}/result").json()
+
+    def wait(self, request_id: str, is_so: Callable[[dict], bool], seconds: float = 60) -> dict:
+        deadline = time.monotonic() + seconds
+        while not is_so(status := self.status(request_id)):
+            assert time.monotonic() < deadline, status
+            time.sleep(0.05)
+        return status
+
+    def edit(self, body: dict) -> tuple[dict, bytes]:
+        """The result of a request and its first picture."""
+        result = self.result(self.submit(body))
+        assert result["status"] == "succeeded", result
+        return result, self.client.get(result["outputs"]["images"][0]["url"]).content
+
+    def replica_pids(self, deployment: str) -> list[int]:
+        """The processes of a deployment's running replicas."""
+        details = serve.context._get_global_client().get_serve_details()
+        replicas = details["applications"][self.name]["deployments"][deployment]["replicas"]
+        return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[int]:
+    """The HTTP port of Serve on a cluster that this run started and ends."""
+    port = free_port()
+    ray.init(
+        address="local", num_cpus=LOGICAL_CPUS, include_dashboard=False, log_to_driver=False, namespace="serve"
+    )
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield port
+    serve.shutdown()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def deploy(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Deployed]]:
+    """Deploy an application: `deploy("name", models=[...])`, with args as in serve_config.yaml."""
+    deployed = []
+
+    def deploy(name: str, load: EngineFactory = load_engine, **args: object) -> Deployed:
+        folder = tmp_path_factory.mktemp(name)
+        defaults = {
+            "models": [{"threads": 2, "device": "cpu"}],
+            "lora_root": str(ROOT / "samples/loras"),
+            "artifacts_url": "artifacts",
+            "jobs": {"lease_s": 3},
+        }
+        config = AppConfig.model_validate(defaults | args).resolved(folder)
+        client = httpx.Client(base_url=f"http://127.0.0.1:{cluster}/{name}", timeout=30)
+        deployed.append(Deployed(name, client, folder, config, load))
+        deployed[-1].start()
+        return deployed[-1]
+
+    yield deploy
+    for application in deployed:
+        application.client.close()
+
+
+@pytest.fixture(scope="session")
+def miniature(deploy) -> Deployed:
+    """The shipped default, with two editors."""
+    return deploy("miniature")

@@ -1,0 +1,68 @@
+"""A whole engine without a model: timed steps, a deterministic picture, and a device that can die."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import PIL.Image
+import torch
+from ray import serve
+
+from serve_app.adapters.registry import AdapterRegistry
+from serve_app.app import build_application
+from serve_app.config import AppConfig, ModelConfig
+from serve_app.engine import Edited, Prepared, Stopwatch
+from serve_app.errors import DeviceLost, EditCanceled
+from serve_app.tasks import EditPlan
+
+STEP_S = 0.1
+
+
+class TimedEngine:
+    """`Engine`'s interface. Its picture is one colour, by the seed; its checkpoint is a folder for notes.
+
+    A prompt "kill the device" ends the device's life, once for each folder.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._notes = Path(config.checkpoint)
+        self.adapters = AdapterRegistry(config.max_loaded_loras)
+        self.alive = True
+        self._note(f"started {os.getpid()}")
+
+    def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
+        return Prepared(plan, (), {}, Stopwatch(torch.device("cpu")), ExitStack())
+
+    def run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
+        plan = prepared.plan
+        on_step(0)
+        if not self.alive:
+            raise DeviceLost("the device is still dead")
+        if plan.prompt == "kill the device" and not (self._notes / "killed").exists():
+            (self._notes / "killed").touch()
+            self.alive = False
+            raise DeviceLost("the device failed")
+        for step in range(1, plan.steps + 1):
+            time.sleep(STEP_S)
+            on_step(step)
+            if should_stop():
+                self._note(f"stopped {plan.seed} after {step}")
+                raise EditCanceled("stopped")
+        self._note(f"made {plan.seed}")
+        picture = PIL.Image.new("RGB", (plan.width, plan.height), (plan.seed % 256, 0, 0))
+        return Edited(picture, {"generate": 1.0, "load_control_images": 0.0}, {})
+
+    def _note(self, text: str) -> None:
+        with (self._notes / "notes").open("a") as file:
+            file.write(text + "\n")
+
+
+def load_timed_engine(config: ModelConfig) -> TimedEngine:
+    return TimedEngine(config)
+
+
+def build(args: AppConfig) -> serve.Application:
+    """`serve_app.app:build` with this engine, for configs of tests. Paths in them are absolute."""
+    return build_application(args, load_timed_engine)

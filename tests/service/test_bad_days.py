@@ -1,0 +1,136 @@
+"""What survives when processes die: editors, ingresses, the whole service. With timed stand-in engines."""
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+from ray import serve
+
+from serve_app.editor import EditorHandles
+from serve_app.tasks import EditTask
+from tests.service.standin import STEP_S, load_timed_engine
+
+STEPS = 20
+LORAS = [{"path": "my_lora_job/my_lora.safetensors"}]
+
+
+class Notes:
+    """What the engines of an application did, a line each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "notes"
+
+    def lines(self) -> list[str]:
+        return self._file.read_text().splitlines()
+
+    def wait_for(self, prefix: str, seconds: float = 10) -> None:
+        deadline = time.monotonic() + seconds
+        while not any(line.startswith(prefix) for line in self.lines()):
+            assert time.monotonic() < deadline, self.lines()
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("notes")
+
+
+@pytest.fixture(scope="module")
+def notes(folder) -> Notes:
+    return Notes(folder)
+
+
+@pytest.fixture(scope="module")
+def timed(deploy, folder):
+    """One application for all of these tests: each leaves it serving."""
+    application = deploy("timed", load_timed_engine, models=[{"checkpoint": str(folder), "device": "cpu"}])
+    yield application
+    application.stop()
+
+
+@pytest.fixture
+def body(make_body):
+    def body(images: int = 1, **prompt: object) -> dict:
+        body = make_body(sample_steps=STEPS, loras=LORAS, **prompt)
+        body["prompts"] *= images
+        return body
+
+    return body
+
+
+def begun(status: dict) -> bool:
+    return status["progress"]["steps_done"] >= 2
+
+
+def test_health_is_answered_while_an_edit_runs(timed, body):
+    request_id = timed.submit(body())
+    timed.wait(request_id, begun)
+    started = time.monotonic()
+    assert timed.client.get("/health").json() == {"status": "healthy"}
+    assert time.monotonic() - started < STEPS * STEP_S / 2
+    assert timed.status(request_id)["status"] == "in_progress"
+    assert timed.result(request_id)["status"] == "succeeded"
+
+
+def test_steps_are_seen_to_pass(timed, body):
+    request_id = timed.submit(body())
+    seen: set[int] = set()
+    timed.wait(request_id, lambda s: seen.add(s["progress"]["steps_done"]) or s["status"] == "succeeded")
+    assert len(seen) > 4
+
+
+async def test_edit_whose_caller_goes_away_stops_at_its_next_step(timed, notes, make_plan):
+    handle = serve.get_deployment_handle("Editor-qwen_image_edit", "timed")
+    task = EditTask("abandoned", 0, make_plan(steps=STEPS, seed=5, control_images=()))
+    async with aclosing(EditorHandles({"qwen_image_edit": handle}).edit(task)) as events:
+        async for event in events:
+            if event.step == 3:
+                break
+    await asyncio.to_thread(notes.wait_for, "stopped 5 after")
+    [line] = [line for line in notes.lines() if line.startswith("stopped 5")]
+    assert int(line.split()[-1]) <= 6
+    assert "made 5" not in notes.lines()
+
+
+def test_killed_editor_costs_a_retry(timed, notes, body):
+    request_id = timed.submit(body(2))
+    timed.wait(request_id, begun)
+    starts = len([line for line in notes.lines() if line.startswith("started")])
+    [pid] = timed.replica_pids("Editor-qwen_image_edit")
+    os.kill(pid, signal.SIGKILL)
+    assert timed.result(request_id)["status"] == "succeeded"
+    assert len([line for line in notes.lines() if line.startswith("started")]) == starts + 1
+
+
+def test_killed_ingresses_lose_nothing(timed, body):
+    request_id = timed.submit(body(2))
+    timed.wait(request_id, begun)
+    for pid in timed.replica_pids("Ingress"):
+        os.kill(pid, signal.SIGKILL)
+    timed.wait_until_ready()
+    assert timed.result(request_id)["status"] == "succeeded"
+
+
+def test_replica_with_a_dead_device_is_replaced(timed, body):
+    [pid] = timed.replica_pids("Editor-qwen_image_edit")
+    result = timed.result(timed.submit(body(prompt="kill the device")))
+    assert result["status"] == "succeeded"
+    assert pid not in timed.replica_pids("Editor-qwen_image_edit")
+
+
+def test_restart_in_mid_job(timed, notes, body):
+    """The finished stay, the unfinished finish."""
+    finished = timed.result(timed.submit(body(seed=7)))
+    request_id = timed.submit(body(3))
+    timed.wait(request_id, begun)
+    timed.stop()
+    timed.start()
+    assert timed.result(request_id)["status"] == "succeeded"
+    again = timed.client.get(f"/v1/requests/{finished['request_id']}/result").json()
+    assert again == finished
+    assert timed.client.get(finished["outputs"]["images"][0]["url"]).status_code == 200
+    assert notes.lines().count("made 7") == 1

@@ -1,0 +1,75 @@
+"""The way operators deploy: a declared config, Serve's own overrides in it, and mistakes that are named."""
+
+import time
+
+import pytest
+import yaml
+from ray import serve
+from ray.serve.schema import ServeDeploySchema
+
+from tests.conftest import ROOT
+from tests.service.standin import STEP_S
+
+
+@pytest.fixture
+def declare(cluster, tmp_path):
+    """Deploy one application `declared`, as `serve deploy` does, and give its status once it is settled."""
+    client = serve.context._get_global_client()
+
+    def declare(args: dict, **application: object):
+        paths = {
+            "lora_root": str(ROOT / "samples/loras"),
+            "artifacts_url": f"{tmp_path}/artifacts",
+            "models": [{"checkpoint": str(tmp_path), "device": "cpu"}],
+            "jobs": {"database_url": f"sqlite+aiosqlite:///{tmp_path}/jobs.sqlite3"},
+        }
+        declared = {"name": "declared", "route_prefix": "/declared", "import_path": "tests.service.standin:build"}
+        schema = {"applications": [declared | {"args": paths | args} | application]}
+        client.deploy_apps(ServeDeploySchema.model_validate(schema))
+        deadline = time.monotonic() + 60
+        while (status := serve.status().applications.get("declared")) is None or status.status == "DEPLOYING":
+            assert time.monotonic() < deadline, status
+            time.sleep(0.2)
+        return status
+
+    yield declare
+    serve.delete("declared")
+
+
+@pytest.mark.parametrize("args", [{"lora_rot": "x"}, {"fetch": {"max_byte": 1}}])
+def test_unknown_key_fails_the_deploy_and_is_named(declare, args):
+    status = declare(args)
+    assert status.status == "DEPLOY_FAILED"
+    assert "lora_rot" in status.message or "max_byte" in status.message
+
+
+def test_unknown_model_fails_the_deploy_and_is_named(declare):
+    status = declare({"models": [{"id": "flux"}]})
+    assert status.status == "DEPLOY_FAILED"
+    assert "there is no model 'flux'" in status.message
+
+
+def test_prompts_of_a_request_spread_over_replicas(declare, cluster, make_body):
+    import httpx
+
+    editors = {"name": "Editor-qwen_image_edit", "num_replicas": 2}
+    assert declare({}, deployments=[editors]).status == "RUNNING"
+    steps = 20
+    body = make_body(sample_steps=steps, loras=[{"path": "my_lora_job/my_lora.safetensors"}])
+    body["prompts"] *= 4
+    with httpx.Client(base_url=f"http://127.0.0.1:{cluster}/declared", timeout=30) as client:
+        started = time.monotonic()
+        url = client.post("/v1/inference", json=body).json()["status_url"]
+        while client.get(url).json()["status"] != "succeeded":
+            assert time.monotonic() - started < 30
+            time.sleep(0.05)
+        took = time.monotonic() - started
+    # Four edits one after the other, on one device, would take at least this long.
+    assert took < 4 * steps * STEP_S
+
+
+def test_shipped_config_is_what_serve_takes():
+    declared = ServeDeploySchema.model_validate(yaml.safe_load((ROOT / "serve_config.yaml").read_text()))
+    assert (declared.http_options.host, declared.http_options.port) == ("127.0.0.1", 8000)
+    [application] = declared.applications
+    assert (application.name, application.route_prefix) == ("edits", "/")
