@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.util.state import list_jobs
 from ray.util.state.exception import RayStateApiException
+from starlette.types import ASGIApp
 
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.editor import Editor, EditorHandles, EngineFactory, load_engine
@@ -33,7 +33,7 @@ class Ingress:
         readiness = Readiness(serve.get_replica_context().app_name, list(editors))
         self._service = Service(config, EditorHandles(editors), readiness)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self._service)
 
 

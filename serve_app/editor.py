@@ -80,7 +80,7 @@ class Editor:
         self._device_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         self._adapter_sets: dict[str, tuple[str, ...]] = {}
 
-        @serve.multiplexed(max_num_models_per_replica=config.max_loaded_loras)
+        @serve.multiplexed(max_num_models_per_replica=config.max_loaded_loras)  # type: ignore[untyped-decorator]  # Ray
         async def advertise(set_id: str) -> Advertised:
             return Advertised(self._engine.adapters, self._adapter_sets.pop(set_id), asyncio.get_running_loop())
 

@@ -105,7 +105,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """The models that this service edits with."""
         return ModelList(models=[ModelInfo.model_validate(spec, from_attributes=True) for spec in service.models()])
 
-    @app.post("/v1/inference", tags=["inference"], responses=_error_docs(*SUBMIT_ERRORS) | {422: {"model": ShapeErrors}})
+    @app.post(
+        "/v1/inference", tags=["inference"], responses=_error_docs(*SUBMIT_ERRORS) | {422: {"model": ShapeErrors}}
+    )
     async def submit(body: InferenceRequest, request: Request) -> Submitted:
         """Accept a request. From the answer on it is stored, and reaches an end whatever happens here."""
         record = await service.submit(body)
@@ -114,7 +116,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             request_id=record.id,
             status_url=f"{url}/status",
             result_url=f"{url}/result",
-            created_at=record.created_at,  # type: ignore[arg-type]  # the validator takes seconds
+            created_at=record.created_at,
         )
 
     not_found = _error_docs(errors.RequestNotFound)
@@ -133,8 +135,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         "/v1/requests/{request_id}/images/{n}",
         tags=["inference"],
         response_class=Response,
-        responses={200: {"content": {m: {} for m in MEDIA_TYPES.values()}}}
-        | _error_docs(errors.RequestNotFound, errors.ImageNotFound),
+        responses=_error_docs(errors.RequestNotFound, errors.ImageNotFound)
+        | {200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}}},
     )
     async def image(request_id: str, n: int) -> Response:
         """The picture number `n` (from 0, in prompt order), as soon as it is finished."""
@@ -236,7 +238,7 @@ class DropRayHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             kept = [(k, v) for k, v in scope["headers"] if k.lower().replace(b"_", b"-") not in RAY_HEADERS]
-            scope = scope | {"headers": kept}
+            scope = {**scope, "headers": kept}
         await self._app(scope, receive, send)
 
 

@@ -270,9 +270,7 @@ class JobStore:
     async def retry(self, claim: Claim, attempts: int, reason: str) -> bool:
         """Give the picture back for another try, after `attempts` of them. False if the claim is lost."""
         async with self._writing() as connection:
-            return await self._write(
-                connection, claim, attempts=attempts, error=reason, owner=None, lease_until=None
-            )
+            return await self._write(connection, claim, attempts=attempts, error=reason, owner=None, lease_until=None)
 
     @_whole
     async def succeed(self, claim: Claim, done: EditDone) -> bool:

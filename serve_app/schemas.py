@@ -9,7 +9,7 @@ from serve_app.tasks import Status
 
 MAX_SEED = 2**63 - 1
 
-SUBMIT_EXAMPLE = {
+SUBMIT_EXAMPLE: dict[str, Any] = {
     "model": "qwen_image_edit",
     "trigger_word": "sks",
     "prompts": [

@@ -75,9 +75,7 @@ class Service:
         digests = await _all(
             asyncio.to_thread(self._artifacts.put_content, "controls", data) for data in control_images.values()
         )
-        edits = plan.plan_edits(
-            request, spec, self.config, dict(zip(control_images, digests, strict=True)), adapters
-        )
+        edits = plan.plan_edits(request, spec, self.config, dict(zip(control_images, digests, strict=True)), adapters)
         notes: dict[str, Any] = {}
         if ignored := sorted({name for prompt in request.prompts for name in prompt.ignored}):
             notes["ignored"] = ignored

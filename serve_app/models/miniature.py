@@ -6,7 +6,6 @@ scheduler), so sizes, tokens and code paths are those of the full model; its pic
 """
 
 import hashlib
-import os
 import shutil
 import tempfile
 from pathlib import Path

@@ -1,5 +1,6 @@
 """One Ray cluster for all tests of this folder, with logical CPUs, and applications on it."""
 
+import io
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -7,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
+import PIL.Image
 import pytest
 import ray
 from ray import serve
@@ -37,9 +40,7 @@ class Deployed:
     load: EngineFactory
 
     def start(self) -> None:
-        serve.run(
-            build_application(self.config, self.load), name=self.name, route_prefix=f"/{self.name}"
-        )
+        serve.run(build_application(self.config, self.load), name=self.name, route_prefix=f"/{self.name}")
         self.wait_until_ready()
 
     def stop(self) -> None:
@@ -94,9 +95,7 @@ class Deployed:
 def cluster() -> Iterator[int]:
     """The HTTP port of Serve on a cluster that this run started and ends."""
     port = free_port()
-    ray.init(
-        address="local", num_cpus=LOGICAL_CPUS, include_dashboard=False, log_to_driver=False, namespace="serve"
-    )
+    ray.init(address="local", num_cpus=LOGICAL_CPUS, include_dashboard=False, log_to_driver=False, namespace="serve")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield port
     serve.shutdown()
@@ -131,3 +130,7 @@ def deploy(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 def miniature(deploy) -> Deployed:
     """The shipped default, with two editors."""
     return deploy("miniature")
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB")).astype(int)

@@ -19,7 +19,7 @@ def test_shipped_config_is_valid_and_says_the_defaults():
 
 @pytest.mark.parametrize("args", [{"lora_rot": "x"}, {"fetch": {"max_byte": 1}}, {"models": [{"idd": "x"}]}])
 def test_unknown_key_is_refused_and_named(args):
-    with pytest.raises(ValidationError, match="lora_rot|max_byte|idd"):
+    with pytest.raises(ValidationError, match=r"lora_rot|max_byte|idd"):
         AppConfig.model_validate(args)
 
 

@@ -125,7 +125,9 @@ async def test_error_status_names_itself(web_server, fetcher_with):
         await fetcher_with(allow_private_addresses=True).get(await web_server(missing))
 
 
-@pytest.mark.parametrize("url", ["http://", "http://[", "http:///x", "httpx://example.org", "http://2130706433/", "http://exa mple.org/\x00"])
+@pytest.mark.parametrize(
+    "url", ["http://", "http://[", "http:///x", "httpx://example.org", "http://2130706433/", "http://exa mple.org/\x00"]
+)
 async def test_bad_url_is_refused(fetcher_with, url):
     with pytest.raises(FetchFailed):
         await fetcher_with().get(url)

@@ -21,6 +21,8 @@ def test_reference_swaps_the_encoders_sides():
     assert encoder_size(720, 480, sides_swapped=True) == (832, 1248)
 
 
-@pytest.mark.parametrize(("size", "fits"), [((64, 64), True), ((1900, 10), False), ((10, 900), True), ((1, 4096), False)])
+@pytest.mark.parametrize(
+    ("size", "fits"), [((64, 64), True), ((1900, 10), False), ((10, 900), True), ((1, 4096), False)]
+)
 def test_extreme_pictures(size, fits):
     assert fits_encoder(*size) is fits

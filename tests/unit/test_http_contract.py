@@ -2,6 +2,7 @@
 
 import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -57,7 +58,11 @@ def test_submission_is_answered_as_queued_with_urls_as_the_client_addressed_us(c
     answer = client.post("/v1/inference", json=make_body()).json()
     base = f"http://testserver/v1/requests/{answer['request_id']}"
     assert set(answer) == {"request_id", "status", "status_url", "result_url", "created_at"}
-    assert (answer["status"], answer["status_url"], answer["result_url"]) == ("queued", f"{base}/status", f"{base}/result")
+    assert (answer["status"], answer["status_url"], answer["result_url"]) == (
+        "queued",
+        f"{base}/status",
+        f"{base}/result",
+    )
     assert ISO_UTC.match(answer["created_at"])
 
 
@@ -108,7 +113,7 @@ def test_result_has_one_image_a_prompt_in_order(client, make_body):
 
 def test_file_path_is_the_real_local_path(client, make_body):
     image = finished(client, make_body())["outputs"]["images"][0]
-    assert open(image["file_path"], "rb").read() == PICTURE
+    assert Path(image["file_path"]).read_bytes() == PICTURE
 
 
 def test_picture_is_downloaded_by_its_url(client, make_body):
@@ -153,7 +158,10 @@ def test_largest_seed_is_taken_as_it_is(application, client, make_body):
     ],
 )
 def test_trigger_word_is_filled_in(application, client, make_body, of_request, of_prompt, expected):
-    finished(client, make_body(trigger_word=of_request) | {"prompts": [make_body()["prompts"][0] | {"trigger_word": of_prompt}]})
+    finished(
+        client,
+        make_body(trigger_word=of_request) | {"prompts": [make_body()["prompts"][0] | {"trigger_word": of_prompt}]},
+    )
     assert application.editors.tasks[0].plan.prompt == expected
 
 

@@ -272,7 +272,9 @@ class TestDownloadedLora:
         assert self.requests[0].path == "/owner/repo/resolve/main/a.safetensors"
         assert self.requests[0].headers["Authorization"] == "Bearer hf_x"
 
-    async def test_downloaded_file_is_kept_where_editors_find_it(self, hub, application, open_client, make_body, tmp_path):
+    async def test_downloaded_file_is_kept_where_editors_find_it(
+        self, hub, application, open_client, make_body, tmp_path
+    ):
         await asyncio.to_thread(finished, open_client, make_body(loras=[{"path": f"{hub}/a.safetensors"}]))
         [kept] = (tmp_path / "artifacts/loras").iterdir()
         assert kept.read_bytes() == self.content

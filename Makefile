@@ -1,0 +1,44 @@
+# Every target sets up what it needs; a second run skips what is there.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+# Ray phones home unless told not to.
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: help demo serve test check benchmark clean
+
+help:
+	@echo "make demo       start the service, edit the sample photograph, show the result, stop"
+	@echo "make serve      the service in the foreground, as serve_config.yaml says"
+	@echo "make test       all tests"
+	@echo "make check      what CI runs: lint, types, import contract, all tests"
+	@echo "make benchmark  the HTTP path beside a running edit"
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m serve_app.demo
+
+serve: $(VENV)/.installed
+	$(BIN)/serve run serve_config.yaml
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+benchmark: $(VENV)/.installed
+	$(BIN)/python benchmarks/http_path.py
+
+clean:
+	rm -rf $(VENV) data out

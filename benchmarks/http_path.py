@@ -1,0 +1,96 @@
+"""How fast HTTP answers while an edit runs: status polls at a steady rate, and POSTs with a 1 MB image.
+
+    python benchmarks/http_path.py            # starts the shipped service on a free port, measures, stops it
+    python benchmarks/http_path.py --polls 100 --seconds 5
+
+Talks to loopback alone and is bounded by --seconds.
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import statistics
+import time
+
+import httpx
+import numpy as np
+import PIL.Image
+
+from serve_app.demo import OUT, PHOTOGRAPH, free_port, service, wait_until_ready, write_config
+
+
+def body(image: bytes, size: int, steps: int) -> dict:
+    prompt = {"prompt": "[trigger] a photo", "width": size, "height": size, "sample_steps": steps}
+    prompt |= {"ctrl_img": base64.b64encode(image).decode()}
+    loras = [{"path": "my_lora_job/my_lora.safetensors"}]
+    return {"model": "qwen_image_edit", "trigger_word": "sks", "prompts": [prompt], "loras": loras}
+
+
+def one_megabyte() -> bytes:
+    """A picture whose base64 form is about 1 MB."""
+    pixels = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+async def timed(client: httpx.AsyncClient, method: str, url: str, **arguments: object) -> float:
+    started = time.perf_counter()
+    (await client.request(method, url, **arguments)).raise_for_status()
+    return time.perf_counter() - started
+
+
+async def poll(client: httpx.AsyncClient, url: str, rate: int, seconds: float) -> list[float]:
+    """Latencies (s) of `rate` polls a second, each sent when it is due, however long the others take."""
+    started = time.perf_counter()
+    polls = []
+    for i in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, started + i / rate - time.perf_counter()))
+        polls.append(asyncio.create_task(timed(client, "GET", url)))
+    return await asyncio.gather(*polls)
+
+
+def show(name: str, latencies: list[float]) -> None:
+    ordered = sorted(latencies)
+    p95 = ordered[int(len(ordered) * 0.95)]
+    print(
+        f"{name:<44} n={len(ordered):<5} median {statistics.median(ordered) * 1e3:6.1f} ms   "
+        f"p95 {p95 * 1e3:6.1f} ms   max {ordered[-1] * 1e3:6.1f} ms"
+    )
+
+
+async def measure(port: int, polls: int, seconds: float) -> None:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        photograph = PHOTOGRAPH.read_bytes()
+        warm = (await client.post("/v1/inference", json=body(photograph, 256, 1))).json()
+        while (await client.get(warm["status_url"])).json()["status"] != "succeeded":
+            await asyncio.sleep(0.1)
+
+        show("status, idle", await poll(client, warm["status_url"], 20, 3))
+        running = (await client.post("/v1/inference", json=body(photograph, 1024, 150))).json()
+        while (await client.get(running["status_url"])).json()["progress"]["steps_done"] < 1:
+            await asyncio.sleep(0.1)
+        show(f"status, {polls}/s beside a running edit", await poll(client, running["status_url"], polls, seconds))
+        large = body(one_megabyte(), 64, 1)
+        posts = [await timed(client, "POST", "/v1/inference", json=large) for _ in range(20)]
+        show("POST with a 1 MB image beside a running edit", posts)
+        status = (await client.get(running["status_url"])).json()
+        assert status["status"] == "in_progress", "the edit ended before the measurement did"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--polls", type=int, default=200, help="polls a second")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long to poll")
+    arguments = parser.parse_args()
+    OUT.mkdir(exist_ok=True)
+    port = free_port()
+    with service(write_config(port)):
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            wait_until_ready(client)
+        asyncio.run(measure(port, arguments.polls, arguments.seconds))
+
+
+if __name__ == "__main__":
+    main()

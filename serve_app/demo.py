@@ -1,0 +1,171 @@
+"""`make demo`: start the service on a free port, post the documented request, show what comes back, stop.
+
+Run in the project's folder; everything it writes goes to `out/`.
+"""
+
+import base64
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import PIL.Image
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from serve_app.config import AppConfig
+from serve_app.schemas import SUBMIT_EXAMPLE
+
+OUT = Path("out")
+PHOTOGRAPH = Path("samples/astronaut.jpg")
+START_TIMEOUT_S = 180
+EDIT_TIMEOUT_S = 600
+STOP_TIMEOUT_S = 30
+
+console = Console()
+
+
+def main() -> None:
+    started = time.monotonic()
+    OUT.mkdir(exist_ok=True)
+    port = free_port()
+    config = write_config(port)
+    with service(config), httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        wait_until_ready(client)
+        result = edit(client, PHOTOGRAPH.read_bytes())
+        [image] = result["outputs"]["images"]
+        picture = PIL.Image.open(io.BytesIO(client.get(image["url"]).raise_for_status().content))
+    shown = side_by_side(PIL.Image.open(PHOTOGRAPH), picture)
+    shown.save(OUT / "demo.png")
+    console.print(f"\n[bold]{OUT / 'demo.png'}[/bold]: the control image and the result, side by side")
+    console.print(
+        f"made in {result['metadata']['inference_time']:.1f} s; the whole demo took {time.monotonic() - started:.0f} s"
+    )
+    console.print(
+        "[dim]The shipped miniature has random weights: its pictures are noise that the control image shapes.\n"
+        "With `checkpoint: Qwen/Qwen-Image-Edit` in serve_config.yaml and a GPU, the edits are real.[/dim]"
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def write_config(port: int) -> Path:
+    """A copy of serve_config.yaml for `port`, its paths absolute, its data in `out/`."""
+    config: dict[str, Any] = yaml.safe_load(Path("serve_config.yaml").read_text())
+    config["http_options"]["port"] = port
+    [application] = config["applications"]
+    args = AppConfig.model_validate(application["args"]).resolved(Path.cwd())
+    data = (OUT / "data").absolute()
+    jobs = args.jobs.model_copy(update={"database_url": f"sqlite+aiosqlite:///{data}/jobs.sqlite3"})
+    args = args.model_copy(update={"jobs": jobs, "artifacts_url": f"{data}/artifacts"})
+    application["args"] = args.model_dump(mode="json")
+    target = OUT / "serve_config.yaml"
+    target.write_text(yaml.safe_dump(config))
+    return target
+
+
+@contextmanager
+def service(config: Path) -> Iterator[None]:
+    """`serve run` on a Ray cluster of its own, ended with the block; its log goes to `out/serve.log`."""
+    command = [str(Path(sys.executable).parent / "serve"), "run", "--address", "local", str(config)]
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    console.print(f"starting the service: [bold]serve run {config}[/bold] (log: {OUT / 'serve.log'})")
+    with (OUT / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    try:
+        yield
+    except ServiceFailed as failure:
+        console.print(f"[red]{failure}[/red]; the end of {OUT / 'serve.log'}:")
+        console.print("\n".join((OUT / "serve.log").read_text(errors="replace").splitlines()[-15:]), markup=False)
+        sys.exit(1)
+    finally:
+        stop(process)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End the service and the Ray that it started, and nothing else."""
+    with console.status("stopping the service"):
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+class ServiceFailed(Exception):
+    """The service did not do what the demo waited for."""
+
+
+def wait_until_ready(client: httpx.Client) -> None:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("starting Ray")
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            try:
+                answer = client.get("/ready")
+                if answer.status_code == 200:
+                    progress.update(task, description="the service is ready")
+                    return
+                if answer.status_code == 503:
+                    waiting = ", ".join(answer.json()["waiting_for"])
+                    progress.update(task, description=f"HTTP answers; loading {waiting}")
+            except (httpx.TransportError, ValueError):
+                # Nobody listens yet, or Serve's proxy has no route yet.
+                progress.update(task, description="starting Ray and Serve")
+            time.sleep(0.25)
+    raise ServiceFailed(f"the service was not ready after {START_TIMEOUT_S} s")
+
+
+def edit(client: httpx.Client, photograph: bytes) -> dict[str, Any]:
+    """Post the documented request with a photograph, show its steps, and return the result."""
+    [prompt] = SUBMIT_EXAMPLE["prompts"]
+    body = SUBMIT_EXAMPLE | {"prompts": [prompt | {"ctrl_img": base64.b64encode(photograph).decode()}]}
+    submitted = client.post("/v1/inference", json=body).raise_for_status().json()
+    console.print(
+        escape(f"posted {prompt['prompt']!r} with {body['loras'][0]['path']}: request {submitted['request_id']}")
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("denoising", total=prompt["sample_steps"])
+        deadline = time.monotonic() + EDIT_TIMEOUT_S
+        while time.monotonic() < deadline:
+            status = client.get(submitted["status_url"]).raise_for_status().json()
+            progress.update(task, completed=status["progress"]["steps_done"])
+            if status["status"] in ("succeeded", "failed", "canceled"):
+                break
+            time.sleep(0.2)
+    result: dict[str, Any] = client.get(submitted["result_url"]).raise_for_status().json()
+    if result["status"] != "succeeded":
+        raise ServiceFailed(f"the edit is {result['status']}: {result['error']}")
+    return result
+
+
+def side_by_side(left: PIL.Image.Image, right: PIL.Image.Image) -> PIL.Image.Image:
+    """Both pictures at the right one's height, on one sheet."""
+    left = left.convert("RGB").resize((round(left.width * right.height / left.height), right.height))
+    sheet = PIL.Image.new("RGB", (left.width + right.width, right.height))
+    sheet.paste(left, (0, 0))
+    sheet.paste(right, (left.width, 0))
+    return sheet
+
+
+if __name__ == "__main__":
+    main()
