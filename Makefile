@@ -39,6 +39,7 @@ check: $(VENV)/.installed
 
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/http_path.py
+	RAY_SERVE_ENABLE_HA_PROXY=1 $(BIN)/python benchmarks/http_path.py
 
 clean:
 	rm -rf $(VENV) data out

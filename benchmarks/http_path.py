@@ -2,6 +2,7 @@
 
     python benchmarks/http_path.py            # starts the shipped service on a free port, measures, stops it
     python benchmarks/http_path.py --polls 100 --seconds 5
+    RAY_SERVE_ENABLE_HA_PROXY=1 python benchmarks/http_path.py   # with Serve's HAProxy in front
 
 Talks to loopback alone and is bounded by --seconds.
 """
@@ -13,6 +14,7 @@ import io
 import statistics
 import time
 
+import aiohttp
 import httpx
 import numpy as np
 import PIL.Image
@@ -35,13 +37,22 @@ def one_megabyte() -> bytes:
     return buffer.getvalue()
 
 
-async def timed(client: httpx.AsyncClient, method: str, url: str, **arguments: object) -> float:
+async def timed(client: aiohttp.ClientSession, method: str, url: str, **arguments: object) -> float:
+    """Seconds from the request to its whole answer."""
     started = time.perf_counter()
-    (await client.request(method, url, **arguments)).raise_for_status()
+    async with client.request(method, url, **arguments) as answer:
+        answer.raise_for_status()
+        await answer.read()
     return time.perf_counter() - started
 
 
-async def poll(client: httpx.AsyncClient, url: str, rate: int, seconds: float) -> list[float]:
+async def ask(client: aiohttp.ClientSession, method: str, url: str, **arguments: object) -> dict:
+    async with client.request(method, url, **arguments) as answer:
+        answer.raise_for_status()
+        return await answer.json()
+
+
+async def poll(client: aiohttp.ClientSession, url: str, rate: int, seconds: float) -> list[float]:
     """Latencies (s) of `rate` polls a second, each sent when it is due, however long the others take."""
     started = time.perf_counter()
     polls = []
@@ -61,21 +72,21 @@ def show(name: str, latencies: list[float]) -> None:
 
 
 async def measure(port: int, polls: int, seconds: float) -> None:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    async with aiohttp.ClientSession(base_url=f"http://127.0.0.1:{port}") as client:
         photograph = PHOTOGRAPH.read_bytes()
-        warm = (await client.post("/v1/inference", json=body(photograph, 256, 1))).json()
-        while (await client.get(warm["status_url"])).json()["status"] != "succeeded":
+        warm = await ask(client, "POST", "/v1/inference", json=body(photograph, 256, 1))
+        while (await ask(client, "GET", warm["status_url"]))["status"] != "succeeded":
             await asyncio.sleep(0.1)
 
-        show("status, idle", await poll(client, warm["status_url"], 20, 3))
-        running = (await client.post("/v1/inference", json=body(photograph, 1024, 150))).json()
-        while (await client.get(running["status_url"])).json()["progress"]["steps_done"] < 1:
+        show("status, 20/s, idle", await poll(client, warm["status_url"], 20, 3))
+        running = await ask(client, "POST", "/v1/inference", json=body(photograph, 1024, 150))
+        while (await ask(client, "GET", running["status_url"]))["progress"]["steps_done"] < 1:
             await asyncio.sleep(0.1)
         show(f"status, {polls}/s beside a running edit", await poll(client, running["status_url"], polls, seconds))
         large = body(one_megabyte(), 64, 1)
         posts = [await timed(client, "POST", "/v1/inference", json=large) for _ in range(20)]
         show("POST with a 1 MB image beside a running edit", posts)
-        status = (await client.get(running["status_url"])).json()
+        status = await ask(client, "GET", running["status_url"])
         assert status["status"] == "in_progress", "the edit ended before the measurement did"
 
 
@@ -86,9 +97,9 @@ def main() -> None:
     arguments = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     port = free_port()
-    with service(write_config(port)):
+    with service(write_config(port)) as process:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            wait_until_ready(client)
+            wait_until_ready(client, process)
         asyncio.run(measure(port, arguments.polls, arguments.seconds))
 
 

@@ -81,6 +81,8 @@ def build_application(config: AppConfig, load: EngineFactory = load_engine) -> s
         # Polls are cheap and many; admission is the job store's business.
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": 0.25},
+        # A line a poll would be most of the log, and much of the work of a poll.
+        logging_config={"enable_access_log": False},
     )
     return ingress.bind(config, editors)
 

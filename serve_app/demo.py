@@ -6,6 +6,7 @@ Run in the project's folder; everything it writes goes to `out/`.
 import base64
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -40,8 +41,8 @@ def main() -> None:
     OUT.mkdir(exist_ok=True)
     port = free_port()
     config = write_config(port)
-    with service(config), httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-        wait_until_ready(client)
+    with service(config) as process, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        wait_until_ready(client, process)
         result = edit(client, PHOTOGRAPH.read_bytes())
         [image] = result["outputs"]["images"]
         picture = PIL.Image.open(io.BytesIO(client.get(image["url"]).raise_for_status().content))
@@ -64,12 +65,13 @@ def free_port() -> int:
 
 
 def write_config(port: int) -> Path:
-    """A copy of serve_config.yaml for `port`, its paths absolute, its data in `out/`."""
+    """A copy of serve_config.yaml for `port`, its paths absolute, its data in `out/`, which starts empty."""
     config: dict[str, Any] = yaml.safe_load(Path("serve_config.yaml").read_text())
     config["http_options"]["port"] = port
     [application] = config["applications"]
     args = AppConfig.model_validate(application["args"]).resolved(Path.cwd())
     data = (OUT / "data").absolute()
+    shutil.rmtree(data, ignore_errors=True)
     jobs = args.jobs.model_copy(update={"database_url": f"sqlite+aiosqlite:///{data}/jobs.sqlite3"})
     args = args.model_copy(update={"jobs": jobs, "artifacts_url": f"{data}/artifacts"})
     application["args"] = args.model_dump(mode="json")
@@ -79,7 +81,7 @@ def write_config(port: int) -> Path:
 
 
 @contextmanager
-def service(config: Path) -> Iterator[None]:
+def service(config: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """`serve run` on a Ray cluster of its own, ended with the block; its log goes to `out/serve.log`."""
     command = [str(Path(sys.executable).parent / "serve"), "run", "--address", "local", str(config)]
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
@@ -89,7 +91,7 @@ def service(config: Path) -> Iterator[None]:
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     try:
-        yield
+        yield process
     except ServiceFailed as failure:
         console.print(f"[red]{failure}[/red]; the end of {OUT / 'serve.log'}:")
         console.print("\n".join((OUT / "serve.log").read_text(errors="replace").splitlines()[-15:]), markup=False)
@@ -113,12 +115,17 @@ class ServiceFailed(Exception):
     """The service did not do what the demo waited for."""
 
 
-def wait_until_ready(client: httpx.Client) -> None:
+def wait_until_ready(client: httpx.Client, process: "subprocess.Popen[bytes]") -> None:
+    """Show what is being waited for, until `/ready` says yes. Raises ServiceFailed."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("starting Ray")
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ServiceFailed(f"serve run ended with exit code {process.returncode}")
+            if "DEPLOY_FAILED" in (OUT / "serve.log").read_text(errors="replace"):
+                raise ServiceFailed("the application could not be deployed")
             try:
                 answer = client.get("/ready")
                 if answer.status_code == 200:

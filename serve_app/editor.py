@@ -3,12 +3,14 @@
 import asyncio
 import hashlib
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -47,6 +49,16 @@ def adapter_set_id(uses: tuple[AdapterUse, ...]) -> str:
     return hashlib.sha256("\0".join(ids).encode()).hexdigest()[:16] if ids else ""
 
 
+def yield_to_others() -> None:
+    """Have this thread, and the threads that it will start, run when nothing else wants the core.
+
+    On a CPU an edit takes every core for seconds, and what answers HTTP on the same machine comes first.
+    Only Linux has this policy.
+    """
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 class Advertised:
     """What Serve's multiplexer holds for a set of adapters: a promise that they are here, not the weights.
 
@@ -77,7 +89,8 @@ class Editor:
         self._artifacts = Artifacts(artifacts_url)
         self._engine = load(config)
         # One thread for the device: edits run one after the other, and the event loop stays free.
-        self._device_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        on_gpu = ray.get_runtime_context().get_accelerator_ids().get("GPU")
+        self._device_thread = ThreadPoolExecutor(1, "device", initializer=None if on_gpu else yield_to_others)
         self._adapter_sets: dict[str, tuple[str, ...]] = {}
 
         @serve.multiplexed(max_num_models_per_replica=config.max_loaded_loras)  # type: ignore[untyped-decorator]  # Ray

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import errors
 from serve_app.errors import BodyTooLarge, ErrorDescription, RequestError, describe
-from serve_app.jobs import RequestRecord
+from serve_app.jobs import RequestRecord, Standing
 from serve_app.schemas import (
     ErrorBody,
     Health,
@@ -124,7 +124,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/requests/{request_id}/status", tags=["inference"], responses=not_found)
     async def status(request_id: str) -> RequestStatus:
         """Where a request stands."""
-        return _status(await service.request(request_id))
+        return _status(await service.standing(request_id))
 
     @app.get("/v1/requests/{request_id}/result", tags=["inference"], responses=not_found)
     async def result(request_id: str, request: Request) -> RequestResult:
@@ -144,24 +144,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return Response(data, media_type=MEDIA_TYPES[done.format], headers={"ETag": f'"{done.sha256}"'})
 
 
-def _status(record: RequestRecord) -> RequestStatus:
-    progress = Progress(
-        images_done=sum(image.result is not None for image in record.images),
-        images=len(record.images),
-        steps_done=sum(image.step for image in record.images),
-        steps=sum(image.plan.steps for image in record.images),
-    )
-    return RequestStatus.model_validate(
-        {
-            "request_id": record.id,
-            "status": record.status,
-            "created_at": record.created_at,
-            "started_at": record.started_at,
-            "finished_at": record.finished_at,
-            "error": record.error,
-            "progress": progress,
-        }
-    )
+def _status(standing: Standing) -> RequestStatus:
+    progress = Progress.model_validate(standing, from_attributes=True)
+    return RequestStatus.model_validate({**vars(standing), "progress": progress})
 
 
 def _result(record: RequestRecord, base_url: str) -> RequestResult:

@@ -49,6 +49,7 @@ _images = sa.Table(
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
     sa.Column("step", sa.Integer, nullable=False, default=0),
+    sa.Column("steps", sa.Integer, nullable=False),
     sa.Column("error", sa.Text),
     sa.Column("result", sa.JSON),
     sa.Column("owner", sa.String(64)),
@@ -92,6 +93,22 @@ class RequestRecord:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """Where a request stands, as one cheap row. Times are seconds since the epoch."""
+
+    request_id: str
+    status: Status
+    error: str | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    images_done: int
+    images: int
+    steps_done: int
+    steps: int
+
+
+@dataclass(frozen=True)
 class Claim:
     """The right to work on one picture. `attempts` counts the tries before this one."""
 
@@ -126,22 +143,28 @@ class JobStore:
         url = sa.make_url(config.database_url)
         if url.database:
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        self._engine: AsyncEngine = create_async_engine(url)
-        sa.event.listen(self._engine.sync_engine, "connect", _configure_connection)
-        sa.event.listen(self._engine.sync_engine, "begin", _begin)
+        self._writer: AsyncEngine = create_async_engine(url)
+        # Polls are most of the traffic: a read is one statement, without a transaction around it.
+        self._reader: AsyncEngine = create_async_engine(
+            url, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True, pool_reset_on_return=None
+        )
+        for engine in (self._writer, self._reader):
+            sa.event.listen(engine.sync_engine, "connect", _configure_connection)
+        sa.event.listen(self._writer.sync_engine, "begin", _begin_writing)
 
     async def open(self) -> None:
-        async with self._writing() as connection:
+        async with self._writer.begin() as connection:
             await connection.run_sync(_metadata.create_all)
 
     async def close(self) -> None:
-        await self._engine.dispose()
+        await self._writer.dispose()
+        await self._reader.dispose()
 
     @_whole
     async def create(self, model: str, plans: Sequence[EditPlan], notes: dict[str, Any]) -> RequestRecord:
         """Commit a new request. `notes` becomes part of its result's metadata."""
         request_id = uuid.uuid4().hex
-        async with self._writing() as connection:
+        async with self._writer.begin() as connection:
             created_at = (await connection.execute(sa.select(_now))).scalar_one()
             await connection.execute(
                 _requests.insert().values(
@@ -155,6 +178,7 @@ class JobStore:
                     "plan": asdict(plan),
                     "status": Status.IN_QUEUE,
                     "created_at": created_at,
+                    "steps": plan.steps,
                 }
                 for index, plan in enumerate(plans)
             ]
@@ -164,12 +188,13 @@ class JobStore:
 
     @_whole
     async def get(self, request_id: str) -> RequestRecord:
-        """Raises RequestNotFound."""
-        async with self._engine.connect() as connection:
+        """The whole request. Raises RequestNotFound."""
+        async with self._reader.connect() as connection:
+            # The request first: one that has ended has all that its pictures will ever have.
             by_id = _requests.select().where(_requests.c.id == request_id)
             request = (await connection.execute(by_id)).one_or_none()
             if request is None:
-                raise RequestNotFound(f"there is no request {request_id!r}", {"request_id": request_id})
+                raise _not_found(request_id)
             of_request = _images.select().where(_images.c.request_id == request_id).order_by(_images.c.image_index)
             rows = (await connection.execute(of_request)).all()
         return RequestRecord(
@@ -193,6 +218,15 @@ class JobStore:
                 for row in rows
             ),
         )
+
+    @_whole
+    async def standing(self, request_id: str) -> Standing:
+        """Where the request stands. Raises RequestNotFound."""
+        async with self._reader.connect() as connection:
+            row = (await connection.execute(_standing, {"request_id": request_id})).one_or_none()
+        if row is None:
+            raise _not_found(request_id)
+        return Standing(row.id, Status(row.status), *row[2:])
 
     @_whole
     async def claim(self, owner: str, limit: int) -> list[Claim]:
@@ -226,7 +260,7 @@ class JobStore:
                 _images.c.created_at,
             )
         )
-        async with self._writing() as connection:
+        async with self._writer.begin() as connection:
             rows = (await connection.execute(take)).all()
         return [
             Claim(
@@ -242,20 +276,20 @@ class JobStore:
         """Put off the end of the leases that `owner` holds on `tasks`."""
         keys = [(task.request_id, task.index) for task in tasks]
         held = sa.and_(_images.c.owner == owner, sa.tuple_(_images.c.request_id, _images.c.image_index).in_(keys))
-        async with self._writing() as connection:
+        async with self._writer.begin() as connection:
             await connection.execute(_images.update().where(held).values(lease_until=_now + self._config.lease_s))
 
     @_whole
     async def release(self, owner: str) -> None:
         """Give back all that `owner` holds, unfinished and without an attempt counted."""
         held = sa.and_(_images.c.owner == owner, _images.c.status.in_(_UNFINISHED))
-        async with self._writing() as connection:
+        async with self._writer.begin() as connection:
             await connection.execute(_images.update().where(held).values(owner=None, lease_until=None))
 
     @_whole
     async def progress(self, claim: Claim, step: int) -> bool:
         """Note that `step` steps are done (0: an editor has begun). False if the claim is lost."""
-        async with self._writing() as connection:
+        async with self._writer.begin() as connection:
             if not await self._write(connection, claim, status=Status.IN_PROGRESS, step=step):
                 return False
             begun = sa.and_(_requests.c.id == claim.task.request_id, _requests.c.status == Status.IN_QUEUE)
@@ -269,14 +303,14 @@ class JobStore:
     @_whole
     async def retry(self, claim: Claim, attempts: int, reason: str) -> bool:
         """Give the picture back for another try, after `attempts` of them. False if the claim is lost."""
-        async with self._writing() as connection:
+        async with self._writer.begin() as connection:
             return await self._write(connection, claim, attempts=attempts, error=reason, owner=None, lease_until=None)
 
     @_whole
     async def succeed(self, claim: Claim, done: EditDone) -> bool:
         """Record a finished picture, and the request's end with the last one. False if the claim is lost."""
         result = asdict(done)
-        async with self._writing() as connection:
+        async with self._writer.begin() as connection:
             if not await self._write(
                 connection,
                 claim,
@@ -293,7 +327,7 @@ class JobStore:
     @_whole
     async def fail(self, claim: Claim, error: str) -> bool:
         """Record that a picture cannot be made, and the request's end with the last one."""
-        async with self._writing() as connection:
+        async with self._writer.begin() as connection:
             if not await self._write(connection, claim, status=Status.FAILED, error=error, owner=None):
                 return False
             await self._end_request(connection, claim.task.request_id)
@@ -333,13 +367,32 @@ class JobStore:
             )
         )
 
-    def _writing(self) -> Any:
-        """A transaction that holds the write lock from its first statement on."""
-        return self._engine.execution_options(serve_app_writes=True).begin()
+
+def _not_found(request_id: str) -> RequestNotFound:
+    return RequestNotFound(f"there is no request {request_id!r}", {"request_id": request_id})
+
+
+_standing = (
+    sa.select(
+        _requests.c.id,
+        _requests.c.status,
+        _requests.c.error,
+        _requests.c.created_at,
+        _requests.c.started_at,
+        _requests.c.finished_at,
+        sa.func.sum(sa.case((_images.c.status == Status.SUCCEEDED, 1), else_=0)),
+        sa.func.count(),
+        sa.func.sum(_images.c.step),
+        sa.func.sum(_images.c.steps),
+    )
+    .join(_images, _images.c.request_id == _requests.c.id)
+    .where(_requests.c.id == sa.bindparam("request_id"))
+    .group_by(_requests.c.id)
+)
 
 
 def _configure_connection(connection: Any, _: Any) -> None:
-    # The driver would begin transactions by itself, too late for the lock that a writer needs: see _begin.
+    # The driver would begin transactions by itself, too late for the lock that a writer needs: see _begin_writing.
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
@@ -350,7 +403,7 @@ def _configure_connection(connection: Any, _: Any) -> None:
     cursor.close()
 
 
-def _begin(connection: sa.Connection) -> None:
-    # A transaction that reads first and writes later fails at once where another writer came between.
-    writes = connection.get_execution_options().get("serve_app_writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+def _begin_writing(connection: sa.Connection) -> None:
+    # With the write lock from the start: a transaction that reads first and writes later fails at once
+    # where another writer came between.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

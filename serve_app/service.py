@@ -15,7 +15,7 @@ from serve_app.config import AppConfig
 from serve_app.dispatch import Dispatcher, Editors
 from serve_app.errors import ControlImageInvalid, FetchFailed, ImageNotFound
 from serve_app.fetch import Fetcher
-from serve_app.jobs import JobStore, RequestRecord
+from serve_app.jobs import JobStore, RequestRecord, Standing
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.schemas import InferenceRequest, Lora
 from serve_app.tasks import AdapterUse, EditDone
@@ -82,6 +82,10 @@ class Service:
         record = await self._store.create(spec.id, edits, notes)
         self._dispatcher.wake()
         return record
+
+    async def standing(self, request_id: str) -> Standing:
+        """Where a request stands. Raises RequestNotFound."""
+        return await self._store.standing(request_id)
 
     async def request(self, request_id: str) -> RequestRecord:
         """Raises RequestNotFound."""
