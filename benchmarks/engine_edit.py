@@ -1,8 +1,8 @@
 """One edit in this process, without Ray: seconds by stage, and the device's peak memory.
 
-    python benchmarks/engine_edit.py                                    # the miniature, 1024x1024, 25 steps
-    python benchmarks/engine_edit.py --size 512 --steps 8
-    python benchmarks/engine_edit.py --checkpoint Qwen/Qwen-Image-Edit --device cuda
+python benchmarks/engine_edit.py                                    # the miniature, 1024x1024, 25 steps
+python benchmarks/engine_edit.py --size 512 --steps 8
+python benchmarks/engine_edit.py --checkpoint Qwen/Qwen-Image-Edit --device cuda
 """
 
 import argparse

@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 # What one dispatcher has under way or in Serve's queue; the rest waits in the database.
 MAX_IN_FLIGHT = 100
 # How often, in a lease's length, the database is looked at for work that nobody announced: a lost owner's.
+# As long is waited before a retry.
 POLLS_PER_LEASE = 10
 # Steps that follow each other faster than this are recorded together.
 PROGRESS_S = 0.25
-RETRY_DELAY_S = 0.3
 
 _results = TypeAdapter(EditDone)
 
@@ -56,6 +56,7 @@ class Dispatcher:
         self._owner = uuid.uuid4().hex
         self._work: dict[asyncio.Task[None], EditTask] = {}
         self._awake = asyncio.Event()
+        self._poll_s = config.lease_s / POLLS_PER_LEASE
 
     def wake(self) -> None:
         self._awake.set()
@@ -68,7 +69,7 @@ class Dispatcher:
                 self._awake.clear()
                 await self._claim()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._awake.wait(), self._config.lease_s / POLLS_PER_LEASE)
+                    await asyncio.wait_for(self._awake.wait(), self._poll_s)
         finally:
             renewal.cancel()
             for task in self._work:
@@ -119,7 +120,7 @@ class Dispatcher:
             # Who was turned away before the start has not tried: it waits for an editor as long as it takes.
             attempts = claim.attempts + (not isinstance(error, EditorUnavailable))
             if description.retryable and attempts < self._config.max_attempts:
-                await asyncio.sleep(RETRY_DELAY_S)
+                await asyncio.sleep(self._poll_s)
                 await self._store.retry(claim, attempts, description.message)
             else:
                 await self._store.fail(claim, description.message)

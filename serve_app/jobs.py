@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from serve_app import job_tables as tables
 from serve_app.config import JobsConfig
 from serve_app.errors import RequestNotFound
 from serve_app.tasks import EditDone, EditPlan, EditTask, Status
@@ -24,47 +25,9 @@ from serve_app.tasks import EditDone, EditPlan, EditTask, Status
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_metadata = sa.MetaData()
-
-_requests = sa.Table(
-    "requests",
-    _metadata,
-    sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("status", sa.String(16), nullable=False),
-    sa.Column("error", sa.Text),
-    sa.Column("notes", sa.JSON, nullable=False),
-    sa.Column("created_at", sa.Double, nullable=False),
-    sa.Column("started_at", sa.Double),
-    sa.Column("finished_at", sa.Double),
-)
-
-_images = sa.Table(
-    "images",
-    _metadata,
-    sa.Column("request_id", sa.ForeignKey("requests.id"), primary_key=True),
-    sa.Column("image_index", sa.Integer, primary_key=True),
-    sa.Column("plan", sa.JSON, nullable=False),
-    sa.Column("status", sa.String(16), nullable=False),
-    sa.Column("created_at", sa.Double, nullable=False),
-    sa.Column("attempts", sa.Integer, nullable=False, default=0),
-    sa.Column("step", sa.Integer, nullable=False, default=0),
-    sa.Column("steps", sa.Integer, nullable=False),
-    sa.Column("error", sa.Text),
-    sa.Column("result", sa.JSON),
-    sa.Column("owner", sa.String(64)),
-    sa.Column("generation", sa.Integer, nullable=False, default=0),
-    sa.Column("lease_until", sa.Double),
-    # What a claim looks for.
-    sa.Index("images_by_status", "status", "lease_until", "created_at"),
-)
-
 _plans = TypeAdapter(EditPlan)
 _results = TypeAdapter(EditDone)
 _UNFINISHED = (Status.IN_QUEUE, Status.IN_PROGRESS)
-
-# Seconds since the epoch by the database's own clock, to a millisecond. The statement's time in SQLite.
-_now = sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Double)
 
 
 @dataclass(frozen=True)
@@ -149,12 +112,12 @@ class JobStore:
             url, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True, pool_reset_on_return=None
         )
         for engine in (self._writer, self._reader):
-            sa.event.listen(engine.sync_engine, "connect", _configure_connection)
-        sa.event.listen(self._writer.sync_engine, "begin", _begin_writing)
+            sa.event.listen(engine.sync_engine, "connect", tables.configure_connection)
+        sa.event.listen(self._writer.sync_engine, "begin", tables.begin_writing)
 
     async def open(self) -> None:
         async with self._writer.begin() as connection:
-            await connection.run_sync(_metadata.create_all)
+            await connection.run_sync(tables.metadata.create_all)
 
     async def close(self) -> None:
         await self._writer.dispose()
@@ -165,9 +128,9 @@ class JobStore:
         """Commit a new request. `notes` becomes part of its result's metadata."""
         request_id = uuid.uuid4().hex
         async with self._writer.begin() as connection:
-            created_at = (await connection.execute(sa.select(_now))).scalar_one()
+            created_at = (await connection.execute(sa.select(tables.now))).scalar_one()
             await connection.execute(
-                _requests.insert().values(
+                tables.requests.insert().values(
                     id=request_id, model=model, status=Status.IN_QUEUE, notes=notes, created_at=created_at
                 )
             )
@@ -182,7 +145,7 @@ class JobStore:
                 }
                 for index, plan in enumerate(plans)
             ]
-            await connection.execute(_images.insert(), rows)
+            await connection.execute(tables.images.insert(), rows)
         images = tuple(ImageRecord(i, plan, Status.IN_QUEUE, 0, None, None) for i, plan in enumerate(plans))
         return RequestRecord(request_id, model, Status.IN_QUEUE, None, notes, created_at, None, None, images)
 
@@ -191,11 +154,15 @@ class JobStore:
         """The whole request. Raises RequestNotFound."""
         async with self._reader.connect() as connection:
             # The request first: one that has ended has all that its pictures will ever have.
-            by_id = _requests.select().where(_requests.c.id == request_id)
+            by_id = tables.requests.select().where(tables.requests.c.id == request_id)
             request = (await connection.execute(by_id)).one_or_none()
             if request is None:
                 raise _not_found(request_id)
-            of_request = _images.select().where(_images.c.request_id == request_id).order_by(_images.c.image_index)
+            of_request = (
+                tables.images.select()
+                .where(tables.images.c.request_id == request_id)
+                .order_by(tables.images.c.image_index)
+            )
             rows = (await connection.execute(of_request)).all()
         return RequestRecord(
             request.id,
@@ -223,7 +190,7 @@ class JobStore:
     async def standing(self, request_id: str) -> Standing:
         """Where the request stands. Raises RequestNotFound."""
         async with self._reader.connect() as connection:
-            row = (await connection.execute(_standing, {"request_id": request_id})).one_or_none()
+            row = (await connection.execute(tables.standing, {"request_id": request_id})).one_or_none()
         if row is None:
             raise _not_found(request_id)
         return Standing(row.id, Status(row.status), *row[2:])
@@ -235,29 +202,31 @@ class JobStore:
         One that was in progress when its owner was lost has used up an attempt.
         """
         waiting = (
-            sa.select(_images.c.request_id, _images.c.image_index)
-            .where(_images.c.status.in_(_UNFINISHED))
-            .where(sa.or_(_images.c.lease_until.is_(None), _images.c.lease_until < _now))
-            .order_by(_images.c.created_at, _images.c.image_index)
+            sa.select(tables.images.c.request_id, tables.images.c.image_index)
+            .where(tables.images.c.status.in_(_UNFINISHED))
+            .where(sa.or_(tables.images.c.lease_until.is_(None), tables.images.c.lease_until < tables.now))
+            .order_by(tables.images.c.created_at, tables.images.c.image_index)
             .limit(limit)
         )
-        lost = sa.case((sa.and_(_images.c.status == Status.IN_PROGRESS, _images.c.owner.is_not(None)), 1), else_=0)
+        lost = sa.case(
+            (sa.and_(tables.images.c.status == Status.IN_PROGRESS, tables.images.c.owner.is_not(None)), 1), else_=0
+        )
         take = (
-            _images.update()
-            .where(sa.tuple_(_images.c.request_id, _images.c.image_index).in_(waiting))
+            tables.images.update()
+            .where(sa.tuple_(tables.images.c.request_id, tables.images.c.image_index).in_(waiting))
             .values(
                 owner=owner,
-                generation=_images.c.generation + 1,
-                attempts=_images.c.attempts + lost,
-                lease_until=_now + self._config.lease_s,
+                generation=tables.images.c.generation + 1,
+                attempts=tables.images.c.attempts + lost,
+                lease_until=tables.now + self._config.lease_s,
             )
             .returning(
-                _images.c.request_id,
-                _images.c.image_index,
-                _images.c.plan,
-                _images.c.generation,
-                _images.c.attempts,
-                _images.c.created_at,
+                tables.images.c.request_id,
+                tables.images.c.image_index,
+                tables.images.c.plan,
+                tables.images.c.generation,
+                tables.images.c.attempts,
+                tables.images.c.created_at,
             )
         )
         async with self._writer.begin() as connection:
@@ -275,16 +244,20 @@ class JobStore:
     async def renew(self, owner: str, tasks: Sequence[EditTask]) -> None:
         """Put off the end of the leases that `owner` holds on `tasks`."""
         keys = [(task.request_id, task.index) for task in tasks]
-        held = sa.and_(_images.c.owner == owner, sa.tuple_(_images.c.request_id, _images.c.image_index).in_(keys))
+        held = sa.and_(
+            tables.images.c.owner == owner, sa.tuple_(tables.images.c.request_id, tables.images.c.image_index).in_(keys)
+        )
         async with self._writer.begin() as connection:
-            await connection.execute(_images.update().where(held).values(lease_until=_now + self._config.lease_s))
+            await connection.execute(
+                tables.images.update().where(held).values(lease_until=tables.now + self._config.lease_s)
+            )
 
     @_whole
     async def release(self, owner: str) -> None:
         """Give back all that `owner` holds, unfinished and without an attempt counted."""
-        held = sa.and_(_images.c.owner == owner, _images.c.status.in_(_UNFINISHED))
+        held = sa.and_(tables.images.c.owner == owner, tables.images.c.status.in_(_UNFINISHED))
         async with self._writer.begin() as connection:
-            await connection.execute(_images.update().where(held).values(owner=None, lease_until=None))
+            await connection.execute(tables.images.update().where(held).values(owner=None, lease_until=None))
 
     @_whole
     async def progress(self, claim: Claim, step: int) -> bool:
@@ -292,11 +265,13 @@ class JobStore:
         async with self._writer.begin() as connection:
             if not await self._write(connection, claim, status=Status.IN_PROGRESS, step=step):
                 return False
-            begun = sa.and_(_requests.c.id == claim.task.request_id, _requests.c.status == Status.IN_QUEUE)
+            begun = sa.and_(tables.requests.c.id == claim.task.request_id, tables.requests.c.status == Status.IN_QUEUE)
             await connection.execute(
-                _requests.update()
+                tables.requests.update()
                 .where(begun)
-                .values(status=Status.IN_PROGRESS, started_at=sa.func.coalesce(_requests.c.started_at, _now))
+                .values(
+                    status=Status.IN_PROGRESS, started_at=sa.func.coalesce(tables.requests.c.started_at, tables.now)
+                )
             )
             return True
 
@@ -336,74 +311,37 @@ class JobStore:
     async def _write(self, connection: AsyncConnection, claim: Claim, **values: Any) -> bool:
         """Update the claimed picture. False, with nothing written, if another claim is newer or it has ended."""
         mine = sa.and_(
-            _images.c.request_id == claim.task.request_id,
-            _images.c.image_index == claim.task.index,
-            _images.c.generation == claim.generation,
-            _images.c.status.in_(_UNFINISHED),
+            tables.images.c.request_id == claim.task.request_id,
+            tables.images.c.image_index == claim.task.index,
+            tables.images.c.generation == claim.generation,
+            tables.images.c.status.in_(_UNFINISHED),
         )
-        written = await connection.execute(_images.update().where(mine).values(**values))
+        written = await connection.execute(tables.images.update().where(mine).values(**values))
         return bool(written.rowcount)
 
     async def _end_request(self, connection: AsyncConnection, request_id: str) -> None:
         """Give the request its end if each of its pictures has one."""
         of_request = (
-            sa.select(_images.c.image_index, _images.c.status, _images.c.error)
-            .where(_images.c.request_id == request_id)
-            .order_by(_images.c.image_index)
+            sa.select(tables.images.c.image_index, tables.images.c.status, tables.images.c.error)
+            .where(tables.images.c.request_id == request_id)
+            .order_by(tables.images.c.image_index)
         )
         rows = (await connection.execute(of_request)).all()
         if any(row.status in _UNFINISHED for row in rows):
             return
         errors = [f"prompt {row.image_index}: {row.error}" for row in rows if row.status == Status.FAILED]
         await connection.execute(
-            _requests.update()
-            .where(_requests.c.id == request_id)
+            tables.requests.update()
+            .where(tables.requests.c.id == request_id)
             .values(
                 status=Status.FAILED if errors else Status.SUCCEEDED,
                 error="; ".join(errors) or None,
                 # A picture that failed before its first step ends a request that never started.
-                started_at=sa.func.coalesce(_requests.c.started_at, _now),
-                finished_at=_now,
+                started_at=sa.func.coalesce(tables.requests.c.started_at, tables.now),
+                finished_at=tables.now,
             )
         )
 
 
 def _not_found(request_id: str) -> RequestNotFound:
     return RequestNotFound(f"there is no request {request_id!r}", {"request_id": request_id})
-
-
-_standing = (
-    sa.select(
-        _requests.c.id,
-        _requests.c.status,
-        _requests.c.error,
-        _requests.c.created_at,
-        _requests.c.started_at,
-        _requests.c.finished_at,
-        sa.func.sum(sa.case((_images.c.status == Status.SUCCEEDED, 1), else_=0)),
-        sa.func.count(),
-        sa.func.sum(_images.c.step),
-        sa.func.sum(_images.c.steps),
-    )
-    .join(_images, _images.c.request_id == _requests.c.id)
-    .where(_requests.c.id == sa.bindparam("request_id"))
-    .group_by(_requests.c.id)
-)
-
-
-def _configure_connection(connection: Any, _: Any) -> None:
-    # The driver would begin transactions by itself, too late for the lock that a writer needs: see _begin_writing.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
-    # A commit is on the disk when it returns: what was accepted survives a power cut.
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA busy_timeout = 30000")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
-
-
-def _begin_writing(connection: sa.Connection) -> None:
-    # With the write lock from the start: a transaction that reads first and writes later fails at once
-    # where another writer came between.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -43,7 +43,7 @@ class Bench:
 
 @pytest.fixture
 async def bench(config):
-    bench = Bench(config.model_copy(update={"jobs": config.jobs.model_copy(update={"lease_s": 0.5})}))
+    bench = Bench(config.model_copy(update={"jobs": config.jobs.model_copy(update={"lease_s": 0.3})}))
     await bench.store.open()
     yield bench
     await bench.store.close()
@@ -138,7 +138,7 @@ async def test_lease_is_held_through_a_long_edit(bench):
     bench.editors.gate.clear()
     record = await bench.store.create("m", [PLAN], {})
     async with bench.dispatching(), bench.dispatching():
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(0.8)
         bench.editors.gate.set()
         record = await bench.ended(record.id)
     assert record.status == Status.SUCCEEDED
