@@ -30,14 +30,14 @@ class Ingress:
     """An HTTP replica: stateless, on a CPU, one of several."""
 
     def __init__(self, config: AppConfig, editors: dict[str, DeploymentHandle]) -> None:
-        readiness = Readiness(serve.get_replica_context().app_name, list(editors))
+        readiness = RunningEditors(serve.get_replica_context().app_name, list(editors))
         self._service = Service(config, EditorHandles(editors), readiness)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self._service)
 
 
-class Readiness:
+class RunningEditors:
     """Which models have a running editor, as Serve's controller knows it; asked once a second at most."""
 
     def __init__(self, application: str, models: list[str]) -> None:
@@ -113,8 +113,8 @@ def config_folder() -> Path:
     here = Path.cwd()
     try:
         jobs = list_jobs(filters=[("job_id", "=", ray.get_runtime_context().get_job_id())])
-    except RayStateApiException:
+        words = [word for job in jobs for word in shlex.split(job.entrypoint or "")]
+    except (RayStateApiException, ValueError):
         return here
-    words = [word for job in jobs for word in shlex.split(job.entrypoint or "")]
     files = [here / word for word in words if word.endswith((".yaml", ".yml"))]
     return next((file.parent.resolve() for file in files if file.is_file()), here)

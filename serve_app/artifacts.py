@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,24 @@ class Artifacts:
 
     def put(self, key: str, data: bytes) -> None:
         """Write `data` under `key`, replacing what is there."""
+        with self._whole(key) as part:
+            self._filesystem.pipe_file(part, data)
+
+    @contextmanager
+    def _whole(self, key: str) -> Iterator[str]:
+        """Where to write what shall appear under `key` in one piece, whoever else writes there too."""
         path = f"{self._root}/{key}"
+        if not isinstance(self._filesystem, LocalFileSystem):
+            # An object appears at the end of its upload.
+            yield path
+            return
         self._filesystem.makedirs(self._filesystem._parent(path), exist_ok=True)
-        # Not committed until asked to: locally a rename, on an object store the end of the upload.
-        with self._filesystem.open(path, "wb", autocommit=False) as file:
-            file.write(data)
-        file.commit()
+        part = f"{path}.{uuid.uuid4().hex}.part"
+        try:
+            yield part
+            Path(part).replace(path)
+        finally:
+            Path(part).unlink(missing_ok=True)
 
     def put_content(self, folder: str, data: bytes) -> str:
         """Write `data` under its sha256 in `folder`, unless it is there, and return the digest (hex)."""
@@ -42,10 +57,8 @@ class Artifacts:
     def put_file(self, key: str, source: Path) -> None:
         """Copy a local file to `key`, unless something is there."""
         if not self.exists(key):
-            path = f"{self._root}/{key}"
-            self._filesystem.makedirs(self._filesystem._parent(path), exist_ok=True)
-            self._filesystem.put_file(str(source), f"{path}.part")
-            self._filesystem.mv(f"{path}.part", path)
+            with self._whole(key) as part:
+                self._filesystem.put_file(str(source), part)
 
     def get(self, key: str) -> bytes:
         """The bytes under `key`. Raises FileNotFoundError."""

@@ -56,7 +56,8 @@ class FetchConfig(Frozen):
     `max_bytes` and `max_pixels` hold for one control image (base64 ones too), `max_lora_bytes` for one
     adapter, `timeout_s` for one whole download of an image, `lora_timeout_s` for one of an adapter.
     Addresses that are not public are refused unless `allow_private_addresses` is set or one of
-    `allowed_networks` (CIDR) holds them.
+    `allowed_networks` (CIDR) holds them. `hub_hosts` are the model hub's: their page URLs are understood, and
+    a request's `hf_token` goes to them alone.
     """
 
     max_bytes: PositiveInt = 20_000_000
@@ -66,6 +67,7 @@ class FetchConfig(Frozen):
     lora_timeout_s: PositiveFloat = 300.0
     max_redirects: int = Field(default=5, ge=0)
     allow_private_addresses: bool = False
+    hub_hosts: tuple[str, ...] = ("huggingface.co",)
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = ()
 
 

@@ -7,11 +7,12 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Protocol
 
 from pydantic import TypeAdapter
+from sqlalchemy.exc import SQLAlchemyError
 
 from serve_app.artifacts import Artifacts
 from serve_app.config import JobsConfig
@@ -108,13 +109,11 @@ class Dispatcher:
         """Bring one claimed picture to its end, or give it back."""
         task = claim.task
         try:
-            async with asyncio.timeout(self._config.timeout_s):
-                done = await self._earlier_result(claim) or await self._edit(claim)
-            if done is not None:
-                await self._store.succeed(claim, done)
+            done = await self._earlier_result(claim) or await self._edit(claim)
+        except (SQLAlchemyError, OSError):
+            # The store or the storage, not the edit: its lease runs out, and somebody takes it up again.
+            logger.exception("picture %s of %s could not be recorded", task.index, task.request_id)
         except Exception as error:
-            if isinstance(error, TimeoutError):
-                error = EditTimedOut(f"it took longer than {self._config.timeout_s:g} s")
             description = describe(error)
             logger.warning("picture %s of %s: %s", task.index, task.request_id, description.message, exc_info=error)
             # Who was turned away before the start has not tried: it waits for an editor as long as it takes.
@@ -124,6 +123,9 @@ class Dispatcher:
                 await self._store.retry(claim, attempts, description.message)
             else:
                 await self._store.fail(claim, description.message)
+        else:
+            if done is not None:
+                await self._store.succeed(claim, done)
 
     async def _earlier_result(self, claim: Claim) -> EditDone | None:
         """What an editor finished for a dispatcher that was lost before it could record it."""
@@ -137,13 +139,27 @@ class Dispatcher:
         if claim.attempts >= self._config.max_attempts:
             raise EditorLost(f"given up after {claim.attempts} attempts whose editor or dispatcher was lost")
         recorded = 0.0
-        async with aclosing(self._editors.edit(claim.task)) as events:
+        # Waiting in Serve's queue takes what it takes: the clock starts with the work.
+        async with self._clock() as clock, aclosing(self._editors.edit(claim.task)) as events:
             async for event in events:
                 if isinstance(event, EditDone):
                     return event
                 now = time.monotonic()
+                if event.step == 0:
+                    clock.reschedule(asyncio.get_running_loop().time() + self._config.timeout_s)
                 if event.step == 0 or now - recorded >= PROGRESS_S:
                     recorded = now
                     if not await self._store.progress(claim, event.step):
                         return None
         raise EditorLost("the editor's answer ended before the picture was there")
+
+    @asynccontextmanager
+    async def _clock(self) -> AsyncIterator[asyncio.Timeout]:
+        """A time-out that is not set yet. Raises EditTimedOut when it strikes."""
+        try:
+            async with asyncio.timeout(None) as clock:
+                yield clock
+        except TimeoutError as error:
+            if not clock.expired():
+                raise
+            raise EditTimedOut(f"it took longer than {self._config.timeout_s:g} s") from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -20,7 +20,7 @@ from serve_app import images
 from serve_app.artifacts import Artifacts
 from serve_app.config import ModelConfig
 from serve_app.dispatch import result_key
-from serve_app.errors import DeviceLost, EditorLost, EditorUnavailable, ServiceError
+from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError
 from serve_app.tasks import AdapterUse, EditDone, EditEvent, EditTask, StepDone
 
 if TYPE_CHECKING:
@@ -190,10 +190,11 @@ class EditorHandles:
             cause = error.cause
             if isinstance(cause, ServiceError):
                 raise cause from None
-            raise
-        except RayActorError as error:
-            raise EditorLost("the editor that worked on it went away") from error
-        except (BackPressureError, DeploymentUnavailableError, RayError) as error:
+            raise EditError("the editor failed to make it; its log says why") from error
+        except (BackPressureError, DeploymentUnavailableError) as error:
             raise EditorUnavailable("no editor could be reached") from error
+        except RayError as error:
+            # The replica or its node died, or was ended for its memory: whatever the edit did to it, it counts.
+            raise EditorLost("the editor that worked on it went away") from error
         finally:
             response.cancel()

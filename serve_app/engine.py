@@ -189,9 +189,8 @@ class Engine:
                 self._weights.load(use, tensors[use.id])
             self.adapters.mark_loaded(use.id)
             scales[use.id] = scales.get(use.id, 0.0) + use.scale
-        for adapter_id in self.adapters.surplus():
+        for adapter_id in self.adapters.take_surplus():
             self._weights.unload(adapter_id)
-            self.adapters.forget(adapter_id)
         self._weights.activate({adapter_id: scale for adapter_id, scale in scales.items() if scale != 0.0})
 
     def _effective(self, plan: EditPlan, image: PIL.Image.Image) -> dict[str, Any]:

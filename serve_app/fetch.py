@@ -15,6 +15,12 @@ from serve_app.errors import FetchFailed
 
 CHUNK_BYTES = 1 << 16
 MAX_CONNECTIONS = 64
+# IPv6 addresses that a gateway may turn into any IPv4 one, private ones too: NAT64 (RFC 6052, 8215), 6to4
+# (RFC 3056), IPv4-compatible and -translated (RFC 4291, 2765); and site-local ones (RFC 3879).
+IPV4_IN_IPV6 = tuple(
+    ipaddress.IPv6Network(network)
+    for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "::/96", "::ffff:0:0:0/96", "fec0::/10")
+)
 
 
 class AddressRefused(OSError):
@@ -103,13 +109,15 @@ class Fetcher:
 
     def _check_address(self, text: str) -> None:
         address = ipaddress.ip_address(text.partition("%")[0])
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped
+        embeds_ipv4 = False
+        if isinstance(address, ipaddress.IPv6Address):
+            embeds_ipv4 = any(address in network for network in IPV4_IN_IPV6)
+            address = address.ipv4_mapped or address
         allowed = any(
             address.version == network.version and address in network for network in self._config.allowed_networks
         )
         # is_global is False for private, loopback, link-local (cloud metadata), reserved and shared addresses;
         # multicast ones can be global.
-        public = address.is_global and not address.is_multicast
+        public = address.is_global and not address.is_multicast and not embeds_ipv4
         if not (public or allowed or self._config.allow_private_addresses):
             raise AddressRefused("its address is not a public one, and those are refused")

@@ -165,9 +165,12 @@ def _result(record: RequestRecord, base_url: str) -> RequestResult:
     metadata: dict[str, Any] = {"model": record.model, "inference_time": None, "timings": {"prompts": []}}
     if record.finished_at is not None and record.started_at is not None:
         metadata["inference_time"] = round(record.finished_at - record.started_at, 3)
-    results = [image.result for image in record.images if image.result is not None]
-    metadata["timings"]["prompts"] = [{k: round(v, 4) for k, v in done.timings.items()} for done in results]
-    metadata["effective"] = [done.effective for done in results]
+    # One entry a prompt, empty until its picture is there.
+    results = [image.result for image in record.images]
+    metadata["timings"]["prompts"] = [
+        {stage: round(seconds, 4) for stage, seconds in done.timings.items()} if done else {} for done in results
+    ]
+    metadata["effective"] = [done.effective if done else {} for done in results]
     metadata |= record.notes
     if record.status in (Status.FAILED, Status.CANCELED):
         metadata["partial"] = [{"image": index} | output.model_dump() for index, output in finished.items()]
@@ -215,7 +218,11 @@ def _error_docs(*kinds: type[RequestError]) -> dict[int | str, dict[str, Any]]:
 
 
 class DropRayHeaders:
-    """Takes the headers that Ray Serve itself obeys off every request, in any spelling."""
+    """Takes the headers that Ray Serve itself obeys off every request, in any spelling.
+
+    Nothing behind this sees them. Serve's proxy, in front of it, has by then read them for this one HTTP
+    request; jobs are dispatched outside of any request, so none of it reaches an edit.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

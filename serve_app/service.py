@@ -40,7 +40,7 @@ class Service:
         self._artifacts = Artifacts(config.artifacts_url)
         self._fetcher = Fetcher(config.fetch)
         self._exits.push_async_callback(self._fetcher.close)
-        self._loras = LoraSources(config.lora_root, self._fetcher, self._artifacts)
+        self._loras = LoraSources(config.lora_root, self._fetcher, self._artifacts, config.fetch.hub_hosts)
         self._store = JobStore(config.jobs)
         self._exits.push_async_callback(self._store.close)
         await self._store.open()

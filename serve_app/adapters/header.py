@@ -44,12 +44,11 @@ def read_header(file: BinaryIO, size: int, name: str) -> Header:
         metadata = entries.pop("__metadata__", {})
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         tensors = {key: tuple(entry["shape"]) for key, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        described = 8 + length + int(end)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise LoraInvalidFile(f"the LoRA file {name!r} has a broken safetensors header", details) from error
-    if 8 + length + end != size:
-        raise LoraInvalidFile(
-            f"the LoRA file {name!r} has {size} bytes, but its header describes {8 + length + end}", details
-        )
+    if described != size:
+        raise LoraInvalidFile(f"the LoRA file {name!r} has {size} bytes, but its header describes {described}", details)
     return Header(tensors, metadata)
 
 

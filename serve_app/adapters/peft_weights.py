@@ -52,6 +52,10 @@ class PeftWeights:
         details = {"lora_path": use.path, "modules_in_file": expected}
         try:
             self._pipeline.load_lora_weights(tensors, adapter_name=use.id)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            # The device's trouble, not the file's.
+            self.unload(use.id)
+            raise
         except Exception as error:
             # The loader's ways to refuse are many: ValueError, KeyError, RuntimeError by what the file holds.
             self.unload(use.id)

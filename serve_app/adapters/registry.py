@@ -47,17 +47,18 @@ class AdapterRegistry:
             self._loaded[adapter_id] = None
             self._loaded.move_to_end(adapter_id)
 
-    def forget(self, adapter_id: str) -> None:
-        """Note that the adapter is gone from the weights."""
-        with self._lock:
-            self._loaded.pop(adapter_id, None)
-
     def is_loaded(self, adapter_id: str) -> bool:
         with self._lock:
             return adapter_id in self._loaded
 
-    def surplus(self) -> list[str]:
-        """The loaded adapters to give up now: past the capacity, least recently used first."""
+    def take_surplus(self) -> list[str]:
+        """The adapters to give up now: past the capacity, least recently used first.
+
+        They count as gone from here on, so that nobody relies on them while they are taken off.
+        """
         with self._lock:
             free = [i for i in self._loaded if self._users[i] <= 0 and self._promises[i] <= 0]
-            return free[: max(0, len(self._loaded) - self._capacity)]
+            surplus = free[: max(0, len(self._loaded) - self._capacity)]
+            for adapter_id in surplus:
+                del self._loaded[adapter_id]
+            return surplus

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import urlsplit, urlunsplit
@@ -16,6 +17,7 @@ from serve_app.errors import FetchFailed, LoraDownloadFailed, LoraNotFound, Lora
 from serve_app.fetch import Fetcher
 
 # The path of a page on the model hub: /<owner>/<repository>/blob|tree/<revision>/...
+MAX_PATH_BYTES = 250
 HUB_PAGE = re.compile(r"^(/[^/]+/[^/]+)/(blob|tree)(/.*)$")
 
 
@@ -49,7 +51,8 @@ class LoraSources:
     so a token that the download needed is not needed again, and is not stored.
     """
 
-    def __init__(self, root: str, fetcher: Fetcher, artifacts: Artifacts) -> None:
+    def __init__(self, root: str, fetcher: Fetcher, artifacts: Artifacts, hub_hosts: Sequence[str]) -> None:
+        self._hub_hosts = hub_hosts
         self._root = Path(root).resolve()
         self._fetcher = fetcher
         self._artifacts = artifacts
@@ -59,6 +62,8 @@ class LoraSources:
         if is_url(path):
             return
         relative, windows = PurePosixPath(path), PureWindowsPath(path)
+        if len(path.encode("utf-8", "replace")) > MAX_PATH_BYTES or (not path.isprintable() and "\0" not in path):
+            raise LoraNotFound("a LoRA path is too long or not text", {"lora_path": ascii(path[:100])})
         leaves = relative.is_absolute() or windows.anchor or ".." in windows.parts or "\0" in path
         if leaves or not (self._root / relative).resolve().is_relative_to(self._root):
             raise LoraPathForbidden(
@@ -83,9 +88,11 @@ class LoraSources:
     async def _download(self, url: str, token: str | None) -> str:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "adapter"
-            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            # The token is the hub's: no other host that the request names gets to see it.
+            of_hub = urlsplit(url).hostname in self._hub_hosts
+            headers = {"Authorization": f"Bearer {token}"} if token and of_hub else {}
             try:
-                digest = await self._fetcher.download(file_url(url), target, headers)
+                digest = await self._fetcher.download(file_url(url) if of_hub else url, target, headers)
             except FetchFailed as error:
                 raise LoraDownloadFailed(
                     f"the LoRA at {url!r} could not be downloaded: {error.message}", {"lora_path": url}

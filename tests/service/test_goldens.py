@@ -5,6 +5,7 @@ ours is equal to it, and both are as far from the golden as one rounding.
 """
 
 import json
+import os
 
 import numpy as np
 import PIL.Image
@@ -16,7 +17,14 @@ from tests.engine.conftest import GOLDENS
 from tests.engine.oracle import reference_edit
 from tests.service.conftest import pixels
 
-CASES = [case for case in json.loads((GOLDENS / "cases.json").read_text()) if case["model"] == "qwen_image_edit"]
+pytestmark = pytest.mark.skipif(
+    not GOLDENS.is_dir() and not os.environ.get("CI"), reason=f"the goldens are not in {GOLDENS}"
+)
+CASES = (
+    [case for case in json.loads((GOLDENS / "cases.json").read_text()) if case["model"] == "qwen_image_edit"]
+    if GOLDENS.is_dir() or os.environ.get("CI")
+    else []
+)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ def load(registry: AdapterRegistry, *ids: str) -> None:
 def test_least_recently_used_is_surplus():
     registry = AdapterRegistry(capacity=2)
     load(registry, "a", "b", "a", "c")
-    assert registry.surplus() == ["b"]
+    assert registry.take_surplus() == ["b"]
 
 
 def test_used_and_promised_adapters_are_kept():
@@ -21,10 +21,17 @@ def test_used_and_promised_adapters_are_kept():
     load(registry, "a", "b", "c")
     registry.promise(["b"])
     with registry.using(["a"]):
-        assert registry.surplus() == ["c"]
-    assert registry.surplus() == ["a", "c"]
-    registry.withdraw(["b"])
-    assert registry.surplus() == ["a", "b"]
+        assert registry.take_surplus() == ["c"]
+        assert registry.take_surplus() == []
+    assert registry.take_surplus() == ["a"]
+    assert registry.is_loaded("b")
+
+
+def test_what_is_taken_counts_as_gone_at_once():
+    registry = AdapterRegistry(capacity=0)
+    load(registry, "a")
+    assert registry.take_surplus() == ["a"]
+    assert not registry.is_loaded("a")
 
 
 def test_two_promises_need_two_withdrawals():
@@ -33,7 +40,7 @@ def test_two_promises_need_two_withdrawals():
     registry.promise(["a"])
     registry.promise(["a"])
     registry.withdraw(["a"])
-    assert registry.surplus() == []
+    assert registry.take_surplus() == []
 
 
 def test_failed_edit_leaves_no_reference():
@@ -43,7 +50,7 @@ def test_failed_edit_leaves_no_reference():
         with registry.using(["a"]):
             raise ValueError
     except ValueError:
-        assert registry.surplus() == ["a"]
+        assert registry.take_surplus() == ["a"]
 
 
 def test_counts_hold_under_threads():
@@ -53,11 +60,11 @@ def test_counts_hold_under_threads():
     def use() -> None:
         for _ in range(2000):
             with registry.using(["a"]):
-                assert registry.surplus() == []
+                assert registry.take_surplus() == []
 
     threads = [threading.Thread(target=use) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert registry.surplus() == ["a"]
+    assert registry.take_surplus() == ["a"]

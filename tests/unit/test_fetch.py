@@ -45,7 +45,20 @@ async def test_loopback_is_refused_however_it_is_spelled(web_server, fetcher_wit
 
 @pytest.mark.parametrize(
     "host",
-    ["10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "[fe80::1]", "[fd00::1]", "224.0.0.1"],
+    [
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "224.0.0.1",
+        "[fe80::1]",
+        "[fd00::1]",
+        "[fec0::1]",
+        "[64:ff9b::a9fe:a9fe]",
+        "[2002:a9fe:a9fe::1]",
+        "[::169.254.169.254]",
+    ],
 )
 async def test_address_is_refused_before_a_connection_is_tried(fetcher_with, host):
     with pytest.raises(FetchFailed, match="not a public one"):
