@@ -12,13 +12,13 @@ from serve_app import images, plan
 from serve_app.adapters.sources import LoraSources
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppConfig
-from serve_app.dispatch import Dispatcher, Editors
+from serve_app.dispatch import Dispatcher, Editors, result_key
 from serve_app.errors import ControlImageInvalid, FetchFailed, ImageNotFound
 from serve_app.fetch import Fetcher
 from serve_app.jobs import JobStore, RequestRecord, Standing
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.schemas import InferenceRequest, Lora
-from serve_app.tasks import AdapterUse, EditDone
+from serve_app.tasks import AdapterUse, EditDone, EditTask
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ class Service:
             status = record.images[index].status
             raise ImageNotFound(f"image {index} of request {request_id!r} is {status}, not finished", details)
         try:
-            key = f"results/{request_id}/{index}.{done.format}"
+            key = f"{result_key(EditTask(request_id, index, record.images[index].plan))}.{done.format}"
             return done, await asyncio.to_thread(self._artifacts.get, key)
         except FileNotFoundError as error:
             raise ImageNotFound(f"image {index} of request {request_id!r} is no longer stored", details) from error
