@@ -10,6 +10,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 
 SQLITE_PREFIX = "sqlite+aiosqlite:///"
 MINIATURE = "miniature"
+AUTO = "auto"
+
+# How an edit is prepared: as the reference server does, as the trainer's preview does (now, or up to an older
+# version), or as the preview of the trainer version that wrote the adapter did. See models/profile.py.
+ProfileName = Literal["reference", "trainer", "auto", "trainer-0.6.0", "trainer-0.7.32", "trainer-0.9.0"]
 
 
 def expand_variables(url: str) -> str:
@@ -40,7 +45,8 @@ class ModelConfig(Frozen):
     `checkpoint` is `miniature`, a directory in diffusers' layout, or a hub id. `device: auto` is cuda where
     the cluster has a GPU. `threads` is the number of CPU threads of one editor (default: the machine's
     cores); another number changes the last bits of a picture. `max_loaded_loras` bounds how many adapters
-    an editor keeps beside the weights.
+    an editor keeps beside the weights. `revision` pins a hub checkpoint to a branch, a tag or, best, a
+    commit; `local_files_only` never asks the hub, what is not in its local cache is an error.
     """
 
     id: str = "qwen_image_edit"
@@ -48,6 +54,14 @@ class ModelConfig(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: PositiveInt | None = None
     max_loaded_loras: PositiveInt = 8
+    revision: str | None = None
+    local_files_only: bool = False
+
+    @model_validator(mode="after")
+    def _revision_is_of_a_hub_checkpoint(self) -> Self:
+        if self.revision is not None and (self.checkpoint == MINIATURE or Path(self.checkpoint).is_dir()):
+            raise ValueError(f"revision: {self.checkpoint!r} is no hub checkpoint, so it has no revisions")
+        return self
 
 
 class FetchConfig(Frozen):
@@ -94,7 +108,7 @@ class AppConfig(Frozen):
 
     models: tuple[ModelConfig, ...] = Field(default=(ModelConfig(),), min_length=1)
     lora_root: Url = "samples/loras"
-    preview_profile: Literal["reference", "trainer"] = "reference"
+    preview_profile: ProfileName = "reference"
     max_loras_per_request: PositiveInt = 4
     require_lora: bool = True
     base_url: Url | None = None

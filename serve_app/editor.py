@@ -37,7 +37,7 @@ def load_engine(config: ModelConfig) -> "Engine":
     """The real engine, imported where it is needed only."""
     from serve_app.engine import Engine
 
-    return Engine(config)
+    return Engine.load(config)
 
 
 def adapter_set_id(uses: tuple[AdapterUse, ...]) -> str:
@@ -152,7 +152,8 @@ class Editor:
     def _store(self, task: EditTask, edited: "Edited") -> EditDone:
         """Encode and store the picture; the record beside it comes last and says that it is whole."""
         started = time.perf_counter()
-        data = images.encode(edited.image, task.plan.output_format)
+        text = {"effective": edited.effective, "runtime": edited.runtime}
+        data = images.encode(edited.image, task.plan.output_format, text)
         key = f"{result_key(task)}.{task.plan.output_format}"
         self._artifacts.put(key, data)
         done = EditDone(
@@ -165,6 +166,7 @@ class Editor:
             sha256=hashlib.sha256(data).hexdigest(),
             timings=edited.timings | {"save": time.perf_counter() - started},
             effective=edited.effective,
+            runtime=edited.runtime,
         )
         self._artifacts.put_json(f"{result_key(task)}.json", asdict(done))
         return done

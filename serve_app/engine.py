@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import diffusers
 import PIL.Image
@@ -14,14 +14,18 @@ import torch
 import transformers
 
 from serve_app import device as devices
-from serve_app import geometry, images
+from serve_app import images
 from serve_app.adapters import peft_weights
 from serve_app.adapters.registry import AdapterRegistry
 from serve_app.config import ModelConfig
+from serve_app.effective import ControlImage, effective
 from serve_app.errors import DeviceLost, EditCanceled, OutOfMemory
-from serve_app.models import checkpoint, conditioning
+from serve_app.geometry import Size
+from serve_app.models import architecture, checkpoint, conditioning
 from serve_app.models.denoise import denoise, noise
 from serve_app.models.profile import PROFILES
+from serve_app.models.recipe import Recipe, make_recipe
+from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.tasks import AdapterUse, EditPlan
 
 logger = logging.getLogger(__name__)
@@ -48,7 +52,7 @@ class Prepared:
     """What an edit needs and the device does not: made beside the edit before, consumed by `Engine.run`."""
 
     plan: EditPlan
-    control_images: tuple[PIL.Image.Image, ...]
+    control_images: tuple[images.Picture, ...]
     adapter_tensors: dict[str, dict[str, torch.Tensor]]
     watch: Stopwatch
     references: ExitStack
@@ -60,28 +64,43 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Edited:
-    """A finished picture: RGB, of the plan's size. `timings` are seconds by stage."""
+    """A finished picture: RGB, of the plan's size. `timings` are seconds by stage; the rest as in `EditDone`."""
 
     image: PIL.Image.Image
     timings: dict[str, float]
     effective: dict[str, Any]
+    runtime: dict[str, Any]
 
 
 class Engine:
-    """One checkpoint on one device.
+    """One model's pipeline on one device.
 
     `prepare` may run in any thread while an edit runs; `run` is for one caller at a time.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.device = devices.choose(config.device)
+    def __init__(
+        self, pipeline: checkpoint.Pipeline, spec: ModelSpec, device: torch.device, threads: int, max_loaded_loras: int
+    ) -> None:
+        """An engine for a pipeline that lies on `device`, with so many CPU threads and adapters kept at most."""
+        self.device = device
         # Ray gives a small replica one thread; the number decides the last bits of a picture on a CPU.
-        self.threads = config.threads or os.cpu_count() or 1
-        torch.set_num_threads(self.threads)
-        self._pipeline = checkpoint.load(config.checkpoint, self.device, devices.dtype_for(self.device))
-        self._weights = peft_weights.PeftWeights(self._pipeline)
-        self.adapters = AdapterRegistry(config.max_loaded_loras)
+        self.threads = threads
         self.alive = True
+        self.adapters = AdapterRegistry(max_loaded_loras)
+        self._spec = spec
+        self._pipeline = pipeline
+        self._weights = peft_weights.PeftWeights(pipeline)
+        self._architecture = architecture.from_config(pipeline.transformer.config)
+
+    @classmethod
+    def load(cls, config: ModelConfig) -> Self:
+        """The engine for a configured model. Raises CheckpointRefused."""
+        spec = MODELS[config.id]
+        device = devices.choose(config.device)
+        threads = config.threads or os.cpu_count() or 1
+        torch.set_num_threads(threads)
+        pipeline = checkpoint.load(config, spec, device, devices.dtype_for(device))
+        return cls(pipeline, spec, device, threads, config.max_loaded_loras)
 
     def edit(
         self,
@@ -106,7 +125,7 @@ class Engine:
         with ExitStack() as references:
             references.enter_context(self.adapters.using(use.id for use in plan.adapters))
             with watch.stage("load_control_images"):
-                pictures = tuple(images.decode(data) for data in control_images)
+                pictures = tuple(images.read(data, plan.exif) for data in control_images)
             with watch.stage("read_adapters"):
                 missing = {use.id: use for use in plan.adapters if not self.adapters.is_loaded(use.id)}
                 tensors = {adapter_id: peft_weights.read(use) for adapter_id, use in missing.items()}
@@ -120,8 +139,8 @@ class Engine:
     ) -> Edited:
         """Make the picture. `on_step` is told 0 at the start and then each finished step; `should_stop` is asked then.
 
-        Raises EditCanceled when told to stop, LoraIncompatible, OutOfMemory, and DeviceLost when the
-        device's context died; `alive` is False from then on.
+        Raises EditCanceled when told to stop, LoraIncompatible, OutOfMemory, UnusableResult, and DeviceLost
+        when the device's context died; `alive` is False from then on.
         """
         torch.set_num_threads(self.threads)
         try:
@@ -140,8 +159,8 @@ class Engine:
             raise DeviceLost("the device failed while it edited; its replica is being replaced") from error
 
     def _run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
-        plan, pipeline, profile = prepared.plan, self._pipeline, PROFILES[prepared.plan.profile]
-        image = prepared.control_images[0]
+        plan, pipeline, pictures = prepared.plan, self._pipeline, prepared.control_images
+        recipe = make_recipe(self._spec, PROFILES[plan.profile], plan, [picture.size for picture in pictures])
         watch = Stopwatch(self.device, prepared.watch.seconds)
 
         def after_step(step: int) -> None:
@@ -156,30 +175,46 @@ class Engine:
             with watch.stage("apply_adapters"):
                 self._apply(plan.adapters, prepared.adapter_tensors)
             with watch.stage("encode_prompt"):
-                encoder = pipeline.text_encoder
-                seen = conditioning.encoder_image(image, profile, encoder.device, encoder.dtype)
-                positive = conditioning.encode_prompt(pipeline, plan.prompt, seen)
-                guided = plan.guidance_scale > 1
-                negative = conditioning.encode_prompt(pipeline, plan.negative_prompt, seen) if guided else None
+                positive = self._encode(plan.prompt, pictures, recipe.encoder_sizes, recipe)
+                negative = None
+                if recipe.guided:
+                    negative = self._encode(plan.negative_prompt, pictures, recipe.negative_encoder_sizes, recipe)
             with watch.stage("encode_control"):
-                pixels = conditioning.control_pixels(pipeline, image, plan.width, plan.height, profile)
-                control = conditioning.encode_control(pipeline, pixels)
+                pixels = [
+                    conditioning.control_pixels(pipeline, picture.image, resizes)
+                    for picture, resizes in zip(pictures, recipe.control_resizes, strict=True)
+                ]
+                control = [conditioning.encode_control(pipeline, each) for each in pixels]
             with watch.stage("denoise"):
-                target = (1, plan.height // 16, plan.width // 16)
+                sizes = ((plan.width, plan.height), *recipe.control_sizes)
                 latents = denoise(
                     pipeline.transformer,
                     noise(plan.seed, plan.width, plan.height, self.device, positive.dtype),
-                    control,
-                    [target, (1, pixels.shape[-2] // 16, pixels.shape[-1] // 16)],
+                    torch.cat(control, dim=1) if control else None,
+                    [(1, height // 16, width // 16) for width, height in sizes],
                     positive,
                     negative,
                     plan.guidance_scale,
+                    recipe.guidance_rescaled,
                     plan.steps,
                     after_step,
                 )
             with watch.stage("decode"):
                 picture = conditioning.decode_latents(pipeline, latents, plan.width, plan.height)
-        return Edited(picture, dict(watch.seconds), self._effective(plan, image))
+        facts = [ControlImage(p.size, p.exif_orientation, p.conversions) for p in pictures]
+        record = effective(plan, self._spec, recipe, self._architecture, facts)
+        return Edited(picture, dict(watch.seconds), record, self._runtime())
+
+    def _encode(
+        self, text: str, pictures: Sequence[images.Picture], sizes: Sequence[Sequence[Size]], recipe: Recipe
+    ) -> torch.Tensor:
+        """A prompt's embeddings beside the control images, each resized to its `sizes` in turn."""
+        encoder = self._pipeline.text_encoder
+        seen = [
+            conditioning.encoder_image(picture.image, steps, encoder.device, encoder.dtype)
+            for picture, steps in zip(pictures, sizes, strict=True)
+        ]
+        return conditioning.encode_prompt(self._pipeline, text, seen, recipe)
 
     def _apply(self, uses: Sequence[AdapterUse], tensors: dict[str, dict[str, torch.Tensor]]) -> None:
         """Load what is missing, give up what is surplus, and set the scales; the same adapter twice adds up."""
@@ -193,26 +228,9 @@ class Engine:
             self._weights.unload(adapter_id)
         self._weights.activate({adapter_id: scale for adapter_id, scale in scales.items() if scale != 0.0})
 
-    def _effective(self, plan: EditPlan, image: PIL.Image.Image) -> dict[str, Any]:
-        profile = PROFILES[plan.profile]
-        guided = plan.guidance_scale > 1
+    def _runtime(self) -> dict[str, Any]:
+        """What of an edit only this process knows."""
         return {
-            "profile": plan.profile,
-            "prompt": plan.prompt,
-            "width": plan.width,
-            "height": plan.height,
-            "steps": plan.steps,
-            "seed": plan.seed,
-            "guidance_scale": plan.guidance_scale,
-            "forwards": plan.steps * (2 if guided else 1),
-            "encoder_size": geometry.encoder_size(
-                image.width, image.height, sides_swapped=profile.encoder_sides_swapped
-            ),
-            "control_size": geometry.near_area(plan.width / plan.height),
-            "control_resample": profile.control_resample,
-            "control_images_sha256": list(plan.control_images),
-            "loras": [{"path": use.path, "id": use.id, "network_multiplier": use.scale} for use in plan.adapters],
-            "loras_applied": "PEFT layers beside the base weights",
             "device": str(self.device),
             "dtype": str(self._pipeline.transformer.dtype).removeprefix("torch."),
             "threads": self.threads,

@@ -24,6 +24,7 @@ ServiceError
 │   ├── EditCanceled                told to stop
 │   ├── EditTimedOut                took longer than a job may
 │   ├── OutOfMemory                 this edit does not fit on the device
+│   ├── UnusableResult              the picture is not finite, or all of one colour
 │   ├── DeviceLost                  retryable: the device's context is dead, the replica is replaced
 │   ├── EditorLost                  retryable: the replica or its node went away in mid-edit
 │   └── EditorUnavailable           retryable, and no attempt: nobody took the edit up
@@ -150,6 +151,10 @@ class EditTimedOut(EditError):
 
 class OutOfMemory(EditError):
     code = "OUT_OF_MEMORY"
+
+
+class UnusableResult(EditError):
+    code = "UNUSABLE_RESULT"
 
 
 class DeviceLost(EditError):

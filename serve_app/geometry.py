@@ -2,7 +2,12 @@
 
 import math
 
+Size = tuple[int, int]  # (width, height) in pixels
+
 MEGAPIXEL = 1024 * 1024
+
+# `QwenImageEditPlusPipeline`'s CONDITION_IMAGE_SIZE, in pixels.
+EDIT_PLUS_ENCODER_AREA = 384 * 384
 
 # Qwen2-VL's processor refuses a picture whose longer side is more than 200 times the shorter one
 # (`smart_resize` in transformers).
@@ -14,8 +19,8 @@ def snap(length: int, divisor: int) -> int:
     return length // divisor * divisor
 
 
-def near_area(ratio: float, area: int = MEGAPIXEL) -> tuple[int, int]:
-    """(width, height) of about `area` pixels with `ratio` = width / height, both multiples of 32.
+def near_area(ratio: float, area: int = MEGAPIXEL) -> Size:
+    """The size of about `area` pixels with `ratio` = width / height, both multiples of 32.
 
     The arithmetic of diffusers' `calculate_dimensions` and of the trainer, rounding included.
     """
@@ -24,15 +29,7 @@ def near_area(ratio: float, area: int = MEGAPIXEL) -> tuple[int, int]:
     return round(width / 32) * 32, round(height / 32) * 32
 
 
-def encoder_size(width: int, height: int, *, sides_swapped: bool) -> tuple[int, int]:
-    """(width, height) at which the vision encoder sees a control image of `width` x `height` pixels.
-
-    The trainer up to 0.7.32 and the reference server took height / width for the ratio (`sides_swapped`).
-    """
-    return near_area(height / width if sides_swapped else width / height)
-
-
 def fits_encoder(width: int, height: int) -> bool:
-    """Whether the vision encoder can take a control image of this size at all, whatever the profile."""
-    sides = encoder_size(width, height, sides_swapped=False)
-    return min(sides) > 0 and max(sides) / min(sides) <= MAX_ENCODER_ASPECT
+    """Whether the vision encoder can take a control image of this size at all, whatever the model and profile."""
+    sizes = [near_area(width / height, area) for area in (MEGAPIXEL, EDIT_PLUS_ENCODER_AREA)]
+    return all(min(size) > 0 and max(size) / min(size) <= MAX_ENCODER_ASPECT for size in sizes)

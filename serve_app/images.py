@@ -1,11 +1,17 @@
 """Pictures: decoding what clients send, with limits, and encoding what they get."""
 
 import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import PIL.Image
+import PIL.ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from serve_app.errors import ControlImageInvalid
-from serve_app.geometry import fits_encoder
+from serve_app.geometry import Size, fits_encoder
 
 # What the bytes may be, whatever the sender called them. Formats that run programs or read other files
 # (EPS, PDF, WMF) are not among them.
@@ -13,21 +19,46 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 JPEG_QUALITY = 95
 
+EXIF_ORIENTATION = 0x0112
+
 # PIL knows a format by name only once its plugin is loaded.
 PIL.Image.init()
 
 
-def check_control_image(data: bytes, max_pixels: int) -> None:
-    """Raise ControlImageInvalid, with the reason alone, unless `data` is a whole picture that can be edited."""
+@dataclass(frozen=True)
+class Picture:
+    """A control image as RGB, and how it came to be that: `conversions` are sentences, empty for plain RGB.
+
+    `exif_orientation` is the tag's value, 1..8, if the file has one other than 1.
+    """
+
+    image: PIL.Image.Image
+    exif_orientation: int | None
+    conversions: tuple[str, ...]
+
+    @property
+    def size(self) -> Size:
+        return self.image.size
+
+
+def read(data: bytes, exif: Literal["ignore", "apply"], max_pixels: int | None = None) -> Picture:
+    """The picture in `data` as the trainer and the reference server read it: `convert("RGB")`, not rotated.
+
+    `exif: apply` rotates it first as its EXIF orientation says (Pillow obeys a TIFF's by itself). Conversions:
+    of an animation the first frame; CMYK without a colour profile; a palette to its colours; alpha dropped,
+    the colour beneath it kept; 16-bit grey to its high byte, as Pillow reads 16-bit colour (`convert` alone
+    would clip it to white).
+    Raises ControlImageInvalid, with the reason alone, unless it is a whole picture that can be edited.
+    """
     try:
         # Only the header is read here: the size is known before a single pixel is decoded.
         with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ControlImageInvalid(f"it has {width}x{height} pixels, and at most {max_pixels} are accepted")
-            if not fits_encoder(width, height):
-                raise ControlImageInvalid(f"its sides, {width}x{height} pixels, are too unequal to be edited")
+            _check_size(image.size, max_pixels)
             image.load()
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            orientation = orientation if orientation in range(2, 9) else None
+            conversions = _conversions(image)
+            rgb = _as_rgb(PIL.ImageOps.exif_transpose(image) if exif == "apply" else image)
     except ControlImageInvalid:
         raise
     except PIL.UnidentifiedImageError as error:
@@ -37,19 +68,58 @@ def check_control_image(data: bytes, max_pixels: int) -> None:
     except Exception as error:
         # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and more for a broken file.
         raise ControlImageInvalid("it is broken or truncated") from error
+    return Picture(rgb, orientation, conversions)
 
 
-def decode(data: bytes) -> PIL.Image.Image:
-    """The picture as RGB, the way the reference server reads it: no EXIF rotation, alpha dropped."""
-    with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return image.convert("RGB")
+def _check_size(size: Size, max_pixels: int | None) -> None:
+    width, height = size
+    if max_pixels is not None and width * height > max_pixels:
+        raise ControlImageInvalid(f"it has {width}x{height} pixels, and at most {max_pixels} are accepted")
+    if not fits_encoder(width, height):
+        raise ControlImageInvalid(f"its sides, {width}x{height} pixels, are too unequal to be edited")
 
 
-def encode(image: PIL.Image.Image, output_format: str) -> bytes:
-    """The picture as a file. `jpeg` is written as the reference server does: quality 95, else PIL's defaults."""
+def _conversions(image: PIL.Image.Image) -> tuple[str, ...]:
+    found = []
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        found.append(f"first of {frames} frames")
+    if image.mode.startswith("I;16"):
+        found.append("16-bit grey to its high byte")
+    elif image.mode == "P":
+        found.append("palette to RGB")
+    elif image.mode not in ("RGB", "RGBA"):
+        found.append(f"{image.mode} to RGB" + (" without a colour profile" if image.mode == "CMYK" else ""))
+    if image.has_transparency_data:
+        found.append("alpha dropped")
+    return tuple(found)
+
+
+def _as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode in ("I", "F"):
+        raise ControlImageInvalid("its grey levels have 32 bits, and nothing says which of them are black and white")
+    if image.mode.startswith("I;16"):
+        return image.point(lambda level: level / 256, "L").convert("RGB")
+    return image.convert("RGB")
+
+
+def encode(image: PIL.Image.Image, output_format: str, text: Mapping[str, Any]) -> bytes:
+    """The picture as a file. `jpeg` is written as the reference server does: quality 95, else PIL's defaults.
+
+    A PNG carries each value of `text` as JSON in a text chunk of its key.
+    """
     buffer = io.BytesIO()
     if output_format == "jpeg":
         image.save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    elif output_format == "png":
+        info = PngInfo()
+        for key, value in text.items():
+            info.add_text(key, json.dumps(value))
+        image.save(buffer, format="PNG", pnginfo=info)
     else:
-        image.save(buffer, format=output_format.upper(), **({"lossless": True} if output_format == "webp" else {}))
+        image.save(buffer, format=output_format.upper(), lossless=True)
     return buffer.getvalue()
+
+
+def is_of_one_colour(image: PIL.Image.Image) -> bool:
+    """Whether every pixel of an RGB picture has the same colour."""
+    return all(least == most for least, most in image.getextrema())  # type: ignore[misc]

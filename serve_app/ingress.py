@@ -16,6 +16,7 @@ from serve_app.errors import BodyTooLarge, ErrorDescription, RequestError, descr
 from serve_app.jobs import RequestRecord, Standing
 from serve_app.schemas import (
     ErrorBody,
+    Explanation,
     Health,
     ImageOutput,
     InferenceRequest,
@@ -105,9 +106,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """The models that this service edits with."""
         return ModelList(models=[ModelInfo.model_validate(spec, from_attributes=True) for spec in service.models()])
 
-    @app.post(
-        "/v1/inference", tags=["inference"], responses=_error_docs(*SUBMIT_ERRORS) | {422: {"model": ShapeErrors}}
-    )
+    submit_errors = _error_docs(*SUBMIT_ERRORS) | {422: {"model": ShapeErrors}}
+
+    @app.post("/v1/inference", tags=["inference"], responses=submit_errors)
     async def submit(body: InferenceRequest, request: Request) -> Submitted:
         """Accept a request. From the answer on it is stored, and reaches an end whatever happens here."""
         record = await service.submit(body)
@@ -118,6 +119,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             result_url=f"{url}/result",
             created_at=record.created_at,
         )
+
+    @app.post("/v1/explain", tags=["inference"], responses=submit_errors)
+    async def explain(body: InferenceRequest) -> Explanation:
+        """What would be done with a request, to the last size and kernel; nothing is made and nothing is kept."""
+        return await service.explain(body)
 
     not_found = _error_docs(errors.RequestNotFound)
 
@@ -171,6 +177,7 @@ def _result(record: RequestRecord, base_url: str) -> RequestResult:
         {stage: round(seconds, 4) for stage, seconds in done.timings.items()} if done else {} for done in results
     ]
     metadata["effective"] = [done.effective if done else {} for done in results]
+    metadata["runtime"] = [done.runtime if done else {} for done in results]
     metadata |= record.notes
     if record.status in (Status.FAILED, Status.CANCELED):
         metadata["partial"] = [{"image": index} | output.model_dump() for index, output in finished.items()]

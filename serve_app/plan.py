@@ -7,7 +7,8 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from serve_app.config import AppConfig
+from serve_app.config import AUTO, AppConfig
+from serve_app.effective import ControlImage
 from serve_app.errors import (
     ControlImageRequired,
     InvalidParameter,
@@ -19,6 +20,7 @@ from serve_app.errors import (
     TooManyLoras,
 )
 from serve_app.geometry import snap
+from serve_app.models.profile import PROFILES, Profile, profile_of_trainer
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.schemas import InferenceRequest, Prompt
 from serve_app.tasks import AdapterUse, EditPlan
@@ -103,26 +105,72 @@ def plan_edits(
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(2**32),
 ) -> list[EditPlan]:
     """One plan a prompt, every value effective. `control_images` maps a client's image string to its sha256."""
-    profile = request.profile or config.preview_profile
+    profile, why_profile = _profile(request, config, adapters)
+    divisor = profile.text_to_image_divisor if spec.family == "text_to_image" else spec.resolution_divisor
 
     def plan(index: int, prompt: Prompt) -> EditPlan:
-        seed = DEFAULT_SEED + index if prompt.seed is None else prompt.seed
+        width = _default(prompt.width, spec.default_width)
+        height = _default(prompt.height, spec.default_height)
+        seed, why_seed = _seed(prompt, index, draw_seed)
+        asked = "asked for" if prompt.width or prompt.height else "the model's default"
         return EditPlan(
             model=spec.id,
-            profile=profile,
+            profile=profile.name,
             prompt=fill_trigger(prompt, request.trigger_word),
             negative_prompt=prompt.neg or "",
-            width=snap(_default(prompt.width, spec.default_width), spec.resolution_divisor),
-            height=snap(_default(prompt.height, spec.default_height), spec.resolution_divisor),
+            width=snap(width, divisor),
+            height=snap(height, divisor),
             steps=_default(prompt.sample_steps, spec.default_steps),
             guidance_scale=_default(prompt.guidance_scale, spec.default_guidance_scale),
-            seed=draw_seed() if seed == -1 else seed,
+            seed=seed,
             output_format=request.output_format,
-            control_images=tuple(control_images[image] for image in prompt.control_images),
+            control_images=tuple(control_images[image] for image in prompt.control_images) if control_images else (),
             adapters=tuple(adapters),
+            exif=request.exif,
+            why={
+                "size": f"{width}x{height} ({asked}), each side floored to a multiple of {divisor}",
+                "seed": why_seed,
+                "profile": why_profile,
+            },
         )
 
     return [plan(index, prompt) for index, prompt in enumerate(request.prompts)]
+
+
+def _profile(request: InferenceRequest, config: AppConfig, adapters: Sequence[AdapterUse]) -> tuple[Profile, str]:
+    """The effective profile, and why."""
+    name = request.profile or config.preview_profile
+    if name == AUTO:
+        return profile_of_trainer([use.trainer_version for use in adapters])
+    return PROFILES[name], "asked for" if request.profile else "the service's default"
+
+
+def _seed(prompt: Prompt, index: int, draw_seed: Callable[[], int]) -> tuple[int, str]:
+    """The effective seed, and why."""
+    if prompt.seed is None:
+        return DEFAULT_SEED + index, f"default: {DEFAULT_SEED} + the prompt's index"
+    if prompt.seed == -1:
+        return draw_seed(), "drawn by the service, since -1 was asked for"
+    return prompt.seed, "asked for"
+
+
+def ignored_fields(request: InferenceRequest, spec: ModelSpec) -> list[str]:
+    """The fields of the request's prompts that mean nothing for its model."""
+    names = ["sampler", "num_frames", "fps"]
+    if not spec.requires_control_image:
+        names += ["ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3"]
+    return sorted(name for name in names if any(getattr(prompt, name) is not None for prompt in request.prompts))
+
+
+def exif_notes(plans: Sequence[EditPlan], images: Mapping[str, ControlImage]) -> list[str]:
+    """A sentence for each control image (by sha256) whose EXIF rotation is not obeyed."""
+    return [
+        f"control image {number} of prompt {index} has EXIF orientation {images[sha256].exif_orientation}, which is "
+        "ignored as the trainer does; send exif: apply to have it turned"
+        for index, edit in enumerate(plans)
+        for number, sha256 in enumerate(edit.control_images, start=1)
+        if edit.exif == "ignore" and images[sha256].exif_orientation
+    ]
 
 
 def fill_trigger(prompt: Prompt, trigger_word: str | None) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr
 
+from serve_app.config import ProfileName
 from serve_app.tasks import Status
 
 MAX_SEED = 2**63 - 1
@@ -72,11 +73,6 @@ class Prompt(BaseModel):
         numbered = [image for image in (self.ctrl_img_1, self.ctrl_img_2, self.ctrl_img_3) if image]
         return numbered or ([self.ctrl_img] if self.ctrl_img else [])
 
-    @property
-    def ignored(self) -> list[str]:
-        """The fields that were sent and mean nothing for an image model."""
-        return [name for name in ("sampler", "num_frames", "fps") if getattr(self, name) is not None]
-
 
 class InferenceRequest(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [SUBMIT_EXAMPLE]})
@@ -86,8 +82,9 @@ class InferenceRequest(BaseModel):
     prompts: list[Prompt] = Field(min_length=1)
     trigger_word: str | None = Field(None, description="Replaces [trigger] in every prompt.")
     hf_token: SecretStr | None = Field(None, description="Used for this request's downloads; never stored.")
-    profile: Literal["reference", "trainer"] | None = Field(None, description="Default: the service's own.")
-    output_format: Literal["jpeg", "png", "webp"] = "jpeg"
+    profile: ProfileName | None = Field(None, description="Whose preparation is followed. Default: the service's.")
+    output_format: Literal["jpeg", "png", "webp"] = Field("jpeg", description="jpeg has quality 95; others no loss.")
+    exif: Literal["ignore", "apply"] = Field("ignore", description="Whether control images are turned as EXIF says.")
 
 
 class Submitted(BaseModel):
@@ -201,6 +198,15 @@ class RequestResult(BaseModel):
     created_at: Moment
     finished_at: Moment | None
     metadata: dict[str, Any]
+
+
+class Explanation(BaseModel):
+    """What would be done: `effective` has a record a prompt, the same as a result's `metadata.effective`."""
+
+    model: str
+    effective: list[dict[str, Any]]
+    ignored: list[str] = Field(description="Fields that were sent and mean nothing for this model.")
+    notes: list[str] = Field(description="What the sender may not have meant.")
 
 
 class ModelInfo(BaseModel):

@@ -3,22 +3,28 @@
 import asyncio
 import base64
 import binascii
+import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from serve_app import images, plan
 from serve_app.adapters.sources import LoraSources
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppConfig
 from serve_app.dispatch import Dispatcher, Editors, result_key
+from serve_app.effective import ControlImage, effective
 from serve_app.errors import ControlImageInvalid, FetchFailed, ImageNotFound
 from serve_app.fetch import Fetcher
 from serve_app.jobs import JobStore, RequestRecord, Standing
+from serve_app.models.architecture import architecture_of
+from serve_app.models.profile import PROFILES
+from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
-from serve_app.schemas import InferenceRequest, Lora
-from serve_app.tasks import AdapterUse, EditDone, EditTask
+from serve_app.schemas import Explanation, InferenceRequest, Lora
+from serve_app.tasks import AdapterUse, EditDone, EditPlan, EditTask
 
 T = TypeVar("T")
 
@@ -61,6 +67,40 @@ class Service:
 
     async def submit(self, request: InferenceRequest) -> RequestRecord:
         """Check a request in the contract's order, fetch what it names, commit it, and have it worked on."""
+        admitted = await self._admit(request)
+        await _all(
+            asyncio.to_thread(self._artifacts.put_content, "controls", file.data)
+            for file in admitted.control_files.values()
+        )
+        notes: dict[str, Any] = {}
+        if ignored := plan.ignored_fields(request, admitted.spec):
+            notes["ignored"] = ignored
+        if admitted.notes:
+            notes["notes"] = admitted.notes
+        record = await self._store.create(admitted.spec.id, admitted.plans, notes)
+        self._dispatcher.wake()
+        return record
+
+    async def explain(self, request: InferenceRequest) -> Explanation:
+        """What `submit` would have done with the same request: the same checks and errors, and nothing is kept."""
+        admitted = await self._admit(request)
+        spec = admitted.spec
+        architecture = architecture_of(next(model for model in self.config.models if model.id == spec.id))
+
+        def explain(edit: EditPlan) -> dict[str, Any]:
+            images = [admitted.control_files[digest].facts for digest in edit.control_images]
+            recipe = make_recipe(spec, PROFILES[edit.profile], edit, [image.size for image in images])
+            return effective(edit, spec, recipe, architecture, images)
+
+        return Explanation(
+            model=spec.id,
+            effective=[explain(edit) for edit in admitted.plans],
+            ignored=plan.ignored_fields(request, spec),
+            notes=admitted.notes,
+        )
+
+    async def _admit(self, request: InferenceRequest) -> "Admitted":
+        """Everything up to the plans, in the contract's order of checks."""
         spec = plan.find_model(request, self.config)
         plan.check_loras(request, spec, self.config)
         for lora in request.loras:
@@ -68,20 +108,14 @@ class Service:
         for lora in request.loras:
             await asyncio.to_thread(self._loras.check_exists, lora.path)
         plan.check_control_images(request, spec)
-        control_images = await self._control_images(request, spec)
+        control_files = await self._control_files(request, spec)
         plan.check_parameters(request, spec, self.config)
         token = request.hf_token.get_secret_value() if request.hf_token else None
         adapters = await _all(self._adapter(lora, token) for lora in request.loras)
-        digests = await _all(
-            asyncio.to_thread(self._artifacts.put_content, "controls", data) for data in control_images.values()
-        )
-        edits = plan.plan_edits(request, spec, self.config, dict(zip(control_images, digests, strict=True)), adapters)
-        notes: dict[str, Any] = {}
-        if ignored := sorted({name for prompt in request.prompts for name in prompt.ignored}):
-            notes["ignored"] = ignored
-        record = await self._store.create(spec.id, edits, notes)
-        self._dispatcher.wake()
-        return record
+        digests = {image: file.sha256 for image, file in control_files.items()}
+        plans = plan.plan_edits(request, spec, self.config, digests, adapters)
+        notes = plan.exif_notes(plans, {file.sha256: file.facts for file in control_files.values()})
+        return Admitted(spec, plans, {file.sha256: file for file in control_files.values()}, notes)
 
     async def standing(self, request_id: str) -> Standing:
         """Where a request stands. Raises RequestNotFound."""
@@ -117,9 +151,10 @@ class Service:
 
     async def _adapter(self, lora: Lora, token: str | None) -> AdapterUse:
         file = await self._loras.admit(lora.path, token)
-        return AdapterUse(file.id, lora.path, file.url, lora.network_multiplier)
+        header = file.header
+        return AdapterUse(file.id, lora.path, file.url, lora.network_multiplier, header.modules, header.trainer_version)
 
-    async def _control_images(self, request: InferenceRequest, spec: ModelSpec) -> dict[str, bytes]:
+    async def _control_files(self, request: InferenceRequest, spec: ModelSpec) -> dict[str, "ControlFile"]:
         """The file behind each distinct image string, all fetched at once. Raises ControlImageInvalid."""
         if not spec.requires_control_image:
             return {}
@@ -128,22 +163,47 @@ class Service:
         for index, prompt in enumerate(request.prompts):
             for image in prompt.control_images:
                 first_use.setdefault(image, index)
-        files = await _all(self._control_image(image, index) for image, index in first_use.items())
+        files = await _all(self._control_file(image, index, request.exif) for image, index in first_use.items())
         return dict(zip(first_use, files, strict=True))
 
-    async def _control_image(self, image: str, prompt_index: int) -> bytes:
+    async def _control_file(self, image: str, prompt_index: int, exif: Literal["ignore", "apply"]) -> "ControlFile":
         limits = self.config.fetch
         try:
             data = await self._fetcher.get(image) if image.startswith("http") else decode_base64(image)
             if len(data) > limits.max_bytes:
                 raise ControlImageInvalid(f"it is larger than {limits.max_bytes} bytes")
-            await asyncio.to_thread(images.check_control_image, data, limits.max_pixels)
+            return await asyncio.to_thread(ControlFile.of, data, exif, limits.max_pixels)
         except (FetchFailed, ControlImageInvalid) as error:
             raise ControlImageInvalid(
                 f"the control image of prompt {prompt_index} cannot be used: {error.message}",
                 {"prompt_index": prompt_index, "reason": error.message},
             ) from error
-        return data
+
+
+@dataclass(frozen=True)
+class ControlFile:
+    """A control image that was fetched and can be edited. `data` is the file as the client sent it."""
+
+    data: bytes
+    sha256: str
+    facts: ControlImage
+
+    @classmethod
+    def of(cls, data: bytes, exif: Literal["ignore", "apply"], max_pixels: int) -> Self:
+        """Raises ControlImageInvalid, with the reason alone. The pixels are not kept."""
+        picture = images.read(data, exif, max_pixels)
+        facts = ControlImage(picture.size, picture.exif_orientation, picture.conversions)
+        return cls(data, hashlib.sha256(data).hexdigest(), facts)
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A request that passed every check. `control_files` are by sha256."""
+
+    spec: ModelSpec
+    plans: list[EditPlan]
+    control_files: dict[str, ControlFile]
+    notes: list[str]
 
 
 def decode_base64(text: str) -> bytes:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 
 class Status(StrEnum):
@@ -25,12 +25,15 @@ class AdapterUse:
 
     `id` is derived from the file's identity, so that a file overwritten under the same name is another
     adapter; `path` is the client's word for it, `url` where an editor opens it (a local path or fsspec URL).
+    `modules` is how many of the model's linears the file changes, `trainer_version` what its metadata names.
     """
 
     id: str
     path: str
     url: str
     scale: float
+    modules: int = 0
+    trainer_version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class EditPlan:
     """Everything that decides the pixels of one picture, effective values only.
 
     `width` and `height` are pixels after snapping. `control_images` are the sha256 digests (hex) of the
-    encoded files as the client sent them, in order; `adapters` are in request order.
+    encoded files as the client sent them, in order; `adapters` are in request order. `exif` says whether the
+    control images' EXIF rotation is obeyed. `why` holds, for a person, how an effective value came about.
     """
 
     model: str
@@ -53,6 +57,8 @@ class EditPlan:
     output_format: str
     control_images: tuple[str, ...]
     adapters: tuple[AdapterUse, ...] = ()
+    exif: Literal["ignore", "apply"] = "ignore"
+    why: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,8 @@ class StepDone:
 class EditDone:
     """A finished picture, already readable under `url` in artifact storage.
 
-    `timings` are seconds by stage; `effective` is what was really done, for the result's metadata.
+    `timings` are seconds by stage; `effective` is what was done, the same record that `/v1/explain` gives
+    beforehand; `runtime` is what only the editor knows: device, dtype, threads, versions.
     """
 
     url: str
@@ -88,6 +95,7 @@ class EditDone:
     sha256: str
     timings: dict[str, float] = field(default_factory=dict)
     effective: dict[str, Any] = field(default_factory=dict)
+    runtime: dict[str, Any] = field(default_factory=dict)
 
 
 EditEvent = StepDone | EditDone

@@ -79,7 +79,7 @@ def engine() -> "Engine":
     from serve_app.config import ModelConfig
     from serve_app.engine import Engine
 
-    return Engine(ModelConfig(threads=THREADS, device="cpu", max_loaded_loras=2))
+    return Engine.load(ModelConfig(threads=THREADS, device="cpu", max_loaded_loras=2))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ https://huggingface.co/docs/safetensors/index#format
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -14,6 +15,9 @@ from serve_app.errors import LoraInvalidFile
 # The limit of the safetensors library itself.
 MAX_HEADER_BYTES = 100_000_000
 
+# The first matrix of a LoRA pair, by every name that diffusers' loader knows for it.
+FIRST_MATRICES = (".lora_A.weight", ".lora_down.weight", ".lora_A.default.weight")
+
 
 @dataclass(frozen=True)
 class Header:
@@ -21,6 +25,25 @@ class Header:
 
     tensors: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
+
+    @property
+    def modules(self) -> int:
+        """How many linears the file's LoRA pairs change."""
+        return count_modules(self.tensors)
+
+    @property
+    def trainer_version(self) -> str | None:
+        """The version of the ai-toolkit that wrote the file, if its metadata says so."""
+        try:
+            software = json.loads(self.metadata["software"])
+            return str(software["version"]) if software["name"] == "ai-toolkit" else None
+        except (KeyError, ValueError, TypeError):
+            return None
+
+
+def count_modules(keys: Iterable[str]) -> int:
+    """How many LoRA pairs there are among tensors of these names."""
+    return sum(key.endswith(FIRST_MATRICES) for key in keys)
 
 
 def read_header(file: BinaryIO, size: int, name: str) -> Header:

@@ -11,22 +11,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import save_file
 
-MODULES = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_out.0",
-    "attn.to_add_out",
-    "img_mod.1",
-    "txt_mod.1",
-    "img_mlp.net.0.proj",
-    "img_mlp.net.2",
-    "txt_mlp.net.0.proj",
-    "txt_mlp.net.2",
-)
+from serve_app.models.architecture import ADAPTED_LINEARS
 
 
 def make_lora(
@@ -47,7 +32,7 @@ def make_lora(
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     for block in range(transformer.config.num_layers):
-        for name in MODULES:
+        for name in ADAPTED_LINEARS:
             module = transformer.get_submodule(f"transformer_blocks.{block}.{name}")
             out_features, in_features = module.weight.shape
             down = torch.randn(rank, in_features, generator=generator)

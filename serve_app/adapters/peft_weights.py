@@ -2,17 +2,15 @@
 
 import fsspec
 import torch
-from diffusers import QwenImageEditPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from serve_app.adapters.header import count_modules
 from serve_app.adapters.sources import fingerprint
 from serve_app.errors import LoraChanged, LoraIncompatible, LoraInvalidFile
+from serve_app.models.checkpoint import Pipeline
 from serve_app.tasks import AdapterUse
-
-# The first matrix of a LoRA pair, by every name that diffusers' loader knows for it.
-FIRST_MATRICES = (".lora_A.weight", ".lora_down.weight", ".lora_A.default.weight")
 
 
 def read(use: AdapterUse) -> dict[str, Tensor]:
@@ -36,7 +34,7 @@ def read(use: AdapterUse) -> dict[str, Tensor]:
 class PeftWeights:
     """The adapters that hang on one pipeline's transformer. One caller at a time."""
 
-    def __init__(self, pipeline: QwenImageEditPipeline) -> None:
+    def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._transformer = pipeline.transformer
 
@@ -46,7 +44,7 @@ class PeftWeights:
         Raises LoraIncompatible, and leaves no trace, unless every pair of the file found its module: an
         adapter that does nothing, or half of what it should, is never served.
         """
-        expected = sum(key.endswith(FIRST_MATRICES) for key in tensors)
+        expected = count_modules(tensors)
         dtype = self._transformer.dtype
         tensors = {key: t if key.endswith(".alpha") else t.to(dtype) for key, t in tensors.items()}
         details = {"lora_path": use.path, "modules_in_file": expected}

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 
-from serve_app.adapters.header import read_header
+from serve_app.adapters.header import Header, read_header
 from serve_app.artifacts import Artifacts
 from serve_app.errors import FetchFailed, LoraDownloadFailed, LoraNotFound, LoraPathForbidden
 from serve_app.fetch import Fetcher
@@ -38,6 +38,7 @@ class AdmittedFile:
 
     id: str
     url: str
+    header: Header
 
 
 def is_url(path: str) -> bool:
@@ -82,8 +83,8 @@ class LoraSources:
 
     def _admit(self, path: str, url: str) -> AdmittedFile:
         with fsspec.open(url, "rb") as file:
-            read_header(file, fsspec.url_to_fs(url)[0].size(url), path)
-        return AdmittedFile(fingerprint(url), url)
+            header = read_header(file, fsspec.url_to_fs(url)[0].size(url), path)
+        return AdmittedFile(fingerprint(url), url, header)
 
     async def _download(self, url: str, token: str | None) -> str:
         with tempfile.TemporaryDirectory() as folder:

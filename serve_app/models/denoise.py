@@ -5,29 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
-from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_shift
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from serve_app.models.conditioning import pack
-
-# As published with every checkpoint of the family (scheduler/scheduler_config.json).
-SCHEDULER_CONFIG = {
-    "base_image_seq_len": 256,
-    "base_shift": 0.5,
-    "invert_sigmas": False,
-    "max_image_seq_len": 8192,
-    "max_shift": 0.9,
-    "num_train_timesteps": 1000,
-    "shift": 1.0,
-    "shift_terminal": 0.02,
-    "stochastic_sampling": False,
-    "time_shift_type": "exponential",
-    "use_beta_sigmas": False,
-    "use_dynamic_shifting": True,
-    "use_exponential_sigmas": False,
-    "use_karras_sigmas": False,
-}
+from serve_app.models.recipe import scheduler_config, shift_of
 
 
 def noise(seed: int, width: int, height: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -37,53 +19,45 @@ def noise(seed: int, width: int, height: int, device: torch.device, dtype: torch
 
 
 def schedule(steps: int, target_tokens: int, device: torch.device) -> FlowMatchEulerDiscreteScheduler:
-    """A scheduler that is set to `steps` steps; its shift depends on the tokens of the target picture alone.
-
-    A single step has no terminal stretch: with it, diffusers divides zero by zero.
-    """
-    config = SCHEDULER_CONFIG | ({"shift_terminal": None} if steps == 1 else {})
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
-    mu = calculate_shift(
-        target_tokens,
-        SCHEDULER_CONFIG["base_image_seq_len"],
-        SCHEDULER_CONFIG["max_image_seq_len"],
-        SCHEDULER_CONFIG["base_shift"],
-        SCHEDULER_CONFIG["max_shift"],
-    )
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device=device)
+    """A scheduler that is set to `steps` steps, for a target picture of so many tokens."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config(steps))
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift_of(target_tokens), device=device)
     scheduler.set_begin_index(0)
     return scheduler
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance, rescaled token by token to the norm of the conditional prediction."""
+def guide(conditional: Tensor, unconditional: Tensor, scale: float, *, rescaled: bool) -> Tensor:
+    """Classifier-free guidance; `rescaled`: brought token by token to the norm of the conditional prediction."""
     combined = unconditional + scale * (conditional - unconditional)
+    if not rescaled:
+        return combined
     return combined * (conditional.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
 
 
 def denoise(
     transformer: QwenImageTransformer2DModel,
     latents: Tensor,
-    control: Tensor,
+    control: Tensor | None,
     shapes: list[tuple[int, int, int]],
     positive: Tensor,
     negative: Tensor | None,
     guidance_scale: float,
+    guidance_rescaled: bool,
     steps: int,
     on_step: Callable[[int], None],
 ) -> Tensor:
     """Packed latents after `steps` steps, from noise.
 
-    `latents` and `control` are packed, (1, tokens, 64); `shapes` are (1, height/16, width/16) of the target
-    and of each control image, in pixels; `positive` and `negative` are prompt embeddings. Without `negative`
-    there is one forward a step. `on_step` is told the number of each finished step (1-based) and may raise
-    to stop.
+    `latents` and `control` (of all control images, in order) are packed, (1, tokens, 64); `shapes` are
+    (1, height/16, width/16) of the target and of each control image, in pixels; `positive` and `negative` are
+    prompt embeddings. Without `negative` there is one forward a step. `on_step` is told the number of each
+    finished step (1-based) and may raise to stop.
     """
     scheduler = schedule(steps, latents.shape[1], latents.device)
 
     def predict(embeddings: Tensor, timestep: Tensor) -> Tensor:
         predicted = transformer(
-            hidden_states=torch.cat([latents, control], dim=1),
+            hidden_states=latents if control is None else torch.cat([latents, control], dim=1),
             timestep=timestep.expand(1).to(latents.dtype) / 1000,
             encoder_hidden_states=embeddings,
             encoder_hidden_states_mask=None,
@@ -95,7 +69,8 @@ def denoise(
     for step, timestep in enumerate(scheduler.timesteps, start=1):
         prediction = predict(positive, timestep)
         if negative is not None:
-            prediction = guide(prediction, predict(negative, timestep), guidance_scale)
+            unconditional = predict(negative, timestep)
+            prediction = guide(prediction, unconditional, guidance_scale, rescaled=guidance_rescaled)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         on_step(step)
     return latents

@@ -1,4 +1,4 @@
-"""The embedded checkpoint: every class of Qwen-Image-Edit for real, with small random weights.
+"""The embedded checkpoints: every class of each model of the family for real, with small random weights.
 
 Made by code from a fixed seed at first use and kept in the user's cache, in the layout that diffusers'
 `save_pretrained` writes. It has the real geometry (8x and 16 latent channels, 2x2 patches, the published
@@ -8,13 +8,16 @@ scheduler), so sizes, tokens and code paths are those of the full model; its pic
 import hashlib
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKLQwenImage,
+    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
-    QwenImageEditPipeline,
     QwenImageTransformer2DModel,
 )
 from platformdirs import user_cache_path
@@ -29,7 +32,9 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from serve_app.models.denoise import SCHEDULER_CONFIG
+from serve_app.models.architecture import MINIATURE_ARCHITECTURE
+from serve_app.models.recipe import SCHEDULER_CONFIG
+from serve_app.models.registry import ModelSpec
 
 SEED = 20260823
 HIDDEN = 32
@@ -46,15 +51,15 @@ SPECIAL_TOKENS = (
 TOKEN_IDS = {token: 256 + i for i, token in enumerate(SPECIAL_TOKENS)}
 
 
-def ensure() -> Path:
-    """The miniature's directory; made first if it is not there. Safe to call from many processes at once."""
+def ensure(spec: ModelSpec) -> Path:
+    """The directory of a model's miniature; made first if need be. Safe to call from many processes at once."""
     # Named by this file's content, so that a change here never meets an older cache.
     version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    target = user_cache_path("serve_app") / f"miniature-{version}"
+    target = user_cache_path("serve_app") / f"miniature-{version}" / spec.id
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=target.parent))
-        make().save_pretrained(made)
+        make(spec).save_pretrained(made)
         try:
             made.rename(target)
         except OSError:
@@ -63,23 +68,27 @@ def ensure() -> Path:
     return target
 
 
-def make() -> QwenImageEditPipeline:
-    """The miniature in memory. Leaves the caller's random state as it was."""
+def make(spec: ModelSpec) -> DiffusionPipeline:
+    """A model's miniature in memory; all have the same weights. Leaves the caller's random state as it was."""
     tokenizer = make_tokenizer()
+    of_its_own: dict[str, Any] = {}
+    if spec.requires_control_image:
+        of_its_own["processor"] = Qwen2VLProcessor(
+            # The published limits; the class's own default would shrink a 1 MP picture.
+            image_processor=Qwen2VLImageProcessor(size={"shortest_edge": 3136, "longest_edge": 12845056}),
+            tokenizer=tokenizer,
+            video_processor=Qwen2VLVideoProcessor(),
+        )
+    pipeline_class: type[DiffusionPipeline] = getattr(diffusers, spec.pipeline)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(SEED)
-        return QwenImageEditPipeline(
+        return pipeline_class(
             scheduler=FlowMatchEulerDiscreteScheduler.from_config(SCHEDULER_CONFIG),
             vae=make_vae(),
             text_encoder=make_text_encoder(),
             tokenizer=tokenizer,
-            processor=Qwen2VLProcessor(
-                # The published limits; the class's own default would shrink a 1 MP picture.
-                image_processor=Qwen2VLImageProcessor(size={"shortest_edge": 3136, "longest_edge": 12845056}),
-                tokenizer=tokenizer,
-                video_processor=Qwen2VLVideoProcessor(),
-            ),
-            transformer=make_transformer(),
+            transformer=make_transformer(spec.zero_cond_t),
+            **of_its_own,
         )
 
 
@@ -106,7 +115,7 @@ def make_vae() -> AutoencoderKLQwenImage:
     return vae.eval()
 
 
-def make_transformer() -> QwenImageTransformer2DModel:
+def make_transformer(zero_cond_t: bool) -> QwenImageTransformer2DModel:
     """Random weights, but queries and keys that share a strong bias, so that a token looks at its own place.
 
     Otherwise attention over thousands of tokens is flat: any control image and any prompt would do.
@@ -115,11 +124,10 @@ def make_transformer() -> QwenImageTransformer2DModel:
         patch_size=2,
         in_channels=64,
         out_channels=16,
-        num_layers=2,
-        num_attention_heads=1,
-        attention_head_dim=16,
         joint_attention_dim=HIDDEN,
         axes_dims_rope=(4, 6, 6),
+        zero_cond_t=zero_cond_t,
+        **asdict(MINIATURE_ARCHITECTURE),
     )
     for block in transformer.transformer_blocks:
         attention = block.attn

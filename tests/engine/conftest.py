@@ -1,25 +1,55 @@
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from serve_app.adapters.maker import make_lora
 from serve_app.adapters.sources import fingerprint
-from serve_app.models import miniature
+from serve_app.config import ModelConfig
+from serve_app.engine import Engine
+from serve_app.models import checkpoint, miniature
+from serve_app.models.registry import MODELS
 from serve_app.tasks import AdapterUse
 from tests.conftest import ROOT, THREADS
 
 torch.set_num_threads(THREADS)
 
+CPU = torch.device("cpu")
+EDIT = MODELS["qwen_image_edit"]
 GOLDENS = Path(os.environ.get("GOLDENS", ROOT.parent / "shared/goldens"))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One pipeline, and an engine over it: what is measured on either is of the same weights."""
+
+    pipeline: Any
+    engine: Engine
+
+
+@pytest.fixture(scope="session")
+def bench() -> Callable[[str], Bench]:
+    """The miniature of a model, loaded as an editor does."""
+
+    @cache
+    def bench(model: str) -> Bench:
+        pipeline = checkpoint.load(ModelConfig(id=model), MODELS[model], CPU, torch.float32)
+        pipeline.set_progress_bar_config(disable=True)
+        return Bench(pipeline, Engine(pipeline, MODELS[model], CPU, THREADS, max_loaded_loras=2))
+
+    return bench
 
 
 @pytest.fixture(scope="session")
 def loras(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Four different adapters in the trainer's format."""
     folder = tmp_path_factory.mktemp("loras")
-    transformer = miniature.make().transformer
+    transformer = miniature.make(EDIT).transformer
     paths = [folder / f"{seed}.safetensors" for seed in range(4)]
     for seed, path in enumerate(paths):
         make_lora(transformer, path, seed=seed)

@@ -1,31 +1,52 @@
-"""The reference server's edit, said once more in a straight line over diffusers' own `__call__`.
+"""The reference server's and the trainer's edits, said once more in straight lines, apart from the product's code.
 
-Written from the parity facts, apart from the product's code: what is equal to it is equal to a pipeline
-that nobody here wrote.
+Both are written from the parity facts. `reference_edit` ends in diffusers' own `__call__`, which nobody here
+wrote; `trainer_edit` cannot, since `__call__` rescales every guided prediction.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import QwenImageEditPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+T2I = ("qwen_image", "qwen_image_2512")
 
 
-def reference_inputs(pipeline: QwenImageEditPipeline, picture: PIL.Image.Image, prompt: str) -> tuple:
-    """The prompt's embeddings by the pipeline's own `encode_prompt`, with the picture that it is shown."""
-    pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None] / 255.0
-    upside_down = pixels.shape[2] / pixels.shape[3]
-    width = math.sqrt(1024 * 1024 * upside_down)
-    size = (round(width / upside_down / 32) * 32, round(width / 32) * 32)
-    pixels = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear")
-    return pipeline.encode_prompt(prompt, image=pixels)
+def as_tensor(picture: PIL.Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None] / 255.0
+
+
+def shown(pixels: torch.Tensor, area: int, *, upside_down: bool) -> torch.Tensor:
+    """What the vision encoder's processor gets of a (1, 3, H, W) tensor."""
+    high, wide = pixels.shape[-2:]
+    ratio = high / wide if upside_down else wide / high
+    width = math.sqrt(area * ratio)
+    height = width / ratio
+    size = (round(height / 32) * 32, round(width / 32) * 32)
+    return torch.nn.functional.interpolate(pixels, size=size, mode="bilinear")
+
+
+def reference_prompt(pipeline, model: str, pictures: Sequence[PIL.Image.Image], text: str) -> torch.Tensor:
+    if model in T2I:
+        embeddings, mask = pipeline.encode_prompt(text)
+    elif model == "qwen_image_edit":
+        image = shown(as_tensor(pictures[0]), 1024 * 1024, upside_down=True)
+        embeddings, mask = pipeline.encode_prompt(text, image=image)
+    else:
+        images = [shown(as_tensor(picture), 384 * 384, upside_down=True) for picture in pictures]
+        embeddings, mask = pipeline.encode_prompt(text, image=images)
+    assert mask is None
+    return embeddings
 
 
 @torch.no_grad()
 def reference_edit(
-    pipeline: QwenImageEditPipeline,
-    picture: PIL.Image.Image,
+    pipeline,
+    model: str,
+    pictures: Sequence[PIL.Image.Image],
     *,
     prompt: str,
     negative: str,
@@ -37,15 +58,17 @@ def reference_edit(
     output_type: str = "pil",
 ) -> PIL.Image.Image | torch.Tensor:
     """The picture, or with `output_type="latent"` the packed latents."""
-    picture = picture.convert("RGB")
-    positive, positive_mask = reference_inputs(pipeline, picture, prompt)
-    unwanted, unwanted_mask = reference_inputs(pipeline, picture, negative)
+    pictures = [picture.convert("RGB") for picture in pictures]
+    inputs = {"prompt_embeds": reference_prompt(pipeline, model, pictures, prompt)}
+    if guidance > 1:
+        # The reference encodes it always; without guidance nothing reads it.
+        inputs["negative_prompt_embeds"] = reference_prompt(pipeline, model, pictures, negative)
+    if model == "qwen_image_edit":
+        inputs["image"] = pictures[0].resize((width, height), PIL.Image.Resampling.LANCZOS)
+    elif model not in T2I:
+        inputs["image"] = pictures
     return pipeline(
-        image=picture.resize((width, height), PIL.Image.Resampling.LANCZOS),
-        prompt_embeds=positive,
-        prompt_embeds_mask=positive_mask,
-        negative_prompt_embeds=unwanted,
-        negative_prompt_embeds_mask=unwanted_mask,
+        **inputs,
         true_cfg_scale=guidance,
         width=width,
         height=height,
@@ -53,3 +76,100 @@ def reference_edit(
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type=output_type,
     ).images[0]
+
+
+@torch.no_grad()
+def trainer_edit(
+    pipeline,
+    model: str,
+    pictures: Sequence[PIL.Image.Image],
+    *,
+    prompt: str,
+    negative: str,
+    width: int,
+    height: int,
+    steps: int,
+    guidance: float,
+    seed: int,
+) -> PIL.Image.Image:
+    """The trainer's preview at its newest version, from the parsed sample on."""
+    pictures = [picture.convert("RGB") for picture in pictures]
+    edit, t2i = model == "qwen_image_edit", model in T2I
+
+    # The list is changed in place, so what one prompt has resized is what the next one starts from. For
+    # the edit model each prompt starts from the original.
+    tensors = [as_tensor(picture) for picture in pictures]
+
+    def encode(text: str) -> torch.Tensor:
+        if t2i:
+            return pipeline.encode_prompt(text)[0][:, :512]
+        if edit:
+            return pipeline.encode_prompt(text, image=shown(tensors[0], 1024 * 1024, upside_down=False))[0]
+        for i, tensor in enumerate(tensors):
+            tensors[i] = shown(tensor, 384 * 384, upside_down=False)
+        return pipeline.encode_prompt(text, image=tensors)[0]
+
+    positive = encode(prompt)
+    unconditional = encode(negative) if guidance > 1 else None
+
+    # Control latents: the VAE's mode, normalised and packed.
+    controls, shapes = [], [(1, height // 16, width // 16)]
+    mean = torch.tensor(pipeline.vae.config.latents_mean).view(1, 16, 1, 1, 1)
+    std = torch.tensor(pipeline.vae.config.latents_std).view(1, 16, 1, 1, 1)
+    for picture in pictures:
+        if edit:
+            picture = picture.resize((width, height), PIL.Image.Resampling.BILINEAR)
+        ratio = picture.width / picture.height
+        wide = math.sqrt(1024 * 1024 * ratio)
+        size = (round(wide / 32) * 32, round(wide / ratio / 32) * 32)
+        picture = picture.resize(size, PIL.Image.Resampling.LANCZOS)
+        pixels = as_tensor(picture) * 2.0 - 1.0
+        latents = (pipeline.vae.encode(pixels[:, :, None]).latent_dist.mode() - mean) / std
+        controls.append(pipeline._pack_latents(latents, 1, 16, size[1] // 8, size[0] // 8))
+        shapes.append((1, size[1] // 16, size[0] // 16))
+
+    noise = torch.randn((1, 1, 16, height // 8, width // 8), generator=torch.Generator("cpu").manual_seed(seed))
+    latents = pipeline._pack_latents(noise, 1, 16, height // 8, width // 8)
+
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        base_image_seq_len=256,
+        max_image_seq_len=8192,
+        base_shift=0.5,
+        max_shift=0.9,
+        shift=1.0,
+        shift_terminal=0.02,
+        use_dynamic_shifting=True,
+        time_shift_type="exponential",
+        num_train_timesteps=1000,
+    )
+    slope = (0.9 - 0.5) / (8192 - 256)
+    mu = latents.shape[1] * slope + (0.5 - slope * 256)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+
+    def predict(embeddings: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return pipeline.transformer(
+            hidden_states=torch.cat([latents, *controls], dim=1),
+            timestep=t.expand(1) / 1000,
+            encoder_hidden_states=embeddings,
+            encoder_hidden_states_mask=None,
+            img_shapes=[shapes],
+            return_dict=False,
+        )[0][:, : latents.shape[1]]
+
+    for t in scheduler.timesteps:
+        prediction = predict(positive, t)
+        if unconditional is not None:
+            other = predict(unconditional, t)
+            guided = other + guidance * (prediction - other)
+            if edit or t2i:
+                guided = guided * (prediction.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+            prediction = guided
+        latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
+
+    latents = pipeline._unpack_latents(latents, height, width, 8)
+    decoded = pipeline.vae.decode(latents / (1.0 / std) + mean).sample[:, :, 0]
+    pixels = ((decoded[0] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype("uint8")
+    return PIL.Image.fromarray(pixels)
+
+
+ORACLES = {"reference": reference_edit, "trainer": trainer_edit}

@@ -14,7 +14,7 @@ from serve_app.engine import Engine
 from serve_app.errors import CheckpointRefused, EditCanceled, LoraChanged, LoraIncompatible, LoraInvalidFile
 from serve_app.models import checkpoint, miniature
 from tests.conftest import ROOT, THREADS
-from tests.engine.conftest import use
+from tests.engine.conftest import CPU, EDIT, use
 
 
 @pytest.fixture
@@ -136,14 +136,15 @@ def test_stages_are_timed_and_the_effective_values_told(engine, make_plan, contr
     edited = engine.edit(make_plan(), [control_png])
     stages = {"load_control_images", "apply_adapters", "encode_prompt", "encode_control", "denoise", "decode"}
     assert stages | {"generate"} <= set(edited.timings)
-    assert edited.effective["encoder_size"] == (832, 1248)
+    assert edited.effective["control_images"][0]["vision_encoder"]["sizes"] == [[832, 1248]]
     assert edited.effective["forwards"] == 4
-    assert json.dumps(edited.effective)
+    assert edited.runtime["threads"] == THREADS
+    assert json.loads(json.dumps(edited.effective)) == edited.effective
 
 
 def test_miniature_is_the_same_every_time(engine):
-    again = miniature.make()
-    loaded = checkpoint.load("miniature", torch.device("cpu"), torch.float32)
+    again = miniature.make(EDIT)
+    loaded = checkpoint.load(ModelConfig(), EDIT, CPU, torch.float32)
     for part in ("text_encoder", "transformer", "vae"):
         made, kept = getattr(again, part).state_dict(), getattr(loaded, part).state_dict()
         assert made.keys() == kept.keys()
@@ -151,11 +152,11 @@ def test_miniature_is_the_same_every_time(engine):
 
 
 def test_checkpoint_that_save_pretrained_wrote_is_served(make_plan, control_png, picture_of, tmp_path):
-    pipeline = miniature.make()
+    pipeline = miniature.make(EDIT)
     with torch.no_grad():
         pipeline.transformer.proj_out.weight *= 0.5
     pipeline.save_pretrained(tmp_path / "mine")
-    own = Engine(ModelConfig(checkpoint=str(tmp_path / "mine"), threads=THREADS, device="cpu"))
+    own = Engine.load(ModelConfig(checkpoint=str(tmp_path / "mine"), threads=THREADS, device="cpu"))
     assert distance(np.asarray(own.edit(make_plan(), [control_png]).image), picture_of()) > 0.5
 
 
@@ -168,12 +169,12 @@ def test_checkpoint_that_save_pretrained_wrote_is_served(make_plan, control_png,
     ],
 )
 def test_checkpoint_with_other_constants_is_refused_by_name(tmp_path, file, key, value):
-    miniature.make().save_pretrained(tmp_path)
+    miniature.make(EDIT).save_pretrained(tmp_path)
     config = json.loads((tmp_path / file).read_text())
     config.get("image_processor", config)[key] = value
     (tmp_path / file).write_text(json.dumps(config))
     with pytest.raises(CheckpointRefused, match=f"{key} = {value!r}, the recipe needs"):
-        checkpoint.load(str(tmp_path), torch.device("cpu"), torch.float32)
+        checkpoint.load(ModelConfig(checkpoint=str(tmp_path)), EDIT, CPU, torch.float32)
 
 
 def test_made_lora_has_the_trainers_names_and_metadata(loras):
@@ -186,7 +187,7 @@ def test_made_lora_has_the_trainers_names_and_metadata(loras):
 
 
 def test_shipped_lora_is_what_the_maker_makes(tmp_path):
-    make_lora(miniature.make().transformer, tmp_path / "my_lora.safetensors", seed=7)
+    make_lora(miniature.make(EDIT).transformer, tmp_path / "my_lora.safetensors", seed=7)
     shipped = ROOT / "samples/loras/my_lora_job/my_lora.safetensors"
     with safe_open(tmp_path / "my_lora.safetensors", "pt") as made, safe_open(shipped, "pt") as kept:
         assert made.metadata() == kept.metadata()

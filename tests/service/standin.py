@@ -52,7 +52,7 @@ class TimedEngine:
                 raise EditCanceled("stopped")
         self._note(f"made {plan.seed}")
         picture = PIL.Image.new("RGB", (plan.width, plan.height), (plan.seed % 256, 0, 0))
-        return Edited(picture, {"generate": 1.0, "load_control_images": 0.0}, {})
+        return Edited(picture, {"generate": 1.0, "load_control_images": 0.0}, {}, {})
 
     def _note(self, text: str) -> None:
         with (self._notes / "notes").open("a") as file:

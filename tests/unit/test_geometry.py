@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.geometry import encoder_size, fits_encoder, near_area, snap
+from serve_app.geometry import fits_encoder, near_area, snap
 
 
 def test_snap_floors():
@@ -14,11 +14,6 @@ def test_snap_floors():
 )
 def test_about_a_megapixel(ratio, size):
     assert near_area(ratio) == size
-
-
-def test_reference_swaps_the_encoders_sides():
-    assert encoder_size(720, 480, sides_swapped=False) == (1248, 832)
-    assert encoder_size(720, 480, sides_swapped=True) == (832, 1248)
 
 
 @pytest.mark.parametrize(

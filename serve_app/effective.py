@@ -1,0 +1,135 @@
+"""What was done, or would be: one record for `/v1/explain`, for a result's metadata and for a PNG's text.
+
+Pure, and the same code in the ingress and beside the engine. A key bears the request's own name where the
+request has one, so a picture can be made again by sending its record's values back.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serve_app.geometry import Size
+from serve_app.models.architecture import Architecture
+from serve_app.models.recipe import Recipe, scheduler_config, shift_of, sigmas_of, tokens
+from serve_app.models.registry import ModelSpec
+from serve_app.tasks import EditPlan
+
+# A rough figure for byte-pair tokens of English; only the estimate of the work rests on it.
+CHARACTERS_A_TOKEN = 4
+# Tokens of the template behind the dropped system prompt.
+TEMPLATE_TOKENS = 10
+# Pixels a side of the vision encoder's merged patch: 2 x 2 patches of 14 pixels, sides rounded to it.
+MERGED_PATCH = 28
+
+
+@dataclass(frozen=True)
+class ControlImage:
+    """The facts of one control image that its pixels do not tell any more. `size` is after `exif: apply`."""
+
+    size: Size
+    exif_orientation: int | None = None
+    conversions: tuple[str, ...] = ()
+
+
+def effective(
+    plan: EditPlan, spec: ModelSpec, recipe: Recipe, architecture: Architecture, images: Sequence[ControlImage]
+) -> dict[str, Any]:
+    """The record. Sizes are (width, height) in pixels."""
+    text_tokens = _text_tokens(plan.prompt, recipe.encoder_sizes)
+    positive = architecture.forward_flops(recipe.image_tokens, text_tokens)
+    negative = architecture.forward_flops(
+        recipe.image_tokens, _text_tokens(plan.negative_prompt, recipe.negative_encoder_sizes)
+    )
+    return {
+        "model": plan.model,
+        "base_model": spec.base_model,
+        "profile": plan.profile,
+        "prompt": plan.prompt,
+        "neg": plan.negative_prompt,
+        "width": plan.width,
+        "height": plan.height,
+        "sample_steps": plan.steps,
+        "guidance_scale": plan.guidance_scale,
+        "seed": plan.seed,
+        "output_format": plan.output_format,
+        "exif": plan.exif,
+        "why": plan.why,
+        "guidance": _guidance(plan, recipe),
+        "forwards": recipe.forwards,
+        "scheduler": _scheduler(plan, recipe),
+        "noise": {"generator": "cpu", "seed": plan.seed, "shape": [1, 1, 16, plan.height // 8, plan.width // 8]},
+        "text_encoder": {
+            "position_ids": recipe.position_ids,
+            "prompt_prefix": recipe.prompt_prefix,
+            "max_prompt_tokens": recipe.max_prompt_tokens,
+        },
+        "control_images": [_control_image(plan, recipe, index, image) for index, image in enumerate(images)],
+        "loras": [
+            {
+                "path": use.path,
+                "network_multiplier": use.scale,
+                "id": use.id,
+                "modules": use.modules,
+                "modules_of_a_whole_one": architecture.adapted_modules,
+                "trainer_version": use.trainer_version,
+            }
+            for use in plan.adapters
+        ],
+        "loras_applied": "as PEFT layers beside the base weights, the multiplier set for each request; never fused",
+        "tokens": {
+            "target": recipe.target_tokens,
+            "control": recipe.image_tokens - recipe.target_tokens,
+            "text_estimated": text_tokens,
+        },
+        "transformer_flops_estimated": plan.steps * (positive + (negative if recipe.guided else 0)),
+    }
+
+
+def _guidance(plan: EditPlan, recipe: Recipe) -> dict[str, Any]:
+    if not recipe.guided:
+        meaning = "off, since guidance_scale is not above 1: one forward a step, and neg is not used"
+    else:
+        rescaled = ", rescaled token by token to the conditional norm" if recipe.guidance_rescaled else ""
+        meaning = f"classifier-free: neg + {plan.guidance_scale:g} * (prompt - neg){rescaled}"
+    return {
+        "true_cfg_scale": plan.guidance_scale,
+        "guided": recipe.guided,
+        "rescaled_to_conditional_norm": recipe.guided and recipe.guidance_rescaled,
+        "forwards_a_step": recipe.forwards // plan.steps,
+        "meaning": meaning,
+    }
+
+
+def _scheduler(plan: EditPlan, recipe: Recipe) -> dict[str, Any]:
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift", "shift_terminal")
+    constants = {name: value for name, value in scheduler_config(plan.steps).items() if name in names}
+    return {
+        "class": "FlowMatchEulerDiscreteScheduler",
+        **constants,
+        "mu": shift_of(recipe.target_tokens),
+        "sigmas": sigmas_of(plan.steps, recipe.target_tokens),
+    }
+
+
+def _control_image(plan: EditPlan, recipe: Recipe, index: int, image: ControlImage) -> dict[str, Any]:
+    encoder = "tensor in [0, 1], bilinear, no antialias; the processor then scales by 1/255 once more"
+    return {
+        "sha256": plan.control_images[index],
+        "size": list(image.size),
+        "exif_orientation": image.exif_orientation,
+        "conversions": list(image.conversions),
+        "vision_encoder": {
+            "sizes": [list(size) for size in recipe.encoder_sizes[index]],
+            "sizes_for_neg": [list(size) for size in recipe.negative_encoder_sizes[index]],
+            "kernel": encoder,
+        },
+        "vae": [{"size": list(resize.size), "kernel": resize.kernel} for resize in recipe.control_resizes[index]],
+        "tokens": tokens(recipe.control_sizes[index]),
+    }
+
+
+def _text_tokens(text: str, encoder_sizes: Sequence[Sequence[Size]]) -> int:
+    """About how many tokens the text stream has: the pictures', the prompt's and the template's."""
+    seen = (sizes[-1] for sizes in encoder_sizes)
+    pictures = sum(round(width / MERGED_PATCH) * round(height / MERGED_PATCH) for width, height in seen)
+    return pictures + len(text) // CHARACTERS_A_TOKEN + TEMPLATE_TOKENS

@@ -1,0 +1,80 @@
+"""The transformer's dimensions, known without loading it: what its size in memory and its work follow from.
+
+Free of torch, so that an ingress may read it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from serve_app.config import MINIATURE, ModelConfig
+
+# The linears of one block that adapters are trained on (ostris/ai-toolkit 0.12.26).
+ADAPTED_LINEARS = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_out.0",
+    "attn.to_add_out",
+    "img_mod.1",
+    "txt_mod.1",
+    "img_mlp.net.0.proj",
+    "img_mlp.net.2",
+    "txt_mlp.net.0.proj",
+    "txt_mlp.net.2",
+)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """`QwenImageTransformer2DModel`'s own names for its dimensions."""
+
+    num_layers: int
+    num_attention_heads: int
+    attention_head_dim: int
+
+    @property
+    def width(self) -> int:
+        """Features of a token."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def adapted_modules(self) -> int:
+        """How many linears a whole adapter of the trainer's touches."""
+        return self.num_layers * len(ADAPTED_LINEARS)
+
+    def forward_flops(self, image_tokens: int, text_tokens: int) -> int:
+        """Floating-point operations of one forward for one picture, a multiply-add counted as two.
+
+        Each token of either stream passes 12 matrices of width x width a block (queries, keys, values,
+        output, and a feed-forward of four times the width); attention, over both streams together, is two
+        products of tokens x tokens x width. Modulation, embeddings and the last projection are left out:
+        below 0.1% at 1024x1024.
+        """
+        tokens = image_tokens + text_tokens
+        linears = 2 * 12 * self.width**2 * tokens
+        attention = 2 * 2 * tokens**2 * self.width
+        return self.num_layers * (linears + attention)
+
+
+# As published with every checkpoint of the family (transformer/config.json), and the class's own defaults.
+PUBLISHED = Architecture(60, 24, 128)
+MINIATURE_ARCHITECTURE = Architecture(2, 1, 16)
+
+
+def architecture_of(model: ModelConfig) -> Architecture:
+    """The dimensions behind a configured checkpoint; those of a hub id are the published ones."""
+    if model.checkpoint == MINIATURE:
+        return MINIATURE_ARCHITECTURE
+    file = Path(model.checkpoint) / "transformer/config.json"
+    return from_config(json.loads(file.read_text())) if file.is_file() else PUBLISHED
+
+
+def from_config(config: Mapping[str, Any]) -> Architecture:
+    """The dimensions that a transformer's config names."""
+    return replace(PUBLISHED, **{key: config[key] for key in asdict(PUBLISHED) if key in config})
