@@ -170,6 +170,8 @@ class Engine:
 
         if should_stop():
             raise EditCanceled("stopped before its first step")
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         on_step(0)
         with watch.stage("generate"):
             with watch.stage("apply_adapters"):
@@ -230,8 +232,10 @@ class Engine:
 
     def _runtime(self) -> dict[str, Any]:
         """What of an edit only this process knows."""
+        on_gpu = self.device.type == "cuda"
         return {
-            "device": str(self.device),
+            "device": torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
+            "peak_memory_gib": round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2) if on_gpu else None,
             "dtype": str(self._pipeline.transformer.dtype).removeprefix("torch."),
             "threads": self.threads,
             "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},

@@ -88,7 +88,7 @@ def make_recipe(spec: ModelSpec, profile: Profile, plan: EditPlan, pictures: Seq
     """The recipe for a plan whose control images have these sizes (none for a text-to-image model)."""
     edit_plus = spec.family == "edit_plus"
     encoder_sizes = tuple(encoder_size(size, spec.family, profile) for size in pictures)
-    negative_sizes = tuple((size,) for size in encoder_sizes)
+    negative_sizes: tuple[tuple[Size, ...], ...] = tuple((size,) for size in encoder_sizes)
     if edit_plus and profile.edit_plus_negative_resized_twice:
         negative_sizes = tuple((size, encoder_size(size, spec.family, profile)) for size in encoder_sizes)
     guided = plan.guidance_scale > 1

@@ -15,8 +15,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 T2I = ("qwen_image", "qwen_image_2512")
 
 
-def as_tensor(picture: PIL.Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None] / 255.0
+def as_tensor(picture: PIL.Image.Image, like: torch.nn.Module) -> torch.Tensor:
+    """(1, 3, H, W) in [0, 1], on the device and in the dtype of a model's part."""
+    return (torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None] / 255.0).to(like.device, like.dtype)
 
 
 def shown(pixels: torch.Tensor, area: int, *, upside_down: bool) -> torch.Tensor:
@@ -33,10 +34,11 @@ def reference_prompt(pipeline, model: str, pictures: Sequence[PIL.Image.Image], 
     if model in T2I:
         embeddings, mask = pipeline.encode_prompt(text)
     elif model == "qwen_image_edit":
-        image = shown(as_tensor(pictures[0]), 1024 * 1024, upside_down=True)
+        image = shown(as_tensor(pictures[0], pipeline.text_encoder), 1024 * 1024, upside_down=True)
         embeddings, mask = pipeline.encode_prompt(text, image=image)
     else:
-        images = [shown(as_tensor(picture), 384 * 384, upside_down=True) for picture in pictures]
+        tensors = [as_tensor(picture, pipeline.text_encoder) for picture in pictures]
+        images = [shown(tensor, 384 * 384, upside_down=True) for tensor in tensors]
         embeddings, mask = pipeline.encode_prompt(text, image=images)
     assert mask is None
     return embeddings
@@ -98,7 +100,7 @@ def trainer_edit(
 
     # The list is changed in place, so what one prompt has resized is what the next one starts from. For
     # the edit model each prompt starts from the original.
-    tensors = [as_tensor(picture) for picture in pictures]
+    tensors = [as_tensor(picture, pipeline.text_encoder) for picture in pictures]
 
     def encode(text: str) -> torch.Tensor:
         if t2i:
@@ -123,7 +125,7 @@ def trainer_edit(
         wide = math.sqrt(1024 * 1024 * ratio)
         size = (round(wide / 32) * 32, round(wide / ratio / 32) * 32)
         picture = picture.resize(size, PIL.Image.Resampling.LANCZOS)
-        pixels = as_tensor(picture) * 2.0 - 1.0
+        pixels = as_tensor(picture, pipeline.vae) * 2.0 - 1.0
         latents = (pipeline.vae.encode(pixels[:, :, None]).latent_dist.mode() - mean) / std
         controls.append(pipeline._pack_latents(latents, 1, 16, size[1] // 8, size[0] // 8))
         shapes.append((1, size[1] // 16, size[0] // 16))
