@@ -1,0 +1,233 @@
+"""The published sizes with random weights on one GPU: parity with diffusers, and an edit through the service.
+
+Random weights make noise for pictures, but shapes, kernels, time and memory are those of the real model.
+
+python -m benchmarks.full_size parity     # every stage beside diffusers' own __call__, in one process
+python -m benchmarks.full_size service    # one 1024x1024 edit over HTTP and Ray Serve, after a first one
+"""
+
+import argparse
+import base64
+import json
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import diffusers
+import PIL.Image
+import torch
+from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from serve_app.config import AppConfig, ModelConfig
+from serve_app.engine import Engine
+from serve_app.models.architecture import PUBLISHED
+from serve_app.models.checkpoint import Pipeline
+from serve_app.models.miniature import TOKEN_IDS, make_tokenizer
+from serve_app.models.recipe import SCHEDULER_CONFIG
+from serve_app.models.registry import MODELS, ModelSpec
+from serve_app.tasks import EditPlan
+
+ROOT = Path(__file__).parent.parent
+PHOTOGRAPH = ROOT / "samples/astronaut.jpg"
+
+# Qwen2.5-VL-7B-Instruct's config.json, as far as it decides shapes.
+TEXT = {
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": TOKEN_IDS["<|endoftext|>"],
+}
+VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
+
+
+def make_pipeline(spec: ModelSpec, device: torch.device) -> Pipeline:
+    """A model at its published size, its weights drawn on the device in bf16: about 58 GB."""
+    config = Qwen2_5_VLConfig(
+        text_config=TEXT,
+        vision_config=VISION,
+        image_token_id=TOKEN_IDS["<|image_pad|>"],
+        video_token_id=TOKEN_IDS["<|video_pad|>"],
+        vision_start_token_id=TOKEN_IDS["<|vision_start|>"],
+        vision_end_token_id=TOKEN_IDS["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )
+    tokenizer = make_tokenizer()
+    parts = {
+        "scheduler": FlowMatchEulerDiscreteScheduler.from_config(SCHEDULER_CONFIG),
+        "tokenizer": tokenizer,
+    }
+    if spec.requires_control_image:
+        images = Qwen2VLImageProcessor(size={"shortest_edge": 3136, "longest_edge": 12845056})
+        parts["processor"] = Qwen2VLProcessor(
+            image_processor=images, tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor()
+        )
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with device, torch.no_grad():
+        parts["text_encoder"] = Qwen2_5_VLForConditionalGeneration(config)
+        parts["transformer"] = QwenImageTransformer2DModel(zero_cond_t=spec.zero_cond_t, **asdict(PUBLISHED))
+        parts["vae"] = AutoencoderKLQwenImage()
+    torch.set_default_dtype(torch.float32)
+    for name in ("text_encoder", "transformer", "vae"):
+        parts[name].eval().requires_grad_(False)
+    pipeline = getattr(diffusers, spec.pipeline)(**parts)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_full_size(config: ModelConfig) -> Engine:
+    """An editor's engine for `build_application`, whatever checkpoint the config names."""
+    device = torch.device("cuda")
+    spec = MODELS[config.id]
+    return Engine(make_pipeline(spec, device), spec, device, threads=8, max_loaded_loras=config.max_loaded_loras)
+
+
+def measure_parity(steps: int) -> None:
+    """One edit by the engine and one by diffusers' `__call__`, of the same pipeline: equal at every stage?"""
+    from tests.engine.oracle import reference_edit
+    from tests.engine.recorder import differences, record
+
+    device = torch.device("cuda")
+    edit = MODELS["qwen_image_edit"]
+    pipeline = make_pipeline(edit, device)
+    photograph = PIL.Image.open(PHOTOGRAPH).convert("RGB")
+    wide = photograph.crop((0, 0, photograph.width, photograph.height * 2 // 3))
+    cases = (
+        (edit, [wide], steps),
+        (MODELS["qwen_image_edit_plus"], [wide, photograph], 4),
+        (MODELS["qwen_image"], [], 4),
+    )
+    for spec, pictures, count in cases:
+        components = dict(pipeline.components.items())
+        if not spec.requires_control_image:
+            components.pop("processor")
+        own = getattr(diffusers, spec.pipeline)(**components)
+        own.set_progress_bar_config(disable=True)
+        engine = Engine(own, spec, device, threads=8, max_loaded_loras=1)
+        plan = replace(PLAN, model=spec.id, steps=count, control_images=("",) * len(pictures))
+        torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        with record(own) as ours:
+            edited = engine.edit(plan, [encoded(picture) for picture in pictures])
+        took, memory = time.perf_counter() - started, torch.cuda.max_memory_allocated() / 2**30
+        started = time.perf_counter()
+        with record(own) as theirs:
+            expected = reference_edit(
+                own,
+                spec.id,
+                pictures,
+                prompt=plan.prompt,
+                negative=plan.negative_prompt,
+                width=plan.width,
+                height=plan.height,
+                steps=plan.steps,
+                guidance=plan.guidance_scale,
+                seed=plan.seed,
+            )
+        reference_took = time.perf_counter() - started
+        latents = [next(value for name, value in events if name == "final_latents") for events in (ours, theirs)]
+        report(
+            model=spec.id,
+            steps=count,
+            stages=len(ours),
+            stages_that_differ=differences(ours, theirs),
+            latents_equal=torch.equal(*latents),
+            pixels_equal=edited.image.tobytes() == expected.tobytes(),
+            engine_s=round(took, 2),
+            diffusers_s=round(reference_took, 2),
+            timings={stage: round(seconds, 3) for stage, seconds in edited.timings.items()},
+            peak_gib=round(memory, 1),
+            runtime=edited.runtime,
+        )
+
+
+PLAN = EditPlan(
+    model="qwen_image_edit",
+    profile="reference",
+    prompt="turn the sky red",
+    negative_prompt="",
+    width=1024,
+    height=1024,
+    steps=25,
+    guidance_scale=4.0,
+    seed=42,
+    output_format="png",
+    control_images=("",),
+)
+
+
+def encoded(picture: PIL.Image.Image) -> bytes:
+    with tempfile.SpooledTemporaryFile() as file:
+        picture.save(file, "PNG")
+        file.seek(0)
+        return file.read()
+
+
+def measure_service(port: int = 8123) -> None:
+    """The documented request over HTTP, twice: the first one finds the GPU cold."""
+    import httpx
+    import ray
+    from ray import serve
+
+    from serve_app.app import build_application
+
+    ray.init(address="local", num_gpus=1, include_dashboard=False, namespace="serve", log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    with tempfile.TemporaryDirectory() as folder:
+        args = {"models": [{"device": "cuda"}], "artifacts_url": "artifacts", "require_lora": False}
+        config = AppConfig.model_validate(args).resolved(Path(folder))
+        started = time.perf_counter()
+        serve.run(build_application(config, load_full_size), name="edits")
+        print(f"ready after {time.perf_counter() - started:.1f} s")
+        prompt = {"prompt": PLAN.prompt, "ctrl_img": base64.b64encode(PHOTOGRAPH.read_bytes()).decode()}
+        body = {"model": PLAN.model, "loras": [], "prompts": [prompt], "output_format": "png"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            for _ in range(2):
+                started = time.perf_counter()
+                submitted = client.post("/v1/inference", json=body).raise_for_status().json()
+                while client.get(submitted["status_url"]).json()["finished_at"] is None:
+                    time.sleep(0.05)
+                took = time.perf_counter() - started
+                result = client.get(submitted["result_url"]).json()
+                report(
+                    status=result["status"],
+                    error=result["error"],
+                    post_to_finished_s=round(took, 2),
+                    timings=result["metadata"]["timings"]["prompts"],
+                    runtime=result["metadata"]["runtime"],
+                )
+        serve.shutdown()
+    ray.shutdown()
+
+
+def report(**facts: object) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["parity", "service"])
+    parser.add_argument("--steps", type=int, default=25, help="of the edit in `parity`")
+    arguments = parser.parse_args()
+    if arguments.what == "parity":
+        measure_parity(arguments.steps)
+    else:
+        measure_service()
+
+
+if __name__ == "__main__":
+    main()
