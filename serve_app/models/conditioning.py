@@ -109,8 +109,8 @@ def decode_latents(pipeline: Pipeline, latents: Tensor, width: int, height: int)
     vae = pipeline.vae
     latents = unpack(latents, width, height).to(vae.dtype)
     mean = per_channel(torch.tensor(vae.config.latents_mean), latents)
-    # Divided by the reciprocal, as the pipeline does it: a product would round differently.
-    inverse_std = per_channel(1.0 / torch.tensor(vae.config.latents_std), latents)
+    # Divided by the reciprocal of what is already rounded to the VAE's dtype, as the pipeline does it.
+    inverse_std = 1.0 / per_channel(torch.tensor(vae.config.latents_std), latents)
     decoded = vae.decode(latents / inverse_std + mean, return_dict=False)[0][:, :, 0]
     if not decoded.isfinite().all():
         raise UnusableResult(
