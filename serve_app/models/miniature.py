@@ -93,7 +93,7 @@ def make(spec: ModelSpec) -> DiffusionPipeline:
 
 
 def make_vae() -> AutoencoderKLQwenImage:
-    """Random weights, scaled so that a picture's latents have unit variance and a decoded one is not flat."""
+    """Random weights, with the statistics of a picture's latents in its config, so scaled that nothing decodes flat."""
     vae = AutoencoderKLQwenImage(
         base_dim=4,
         z_dim=16,
@@ -101,16 +101,16 @@ def make_vae() -> AutoencoderKLQwenImage:
         num_res_blocks=0,
         attn_scales=[],
         temperal_downsample=[False, True, True],
-        latents_mean=[0.0] * 16,
-        latents_std=[1.0] * 16,
     )
     blobs = F.interpolate(torch.randn(1, 3, 16, 16), size=(256, 256), mode="bicubic").clamp(-1, 1)
     latents = vae.encode(blobs.unsqueeze(2)).latent_dist.mode()[0].flatten(1)
+    # Statistics other than 0 and 1, as the published ones are: how they are rounded and applied counts.
     spread, centre = latents.std(dim=1), latents.mean(dim=1)
-    vae.quant_conv.weight[:16] /= spread.view(16, 1, 1, 1, 1)
-    vae.quant_conv.bias[:16] = (vae.quant_conv.bias[:16] - centre) / spread
+    vae.register_to_config(latents_mean=centre.tolist(), latents_std=spread.tolist())
+    vae.post_quant_conv.weight /= spread.view(1, 16, 1, 1, 1)
+    vae.post_quant_conv.bias -= vae.post_quant_conv.weight.flatten(1) @ centre
     vae.decoder.conv_out.weight *= 4
-    grey = vae.decode(torch.zeros(1, 16, 1, 32, 32)).sample[0].flatten(1)
+    grey = vae.decode(centre.view(1, 16, 1, 1, 1).expand(1, 16, 1, 32, 32)).sample[0].flatten(1)
     vae.decoder.conv_out.bias -= grey.median(dim=1).values
     return vae.eval()
 

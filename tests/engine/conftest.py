@@ -33,12 +33,12 @@ class Bench:
 
 
 @pytest.fixture(scope="session")
-def bench() -> Callable[[str], Bench]:
+def bench() -> Callable[..., Bench]:
     """The miniature of a model, loaded as an editor does."""
 
     @cache
-    def bench(model: str) -> Bench:
-        pipeline = checkpoint.load(ModelConfig(id=model), MODELS[model], CPU, torch.float32)
+    def bench(model: str, dtype: torch.dtype = torch.float32) -> Bench:
+        pipeline = checkpoint.load(ModelConfig(id=model), MODELS[model], CPU, dtype)
         pipeline.set_progress_bar_config(disable=True)
         return Bench(pipeline, Engine(pipeline, MODELS[model], CPU, THREADS, max_loaded_loras=2))
 

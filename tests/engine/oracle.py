@@ -15,9 +15,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 T2I = ("qwen_image", "qwen_image_2512")
 
 
-def as_tensor(picture: PIL.Image.Image, like: torch.nn.Module) -> torch.Tensor:
-    """(1, 3, H, W) in [0, 1], on the device and in the dtype of a model's part."""
-    return (torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None] / 255.0).to(like.device, like.dtype)
+def as_tensor(picture: PIL.Image.Image) -> torch.Tensor:
+    """(1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None] / 255.0
+
+
+def for_encoder(pipeline, picture: PIL.Image.Image) -> torch.Tensor:
+    return as_tensor(picture).to(pipeline.text_encoder.device, pipeline.text_encoder.dtype)
 
 
 def shown(pixels: torch.Tensor, area: int, *, upside_down: bool) -> torch.Tensor:
@@ -34,11 +38,10 @@ def reference_prompt(pipeline, model: str, pictures: Sequence[PIL.Image.Image], 
     if model in T2I:
         embeddings, mask = pipeline.encode_prompt(text)
     elif model == "qwen_image_edit":
-        image = shown(as_tensor(pictures[0], pipeline.text_encoder), 1024 * 1024, upside_down=True)
+        image = shown(for_encoder(pipeline, pictures[0]), 1024 * 1024, upside_down=True)
         embeddings, mask = pipeline.encode_prompt(text, image=image)
     else:
-        tensors = [as_tensor(picture, pipeline.text_encoder) for picture in pictures]
-        images = [shown(tensor, 384 * 384, upside_down=True) for tensor in tensors]
+        images = [shown(for_encoder(pipeline, picture), 384 * 384, upside_down=True) for picture in pictures]
         embeddings, mask = pipeline.encode_prompt(text, image=images)
     assert mask is None
     return embeddings
@@ -100,7 +103,7 @@ def trainer_edit(
 
     # The list is changed in place, so what one prompt has resized is what the next one starts from. For
     # the edit model each prompt starts from the original.
-    tensors = [as_tensor(picture, pipeline.text_encoder) for picture in pictures]
+    tensors = [for_encoder(pipeline, picture) for picture in pictures]
 
     def encode(text: str) -> torch.Tensor:
         if t2i:
@@ -116,8 +119,8 @@ def trainer_edit(
 
     # Control latents: the VAE's mode, normalised and packed.
     controls, shapes = [], [(1, height // 16, width // 16)]
-    mean = torch.tensor(pipeline.vae.config.latents_mean).view(1, 16, 1, 1, 1)
-    std = torch.tensor(pipeline.vae.config.latents_std).view(1, 16, 1, 1, 1)
+    mean = torch.tensor(pipeline.vae.config.latents_mean).view(1, 16, 1, 1, 1).to(positive)
+    std = torch.tensor(pipeline.vae.config.latents_std).view(1, 16, 1, 1, 1).to(positive)
     for picture in pictures:
         if edit:
             picture = picture.resize((width, height), PIL.Image.Resampling.BILINEAR)
@@ -125,12 +128,13 @@ def trainer_edit(
         wide = math.sqrt(1024 * 1024 * ratio)
         size = (round(wide / 32) * 32, round(wide / ratio / 32) * 32)
         picture = picture.resize(size, PIL.Image.Resampling.LANCZOS)
-        pixels = as_tensor(picture, pipeline.vae) * 2.0 - 1.0
+        pixels = (as_tensor(picture) * 2.0 - 1.0).to(positive)
         latents = (pipeline.vae.encode(pixels[:, :, None]).latent_dist.mode() - mean) / std
         controls.append(pipeline._pack_latents(latents, 1, 16, size[1] // 8, size[0] // 8))
         shapes.append((1, size[1] // 16, size[0] // 16))
 
-    noise = torch.randn((1, 1, 16, height // 8, width // 8), generator=torch.Generator("cpu").manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noise = torch.randn((1, 1, 16, height // 8, width // 8), generator=generator, dtype=positive.dtype)
     latents = pipeline._pack_latents(noise, 1, 16, height // 8, width // 8)
 
     scheduler = FlowMatchEulerDiscreteScheduler(
@@ -151,7 +155,7 @@ def trainer_edit(
     def predict(embeddings: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return pipeline.transformer(
             hidden_states=torch.cat([latents, *controls], dim=1),
-            timestep=t.expand(1) / 1000,
+            timestep=t.expand(1).to(positive.dtype) / 1000,
             encoder_hidden_states=embeddings,
             encoder_hidden_states_mask=None,
             img_shapes=[shapes],
@@ -170,7 +174,7 @@ def trainer_edit(
 
     latents = pipeline._unpack_latents(latents, height, width, 8)
     decoded = pipeline.vae.decode(latents / (1.0 / std) + mean).sample[:, :, 0]
-    pixels = ((decoded[0] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype("uint8")
+    pixels = ((decoded[0] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).float().numpy() * 255).round().astype("uint8")
     return PIL.Image.fromarray(pixels)
 
 
