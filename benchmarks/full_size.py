@@ -93,7 +93,7 @@ def load_full_size(config: ModelConfig) -> Engine:
     """An editor's engine for `build_application`, whatever checkpoint the config names."""
     device = torch.device("cuda")
     spec = MODELS[config.id]
-    return Engine(make_pipeline(spec, device), spec, device, threads=8, max_loaded_loras=config.max_loaded_loras)
+    return Engine.of(make_pipeline(spec, device), spec, config.model_copy(update={"threads": 8}))
 
 
 def measure_parity(steps: int) -> None:
@@ -117,7 +117,7 @@ def measure_parity(steps: int) -> None:
             components.pop("processor")
         own = getattr(diffusers, spec.pipeline)(**components)
         own.set_progress_bar_config(disable=True)
-        engine = Engine(own, spec, device, threads=8, max_loaded_loras=1)
+        engine = Engine(own, spec, threads=8, max_loaded_loras=1)
         plan = replace(PLAN, model=spec.id, steps=count, control_images=("",) * len(pictures))
         torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
@@ -199,11 +199,14 @@ def measure_service(port: int = 8123) -> None:
             for _ in range(2):
                 started = time.perf_counter()
                 submitted = client.post("/v1/inference", json=body).raise_for_status().json()
+                posted = time.perf_counter() - started
                 while client.get(submitted["status_url"]).json()["finished_at"] is None:
                     time.sleep(0.05)
                 took = time.perf_counter() - started
                 result = client.get(submitted["result_url"]).json()
                 report(
+                    **{key: result[key] for key in ("created_at", "finished_at")},
+                    post_s=round(posted, 2),
                     status=result["status"],
                     error=result["error"],
                     post_to_finished_s=round(took, 2),

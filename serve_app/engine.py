@@ -78,11 +78,9 @@ class Engine:
     `prepare` may run in any thread while an edit runs; `run` is for one caller at a time.
     """
 
-    def __init__(
-        self, pipeline: checkpoint.Pipeline, spec: ModelSpec, device: torch.device, threads: int, max_loaded_loras: int
-    ) -> None:
-        """An engine for a pipeline that lies on `device`, with so many CPU threads and adapters kept at most."""
-        self.device = device
+    def __init__(self, pipeline: checkpoint.Pipeline, spec: ModelSpec, threads: int, max_loaded_loras: int) -> None:
+        """An engine for a pipeline where it lies, with so many CPU threads and adapters kept at most."""
+        self.device: torch.device = pipeline.device
         # Ray gives a small replica one thread; the number decides the last bits of a picture on a CPU.
         self.threads = threads
         self.alive = True
@@ -95,12 +93,13 @@ class Engine:
     @classmethod
     def load(cls, config: ModelConfig) -> Self:
         """The engine for a configured model. Raises CheckpointRefused."""
-        spec = MODELS[config.id]
-        device = devices.choose(config.device)
-        threads = config.threads or os.cpu_count() or 1
-        torch.set_num_threads(threads)
-        pipeline = checkpoint.load(config, spec, device, devices.dtype_for(device))
-        return cls(pipeline, spec, device, threads, config.max_loaded_loras)
+        spec, device = MODELS[config.id], devices.choose(config.device)
+        return cls.of(checkpoint.load(config, spec, device, devices.dtype_for(device)), spec, config)
+
+    @classmethod
+    def of(cls, pipeline: checkpoint.Pipeline, spec: ModelSpec, config: ModelConfig) -> Self:
+        """The engine for a pipeline that is loaded and placed already."""
+        return cls(pipeline, spec, config.threads or os.cpu_count() or 1, config.max_loaded_loras)
 
     def edit(
         self,

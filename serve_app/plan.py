@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 DEFAULT_SEED = 42
 TRIGGER = "[trigger]"
+# Where the text encoder puts pictures: one in a prompt would ask for a picture that is not there.
+RESERVED_TOKENS = ("<|image_pad|>", "<|video_pad|>")
 
 
 def find_model(request: InferenceRequest, config: AppConfig) -> ModelSpec:
@@ -88,7 +90,13 @@ def check_parameters(request: InferenceRequest, spec: ModelSpec, config: AppConf
                 {"prompt_index": index, "parameter": "resolution"},
             )
         for name in ("prompt", "neg"):
-            length = len(getattr(prompt, name) or "")
+            text = getattr(prompt, name) or ""
+            if reserved := [token for token in RESERVED_TOKENS if token in text]:
+                raise InvalidParameter(
+                    f"prompt {index}: {name} holds {reserved[0]}, which stands for a picture; leave it out",
+                    {"prompt_index": index, "parameter": name},
+                )
+            length = len(text)
             if length > config.max_prompt_chars:
                 raise InvalidParameter(
                     f"prompt {index}: {name} has {length} characters, at most {config.max_prompt_chars} are accepted",

@@ -15,6 +15,8 @@ from diffusers import (
     QwenImagePipeline,
 )
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
 
 from serve_app.config import MINIATURE, ModelConfig
 from serve_app.errors import CheckpointRefused
@@ -45,16 +47,28 @@ def load(config: ModelConfig, spec: ModelSpec, device: torch.device, dtype: torc
 
     Raises CheckpointRefused if it cannot be found, or with every key that differs and both values.
     """
-    diffusers_logging.disable_progress_bar()
     folder = find(config, spec)
     logger.info("loading %s from %s (%s) on %s", config.checkpoint, folder, dtype, device)
     # Before the weights are read, which may take minutes.
     refuse_if_different(config.checkpoint, spec, [pipeline_class(folder, spec)])
-    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+    pipeline = read(folder, dtype)
     refuse_if_different(config.checkpoint, spec, constants(pipeline, spec))
+    return pipeline.to(device)
+
+
+def read(folder: Path, dtype: torch.dtype) -> Pipeline:
+    """The pipeline in `folder`, in host memory and for inference alone. Raises CheckpointRefused."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        # The cause is for the operator's log: a missing part, a truncated file, a config of another class.
+        raise CheckpointRefused(f"diffusers cannot read the checkpoint in {folder}: {error}") from error
+    pipeline.set_progress_bar_config(disable=True)
     for module in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
         module.eval().requires_grad_(False)
-    return pipeline.to(device)
+    return pipeline
 
 
 def find(config: ModelConfig, spec: ModelSpec) -> Path:

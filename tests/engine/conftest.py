@@ -39,8 +39,7 @@ def bench() -> Callable[..., Bench]:
     @cache
     def bench(model: str, dtype: torch.dtype = torch.float32) -> Bench:
         pipeline = checkpoint.load(ModelConfig(id=model), MODELS[model], CPU, dtype)
-        pipeline.set_progress_bar_config(disable=True)
-        return Bench(pipeline, Engine(pipeline, MODELS[model], CPU, THREADS, max_loaded_loras=2))
+        return Bench(pipeline, Engine(pipeline, MODELS[model], THREADS, max_loaded_loras=2))
 
     return bench
 

@@ -1,8 +1,11 @@
 """The engine beyond pixels: adapters come and go without a trace, edits stop when told, errors stay small."""
 
+import io
 import json
+import shutil
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors import safe_open
@@ -11,9 +14,17 @@ from safetensors.torch import save_file
 from serve_app.adapters.maker import make_lora
 from serve_app.config import ModelConfig
 from serve_app.engine import Engine
-from serve_app.errors import CheckpointRefused, EditCanceled, LoraChanged, LoraIncompatible, LoraInvalidFile
+from serve_app.errors import (
+    CheckpointRefused,
+    EditCanceled,
+    LoraChanged,
+    LoraIncompatible,
+    LoraInvalidFile,
+    UnusableResult,
+)
 from serve_app.models import checkpoint, miniature
-from tests.conftest import ROOT, THREADS
+from serve_app.models.registry import MODELS
+from tests.conftest import ROOT, THREADS, as_png, noise_picture
 from tests.engine.conftest import CPU, EDIT, use
 
 
@@ -161,20 +172,93 @@ def test_checkpoint_that_save_pretrained_wrote_is_served(make_plan, control_png,
 
 
 @pytest.mark.parametrize(
-    ("file", "key", "value"),
+    ("model", "file", "key", "value"),
     [
-        ("scheduler/scheduler_config.json", "shift_terminal", None),
-        ("scheduler/scheduler_config.json", "max_shift", 1.15),
-        ("processor/processor_config.json", "do_rescale", False),
+        ("qwen_image_edit", "scheduler/scheduler_config.json", "shift_terminal", None),
+        ("qwen_image_edit", "scheduler/scheduler_config.json", "max_shift", 1.15),
+        ("qwen_image", "scheduler/scheduler_config.json", "use_dynamic_shifting", False),
+        ("qwen_image_edit", "processor/processor_config.json", "do_rescale", False),
+        ("qwen_image_edit_plus", "processor/processor_config.json", "rescale_factor", 1.0),
+        ("qwen_image_edit_plus", "transformer/config.json", "zero_cond_t", True),
+        ("qwen_image_edit_plus_2511", "transformer/config.json", "zero_cond_t", False),
+        ("qwen_image_edit", "transformer/config.json", "guidance_embeds", True),
+        ("qwen_image_edit", "model_index.json", "_class_name", "QwenImageEditPlusPipeline"),
     ],
 )
-def test_checkpoint_with_other_constants_is_refused_by_name(tmp_path, file, key, value):
-    miniature.make(EDIT).save_pretrained(tmp_path)
+def test_checkpoint_with_other_constants_is_refused_by_name(tmp_path, model, file, key, value):
+    shutil.copytree(miniature.ensure(MODELS[model]), tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / file).read_text())
     config.get("image_processor", config)[key] = value
     (tmp_path / file).write_text(json.dumps(config))
-    with pytest.raises(CheckpointRefused, match=f"{key} = {value!r}, the recipe needs"):
+    with pytest.raises(CheckpointRefused, match=f"does not fit {model}: .*{key} = {value!r}, the recipe needs"):
+        checkpoint.load(ModelConfig(id=model, checkpoint=str(tmp_path)), MODELS[model], CPU, torch.float32)
+
+
+def test_every_difference_of_a_checkpoint_is_named_at_once(tmp_path):
+    shutil.copytree(miniature.ensure(EDIT), tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "scheduler/scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_shift": 0.1, "shift": 3.0}))
+    with pytest.raises(CheckpointRefused, match=r"base_shift = 0\.1.*shift = 3\.0"):
         checkpoint.load(ModelConfig(checkpoint=str(tmp_path)), EDIT, CPU, torch.float32)
+
+
+def test_folder_that_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointRefused, match=r"has no model_index\.json"):
+        checkpoint.load(ModelConfig(checkpoint=str(tmp_path)), EDIT, CPU, torch.float32)
+
+
+def test_truncated_checkpoint_is_refused(tmp_path):
+    shutil.copytree(miniature.ensure(EDIT), tmp_path, dirs_exist_ok=True)
+    weights = tmp_path / "transformer/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointRefused, match="diffusers cannot read the checkpoint"):
+        checkpoint.load(ModelConfig(checkpoint=str(tmp_path)), EDIT, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_has_a_miniature_that_edits(bench, make_plan, control_png, model):
+    controls = [control_png] * MODELS[model].max_control_images
+    plan = make_plan(model=model, control_images=("0" * 64,) * len(controls))
+    edited = bench(model).engine.edit(plan, controls)
+    assert edited.image.size == (96, 64)
+    assert np.asarray(edited.image).std() > 10
+
+
+@pytest.fixture
+def poisoned(tmp_path):
+    """An engine whose VAE's last layer has this weight and bias."""
+
+    def poisoned(weight: float, bias: float) -> Engine:
+        pipeline = miniature.make(EDIT)
+        with torch.no_grad():
+            pipeline.vae.decoder.conv_out.weight.fill_(weight)
+            pipeline.vae.decoder.conv_out.bias.fill_(bias)
+        return Engine(pipeline, EDIT, THREADS, max_loaded_loras=1)
+
+    return poisoned
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "sentence"),
+    [(0.0, float("nan"), "not finite"), (float("inf"), 0.0, "not finite"), (0.0, 0.3, "all of one colour")],
+)
+def test_result_that_is_no_picture_fails(poisoned, make_plan, control_png, weight, bias, sentence):
+    with pytest.raises(UnusableResult, match=sentence):
+        poisoned(weight, bias).edit(make_plan(), [control_png])
+
+
+def test_control_image_is_turned_by_exif_when_asked(picture_of, engine, make_plan):
+    lying, upright = noise_picture(90, 60), noise_picture(90, 60).transpose(PIL.Image.Transpose.ROTATE_270)
+    lying.getexif()[0x0112] = 6
+    buffer = io.BytesIO()
+    lying.save(buffer, "PNG", exif=lying.getexif())
+
+    def edit(data: bytes, exif: str) -> bytes:
+        return engine.edit(make_plan(exif=exif), [data]).image.tobytes()
+
+    assert edit(buffer.getvalue(), "apply") == edit(as_png(upright), "ignore")
+    assert edit(buffer.getvalue(), "ignore") == edit(as_png(noise_picture(90, 60)), "ignore")
+    assert edit(buffer.getvalue(), "ignore") != edit(buffer.getvalue(), "apply")
 
 
 def test_made_lora_has_the_trainers_names_and_metadata(loras):

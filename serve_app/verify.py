@@ -1,0 +1,138 @@
+"""Is this checkpoint what the recipe assumes, and does it edit here? `python -m serve_app.verify CHECKPOINT`.
+
+Checks the checkpoint's configs against the recipe, then makes one fixed edit twice. Exit status 0 if all is
+well, 1 if not.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from rich.console import Console
+
+from serve_app import device as devices
+from serve_app.config import ModelConfig
+from serve_app.engine import Engine
+from serve_app.errors import ServiceError
+from serve_app.images import encode
+from serve_app.models import checkpoint
+from serve_app.models.registry import MODELS, ModelSpec
+from serve_app.tasks import EditPlan
+
+console = Console(soft_wrap=True, highlight=False, markup=False)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m serve_app.verify", description=__doc__)
+    parser.add_argument("checkpoint", help="a directory in diffusers' layout, a hub id, or `miniature`")
+    parser.add_argument("--model", choices=list(MODELS), help="default: what the checkpoint's configs say")
+    parser.add_argument("--revision", help="of a hub id: a branch, a tag or a commit")
+    parser.add_argument("--local-files-only", action="store_true", help="never ask the hub")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    parser.add_argument("--size", type=int, default=512, help="width and height of the edit in pixels")
+    parser.add_argument("--steps", type=int, default=4)
+    options = parser.parse_args(arguments)
+    try:
+        config = ModelConfig(
+            id=options.model or "qwen_image_edit",
+            checkpoint=options.checkpoint,
+            device=options.device,
+            threads=options.threads,
+            revision=options.revision,
+            local_files_only=options.local_files_only,
+        )
+        return 0 if verify(config, options.model, options.size, options.steps) else 1
+    except (ServiceError, ValueError) as error:
+        console.print(f"BAD  {error}")
+        return 1
+
+
+def verify(config: ModelConfig, model: str | None, size: int, steps: int) -> bool:
+    """Print every check. Raises CheckpointRefused if there is nothing to check."""
+    folder = checkpoint.find(config, MODELS[config.id])
+    spec = MODELS[model] if model else guess_model(folder)
+    console.print(f"     {config.checkpoint} in {folder}, as {spec.id} (published as {spec.base_model})")
+    console.print(f"     revision: {revision_of(folder) or 'none: not from a hub cache'}")
+    device = devices.choose(config.device)
+    if not show([checkpoint.pipeline_class(folder, spec)]):
+        return False
+    pipeline = checkpoint.read(folder, devices.dtype_for(device))
+    if not show(list(checkpoint.constants(pipeline, spec))):
+        return False
+    engine = Engine.of(pipeline.to(device), spec, config)
+    plan = fixed_plan(spec, size, steps)
+    control_images = [encode(fixed_picture(), "png", {})] * len(plan.control_images)
+    pictures = []
+    for number in (1, 2):
+        started = time.perf_counter()
+        # A result that is not finite or all of one colour raises.
+        edited = engine.edit(plan, control_images)
+        pictures.append(edited.image)
+        pixels = np.asarray(edited.image)
+        console.print(
+            f"ok   edit {number}: finite, not of one colour; {time.perf_counter() - started:.2f} s; pixels' mean "
+            f"{pixels.mean():.2f}, sha256 {hashlib.sha256(pixels.tobytes()).hexdigest()[:16]}"
+        )
+    same = pictures[0].tobytes() == pictures[1].tobytes()
+    console.print("ok   both edits are equal" if same else "BAD  the two edits differ")
+    console.print("     " + json.dumps(edited.runtime))
+    return same
+
+
+def show(found: list[checkpoint.Constant]) -> bool:
+    """Print each constant; whether all are as needed."""
+    for constant in found:
+        good = constant.found == constant.needed
+        console.print(f"ok   {constant.part}: {constant.key} = {constant.found!r}" if good else f"BAD  {constant}")
+    return all(constant.found == constant.needed for constant in found)
+
+
+def guess_model(folder: Path) -> ModelSpec:
+    """The model that a checkpoint's configs say it is: by its pipeline's class and `zero_cond_t`."""
+    try:
+        name = json.loads((folder / "model_index.json").read_text())["_class_name"]
+        zero_cond_t = json.loads((folder / "transformer/config.json").read_text()).get("zero_cond_t", False)
+    except (OSError, ValueError, KeyError):
+        name, zero_cond_t = None, False
+    fitting = [spec for spec in MODELS.values() if spec.pipeline == name]
+    return next((spec for spec in fitting if spec.zero_cond_t == zero_cond_t), MODELS["qwen_image_edit"])
+
+
+def revision_of(folder: Path) -> str | None:
+    """The commit of a checkpoint in the hub's cache, whose folders are named `snapshots/<commit>`."""
+    resolved = folder.resolve()
+    return resolved.name if resolved.parent.name == "snapshots" else None
+
+
+def fixed_picture() -> PIL.Image.Image:
+    """A control image without a file: three gradients, one a channel."""
+    across = PIL.Image.linear_gradient("L")
+    return PIL.Image.merge(
+        "RGB", (across, across.transpose(PIL.Image.Transpose.ROTATE_90), PIL.Image.radial_gradient("L"))
+    )
+
+
+def fixed_plan(spec: ModelSpec, size: int, steps: int) -> EditPlan:
+    return EditPlan(
+        model=spec.id,
+        profile="reference",
+        prompt="a red house at night",
+        negative_prompt="",
+        width=size,
+        height=size,
+        steps=steps,
+        guidance_scale=spec.default_guidance_scale,
+        seed=42,
+        output_format="png",
+        control_images=("",) * min(1, spec.max_control_images),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

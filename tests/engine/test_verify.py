@@ -1,0 +1,87 @@
+"""`python -m serve_app.verify`: what an operator sees of a checkpoint before it takes traffic."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serve_app import verify
+from serve_app.models import miniature
+from serve_app.models.registry import MODELS
+from tests.conftest import ROOT
+
+SMALL = ["--size", "64", "--steps", "2", "--device", "cpu"]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    def copy(model: str) -> Path:
+        return Path(shutil.copytree(miniature.ensure(MODELS[model]), tmp_path / "checkpoint"))
+
+    return copy
+
+
+@pytest.mark.parametrize("model", ["qwen_image_edit", "qwen_image_edit_plus_2511", "qwen_image"])
+def test_sound_checkpoint_is_recognised_and_edits_twice_the_same(copy, capsys, model):
+    assert verify.main([str(copy(model)), *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert f"as {model} (published as {MODELS[model].base_model})" in out
+    assert "revision: none" in out
+    assert "ok   edit 2: finite, not of one colour" in out
+    assert "ok   both edits are equal" in out
+    assert "BAD" not in out
+
+
+def test_difference_is_named_and_nothing_is_edited(copy, capsys):
+    folder = copy("qwen_image_edit")
+    file = folder / "scheduler/scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_shift": 1.15}))
+    assert verify.main([str(folder), *SMALL]) == 1
+    out = capsys.readouterr().out
+    assert "BAD  scheduler has max_shift = 1.15, the recipe needs 0.9" in out
+    assert "ok   scheduler: base_shift = 0.5" in out
+    assert "edit 1" not in out
+
+
+def test_other_model_than_the_checkpoints_is_refused(copy, capsys):
+    assert verify.main([str(copy("qwen_image_edit")), "--model", "qwen_image", *SMALL]) == 1
+    assert "_class_name = 'QwenImageEditPipeline', the recipe needs 'QwenImagePipeline'" in capsys.readouterr().out
+
+
+def test_revision_of_a_directory_is_a_mistake(copy, capsys):
+    assert verify.main([str(copy("qwen_image")), "--revision", "main"]) == 1
+    assert "so it has no revisions" in capsys.readouterr().out
+
+
+@pytest.fixture
+def hub_cache(tmp_path):
+    """The hub's local cache with one checkpoint, `me/mini`, at one commit."""
+    repository = tmp_path / "hub/models--me--mini"
+    shutil.copytree(miniature.ensure(MODELS["qwen_image"]), repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(COMMIT)
+    return tmp_path / "hub"
+
+
+def run_verify(hub_cache: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """In a process of its own: the hub's client reads its environment once."""
+    command = [sys.executable, "-m", "serve_app.verify", *arguments, *SMALL]
+    environment = os.environ | {"HF_HUB_CACHE": str(hub_cache)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_cached_hub_checkpoint_is_used_without_asking_the_hub_and_its_commit_is_told(hub_cache):
+    ran = run_verify(hub_cache, "me/mini", "--local-files-only")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"revision: {COMMIT}" in ran.stdout
+
+
+def test_revision_that_is_not_cached_is_refused_when_the_hub_may_not_be_asked(hub_cache):
+    ran = run_verify(hub_cache, "me/mini", "--local-files-only", "--revision", "f" * 40)
+    assert ran.returncode == 1
+    assert f"'me/mini' at revision {'f' * 40} is neither a directory here nor a checkpoint in the hub's" in ran.stdout

@@ -1,0 +1,129 @@
+"""Every model of the family through HTTP and Ray: the same PNG pixels as the oracles in this process."""
+
+import io
+import json
+from itertools import count
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from serve_app import compare
+from serve_app.models import miniature
+from serve_app.models.registry import MODELS
+from tests.conftest import ROOT, THREADS, as_base64, as_png, noise_picture
+from tests.engine.oracle import ORACLES
+from tests.service.conftest import pixels
+
+SAMPLE = "my_lora_job/my_lora.safetensors"
+LORA = ROOT / "samples/loras" / SAMPLE
+PICTURES = [noise_picture(*size, seed=seed) for seed, size in enumerate(((120, 80), (64, 100), (80, 80)))]
+EDIT = {"width": 128, "height": 96, "sample_steps": 2, "guidance_scale": 3.0, "seed": 5, "neg": "blurry"}
+
+
+@pytest.fixture(scope="module")
+def family(deploy):
+    models = [{"id": model, "threads": THREADS, "device": "cpu"} for model in MODELS]
+    return deploy("family", models=models, require_lora=False)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """What an oracle makes of the request that `body` gives, with the sample LoRA at a scale, or without."""
+    torch.set_num_threads(THREADS)
+    names = (f"adapter-{n}" for n in count())
+    pipelines = {}
+
+    def expected(model: str, profile: str, scale: float | None = None) -> np.ndarray:
+        key = (model, scale is None)
+        if key not in pipelines:
+            pipelines[key] = DiffusionPipeline.from_pretrained(miniature.ensure(MODELS[model]))
+            pipelines[key].set_progress_bar_config(disable=True)
+        if scale is not None:
+            name = next(names)
+            pipelines[key].load_lora_weights(str(LORA), adapter_name=name)
+            pipelines[key].set_adapters([name], [scale])
+        made = ORACLES[profile](
+            pipelines[key],
+            model,
+            PICTURES[: MODELS[model].max_control_images],
+            prompt="make it night",
+            negative=EDIT["neg"],
+            width=EDIT["width"],
+            height=EDIT["height"],
+            steps=EDIT["sample_steps"],
+            guidance=EDIT["guidance_scale"],
+            seed=EDIT["seed"],
+        )
+        return np.asarray(made).astype(int)
+
+    return expected
+
+
+def body(model: str, scale: float | None = None, **changes: object) -> dict:
+    controls = PICTURES[: MODELS[model].max_control_images]
+    prompt = {"prompt": "make it night"} | EDIT
+    prompt |= {f"ctrl_img_{i + 1}": as_base64(as_png(picture)) for i, picture in enumerate(controls)}
+    loras = [] if scale is None else [{"path": SAMPLE, "network_multiplier": scale}]
+    return {"model": model, "loras": loras, "prompts": [prompt], "output_format": "png"} | changes
+
+
+@pytest.mark.parametrize("profile", ["reference", "trainer"])
+@pytest.mark.parametrize("model", MODELS)
+def test_pixels_are_the_oracles(family, expected, model, profile):
+    _, picture = family.edit(body(model, profile=profile))
+    assert np.array_equal(pixels(picture), expected(model, profile))
+
+
+@pytest.mark.parametrize("profile", ["reference", "trainer"])
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.0, -0.5])
+def test_pixels_with_a_lora_are_the_oracles(family, expected, scale, profile):
+    _, picture = family.edit(body("qwen_image_edit", scale, profile=profile))
+    oracles = expected("qwen_image_edit", profile, scale)
+    assert np.array_equal(pixels(picture), oracles)
+    # A multiplier of 0 is no LoRA, bit for bit; any other one is not.
+    assert np.array_equal(oracles, expected("qwen_image_edit", profile)) == (scale == 0.0)
+
+
+def test_lora_works_on_every_model(family):
+    for model in MODELS:
+        plain, with_lora, with_none_of_it = (pixels(family.edit(body(model, scale))[1]) for scale in (None, 1.0, 0.0))
+        assert not np.array_equal(plain, with_lora)
+        assert np.array_equal(plain, with_none_of_it)
+
+
+@pytest.mark.parametrize("model", ["qwen_image_edit_plus", "qwen_image"])
+def test_explanation_is_the_results_record(family, model):
+    request = body(model, 0.5, profile="auto")
+    explained = family.client.post("/v1/explain", json=request).json()
+    result, picture = family.edit(request)
+    assert explained["effective"] == result["metadata"]["effective"]
+    assert explained["effective"][0]["profile"] == "trainer"
+    text = PIL.Image.open(io.BytesIO(picture)).text
+    assert json.loads(text["effective"]) == explained["effective"][0]
+    assert json.loads(text["runtime"]) == result["metadata"]["runtime"][0]
+
+
+def test_picture_can_be_made_again_from_itself(family):
+    """From the PNG's own text and the control images that it names by their hash."""
+    _, picture = family.edit(body("qwen_image_edit_plus", -0.5, profile="trainer"))
+    record = json.loads(PIL.Image.open(io.BytesIO(picture)).text["effective"])
+    prompt = {key: record[key] for key in ("prompt", *EDIT)}
+    prompt |= {f"ctrl_img_{i + 1}": as_base64(as_png(picture)) for i, picture in enumerate(PICTURES)}
+    loras = [{key: lora[key] for key in ("path", "network_multiplier")} for lora in record["loras"]]
+    again = {key: record[key] for key in ("model", "profile", "exif", "output_format")}
+    _, second = family.edit(again | {"loras": loras, "prompts": [prompt]})
+    assert second == picture
+
+
+def test_compare_says_which_parameter_made_the_difference(family, tmp_path, capsys):
+    paths = [tmp_path / f"{profile}.png" for profile in ("reference", "trainer")]
+    for path in paths:
+        path.write_bytes(family.edit(body("qwen_image_edit", profile=path.stem))[1])
+    assert compare.main([str(path) for path in paths]) == 1
+    out = capsys.readouterr().out
+    assert "effective.profile: 'reference' | 'trainer'" in out
+    assert "effective.control_images[0].vae[0].kernel: 'lanczos' | 'bilinear'" in out
+    assert "effective.seed" not in out

@@ -1,0 +1,73 @@
+"""`python -m serve_app.compare`: are two pictures the same, and which parameters differ."""
+
+import math
+
+import PIL.Image
+import pytest
+
+from serve_app import compare, images
+
+
+def picture(colour: tuple[int, int, int] = (10, 20, 30), size: tuple[int, int] = (10, 10)) -> PIL.Image.Image:
+    return PIL.Image.new("RGB", size, colour)
+
+
+def record(**changes: object) -> dict:
+    return {"effective": {"sample_steps": 25, "loras": [{"path": "a", "network_multiplier": 1.0}]} | changes}
+
+
+@pytest.fixture
+def file(tmp_path):
+    def file(name: str, image: PIL.Image.Image, text: dict) -> str:
+        path = tmp_path / name
+        path.write_bytes(images.encode(image, "png", text))
+        return str(path)
+
+    return file
+
+
+def test_distance_is_share_maximum_and_psnr():
+    other = picture()
+    other.putpixel((0, 0), (10, 20, 35))
+    other.putpixel((1, 0), (10, 17, 30))
+    found = compare.difference(picture(), other)
+    assert (found.share, found.largest) == (0.02, 5)
+    assert found.psnr == pytest.approx(10 * math.log10(255**2 / ((25 + 9) / 300)))
+
+
+def test_black_and_white_are_as_far_apart_as_can_be():
+    found = compare.difference(picture((0, 0, 0)), picture((255, 255, 255)))
+    assert (found.share, found.largest, found.psnr) == (1.0, 255, 0.0)
+
+
+def test_identical_pictures(file, capsys):
+    paths = [file("a.png", picture(), record()), file("b.png", picture(), record())]
+    assert compare.main(paths) == 0
+    out = capsys.readouterr().out
+    assert "identical: all 10x10 pixels" in out
+    assert "no parameter differs" in out
+
+
+def test_parameters_that_differ_are_named_with_both_values(file, capsys):
+    changed = record(loras=[{"path": "a", "network_multiplier": 0.5}], exif="apply")
+    assert compare.main([file("a.png", picture(), record()), file("b.png", picture((11, 20, 30)), changed)]) == 1
+    out = capsys.readouterr().out
+    assert "different: 100.0000% of the pixels, by at most 1 of 255 levels, PSNR 52.90 dB" in out
+    assert "effective.loras[0].network_multiplier: 1.0 | 0.5" in out
+    assert "effective.exif: None | 'apply'" in out
+    assert "sample_steps" not in out
+
+
+def test_picture_without_parameters_is_still_compared(file, tmp_path, capsys):
+    picture().save(tmp_path / "b.png")
+    assert compare.main([file("a.png", picture(), record()), str(tmp_path / "b.png")]) == 0
+    assert "b.png carries no parameters" in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_has_its_own_exit_status(file, tmp_path, capsys):
+    one = file("a.png", picture(), {})
+    assert compare.main([one, file("b.png", picture(size=(11, 10)), {})]) == 2
+    assert "their sizes differ: 10x10 and 11x10" in capsys.readouterr().out
+    (tmp_path / "c.png").write_text("not a picture")
+    assert compare.main([one, str(tmp_path / "c.png")]) == 2
+    assert compare.main([one, str(tmp_path / "missing.png")]) == 2

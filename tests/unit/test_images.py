@@ -1,0 +1,138 @@
+"""Pictures as people have them: what each becomes, and what is refused."""
+
+import io
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from serve_app import images
+from serve_app.errors import ControlImageInvalid
+
+SIZE = (60, 40)
+
+
+def saved(image: PIL.Image.Image, file_format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def halves(mode: str, left: object, right: object) -> PIL.Image.Image:
+    image = PIL.Image.new(mode, SIZE, left)
+    image.paste(right, (30, 0, 60, 40))
+    return image
+
+
+def colours(picture: images.Picture) -> list[tuple[int, ...]]:
+    return [picture.image.getpixel((5, 5)), picture.image.getpixel((55, 5))]
+
+
+def palette_picture() -> PIL.Image.Image:
+    image = PIL.Image.new("P", SIZE)
+    image.putpalette([9, 8, 7, 200, 100, 50])
+    image.paste(1, (30, 0, 60, 40))
+    return image
+
+
+GREY_16 = PIL.Image.fromarray(np.repeat(np.array([[255, 51200]], dtype=np.uint16), [30, 30], axis=1).repeat(40, axis=0))
+FRAMES = [halves("L", 10 * n, 200) for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("data", "left", "right", "conversions"),
+    [
+        (saved(halves("RGB", (1, 2, 3), (4, 5, 6))), (1, 2, 3), (4, 5, 6), ()),
+        (saved(halves("RGBA", (9, 8, 7, 0), (4, 5, 6, 255))), (9, 8, 7), (4, 5, 6), ("alpha dropped",)),
+        (saved(halves("LA", (9, 0), (7, 255))), (9, 9, 9), (7, 7, 7), ("LA to RGB", "alpha dropped")),
+        (saved(palette_picture()), (9, 8, 7), (200, 100, 50), ("palette to RGB",)),
+        (saved(palette_picture(), transparency=0), (9, 8, 7), (200, 100, 50), ("palette to RGB", "alpha dropped")),
+        (
+            saved(halves("CMYK", (0, 0, 0, 0), (255, 255, 255, 255)), "TIFF"),
+            (255, 255, 255),
+            (0, 0, 0),
+            ("CMYK to RGB without a colour profile",),
+        ),
+        (saved(GREY_16), (0, 0, 0), (200, 200, 200), ("16-bit grey to its high byte",)),
+        (saved(GREY_16, "TIFF"), (0, 0, 0), (200, 200, 200), ("16-bit grey to its high byte",)),
+        (saved(halves("1", 0, 1)), (0, 0, 0), (255, 255, 255), ("1 to RGB",)),
+        (
+            saved(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]),
+            (0, 0, 0),
+            (200, 200, 200),
+            ("first of 3 frames", "palette to RGB"),
+        ),
+    ],
+    ids=[
+        "rgb",
+        "alpha",
+        "grey-alpha",
+        "palette",
+        "transparent-palette",
+        "cmyk",
+        "16-bit",
+        "16-bit-tiff",
+        "1-bit",
+        "gif",
+    ],
+)
+def test_conversion_is_the_stated_one(data, left, right, conversions):
+    picture = images.read(data, "ignore")
+    assert picture.image.mode == "RGB"
+    assert colours(picture) == [left, right]
+    assert picture.conversions == conversions
+
+
+def turned() -> bytes:
+    """Lies on its side: EXIF says to turn it a quarter clockwise."""
+    image = halves("RGB", (255, 0, 0), (0, 0, 255))
+    image.getexif()[images.EXIF_ORIENTATION] = 6
+    return saved(image, exif=image.getexif())
+
+
+def test_exif_rotation_is_ignored_and_told():
+    picture = images.read(turned(), "ignore")
+    assert (picture.size, picture.exif_orientation) == (SIZE, 6)
+    assert colours(picture) == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_exif_rotation_is_applied_when_asked():
+    picture = images.read(turned(), "apply")
+    assert (picture.size, picture.exif_orientation) == ((40, 60), 6)
+    assert [picture.image.getpixel((5, y)) for y in (5, 55)] == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_upright_picture_has_no_orientation():
+    assert images.read(saved(PIL.Image.new("RGB", SIZE)), "apply").exif_orientation is None
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_grey_of_32_bits_is_refused(mode):
+    with pytest.raises(ControlImageInvalid, match="32 bits"):
+        images.read(saved(PIL.Image.new(mode, SIZE), "TIFF"), "ignore")
+
+
+@pytest.mark.parametrize("exif", ["ignore", "apply"])
+def test_size_is_checked_before_pixels_are_decoded(exif):
+    with pytest.raises(ControlImageInvalid, match="60x40 pixels, and at most 2399 are accepted"):
+        images.read(saved(PIL.Image.new("RGB", SIZE)), exif, max_pixels=2399)
+
+
+def test_png_carries_its_text_and_the_pixels_unchanged():
+    image = halves("RGB", (1, 2, 3), (4, 5, 6))
+    made = PIL.Image.open(io.BytesIO(images.encode(image, "png", {"effective": {"prompt": "rot, grün, 红"}})))
+    assert json.loads(made.text["effective"]) == {"prompt": "rot, grün, 红"}
+    assert made.tobytes() == image.tobytes()
+
+
+def test_webp_loses_nothing():
+    image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    assert PIL.Image.open(io.BytesIO(images.encode(image, "webp", {}))).convert("RGB").tobytes() == image.tobytes()
+
+
+def test_one_colour_is_recognised():
+    assert images.is_of_one_colour(PIL.Image.new("RGB", SIZE, (3, 200, 7)))
+    image = PIL.Image.new("RGB", SIZE, (3, 200, 7))
+    image.putpixel((59, 39), (3, 200, 8))
+    assert not images.is_of_one_colour(image)
