@@ -1,6 +1,7 @@
 # Every target sets up what it needs; a second run skips what is there.
 VENV ?= .venv
 PYTHON ?= python3
+MODEL ?= qwen_image_edit
 BIN := $(VENV)/bin
 
 # Ray phones home unless told not to.
@@ -9,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 .PHONY: help demo serve test check benchmark clean
 
 help:
-	@echo "make demo       start the service, edit the sample photograph, show the result, stop"
+	@echo "make demo       start the service, edit the sample photograph, show the result, stop (MODEL=...)"
 	@echo "make serve      the service in the foreground, as serve_config.yaml says"
 	@echo "make test       all tests"
 	@echo "make check      what CI runs: lint, types, import contract, all tests"
@@ -22,7 +23,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m serve_app.demo
+	$(BIN)/python -m serve_app.demo --model $(MODEL)
 
 serve: $(VENV)/.installed
 	$(BIN)/serve run serve_config.yaml

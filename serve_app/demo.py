@@ -1,8 +1,10 @@
 """`make demo`: start the service on a free port, post the documented request, show what comes back, stop.
 
-Run in the project's folder; everything it writes goes to `out/`.
+Run in the project's folder; everything it writes goes to `out/`. `make demo MODEL=qwen_image` shows another
+model of the family.
 """
 
+import argparse
 import base64
 import io
 import os
@@ -24,7 +26,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, ModelConfig
+from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.schemas import SUBMIT_EXAMPLE
 
 OUT = Path("out")
@@ -37,24 +40,29 @@ console = Console()
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m serve_app.demo", description=__doc__)
+    parser.add_argument("--model", choices=list(MODELS), default="qwen_image_edit")
+    model = MODELS[parser.parse_args().model]
     started = time.monotonic()
     OUT.mkdir(exist_ok=True)
     port = free_port()
-    config = write_config(port)
+    config = write_config(port, model)
     with service(config) as process, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         wait_until_ready(client, process)
-        result = edit(client, PHOTOGRAPH.read_bytes())
+        result = edit(client, model, PHOTOGRAPH.read_bytes())
         [image] = result["outputs"]["images"]
         picture = PIL.Image.open(io.BytesIO(client.get(image["url"]).raise_for_status().content))
-    shown = side_by_side(PIL.Image.open(PHOTOGRAPH), picture)
-    shown.save(OUT / "demo.png")
-    console.print(f"\n[bold]{OUT / 'demo.png'}[/bold]: the control image and the result, side by side")
+    if model.requires_control_image:
+        picture = side_by_side(PIL.Image.open(PHOTOGRAPH), picture)
+    picture.save(OUT / "demo.png")
+    shows = "the control image and the result, side by side" if model.requires_control_image else "the result"
+    console.print(f"\n[bold]{OUT / 'demo.png'}[/bold]: {shows}")
     console.print(
         f"made in {result['metadata']['inference_time']:.1f} s; the whole demo took {time.monotonic() - started:.0f} s"
     )
     console.print(
         "[dim]The shipped miniature has random weights: its pictures are noise that the control image shapes.\n"
-        "With `checkpoint: Qwen/Qwen-Image-Edit` in serve_config.yaml and a GPU, the edits are real.[/dim]"
+        f"With `checkpoint: {model.base_model}` in serve_config.yaml and a GPU, the edits are real.[/dim]"
     )
 
 
@@ -64,8 +72,8 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def write_config(port: int) -> Path:
-    """A copy of serve_config.yaml for `port`, its paths absolute, its data in `out/`, which starts empty."""
+def write_config(port: int, model: ModelSpec) -> Path:
+    """A copy of serve_config.yaml for `port` and one model: paths absolute, data in `out/`, which starts empty."""
     config: dict[str, Any] = yaml.safe_load(Path("serve_config.yaml").read_text())
     config["http_options"]["port"] = port
     [application] = config["applications"]
@@ -73,7 +81,10 @@ def write_config(port: int) -> Path:
     data = (OUT / "data").absolute()
     shutil.rmtree(data, ignore_errors=True)
     jobs = args.jobs.model_copy(update={"database_url": f"sqlite+aiosqlite:///{data}/jobs.sqlite3"})
-    args = args.model_copy(update={"jobs": jobs, "artifacts_url": f"{data}/artifacts"})
+    [first, *_] = args.models
+    # The shipped checkpoint unless it is another model's.
+    served = first if first.id == model.id else ModelConfig(id=model.id, device=first.device)
+    args = args.model_copy(update={"models": (served,), "jobs": jobs, "artifacts_url": f"{data}/artifacts"})
     application["args"] = args.model_dump(mode="json")
     target = OUT / "serve_config.yaml"
     target.write_text(yaml.safe_dump(config))
@@ -141,10 +152,11 @@ def wait_until_ready(client: httpx.Client, process: "subprocess.Popen[bytes]") -
     raise ServiceFailed(f"the service was not ready after {START_TIMEOUT_S} s")
 
 
-def edit(client: httpx.Client, photograph: bytes) -> dict[str, Any]:
+def edit(client: httpx.Client, model: ModelSpec, photograph: bytes) -> dict[str, Any]:
     """Post the documented request with a photograph, show its steps, and return the result."""
     [prompt] = SUBMIT_EXAMPLE["prompts"]
-    body = SUBMIT_EXAMPLE | {"prompts": [prompt | {"ctrl_img": base64.b64encode(photograph).decode()}]}
+    control = base64.b64encode(photograph).decode() if model.requires_control_image else None
+    body = SUBMIT_EXAMPLE | {"model": model.id, "prompts": [prompt | {"ctrl_img": control}]}
     submitted = client.post("/v1/inference", json=body).raise_for_status().json()
     console.print(
         escape(f"posted {prompt['prompt']!r} with {body['loras'][0]['path']}: request {submitted['request_id']}")
