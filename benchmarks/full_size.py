@@ -200,12 +200,12 @@ def measure_service(port: int = 8123) -> None:
                 started = time.perf_counter()
                 submitted = client.post("/v1/inference", json=body).raise_for_status().json()
                 posted = time.perf_counter() - started
-                while client.get(submitted["status_url"]).json()["finished_at"] is None:
+                while (status := client.get(submitted["status_url"]).json())["finished_at"] is None:
                     time.sleep(0.05)
                 took = time.perf_counter() - started
                 result = client.get(submitted["result_url"]).json()
                 report(
-                    **{key: result[key] for key in ("created_at", "finished_at")},
+                    **{key: status[key] for key in ("created_at", "started_at", "finished_at")},
                     post_s=round(posted, 2),
                     status=result["status"],
                     error=result["error"],

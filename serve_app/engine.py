@@ -237,5 +237,6 @@ class Engine:
             "peak_memory_gib": round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2) if on_gpu else None,
             "dtype": str(self._pipeline.transformer.dtype).removeprefix("torch."),
             "threads": self.threads,
-            "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},
+            # As plain strings: torch's own type would have whoever unpickles it import torch.
+            "versions": {m.__name__: str(m.__version__) for m in (torch, diffusers, transformers)},
         }

@@ -3,6 +3,7 @@
 import io
 import json
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -85,6 +86,19 @@ def test_pixels_with_a_lora_are_the_oracles(family, expected, scale, profile):
     assert np.array_equal(pixels(picture), oracles)
     # A multiplier of 0 is no LoRA, bit for bit; any other one is not.
     assert np.array_equal(oracles, expected("qwen_image_edit", profile)) == (scale == 0.0)
+
+
+def test_ingresses_never_load_torch(family):
+    """Not even to unpickle an editor's answer: it would cost the first edit of each ingress seconds."""
+    # Both of them have answered for an edit by now, with all but certainty.
+    for _ in range(8):
+        family.edit(body("qwen_image"))
+
+    def has_torch(pid: int) -> bool:
+        return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+    assert not any(has_torch(pid) for pid in family.replica_pids("Ingress"))
+    assert all(has_torch(pid) for model in MODELS for pid in family.replica_pids(f"Editor-{model}"))
 
 
 def test_lora_works_on_every_model(family):
