@@ -52,9 +52,8 @@ def main() -> None:
         result = edit(client, model, PHOTOGRAPH.read_bytes())
         [image] = result["outputs"]["images"]
         picture = PIL.Image.open(io.BytesIO(client.get(image["url"]).raise_for_status().content))
-    if model.requires_control_image:
-        picture = side_by_side(PIL.Image.open(PHOTOGRAPH), picture)
-    picture.save(OUT / "demo.png")
+    both = side_by_side(PIL.Image.open(PHOTOGRAPH), picture) if model.requires_control_image else picture
+    both.save(OUT / "demo.png")
     shows = "the control image and the result, side by side" if model.requires_control_image else "the result"
     console.print(f"\n[bold]{OUT / 'demo.png'}[/bold]: {shows}")
     console.print(
