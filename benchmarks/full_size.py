@@ -93,7 +93,7 @@ def load_full_size(config: ModelConfig) -> Engine:
     """An editor's engine for `build_application`, whatever checkpoint the config names."""
     device = torch.device("cuda")
     spec = MODELS[config.id]
-    return Engine.of(make_pipeline(spec, device), spec, config.model_copy(update={"threads": 8}))
+    return Engine(make_pipeline(spec, device), spec, config.model_copy(update={"threads": 8}))
 
 
 def measure_parity(steps: int) -> None:
@@ -117,7 +117,7 @@ def measure_parity(steps: int) -> None:
             components.pop("processor")
         own = getattr(diffusers, spec.pipeline)(**components)
         own.set_progress_bar_config(disable=True)
-        engine = Engine(own, spec, threads=8, max_loaded_loras=1)
+        engine = Engine(own, spec, ModelConfig(threads=8))
         plan = replace(PLAN, model=spec.id, steps=count, control_images=("",) * len(pictures))
         torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()

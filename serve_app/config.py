@@ -44,16 +44,19 @@ class ModelConfig(Frozen):
 
     `checkpoint` is `miniature`, a directory in diffusers' layout, or a hub id. `device: auto` is cuda where
     the cluster has a GPU. `threads` is the number of CPU threads of one editor (default: the machine's
-    cores); another number changes the last bits of a picture. `max_loaded_loras` bounds how many adapters
-    an editor keeps beside the weights. `revision` pins a hub checkpoint to a branch, a tag or, best, a
-    commit; `local_files_only` never asks the hub, what is not in its local cache is an error.
+    cores); another number changes the last bits of a picture. `adapter_cache_bytes` is what an editor keeps
+    of adapters in host memory. `adapter_weights` says where a copy of the weights lies that adapters are merged
+    from: on the `device`, in pinned memory of the `host`, or nowhere, with adapters as `hooks` beside the
+    weights (slower, LoRA alone); `auto` measures what fits. `revision` pins a hub checkpoint to a branch, a
+    tag or, best, a commit; `local_files_only` never asks the hub, what is not in its local cache is an error.
     """
 
     id: str = "qwen_image_edit"
     checkpoint: str = MINIATURE
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: PositiveInt | None = None
-    max_loaded_loras: PositiveInt = 8
+    adapter_cache_bytes: PositiveInt = 8 * 2**30
+    adapter_weights: Literal["auto", "device", "host", "hooks"] = "auto"
     revision: str | None = None
     local_files_only: bool = False
 

@@ -2,6 +2,7 @@
 
 import logging
 
+import psutil
 import torch
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,14 @@ def is_alive(device: torch.device) -> bool:
         logger.exception("the device %s does not answer any more", device)
         return False
     return total == 8.0
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could be allocated now: on the card, or of the machine for the CPU."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(psutil.virtual_memory().available)
 
 
 def free_cached_memory(device: torch.device) -> None:

@@ -25,10 +25,12 @@ from serve_app.tasks import AdapterUse, EditDone, EditEvent, EditTask, StepDone
 
 if TYPE_CHECKING:
     # The client's end lives in ingress processes, which never import torch.
-    from serve_app.adapters.registry import AdapterRegistry
     from serve_app.engine import Edited, Engine
 
 logger = logging.getLogger(__name__)
+
+# A rank-32 adapter on all 840 linears at the published size: from it follows how many sets a replica names.
+ADAPTER_BYTES = 590_000_000
 
 EngineFactory = Callable[[ModelConfig], "Engine"]
 
@@ -59,29 +61,6 @@ def yield_to_others() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-class Advertised:
-    """What Serve's multiplexer holds for a set of adapters: a promise that they are here, not the weights.
-
-    Serve drops it by its own count, also while the adapters are in use, and may finalise it twice and in any
-    thread; the promise is taken back once, on the event loop.
-    """
-
-    def __init__(self, registry: "AdapterRegistry", ids: tuple[str, ...], loop: asyncio.AbstractEventLoop) -> None:
-        self._registry, self._ids, self._loop = registry, ids, loop
-        self._withdrawn = False
-        registry.promise(ids)
-
-    def __del__(self) -> None:
-        # Not here and now: the collector may run within the registry's own lock.
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._withdraw)
-
-    def _withdraw(self) -> None:
-        if not self._withdrawn:
-            self._withdrawn = True
-            self._registry.withdraw(self._ids)
-
-
 class Editor:
     """A replica: one engine, one edit at a time on its device, the next one prepared meanwhile."""
 
@@ -91,11 +70,12 @@ class Editor:
         # One thread for the device: edits run one after the other, and the event loop stays free.
         on_gpu = ray.get_runtime_context().get_accelerator_ids().get("GPU")
         self._device_thread = ThreadPoolExecutor(1, "device", initializer=None if on_gpu else yield_to_others)
-        self._adapter_sets: dict[str, tuple[str, ...]] = {}
 
-        @serve.multiplexed(max_num_models_per_replica=config.max_loaded_loras)  # type: ignore[untyped-decorator]  # Ray
-        async def advertise(set_id: str) -> Advertised:
-            return Advertised(self._engine.adapters, self._adapter_sets.pop(set_id), asyncio.get_running_loop())
+        @serve.multiplexed(  # type: ignore[untyped-decorator]  # Ray
+            max_num_models_per_replica=max(1, config.adapter_cache_bytes // ADAPTER_BYTES)
+        )
+        async def advertise(set_id: str) -> str:
+            return set_id
 
         self._advertise = advertise
 
@@ -134,20 +114,12 @@ class Editor:
         prepared = await asyncio.to_thread(
             lambda: engine.prepare(plan, [self._artifacts.get(f"controls/{sha256}") for sha256 in plan.control_images])
         )
-        try:
-            if plan.adapters:
-                await self._tell_routers(plan.adapters)
-            loop = asyncio.get_running_loop()
-            edited = await loop.run_in_executor(self._device_thread, engine.run, prepared, on_step, should_stop)
-        finally:
-            prepared.release()
+        if plan.adapters:
+            # Tells the routers that this set is here. The adapters themselves are the engine's to keep.
+            await self._advertise(adapter_set_id(plan.adapters))
+        loop = asyncio.get_running_loop()
+        edited = await loop.run_in_executor(self._device_thread, engine.run, prepared, on_step, should_stop)
         return await asyncio.to_thread(self._store, task, edited)
-
-    async def _tell_routers(self, uses: tuple[AdapterUse, ...]) -> None:
-        set_id = adapter_set_id(uses)
-        self._adapter_sets[set_id] = tuple({use.id for use in uses})
-        await self._advertise(set_id)
-        self._adapter_sets.pop(set_id, None)
 
     def _store(self, task: EditTask, edited: "Edited") -> EditDone:
         """Encode and store the picture; the record beside it comes last and says that it is whole."""

@@ -5,14 +5,14 @@ request has one, so a picture can be made again by sending its record's values b
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from serve_app.geometry import Size
 from serve_app.models.architecture import Architecture
 from serve_app.models.recipe import Recipe, scheduler_config, shift_of, sigmas_of, tokens
 from serve_app.models.registry import ModelSpec
-from serve_app.tasks import EditPlan
+from serve_app.tasks import EditPlan, Receipt
 
 # A rough figure for byte-pair tokens of English; only the estimate of the work rests on it.
 CHARACTERS_A_TOKEN = 4
@@ -69,13 +69,12 @@ def effective(
                 "path": use.path,
                 "network_multiplier": use.scale,
                 "id": use.id,
-                "modules": use.modules,
+                "receipt": _plain(use.receipt),
                 "modules_of_a_whole_one": architecture.adapted_modules,
-                "trainer_version": use.trainer_version,
             }
             for use in plan.adapters
         ],
-        "loras_applied": "as PEFT layers beside the base weights, the multiplier set for each request; never fused",
+        "loras_applied": "W0 + the sum of network_multiplier * change, from an untouched W0 for each request",
         "tokens": {
             "target": recipe.target_tokens,
             "control": recipe.image_tokens - recipe.target_tokens,
@@ -83,6 +82,11 @@ def effective(
         },
         "transformer_flops_estimated": plan.steps * (positive + (negative if recipe.guided else 0)),
     }
+
+
+def _plain(receipt: Receipt | None) -> dict[str, Any] | None:
+    """As JSON has it: lists for tuples."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(receipt).items()} if receipt else None
 
 
 def _guidance(plan: EditPlan, recipe: Recipe) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -15,8 +15,11 @@ import transformers
 
 from serve_app import device as devices
 from serve_app import images
-from serve_app.adapters import peft_weights
-from serve_app.adapters.registry import AdapterRegistry
+from serve_app.adapters.cache import AdapterCache
+from serve_app.adapters.changes import Adapter
+from serve_app.adapters.files import read_adapter
+from serve_app.adapters.hooks import Hooks
+from serve_app.adapters.weights import Weights, place_for_copies
 from serve_app.config import ModelConfig
 from serve_app.effective import ControlImage, effective
 from serve_app.errors import DeviceLost, EditCanceled, OutOfMemory
@@ -53,13 +56,8 @@ class Prepared:
 
     plan: EditPlan
     control_images: tuple[images.Picture, ...]
-    adapter_tensors: dict[str, dict[str, torch.Tensor]]
+    adapters: tuple[Adapter, ...]
     watch: Stopwatch
-    references: ExitStack
-
-    def release(self) -> None:
-        """Give back the references to the plan's adapters. To be called once, whatever became of the edit."""
-        self.references.close()
 
 
 @dataclass(frozen=True)
@@ -78,28 +76,27 @@ class Engine:
     `prepare` may run in any thread while an edit runs; `run` is for one caller at a time.
     """
 
-    def __init__(self, pipeline: checkpoint.Pipeline, spec: ModelSpec, threads: int, max_loaded_loras: int) -> None:
-        """An engine for a pipeline where it lies, with so many CPU threads and adapters kept at most."""
+    def __init__(self, pipeline: checkpoint.Pipeline, spec: ModelSpec, config: ModelConfig) -> None:
+        """An engine for a pipeline where it lies; of the config, what says how to run it."""
         self.device: torch.device = pipeline.device
         # Ray gives a small replica one thread; the number decides the last bits of a picture on a CPU.
-        self.threads = threads
+        self.threads = config.threads or os.cpu_count() or 1
         self.alive = True
-        self.adapters = AdapterRegistry(max_loaded_loras)
+        self.adapters: AdapterCache[Adapter] = AdapterCache(config.adapter_cache_bytes)
         self._spec = spec
         self._pipeline = pipeline
-        self._weights = peft_weights.PeftWeights(pipeline)
         self._architecture = architecture.from_config(pipeline.transformer.config)
+        self._linears = self._architecture.linears
+        self._copies = config.adapter_weights
+        if self._copies == "auto":
+            self._copies = place_for_copies(pipeline.transformer, self.device)
+        self._weights = Hooks(pipeline) if self._copies == "hooks" else Weights(pipeline.transformer, self._copies)
 
     @classmethod
     def load(cls, config: ModelConfig) -> Self:
         """The engine for a configured model. Raises CheckpointRefused."""
         spec, device = MODELS[config.id], devices.choose(config.device)
-        return cls.of(checkpoint.load(config, spec, device, devices.dtype_for(device)), spec, config)
-
-    @classmethod
-    def of(cls, pipeline: checkpoint.Pipeline, spec: ModelSpec, config: ModelConfig) -> Self:
-        """The engine for a pipeline that is loaded and placed already."""
-        return cls(pipeline, spec, config.threads or os.cpu_count() or 1, config.max_loaded_loras)
+        return cls(checkpoint.load(config, spec, device, devices.dtype_for(device)), spec, config)
 
     def edit(
         self,
@@ -109,26 +106,23 @@ class Engine:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Edited:
         """`prepare` and `run` in one call."""
-        prepared = self.prepare(plan, control_images)
-        try:
-            return self.run(prepared, on_step, should_stop)
-        finally:
-            prepared.release()
+        return self.run(self.prepare(plan, control_images), on_step, should_stop)
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
         """Decode the control images and bring the adapters' files into host memory.
 
-        Raises LoraChanged or LoraInvalidFile for a file that is not what was admitted.
+        Raises LoraChanged, LoraInvalidFile or LoraIncompatible for a file that is not what was admitted.
         """
         watch = Stopwatch(torch.device("cpu"))
-        with ExitStack() as references:
-            references.enter_context(self.adapters.using(use.id for use in plan.adapters))
-            with watch.stage("load_control_images"):
-                pictures = tuple(images.read(data, plan.exif) for data in control_images)
-            with watch.stage("read_adapters"):
-                missing = {use.id: use for use in plan.adapters if not self.adapters.is_loaded(use.id)}
-                tensors = {adapter_id: peft_weights.read(use) for adapter_id, use in missing.items()}
-            return Prepared(plan, pictures, tensors, watch, references.pop_all())
+        with watch.stage("load_control_images"):
+            pictures = tuple(images.read(data, plan.exif) for data in control_images)
+        with watch.stage("read_adapters"):
+            adapters = tuple(self._adapter(use) for use in plan.adapters)
+        return Prepared(plan, pictures, adapters, watch)
+
+    def _adapter(self, use: AdapterUse) -> Adapter:
+        pinned = self.device.type == "cuda"
+        return self.adapters.get(use.id, lambda: read_adapter(use, self._spec.id, self._linears, pinned=pinned))
 
     def run(
         self,
@@ -174,7 +168,7 @@ class Engine:
         on_step(0)
         with watch.stage("generate"):
             with watch.stage("apply_adapters"):
-                self._apply(plan.adapters, prepared.adapter_tensors)
+                self._apply(plan.adapters, prepared.adapters)
             with watch.stage("encode_prompt"):
                 positive = self._encode(plan.prompt, pictures, recipe.encoder_sizes, recipe)
                 negative = None
@@ -217,17 +211,13 @@ class Engine:
         ]
         return conditioning.encode_prompt(self._pipeline, text, seen, recipe)
 
-    def _apply(self, uses: Sequence[AdapterUse], tensors: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Load what is missing, give up what is surplus, and set the scales; the same adapter twice adds up."""
-        scales: dict[str, float] = {}
-        for use in uses:
-            if not self.adapters.is_loaded(use.id):
-                self._weights.load(use, tensors[use.id])
-            self.adapters.mark_loaded(use.id)
-            scales[use.id] = scales.get(use.id, 0.0) + use.scale
-        for adapter_id in self.adapters.take_surplus():
-            self._weights.unload(adapter_id)
-        self._weights.activate({adapter_id: scale for adapter_id, scale in scales.items() if scale != 0.0})
+    def _apply(self, uses: Sequence[AdapterUse], adapters: Sequence[Adapter]) -> None:
+        """Set the weights; the same adapter twice adds up."""
+        stack: dict[str, tuple[Adapter, float]] = {}
+        for use, adapter in zip(uses, adapters, strict=True):
+            _, scale = stack.get(use.id, (adapter, 0.0))
+            stack[use.id] = (adapter, scale + use.scale)
+        self._weights.apply(stack)
 
     def _runtime(self) -> dict[str, Any]:
         """What of an edit only this process knows."""
@@ -237,6 +227,7 @@ class Engine:
             "peak_memory_gib": round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2) if on_gpu else None,
             "dtype": str(self._pipeline.transformer.dtype).removeprefix("torch."),
             "threads": self.threads,
+            "adapter_weights": self._copies,
             # As plain strings: torch's own type would have whoever unpickles it import torch.
             "versions": {m.__name__: str(m.__version__) for m in (torch, diffusers, transformers)},
         }

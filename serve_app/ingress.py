@@ -53,6 +53,7 @@ SUBMIT_ERRORS = (
     errors.ControlImageInvalid,
     errors.InvalidParameter,
     errors.LoraInvalidFile,
+    errors.LoraIncompatible,
     errors.LoraDownloadFailed,
     errors.BodyTooLarge,
 )

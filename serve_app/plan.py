@@ -124,7 +124,7 @@ def plan_edits(
         return EditPlan(
             model=spec.id,
             profile=profile.name,
-            prompt=fill_trigger(prompt, request.trigger_word),
+            prompt=fill_trigger(prompt, request.trigger_word, adapters),
             negative_prompt=prompt.neg or "",
             width=snap(width, divisor),
             height=snap(height, divisor),
@@ -149,7 +149,8 @@ def _profile(request: InferenceRequest, config: AppConfig, adapters: Sequence[Ad
     """The effective profile, and why."""
     name = request.profile or config.preview_profile
     if name == AUTO:
-        return profile_of_trainer([use.trainer_version for use in adapters])
+        receipts = [use.receipt for use in adapters if use.receipt]
+        return profile_of_trainer([r.trainer_version for r in receipts if r.trainer == "ai-toolkit"])
     return PROFILES[name], "asked for" if request.profile else "the service's default"
 
 
@@ -181,10 +182,39 @@ def exif_notes(plans: Sequence[EditPlan], images: Mapping[str, ControlImage]) ->
     ]
 
 
-def fill_trigger(prompt: Prompt, trigger_word: str | None) -> str:
-    """The prompt with `[trigger]` replaced; a prompt's own word wins unless it is empty. No word: as it is."""
+def fill_trigger(prompt: Prompt, trigger_word: str | None, adapters: Sequence[AdapterUse]) -> str:
+    """The prompt with `[trigger]` replaced; a prompt's own word wins unless it is empty. No word: as it is.
+
+    The word `auto` means the one that an adapter's file names.
+    """
     word = prompt.trigger_word or trigger_word
+    if word == AUTO:
+        word, _ = _trained_trigger(adapters)
     return prompt.prompt.replace(TRIGGER, word) if word else prompt.prompt
+
+
+def trigger_notes(request: InferenceRequest, adapters: Sequence[AdapterUse]) -> list[str]:
+    """A sentence for each prompt whose `[trigger]` stays as it is."""
+    trained, path = _trained_trigger(adapters)
+    notes = []
+    for index, prompt in enumerate(request.prompts):
+        word = prompt.trigger_word or request.trigger_word
+        if TRIGGER not in prompt.prompt or (word and word != AUTO) or (word == AUTO and trained):
+            continue
+        if trained:
+            notes.append(
+                f"prompt {index} says {TRIGGER} and the request has no trigger_word; {path!r} was trained with "
+                f"{trained!r}: send trigger_word: auto to use it"
+            )
+        elif word == AUTO:
+            notes.append(f"prompt {index} says {TRIGGER} and trigger_word is auto, but no adapter's file names a word")
+    return notes
+
+
+def _trained_trigger(adapters: Sequence[AdapterUse]) -> tuple[str | None, str | None]:
+    """The first trigger word that an adapter's file names, and that adapter's path."""
+    found = ((use.receipt.trigger_word, use.path) for use in adapters if use.receipt and use.receipt.trigger_word)
+    return next(found, (None, None))
 
 
 def _default(value: T | None, default: T) -> T:

@@ -80,7 +80,9 @@ class InferenceRequest(BaseModel):
     model: str
     loras: list[Lora]
     prompts: list[Prompt] = Field(min_length=1)
-    trigger_word: str | None = Field(None, description="Replaces [trigger] in every prompt.")
+    trigger_word: str | None = Field(
+        None, description="Replaces [trigger] in every prompt. `auto`: the word that a LoRA's file names."
+    )
     hf_token: SecretStr | None = Field(None, description="Used for this request's downloads; never stored.")
     profile: ProfileName | None = Field(None, description="Whose preparation is followed. Default: the service's.")
     output_format: Literal["jpeg", "png", "webp"] = Field("jpeg", description="jpeg has quality 95; others no loss.")

@@ -11,7 +11,9 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from serve_app import images, plan
-from serve_app.adapters.sources import LoraSources
+from serve_app.adapters.formats import read_layout
+from serve_app.adapters.receipts import make_receipt, refuse_unfit
+from serve_app.adapters.sources import AdmittedFile, LoraSources
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppConfig
 from serve_app.dispatch import Dispatcher, Editors, result_key
@@ -24,7 +26,7 @@ from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.schemas import Explanation, InferenceRequest, Lora
-from serve_app.tasks import AdapterUse, EditDone, EditPlan, EditTask
+from serve_app.tasks import AdapterUse, EditDone, EditPlan, EditTask, Receipt
 
 T = TypeVar("T")
 
@@ -39,6 +41,7 @@ class Service:
         self.config = config
         self._editors = editors
         self._readiness = readiness
+        self._architectures = {model.id: architecture_of(model) for model in config.models}
         self._exits = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -84,8 +87,7 @@ class Service:
     async def explain(self, request: InferenceRequest) -> Explanation:
         """What `submit` would have done with the same request: the same checks and errors, and nothing is kept."""
         admitted = await self._admit(request)
-        spec = admitted.spec
-        architecture = architecture_of(next(model for model in self.config.models if model.id == spec.id))
+        spec, architecture = admitted.spec, self._architectures[admitted.spec.id]
 
         def explain(edit: EditPlan) -> dict[str, Any]:
             images = [admitted.control_files[digest].facts for digest in edit.control_images]
@@ -111,10 +113,11 @@ class Service:
         control_files = await self._control_files(request, spec)
         plan.check_parameters(request, spec, self.config)
         token = request.hf_token.get_secret_value() if request.hf_token else None
-        adapters = await _all(self._adapter(lora, token) for lora in request.loras)
+        adapters = await _all(self._adapter(lora, token, spec) for lora in request.loras)
         digests = {image: file.sha256 for image, file in control_files.items()}
         plans = plan.plan_edits(request, spec, self.config, digests, adapters)
         notes = plan.exif_notes(plans, {file.sha256: file.facts for file in control_files.values()})
+        notes += plan.trigger_notes(request, adapters)
         return Admitted(spec, plans, {file.sha256: file for file in control_files.values()}, notes)
 
     async def standing(self, request_id: str) -> Standing:
@@ -149,10 +152,16 @@ class Service:
         running = await self._readiness()
         return [model.id for model in self.config.models if not running.get(model.id)]
 
-    async def _adapter(self, lora: Lora, token: str | None) -> AdapterUse:
+    async def _adapter(self, lora: Lora, token: str | None, spec: ModelSpec) -> AdapterUse:
+        """Raises LoraInvalidFile, LoraDownloadFailed or LoraIncompatible."""
         file = await self._loras.admit(lora.path, token)
-        header = file.header
-        return AdapterUse(file.id, lora.path, file.url, lora.network_multiplier, header.modules, header.trainer_version)
+        receipt = await asyncio.to_thread(self._understand, file, lora.path, spec)
+        return AdapterUse(file.id, lora.path, file.url, lora.network_multiplier, receipt)
+
+    def _understand(self, file: AdmittedFile, path: str, spec: ModelSpec) -> Receipt:
+        layout = read_layout(file.header.tensors, self._architectures[spec.id].linears)
+        refuse_unfit(layout, path, spec.id)
+        return make_receipt(file.header, layout, file.size_bytes)
 
     async def _control_files(self, request: InferenceRequest, spec: ModelSpec) -> dict[str, "ControlFile"]:
         """The file behind each distinct image string, all fetched at once. Raises ControlImageInvalid."""

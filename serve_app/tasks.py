@@ -20,20 +20,40 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
+class Receipt:
+    """What an adapter's file is, read from its header.
+
+    `kind` is lora, lokr or full, or several joined by +; `ranks` are all that occur; `dtype` is safetensors'
+    name. `modules` is how many of the model's linears the file changes, `top_level` those of them outside the
+    blocks, `ignored` the tensors that are no change to the model. The rest is what its trainer wrote.
+    """
+
+    kind: str
+    ranks: tuple[int, ...]
+    dtype: str
+    size_bytes: int
+    modules: int
+    top_level: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    trigger_word: str | None = None
+    trainer: str | None = None
+    trainer_version: str | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True)
 class AdapterUse:
     """One LoRA of a request.
 
     `id` is derived from the file's identity, so that a file overwritten under the same name is another
     adapter; `path` is the client's word for it, `url` where an editor opens it (a local path or fsspec URL).
-    `modules` is how many of the model's linears the file changes, `trainer_version` what its metadata names.
     """
 
     id: str
     path: str
     url: str
     scale: float
-    modules: int = 0
-    trainer_version: str | None = None
+    receipt: Receipt | None = None
 
 
 @dataclass(frozen=True)

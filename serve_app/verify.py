@@ -65,7 +65,7 @@ def verify(config: ModelConfig, model: str | None, size: int, steps: int) -> boo
     pipeline = checkpoint.read(folder, devices.dtype_for(device))
     if not show(list(checkpoint.constants(pipeline, spec))):
         return False
-    engine = Engine.of(pipeline.to(device), spec, config)
+    engine = Engine(pipeline.to(device), spec, config)
     plan = fixed_plan(spec, size, steps)
     control_images = [encode(fixed_picture(), "png", {})] * len(plan.control_images)
     pictures = []

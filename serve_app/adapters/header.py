@@ -6,7 +6,6 @@ https://huggingface.co/docs/safetensors/index#format
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -15,35 +14,14 @@ from serve_app.errors import LoraInvalidFile
 # The limit of the safetensors library itself.
 MAX_HEADER_BYTES = 100_000_000
 
-# The first matrix of a LoRA pair, by every name that diffusers' loader knows for it.
-FIRST_MATRICES = (".lora_A.weight", ".lora_down.weight", ".lora_A.default.weight")
-
 
 @dataclass(frozen=True)
 class Header:
-    """`tensors` maps names to shapes; `metadata` is what the trainer wrote beside them."""
+    """`tensors` maps names to shapes, `dtypes` to safetensors' dtypes; `metadata` is what the trainer wrote."""
 
     tensors: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
     metadata: dict[str, str]
-
-    @property
-    def modules(self) -> int:
-        """How many linears the file's LoRA pairs change."""
-        return count_modules(self.tensors)
-
-    @property
-    def trainer_version(self) -> str | None:
-        """The version of the ai-toolkit that wrote the file, if its metadata says so."""
-        try:
-            software = json.loads(self.metadata["software"])
-            return str(software["version"]) if software["name"] == "ai-toolkit" else None
-        except (KeyError, ValueError, TypeError):
-            return None
-
-
-def count_modules(keys: Iterable[str]) -> int:
-    """How many LoRA pairs there are among tensors of these names."""
-    return sum(key.endswith(FIRST_MATRICES) for key in keys)
 
 
 def read_header(file: BinaryIO, size: int, name: str) -> Header:
@@ -67,12 +45,13 @@ def read_header(file: BinaryIO, size: int, name: str) -> Header:
         metadata = entries.pop("__metadata__", {})
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         tensors = {key: tuple(entry["shape"]) for key, entry in entries.items()}
+        dtypes = {key: str(entry["dtype"]) for key, entry in entries.items()}
         described = 8 + length + int(end)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise LoraInvalidFile(f"the LoRA file {name!r} has a broken safetensors header", details) from error
     if described != size:
         raise LoraInvalidFile(f"the LoRA file {name!r} has {size} bytes, but its header describes {described}", details)
-    return Header(tensors, metadata)
+    return Header(tensors, dtypes, metadata if isinstance(metadata, dict) else {})
 
 
 def _guess(prefix: bytes) -> str:

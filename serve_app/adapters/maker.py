@@ -11,7 +11,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import save_file
 
-from serve_app.models.architecture import ADAPTED_LINEARS
+from serve_app.models.architecture import BLOCK_LINEARS
 
 
 def make_lora(
@@ -32,7 +32,7 @@ def make_lora(
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     for block in range(transformer.config.num_layers):
-        for name in ADAPTED_LINEARS:
+        for name in BLOCK_LINEARS:
             module = transformer.get_submodule(f"transformer_blocks.{block}.{name}")
             out_features, in_features = module.weight.shape
             down = torch.randn(rank, in_features, generator=generator)

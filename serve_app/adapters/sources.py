@@ -38,6 +38,7 @@ class AdmittedFile:
 
     id: str
     url: str
+    size_bytes: int
     header: Header
 
 
@@ -82,9 +83,10 @@ class LoraSources:
         return await asyncio.to_thread(self._admit, path, url)
 
     def _admit(self, path: str, url: str) -> AdmittedFile:
+        size = fsspec.url_to_fs(url)[0].size(url)
         with fsspec.open(url, "rb") as file:
-            header = read_header(file, fsspec.url_to_fs(url)[0].size(url), path)
-        return AdmittedFile(fingerprint(url), url, header)
+            header = read_header(file, size, path)
+        return AdmittedFile(fingerprint(url), url, size, header)
 
     async def _download(self, url: str, token: str | None) -> str:
         with tempfile.TemporaryDirectory() as folder:

@@ -11,23 +11,26 @@ from typing import Any
 
 from serve_app.config import MINIATURE, ModelConfig
 
-# The linears of one block that adapters are trained on (ostris/ai-toolkit 0.12.26).
-ADAPTED_LINEARS = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_out.0",
-    "attn.to_add_out",
-    "img_mod.1",
-    "txt_mod.1",
-    "img_mlp.net.0.proj",
-    "img_mlp.net.2",
-    "txt_mlp.net.0.proj",
-    "txt_mlp.net.2",
-)
+# The linears of one block, which adapters are trained on (ostris/ai-toolkit 0.12.26): (out, in) in widths.
+BLOCK_LINEARS = {
+    "attn.to_q": (1, 1),
+    "attn.to_k": (1, 1),
+    "attn.to_v": (1, 1),
+    "attn.add_q_proj": (1, 1),
+    "attn.add_k_proj": (1, 1),
+    "attn.add_v_proj": (1, 1),
+    "attn.to_out.0": (1, 1),
+    "attn.to_add_out": (1, 1),
+    "img_mod.1": (6, 1),
+    "txt_mod.1": (6, 1),
+    "img_mlp.net.0.proj": (4, 1),
+    "img_mlp.net.2": (1, 4),
+    "txt_mlp.net.0.proj": (4, 1),
+    "txt_mlp.net.2": (1, 4),
+}
+
+# Features of the sinusoidal embedding of time, and of a token of latents (16 channels in 2x2 patches).
+TIME_FEATURES, LATENT_FEATURES = 256, 64
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Architecture:
     num_layers: int
     num_attention_heads: int
     attention_head_dim: int
+    joint_attention_dim: int
 
     @property
     def width(self) -> int:
@@ -46,7 +50,25 @@ class Architecture:
     @property
     def adapted_modules(self) -> int:
         """How many linears a whole adapter of the trainer's touches."""
-        return self.num_layers * len(ADAPTED_LINEARS)
+        return self.num_layers * len(BLOCK_LINEARS)
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """The shape (out, in) of every linear, by its name in the module tree."""
+        width = self.width
+        found = {
+            f"transformer_blocks.{block}.{name}": (out * width, into * width)
+            for block in range(self.num_layers)
+            for name, (out, into) in BLOCK_LINEARS.items()
+        }
+        return found | {
+            "time_text_embed.timestep_embedder.linear_1": (width, TIME_FEATURES),
+            "time_text_embed.timestep_embedder.linear_2": (width, width),
+            "img_in": (width, LATENT_FEATURES),
+            "txt_in": (width, self.joint_attention_dim),
+            "norm_out.linear": (2 * width, width),
+            "proj_out": (LATENT_FEATURES, width),
+        }
 
     def forward_flops(self, image_tokens: int, text_tokens: int) -> int:
         """Floating-point operations of one forward for one picture, a multiply-add counted as two.
@@ -63,8 +85,8 @@ class Architecture:
 
 
 # As published with every checkpoint of the family (transformer/config.json), and the class's own defaults.
-PUBLISHED = Architecture(60, 24, 128)
-MINIATURE_ARCHITECTURE = Architecture(2, 1, 16)
+PUBLISHED = Architecture(60, 24, 128, 3584)
+MINIATURE_ARCHITECTURE = Architecture(2, 1, 16, 32)
 
 
 def architecture_of(model: ModelConfig) -> Architecture:

@@ -124,7 +124,6 @@ def make_transformer(zero_cond_t: bool) -> QwenImageTransformer2DModel:
         patch_size=2,
         in_channels=64,
         out_channels=16,
-        joint_attention_dim=HIDDEN,
         axes_dims_rope=(4, 6, 6),
         zero_cond_t=zero_cond_t,
         **asdict(MINIATURE_ARCHITECTURE),

@@ -39,7 +39,7 @@ def bench() -> Callable[..., Bench]:
     @cache
     def bench(model: str, dtype: torch.dtype = torch.float32) -> Bench:
         pipeline = checkpoint.load(ModelConfig(id=model), MODELS[model], CPU, dtype)
-        return Bench(pipeline, Engine(pipeline, MODELS[model], THREADS, max_loaded_loras=2))
+        return Bench(pipeline, Engine(pipeline, MODELS[model], ModelConfig(threads=THREADS)))
 
     return bench
 

@@ -6,11 +6,13 @@ wrote; `trainer_edit` cannot, since `__call__` rescales every guided prediction.
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file
 
 T2I = ("qwen_image", "qwen_image_2512")
 
@@ -176,6 +178,18 @@ def trainer_edit(
     decoded = pipeline.vae.decode(latents / (1.0 / std) + mean).sample[:, :, 0]
     pixels = ((decoded[0] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).float().numpy() * 255).round().astype("uint8")
     return PIL.Image.fromarray(pixels)
+
+
+@torch.no_grad()
+def merge_lora(pipeline, path: Path, scale: float) -> None:
+    """W += scale * up @ down for each pair of a file as the trainer writes it, without alpha."""
+    tensors = load_file(path)
+    for key in tensors:
+        if key.endswith(".lora_A.weight"):
+            name = key.removeprefix("diffusion_model.").removesuffix(".lora_A.weight")
+            weight = pipeline.transformer.get_submodule(name).weight
+            down, up = tensors[key].float(), tensors[key.replace("lora_A", "lora_B")].float()
+            weight.copy_(torch.addmm(weight, up, down, alpha=scale))
 
 
 ORACLES = {"reference": reference_edit, "trainer": trainer_edit}

@@ -6,24 +6,25 @@ compared: `torch.equal`, in order, as many times as it came.
 """
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import QwenImageEditPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 from transformers import Qwen2_5_VLModel
 
-from serve_app.models import conditioning, miniature
+from serve_app.models import checkpoint, conditioning, miniature
 from serve_app.models.denoise import guide, noise, schedule
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import TEXT_TO_IMAGE_MAX_TOKENS, make_recipe, shift_of, sigmas_of
 from serve_app.models.registry import MODELS
 from tests.conftest import as_png, noise_picture
 from tests.engine.conftest import CPU, EDIT, Bench, use
-from tests.engine.oracle import ORACLES, reference_edit
+from tests.engine.oracle import ORACLES, merge_lora, reference_edit
 from tests.engine.recorder import differences, record
 
 SQUARE, LANDSCAPE, PORTRAIT, TALL = (80, 80), (120, 80), (64, 200), (40, 120)
@@ -174,15 +175,14 @@ def test_m_rope_ids_are_those_that_transformers_computes(bench, make_plan, shape
     assert torch.equal(conditioning.positions(ids, grids, config, recipe), expected)
 
 
-def test_picture_with_a_lora_is_the_pipelines(bench, make_plan, loras):
+def lora_pictures(bench, make_plan, path, scale: float, hang: Callable[[Any], None]) -> tuple[np.ndarray, np.ndarray]:
+    """Ours with a LoRA, and diffusers' own with what `hang` does to its pipeline."""
     case = Case("qwen_image_edit", (SQUARE,))
-    plan = plan_for(case, make_plan, adapters=(use(loras[0], 0.7),))
+    plan = plan_for(case, make_plan, adapters=(use(path, scale),))
     made = bench(case.model).engine.edit(plan, [as_png(noise_picture(*SQUARE))]).image
-    # Not the bench's: this one's adapter stays on.
-    pipeline = QwenImageEditPipeline.from_pretrained(miniature.ensure(EDIT))
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.load_lora_weights(str(loras[0]), adapter_name="one")
-    pipeline.set_adapters(["one"], [0.7])
+    # Not the bench's: this one's weights stay changed.
+    pipeline = checkpoint.read(miniature.ensure(EDIT), torch.float32)
+    hang(pipeline)
     expected = reference_edit(
         pipeline,
         case.model,
@@ -195,7 +195,21 @@ def test_picture_with_a_lora_is_the_pipelines(bench, make_plan, loras):
         guidance=plan.guidance_scale,
         seed=plan.seed,
     )
-    assert np.array_equal(np.asarray(made), np.asarray(expected))
+    return np.asarray(made).astype(int), np.asarray(expected).astype(int)
+
+
+def test_picture_with_a_lora_is_that_of_merged_weights(bench, make_plan, loras):
+    made, expected = lora_pictures(bench, make_plan, loras[0], 0.7, lambda p: merge_lora(p, loras[0], 0.7))
+    assert np.array_equal(made, expected)
+
+
+def test_picture_with_a_lora_is_that_of_pefts_hooks_but_for_one_grey_level(bench, make_plan, loras):
+    def hang(pipeline) -> None:
+        pipeline.load_lora_weights(str(loras[0]), adapter_name="one")
+        pipeline.set_adapters(["one"], [0.7])
+
+    made, expected = lora_pictures(bench, make_plan, loras[0], 0.7, hang)
+    assert np.abs(made - expected).max() <= 1
 
 
 def test_encoder_sees_an_almost_black_picture(bench):

@@ -3,14 +3,12 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import PIL.Image
 import torch
 from ray import serve
 
-from serve_app.adapters.registry import AdapterRegistry
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.engine import Edited, Prepared, Stopwatch
@@ -28,12 +26,11 @@ class TimedEngine:
 
     def __init__(self, config: ModelConfig) -> None:
         self._notes = Path(config.checkpoint)
-        self.adapters = AdapterRegistry(config.max_loaded_loras)
         self.alive = True
         self._note(f"started {os.getpid()}")
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
-        return Prepared(plan, (), {}, Stopwatch(torch.device("cpu")), ExitStack())
+        return Prepared(plan, (), (), Stopwatch(torch.device("cpu")))
 
     def run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
         plan = prepared.plan

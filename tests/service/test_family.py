@@ -2,20 +2,19 @@
 
 import io
 import json
-from itertools import count
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 
 from serve_app import compare
-from serve_app.models import miniature
+from serve_app.models import checkpoint, miniature
 from serve_app.models.registry import MODELS
 from tests.conftest import ROOT, THREADS, as_base64, as_png, noise_picture
-from tests.engine.oracle import ORACLES
+from tests.engine.oracle import ORACLES, merge_lora
 from tests.service.conftest import pixels
 
 SAMPLE = "my_lora_job/my_lora.safetensors"
@@ -34,20 +33,17 @@ def family(deploy):
 def expected():
     """What an oracle makes of the request that `body` gives, with the sample LoRA at a scale, or without."""
     torch.set_num_threads(THREADS)
-    names = (f"adapter-{n}" for n in count())
-    pipelines = {}
+
+    @cache
+    def pipeline_with(model: str, scale: float | None):
+        pipeline = checkpoint.read(miniature.ensure(MODELS[model]), torch.float32)
+        if scale is not None:
+            merge_lora(pipeline, LORA, scale)
+        return pipeline
 
     def expected(model: str, profile: str, scale: float | None = None) -> np.ndarray:
-        key = (model, scale is None)
-        if key not in pipelines:
-            pipelines[key] = DiffusionPipeline.from_pretrained(miniature.ensure(MODELS[model]))
-            pipelines[key].set_progress_bar_config(disable=True)
-        if scale is not None:
-            name = next(names)
-            pipelines[key].load_lora_weights(str(LORA), adapter_name=name)
-            pipelines[key].set_adapters([name], [scale])
         made = ORACLES[profile](
-            pipelines[key],
+            pipeline_with(model, scale),
             model,
             PICTURES[: MODELS[model].max_control_images],
             prompt="make it night",

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from safetensors.numpy import save_file
 
 from tests.conftest import ROOT, as_base64, as_png, noise_picture
 from tests.engine.conftest import use
@@ -50,19 +51,18 @@ def test_prompts_of_a_request_keep_their_order(miniature, make_body):
     assert [image["width"] for image in images] == [64, 96, 128]
 
 
-def test_bad_lora_fails_its_own_request_and_the_replica_serves_on(miniature, deploy, make_body, tmp_path_factory):
-    from safetensors.numpy import save_file
-
+def test_lora_of_another_model_is_refused_before_any_editor_sees_it(miniature, make_body):
     name = "diffusion_model.transformer_blocks.0.attn.to_q.lora_{}.weight"
     bad = {name.format("A"): np.ones((4, 999), np.float32), name.format("B"): np.ones((999, 4), np.float32)}
     target = ROOT / "samples/loras/wide_of_a_test.safetensors"
     try:
         save_file(bad, target)
-        result = miniature.result(miniature.submit(make_body(loras=[{"path": target.name}])))
+        answer = miniature.client.post("/v1/inference", json=make_body(loras=[{"path": target.name}]))
     finally:
         target.unlink()
-    assert result["status"] == "failed"
-    assert "does not fit the model" in result["error"]
+    error = answer.json()["detail"]["error"]
+    assert (answer.status_code, error["code"]) == (400, "LORA_INCOMPATIBLE")
+    assert "its change is 999x999, the model's module 16x16" in error["message"]
     assert miniature.edit(make_body(loras=[{"path": SAMPLE}]))[0]["status"] == "succeeded"
 
 

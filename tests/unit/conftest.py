@@ -18,9 +18,15 @@ from serve_app.tasks import EditDone, EditEvent, EditTask, StepDone
 PICTURE = b"a picture's bytes"
 
 
-def safetensors_bytes(shapes: Mapping[str, tuple[int, ...]] = {"x.lora_A.weight": (2, 2)}) -> bytes:
+TO_Q = "diffusion_model.transformer_blocks.0.attn.to_q"
+# One pair that fits the miniature.
+PAIR = {f"{TO_Q}.lora_A.weight": (2, 16), f"{TO_Q}.lora_B.weight": (16, 2)}
+
+
+def safetensors_bytes(shapes: Mapping[str, tuple[int, ...]] = PAIR, metadata: Mapping[str, str] = {}) -> bytes:
     """A sound safetensors file of zeros in fp32, written by hand: unit tests have no torch."""
-    entries, end = {}, 0
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
     for name, shape in shapes.items():
         size = 4
         for side in shape:

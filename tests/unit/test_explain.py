@@ -47,8 +47,8 @@ def test_explanation_answers_what_one_compares_when_pictures_differ(client, make
     }
     assert record["forwards"] == 16
     [lora] = record["loras"]
-    assert (lora["network_multiplier"], lora["modules"], lora["modules_of_a_whole_one"]) == (0.5, 1, 28)
-    assert "never fused" in record["loras_applied"]
+    assert (lora["network_multiplier"], lora["receipt"]["modules"], lora["modules_of_a_whole_one"]) == (0.5, 1, 28)
+    assert "from an untouched W0" in record["loras_applied"]
     [image] = record["control_images"]
     assert image["size"] == [640, 256]
     assert image["vision_encoder"]["sizes"] == [[640, 1632]]

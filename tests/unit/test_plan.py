@@ -10,7 +10,7 @@ from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
 from serve_app.plan import exif_notes, ignored_fields, plan_edits
 from serve_app.schemas import InferenceRequest
-from serve_app.tasks import AdapterUse
+from serve_app.tasks import AdapterUse, Receipt
 
 
 def plans(request: dict, adapters: tuple[AdapterUse, ...] = (), **config: object):
@@ -22,7 +22,8 @@ def plans(request: dict, adapters: tuple[AdapterUse, ...] = (), **config: object
 
 
 def lora(version: str | None) -> AdapterUse:
-    return AdapterUse("id", "a.safetensors", "/a.safetensors", 1.0, 28, version)
+    receipt = Receipt("lora", (4,), "BF16", 1000, 28, trainer="ai-toolkit", trainer_version=version)
+    return AdapterUse("id", "a.safetensors", "/a.safetensors", 1.0, receipt)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,158 @@
+"""Adapters come and go in the weights: exact, in place, and without a trace."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from serve_app.adapters.changes import Adapter, Full, Kronecker, LowRank
+from serve_app.adapters.weights import Weights
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def transformer(dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.ModuleDict({"a": nn.Linear(32, 48), "b": nn.Linear(48, 32, bias=False), "c": nn.Linear(32, 32)}).to(dtype)
+
+
+def adapters(dtype: torch.dtype) -> dict[str, Adapter]:
+    """One of each kind and some overlaps; "other" is in another dtype than the weights."""
+    torch.manual_seed(1)
+    other = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
+
+    def low_rank(out: int, into: int, rank: int, dtype: torch.dtype = dtype) -> LowRank:
+        return LowRank(torch.randn(out, rank).to(dtype), torch.randn(rank, into).to(dtype), 0.5)
+
+    made = {
+        "A": {"a": low_rank(48, 32, 4), "b": low_rank(32, 48, 2)},
+        "B": {"a": low_rank(48, 32, 8), "c": low_rank(32, 32, 4)},
+        "kron": {"b": Kronecker((torch.randn(4, 4),), (torch.randn(8, 2), torch.randn(2, 12)), 0.25)},
+        "full": {"a": Full(torch.randn(48, 32), torch.randn(48)), "c": Full(None, torch.randn(32))},
+        "other": {"a": low_rank(48, 32, 4, other)},
+    }
+    return {name: Adapter(changes, pinned=False) for name, changes in made.items()}
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(params=DTYPES, ids=["fp32", "bf16"])
+def dtype(request) -> torch.dtype:
+    return request.param
+
+
+def fresh(dtype: torch.dtype, **scales: float) -> dict[str, Tensor]:
+    """The weights after one application to an untouched model."""
+    model, known = transformer(dtype), adapters(dtype)
+    Weights(model, "device").apply({name: (known[name], scale) for name, scale in scales.items()})
+    return state(model)
+
+
+def test_weights_are_the_definition_rounded_once(dtype):
+    model, known = transformer(dtype), adapters(dtype)
+    before = state(model)
+    uses = {"A": 0.7, "B": -0.3, "full": 0.5}
+    Weights(model, "device").apply({name: (known[name], scale) for name, scale in uses.items()})
+    exact = before["a.weight"].double()
+    for name, scale in uses.items():
+        exact = exact + scale * known[name].changes["a"].weight(torch.float64)
+    if dtype == torch.bfloat16:
+        # The nearest bf16 to the exact sum, but for sums that fp32 puts on the other side of a tie.
+        assert (model["a"].weight != exact.to(dtype)).float().mean() < 0.002
+    else:
+        assert torch.allclose(model["a"].weight.double(), exact, rtol=1e-5, atol=1e-6)
+    bias = before["a.bias"].double() + 0.5 * known["full"].changes["a"].bias.double()
+    assert torch.allclose(model["a"].bias.double(), bias, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6)
+
+
+def test_single_adapter_is_rounded_once(dtype):
+    model, known = transformer(dtype), adapters(dtype)
+    exact = model["a"].weight.double() + 0.7 * known["A"].changes["a"].weight(torch.float64)
+    Weights(model, "device").apply({"A": (known["A"], 0.7)})
+    if dtype == torch.bfloat16:
+        assert (model["a"].weight != exact.to(dtype)).float().mean() < 0.002
+    else:
+        assert torch.allclose(model["a"].weight.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["A", "kron", "full", "other"])
+def test_scales_in_a_row_give_what_fresh_loads_give(dtype, name):
+    model, known = transformer(dtype), adapters(dtype)
+    weights, before = Weights(model, "device"), state(model)
+    for scale in (0.5, 1.0, 0.8, 0.0):
+        weights.apply({name: (known[name], scale)})
+        assert same(state(model), fresh(dtype, **{name: scale}))
+    assert same(state(model), before)
+
+
+def test_a_then_b_then_both_then_none_ends_where_it_began(dtype):
+    model, known = transformer(dtype), adapters(dtype)
+    weights, before = Weights(model, "device"), state(model)
+    for stack in ({"A": 1.0}, {"B": 0.5}, {"A": 1.0, "B": 0.5}, {}):
+        weights.apply({name: (known[name], scale) for name, scale in stack.items()})
+        assert same(state(model), fresh(dtype, **stack))
+    assert same(state(model), before)
+
+
+def test_five_hundred_swaps_leave_no_trace(dtype):
+    model, known = transformer(dtype), adapters(dtype)
+    weights, before = Weights(model, "device"), state(model)
+    dice = random.Random(3)
+    for _ in range(500):
+        names = dice.sample(sorted(known), dice.randint(0, 3))
+        weights.apply({name: (known[name], dice.choice((1.0, 0.5, -0.25))) for name in names})
+    weights.apply({"A": (known["A"], 0.5)})
+    assert same(state(model), fresh(dtype, A=0.5))
+    weights.apply({})
+    assert same(state(model), before)
+
+
+def test_nothing_is_done_twice(dtype):
+    model, known = transformer(dtype), adapters(dtype)
+    weights = Weights(model, "device")
+    assert weights.apply({"A": (known["A"], 1.0)}) == 2
+    assert weights.apply({"A": (known["A"], 1.0)}) == 0
+    # "b" stays as it is: only what B touches is rewritten.
+    assert weights.apply({"A": (known["A"], 1.0), "B": (known["B"], 1.0)}) == 2
+    assert weights.apply({"A": (known["A"], 1.0)}) == 2
+    assert weights.apply({}) == 2
+    assert weights.apply({}) == 0
+
+
+def test_parameters_are_rewritten_in_place(dtype):
+    """Compiled code and graphs hold on to the memory."""
+    model, known = transformer(dtype), adapters(dtype)
+    places = {name: value.data_ptr() for name, value in model.state_dict().items()}
+    weights = Weights(model, "device")
+    for name in known:
+        weights.apply({name: (known[name], 1.0)})
+    assert {name: value.data_ptr() for name, value in model.state_dict().items()} == places
+
+
+def test_application_that_fails_midway_is_set_right_by_the_next(dtype):
+    model, known = transformer(dtype), adapters(dtype)
+    weights, before = Weights(model, "device"), state(model)
+    weights.apply({"A": (known["A"], 1.0)})
+
+    class Half:
+        """Its second module cannot be applied."""
+
+        def __init__(self) -> None:
+            self.changes = {"a": known["B"].changes["a"], "c": "not a change"}
+
+        def on(self, device):
+            return self.changes
+
+    with pytest.raises(AttributeError):
+        weights.apply({"half": (Half(), 1.0)})
+    weights.apply({"B": (known["B"], 1.0)})
+    assert same(state(model), fresh(dtype, B=1.0))
+    weights.apply({})
+    assert same(state(model), before)
