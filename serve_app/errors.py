@@ -9,6 +9,7 @@ ServiceError
 │   ├── TooManyLoras                TOO_MANY_LORAS
 │   ├── LoraPathForbidden           LORA_PATH_FORBIDDEN
 │   ├── LoraNotFound                LORA_NOT_FOUND
+│   │   └── LoraUnknown             LORA_NOT_FOUND, 404
 │   ├── ControlImageRequired        CONTROL_IMAGE_REQUIRED
 │   ├── TooManyControlImages        TOO_MANY_CONTROL_IMAGES
 │   ├── ControlImageInvalid         CONTROL_IMAGE_INVALID
@@ -88,6 +89,12 @@ class LoraPathForbidden(RequestError):
 
 class LoraNotFound(RequestError):
     code = "LORA_NOT_FOUND"
+
+
+class LoraUnknown(LoraNotFound):
+    """Asked for by its own route: there it is the answer to the question, not a fault of a request."""
+
+    status = 404
 
 
 class ControlImageRequired(RequestError):

@@ -3,9 +3,9 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
@@ -20,6 +20,8 @@ from serve_app.schemas import (
     Health,
     ImageOutput,
     InferenceRequest,
+    LoraInfo,
+    LoraList,
     ModelInfo,
     ModelList,
     Outputs,
@@ -57,6 +59,7 @@ SUBMIT_ERRORS = (
     errors.LoraDownloadFailed,
     errors.BodyTooLarge,
 )
+DEFAULT_PAGE, MAX_PAGE = 50, 500
 MEDIA_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
 
@@ -106,6 +109,18 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def models() -> ModelList:
         """The models that this service edits with."""
         return ModelList(models=[ModelInfo.model_validate(spec, from_attributes=True) for spec in service.models()])
+
+    @app.get("/v1/loras", tags=["models"])
+    async def loras(
+        search: str = "", cursor: str = "", limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE
+    ) -> LoraList:
+        """The files under the LoRA root with what their headers say; `search` looks at paths and trigger words."""
+        return await service.loras(search, cursor, limit)
+
+    @app.get("/v1/loras/{path:path}", tags=["models"], responses=_error_docs(errors.LoraUnknown))
+    async def lora(path: str) -> LoraInfo:
+        """One file under the LoRA root."""
+        return await service.lora(path)
 
     submit_errors = _error_docs(*SUBMIT_ERRORS) | {422: {"model": ShapeErrors}}
 

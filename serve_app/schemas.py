@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr
 
 from serve_app.config import ProfileName
-from serve_app.tasks import Status
+from serve_app.tasks import Receipt, Status
 
 MAX_SEED = 2**63 - 1
 
@@ -243,6 +243,45 @@ class ModelInfo(BaseModel):
 
 class ModelList(BaseModel):
     models: list[ModelInfo]
+
+
+class LoraInfo(BaseModel):
+    """One file under the LoRA root. `problem` says why it fits none of the models that are served."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "path": "my_lora_job/my_lora.safetensors",
+                    "fits": ["qwen_image_edit"],
+                    "problem": None,
+                    "receipt": {
+                        "kind": "lora",
+                        "ranks": [32],
+                        "dtype": "BF16",
+                        "size_bytes": 590058784,
+                        "modules": 840,
+                        "top_level": [],
+                        "ignored": [],
+                        "trigger_word": "sks",
+                        "trainer": "ai-toolkit",
+                        "trainer_version": "0.12.26",
+                        "step": 2000,
+                    },
+                }
+            ]
+        }
+    )
+
+    path: str
+    fits: list[str] = Field(description="The served models that it can be applied to.")
+    receipt: Receipt | None
+    problem: str | None
+
+
+class LoraList(BaseModel):
+    loras: list[LoraInfo]
+    next_cursor: str | None = Field(description="Send it as `cursor` for the next page; null on the last one.")
 
 
 class Health(BaseModel):

@@ -18,14 +18,23 @@ from serve_app.artifacts import Artifacts
 from serve_app.config import AppConfig
 from serve_app.dispatch import Dispatcher, Editors, result_key
 from serve_app.effective import ControlImage, effective
-from serve_app.errors import ControlImageInvalid, FetchFailed, ImageNotFound
+from serve_app.errors import (
+    ControlImageInvalid,
+    FetchFailed,
+    ImageNotFound,
+    LoraIncompatible,
+    LoraInvalidFile,
+    LoraNotFound,
+    LoraPathForbidden,
+    LoraUnknown,
+)
 from serve_app.fetch import Fetcher
 from serve_app.jobs import JobStore, RequestRecord, Standing
 from serve_app.models.architecture import architecture_of
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
-from serve_app.schemas import Explanation, InferenceRequest, Lora
+from serve_app.schemas import Explanation, InferenceRequest, Lora, LoraInfo, LoraList
 from serve_app.tasks import AdapterUse, EditDone, EditPlan, EditTask, Receipt
 
 T = TypeVar("T")
@@ -146,6 +155,48 @@ class Service:
 
     def models(self) -> list[ModelSpec]:
         return [MODELS[model.id] for model in self.config.models]
+
+    async def loras(self, search: str, cursor: str, limit: int) -> LoraList:
+        """A page of the files under the LoRA root, by path, each with its receipt.
+
+        `search` is looked for in the path, the trigger word and the kind, whatever the case; the page begins
+        after the path `cursor`.
+        """
+        page: list[LoraInfo] = []
+        for path in await asyncio.to_thread(self._loras.paths):
+            if path <= cursor:
+                continue
+            # In turn, so that no page reads more headers than it shows or searches.
+            info = await asyncio.to_thread(self._lora_info, path)
+            words = (path, info.receipt.trigger_word or "", info.receipt.kind) if info.receipt else (path,)
+            if any(search.lower() in word.lower() for word in words):
+                page.append(info)
+            if len(page) > limit:
+                break
+        return LoraList(loras=page[:limit], next_cursor=page[limit - 1].path if len(page) > limit else None)
+
+    async def lora(self, path: str) -> LoraInfo:
+        """One file under the LoRA root. Raises LoraUnknown."""
+        try:
+            self._loras.check_path(path)
+            await asyncio.to_thread(self._loras.check_exists, path)
+        except (LoraNotFound, LoraPathForbidden) as error:
+            raise LoraUnknown(error.message, error.details) from error
+        return await asyncio.to_thread(self._lora_info, path)
+
+    def _lora_info(self, path: str) -> LoraInfo:
+        receipt, problem, fits = None, None, []
+        try:
+            file = self._loras.read(path)
+            for spec in self.models():
+                try:
+                    receipt = self._understand(file, path, spec)
+                    fits.append(spec.id)
+                except LoraIncompatible as error:
+                    problem = error.message
+        except (LoraInvalidFile, LoraNotFound) as error:
+            problem = error.message
+        return LoraInfo(path=path, fits=fits, receipt=receipt, problem=None if fits else problem)
 
     async def waiting_for(self) -> list[str]:
         """The configured models that have no running editor."""

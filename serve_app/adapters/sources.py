@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from serve_app.adapters.header import Header, read_header
 from serve_app.artifacts import Artifacts
@@ -18,6 +19,8 @@ from serve_app.fetch import Fetcher
 
 # The path of a page on the model hub: /<owner>/<repository>/blob|tree/<revision>/...
 MAX_PATH_BYTES = 250
+HUB_SCHEME = "hf://"
+HUB_PATH = re.compile(r"^hf://(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)$", re.IGNORECASE)
 HUB_PAGE = re.compile(r"^(/[^/]+/[^/]+)/(blob|tree)(/.*)$")
 
 
@@ -43,11 +46,11 @@ class AdmittedFile:
 
 
 def is_url(path: str) -> bool:
-    return path.lower().startswith(("http://", "https://"))
+    return path.lower().startswith(("http://", "https://", HUB_SCHEME))
 
 
 class LoraSources:
-    """Finds what `loras[].path` names: below `root`, a local folder, or at an http(s) URL.
+    """Finds what `loras[].path` names: below `root`, a folder or any fsspec URL, or at an http(s) or hf URL.
 
     What is downloaded is kept in artifact storage under its content's hash, where every editor finds it;
     so a token that the download needed is not needed again, and is not stored.
@@ -55,7 +58,9 @@ class LoraSources:
 
     def __init__(self, root: str, fetcher: Fetcher, artifacts: Artifacts, hub_hosts: Sequence[str]) -> None:
         self._hub_hosts = hub_hosts
-        self._root = Path(root).resolve()
+        self._filesystem, base = fsspec.url_to_fs(root)
+        self._is_local = isinstance(self._filesystem, LocalFileSystem)
+        self._base = str(Path(base).resolve()) if self._is_local else base.rstrip("/")
         self._fetcher = fetcher
         self._artifacts = artifacts
 
@@ -67,20 +72,43 @@ class LoraSources:
         if len(path.encode("utf-8", "replace")) > MAX_PATH_BYTES or (not path.isprintable() and "\0" not in path):
             raise LoraNotFound("a LoRA path is too long or not text", {"lora_path": ascii(path[:100])})
         leaves = relative.is_absolute() or windows.anchor or ".." in windows.parts or "\0" in path
-        if leaves or not (self._root / relative).resolve().is_relative_to(self._root):
+        if leaves or (self._is_local and not Path(self._base, path).resolve().is_relative_to(self._base)):
             raise LoraPathForbidden(
                 f"the LoRA path {path!r} leads out of the LoRA root; give one relative to it", {"lora_path": path}
             )
 
     def check_exists(self, path: str) -> None:
         """Raise LoraNotFound if `path` is not a file under the LoRA root. URLs are not asked here."""
-        if not is_url(path) and not (self._root / path).is_file():
+        if not is_url(path) and not self._filesystem.isfile(f"{self._base}/{path}"):
             raise LoraNotFound(f"there is no LoRA file {path!r} under the LoRA root", {"lora_path": path})
+
+    def paths(self) -> list[str]:
+        """The path of every safetensors file under the LoRA root that a request may name, sorted."""
+        found = self._filesystem.find(self._base) if self._filesystem.isdir(self._base) else []
+        paths = (path.removeprefix(self._base).lstrip("/") for path in found if path.endswith(".safetensors"))
+        return sorted(path for path in paths if self._is_allowed(path))
+
+    def _is_allowed(self, path: str) -> bool:
+        try:
+            self.check_path(path)
+        except (LoraPathForbidden, LoraNotFound):
+            return False
+        return True
 
     async def admit(self, path: str, token: str | None) -> AdmittedFile:
         """The file that `path` names, its header read. Raises LoraInvalidFile or LoraDownloadFailed."""
-        url = await self._download(path, token) if is_url(path) else str(self._root / path)
+        url = await self._download(path, token) if is_url(path) else self._url(path)
         return await asyncio.to_thread(self._admit, path, url)
+
+    def read(self, path: str) -> AdmittedFile:
+        """A file under the LoRA root, its header read. Blocks. Raises LoraNotFound or LoraInvalidFile."""
+        self.check_path(path)
+        self.check_exists(path)
+        return self._admit(path, self._url(path))
+
+    def _url(self, path: str) -> str:
+        whole = f"{self._base}/{path}"
+        return whole if self._is_local else str(self._filesystem.unstrip_protocol(whole))
 
     def _admit(self, path: str, url: str) -> AdmittedFile:
         size = fsspec.url_to_fs(url)[0].size(url)
@@ -88,7 +116,8 @@ class LoraSources:
             header = read_header(file, size, path)
         return AdmittedFile(fingerprint(url), url, size, header)
 
-    async def _download(self, url: str, token: str | None) -> str:
+    async def _download(self, path: str, token: str | None) -> str:
+        url = hub_url(path, self._hub_hosts[0]) if path.lower().startswith(HUB_SCHEME) else path
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "adapter"
             # The token is the hub's: no other host that the request names gets to see it.
@@ -106,6 +135,17 @@ class LoraSources:
             key = f"loras/{digest}.safetensors"
             await asyncio.to_thread(self._artifacts.put_file, key, target)
             return self._artifacts.url(key)
+
+
+def hub_url(path: str, host: str) -> str:
+    """The URL of `hf://owner/repository[@revision]/file` on the hub's `host`. Raises LoraDownloadFailed."""
+    match = HUB_PATH.match(path)
+    if match is None:
+        raise LoraDownloadFailed(
+            f"{path!r} names no file of the hub; write hf://owner/repository[@revision]/file.safetensors",
+            {"lora_path": path},
+        )
+    return f"https://{host}/{match['repository']}/resolve/{match['revision'] or 'main'}/{match['file']}"
 
 
 def file_url(url: str) -> str:

@@ -1,9 +1,12 @@
 """Receipts from the header alone, over HTTP: what fits, what is refused, what its trainer wrote."""
 
 import json
+from pathlib import Path
 
+import fsspec
 import pytest
 
+from serve_app.adapters.sources import hub_url
 from tests.unit.conftest import PAIR, TO_Q, safetensors_bytes
 
 TRAINED = {
@@ -15,8 +18,6 @@ TRAINED = {
 
 @pytest.fixture
 def write(config):
-    from pathlib import Path
-
     def write(name: str, shapes=PAIR, metadata=TRAINED) -> str:
         path = Path(config.lora_root) / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,3 +101,73 @@ def test_auto_trigger_without_one_in_the_file_is_noted(client, make_body, write)
     answer = explained(client, make_body(loras=[{"path": path}], trigger_word="auto"))
     assert answer["effective"][0]["prompt"] == "[trigger] at night"
     assert "no adapter's file names a word" in answer["notes"][0]
+
+
+def test_files_are_listed_with_their_receipts(client, write):
+    write("b/two.safetensors", {"other.lora_A.weight": (2, 2)})
+    write("a/one.safetensors")
+    listed = client.get("/v1/loras").json()
+    found = {lora["path"]: lora for lora in listed["loras"]}
+    assert list(found) == ["a/one.safetensors", "b/two.safetensors", "job/lora.safetensors"]
+    one, two = found["a/one.safetensors"], found["b/two.safetensors"]
+    assert (one["fits"], one["receipt"]["trigger_word"], one["problem"]) == (["qwen_image_edit"], "sks", None)
+    assert (two["fits"], two["receipt"]) == ([], None)
+    assert "the model has no such module" in two["problem"]
+    assert listed["next_cursor"] is None
+
+
+def test_list_is_paged_and_searched(client, write):
+    for n in range(5):
+        write(f"many/{n}.safetensors")
+    page = client.get("/v1/loras", params={"limit": 2, "search": "MANY/"}).json()
+    assert [lora["path"] for lora in page["loras"]] == ["many/0.safetensors", "many/1.safetensors"]
+    seen = len(page["loras"])
+    while cursor := page["next_cursor"]:
+        page = client.get("/v1/loras", params={"limit": 2, "search": "many/", "cursor": cursor}).json()
+        seen += len(page["loras"])
+    assert seen == 5
+    by_word = client.get("/v1/loras", params={"search": "sks"}).json()["loras"]
+    assert len(by_word) == 5
+    assert client.get("/v1/loras", params={"limit": 0}).status_code == 422
+
+
+def test_one_file_has_a_page_of_its_own(client, write):
+    write("a/one.safetensors")
+    assert client.get("/v1/loras/a/one.safetensors").json()["receipt"]["modules"] == 1
+    for path in ("a/none.safetensors", "a", "../secret", "%2e%2e/secret"):
+        answer = client.get(f"/v1/loras/{path}")
+        assert answer.status_code == 404, path
+
+
+def test_broken_file_is_listed_with_its_problem(client, config):
+    Path(config.lora_root, "broken.safetensors").write_bytes(b"<html>")
+    found = {lora["path"]: lora for lora in client.get("/v1/loras").json()["loras"]}
+    assert "is an HTML page, not a safetensors file" in found["broken.safetensors"]["problem"]
+
+
+def test_root_may_be_any_filesystem(client_with, make_body):
+    store = fsspec.filesystem("memory")
+    store.pipe_file("/shelf/job/lora.safetensors", safetensors_bytes(PAIR, TRAINED))
+    client = client_with(lora_root="memory://shelf")
+    assert [lora["path"] for lora in client.get("/v1/loras").json()["loras"]] == ["job/lora.safetensors"]
+    assert explained(client, make_body())["effective"][0]["loras"][0]["receipt"]["step"] == 1500
+    gone = client.post("/v1/inference", json=make_body(loras=[{"path": "job/gone.safetensors"}]))
+    assert gone.json()["detail"]["error"]["code"] == "LORA_NOT_FOUND"
+    outside = client.post("/v1/inference", json=make_body(loras=[{"path": "../x.safetensors"}]))
+    assert outside.json()["detail"]["error"]["code"] == "LORA_PATH_FORBIDDEN"
+
+
+@pytest.mark.parametrize(
+    ("path", "url"),
+    [
+        ("hf://me/loras/a/b.safetensors", "https://hub.example/me/loras/resolve/main/a/b.safetensors"),
+        ("hf://me/loras@v1/b.safetensors", "https://hub.example/me/loras/resolve/v1/b.safetensors"),
+    ],
+)
+def test_hub_paths_are_the_files_urls(path, url):
+    assert hub_url(path, "hub.example") == url
+
+
+def test_hub_path_without_a_file_is_a_clear_error(client, make_body):
+    error = client.post("/v1/inference", json=make_body(loras=[{"path": "hf://me/loras"}])).json()["detail"]["error"]
+    assert (error["code"], "names no file of the hub" in error["message"]) == ("LORA_DOWNLOAD_FAILED", True)
