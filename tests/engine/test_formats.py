@@ -10,8 +10,14 @@ from torch import Tensor
 
 from serve_app.adapters.changes import Adapter, read_changes
 from serve_app.adapters.formats import read_layout
+from serve_app.adapters.weights import write_weight
+from serve_app.config import ModelConfig
+from serve_app.engine import Engine
 from serve_app.errors import LoraIncompatible, LoraInvalidFile
+from serve_app.models import checkpoint, miniature
 from serve_app.models.architecture import BLOCK_LINEARS, MINIATURE_ARCHITECTURE
+from serve_app.models.registry import MODELS
+from tests.conftest import THREADS
 from tests.engine.conftest import use
 
 LINEARS = MINIATURE_ARCHITECTURE.linears
@@ -210,3 +216,55 @@ def test_linears_are_those_of_the_model(bench):
     modules = bench("qwen_image_edit").pipeline.transformer.named_modules()
     found = {name: tuple(m.weight.shape) for name, m in modules if isinstance(m, torch.nn.Linear)}
     assert found == LINEARS
+
+
+# What diffusers 0.42.1 loads without a warning, alpha and all.
+LOADED_BY_PEFT = (
+    "the trainer's",
+    "diffusers",
+    "kohya",
+    "lightning",
+    "down/up with alpha",
+    "A/B with alpha",
+    "default adapter of PEFT",
+)
+
+
+@pytest.mark.parametrize("name", LOADED_BY_PEFT)
+def test_pefts_own_result_is_within_roundings_of_ours_in_bf16(tmp_path, name):
+    """PEFT rounds the product, then its scaled value, then the sum; ours rounds the sum alone."""
+    tensors, meanings = make_file(name)
+    tensors = {key: t if key.endswith(".alpha") else t.bfloat16() for key, t in tensors.items()}
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    pipeline = checkpoint.read(miniature.ensure(MODELS["qwen_image"]), torch.bfloat16)
+    ours = {name: pipeline.transformer.get_submodule(name).weight.clone() for name in meanings}
+    changes = read_changes(read_layout(shapes(tensors), LINEARS), tensors)
+    for module, weight in ours.items():
+        write_weight(weight, weight.clone(), [(changes[module], 0.8)])
+    pipeline.load_lora_weights(str(tmp_path / "adapter.safetensors"), adapter_name="one")
+    pipeline.fuse_lora(lora_scale=0.8)
+    for module, weight in ours.items():
+        peft = pipeline.transformer.get_submodule(module).base_layer.weight
+        pair = changes[module]
+        # Half a unit in the last place is 2^-8 of a value: one for each sum, and four for PEFT's factors and products.
+        terms = 0.8 * pair.factor * (pair.up.double().abs() @ pair.down.double().abs())
+        bound = 2**-8 * (peft.double().abs() + weight.double().abs() + 4 * terms)
+        assert ((peft.double() - weight.double()).abs() <= bound).all()
+
+
+def test_hooks_give_the_picture_of_merged_weights_but_for_one_grey_level(bench, make_plan, tmp_path):
+    save_file(make_file("kohya")[0], tmp_path / "adapter.safetensors")
+    merged = bench("qwen_image").engine
+    pipeline = checkpoint.read(miniature.ensure(MODELS["qwen_image"]), torch.float32)
+    hooked = Engine(pipeline, MODELS["qwen_image"], ModelConfig(threads=THREADS, adapter_weights="hooks"))
+    for scale in (1.0, 0.5, 0.0, -1.0):
+        plan = make_plan(
+            model="qwen_image", control_images=(), adapters=(use(tmp_path / "adapter.safetensors", scale),)
+        )
+        ours, theirs = (np.asarray(engine.edit(plan, []).image).astype(int) for engine in (merged, hooked))
+        assert np.abs(ours - theirs).max() <= 1
+    assert hooked.edit(plan, []).runtime["adapter_weights"] == "hooks"
+    save_file(make_file("LoKr, whole")[0], tmp_path / "lokr.safetensors")
+    plan = make_plan(model="qwen_image", control_images=(), adapters=(use(tmp_path / "lokr.safetensors"),))
+    with pytest.raises(LoraIncompatible, match="only LoRA files can be applied without a copy"):
+        hooked.edit(plan, [])

@@ -1,0 +1,60 @@
+"""How far merged weights are from their definition in bf16: ours, and PEFT's own fusing of the same file.
+
+python -m benchmarks.peft_beside
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from serve_app.adapters.changes import read_changes
+from serve_app.adapters.formats import read_layout
+from serve_app.adapters.weights import write_weight
+from serve_app.models import checkpoint, miniature
+from serve_app.models.registry import MODELS
+from tests.engine.test_formats import FORMATS, LINEARS, make_file, shapes
+
+SCALE = 0.8
+
+
+def main() -> None:
+    print("| format | modules | ours, error / change (rms) | PEFT, error / change (rms) |\n|---|---|---|---|")
+    for name in FORMATS:
+        tensors, meanings = make_file(name)
+        tensors = {key: tensor if key.endswith(".alpha") else tensor.bfloat16() for key, tensor in tensors.items()}
+        pipeline = checkpoint.read(miniature.ensure(MODELS["qwen_image"]), torch.bfloat16)
+        originals = {module: pipeline.transformer.get_submodule(module).weight.clone() for module in meanings}
+        changes = read_changes(read_layout(shapes(tensors), LINEARS), tensors)
+        fused = fuse(pipeline, tensors)
+        ours = theirs = change = 0.0
+        for module, original in originals.items():
+            difference = SCALE * changes[module].weight(torch.float64)
+            merged = original.clone()
+            write_weight(merged, original, [(changes[module], SCALE)])
+            ours += (merged.double() - original.double() - difference).square().sum().item()
+            change += difference.square().sum().item()
+            if fused is None:
+                continue
+            layer = fused.get_submodule(module)
+            weight = getattr(layer, "base_layer", layer).weight
+            theirs += (weight.double() - original.double() - difference).square().sum().item()
+        peft = f"{(theirs / change) ** 0.5:.2%}" if fused is not None else "does not load"
+        print(f"| {name} | {len(changes)} | {(ours / change) ** 0.5:.2%} | {peft} |")
+
+
+def fuse(pipeline, tensors: dict[str, torch.Tensor]):
+    """The transformer with the file fused by diffusers and PEFT; None if they raise."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(tensors, Path(folder) / "adapter.safetensors")
+        try:
+            pipeline.load_lora_weights(str(Path(folder) / "adapter.safetensors"), adapter_name="one")
+            pipeline.fuse_lora(lora_scale=SCALE)
+        except Exception:
+            return None
+    return pipeline.transformer
+
+
+if __name__ == "__main__":
+    main()
