@@ -8,8 +8,6 @@ python benchmarks/engine_edit.py --checkpoint Qwen/Qwen-Image-Edit --device cuda
 import argparse
 from pathlib import Path
 
-import torch
-
 from serve_app.adapters.sources import fingerprint
 from serve_app.config import ModelConfig
 from serve_app.engine import Engine
@@ -30,7 +28,7 @@ def main() -> None:
     arguments = parser.parse_args()
     lora = arguments.lora or (LORA if arguments.checkpoint == "miniature" else None)
     uses = (AdapterUse(fingerprint(str(lora)), lora.name, str(lora), 1.0),) if lora else ()
-    engine = Engine(ModelConfig(checkpoint=arguments.checkpoint, device=arguments.device))
+    engine = Engine.load(ModelConfig(checkpoint=arguments.checkpoint, device=arguments.device))
     plan = EditPlan(
         model="qwen_image_edit",
         profile="reference",
@@ -50,10 +48,7 @@ def main() -> None:
         edited = engine.edit(plan, [photograph])
         stages = "  ".join(f"{stage} {seconds:.3f}" for stage, seconds in edited.timings.items())
         print(f"run {run}: {stages}")
-    effective = edited.effective
-    print({key: effective[key] for key in ("device", "dtype", "threads", "forwards", "versions")})
-    if engine.device.type == "cuda":
-        print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+    print({"forwards": edited.effective["forwards"]} | edited.runtime)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """A whole engine without a model: timed steps, a deterministic picture, and a device that can die."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import PIL.Image
@@ -13,9 +15,17 @@ from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.engine import Edited, Prepared, Stopwatch
 from serve_app.errors import DeviceLost, EditCanceled
+from serve_app.models.architecture import MINIATURE_ARCHITECTURE
 from serve_app.tasks import EditPlan
 
 STEP_S = 0.1
+
+
+def as_checkpoint(folder: Path) -> Path:
+    """A folder for notes that says of itself what an ingress reads of a checkpoint: the miniature's dimensions."""
+    (folder / "transformer").mkdir()
+    (folder / "transformer/config.json").write_text(json.dumps(asdict(MINIATURE_ARCHITECTURE)))
+    return folder
 
 
 class TimedEngine:

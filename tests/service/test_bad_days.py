@@ -12,7 +12,7 @@ from ray import serve
 
 from serve_app.editor import EditorHandles
 from serve_app.tasks import EditTask
-from tests.service.standin import STEP_S, load_timed_engine
+from tests.service.standin import STEP_S, as_checkpoint, load_timed_engine
 
 STEPS = 20
 LORAS = [{"path": "my_lora_job/my_lora.safetensors"}]
@@ -36,7 +36,7 @@ class Notes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("notes")
+    return as_checkpoint(tmp_path_factory.mktemp("notes"))
 
 
 @pytest.fixture(scope="module")

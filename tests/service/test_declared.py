@@ -11,13 +11,14 @@ from ray.serve.schema import ServeDeploySchema
 from serve_app.app import build_application
 from serve_app.config import AppConfig
 from tests.conftest import ROOT
-from tests.service.standin import STEP_S
+from tests.service.standin import STEP_S, as_checkpoint
 
 
 @pytest.fixture
 def declare(cluster, tmp_path):
     """Deploy one application `declared`, as `serve deploy` does, and give its status once it is settled."""
     client = serve.context._get_global_client()
+    as_checkpoint(tmp_path)
 
     def declare(args: dict, **application: object):
         paths = {
