@@ -6,6 +6,7 @@ Exit status as of `cmp`: 0 if every pixel is equal, 1 if not, 2 if they cannot b
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ import numpy as np
 import PIL.Image
 from rich.console import Console
 
+EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
+NO_PARAMETER = re.compile(r"^effective\.(why\.|loras\[\d+\]\.id$)")
+
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two pictures of one size are apart, in RGB with 8 bits a channel.
+    """How far two pictures of one size are apart, in RGB (RGBA if one has alpha) with 8 bits a channel.
 
     `share` is of the pixels that differ in any channel, `largest` in grey levels. `psnr` is in dB:
     10 log10(255^2 / mean squared error), infinite for equal pictures.
@@ -31,19 +35,33 @@ class Difference:
 
 
 def difference(a: PIL.Image.Image, b: PIL.Image.Image) -> Difference:
-    """Raises ValueError for pictures of different sizes."""
+    """Raises ValueError for pictures of different sizes, or of more than 8 bits a channel."""
     if a.size != b.size:
         raise ValueError(f"their sizes differ: {a.width}x{a.height} and {b.width}x{b.height}")
-    apart = np.abs(np.asarray(a.convert("RGB"), dtype=np.int16) - np.asarray(b.convert("RGB"), dtype=np.int16))
+    if deep := {a.mode, b.mode} - EIGHT_BIT_MODES:
+        raise ValueError(f"only pictures of 8 bits a channel are compared, not {', '.join(sorted(deep))}")
+    # Where one has alpha, it counts as a channel of both.
+    mode = "RGBA" if a.has_transparency_data or b.has_transparency_data else "RGB"
+    apart = np.abs(np.asarray(a.convert(mode), dtype=np.int16) - np.asarray(b.convert(mode), dtype=np.int16))
     error = float(np.square(apart, dtype=np.float64).mean())
     psnr = 10 * math.log10(255**2 / error) if error else math.inf
     return Difference(float(apart.any(axis=2).mean()), int(apart.max()), psnr)
 
 
 def parameters(picture: PIL.Image.Image) -> dict[str, Any] | None:
-    """What a PNG of this service says about itself: `effective` and `runtime`, flat; None if it says nothing."""
-    found = {key: json.loads(picture.info[key]) for key in ("effective", "runtime") if key in picture.info}
-    return dict(_flat(found)) if found else None
+    """What a PNG of this service says about itself, `effective` and `runtime`, flat; None if it says nothing.
+
+    Without what two equal pictures may differ in: how a value came about, and a file's place and time.
+    """
+    found = {}
+    for key in ("effective", "runtime"):
+        try:
+            found[key] = json.loads(picture.info[key])
+        except (KeyError, ValueError, TypeError, RecursionError):
+            # Another program's text under the same name.
+            continue
+    flat = {name: value for name, value in _flat(found) if not NO_PARAMETER.search(name)}
+    return flat or None
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -68,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         a, b = (PIL.Image.open(path) for path in (paths.a, paths.b))
         known = [parameters(picture) for picture in (a, b)]
         found = difference(a, b)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         console.print(f"cannot be compared: {error}")
         return 2
     if found.share == 0:

@@ -62,7 +62,7 @@ class ModelConfig(Frozen):
 
     @model_validator(mode="after")
     def _revision_is_of_a_hub_checkpoint(self) -> Self:
-        if self.revision is not None and (self.checkpoint == MINIATURE or Path(self.checkpoint).is_dir()):
+        if self.revision is not None and self.checkpoint == MINIATURE:
             raise ValueError(f"revision: {self.checkpoint!r} is no hub checkpoint, so it has no revisions")
         return self
 

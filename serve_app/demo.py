@@ -60,7 +60,8 @@ def main() -> None:
         f"made in {result['metadata']['inference_time']:.1f} s; the whole demo took {time.monotonic() - started:.0f} s"
     )
     console.print(
-        "[dim]The shipped miniature has random weights: its pictures are noise that the control image shapes.\n"
+        "[dim]The shipped miniature has random weights: its pictures are noise, which prompt, LoRA and control image"
+        " shape.\n"
         f"With `checkpoint: {model.base_model}` in serve_config.yaml and a GPU, the edits are real.[/dim]"
     )
 
@@ -80,9 +81,8 @@ def write_config(port: int, model: ModelSpec) -> Path:
     data = (OUT / "data").absolute()
     shutil.rmtree(data, ignore_errors=True)
     jobs = args.jobs.model_copy(update={"database_url": f"sqlite+aiosqlite:///{data}/jobs.sqlite3"})
-    [first, *_] = args.models
-    # The shipped checkpoint unless it is another model's.
-    served = first if first.id == model.id else ModelConfig(id=model.id, device=first.device)
+    configured = {served.id: served for served in args.models}
+    served = configured.get(model.id, ModelConfig(id=model.id, device=args.models[0].device))
     args = args.model_copy(update={"models": (served,), "jobs": jobs, "artifacts_url": f"{data}/artifacts"})
     application["args"] = args.model_dump(mode="json")
     target = OUT / "serve_config.yaml"

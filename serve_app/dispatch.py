@@ -69,8 +69,10 @@ class Dispatcher:
             while True:
                 self._awake.clear()
                 await self._claim()
+                # Not `wait_for`: in Python 3.11 it loses a cancellation that comes with the event.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._awake.wait(), self._poll_s)
+                    async with asyncio.timeout(self._poll_s):
+                        await self._awake.wait()
         finally:
             renewal.cancel()
             for task in self._work:

@@ -124,7 +124,9 @@ class Editor:
     def _store(self, task: EditTask, edited: "Edited") -> EditDone:
         """Encode and store the picture; the record beside it comes last and says that it is whole."""
         started = time.perf_counter()
-        text = {"effective": edited.effective, "runtime": edited.runtime}
+        # What differs from run to run is no part of a picture that can be made again.
+        runtime = {key: value for key, value in edited.runtime.items() if key != "peak_memory_gib"}
+        text = {"effective": edited.effective, "runtime": runtime}
         data = images.encode(edited.image, task.plan.output_format, text)
         key = f"{result_key(task)}.{task.plan.output_format}"
         self._artifacts.put(key, data)

@@ -5,10 +5,12 @@ request has one, so a picture can be made again by sending its record's values b
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from serve_app.geometry import Size
+from serve_app.images import ControlImage
 from serve_app.models.architecture import Architecture
 from serve_app.models.recipe import Recipe, scheduler_config, shift_of, sigmas_of, tokens
 from serve_app.models.registry import ModelSpec
@@ -22,23 +24,14 @@ TEMPLATE_TOKENS = 10
 MERGED_PATCH = 28
 
 
-@dataclass(frozen=True)
-class ControlImage:
-    """The facts of one control image that its pixels do not tell any more. `size` is after `exif: apply`."""
-
-    size: Size
-    exif_orientation: int | None = None
-    conversions: tuple[str, ...] = ()
-
-
 def effective(
     plan: EditPlan, spec: ModelSpec, recipe: Recipe, architecture: Architecture, images: Sequence[ControlImage]
 ) -> dict[str, Any]:
     """The record. Sizes are (width, height) in pixels."""
-    text_tokens = _text_tokens(plan.prompt, recipe.encoder_sizes)
+    text_tokens = _text_tokens(plan.prompt, recipe.encoder_sizes, recipe)
     positive = architecture.forward_flops(recipe.image_tokens, text_tokens)
     negative = architecture.forward_flops(
-        recipe.image_tokens, _text_tokens(plan.negative_prompt, recipe.negative_encoder_sizes)
+        recipe.image_tokens, _text_tokens(plan.negative_prompt, recipe.negative_encoder_sizes, recipe)
     )
     return {
         "model": plan.model,
@@ -53,6 +46,7 @@ def effective(
         "seed": plan.seed,
         "output_format": plan.output_format,
         "exif": plan.exif,
+        "vae_tiling": plan.vae_tiling,
         "why": plan.why,
         "guidance": _guidance(plan, recipe),
         "forwards": recipe.forwards,
@@ -66,7 +60,7 @@ def effective(
         "control_images": [_control_image(plan, recipe, index, image) for index, image in enumerate(images)],
         "loras": [
             {
-                "path": use.path,
+                "path": without_secrets(use.path),
                 "network_multiplier": use.scale,
                 "id": use.id,
                 "receipt": _plain(use.receipt),
@@ -82,6 +76,14 @@ def effective(
         },
         "transformer_flops_estimated": plan.steps * (positive + (negative if recipe.guided else 0)),
     }
+
+
+def without_secrets(path: str) -> str:
+    """A LoRA's path as it may travel in a picture: a URL without its user, query and fragment."""
+    if "://" not in path:
+        return path
+    parts = urlsplit(path)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _plain(receipt: Receipt | None) -> dict[str, Any] | None:
@@ -132,8 +134,9 @@ def _control_image(plan: EditPlan, recipe: Recipe, index: int, image: ControlIma
     }
 
 
-def _text_tokens(text: str, encoder_sizes: Sequence[Sequence[Size]]) -> int:
+def _text_tokens(text: str, encoder_sizes: Sequence[Sequence[Size]], recipe: Recipe) -> int:
     """About how many tokens the text stream has: the pictures', the prompt's and the template's."""
     seen = (sizes[-1] for sizes in encoder_sizes)
     pictures = sum(round(width / MERGED_PATCH) * round(height / MERGED_PATCH) for width, height in seen)
-    return pictures + len(text) // CHARACTERS_A_TOKEN + TEMPLATE_TOKENS
+    total = pictures + len(recipe.prompt_prefix + text) // CHARACTERS_A_TOKEN + TEMPLATE_TOKENS
+    return min(total, recipe.max_prompt_tokens or total)

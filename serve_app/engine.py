@@ -21,7 +21,7 @@ from serve_app.adapters.files import read_adapter
 from serve_app.adapters.hooks import Hooks
 from serve_app.adapters.weights import Weights, place_for_copies
 from serve_app.config import ModelConfig
-from serve_app.effective import ControlImage, effective
+from serve_app.effective import effective
 from serve_app.errors import DeviceLost, EditCanceled, OutOfMemory
 from serve_app.geometry import Size
 from serve_app.models import architecture, checkpoint, conditioning
@@ -153,7 +153,7 @@ class Engine:
 
     def _run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
         plan, pipeline, pictures = prepared.plan, self._pipeline, prepared.control_images
-        recipe = make_recipe(self._spec, PROFILES[plan.profile], plan, [picture.size for picture in pictures])
+        recipe = make_recipe(self._spec, PROFILES[plan.profile], plan, [picture.facts.size for picture in pictures])
         watch = Stopwatch(self.device, prepared.watch.seconds)
 
         def after_step(step: int) -> None:
@@ -166,6 +166,8 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         on_step(0)
+        # The switch that diffusers' enable_tiling sets; its sizes of tiles are the class's own.
+        pipeline.vae.use_tiling = plan.vae_tiling
         with watch.stage("generate"):
             with watch.stage("apply_adapters"):
                 self._apply(plan.adapters, prepared.adapters)
@@ -195,10 +197,9 @@ class Engine:
                     after_step,
                 )
             with watch.stage("decode"):
-                picture = conditioning.decode_latents(pipeline, latents, plan.width, plan.height)
-        facts = [ControlImage(p.size, p.exif_orientation, p.conversions) for p in pictures]
-        record = effective(plan, self._spec, recipe, self._architecture, facts)
-        return Edited(picture, dict(watch.seconds), record, self._runtime())
+                made = conditioning.decode_latents(pipeline, latents, plan.width, plan.height)
+        record = effective(plan, self._spec, recipe, self._architecture, [picture.facts for picture in pictures])
+        return Edited(made, dict(watch.seconds), record, self._runtime())
 
     def _encode(
         self, text: str, pictures: Sequence[images.Picture], sizes: Sequence[Sequence[Size]], recipe: Recipe

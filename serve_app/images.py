@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import PIL.Image
 import PIL.ImageOps
 from PIL.PngImagePlugin import PngInfo
@@ -26,19 +27,24 @@ PIL.Image.init()
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A control image as RGB, and how it came to be that: `conversions` are sentences, empty for plain RGB.
+class ControlImage:
+    """The facts of a control image that its RGB pixels do not tell any more.
 
-    `exif_orientation` is the tag's value, 1..8, if the file has one other than 1.
+    `size` is in pixels, after `exif: apply`. `exif_orientation` is the tag's value, 2..8, if the file asks to
+    be turned. `conversions` are sentences, empty for plain RGB.
     """
 
-    image: PIL.Image.Image
-    exif_orientation: int | None
-    conversions: tuple[str, ...]
+    size: Size
+    exif_orientation: int | None = None
+    conversions: tuple[str, ...] = ()
 
-    @property
-    def size(self) -> Size:
-        return self.image.size
+
+@dataclass(frozen=True)
+class Picture:
+    """A control image as RGB."""
+
+    image: PIL.Image.Image
+    facts: ControlImage
 
 
 def read(data: bytes, exif: Literal["ignore", "apply"], max_pixels: int | None = None) -> Picture:
@@ -54,11 +60,15 @@ def read(data: bytes, exif: Literal["ignore", "apply"], max_pixels: int | None =
         # Only the header is read here: the size is known before a single pixel is decoded.
         with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, max_pixels)
+            # Pillow turns a TIFF while it loads it, and forgets the tag; in a PNG the tag may come last.
+            asked_before = _orientation(image)
             image.load()
-            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-            orientation = orientation if orientation in range(2, 9) else None
+            orientation = _orientation(image) or asked_before
             conversions = _conversions(image)
-            rgb = _as_rgb(PIL.ImageOps.exif_transpose(image) if exif == "apply" else image)
+            if asked_before and image.format == "TIFF":
+                conversions += ("turned as its TIFF tag says, as Pillow always does",)
+                orientation = None
+            rgb = _as_rgb(PIL.ImageOps.exif_transpose(image) if exif == "apply" and orientation else image)
     except ControlImageInvalid:
         raise
     except PIL.UnidentifiedImageError as error:
@@ -68,7 +78,17 @@ def read(data: bytes, exif: Literal["ignore", "apply"], max_pixels: int | None =
     except Exception as error:
         # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and more for a broken file.
         raise ControlImageInvalid("it is broken or truncated") from error
-    return Picture(rgb, orientation, conversions)
+    return Picture(rgb, ControlImage(rgb.size, orientation, conversions))
+
+
+def _orientation(image: PIL.Image.Image) -> int | None:
+    """How EXIF wants the picture turned, 2..8; None if it does not, or cannot be read."""
+    try:
+        found = image.getexif().get(EXIF_ORIENTATION, 1)
+        return int(found) if found in range(2, 9) else None
+    except Exception:
+        # Broken EXIF beside sound pixels raises SyntaxError, ValueError, struct.error and more.
+        return None
 
 
 def _check_size(size: Size, max_pixels: int | None) -> None:
@@ -98,7 +118,7 @@ def _as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode in ("I", "F"):
         raise ControlImageInvalid("its grey levels have 32 bits, and nothing says which of them are black and white")
     if image.mode.startswith("I;16"):
-        return image.point(lambda level: level / 256, "L").convert("RGB")
+        return PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 

@@ -138,7 +138,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/explain", tags=["inference"], responses=submit_errors)
     async def explain(body: InferenceRequest) -> Explanation:
-        """What would be done with a request, to the last size and kernel; nothing is made and nothing is kept."""
+        """What would be done with a request, to the last size and kernel; nothing is made."""
         return await service.explain(body)
 
     not_found = _error_docs(errors.RequestNotFound)

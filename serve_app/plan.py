@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from serve_app.config import AUTO, AppConfig
-from serve_app.effective import ControlImage
 from serve_app.errors import (
     ControlImageRequired,
     InvalidParameter,
@@ -20,6 +19,7 @@ from serve_app.errors import (
     TooManyLoras,
 )
 from serve_app.geometry import snap
+from serve_app.images import ControlImage
 from serve_app.models.profile import PROFILES, Profile, profile_of_trainer
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.schemas import InferenceRequest, Prompt
@@ -91,12 +91,14 @@ def check_parameters(request: InferenceRequest, spec: ModelSpec, config: AppConf
             )
         for name in ("prompt", "neg"):
             text = getattr(prompt, name) or ""
-            if reserved := [token for token in RESERVED_TOKENS if token in text]:
+            word = (prompt.trigger_word or request.trigger_word or "") if name == "prompt" else ""
+            fillings = text.count(TRIGGER) if word else 0
+            if reserved := [token for token in RESERVED_TOKENS if token in text or (fillings and token in word)]:
                 raise InvalidParameter(
                     f"prompt {index}: {name} holds {reserved[0]}, which stands for a picture; leave it out",
                     {"prompt_index": index, "parameter": name},
                 )
-            length = len(text)
+            length = len(text) + fillings * (len(word) - len(TRIGGER))
             if length > config.max_prompt_chars:
                 raise InvalidParameter(
                     f"prompt {index}: {name} has {length} characters, at most {config.max_prompt_chars} are accepted",
@@ -114,7 +116,7 @@ def plan_edits(
 ) -> list[EditPlan]:
     """One plan a prompt, every value effective. `control_images` maps a client's image string to its sha256."""
     profile, why_profile = _profile(request, config, adapters)
-    divisor = profile.text_to_image_divisor if spec.family == "text_to_image" else spec.resolution_divisor
+    divisor = divisor_of(spec, profile)
 
     def plan(index: int, prompt: Prompt) -> EditPlan:
         width = _default(prompt.width, spec.default_width)
@@ -135,6 +137,7 @@ def plan_edits(
             control_images=tuple(control_images[image] for image in prompt.control_images) if control_images else (),
             adapters=tuple(adapters),
             exif=request.exif,
+            vae_tiling=request.vae_tiling,
             why={
                 "size": f"{width}x{height} ({asked}), each side floored to a multiple of {divisor}",
                 "seed": why_seed,
@@ -143,6 +146,11 @@ def plan_edits(
         )
 
     return [plan(index, prompt) for index, prompt in enumerate(request.prompts)]
+
+
+def divisor_of(spec: ModelSpec, profile: Profile) -> int:
+    """Pixels to whose multiple the sides are floored."""
+    return profile.text_to_image_divisor if spec.family == "text_to_image" else spec.resolution_divisor
 
 
 def _profile(request: InferenceRequest, config: AppConfig, adapters: Sequence[AdapterUse]) -> tuple[Profile, str]:

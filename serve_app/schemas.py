@@ -86,6 +86,7 @@ class InferenceRequest(BaseModel):
     hf_token: SecretStr | None = Field(None, description="Used for this request's downloads; never stored.")
     profile: ProfileName | None = Field(None, description="Whose preparation is followed. Default: the service's.")
     output_format: Literal["jpeg", "png", "webp"] = Field("jpeg", description="jpeg has quality 95; others no loss.")
+    vae_tiling: bool = Field(False, description="The VAE works in tiles, as the trainer's low-memory setting has it.")
     exif: Literal["ignore", "apply"] = Field("ignore", description="Whether control images are turned as EXIF says.")
 
 

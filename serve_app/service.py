@@ -6,18 +6,18 @@ import binascii
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from serve_app import images, plan
 from serve_app.adapters.formats import read_layout
-from serve_app.adapters.receipts import make_receipt, refuse_unfit
+from serve_app.adapters.receipts import make_receipt, refuse_integers, refuse_unfit
 from serve_app.adapters.sources import AdmittedFile, LoraSources
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppConfig
 from serve_app.dispatch import Dispatcher, Editors, result_key
-from serve_app.effective import ControlImage, effective
+from serve_app.effective import effective
 from serve_app.errors import (
     ControlImageInvalid,
     FetchFailed,
@@ -31,7 +31,7 @@ from serve_app.errors import (
 from serve_app.fetch import Fetcher
 from serve_app.jobs import JobStore, RequestRecord, Standing
 from serve_app.models.architecture import architecture_of
-from serve_app.models.profile import PROFILES
+from serve_app.models.profile import PROFILES, TRAINER
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.schemas import Explanation, InferenceRequest, Lora, LoraInfo, LoraList
@@ -94,7 +94,10 @@ class Service:
         return record
 
     async def explain(self, request: InferenceRequest) -> Explanation:
-        """What `submit` would have done with the same request: the same checks and errors, and nothing is kept."""
+        """What `submit` would have done with the same request: the same checks and errors, and no job.
+
+        A LoRA that the request names by URL is downloaded and kept, for the request that follows.
+        """
         admitted = await self._admit(request)
         spec, architecture = admitted.spec, self._architectures[admitted.spec.id]
 
@@ -154,7 +157,10 @@ class Service:
             raise ImageNotFound(f"image {index} of request {request_id!r} is no longer stored", details) from error
 
     def models(self) -> list[ModelSpec]:
-        return [MODELS[model.id] for model in self.config.models]
+        """The models that the config serves, as they are under its profile."""
+        profile = PROFILES.get(self.config.preview_profile, TRAINER)
+        specs = (MODELS[model.id] for model in self.config.models)
+        return [replace(spec, resolution_divisor=plan.divisor_of(spec, profile)) for spec in specs]
 
     async def loras(self, search: str, cursor: str, limit: int) -> LoraList:
         """A page of the files under the LoRA root, by path, each with its receipt.
@@ -212,6 +218,7 @@ class Service:
     def _understand(self, file: AdmittedFile, path: str, spec: ModelSpec) -> Receipt:
         layout = read_layout(file.header.tensors, self._architectures[spec.id].linears)
         refuse_unfit(layout, path, spec.id)
+        refuse_integers(file.header, layout, path, spec.id)
         return make_receipt(file.header, layout, file.size_bytes)
 
     async def _control_files(self, request: InferenceRequest, spec: ModelSpec) -> dict[str, "ControlFile"]:
@@ -246,14 +253,12 @@ class ControlFile:
 
     data: bytes
     sha256: str
-    facts: ControlImage
+    facts: images.ControlImage
 
     @classmethod
     def of(cls, data: bytes, exif: Literal["ignore", "apply"], max_pixels: int) -> Self:
         """Raises ControlImageInvalid, with the reason alone. The pixels are not kept."""
-        picture = images.read(data, exif, max_pixels)
-        facts = ControlImage(picture.size, picture.exif_orientation, picture.conversions)
-        return cls(data, hashlib.sha256(data).hexdigest(), facts)
+        return cls(data, hashlib.sha256(data).hexdigest(), images.read(data, exif, max_pixels).facts)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ class EditPlan:
 
     `width` and `height` are pixels after snapping. `control_images` are the sha256 digests (hex) of the
     encoded files as the client sent them, in order; `adapters` are in request order. `exif` says whether the
-    control images' EXIF rotation is obeyed. `why` holds, for a person, how an effective value came about.
+    control images' EXIF rotation is obeyed; `vae_tiling` whether the VAE works in tiles, as the trainer's
+    low-memory setting has it. `why` holds, for a person, how an effective value came about.
     """
 
     model: str
@@ -78,6 +79,7 @@ class EditPlan:
     control_images: tuple[str, ...]
     adapters: tuple[AdapterUse, ...] = ()
     exif: Literal["ignore", "apply"] = "ignore"
+    vae_tiling: bool = False
     why: dict[str, str] = field(default_factory=dict)
 
 

@@ -19,6 +19,7 @@ from serve_app import device as devices
 from serve_app.config import ModelConfig
 from serve_app.engine import Engine
 from serve_app.errors import ServiceError
+from serve_app.geometry import snap
 from serve_app.images import encode
 from serve_app.models import checkpoint
 from serve_app.models.registry import MODELS, ModelSpec
@@ -34,9 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--revision", help="of a hub id: a branch, a tag or a commit")
     parser.add_argument("--local-files-only", action="store_true", help="never ask the hub")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
-    parser.add_argument("--size", type=int, default=512, help="width and height of the edit in pixels")
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--threads", type=positive, help="CPU threads; default: all cores")
+    parser.add_argument("--size", type=positive, default=512, help="width and height of the edit, from 64 pixels")
+    parser.add_argument("--steps", type=positive, default=4)
     options = parser.parse_args(arguments)
     try:
         config = ModelConfig(
@@ -48,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
             local_files_only=options.local_files_only,
         )
         return 0 if verify(config, options.model, options.size, options.steps) else 1
-    except (ServiceError, ValueError) as error:
+    except (ServiceError, ValueError, RuntimeError) as error:
+        # RuntimeError: no such device, or not enough memory on it.
         console.print(f"BAD  {error}")
         return 1
 
@@ -56,15 +58,15 @@ def main(arguments: list[str] | None = None) -> int:
 def verify(config: ModelConfig, model: str | None, size: int, steps: int) -> bool:
     """Print every check. Raises CheckpointRefused if there is nothing to check."""
     folder = checkpoint.find(config, MODELS[config.id])
-    spec = MODELS[model] if model else guess_model(folder)
-    console.print(f"     {config.checkpoint} in {folder}, as {spec.id} (published as {spec.base_model})")
+    fitting = [MODELS[model]] if model else models_of(folder, config.checkpoint)
+    spec = fitting[0]
+    others = f" (or {', '.join(other.id for other in fitting[1:])}: --model says which)" if fitting[1:] else ""
+    console.print(f"     {config.checkpoint} in {folder}, as {spec.id}{others}")
     console.print(f"     revision: {revision_of(folder) or 'none: not from a hub cache'}")
     device = devices.choose(config.device)
-    if not show([checkpoint.pipeline_class(folder, spec)]):
+    if not show(checkpoint.constants(folder, spec)):
         return False
     pipeline = checkpoint.read(folder, devices.dtype_for(device))
-    if not show(list(checkpoint.constants(pipeline, spec))):
-        return False
     engine = Engine(pipeline.to(device), spec, config)
     plan = fixed_plan(spec, size, steps)
     control_images = [encode(fixed_picture(), "png", {})] * len(plan.control_images)
@@ -93,15 +95,23 @@ def show(found: list[checkpoint.Constant]) -> bool:
     return all(constant.found == constant.needed for constant in found)
 
 
-def guess_model(folder: Path) -> ModelSpec:
-    """The model that a checkpoint's configs say it is: by its pipeline's class and `zero_cond_t`."""
+def models_of(folder: Path, checkpoint_name: str) -> list[ModelSpec]:
+    """The models that a checkpoint may be, the likeliest first: by its name, its pipeline and `zero_cond_t`."""
     try:
-        name = json.loads((folder / "model_index.json").read_text())["_class_name"]
+        pipeline = json.loads((folder / "model_index.json").read_text())["_class_name"]
         zero_cond_t = json.loads((folder / "transformer/config.json").read_text()).get("zero_cond_t", False)
-    except (OSError, ValueError, KeyError):
-        name, zero_cond_t = None, False
-    fitting = [spec for spec in MODELS.values() if spec.pipeline == name]
-    return next((spec for spec in fitting if spec.zero_cond_t == zero_cond_t), MODELS["qwen_image_edit"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pipeline, zero_cond_t = None, False
+    fitting = [spec for spec in MODELS.values() if (spec.pipeline, spec.zero_cond_t) == (pipeline, zero_cond_t)]
+    named = [spec for spec in fitting if spec.base_model == checkpoint_name]
+    return named or fitting or [MODELS["qwen_image_edit"]]
+
+
+def positive(text: str) -> int:
+    """A command line's positive whole number. Raises ValueError."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
 def revision_of(folder: Path) -> str | None:
@@ -124,8 +134,8 @@ def fixed_plan(spec: ModelSpec, size: int, steps: int) -> EditPlan:
         profile="reference",
         prompt="a red house at night",
         negative_prompt="",
-        width=size,
-        height=size,
+        width=max(64, snap(size, spec.resolution_divisor)),
+        height=max(64, snap(size, spec.resolution_divisor)),
         steps=steps,
         guidance_scale=spec.default_guidance_scale,
         seed=42,

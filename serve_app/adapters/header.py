@@ -6,13 +6,18 @@ https://huggingface.co/docs/safetensors/index#format
 """
 
 import json
+import math
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from serve_app.errors import LoraInvalidFile
 
 # The limit of the safetensors library itself.
 MAX_HEADER_BYTES = 100_000_000
+
+# Bytes of a value, by safetensors' names; those that are no floating-point numbers are in no adapter.
+FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+DTYPE_BYTES = FLOAT_BYTES | {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,23 @@ def read_header(file: BinaryIO, size: int, name: str) -> Header:
     try:
         entries = json.loads(file.read(length))
         metadata = entries.pop("__metadata__", {})
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        tensors = {key: tuple(entry["shape"]) for key, entry in entries.items()}
+        tensors = {key: _shape(entry) for key, entry in entries.items()}
         dtypes = {key: str(entry["dtype"]) for key, entry in entries.items()}
-        described = 8 + length + int(end)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        described = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
         raise LoraInvalidFile(f"the LoRA file {name!r} has a broken safetensors header", details) from error
     if described != size:
         raise LoraInvalidFile(f"the LoRA file {name!r} has {size} bytes, but its header describes {described}", details)
     return Header(tensors, dtypes, metadata if isinstance(metadata, dict) else {})
+
+
+def _shape(entry: dict[str, Any]) -> tuple[int, ...]:
+    """The shape of a tensor. Raises ValueError unless its place in the file has just that size."""
+    shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
+    whole = all(type(number) is int and number >= 0 for number in (*shape, start, end))
+    if not whole or end - start != math.prod(shape) * DTYPE_BYTES[entry["dtype"]]:
+        raise ValueError("a tensor's shape, dtype and place contradict each other")
+    return shape
 
 
 def _guess(prefix: bytes) -> str:

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.adapters.formats import Layout, Shape
-from serve_app.adapters.header import Header
+from serve_app.adapters.header import FLOAT_BYTES, Header
 from serve_app.errors import LoraIncompatible
 from serve_app.tasks import Receipt
 
-# Offending keys that an error names.
-NAMED_KEYS = 5
+# Offending keys that an error names, and how much of each.
+NAMED_KEYS, NAMED_CHARACTERS = 5, 200
+# Longest trigger word, or name or version of a trainer, that is believed.
+MAX_TEXT = 100
 # ostris/ai-toolkit writes {"1_<trigger word>": {...}}, kohya's scripts {"<repeats>_<folder>": {...}}.
 TAG = re.compile(r"^\d+_(.+)$")
 
@@ -39,7 +41,7 @@ def refuse_unfit(layout: Layout, path: str, model: str) -> None:
     """Raise LoraIncompatible unless every tensor of the file has its place: what fits in part is never served."""
     if not layout.faults and layout.modules:
         return
-    named = dict(list(layout.faults.items())[:NAMED_KEYS])
+    named = {printable(key): printable(why) for key, why in list(layout.faults.items())[:NAMED_KEYS]}
     details = {
         "lora_path": path,
         "modules_that_fit": len(layout.modules),
@@ -56,6 +58,18 @@ def refuse_unfit(layout: Layout, path: str, model: str) -> None:
     )
 
 
+def refuse_integers(header: Header, layout: Layout, path: str, model: str) -> None:
+    """Raise LoraIncompatible if a tensor to be applied does not hold floating-point numbers."""
+    keys = [key for module in layout.modules.values() for key in module.parts.values()]
+    if odd := sorted({header.dtypes[key] for key in keys} - FLOAT_BYTES.keys()):
+        raise LoraIncompatible(f"the LoRA {path!r} holds {', '.join(odd)}, no differences to weights of {model}")
+
+
+def printable(text: str) -> str:
+    """`text` as it may stand in an error: not long, and nothing that JSON cannot carry."""
+    return text[:NAMED_CHARACTERS].encode("utf-8", "backslashreplace").decode()
+
+
 def _ranks(header: Header, layout: Layout) -> tuple[int, ...]:
     """Every rank that occurs, ascending; whole matrices have none."""
     inner = ("down", "w1_b", "w2_b")
@@ -67,17 +81,18 @@ def _ranks(header: Header, layout: Layout) -> tuple[int, ...]:
 
 def _trigger_word(header: Header) -> str | None:
     tags = (TAG.match(tag) for tag in _json(header.metadata, "ss_tag_frequency"))
-    return next((tag[1] for tag in tags if tag), None)
+    return next((word for tag in tags if tag and (word := _text(tag[1]))), None)
 
 
 def _json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     """A JSON object that the trainer wrote as a string; {} where it did not."""
     try:
         value = json.loads(metadata[key])
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+    """What a file says of itself, if it is a short word that can be printed: anybody may have written it."""
+    return value if isinstance(value, str) and len(value) <= MAX_TEXT and value.isprintable() else None

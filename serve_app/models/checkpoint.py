@@ -9,13 +9,17 @@ from typing import Any, TypeAlias
 
 import torch
 from diffusers import (
+    AutoencoderKLQwenImage,
     DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
     QwenImageEditPipeline,
     QwenImageEditPlusPipeline,
     QwenImagePipeline,
+    QwenImageTransformer2DModel,
 )
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
+from transformers import Qwen2VLProcessor
 from transformers.utils import logging as transformers_logging
 
 from serve_app.config import MINIATURE, ModelConfig
@@ -27,6 +31,22 @@ from serve_app.models.registry import ModelSpec
 Pipeline: TypeAlias = QwenImagePipeline | QwenImageEditPipeline | QwenImageEditPlusPipeline
 
 logger = logging.getLogger(__name__)
+
+# As published with every edit checkpoint of the family (processor/preprocessor_config.json). The sizes are in
+# pixels; the class's own default would shrink a picture of 1 MP.
+PROCESSOR_CONFIG: dict[str, Any] = {
+    "do_resize": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "size": {"shortest_edge": 3136, "longest_edge": 12845056},
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -50,9 +70,8 @@ def load(config: ModelConfig, spec: ModelSpec, device: torch.device, dtype: torc
     folder = find(config, spec)
     logger.info("loading %s from %s (%s) on %s", config.checkpoint, folder, dtype, device)
     # Before the weights are read, which may take minutes.
-    refuse_if_different(config.checkpoint, spec, [pipeline_class(folder, spec)])
+    refuse_if_different(config.checkpoint, spec, constants(folder, spec))
     pipeline = read(folder, dtype)
-    refuse_if_different(config.checkpoint, spec, constants(pipeline, spec))
     return pipeline.to(device)
 
 
@@ -76,6 +95,8 @@ def find(config: ModelConfig, spec: ModelSpec) -> Path:
     if config.checkpoint == MINIATURE:
         return miniature.ensure(spec)
     if Path(config.checkpoint).is_dir():
+        if config.revision is not None:
+            raise CheckpointRefused(f"revision: {config.checkpoint!r} is a directory, which has no revisions")
         return Path(config.checkpoint)
     try:
         folder = DiffusionPipeline.download(
@@ -86,35 +107,54 @@ def find(config: ModelConfig, spec: ModelSpec) -> Path:
         revision = f" at revision {config.revision}" if config.revision else ""
         where = "in the hub's local cache (local_files_only is set)" if config.local_files_only else "on the hub"
         raise CheckpointRefused(
-            f"{config.checkpoint!r}{revision} is neither a directory here nor a checkpoint {where}"
+            f"{config.checkpoint!r}{revision} is neither a directory here nor to be had {where}: {error}"
         ) from error
     return Path(folder)
 
 
-def pipeline_class(folder: Path, spec: ModelSpec) -> Constant:
-    """The pipeline that the checkpoint says it is for. Raises CheckpointRefused if it does not say."""
+def constants(folder: Path, spec: ModelSpec) -> list[Constant]:
+    """Every constant of a checkpoint's configs that decides pixels; no weights are read.
+
+    Widths, depths and latent statistics are the checkpoint's own. Raises CheckpointRefused if it is none.
+    """
     try:
         found = json.loads((folder / "model_index.json").read_text())["_class_name"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointRefused(f"{folder} has no model_index.json in diffusers' layout") from error
-    return Constant("model_index.json", "_class_name", found, spec.pipeline)
+    kind = Constant("model_index.json", "_class_name", found, spec.pipeline)
+    if found != spec.pipeline:
+        # Another pipeline has other parts.
+        return [kind]
+    try:
+        return [kind, *_constants_of_parts(folder, spec)]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointRefused(f"the configs of the checkpoint in {folder} cannot be read: {error}") from error
 
 
-def constants(pipeline: Pipeline, spec: ModelSpec) -> Iterator[Constant]:
-    """Every constant that decides pixels. Widths, depths and latent statistics are the checkpoint's own."""
+def _constants_of_parts(folder: Path, spec: ModelSpec) -> Iterator[Constant]:
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler").config
     for key, needed in SCHEDULER_CONFIG.items():
-        yield Constant("scheduler", key, pipeline.scheduler.config.get(key), needed)
+        yield Constant("scheduler", key, scheduler.get(key), needed)
     if spec.requires_control_image:
-        images = pipeline.processor.image_processor
-        yield Constant("processor", "do_rescale", images.do_rescale, True)
-        yield Constant("processor", "rescale_factor", images.rescale_factor, 1 / 255)
-    transformer = pipeline.transformer.config
+        processor = Qwen2VLProcessor.from_pretrained(folder / "processor").image_processor
+        for key, needed in PROCESSOR_CONFIG.items():
+            value = getattr(processor, key)
+            found = [*value] if isinstance(value, tuple) else value
+            if key == "size":
+                found = {edge: value[edge] for edge in PROCESSOR_CONFIG["size"]}
+            yield Constant("processor", key, found, needed)
+    # On the meta device: defaults of what a config leaves out, without a byte of weights.
+    with torch.device("meta"):
+        transformer, vae = (
+            kind.from_config(kind.load_config(folder / part)).config
+            for kind, part in ((QwenImageTransformer2DModel, "transformer"), (AutoencoderKLQwenImage, "vae"))
+        )
     yield Constant("transformer", "patch_size", transformer.patch_size, 2)
     yield Constant("transformer", "in_channels", transformer.in_channels, 64)
     yield Constant("transformer", "guidance_embeds", transformer.guidance_embeds, False)
     yield Constant("transformer", "zero_cond_t", transformer.zero_cond_t, spec.zero_cond_t)
-    yield Constant("vae", "z_dim", pipeline.vae.config.z_dim, 16)
-    yield Constant("vae", "downscaling", 2 ** len(pipeline.vae.config.temperal_downsample), 8)
+    yield Constant("vae", "z_dim", vae.z_dim, 16)
+    yield Constant("vae", "downscaling", 2 ** len(vae.temperal_downsample), 8)
 
 
 def refuse_if_different(name: str, spec: ModelSpec, found: Iterable[Constant]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 Kernel = Literal["lanczos", "bilinear"]
 
@@ -64,7 +64,8 @@ def profile_of_trainer(versions: Sequence[str | None]) -> tuple[Profile, str]:
     for found in versions:
         try:
             version = Version(found or "")
-        except InvalidVersion:
+        except ValueError:
+            # `InvalidVersion`, and what int() raises for a number of thousands of digits.
             continue
         past = (profile for profile in TRAINER_HISTORY if version <= Version(profile.name.removeprefix("trainer-")))
         profile = next(past, TRAINER)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from serve_app import verify
 from serve_app.models import miniature
@@ -26,11 +27,13 @@ def copy(tmp_path):
     return copy
 
 
-@pytest.mark.parametrize("model", ["qwen_image_edit", "qwen_image_edit_plus_2511", "qwen_image"])
+@pytest.mark.parametrize(
+    "model", ["qwen_image_edit", "qwen_image_edit_plus", "qwen_image_edit_plus_2511", "qwen_image"]
+)
 def test_sound_checkpoint_is_recognised_and_edits_twice_the_same(copy, capsys, model):
     assert verify.main([str(copy(model)), *SMALL]) == 0
     out = capsys.readouterr().out
-    assert f"as {model} (published as {MODELS[model].base_model})" in out
+    assert f", as {model}" in out
     assert "revision: none" in out
     assert "ok   edit 2: finite, not of one colour" in out
     assert "ok   both edits are equal" in out
@@ -55,7 +58,7 @@ def test_other_model_than_the_checkpoints_is_refused(copy, capsys):
 
 def test_revision_of_a_directory_is_a_mistake(copy, capsys):
     assert verify.main([str(copy("qwen_image")), "--revision", "main"]) == 1
-    assert "so it has no revisions" in capsys.readouterr().out
+    assert "is a directory, which has no revisions" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -84,4 +87,21 @@ def test_cached_hub_checkpoint_is_used_without_asking_the_hub_and_its_commit_is_
 def test_revision_that_is_not_cached_is_refused_when_the_hub_may_not_be_asked(hub_cache):
     ran = run_verify(hub_cache, "me/mini", "--local-files-only", "--revision", "f" * 40)
     assert ran.returncode == 1
-    assert f"'me/mini' at revision {'f' * 40} is neither a directory here nor a checkpoint in the hub's" in ran.stdout
+    assert f"'me/mini' at revision {'f' * 40} is neither a directory here nor to be had in the hub's" in ran.stdout
+
+
+def test_model_that_the_configs_cannot_tell_is_named_with_the_others(copy, capsys):
+    assert verify.main([str(copy("qwen_image_2512")), *SMALL]) == 0
+    assert "as qwen_image (or qwen_image_2512: --model says which)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [["--steps", "0"], ["--size", "-64"], ["--threads", "x"]])
+def test_number_that_makes_no_sense_is_a_usage_error(wrong):
+    with pytest.raises(SystemExit, match="2"):
+        verify.main(["miniature", *wrong])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_device_that_is_not_there_is_said(capsys):
+    assert verify.main(["miniature", "--device", "cuda"]) == 1
+    assert "BAD  the config says device: cuda, but torch finds no CUDA device" in capsys.readouterr().out

@@ -137,3 +137,17 @@ def test_compare_says_which_parameter_made_the_difference(family, tmp_path, caps
     assert "effective.profile: 'reference' | 'trainer'" in out
     assert "effective.control_images[0].vae[0].kernel: 'lanczos' | 'bilinear'" in out
     assert "effective.seed" not in out
+
+
+def test_result_that_is_no_picture_fails_with_a_sentence(deploy, tmp_path):
+    """A checkpoint whose VAE gives one colour: the request fails, and the replica serves on."""
+    pipeline = miniature.make(MODELS["qwen_image"])
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_out.weight.zero_()
+    pipeline.save_pretrained(tmp_path / "flat")
+    models = [{"id": "qwen_image", "checkpoint": str(tmp_path / "flat"), "threads": THREADS, "device": "cpu"}]
+    flat = deploy("flat", models=models, require_lora=False)
+    for _ in range(2):
+        result = flat.result(flat.submit(body("qwen_image")))
+        assert (result["status"], result["outputs"]) == ("failed", None)
+        assert "the result is all of one colour" in result["error"]

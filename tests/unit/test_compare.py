@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 
 from serve_app import compare, images
@@ -71,3 +73,31 @@ def test_what_cannot_be_compared_has_its_own_exit_status(file, tmp_path, capsys)
     (tmp_path / "c.png").write_text("not a picture")
     assert compare.main([one, str(tmp_path / "c.png")]) == 2
     assert compare.main([one, str(tmp_path / "missing.png")]) == 2
+
+
+def test_pictures_of_more_than_eight_bits_are_not_called_identical(tmp_path, capsys):
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path, level in zip(paths, (30000, 60000), strict=True):
+        PIL.Image.fromarray(np.full((8, 8), level, dtype=np.uint16)).save(path)
+    assert compare.main([str(path) for path in paths]) == 2
+    assert "only pictures of 8 bits a channel" in capsys.readouterr().out
+
+
+def test_alpha_counts():
+    a, b = (PIL.Image.new("RGBA", (4, 4), (1, 2, 3, alpha)) for alpha in (0, 255))
+    assert compare.difference(a, b).largest == 255
+
+
+def test_text_of_another_program_is_no_parameter(file, tmp_path, capsys):
+    info = PIL.PngImagePlugin.PngInfo()
+    info.add_text("effective", "not json")
+    picture().save(tmp_path / "b.png", pnginfo=info)
+    assert compare.main([file("a.png", picture(), record()), str(tmp_path / "b.png")]) == 0
+    assert "b.png carries no parameters" in capsys.readouterr().out
+
+
+def test_how_a_value_came_about_is_no_parameter(file, capsys):
+    a = {"effective": {"seed": 42, "why": {"seed": "asked for"}, "loras": [{"path": "a", "id": "1"}]}}
+    b = {"effective": {"seed": 42, "why": {"seed": "default"}, "loras": [{"path": "a", "id": "2"}]}}
+    assert compare.main([file("a.png", picture(), a), file("b.png", picture(), b)]) == 0
+    assert "no parameter differs" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 
 import numpy as np
 import PIL.Image
@@ -36,6 +37,15 @@ def palette_picture() -> PIL.Image.Image:
     return image
 
 
+def big_endian_tiff() -> bytes:
+    """`GREY_16` as a TIFF of the other byte order, which Pillow opens as another mode."""
+    levels = np.asarray(GREY_16).astype(">u2").tobytes()
+    entries = [(256, 4, 60), (257, 4, 40), (258, 3, 16 << 16), (259, 3, 1 << 16), (262, 3, 1 << 16)]
+    entries += [(273, 4, 8 + 2 + 12 * 8 + 4), (278, 4, 40), (279, 4, len(levels))]
+    directory = b"".join(struct.pack(">HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    return b"MM\0*" + struct.pack(">I", 8) + struct.pack(">H", len(entries)) + directory + bytes(4) + levels
+
+
 GREY_16 = PIL.Image.fromarray(np.repeat(np.array([[255, 51200]], dtype=np.uint16), [30, 30], axis=1).repeat(40, axis=0))
 FRAMES = [halves("L", 10 * n, 200) for n in range(3)]
 
@@ -56,6 +66,7 @@ FRAMES = [halves("L", 10 * n, 200) for n in range(3)]
         ),
         (saved(GREY_16), (0, 0, 0), (200, 200, 200), ("16-bit grey to its high byte",)),
         (saved(GREY_16, "TIFF"), (0, 0, 0), (200, 200, 200), ("16-bit grey to its high byte",)),
+        (big_endian_tiff(), (0, 0, 0), (200, 200, 200), ("16-bit grey to its high byte",)),
         (saved(halves("1", 0, 1)), (0, 0, 0), (255, 255, 255), ("1 to RGB",)),
         (
             saved(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]),
@@ -73,6 +84,7 @@ FRAMES = [halves("L", 10 * n, 200) for n in range(3)]
         "cmyk",
         "16-bit",
         "16-bit-tiff",
+        "16-bit-big-endian",
         "1-bit",
         "gif",
     ],
@@ -81,7 +93,7 @@ def test_conversion_is_the_stated_one(data, left, right, conversions):
     picture = images.read(data, "ignore")
     assert picture.image.mode == "RGB"
     assert colours(picture) == [left, right]
-    assert picture.conversions == conversions
+    assert picture.facts.conversions == conversions
 
 
 def turned() -> bytes:
@@ -93,18 +105,51 @@ def turned() -> bytes:
 
 def test_exif_rotation_is_ignored_and_told():
     picture = images.read(turned(), "ignore")
-    assert (picture.size, picture.exif_orientation) == (SIZE, 6)
+    assert (picture.facts.size, picture.facts.exif_orientation) == (SIZE, 6)
     assert colours(picture) == [(255, 0, 0), (0, 0, 255)]
 
 
 def test_exif_rotation_is_applied_when_asked():
     picture = images.read(turned(), "apply")
-    assert (picture.size, picture.exif_orientation) == ((40, 60), 6)
+    assert (picture.facts.size, picture.facts.exif_orientation) == ((40, 60), 6)
     assert [picture.image.getpixel((5, y)) for y in (5, 55)] == [(255, 0, 0), (0, 0, 255)]
 
 
+def with_exif(payload: bytes) -> bytes:
+    return saved(halves("RGB", (255, 0, 0), (0, 0, 255)), exif=payload)
+
+
+def test_orientation_of_an_odd_type_is_a_plain_number():
+    exif = PIL.Image.Exif()
+    exif[images.EXIF_ORIENTATION] = 6
+    payload = bytearray(exif.tobytes())
+    # The entry's type becomes DOUBLE's neighbour RATIONAL, its value an offset to 6/1 behind the directory.
+    entry = payload.index(b"\x01\x12") if b"\x01\x12" in payload else payload.index(b"\x12\x01")
+    little = payload[entry : entry + 2] == b"\x12\x01"
+    order = "little" if little else "big"
+    payload[entry + 2 : entry + 12] = (5).to_bytes(2, order) + (1).to_bytes(4, order) + (26).to_bytes(4, order)
+    payload = payload[: 6 + 26] + (6).to_bytes(4, order) + (1).to_bytes(4, order)
+    facts = images.read(with_exif(bytes(payload)), "ignore").facts
+    assert facts.exif_orientation in (None, 6)
+    json.dumps(facts.exif_orientation)
+
+
+@pytest.mark.parametrize("exif", ["ignore", "apply"])
+def test_sound_picture_with_broken_exif_is_read(exif):
+    picture = images.read(with_exif(b"Exif\0\0garbage"), exif)
+    assert (picture.facts.size, picture.facts.exif_orientation) == (SIZE, None)
+
+
+def test_tiff_is_turned_by_pillow_and_that_is_told():
+    image = halves("RGB", (255, 0, 0), (0, 0, 255))
+    image.getexif()[images.EXIF_ORIENTATION] = 6
+    facts = images.read(saved(image, "TIFF", exif=image.getexif()), "ignore").facts
+    assert facts.size == (40, 60)
+    assert facts.conversions == ("turned as its TIFF tag says, as Pillow always does",)
+
+
 def test_upright_picture_has_no_orientation():
-    assert images.read(saved(PIL.Image.new("RGB", SIZE)), "apply").exif_orientation is None
+    assert images.read(saved(PIL.Image.new("RGB", SIZE)), "apply").facts.exif_orientation is None
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])

@@ -3,7 +3,7 @@
 import pytest
 
 from serve_app.config import AppConfig, ModelConfig, ProfileName
-from serve_app.effective import ControlImage
+from serve_app.images import ControlImage
 from serve_app.models.architecture import PUBLISHED, architecture_of
 from serve_app.models.profile import PROFILES, profile_of_trainer
 from serve_app.models.recipe import make_recipe
@@ -122,8 +122,8 @@ def test_exif_rotation_that_is_not_obeyed_is_noted():
     assert exif_notes(plans(request), {"d": ControlImage((64, 48))}) == []
 
 
-def test_forward_of_the_published_size_costs_what_was_measured_by_hand():
-    """198 TFLOP for the default edit: 4096 target and as many control tokens, 1369 of the encoder's picture."""
+def test_flops_of_a_forward_are_those_counted_by_hand():
+    """198 TFLOP at 1024x1024: 4096 target and as many control tokens, 1369 of the encoder's picture, some text."""
     [plan] = plans({})
     recipe = make_recipe(MODELS["qwen_image_edit"], PROFILES["reference"], plan, [(1024, 1024)])
     assert recipe.image_tokens == 8192

@@ -7,6 +7,7 @@ import fsspec
 import pytest
 
 from serve_app.adapters.sources import hub_url
+from serve_app.effective import without_secrets
 from tests.unit.conftest import PAIR, TO_Q, safetensors_bytes
 
 TRAINED = {
@@ -171,3 +172,71 @@ def test_hub_paths_are_the_files_urls(path, url):
 def test_hub_path_without_a_file_is_a_clear_error(client, make_body):
     error = client.post("/v1/inference", json=make_body(loras=[{"path": "hf://me/loras"}])).json()["detail"]["error"]
     assert (error["code"], "names no file of the hub" in error["message"]) == ("LORA_DOWNLOAD_FAILED", True)
+
+
+HOSTILE = ["1" * 5000, "[" * 200_000, '"\\ud800"', '"' + "9" * 4_000_000 + '"', "1e999", '"0.7\\u0000"']
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=lambda value: value[:8])
+@pytest.mark.parametrize("where", ["software", "version", "trigger", "step"])
+def test_hostile_metadata_says_nothing_and_breaks_nothing(client, make_body, write, value, where):
+    metadata = {
+        "software": {"software": value},
+        "version": {"software": '{"name": "ai-toolkit", "version": ' + value + "}"},
+        "trigger": {"ss_tag_frequency": '{"1_' + value.strip('"') + '": {}}'},
+        "step": {"training_info": '{"step": ' + value + "}"},
+    }[where]
+    path = write("hostile.safetensors", metadata=metadata)
+    body = make_body(loras=[{"path": path}], profile="auto")
+    answer = explained(client, body)
+    assert len(json.dumps(answer)) < 20_000
+    url = client.post("/v1/inference", json=body).json()["result_url"]
+    assert client.get(url).status_code == 200
+    assert client.get("/v1/loras").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        '{"dtype":"F32","shape":[2,2],"data_offsets":[0,1e999]}',
+        '{"dtype":"F32","shape":["a",2],"data_offsets":[0,16]}',
+        '{"dtype":"F32","shape":[-2,-2],"data_offsets":[0,16]}',
+        '{"dtype":"F32","shape":[2,3],"data_offsets":[0,16]}',
+        '{"dtype":"X9","shape":[2,2],"data_offsets":[0,16]}',
+        '{"dtype":"F32","shape":3,"data_offsets":[0,16]}',
+        '{"dtype":"F32","shape":[2,2],"data_offsets":7}',
+    ],
+)
+def test_header_that_contradicts_itself_is_a_broken_file(client, config, make_body, entry):
+    header = ('{"x.lora_A.weight":' + entry + "}").encode()
+    Path(config.lora_root, "odd.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    answer = client.post("/v1/inference", json=make_body(loras=[{"path": "odd.safetensors"}]))
+    assert answer.json()["detail"]["error"]["code"] == "LORA_INVALID_FILE"
+
+
+def test_key_that_json_cannot_carry_is_named_all_the_same(client, config, make_body):
+    header = b'{"\\ud800.lora_A.weight":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}'
+    Path(config.lora_root, "odd.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    answer = client.post("/v1/inference", json=make_body(loras=[{"path": "odd.safetensors"}]))
+    assert answer.json()["detail"]["error"]["code"] == "LORA_INCOMPATIBLE"
+
+
+def test_trigger_word_passes_the_same_checks_as_the_prompt(client, make_body):
+    for trigger, prompt in (("<|image_pad|>", "[trigger]"), ("x" * 10_000, "[trigger] [trigger] [trigger]")):
+        body = make_body(prompt=prompt, trigger_word=trigger)
+        error = client.post("/v1/inference", json=body).json()["detail"]["error"]
+        assert (error["code"], error["details"]["parameter"]) == ("INVALID_PARAMETER", "prompt")
+    assert (
+        client.post("/v1/inference", json=make_body(prompt="no word", trigger_word="<|image_pad|>")).status_code == 200
+    )
+
+
+def test_secrets_of_a_url_are_not_in_the_record():
+    url = "https://user:password@hub.example/a/b.safetensors?X-Amz-Signature=secret#part"
+    assert without_secrets(url) == "https://hub.example/a/b.safetensors"
+    assert without_secrets("job/lora.safetensors") == "job/lora.safetensors"
+
+
+def test_models_show_the_divisor_of_the_configured_profile(client_with):
+    client = client_with(models=[{"id": "qwen_image"}, {"id": "qwen_image_edit"}], preview_profile="trainer")
+    assert [m["resolution_divisor"] for m in client.get("/v1/models").json()["models"]] == [32, 32]
