@@ -112,9 +112,11 @@ def config_folder() -> Path:
     """
     here = Path.cwd()
     try:
-        jobs = list_jobs(filters=[("job_id", "=", ray.get_runtime_context().get_job_id())])
+        context = ray.get_runtime_context()
+        # Of this very cluster: a machine may run several.
+        jobs = list_jobs(address=context.gcs_address, filters=[("job_id", "=", context.get_job_id())])
         words = [word for job in jobs for word in shlex.split(job.entrypoint or "")]
-    except (RayStateApiException, ValueError):
+    except (RayStateApiException, ConnectionError, ValueError):
         return here
     files = [here / word for word in words if word.endswith((".yaml", ".yml"))]
     return next((file.parent.resolve() for file in files if file.is_file()), here)

@@ -6,6 +6,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from platformdirs import user_cache_path
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 SQLITE_PREFIX = "sqlite+aiosqlite:///"
@@ -45,7 +46,8 @@ class ModelConfig(Frozen):
     `checkpoint` is `miniature`, a directory in diffusers' layout, or a hub id. `device: auto` is cuda where
     the cluster has a GPU. `threads` is the number of CPU threads of one editor (default: the machine's
     cores); another number changes the last bits of a picture. `adapter_cache_bytes` is what an editor keeps
-    of adapters in host memory. `adapter_weights` says where a copy of the weights lies that adapters are merged
+    of adapters in host memory, `adapter_disk_bytes` what its node keeps of remote ones in
+    `adapter_disk_folder`. `adapter_weights` says where a copy of the weights lies that adapters are merged
     from: on the `device`, in pinned memory of the `host`, or nowhere, with adapters as `hooks` beside the
     weights (slower, LoRA alone); `auto` measures what fits. `revision` pins a hub checkpoint to a branch, a
     tag or, best, a commit; `local_files_only` never asks the hub, what is not in its local cache is an error.
@@ -56,6 +58,8 @@ class ModelConfig(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: PositiveInt | None = None
     adapter_cache_bytes: PositiveInt = 8 * 2**30
+    adapter_disk_folder: str = str(user_cache_path("serve_app") / "adapters")
+    adapter_disk_bytes: PositiveInt = 100 * 2**30
     adapter_weights: Literal["auto", "device", "host", "hooks"] = "auto"
     revision: str | None = None
     local_files_only: bool = False

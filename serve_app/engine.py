@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import diffusers
@@ -17,6 +18,7 @@ from serve_app import device as devices
 from serve_app import images
 from serve_app.adapters.cache import AdapterCache
 from serve_app.adapters.changes import Adapter
+from serve_app.adapters.disk import DiskCache
 from serve_app.adapters.files import read_adapter
 from serve_app.adapters.hooks import Hooks
 from serve_app.adapters.weights import Weights, place_for_copies
@@ -83,6 +85,7 @@ class Engine:
         self.threads = config.threads or os.cpu_count() or 1
         self.alive = True
         self.adapters: AdapterCache[Adapter] = AdapterCache(config.adapter_cache_bytes)
+        self._disk = DiskCache(Path(config.adapter_disk_folder), config.adapter_disk_bytes)
         self._spec = spec
         self._pipeline = pipeline
         self._architecture = architecture.from_config(pipeline.transformer.config)
@@ -122,7 +125,9 @@ class Engine:
 
     def _adapter(self, use: AdapterUse) -> Adapter:
         pinned = self.device.type == "cuda"
-        return self.adapters.get(use.id, lambda: read_adapter(use, self._spec.id, self._linears, pinned=pinned))
+        return self.adapters.get(
+            use.id, lambda: read_adapter(use, self._disk, self._spec.id, self._linears, pinned=pinned)
+        )
 
     def run(
         self,

@@ -5,6 +5,7 @@ Pure: no input or output, no torch. What needs a disk or the network is done by 
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import TypeVar
 
 from serve_app.config import AUTO, AppConfig
@@ -27,6 +28,9 @@ from serve_app.tasks import AdapterUse, EditPlan
 
 T = TypeVar("T")
 
+# How much of what somebody sent by mistake is told.
+MAX_NAMES, MAX_NAME = 20, 60
+
 DEFAULT_SEED = 42
 TRIGGER = "[trigger]"
 # Where the text encoder puts pictures: one in a prompt would ask for a picture that is not there.
@@ -37,8 +41,9 @@ def find_model(request: InferenceRequest, config: AppConfig) -> ModelSpec:
     """The row of the request's model. Raises ModelNotFound unless the config serves it."""
     supported = [model.id for model in config.models]
     if request.model not in supported:
+        hint = " (the service's config names those that it serves, under `models`)" if request.model in MODELS else ""
         raise ModelNotFound(
-            f"there is no model {request.model!r} here; there is: {', '.join(supported)}",
+            f"there is no model {request.model!r} here; there is: {', '.join(supported)}{hint}",
             {"supported_models": supported},
         )
     return MODELS[request.model]
@@ -172,11 +177,15 @@ def _seed(prompt: Prompt, index: int, draw_seed: Callable[[], int]) -> tuple[int
 
 
 def ignored_fields(request: InferenceRequest, spec: ModelSpec) -> list[str]:
-    """The fields of the request's prompts that mean nothing for its model."""
+    """The fields that were sent and mean nothing for the model, or nothing at all: misspelt, or at another level."""
     names = ["sampler", "num_frames", "fps"]
     if not spec.requires_control_image:
         names += ["ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3"]
-    return sorted(name for name in names if any(getattr(prompt, name) is not None for prompt in request.prompts))
+    known = {name for name in names if any(getattr(prompt, name) is not None for prompt in request.prompts)}
+    unknown = {f"prompts[].{name}" for prompt in request.prompts for name in prompt.model_extra or ()}
+    unknown |= set(request.model_extra or ())
+    told = (name[:MAX_NAME] for name in unknown if name.isprintable())
+    return sorted(known | set(islice(told, MAX_NAMES)))
 
 
 def exif_notes(plans: Sequence[EditPlan], images: Mapping[str, ControlImage]) -> list[str]:

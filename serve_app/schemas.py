@@ -43,13 +43,19 @@ def _iso_utc(moment: datetime) -> str:
 Moment = Annotated[datetime, BeforeValidator(_from_epoch), PlainSerializer(_iso_utc, return_type=str)]
 
 
+class Tolerant(BaseModel):
+    """Takes fields that it does not know, as the contract has it, and remembers their names."""
+
+    model_config = ConfigDict(extra="allow")
+
+
 class Lora(BaseModel):
     path: str = Field(description="Relative to the LoRA root, or an http(s) URL of a .safetensors file.")
     network_multiplier: float = Field(1.0, ge=-2.0, le=2.0)
     transformer: Literal["low", "high"] | None = Field(None, description="For models with two transformers only.")
 
 
-class Prompt(BaseModel):
+class Prompt(Tolerant):
     prompt: str
     trigger_word: str | None = Field(None, description="Wins over the request's; an empty one does not.")
     width: int | None = Field(None, ge=64, le=4096, description="Pixels; floored to the model's divisor.")
@@ -74,8 +80,8 @@ class Prompt(BaseModel):
         return numbered or ([self.ctrl_img] if self.ctrl_img else [])
 
 
-class InferenceRequest(BaseModel):
-    model_config = ConfigDict(json_schema_extra={"examples": [SUBMIT_EXAMPLE]})
+class InferenceRequest(Tolerant):
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [SUBMIT_EXAMPLE]})
 
     model: str
     loras: list[Lora]

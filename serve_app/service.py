@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -38,6 +39,9 @@ from serve_app.schemas import Explanation, InferenceRequest, Lora, LoraInfo, Lor
 from serve_app.tasks import AdapterUse, EditDone, EditPlan, EditTask, Receipt
 
 T = TypeVar("T")
+
+# What a client may send by mistake where a picture's content belongs.
+MAX_PATH, IMAGE_SUFFIXES = 1000, (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 # Which configured models have a running editor.
 ReadinessProbe = Callable[[], Awaitable[Mapping[str, bool]]]
@@ -274,6 +278,8 @@ class Admitted:
 def decode_base64(text: str) -> bytes:
     """The bytes of raw base64 or of a `data:` URL. Raises ControlImageInvalid."""
     payload = text.partition(",")[2] if text.startswith("data:") else text
+    if len(text) < MAX_PATH and PurePath(text).suffix.lower() in IMAGE_SUFFIXES:
+        raise ControlImageInvalid(f"{text!r} looks like a path, and none is read: send base64 or an http(s) URL")
     try:
         return base64.b64decode(payload)
     except (binascii.Error, ValueError) as error:

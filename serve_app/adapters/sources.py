@@ -80,7 +80,9 @@ class LoraSources:
     def check_exists(self, path: str) -> None:
         """Raise LoraNotFound if `path` is not a file under the LoRA root. URLs are not asked here."""
         if not is_url(path) and not self._filesystem.isfile(f"{self._base}/{path}"):
-            raise LoraNotFound(f"there is no LoRA file {path!r} under the LoRA root", {"lora_path": path})
+            raise LoraNotFound(
+                f"there is no LoRA file {path!r} under the LoRA root; GET /v1/loras lists them", {"lora_path": path}
+            )
 
     def paths(self) -> list[str]:
         """The path of every safetensors file under the LoRA root that a request may name, sorted."""

@@ -113,7 +113,8 @@ def test_explanation_is_the_results_record(family, model):
     assert explained["effective"][0]["profile"] == "trainer"
     text = PIL.Image.open(io.BytesIO(picture)).text
     assert json.loads(text["effective"]) == explained["effective"][0]
-    assert json.loads(text["runtime"]) == result["metadata"]["runtime"][0]
+    # Without what differs from run to run, so that the same picture is the same file.
+    assert json.loads(text["runtime"]) | {"peak_memory_gib": None} == result["metadata"]["runtime"][0]
 
 
 def test_picture_can_be_made_again_from_itself(family):

@@ -162,3 +162,17 @@ def test_prompt_with_a_reserved_token_is_refused(client, make_body, token):
     """The processor would look for a picture that belongs to it."""
     error = client.post("/v1/inference", json=make_body(prompt=f"a {token} hat")).json()["detail"]["error"]
     assert (error["code"], error["details"]) == ("INVALID_PARAMETER", {"prompt_index": 0, "parameter": "prompt"})
+
+
+def test_misspelt_and_misplaced_fields_are_told(client, make_body):
+    body = make_body(sampel_steps=3, profile="reference") | {"steps": 3}
+    body["prompts"][0]["output_format"] = "png"
+    assert explained(client, body)["ignored"] == ["prompts[].output_format", "prompts[].sampel_steps", "steps"]
+    url = client.post("/v1/inference", json=body).json()["result_url"]
+    assert "steps" in client.get(url).json()["metadata"]["ignored"]
+
+
+def test_path_in_place_of_a_picture_is_recognised(client, make_body):
+    error = client.post("/v1/inference", json=make_body(ctrl_img="samples/astronaut.jpg")).json()["detail"]["error"]
+    assert error["code"] == "CONTROL_IMAGE_INVALID"
+    assert "looks like a path, and none is read: send base64 or an http(s) URL" in error["message"]
