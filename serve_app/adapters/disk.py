@@ -84,6 +84,6 @@ class DiskCache:
             if surplus <= 0:
                 break
             if file != newest:
+                # Its lock file stays: whoever waits on a lock that is deleted does not exclude the next one.
                 file.unlink(missing_ok=True)
-                Path(f"{file}.lock").unlink(missing_ok=True)
                 surplus -= size
