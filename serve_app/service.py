@@ -23,6 +23,7 @@ from serve_app.errors import (
     ControlImageInvalid,
     FetchFailed,
     ImageNotFound,
+    LoraDownloadFailed,
     LoraIncompatible,
     LoraInvalidFile,
     LoraNotFound,
@@ -204,7 +205,7 @@ class Service:
                     fits.append(spec.id)
                 except LoraIncompatible as error:
                     problem = error.message
-        except (LoraInvalidFile, LoraNotFound) as error:
+        except (LoraInvalidFile, LoraNotFound, LoraDownloadFailed) as error:
             problem = error.message
         return LoraInfo(path=path, fits=fits, receipt=receipt, problem=None if fits else problem)
 

@@ -24,6 +24,10 @@ HUB_PATH = re.compile(r"^hf://(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/]+)
 HUB_PAGE = re.compile(r"^(/[^/]+/[^/]+)/(blob|tree)(/.*)$")
 
 
+# How file systems call what changes with a file's content, the surest first (s3, gcs, azure, local, memory).
+VERSION_KEYS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
+
+
 def fingerprint(url: str) -> str:
     """The identity of the file at `url`: 16 hex digits of place, size and version (ETag or time of change).
 
@@ -31,7 +35,7 @@ def fingerprint(url: str) -> str:
     """
     filesystem, path = fsspec.url_to_fs(url)
     info = filesystem.info(path)
-    version = info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""
+    version = next((info[key] for key in VERSION_KEYS if info.get(key)), "")
     return hashlib.sha256(f"{path}\0{info['size']}\0{version}".encode()).hexdigest()[:16]
 
 
@@ -113,10 +117,17 @@ class LoraSources:
         return whole if self._is_local else str(self._filesystem.unstrip_protocol(whole))
 
     def _admit(self, path: str, url: str) -> AdmittedFile:
-        size = fsspec.url_to_fs(url)[0].size(url)
-        with fsspec.open(url, "rb") as file:
-            header = read_header(file, size, path)
-        return AdmittedFile(fingerprint(url), url, size, header)
+        try:
+            size = fsspec.url_to_fs(url)[0].size(url)
+            with fsspec.open(url, "rb") as file:
+                header = read_header(file, size, path)
+            return AdmittedFile(fingerprint(url), url, size, header)
+        except FileNotFoundError as error:
+            raise LoraNotFound(f"the LoRA file {path!r} is no longer there", {"lora_path": path}) from error
+        except OSError as error:
+            raise LoraDownloadFailed(
+                f"the store of the LoRA file {path!r} could not be read", {"lora_path": path}
+            ) from error
 
     async def _download(self, path: str, token: str | None) -> str:
         url = hub_url(path, self._hub_hosts[0]) if path.lower().startswith(HUB_SCHEME) else path

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from serve_app.adapters.sources import hub_url
 from serve_app.effective import without_secrets
@@ -240,3 +241,27 @@ def test_secrets_of_a_url_are_not_in_the_record():
 def test_models_show_the_divisor_of_the_configured_profile(client_with):
     client = client_with(models=[{"id": "qwen_image"}, {"id": "qwen_image_edit"}], preview_profile="trainer")
     assert [m["resolution_divisor"] for m in client.get("/v1/models").json()["models"]] == [32, 32]
+
+
+class BrokenStore(MemoryFileSystem):
+    """Says that its files are there, and gives none of them."""
+
+    protocol = "broken"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("broken://").strip("/")
+
+    def _open(self, path, *args, **kwargs):
+        raise PermissionError("403")
+
+
+def test_store_that_answers_403_is_a_clear_error_of_its_own_request(client_with, make_body):
+    fsspec.register_implementation("broken", BrokenStore, clobber=True)
+    MemoryFileSystem().pipe_file("/shelf/job/lora.safetensors", safetensors_bytes())
+    client = client_with(lora_root="broken://shelf")
+    answer = client.post("/v1/inference", json=make_body())
+    error = answer.json()["detail"]["error"]
+    assert (answer.status_code, error["code"]) == (400, "LORA_DOWNLOAD_FAILED")
+    [listed] = client.get("/v1/loras").json()["loras"]
+    assert "could not be read" in listed["problem"]
