@@ -20,8 +20,6 @@ import torch
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 from safetensors.torch import save_file
 from transformers import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
@@ -30,9 +28,10 @@ from transformers import (
 from serve_app.adapters.maker import trainer_metadata
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.engine import Engine
+from serve_app.images import encode
 from serve_app.models.architecture import PUBLISHED
 from serve_app.models.checkpoint import Pipeline
-from serve_app.models.miniature import TOKEN_IDS, make_tokenizer
+from serve_app.models.miniature import TOKEN_IDS, make_text_encoder, make_tokenizer
 from serve_app.models.recipe import SCHEDULER_CONFIG
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.tasks import EditPlan
@@ -58,15 +57,6 @@ VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_head
 
 def make_pipeline(spec: ModelSpec, device: torch.device) -> Pipeline:
     """A model at its published size, its weights drawn on the device in bf16: about 58 GB."""
-    config = Qwen2_5_VLConfig(
-        text_config=TEXT,
-        vision_config=VISION,
-        image_token_id=TOKEN_IDS["<|image_pad|>"],
-        video_token_id=TOKEN_IDS["<|video_pad|>"],
-        vision_start_token_id=TOKEN_IDS["<|vision_start|>"],
-        vision_end_token_id=TOKEN_IDS["<|vision_end|>"],
-        tie_word_embeddings=False,
-    )
     tokenizer = make_tokenizer()
     parts = {
         "scheduler": FlowMatchEulerDiscreteScheduler.from_config(SCHEDULER_CONFIG),
@@ -80,7 +70,7 @@ def make_pipeline(spec: ModelSpec, device: torch.device) -> Pipeline:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with device, torch.no_grad():
-        parts["text_encoder"] = Qwen2_5_VLForConditionalGeneration(config)
+        parts["text_encoder"] = make_text_encoder(TEXT, VISION)
         parts["transformer"] = QwenImageTransformer2DModel(zero_cond_t=spec.zero_cond_t, **asdict(PUBLISHED))
         parts["vae"] = AutoencoderKLQwenImage()
     torch.set_default_dtype(torch.float32)
@@ -100,7 +90,7 @@ def load_full_size(config: ModelConfig) -> Engine:
 
 def measure_parity(steps: int) -> None:
     """One edit by the engine and one by diffusers' `__call__`, of the same pipeline: equal at every stage?"""
-    from tests.engine.oracle import reference_edit
+    from tests.engine.oracle import edit_by_oracle
     from tests.engine.recorder import differences, record
 
     device = torch.device("cuda")
@@ -124,22 +114,11 @@ def measure_parity(steps: int) -> None:
         torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         with record(own) as ours:
-            edited = engine.edit(plan, [encoded(picture) for picture in pictures])
+            edited = engine.edit(plan, [encode(picture, "png", {}) for picture in pictures])
         took, memory = time.perf_counter() - started, torch.cuda.max_memory_allocated() / 2**30
         started = time.perf_counter()
         with record(own) as theirs:
-            expected = reference_edit(
-                own,
-                spec.id,
-                pictures,
-                prompt=plan.prompt,
-                negative=plan.negative_prompt,
-                width=plan.width,
-                height=plan.height,
-                steps=plan.steps,
-                guidance=plan.guidance_scale,
-                seed=plan.seed,
-            )
+            expected = edit_by_oracle(own, plan, pictures)
         reference_took = time.perf_counter() - started
         latents = [next(value for name, value in events if name == "final_latents") for events in (ours, theirs)]
         report(
@@ -170,13 +149,6 @@ PLAN = EditPlan(
     output_format="png",
     control_images=("",),
 )
-
-
-def encoded(picture: PIL.Image.Image) -> bytes:
-    with tempfile.SpooledTemporaryFile() as file:
-        picture.save(file, "PNG")
-        file.seek(0)
-        return file.read()
 
 
 def write_lora(path: Path, seed: int, rank: int = 32) -> None:

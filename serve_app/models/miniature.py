@@ -50,6 +50,29 @@ SPECIAL_TOKENS = (
 )
 TOKEN_IDS = {token: 256 + i for i, token in enumerate(SPECIAL_TOKENS)}
 
+TEXT: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": HIDDEN,
+    "intermediate_size": HIDDEN,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    # Three axes (time, height, width) share the 8 rotary frequencies of a head of 16.
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": TOKEN_IDS["<|endoftext|>"],
+}
+VISION: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "out_hidden_size": HIDDEN,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+}
+
 
 def ensure(spec: ModelSpec) -> Path:
     """The directory of a model's miniature; made first if need be. Safe to call from many processes at once."""
@@ -85,7 +108,7 @@ def make(spec: ModelSpec) -> DiffusionPipeline:
         return pipeline_class(
             scheduler=FlowMatchEulerDiscreteScheduler.from_config(SCHEDULER_CONFIG),
             vae=make_vae(),
-            text_encoder=make_text_encoder(),
+            text_encoder=make_text_encoder(TEXT, VISION),
             tokenizer=tokenizer,
             transformer=make_transformer(spec.zero_cond_t),
             **of_its_own,
@@ -158,29 +181,8 @@ def make_tokenizer() -> Qwen2Tokenizer:
     )
 
 
-def make_text_encoder() -> Qwen2_5_VLForConditionalGeneration:
-    text = {
-        "vocab_size": 320,
-        "hidden_size": HIDDEN,
-        "intermediate_size": HIDDEN,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        # Three axes (time, height, width) share the 8 rotary frequencies of a head of 16.
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": TOKEN_IDS["<|endoftext|>"],
-    }
-    vision = {
-        "depth": 2,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_heads": 2,
-        "out_hidden_size": HIDDEN,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-    }
+def make_text_encoder(text: dict[str, Any], vision: dict[str, Any]) -> Qwen2_5_VLForConditionalGeneration:
+    """A text encoder of these dimensions, for `make_tokenizer`'s tokens."""
     config = Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,

@@ -14,6 +14,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
+from serve_app.tasks import EditPlan
+
 T2I = ("qwen_image", "qwen_image_2512")
 
 
@@ -193,3 +195,19 @@ def merge_lora(pipeline, path: Path, scale: float) -> None:
 
 
 ORACLES = {"reference": reference_edit, "trainer": trainer_edit}
+
+
+def edit_by_oracle(pipeline, plan: EditPlan, pictures: Sequence[PIL.Image.Image]) -> PIL.Image.Image:
+    """What the oracle of a plan's profile makes of it."""
+    return ORACLES[plan.profile](
+        pipeline,
+        plan.model,
+        pictures,
+        prompt=plan.prompt,
+        negative=plan.negative_prompt,
+        width=plan.width,
+        height=plan.height,
+        steps=plan.steps,
+        guidance=plan.guidance_scale,
+        seed=plan.seed,
+    )

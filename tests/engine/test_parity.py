@@ -24,7 +24,7 @@ from serve_app.models.recipe import TEXT_TO_IMAGE_MAX_TOKENS, make_recipe, shift
 from serve_app.models.registry import MODELS
 from tests.conftest import as_png, noise_picture
 from tests.engine.conftest import CPU, EDIT, Bench, use
-from tests.engine.oracle import ORACLES, merge_lora, reference_edit
+from tests.engine.oracle import edit_by_oracle, merge_lora
 from tests.engine.recorder import differences, record
 
 SQUARE, LANDSCAPE, PORTRAIT, TALL = (80, 80), (120, 80), (64, 200), (40, 120)
@@ -103,18 +103,7 @@ def assert_equal_to_oracle(bench: Bench, make_plan, case: Case, profile: str) ->
     with record(pipeline) as ours:
         made = engine.edit(plan, [as_png(picture) for picture in pictures])
     with record(pipeline) as theirs:
-        expected = ORACLES[profile](
-            pipeline,
-            case.model,
-            pictures,
-            prompt=plan.prompt,
-            negative=plan.negative_prompt,
-            width=plan.width,
-            height=plan.height,
-            steps=plan.steps,
-            guidance=plan.guidance_scale,
-            seed=plan.seed,
-        )
+        expected = edit_by_oracle(pipeline, plan, pictures)
     assert differences(ours, theirs) == []
     assert np.array_equal(np.asarray(made.image), np.asarray(expected))
     forwards = sum(name == "hidden_states" for name, _ in ours)
@@ -192,18 +181,7 @@ def lora_pictures(bench, make_plan, path, scale: float, hang: Callable[[Any], No
     # Not the bench's: this one's weights stay changed.
     pipeline = checkpoint.read(miniature.ensure(EDIT), torch.float32)
     hang(pipeline)
-    expected = reference_edit(
-        pipeline,
-        case.model,
-        [noise_picture(*SQUARE)],
-        prompt=plan.prompt,
-        negative="",
-        width=plan.width,
-        height=plan.height,
-        steps=plan.steps,
-        guidance=plan.guidance_scale,
-        seed=plan.seed,
-    )
+    expected = edit_by_oracle(pipeline, plan, [noise_picture(*SQUARE)])
     return np.asarray(made).astype(int), np.asarray(expected).astype(int)
 
 
