@@ -20,6 +20,7 @@ import numpy as np
 import PIL.Image
 
 from serve_app.demo import OUT, PHOTOGRAPH, free_port, service, wait_until_ready, write_config
+from serve_app.models.registry import MODELS
 
 
 def body(image: bytes, size: int, steps: int) -> dict:
@@ -97,7 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     port = free_port()
-    with service(write_config(port)) as process:
+    with service(write_config(port, MODELS["qwen_image_edit"])) as process:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             wait_until_ready(client, process)
         asyncio.run(measure(port, arguments.polls, arguments.seconds))
