@@ -1,0 +1,47 @@
+"""The failure drill: what was accepted must end as if nothing had been killed.
+
+python -m benchmarks.drill      # make drill
+
+60 requests over three editors and two ingresses, on a PostgreSQL server and a Ray cluster of its own, on
+loopback. Editors, ingresses and connections to the database are killed at random while they are seen at work,
+then the whole cluster. A second service shows what 50 cancellations among 100 requests do. Seeds are fixed; it
+takes at most five minutes and ends what it started. The exit code is 1 if anything is not as it must be.
+"""
+
+import asyncio
+import sys
+import time
+
+from benchmarks.drill.cancelling import drill_cancelling
+from benchmarks.drill.failures import drill_failures
+from benchmarks.drill.service import DrillFailed
+from tests.postgres import PostgresServer
+
+LIMIT_S = 290
+
+
+async def drill() -> list[str]:
+    with PostgresServer(durable=True) as postgres:
+        print("## Failures\n")
+        problems = await drill_failures(postgres)
+        print("\n## Cancel under load\n")
+        return problems + await drill_cancelling(postgres)
+
+
+async def main() -> None:
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            problems = await drill()
+    except TimeoutError:
+        problems = [f"it was not done after {LIMIT_S} s"]
+    except DrillFailed as failure:
+        problems = [str(failure)]
+    print(f"\nThe drill took {time.monotonic() - began:.0f} s.")
+    if problems:
+        sys.exit("\n".join(["It FAILED:", *problems]))
+    print("Every accepted request ended, with all its images, each equal to that of an undisturbed run, none twice.")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
