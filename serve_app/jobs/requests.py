@@ -43,11 +43,10 @@ class Requests:
                 await self._insert(connection, new, await self._first_turn(connection, line, new))
         except IntegrityError:
             # Its key is there already; or it is itself, committed by a try whose answer was lost.
-            if new.idempotency_key is not None:
-                earlier = await self._by_key(new.tenant, new.idempotency_key, new.body_sha256)
-                if earlier is not None:
-                    return earlier
-            return await self._get(new.id)
+            earlier = await self._same(new)
+            if earlier is None:
+                raise
+            return earlier
         return await self._get(new.id)
 
     @transaction
@@ -146,6 +145,14 @@ class Requests:
         if new.files:
             files = [{"request_id": new.id, "key": key, "size_bytes": size} for key, size in new.files.items()]
             await connection.execute(tables.request_files.insert(), files)
+
+    async def _same(self, new: NewRequest) -> RequestRecord | None:
+        if new.idempotency_key is not None:
+            return await self._by_key(new.tenant, new.idempotency_key, new.body_sha256)
+        try:
+            return await self._get(new.id)
+        except RequestNotFound:
+            return None
 
     async def _by_key(self, tenant: str, key: str, body_sha256: str | None) -> RequestRecord | None:
         with_key = sa.select(_requests.id, _requests.body_sha256).where(

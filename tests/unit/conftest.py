@@ -10,7 +10,6 @@ from starlette.testclient import TestClient
 
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppConfig
-from serve_app.dispatch import result_key
 from serve_app.ingress import create_app
 from serve_app.service import Service
 from serve_app.tasks import EditDone, EditEvent, EditTask, StepDone
@@ -38,7 +37,10 @@ def safetensors_bytes(shapes: Mapping[str, tuple[int, ...]] = PAIR, metadata: Ma
 
 
 class InstantEditors:
-    """Editors that make a picture at once. `errors` are raised first, one an edit; `gate` holds edits back."""
+    """Editors that make a picture at once. `errors` are raised first, one an edit; `gate` holds edits back.
+
+    `stopped` is set when an edit was told to stop.
+    """
 
     def __init__(self, artifacts: Artifacts) -> None:
         self._artifacts = artifacts
@@ -46,22 +48,27 @@ class InstantEditors:
         self.errors: list[Exception] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.stopped = asyncio.Event()
 
     async def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
         self.tasks.append(task)
         plan = task.plan
         yield StepDone(0, plan.steps)
-        await self.gate.wait()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.stopped.set()
+            raise
         if self.errors:
             raise self.errors.pop(0)
         for step in range(1, plan.steps + 1):
             yield StepDone(step, plan.steps)
-        key = f"{result_key(task)}.{plan.output_format}"
+        digest = hashlib.sha256(PICTURE).hexdigest()
+        key = f"pictures/{digest}.{plan.output_format}"
         self._artifacts.put(key, PICTURE)
         timings = {"generate": 1.0, "load_control_images": 0.1, "save": 0.1}
-        digest = hashlib.sha256(PICTURE).hexdigest()
         url, size = self._artifacts.url(key), len(PICTURE)
-        yield EditDone(url, plan.output_format, plan.width, plan.height, plan.seed, size, digest, timings, {})
+        yield EditDone(key, url, plan.output_format, plan.width, plan.height, plan.seed, size, digest, timings, {})
 
 
 class Application:
@@ -70,10 +77,10 @@ class Application:
     def __init__(self, config: AppConfig) -> None:
         self.config = config
         self.editors = InstantEditors(Artifacts(config.artifacts_url))
-        self.running = {model.id: True for model in config.models}
-        self.app = create_app(Service(config, self.editors, self._readiness))
+        self.running = {model.id: 1 for model in config.models}
+        self.app = create_app(Service(config, self.editors, self._editor_count))
 
-    async def _readiness(self) -> Mapping[str, bool]:
+    async def _editor_count(self) -> Mapping[str, int]:
         return self.running
 
 
