@@ -92,7 +92,10 @@ class Dispatcher:
             for task in (*beside, *self._work):
                 task.cancel()
             await asyncio.gather(*beside, *self._work, return_exceptions=True)
-            await self._store.queue.release(self._owner)
+            try:
+                await self._store.queue.release(self._owner)
+            except StoreUnavailable:
+                logger.exception("could not give the work back; its leases run out")
 
     async def _claim(self) -> None:
         try:
@@ -143,21 +146,34 @@ class Dispatcher:
         try:
             done = await self._earlier_result(claim)
             if done is None and len(claim.reasons) >= self._config.max_attempts:
-                await self._store.queue.fail(claim, given_up(claim.reasons), 0.0)
+                await self._surely(lambda: self._store.queue.fail(claim, given_up(claim.reasons), 0.0))
                 return
             done = done or await self._edit(claim, clock)
             clock.stop()
-            if not await self._store.queue.succeed(claim, done, self._artifacts.exists):
-                await self._store.queue.charge(claim, done.timings.get("generate", 0.0))
+            await self._succeed(claim, done)
         except asyncio.CancelledError:
             if clock.seconds:
                 await self._store.queue.charge(claim, clock.seconds)
             raise
-        except (SQLAlchemyError, StoreUnavailable, OSError):
+        except (SQLAlchemyError, OSError):
             # The store or the storage, not the edit: its lease runs out, and somebody takes it up again.
             logger.exception("picture %s of %s could not be recorded", task.index, task.request_id)
         except Exception as error:
             await self._give_back(claim, error, clock.seconds)
+
+    async def _succeed(self, claim: Claim, done: EditDone) -> None:
+        recorded = await self._surely(lambda: self._store.queue.succeed(claim, done, self._artifacts.exists))
+        if not recorded:
+            await self._store.queue.charge(claim, done.timings.get("generate", 0.0))
+
+    async def _surely(self, write: Callable[[], Awaitable[bool]]) -> bool:
+        """Write what became of an edit, however long the store is away: what was made should not be made again."""
+        while True:
+            try:
+                return await write()
+            except StoreUnavailable:
+                logger.exception("could not record what became of an edit; trying again")
+                await asyncio.sleep(self._poll_s)
 
     async def _give_back(self, claim: Claim, error: Exception, gpu_seconds: float) -> None:
         """Have an edit that failed tried again, or fail it for good."""
@@ -168,10 +184,10 @@ class Dispatcher:
         reasons = (*claim.reasons, description.message) if is_attempt else claim.reasons
         if description.retryable and len(reasons) < self._config.max_attempts:
             await asyncio.sleep(self._poll_s)
-            await self._store.queue.retry(claim, reasons, gpu_seconds)
+            await self._surely(lambda: self._store.queue.retry(claim, reasons, gpu_seconds))
         else:
             message = given_up(reasons) if description.retryable else description.message
-            await self._store.queue.fail(claim, message, gpu_seconds)
+            await self._surely(lambda: self._store.queue.fail(claim, message, gpu_seconds))
 
     async def _earlier_result(self, claim: Claim) -> EditDone | None:
         """What an editor finished for a dispatcher that was lost before it could record it."""
@@ -185,19 +201,32 @@ class Dispatcher:
         return done if await asyncio.to_thread(self._artifacts.exists, done.key) else None
 
     async def _edit(self, claim: Claim, clock: "Clock") -> EditDone:
-        """Have the picture made."""
-        recorded = 0.0
-        async with aclosing(self._editors.edit(claim.task)) as events:
-            async for event in events:
-                if isinstance(event, EditDone):
-                    return event
-                now = time.monotonic()
-                clock.start()
-                if event.step == 0 or now - recorded >= PROGRESS_S:
-                    recorded = now
-                    # Whether the claim still holds is the watch's business.
-                    await self._store.queue.progress(claim, event.step)
+        """Have the picture made. Raises what the editor raises, and EditorLost if it no longer gets on."""
+        now = asyncio.get_running_loop().time
+        recorded = float("-inf")
+        try:
+            async with asyncio.timeout(None) as patience, aclosing(self._editors.edit(claim.task)) as events:
+                async for event in events:
+                    if isinstance(event, EditDone):
+                        return event
+                    # Waiting for an editor takes what it takes: patience begins with the work.
+                    clock.start()
+                    patience.reschedule(now() + self._config.stall_s)
+                    if event.step == 0 or now() - recorded >= PROGRESS_S:
+                        recorded = now()
+                        await self._note_progress(claim, event.step)
+        except TimeoutError as error:
+            if not patience.expired():
+                raise
+            raise EditorLost(f"the editor made no step for {self._config.stall_s:g} s") from error
         raise EditorLost("the editor's answer ended before the picture was there")
+
+    async def _note_progress(self, claim: Claim, step: int) -> None:
+        """Whether the claim still holds is the watch's business."""
+        try:
+            await self._store.queue.progress(claim, step)
+        except StoreUnavailable:
+            logger.exception("could not record a step; the edit goes on")
 
 
 class Clock:

@@ -9,7 +9,7 @@ from aiohttp import web
 from starlette.testclient import TestClient
 
 from serve_app.artifacts import Artifacts
-from serve_app.config import AppConfig
+from serve_app.config import SQLITE_PREFIX, AppConfig
 from serve_app.ingress import create_app
 from serve_app.service import Service
 from serve_app.tasks import EditDone, EditEvent, EditTask, StepDone
@@ -84,13 +84,25 @@ class Application:
         return self.running
 
 
+# For a module whose promises hold on both databases.
+ON_BOTH_DATABASES = pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> AppConfig:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty job database, SQLite unless a test asks for both."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return f"{SQLITE_PREFIX}{tmp_path}/jobs.sqlite3"
+    return str(request.getfixturevalue("postgres").new_database())
+
+
+@pytest.fixture
+def config(tmp_path: Path, database_url: str) -> AppConfig:
     """A config whose every path lies in the test's own folder, with one LoRA file in place."""
     lora = tmp_path / "loras/job/lora.safetensors"
     lora.parent.mkdir(parents=True)
     lora.write_bytes(safetensors_bytes())
-    paths = {"lora_root": "loras", "artifacts_url": "artifacts"}
+    paths = {"lora_root": "loras", "artifacts_url": "artifacts", "jobs": {"database_url": database_url}}
     return AppConfig.model_validate(paths | {"fetch": {"timeout_s": 2}}).resolved(tmp_path)
 
 

@@ -11,8 +11,10 @@ from serve_app.dispatch import Dispatcher
 from serve_app.errors import EditorLost, EditorUnavailable, LoraChanged
 from serve_app.jobs.store import JobStore
 from serve_app.tasks import Status
-from tests.unit.conftest import InstantEditors
+from tests.unit.conftest import ON_BOTH_DATABASES, InstantEditors
 from tests.unit.test_jobs import MODEL, PLAN, claim, new
+
+pytestmark = ON_BOTH_DATABASES
 
 
 class Bench:
@@ -113,6 +115,18 @@ async def test_edit_that_takes_too_long_fails_and_is_stopped(bench):
         record = await bench.ended(record.id)
         await bench.stopped()
     assert record.error == "it was not finished within its deadline of 0.3 s"
+
+
+async def test_editor_that_hangs_costs_a_retry(bench):
+    bench.jobs = bench.jobs.model_copy(update={"stall_s": 0.2})
+    bench.editors.gate.clear()
+    record = await bench.store.requests.create(new())
+    async with bench.dispatching():
+        await bench.stopped()
+        bench.editors.gate.set()
+        record = await bench.ended(record.id)
+    assert record.status == Status.SUCCEEDED
+    assert record.images[0].reasons == ("the editor made no step for 0.2 s",)
 
 
 async def test_cancelled_edit_is_stopped_and_the_editor_is_free_for_the_next(bench):

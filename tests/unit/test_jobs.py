@@ -5,7 +5,6 @@ import uuid
 from dataclasses import replace
 
 import pytest
-import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
@@ -16,6 +15,9 @@ from serve_app.jobs.database import Database
 from serve_app.jobs.records import HistoryFilter, NewImage, NewRequest, Webhook
 from serve_app.jobs.store import JobStore
 from serve_app.tasks import AdapterUse, EditDone, EditPlan, Priority, Status
+from tests.unit.conftest import ON_BOTH_DATABASES
+
+pytestmark = ON_BOTH_DATABASES
 
 PLAN = EditPlan(
     "qwen_image_edit", "reference", "p", "", 64, 64, 8, 4.0, 42, "jpeg", ("ab",), (AdapterUse("i", "p", "u", 0.5),)
@@ -33,20 +35,17 @@ def is_stored(key: str) -> bool:
     return True
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def open_store(request, tmp_path):
+@pytest.fixture
+async def open_store(database_url):
     """Open a store on one and the same database: `open_store(lease_s=1)`."""
-    sqlite = request.param == "sqlite"
-    url = f"sqlite+aiosqlite:///{tmp_path}/j.db" if sqlite else request.getfixturevalue("postgres").new_database()
     stores = []
 
     async def open_store(**config: object) -> JobStore:
-        store = JobStore(JobsConfig.model_validate({"database_url": url} | config))
+        store = JobStore(JobsConfig.model_validate({"database_url": database_url} | config))
         await store.open()
         stores.append(store)
         return store
 
-    open_store.url = url
     yield open_store
     for store in stores:
         await store.close()
@@ -65,9 +64,9 @@ async def status(store: JobStore, request_id: str) -> Status:
     return (await store.requests.get(request_id)).status
 
 
-async def test_the_migrations_make_the_tables(open_store):
+async def test_the_migrations_make_the_tables(open_store, database_url):
     await open_store()
-    database = Database(open_store.url)
+    database = Database(database_url)
     async with database.reading() as connection:
         differences = await connection.run_sync(
             lambda c: compare_metadata(MigrationContext.configure(c, opts={"compare_type": True}), tables.metadata)
@@ -412,36 +411,3 @@ async def test_a_duty_has_one_owner_at_a_time(store):
     assert await store.take_duty("sweep", "a", 0.2)
     await asyncio.sleep(0.3)
     assert await store.take_duty("sweep", "b", 0.2)
-
-
-KILL_OTHERS = sa.text(
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-)
-
-
-async def test_lost_connections_cost_no_answer_and_make_nothing_twice(postgres):
-    """PostgreSQL alone: SQLite has no connections to lose."""
-    url = postgres.new_database()
-    store, killer = JobStore(JobsConfig(database_url=url)), Database(url)
-    await store.open()
-    enough = asyncio.Event()
-
-    async def create() -> list[str]:
-        made = []
-        while not enough.is_set():
-            made.append((await store.requests.create(new())).id)
-        return made
-
-    creating = [asyncio.create_task(create()) for _ in range(4)]
-    killed = 0
-    while killed < 20:
-        async with killer.reading() as connection:
-            killed += len((await connection.execute(KILL_OTHERS)).all())
-        await asyncio.sleep(0.15)
-    enough.set()
-    made = [request_id for task in creating for request_id in await task]
-    claims = await claim(store, limit=10_000, capacity=10_000)
-    await store.close()
-    await killer.close()
-    assert sorted(c.task.request_id for c in claims) == sorted(made)
