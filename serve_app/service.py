@@ -12,23 +12,17 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from serve_app import images, plan
-from serve_app.adapters.formats import read_layout
-from serve_app.adapters.receipts import make_receipt, refuse_integers, refuse_unfit
-from serve_app.adapters.sources import AdmittedFile, LoraSources
+from serve_app.adapters.receipts import understand
+from serve_app.adapters.shelf import Shelf
+from serve_app.adapters.sources import LoraSources
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppConfig
 from serve_app.dispatch import Dispatcher, Editors, result_key
-from serve_app.effective import effective
+from serve_app.effective import effective, without_secrets
 from serve_app.errors import (
     ControlImageInvalid,
     FetchFailed,
     ImageNotFound,
-    LoraDownloadFailed,
-    LoraIncompatible,
-    LoraInvalidFile,
-    LoraNotFound,
-    LoraPathForbidden,
-    LoraUnknown,
 )
 from serve_app.fetch import Fetcher
 from serve_app.jobs import JobStore, RequestRecord, Standing
@@ -37,7 +31,7 @@ from serve_app.models.profile import PROFILES, TRAINER
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.schemas import Explanation, InferenceRequest, Lora, LoraInfo, LoraList
-from serve_app.tasks import AdapterUse, EditDone, EditPlan, EditTask, Receipt
+from serve_app.tasks import AdapterUse, EditDone, EditPlan, EditTask
 
 T = TypeVar("T")
 
@@ -64,6 +58,7 @@ class Service:
         self._fetcher = Fetcher(config.fetch)
         self._exits.push_async_callback(self._fetcher.close)
         self._loras = LoraSources(config.lora_root, self._fetcher, self._artifacts, config.fetch.hub_hosts)
+        self._shelf = Shelf(self._loras, {id: of_one.linears for id, of_one in self._architectures.items()})
         self._store = JobStore(config.jobs)
         self._exits.push_async_callback(self._store.close)
         await self._store.open()
@@ -101,7 +96,7 @@ class Service:
     async def explain(self, request: InferenceRequest) -> Explanation:
         """What `submit` would have done with the same request: the same checks and errors, and no job.
 
-        A LoRA that the request names by URL is downloaded and kept, for the request that follows.
+        A LoRA that the request names by a URL with secrets is downloaded and kept, for the request that follows.
         """
         admitted = await self._admit(request)
         spec, architecture = admitted.spec, self._architectures[admitted.spec.id]
@@ -173,41 +168,11 @@ class Service:
         `search` is looked for in the path, the trigger word and the kind, whatever the case; the page begins
         after the path `cursor`.
         """
-        page: list[LoraInfo] = []
-        for path in await asyncio.to_thread(self._loras.paths):
-            if path <= cursor:
-                continue
-            # In turn, so that no page reads more headers than it shows or searches.
-            info = await asyncio.to_thread(self._lora_info, path)
-            words = (path, info.receipt.trigger_word or "", info.receipt.kind) if info.receipt else (path,)
-            if any(search.lower() in word.lower() for word in words):
-                page.append(info)
-            if len(page) > limit:
-                break
-        return LoraList(loras=page[:limit], next_cursor=page[limit - 1].path if len(page) > limit else None)
+        return await self._shelf.page(search, cursor, limit)
 
     async def lora(self, path: str) -> LoraInfo:
         """One file under the LoRA root. Raises LoraUnknown."""
-        try:
-            self._loras.check_path(path)
-            await asyncio.to_thread(self._loras.check_exists, path)
-        except (LoraNotFound, LoraPathForbidden) as error:
-            raise LoraUnknown(error.message, error.details) from error
-        return await asyncio.to_thread(self._lora_info, path)
-
-    def _lora_info(self, path: str) -> LoraInfo:
-        receipt, problem, fits = None, None, []
-        try:
-            file = self._loras.read(path)
-            for spec in self.models():
-                try:
-                    receipt = self._understand(file, path, spec)
-                    fits.append(spec.id)
-                except LoraIncompatible as error:
-                    problem = error.message
-        except (LoraInvalidFile, LoraNotFound, LoraDownloadFailed) as error:
-            problem = error.message
-        return LoraInfo(path=path, fits=fits, receipt=receipt, problem=None if fits else problem)
+        return await self._shelf.one(path)
 
     async def waiting_for(self) -> list[str]:
         """The configured models that have no running editor."""
@@ -217,14 +182,9 @@ class Service:
     async def _adapter(self, lora: Lora, token: str | None, spec: ModelSpec) -> AdapterUse:
         """Raises LoraInvalidFile, LoraDownloadFailed or LoraIncompatible."""
         file = await self._loras.admit(lora.path, token)
-        receipt = await asyncio.to_thread(self._understand, file, lora.path, spec)
-        return AdapterUse(file.id, lora.path, file.url, lora.network_multiplier, receipt)
-
-    def _understand(self, file: AdmittedFile, path: str, spec: ModelSpec) -> Receipt:
-        layout = read_layout(file.header.tensors, self._architectures[spec.id].linears)
-        refuse_unfit(layout, path, spec.id)
-        refuse_integers(file.header, layout, path, spec.id)
-        return make_receipt(file.header, layout, file.size_bytes)
+        path, linears = without_secrets(lora.path), self._architectures[spec.id].linears
+        receipt = await asyncio.to_thread(understand, file.header, file.size_bytes, path, spec.id, linears)
+        return AdapterUse(file.id, path, file.url, lora.network_multiplier, receipt, file.version)
 
     async def _control_files(self, request: InferenceRequest, spec: ModelSpec) -> dict[str, "ControlFile"]:
         """The file behind each distinct image string, all fetched at once. Raises ControlImageInvalid."""
