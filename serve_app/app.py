@@ -101,7 +101,7 @@ def _editor(model: ModelConfig, config: AppConfig, load: EngineFactory) -> serve
         health_check_period_s=2,
         ray_actor_options=resources,
     )
-    return editor.bind(model, config.artifacts_url, load)
+    return editor.bind(model, config.artifacts_url, config.fetch, load)
 
 
 def config_folder() -> Path:

@@ -43,18 +43,36 @@ class Artifacts:
             # An object appears at the end of its upload.
             yield path
             return
+        with self._part(path) as part:
+            yield part
+            Path(part).replace(path)
+
+    @contextmanager
+    def _part(self, path: str) -> Iterator[str]:
+        """A place of one's own beside a local file's."""
         self._filesystem.makedirs(self._filesystem._parent(path), exist_ok=True)
         part = f"{path}.{uuid.uuid4().hex}.part"
         try:
             yield part
-            Path(part).replace(path)
         finally:
             Path(part).unlink(missing_ok=True)
 
-    def put_new(self, key: str, data: bytes) -> None:
-        """Write `data` under `key`, unless something is there."""
-        if not self.exists(key):
-            self.put(key, data)
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Write `data` under `key` unless something is there; whether it was written. Of several at once one does it.
+
+        A folder has to be on a file system with hard links.
+        """
+        path = f"{self._root}/{key}"
+        try:
+            if isinstance(self._filesystem, LocalFileSystem):
+                with self._part(path) as part:
+                    Path(part).write_bytes(data)
+                    Path(path).hardlink_to(part)
+            else:
+                self._filesystem.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
 
     def put_file(self, key: str, source: Path) -> None:
         """Copy a local file to `key`, unless something is there."""

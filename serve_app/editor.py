@@ -17,8 +17,9 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app import images
+from serve_app.adapters.contents import Contents
 from serve_app.artifacts import Artifacts
-from serve_app.config import ModelConfig
+from serve_app.config import FetchConfig, ModelConfig
 from serve_app.dispatch import record_key
 from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError
 from serve_app.tasks import AdapterUse, EditDone, EditEvent, EditTask, StepDone
@@ -32,14 +33,14 @@ logger = logging.getLogger(__name__)
 # A rank-32 adapter on all 840 linears at the published size: from it follows how many sets a replica names.
 ADAPTER_BYTES = 590_000_000
 
-EngineFactory = Callable[[ModelConfig], "Engine"]
+EngineFactory = Callable[[ModelConfig, Contents], "Engine"]
 
 
-def load_engine(config: ModelConfig) -> "Engine":
+def load_engine(config: ModelConfig, contents: Contents) -> "Engine":
     """The real engine, imported where it is needed only."""
     from serve_app.engine import Engine
 
-    return Engine.load(config)
+    return Engine.load(config, contents)
 
 
 def adapter_set_id(uses: tuple[AdapterUse, ...]) -> str:
@@ -64,9 +65,11 @@ def yield_to_others() -> None:
 class Editor:
     """A replica: one engine, one edit at a time on its device, the next one prepared meanwhile."""
 
-    def __init__(self, config: ModelConfig, artifacts_url: str, load: EngineFactory = load_engine) -> None:
+    def __init__(
+        self, config: ModelConfig, artifacts_url: str, limits: FetchConfig, load: EngineFactory = load_engine
+    ) -> None:
         self._artifacts = Artifacts(artifacts_url)
-        self._engine = load(config)
+        self._engine = load(config, Contents(config, limits, self._artifacts))
         # One thread for the device: edits run one after the other, and the event loop stays free.
         on_gpu = ray.get_runtime_context().get_accelerator_ids().get("GPU")
         self._device_thread = ThreadPoolExecutor(1, "device", initializer=None if on_gpu else yield_to_others)
