@@ -6,15 +6,16 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from benchmarks.drill.engine import TIMED_STEP_S, Note
 from benchmarks.drill.load import PROMPTS, Client, Order
+from benchmarks.drill.notes import TIMED_STEP_S, Note
 from benchmarks.drill.service import EDITORS, Service
 from tests.postgres import PostgresServer
 
 SEED = 6
 CANCELLED, OTHERS = 50, 50
-STEPS = 4
+STEPS = 5
 # Of the cancelled ones, this many are cancelled while they run; the rest a while after they were posted.
 RUNNING = 25
 LATEST_STEP, LATEST_S = 2, 6.0
@@ -24,10 +25,11 @@ LEAST_SHARE = 0.95
 
 @dataclass(frozen=True)
 class Cancelled:
-    """A cancellation: when it was asked for (seconds since the epoch), and the request's status from then on."""
+    """A cancellation: when it was asked for and answered (seconds since the epoch), and the status that it left."""
 
     image: str
     asked_at: float
+    answered_at: float
     status: str
 
 
@@ -52,9 +54,10 @@ def measure(notes: Mapping[str, Sequence[Note]], others: Sequence[str], cancelle
 
 
 def steps_begun_after(cancellation: Cancelled, notes: Mapping[str, Sequence[Note]]) -> int:
-    """How many steps an engine began after the cancellation was asked for; it always ends the one it is in."""
+    """How many steps an engine began after the cancellation was answered; it always ends the one it is in."""
     ended = [note.at for note in notes.get(cancellation.image, ()) if note.what == "step"]
-    return max(0, sum(at > cancellation.asked_at for at in ended) - (min(ended, default=0) <= cancellation.asked_at))
+    # A step begins when the one before it ends.
+    return sum(before > cancellation.answered_at for before, _ in pairwise(ended))
 
 
 def faults(cancellations: Sequence[Cancelled], notes: Mapping[str, Sequence[Note]]) -> list[str]:
@@ -75,31 +78,32 @@ class CancelDrill:
 
     async def run(self) -> list[str]:
         alone = [self._order("alone", number) for number in range(OTHERS)]
-        await self._finish(alone)
+        await self._client.wait_for_all([await self._client.submit(order) for order in alone])
         others = [self._order("other", number) for number in range(OTHERS)]
         cancelled = [self._order("cancelled", number) for number in range(CANCELLED)]
-        finishing = asyncio.create_task(self._finish(others))
-        cancellations = await asyncio.gather(*(self._cancel(order, n < RUNNING) for n, order in enumerate(cancelled)))
-        await finishing
+        request_ids, cancelling = [], []
+        # One after the other, so that both kinds are all along the line.
+        for number, (other, to_cancel) in enumerate(zip(others, cancelled, strict=True)):
+            request_ids.append(await self._client.submit(other))
+            request_id = await self._client.submit(to_cancel)
+            cancelling.append(asyncio.create_task(self._cancel(request_id, to_cancel.images[0], number < RUNNING)))
+        cancellations = await asyncio.gather(*cancelling)
+        await self._client.wait_for_all(request_ids)
         return self._judge(alone, others, cancellations)
 
     def _order(self, name: str, number: int) -> Order:
         return Order(f"{name}{number}", (number % len(PROMPTS),), steps=STEPS)
 
-    async def _finish(self, orders: Sequence[Order]) -> None:
-        await self._client.wait_for_all([await self._client.submit(order) for order in orders])
-
-    async def _cancel(self, order: Order, while_it_runs: bool) -> Cancelled:
-        """Post a request and cancel it: at a random moment of its run, or a random while after its POST."""
-        [image] = order.images
+    async def _cancel(self, request_id: str, image: str, while_it_runs: bool) -> Cancelled:
+        """Cancel a request at a random moment of its run, or a random while after its POST."""
         after_step = self._random.randrange(LATEST_STEP + 1)
-        pause = self._random.uniform(0, 0.2 if while_it_runs else LATEST_S)
-        request_id = await self._client.submit(order)
+        pause = self._random.uniform(0, TIMED_STEP_S if while_it_runs else LATEST_S)
         while while_it_runs and not self._has_ended_step(image, after_step):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.02)
         await asyncio.sleep(pause)
         asked_at = time.time()
-        return Cancelled(image, asked_at, await self._client.cancel(request_id))
+        status = await self._client.cancel(request_id)
+        return Cancelled(image, asked_at, time.time(), status)
 
     def _has_ended_step(self, image: str, step: int) -> bool:
         return any(note.step >= step for note in self._service.notes.of_image().get(image, ()))
@@ -116,9 +120,9 @@ class CancelDrill:
         print(
             f"{len(images)} of {len(images) + OTHERS} requests cancelled, "
             f"{begun} of them while an editor worked on them\n"
-            f"steps begun after the cancellation was asked for: {after.count(0)}x none, {after.count(1)}x one, "
-            f"{sum(count > 1 for count in after)}x more; stopped after {statistics.median(stopped):.2f} s (median), "
-            f"{max(stopped):.2f} s at most; a step takes {TIMED_STEP_S} s\n"
+            f"steps begun after the cancellation was answered: {after.count(0)}x none, {after.count(1)}x one, "
+            f"{sum(count > 1 for count in after)}x more; stopped {statistics.median(stopped):.2f} s after "
+            f"it was asked for (median), {max(stopped):.2f} s at most; a step takes {TIMED_STEP_S} s\n"
             f"the other {OTHERS}: {before.wall_s:.1f} s alone; {beside.wall_s:.1f} s beside the cancelled ones, "
             f"which ran for {beside.cancelled_s / EDITORS:.1f} s of that on each editor: "
             f"{share:.1%} of the throughput"

@@ -1,16 +1,12 @@
-"""The drill's engines, which note what they do at the moment they do it, and the applications around them.
+"""The drill's engines, which note what they do, and the applications around them.
 
-The failure drill runs the real miniature, the drill of cancelling a declared timed one. What an image is called
-stands in its negative prompt: without guidance that decides no pixel.
+The failure drill runs the real miniature, the drill of cancelling a declared timed one.
 """
 
 # No `from __future__ import annotations` here: Serve reads the annotation of a builder to validate the args.
 
-import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +14,8 @@ from typing import TYPE_CHECKING
 import PIL.Image
 from ray import serve
 
+from benchmarks.drill.notes import TIMED_STEP_S, Notes
+from serve_app.adapters.contents import Contents
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.editor import load_engine
@@ -27,62 +25,6 @@ from serve_app.tasks import EditPlan
 if TYPE_CHECKING:
     # Ingresses read this module too, and never import torch.
     from serve_app.engine import Edited, Engine, Prepared
-
-# A third of a real step at a megapixel on one H200.
-TIMED_STEP_S = 0.3
-
-
-@dataclass(frozen=True)
-class Note:
-    """What a process did for an image. `what` is step (0: begun), made or stopped; `at` seconds since the epoch."""
-
-    at: float
-    pid: int
-    what: str
-    image: str
-    step: int
-    steps: int
-
-
-class Notes:
-    """A file of notes, a line each: written by every engine, read by the drill."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._read = 0
-        self.all: list[Note] = []
-
-    def write(self, what: str, plan: EditPlan, step: int) -> None:
-        # One short write to a file opened for appending: lines of several processes do not mix.
-        line = f"{time.time()} {os.getpid()} {what} {plan.negative_prompt} {step} {plan.steps}\n"
-        with self._file.open("a") as file:
-            file.write(line)
-
-    def refresh(self) -> None:
-        """Read what was written since."""
-        if not self._file.exists():
-            return
-        with self._file.open("rb") as file:
-            file.seek(self._read)
-            new = file.read()
-        # A line that is not whole yet is read next time.
-        whole = new[: new.rfind(b"\n") + 1]
-        self._read += len(whole)
-        for line in whole.decode().splitlines():
-            at, pid, what, image, step, steps = line.split()
-            self.all.append(Note(float(at), int(pid), what, image, int(step), int(steps)))
-
-    def latest(self) -> dict[int, Note]:
-        """The last note of each process."""
-        self.refresh()
-        return {note.pid: note for note in self.all}
-
-    def of_image(self) -> dict[str, list[Note]]:
-        self.refresh()
-        notes = defaultdict(list)
-        for note in self.all:
-            notes[note.image].append(note)
-        return notes
 
 
 class WatchedEngine:
@@ -148,11 +90,11 @@ def notes_of(config: AppConfig) -> Notes:
     return Notes(Path(config.artifacts_url).parent / "notes")
 
 
-def load_watched(config: ModelConfig, notes: Notes) -> WatchedEngine:
-    return WatchedEngine(load_engine(config), notes)
+def load_watched(config: ModelConfig, contents: Contents, notes: Notes) -> WatchedEngine:
+    return WatchedEngine(load_engine(config, contents), notes)
 
 
-def load_timed(config: ModelConfig, notes: Notes) -> TimedEngine:
+def load_timed(config: ModelConfig, contents: Contents, notes: Notes) -> TimedEngine:
     return TimedEngine(notes)
 
 

@@ -23,7 +23,7 @@ import httpx
 import psutil
 import yaml
 
-from benchmarks.drill.engine import Notes
+from benchmarks.drill.notes import Notes
 from serve_app.demo import free_port
 
 ROOT = Path(__file__).parents[2]

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.drill.engine import Note
 from benchmarks.drill.load import Answer, Order
+from benchmarks.drill.notes import Note
 from benchmarks.drill.store import Seen
 
 EDITOR, INGRESS, CONNECTION, CLUSTER = "editor", "ingress", "connection", "cluster"
