@@ -250,7 +250,7 @@ class Queue:
             async with self._database.writing() as connection:
                 request = await changes.advance(connection, claim.task.request_id)
                 ended = {"status": Status.FAILED, "state": ENDED, "owner": None, "lease_until": None}
-                await self._write(connection, claim, request, error=error, **ended)
+                await self._write(connection, claim, request, error=changes.storable(error), **ended)
                 await self._charge(connection, claim, gpu_seconds)
                 await changes.end_if_done(connection, claim.task.request_id)
         except ClaimLost:

@@ -1,5 +1,6 @@
 """Requests: taken in, looked at, cancelled, listed."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from serve_app.jobs.database import Database, transaction
 from serve_app.jobs.records import HistoryFilter, ImageRecord, NewRequest, RequestRecord, Standing, Summary, Usage
 from serve_app.jobs.turns import first_turn
 from serve_app.tasks import EditDone, EditPlan, Priority, Status
+
+# A UUID in hex, as `NewRequest.id` is.
+ID = re.compile("[0-9a-f]{32}")
 
 _plans = TypeAdapter(EditPlan)
 _results = TypeAdapter(EditDone)
@@ -62,6 +66,7 @@ class Requests:
     @transaction
     async def standing(self, request_id: str) -> Standing:
         """Where the request stands. Raises RequestNotFound."""
+        refuse_malformed(request_id)
         async with self._database.reading() as connection:
             row = (await connection.execute(statements.standing, {"request_id": request_id})).one_or_none()
             if row is None:
@@ -169,6 +174,7 @@ class Requests:
         return await self._get(row.id)
 
     async def _get(self, request_id: str) -> RequestRecord:
+        refuse_malformed(request_id)
         async with self._database.reading() as connection:
             # The request first: one that has ended has all that its pictures will ever have.
             request = (
@@ -211,6 +217,12 @@ def _record(request: sa.Row[Any], images: Sequence[sa.Row[Any]]) -> RequestRecor
             for row in images
         ),
     )
+
+
+def refuse_malformed(request_id: str) -> None:
+    """Raise RequestNotFound for what no request is called; PostgreSQL does not even take a NUL as a question."""
+    if not ID.fullmatch(request_id):
+        raise _not_found(request_id)
 
 
 def _not_found(request_id: str) -> RequestNotFound:

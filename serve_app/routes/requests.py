@@ -12,6 +12,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from serve_app import errors
 from serve_app.answers import result_of, status_of
 from serve_app.jobs.records import HistoryFilter, RequestRecord, Summary
+from serve_app.jobs.requests import refuse_malformed
 from serve_app.keys import Caller
 from serve_app.routes.caller import base_url_of, caller_of
 from serve_app.routes.models import DEFAULT_PAGE, MAX_PAGE
@@ -21,6 +22,8 @@ from serve_app.tasks import Status
 from serve_app.wire import error_docs
 
 MEDIA_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+# PostgreSQL takes no NUL.
+TEXT = r"^[^\x00]*$"
 # A watcher who has seen nothing yet.
 NOTHING_SEEN = -1
 NOT_FOUND = error_docs(errors.Unauthorized, errors.RequestNotFound)
@@ -111,9 +114,9 @@ def _add_history(routes: APIRouter, service: Service) -> None:
     async def history(
         caller: Annotated[Caller, IsCaller],
         status: Status | None = None,
-        model: str | None = None,
-        lora: Annotated[str | None, Query(description="A `loras[].path`.")] = None,
-        tenant: Annotated[str | None, Query(description="For operators; others see their own.")] = None,
+        model: Annotated[str | None, Query(pattern=TEXT)] = None,
+        lora: Annotated[str | None, Query(pattern=TEXT, description="A `loras[].path`.")] = None,
+        tenant: Annotated[str | None, Query(pattern=TEXT, description="For operators; others see their own.")] = None,
         since: datetime | None = None,
         until: datetime | None = None,
         cursor: str | None = None,
@@ -144,6 +147,7 @@ def _cursor_after(row: Summary) -> str:
 def _read_cursor(cursor: str) -> tuple[float, str]:
     try:
         created_at, request_id = base64.urlsafe_b64decode(cursor).decode().split(" ")
+        refuse_malformed(request_id)
         return float(created_at), request_id
-    except (binascii.Error, ValueError) as error:
+    except (binascii.Error, ValueError, errors.RequestNotFound) as error:
         raise errors.InvalidParameter("cursor: send the next_cursor of a page as it was") from error

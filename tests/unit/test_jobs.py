@@ -89,10 +89,18 @@ async def test_what_is_stored_is_read_back(store):
     assert [image.plan for image in record.images] == [PLAN, PLAN]
 
 
-async def test_unknown_request(store):
+@pytest.mark.parametrize("request_id", ["x", "0" * 32, "0" * 31 + "\0", "'; --"])
+async def test_unknown_request(store, request_id):
     for ask in (store.requests.get, store.requests.standing):
         with pytest.raises(RequestNotFound):
-            await ask("x")
+            await ask(request_id)
+
+
+async def test_error_may_quote_anything_that_a_client_sent(store):
+    record = await store.requests.create(new())
+    [mine] = await claim(store)
+    assert await store.queue.fail(mine, "no file 'a\0b\ud800'", 0.0)
+    assert (await store.requests.get(record.id)).error == "prompt 0: no file 'a\\0b\\ud800'"
 
 
 async def test_picture_is_claimed_once(store):
