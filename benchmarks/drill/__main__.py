@@ -4,17 +4,19 @@ python -m benchmarks.drill      # make drill
 
 60 requests over three editors and two ingresses, on a PostgreSQL server and a Ray cluster of its own, on
 loopback. Editors, ingresses and connections to the database are killed at random while they are seen at work,
-then the whole cluster. A second service shows what 50 cancellations among 100 requests do. Seeds are fixed; it
-takes at most five minutes and ends what it started. The exit code is 1 if anything is not as it must be.
+then the whole cluster. What is left of it then has to stand 50 cancellations among 100 requests. Seeds are fixed;
+it takes at most five minutes and ends what it started. The exit code is 1 if anything is not as it must be.
 """
 
 import asyncio
 import sys
 import time
 
-from benchmarks.drill.cancelling import drill_cancelling
-from benchmarks.drill.failures import drill_failures
-from benchmarks.drill.service import DrillFailed
+from benchmarks.drill.cancelling import CancelDrill
+from benchmarks.drill.failures import FailureDrill
+from benchmarks.drill.load import Client
+from benchmarks.drill.service import DrillFailed, Service
+from benchmarks.drill.store import Store
 from tests.postgres import PostgresServer
 
 LIMIT_S = 290
@@ -22,10 +24,14 @@ LIMIT_S = 290
 
 async def drill() -> list[str]:
     with PostgresServer(durable=True) as postgres:
-        print("## Failures\n")
-        problems = await drill_failures(postgres)
-        print("\n## Cancel under load\n")
-        return problems + await drill_cancelling(postgres)
+        url = postgres.new_database()
+        with Service(url) as service:
+            await service.start()
+            async with Store(url) as store, Client(service.url) as client:
+                failures = FailureDrill(service, store, client)
+                problems = await failures.run()
+                print("\n".join(["## Failures\n", *failures.report(), "\n## Cancel under load\n"]))
+                return problems + await CancelDrill(service, client).run()
 
 
 async def main() -> None:

@@ -11,11 +11,9 @@ from itertools import pairwise
 from benchmarks.drill.load import PROMPTS, Client, Order
 from benchmarks.drill.notes import TIMED_STEP_S, Note
 from benchmarks.drill.service import EDITORS, Service
-from tests.postgres import PostgresServer
 
 SEED = 6
 CANCELLED, OTHERS = 50, 50
-STEPS = 5
 # Of the cancelled ones, this many are cancelled while they run; the rest a while after they were posted.
 RUNNING = 25
 LATEST_STEP, LATEST_S = 2, 6.0
@@ -71,6 +69,8 @@ def faults(cancellations: Sequence[Cancelled], notes: Mapping[str, Sequence[Note
 
 
 class CancelDrill:
+    """`run` it on a service that has nothing else to do; it prints what was seen and returns the problems."""
+
     def __init__(self, service: Service, client: Client) -> None:
         self._service = service
         self._client = client
@@ -92,7 +92,7 @@ class CancelDrill:
         return self._judge(alone, others, cancellations)
 
     def _order(self, name: str, number: int) -> Order:
-        return Order(f"{name}{number}", (number % len(PROMPTS),), steps=STEPS)
+        return Order(f"{name}{number}", (number % len(PROMPTS),), timed=True)
 
     async def _cancel(self, request_id: str, image: str, while_it_runs: bool) -> Cancelled:
         """Cancel a request at a random moment of its run, or a random while after its POST."""
@@ -133,14 +133,3 @@ class CancelDrill:
         if share < LEAST_SHARE:
             problems.append(f"the others had {share:.1%} of their throughput")
         return problems
-
-
-async def drill_cancelling(postgres: PostgresServer) -> list[str]:
-    """Run it and print what was seen; the problems."""
-    with Service("build_timed", postgres.new_database()) as service:
-        await service.start()
-        client = Client(service.url)
-        try:
-            return await CancelDrill(service, client).run()
-        finally:
-            await client.close()

@@ -10,7 +10,6 @@ from benchmarks.drill.load import PROMPTS, Answer, Client, Order, make_orders
 from benchmarks.drill.service import DrillFailed, Service
 from benchmarks.drill.store import Store
 from benchmarks.drill.verdict import CLUSTER, CONNECTION, EDITOR, INGRESS, KILLS_OF_EACH, Kill
-from tests.postgres import PostgresServer
 
 SEED = 5
 REQUESTS = 60
@@ -86,13 +85,14 @@ class FailureDrill:
         self.kills.append(kill)
 
     async def _kill_editor(self) -> Kill | None:
-        """One that has just noted a step of an image which is not its last."""
+        """One that has just noted a step, not the last, of an image that is still to be made."""
+        unfinished = {image for image, seen in (await self._store.look()).items() if seen.is_running}
         running = [
             note
             for note in self._service.notes.latest().values()
             if note.what == "step" and note.step < note.steps and note.at > time.time() - FRESH_S
         ]
-        running = [note for note in running if self._service.owns(note.pid)]
+        running = [note for note in running if note.image in unfinished and self._service.owns(note.pid)]
         if not running:
             return None
         note = self._random.choice(running)
@@ -180,19 +180,3 @@ class FailureDrill:
             f"the service was ready {self.restart_s:.1f} s after the cluster was killed; "
             f"{self._client.asked_again} times a client had to ask again",
         ]
-
-
-async def drill_failures(postgres: PostgresServer) -> list[str]:
-    """Run it and print the tables; the problems."""
-    url = postgres.new_database()
-    with Service("build", url) as service:
-        await service.start()
-        client = Client(service.url)
-        try:
-            async with Store(url) as store:
-                drill = FailureDrill(service, store, client)
-                problems = await drill.run()
-                print("\n".join(drill.report()))
-        finally:
-            await client.close()
-    return problems

@@ -7,15 +7,16 @@ import io
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import PIL.Image
 
+from benchmarks.drill.notes import TIMED
 from benchmarks.drill.service import MODEL, ROOT
 
 LORAS = [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": 1.0}]
-STEPS = 8
+STEPS = 5
 # The drill's pictures: small, and few different ones, so that an undisturbed run of each is cheap.
 PROMPTS = (
     {"prompt": "sks at night", "seed": 1, "width": 64, "height": 64},
@@ -28,12 +29,15 @@ PAUSE_S = 0.3
 
 @dataclass(frozen=True)
 class Order:
-    """A request of the drill: its name, the numbers of its prompts, with the sample LoRA or without."""
+    """A request of the drill: its name, the numbers of its prompts, with the sample LoRA or without.
+
+    A `timed` one takes its time and nothing else.
+    """
 
     name: str
     prompts: tuple[int, ...]
     lora: bool = False
-    steps: int = STEPS
+    timed: bool = False
 
     @property
     def images(self) -> list[str]:
@@ -47,7 +51,9 @@ class Order:
 
     def body(self) -> dict[str, Any]:
         # Without guidance there is no negative prompt in the work, so it can say what an image is called.
-        common = {"sample_steps": self.steps, "guidance_scale": 1, "ctrl_img": CONTROL}
+        common = {"sample_steps": STEPS, "guidance_scale": 1, "ctrl_img": CONTROL}
+        if self.timed:
+            common |= {"prompt": TIMED}
         prompts = [
             PROMPTS[prompt] | common | {"neg": image} for prompt, image in zip(self.prompts, self.images, strict=True)
         ]
@@ -55,11 +61,11 @@ class Order:
 
 
 def make_orders(count: int, randomness: random.Random) -> list[Order]:
-    """Requests for one image or, one in five, for two."""
+    """Requests for one image or, one in ten, for two."""
     return [
         Order(
             f"r{number}",
-            tuple(randomness.randrange(len(PROMPTS)) for _ in range(2 if number % 5 == 0 else 1)),
+            tuple(randomness.randrange(len(PROMPTS)) for _ in range(2 if number % 10 == 0 else 1)),
             randomness.random() < 0.5,
         )
         for number in range(count)
@@ -92,7 +98,10 @@ class Client:
         self._http = httpx.AsyncClient(base_url=url, timeout=20)
         self.asked_again = 0
 
-    async def close(self) -> None:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
     async def submit(self, order: Order) -> str:

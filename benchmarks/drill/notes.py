@@ -11,8 +11,8 @@ from pathlib import Path
 
 from serve_app.tasks import EditPlan
 
-# A step of the timed engine: a third of a real one at a megapixel on one H200.
-TIMED_STEP_S = 0.3
+# The prompt that asks for steps of a fixed time, and that time: a third of a real step at a megapixel on one H200.
+TIMED, TIMED_STEP_S = "timed", 0.3
 
 
 @dataclass(frozen=True)

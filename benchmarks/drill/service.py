@@ -47,10 +47,9 @@ class DrillFailed(Exception):
 
 
 class Service:
-    """`with Service(...) as service: await service.start()`. `notes` is what its engines did."""
+    """`with Service(...) as service: await service.start()`. `notes` is what its engines do."""
 
-    def __init__(self, builder: str, database_url: str) -> None:
-        self._builder = builder
+    def __init__(self, database_url: str) -> None:
         self._database_url = database_url
 
     def __enter__(self) -> Self:
@@ -133,7 +132,7 @@ class Service:
         application = {
             "name": "edits",
             "route_prefix": "/",
-            "import_path": f"benchmarks.drill.engine:{self._builder}",
+            "import_path": "benchmarks.drill.engine:build",
             "args": args,
             "deployments": deployments,
         }

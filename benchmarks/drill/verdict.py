@@ -64,8 +64,7 @@ def misses(kills: Iterable[Kill], notes: Mapping[str, Sequence[Note]]) -> list[s
     kills = list(kills)
     problems = []
     for kill in kills:
-        made = [image for image in kill.images for note in notes.get(image, ()) if _made_by(note, kill.pid)]
-        if not kill.images or (kill.kind == EDITOR and made):
+        if not kill.images or (kill.kind == EDITOR and _had_made(kill, notes)):
             problems.append(f"the kill of {kill.kind} {kill.pid} hit nothing")
     counts = Counter(kill.kind for kill in kills)
     for kind, least in ((EDITOR, KILLS_OF_EACH), (INGRESS, KILLS_OF_EACH), (CONNECTION, KILLS_OF_EACH), (CLUSTER, 1)):
@@ -74,8 +73,10 @@ def misses(kills: Iterable[Kill], notes: Mapping[str, Sequence[Note]]) -> list[s
     return problems
 
 
-def _made_by(note: Note, pid: int) -> bool:
-    return note.what == "made" and note.pid == pid
+def _had_made(kill: Kill, notes: Mapping[str, Sequence[Note]]) -> bool:
+    """Whether the last that an editor noted of its image was that it had made it."""
+    own = [note for image in kill.images for note in notes.get(image, ()) if note.pid == kill.pid]
+    return not own or own[-1].what == "made"
 
 
 def faults(order: Order, answer: Answer, undisturbed: Mapping[tuple[int, bool], str]) -> list[str]:
