@@ -29,8 +29,10 @@ async def drill() -> list[str]:
             await service.start()
             async with Store(url) as store, Client(service.url) as client:
                 failures = FailureDrill(service, store, client)
-                problems = await failures.run()
-                print("\n".join(["## Failures\n", *failures.report(), "\n## Cancel under load\n"]))
+                try:
+                    problems = await failures.run()
+                finally:
+                    print("\n".join(failures.report()))
                 return problems + await CancelDrill(service, client).run()
 
 

@@ -21,7 +21,7 @@ PATIENCE_S, FRESH_S = 30, 1.0
 
 
 class FailureDrill:
-    """One run: `run`, then what it shows is in `kills`, `problems` and the tables."""
+    """`run` it; what it shows is in the tables of `report`, also where it failed half way."""
 
     def __init__(self, service: Service, store: Store, client: Client) -> None:
         self._service = service
@@ -30,12 +30,13 @@ class FailureDrill:
         self._random = random.Random(SEED)
         self._orders = make_orders(REQUESTS, self._random)
         self._accepted: dict[str, str] = {}
-        self.kills: list[Kill] = []
+        self._began = time.time()
+        self._restart_s: float | None = None
+        self._kills: list[Kill] = []
 
     async def run(self) -> list[str]:
         """What is not as it must be. Raises DrillFailed where no victim is found."""
         undisturbed = await self._undisturbed()
-        self.began = time.time()
         follower = asyncio.create_task(self._store.follow())
         try:
             await self._post(AT_FIRST)
@@ -82,7 +83,7 @@ class FailureDrill:
             if time.monotonic() > deadline:
                 raise DrillFailed(f"no {kind} was seen at work for {PATIENCE_S} s: the kill would hit nothing")
             await asyncio.sleep(0.005)
-        self.kills.append(kill)
+        self._kills.append(kill)
 
     async def _kill_editor(self) -> Kill | None:
         """One that has just noted a step, not the last, of an image that is still to be made."""
@@ -116,15 +117,17 @@ class FailureDrill:
 
     async def _end_connection(self) -> Kill | None:
         """One that is in the middle of a transaction on images."""
-        running = tuple(image for image, seen in (await self._store.look()).items() if seen.is_running)
-        if not running:
-            return None
-        at = time.time()
         ended = await self._store.end_one_in_use()
         if ended is None:
             return None
+        running = tuple(image for image, seen in (await self._store.look()).items() if seen.is_running)
+        if not running:
+            # It was about images that wait: not what is looked for.
+            return None
         doing = " ".join(ended.query.split())[:32]
-        return Kill(at, CONNECTION, ended.pid, running, f"{ended.state}, `{doing}`, {len(running)} images running")
+        return Kill(
+            time.time(), CONNECTION, ended.pid, running, f"{ended.state}, `{doing}`, {len(running)} images running"
+        )
 
     async def _lose_the_cluster(self) -> None:
         """Kill all of Ray while images run, and start the service again; requests come in all the while."""
@@ -135,18 +138,18 @@ class FailureDrill:
             await asyncio.sleep(0.005)
         at = time.time()
         processes = self._service.kill_cluster()
-        self.kills.append(Kill(at, CLUSTER, 0, running, f"all {processes} processes, {len(running)} images running"))
+        self._kills.append(Kill(at, CLUSTER, 0, running, f"all {processes} processes, {len(running)} images running"))
         posting = asyncio.create_task(self._post(AT_LAST))
         try:
             await self._service.start()
-            self.restart_s = time.time() - at
+            self._restart_s = time.time() - at
             await posting
         finally:
             posting.cancel()
 
     async def _problems(self, undisturbed: dict[tuple[int, bool], str]) -> list[str]:
         notes = self._service.notes.of_image()
-        problems = verdict.misses(self.kills, notes)
+        problems = verdict.misses(self._kills, notes)
         answers: dict[str, Answer] = {}
         for order in self._orders:
             if order.name not in self._accepted:
@@ -169,14 +172,15 @@ class FailureDrill:
         images = [image for order in self._orders for image in order.images]
         made = verdict.times_made(images, notes)
         often = ", ".join(f"{count} {times}x" for times, count in sorted(made.items()))
-        last = max(seen[-1].at for seen in history.values()) - self.began
+        last = max((seen[-1].at for seen in history.values()), default=self._began) - self._began
+        restart = f"ready {self._restart_s:.1f} s" if self._restart_s else "not ready"
         return [
-            *verdict.kill_rows(self.kills, self.began, history, notes),
+            *verdict.kill_rows(self._kills, self._began, history, notes),
             "",
-            *verdict.summary_rows(self.kills, history, notes),
+            *verdict.summary_rows(self._kills, history, notes),
             "",
             f"{len(self._accepted)} requests with {len(images)} images, the last one ended after {last:.0f} s; "
             f"made: {often}",
-            f"the service was ready {self.restart_s:.1f} s after the cluster was killed; "
+            f"the service was {restart} after the cluster was killed; "
             f"{self._client.asked_again} times a client had to ask again",
         ]

@@ -62,10 +62,11 @@ def recovery(kill: Kill, history: Mapping[str, Sequence[Seen]], notes: Mapping[s
 def misses(kills: Iterable[Kill], notes: Mapping[str, Sequence[Note]]) -> list[str]:
     """The kills that hit nothing, and the kinds that were killed too seldom."""
     kills = list(kills)
-    problems = []
-    for kill in kills:
-        if not kill.images or (kill.kind == EDITOR and _had_made(kill, notes)):
-            problems.append(f"the kill of {kill.kind} {kill.pid} hit nothing")
+    problems = [
+        f"the kill of {kill.kind} {kill.pid} hit nothing"
+        for kill in kills
+        if not kill.images or (kill.kind == EDITOR and _had_made(kill, notes))
+    ]
     counts = Counter(kill.kind for kill in kills)
     for kind, least in ((EDITOR, KILLS_OF_EACH), (INGRESS, KILLS_OF_EACH), (CONNECTION, KILLS_OF_EACH), (CLUSTER, 1)):
         if counts[kind] < least:
