@@ -1,4 +1,4 @@
-"""Guarded downloads: what a client may make this service fetch, and from where."""
+"""Guarded requests: what a client may make this service fetch or post, and where."""
 
 import hashlib
 import ipaddress
@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from anyio import open_file
@@ -28,7 +29,7 @@ class AddressRefused(OSError):
 
 
 class Fetcher:
-    """Downloads over http and https, within the limits of the config.
+    """Downloads and posts over http and https, within the limits of the config.
 
     The address is checked where the socket is made, so whatever a name resolves to, a literal address and
     every redirect pass the same gate. Made inside a running event loop; `close` it.
@@ -63,6 +64,13 @@ class Fetcher:
                 await file.write(chunk)
         return digest.hexdigest()
 
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> int:
+        """The status of the answer, which is not read; a redirect is one like others. Raises FetchFailed."""
+        # On a connection of its own: one that the other side has just closed would look like a refusal.
+        headers = {**headers, "Connection": "close"}
+        async with self._response(url, timeout_s, headers, method="POST", data=body, allow_redirects=False) as response:
+            return response.status
+
     async def _body(
         self, url: str, max_bytes: int, timeout_s: float, headers: Mapping[str, str]
     ) -> AsyncIterator[bytes]:
@@ -78,15 +86,17 @@ class Fetcher:
 
     @asynccontextmanager
     async def _response(
-        self, url: str, timeout_s: float, headers: Mapping[str, str]
+        self, url: str, timeout_s: float, headers: Mapping[str, str], method: str = "GET", **options: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The open response. Every error of aiohttp, here or while the body is read, becomes FetchFailed."""
         try:
-            async with self._session.get(
+            async with self._session.request(
+                method,
                 url,
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
                 max_redirects=self._config.max_redirects,
+                **options,
             ) as response:
                 yield response
         except TimeoutError as error:
