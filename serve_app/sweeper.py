@@ -93,19 +93,20 @@ class Sweeper:
 
     async def _promised(self) -> set[str]:
         """The pictures that were made for unfinished requests, whether or not a dispatcher knows of them already."""
-        records = await asyncio.to_thread(self._artifacts.older_than, RECORDS, 0.0)
+        records = _by_request(await asyncio.to_thread(self._artifacts.older_than, RECORDS, 0.0))
         promised = set()
-        for ids in _portions(_request_ids(records), LOOKUP):
-            live = set(await self._store.retention.unfinished(ids))
-            for key in records:
-                if _request_id(key) in live:
-                    promised.add((await asyncio.to_thread(self._artifacts.get_json, key) or {}).get("key", ""))
+        for ids in _portions(list(records), LOOKUP):
+            for request_id in await self._store.retention.unfinished(ids):
+                for key in records[request_id]:
+                    # It is gone if the request was purged meanwhile.
+                    record = await asyncio.to_thread(self._artifacts.get_json, key) or {}
+                    promised.add(record.get("key"))
         return promised
 
     async def _delete_records_of_nobody(self) -> None:
         """Those that an editor wrote for a request that was forgotten meanwhile."""
-        old = await asyncio.to_thread(self._artifacts.older_than, RECORDS, ORPHAN_S)
-        for ids in _portions(_request_ids(old), LOOKUP):
+        old = _by_request(await asyncio.to_thread(self._artifacts.older_than, RECORDS, ORPHAN_S))
+        for ids in _portions(list(old), LOOKUP):
             if not await self._is_mine():
                 return
             known = await self._store.requests.versions(ids)
@@ -114,13 +115,12 @@ class Sweeper:
                     await asyncio.to_thread(self._artifacts.delete_folder, f"{RECORDS}/{request_id}")
 
 
-def _request_id(record_key: str) -> str:
-    """Whose record it is: `results/<request id>/<index>.json`."""
-    return record_key.split("/")[1]
-
-
-def _request_ids(record_keys: Sequence[str]) -> list[str]:
-    return sorted({_request_id(key) for key in record_keys})
+def _by_request(record_keys: Sequence[str]) -> dict[str, list[str]]:
+    """The keys `results/<request id>/<index>.json`, by request."""
+    of_request: dict[str, list[str]] = {}
+    for key in record_keys:
+        of_request.setdefault(key.split("/")[1], []).append(key)
+    return of_request
 
 
 def _portions(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -51,8 +51,8 @@ def check_webhook(url: str, config: WebhooksConfig) -> None:
         is_url = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         is_url = False
-    # urlsplit drops some characters and takes others for a part of the host.
-    if not is_url or not url.isprintable() or any(character in url for character in " \\"):
+    # urlsplit drops some characters and takes others for a part of the host; databases lower ASCII letters alone.
+    if not is_url or not (url.isascii() and url.isprintable()) or any(character in url for character in " \\"):
         _refuse("webhook_url is not a valid http or https URL")
     if "@" in parts.netloc:
         _refuse("webhook_url carries a user name or a password; receivers check the signature instead")

@@ -9,7 +9,7 @@ from aiohttp import web
 from starlette.testclient import TestClient
 
 from serve_app.artifacts import Artifacts
-from serve_app.config import AppConfig
+from serve_app.config import SQLITE_PREFIX, AppConfig
 from serve_app.dispatch import result_key
 from serve_app.ingress import create_app
 from serve_app.service import Service
@@ -134,3 +134,10 @@ async def web_server() -> AsyncIterator[Callable[[Handler], Awaitable[str]]]:
     yield start
     for runner in runners:
         await runner.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path) -> str:
+    if request.param == "sqlite":
+        return f"{SQLITE_PREFIX}{tmp_path}/jobs.sqlite3"
+    return request.getfixturevalue("postgres").new_database()

@@ -5,14 +5,13 @@ import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from serve_app.artifacts import Artifacts
-from serve_app.config import SQLITE_PREFIX, JobsConfig
+from serve_app.config import JobsConfig
 from serve_app.errors import RequestNotFound, StorageFailed
 from serve_app.jobs import tables
 from serve_app.jobs.records import HistoryFilter, NewImage, NewRequest, Webhook
@@ -69,13 +68,6 @@ class Service:
 
     def files(self) -> set[str]:
         return set(self.artifacts.older_than("", -60.0))
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"{SQLITE_PREFIX}{tmp_path}/jobs.sqlite3"
-    return request.getfixturevalue("postgres").new_database()
 
 
 @pytest.fixture

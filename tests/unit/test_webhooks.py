@@ -1,46 +1,41 @@
-"""Webhooks: signed, delivered at least once, tried again for a day, and never to where they must not go."""
+"""Webhooks: signed, delivered at least once, fair between receivers, and never to where they must not go."""
 
 import asyncio
 import json
 import signal
 import sys
 import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 from aiohttp import web
-from pydantic import ValidationError
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
 from serve_app import webhooks
-from serve_app.config import SQLITE_PREFIX, JobsConfig, WebhooksConfig
-from serve_app.errors import InvalidParameter
-from serve_app.jobs import tables
-from serve_app.jobs.records import Delivery, NewImage, NewRequest, Webhook
+from serve_app.config import JobsConfig
+from serve_app.jobs.records import Delivery
 from serve_app.jobs.store import JobStore
-from serve_app.webhooks import Deliverer, check_webhook, delay_after
 from tests.conftest import ROOT
-
-SECRET = "whsec_" + "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
-LOOPBACK = {"secret": SECRET, "allowed_networks": ["127.0.0.0/8"], "timeout_s": 5}
+from tests.unit.receivers import (
+    SECRET,
+    Receiver,
+    all_failed,
+    all_settled,
+    announce,
+    delivering,
+    holds,
+    make_due,
+    rows,
+    until,
+)
 
 
 @pytest.fixture(autouse=True)
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhooks, "POLL_S", 0.02)
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def database_url(request: pytest.FixtureRequest, tmp_path) -> str:
-    if request.param == "sqlite":
-        return f"{SQLITE_PREFIX}{tmp_path}/jobs.sqlite3"
-    return request.getfixturevalue("postgres").new_database()
 
 
 @pytest.fixture
@@ -49,74 +44,6 @@ async def store(database_url) -> AsyncIterator[JobStore]:
     await store.open()
     yield store
     await store.close()
-
-
-class Receiver:
-    """Answers posts with `statuses`, one after the other, then with 200. `gate` holds answers back."""
-
-    def __init__(self) -> None:
-        self.statuses: list[int] = []
-        self.posts: list[tuple[dict[str, str], bytes]] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def answer(self, request: web.Request) -> web.Response:
-        self.posts.append((dict(request.headers), await request.read()))
-        await self.gate.wait()
-        headers = {"Location": "/elsewhere"}
-        return web.Response(status=self.statuses.pop(0) if self.statuses else 200, headers=headers)
-
-    @property
-    def ids(self) -> list[str]:
-        return [headers["webhook-id"] for headers, _ in self.posts]
-
-
-async def payload(delivery: Delivery) -> dict[str, Any] | None:
-    return {"request_id": delivery.request_id}
-
-
-@asynccontextmanager
-async def delivering(store: JobStore, payload: webhooks.PayloadOf = payload, **config: object) -> AsyncIterator[None]:
-    work = asyncio.create_task(Deliverer(store.outbox, WebhooksConfig.model_validate(LOOPBACK | config), payload).run())
-    try:
-        yield
-        assert not work.done()
-    finally:
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
-
-
-async def announce(store: JobStore, make_plan: Callable[..., Any], url: str) -> str:
-    """A request that was cancelled, and whose owner is to be told so; its id."""
-    id_ = uuid.uuid4().hex
-    webhook = Webhook(url, ("canceled",), "http://base")
-    await store.requests.create(NewRequest(id_, "", "m", (NewImage(make_plan(), 1.0),), 60.0, webhook=webhook))
-    await store.requests.cancel(id_)
-    return id_
-
-
-async def rows(store: JobStore) -> list[sa.Row[Any]]:
-    statement = sa.select(tables.deliveries, (tables.deliveries.c.due_at - tables.now()).label("due_in"))
-    async with store._database.reading() as connection:
-        return list((await connection.execute(statement.order_by(tables.deliveries.c.created_at))).all())
-
-
-async def make_due(store: JobStore) -> None:
-    """Have the time pass until everything is to be tried again."""
-    later = tables.deliveries.update().where(tables.deliveries.c.due_at.is_not(None)).values(due_at=0.0)
-    async with store._database.writing() as connection:
-        await connection.execute(later)
-
-
-async def until(holds: Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not await holds():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
-
-
-async def all_settled(store: JobStore) -> bool:
-    return all(row.due_at is None for row in await rows(store))
 
 
 async def test_what_arrives_is_signed_and_says_what_happened(store, make_plan, web_server):
@@ -236,11 +163,11 @@ async def test_dead_receiver_with_many_deliveries_holds_up_no_other(store, make_
     for number in range(100):
         await announce(store, make_plan, f"{dead_url}/{number}")
     async with delivering(store):
-        await until(lambda: _is(len(dead.posts) >= webhooks.PER_HOST))
+        await until(lambda: holds(len(dead.posts) >= webhooks.PER_HOST))
         for _ in range(3):
             await announce(store, make_plan, alive_url)
         started = time.monotonic()
-        await until(lambda: _is(len(alive.posts) == 3))
+        await until(lambda: holds(len(alive.posts) == 3))
         assert time.monotonic() - started < 2
         assert len(dead.posts) < 2 * webhooks.PER_HOST
 
@@ -258,11 +185,7 @@ async def test_more_dead_receivers_than_posts_at_a_time_still_leave_room(
     await announce(store, make_plan, await web_server(alive.answer))
     async with delivering(store):
         # The oldest of each of the six goes first, though this one is the youngest of all.
-        await until(lambda: _is(len(alive.posts) == 1), 2)
-
-
-async def _is(value: bool) -> bool:
-    return value
+        await until(lambda: holds(len(alive.posts) == 1), 2)
 
 
 async def test_deliverers_share_an_outbox_and_deliver_once(store, make_plan, web_server):
@@ -303,7 +226,7 @@ async def test_process_that_is_killed_between_post_and_record_delivers_again(
     await announce(store, make_plan, await web_server(receiver.answer))
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", DELIVER, database_url, SECRET, cwd=ROOT)
     try:
-        await until(lambda: _is(len(receiver.posts) == 1), 60)
+        await until(lambda: holds(len(receiver.posts) == 1), 60)
     finally:
         process.send_signal(signal.SIGKILL)
         await process.wait()
@@ -343,15 +266,11 @@ async def test_payload_is_asked_at_each_attempt_and_none_drops_the_delivery(stor
 
     await announce(store, make_plan, await web_server(receiver.answer))
     async with delivering(store, payload):
-        await until(lambda: _is(len(answers) == 1))
-        await until(lambda: _failed(store))
+        await until(lambda: holds(len(answers) == 1))
+        await until(lambda: all_failed(store))
         await make_due(store)
         await until(lambda: all_settled(store))
     assert [json.loads(body)["data"] for _, body in receiver.posts] == [{"step": 1}]
-
-
-async def _failed(store: JobStore) -> bool:
-    return all(row.error for row in await rows(store))
 
 
 async def test_payload_that_cannot_be_made_leaves_the_delivery_for_later(store, make_plan, web_server):
@@ -366,7 +285,7 @@ async def test_payload_that_cannot_be_made_leaves_the_delivery_for_later(store, 
 
     await announce(store, make_plan, await web_server(receiver.answer))
     async with delivering(store, payload):
-        await until(lambda: _is(len(asked) == 1))
+        await until(lambda: holds(len(asked) == 1))
         assert not await all_settled(store)
         await make_due(store)
         await until(lambda: all_settled(store))
@@ -382,75 +301,3 @@ async def test_both_sides_mean_the_same_by_a_host(store, make_plan, url):
     await asyncio.sleep(0.01)
     assert await store.outbox.take(9, 0.0, 9, [delivery.host]) == []
     assert len(await store.outbox.take(9, 0.0, 9, [delivery.host + "x"])) == 1
-
-
-def test_attempts_take_about_a_day(monkeypatch):
-    monkeypatch.setattr(webhooks, "JITTER", 0.0)
-    delays = [delay_after(attempt) for attempt in range(1, WebhooksConfig().max_attempts)]
-    assert delays[:3] == [5, 10, 20]
-    assert 22 * 3600 < sum(delays) < 24 * 3600
-    assert delay_after(1000) == webhooks.MAX_DELAY_S
-
-
-def test_delays_scatter_by_a_quarter():
-    delays = [delay_after(3) for _ in range(500)]
-    assert 15 <= min(delays) < 16
-    assert 24 < max(delays) <= 25
-
-
-WITH_SECRET = WebhooksConfig(secret=SECRET)
-
-
-@pytest.mark.parametrize(
-    "url", ["https://example.org", "http://example.org:8080/a?b=c", "HTTPS://EXAMPLE.org/", "https://[2001:db8::1]/x"]
-)
-def test_urls_that_can_be_posted_to(url):
-    check_webhook(url, WITH_SECRET)
-
-
-@pytest.mark.parametrize(
-    ("url", "says"),
-    [
-        ("ftp://example.org/", "not a valid http or https URL"),
-        ("example.org", "not a valid http or https URL"),
-        ("", "not a valid http or https URL"),
-        ("https://", "not a valid http or https URL"),
-        ("https:///x", "not a valid http or https URL"),
-        ("https://example.org:x/", "not a valid http or https URL"),
-        ("https://example.org:0/", "not a valid http or https URL"),
-        ("https://[::1/", "not a valid http or https URL"),
-        ("https://example.org/a b", "not a valid http or https URL"),
-        ("https://exam\tple.org/", "not a valid http or https URL"),
-        ("https://example.org\\@private/", "not a valid http or https URL"),
-        ("https://me:secret@example.org/", "a user name or a password"),
-        ("https://me@example.org/", "a user name or a password"),
-        ("https://example.org/" + "x" * 2000, "has 2020 characters, at most 2000"),
-    ],
-)
-def test_urls_that_are_refused_in_words(url, says):
-    with pytest.raises(InvalidParameter, match=says) as caught:
-        check_webhook(url, WITH_SECRET)
-    assert caught.value.details == {"parameter": "webhook_url"}
-    assert "secret" not in str(caught.value)
-
-
-def test_without_a_secret_there_are_no_webhooks():
-    with pytest.raises(InvalidParameter, match="no secret"):
-        check_webhook("https://example.org", WebhooksConfig())
-
-
-@pytest.mark.parametrize(
-    "secret", ["", "whsec_", SECRET[6:], "whsec_c2hvcnQ=", "whsec_not base64!", SECRET + "MDEy" * 20]
-)
-def test_secret_that_cannot_sign_is_refused(secret, monkeypatch):
-    monkeypatch.setenv("WEBHOOK_SECRET", secret)
-    with pytest.raises(ValidationError, match=r"whsec_ and the base64 of 24 to 64 random bytes") as caught:
-        WebhooksConfig.model_validate({"secret": "${WEBHOOK_SECRET}"})
-    assert not secret or secret == "whsec_" or secret not in str(caught.value)
-
-
-def test_secret_comes_from_the_environment_and_is_not_shown(monkeypatch):
-    monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
-    config = WebhooksConfig.model_validate({"secret": "${WEBHOOK_SECRET}"})
-    assert config.secret == SECRET
-    assert SECRET not in repr(config)
