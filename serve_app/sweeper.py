@@ -94,13 +94,13 @@ class Sweeper:
     async def _promised(self) -> set[str]:
         """The pictures that were made for unfinished requests, whether or not a dispatcher knows of them already."""
         records = _by_request(await asyncio.to_thread(self._artifacts.older_than, RECORDS, 0.0))
-        promised = set()
+        promised: set[str] = set()
         for ids in _portions(list(records), LOOKUP):
             for request_id in await self._store.retention.unfinished(ids):
                 for key in records[request_id]:
                     # It is gone if the request was purged meanwhile.
                     record = await asyncio.to_thread(self._artifacts.get_json, key) or {}
-                    promised.add(record.get("key"))
+                    promised.add(record.get("key", ""))
         return promised
 
     async def _delete_records_of_nobody(self) -> None:
