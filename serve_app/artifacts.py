@@ -1,6 +1,5 @@
 """Artifact storage: control images by content, results by request. A folder, or any fsspec URL."""
 
-import hashlib
 import json
 import uuid
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,11 @@ class Artifacts:
         path = f"{self._root}/{key}"
         return path if isinstance(self._filesystem, LocalFileSystem) else str(self._filesystem.unstrip_protocol(path))
 
+    def key_of(self, url: str) -> str | None:
+        """The key of what `url` says is here, None if it is elsewhere."""
+        root = self.url("")
+        return url.removeprefix(root) if url.startswith(root) else None
+
     def put(self, key: str, data: bytes) -> None:
         """Write `data` under `key`, replacing what is there."""
         with self._whole(key) as part:
@@ -46,20 +50,36 @@ class Artifacts:
             # An object appears at the end of its upload.
             yield path
             return
+        with self._part(path) as part:
+            yield part
+            Path(part).replace(path)
+
+    @contextmanager
+    def _part(self, path: str) -> Iterator[str]:
+        """A place of one's own beside a local file's."""
         self._filesystem.makedirs(self._filesystem._parent(path), exist_ok=True)
         part = f"{path}.{uuid.uuid4().hex}.part"
         try:
             yield part
-            Path(part).replace(path)
         finally:
             Path(part).unlink(missing_ok=True)
 
-    def put_content(self, folder: str, data: bytes) -> str:
-        """Write `data` under its sha256 in `folder`, unless it is there, and return the digest (hex)."""
-        digest = hashlib.sha256(data).hexdigest()
-        if not self.exists(f"{folder}/{digest}"):
-            self.put(f"{folder}/{digest}", data)
-        return digest
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Write `data` under `key` unless something is there; whether it was written. Of several at once one does it.
+
+        A folder has to be on a file system with hard links.
+        """
+        path = f"{self._root}/{key}"
+        try:
+            if isinstance(self._filesystem, LocalFileSystem):
+                with self._part(path) as part:
+                    Path(part).write_bytes(data)
+                    Path(path).hardlink_to(part)
+            else:
+                self._filesystem.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
 
     def put_file(self, key: str, source: Path) -> None:
         """Copy a local file to `key`, unless something is there."""

@@ -17,9 +17,10 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app import images
+from serve_app.adapters.contents import Contents
 from serve_app.artifacts import Artifacts
-from serve_app.config import ModelConfig
-from serve_app.dispatch import result_key
+from serve_app.config import FetchConfig, ModelConfig
+from serve_app.dispatch import record_key
 from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError
 from serve_app.tasks import AdapterUse, EditDone, EditEvent, EditTask, StepDone
 
@@ -32,14 +33,14 @@ logger = logging.getLogger(__name__)
 # A rank-32 adapter on all 840 linears at the published size: from it follows how many sets a replica names.
 ADAPTER_BYTES = 590_000_000
 
-EngineFactory = Callable[[ModelConfig], "Engine"]
+EngineFactory = Callable[[ModelConfig, Contents], "Engine"]
 
 
-def load_engine(config: ModelConfig) -> "Engine":
+def load_engine(config: ModelConfig, contents: Contents) -> "Engine":
     """The real engine, imported where it is needed only."""
     from serve_app.engine import Engine
 
-    return Engine.load(config)
+    return Engine.load(config, contents)
 
 
 def adapter_set_id(uses: tuple[AdapterUse, ...]) -> str:
@@ -64,9 +65,11 @@ def yield_to_others() -> None:
 class Editor:
     """A replica: one engine, one edit at a time on its device, the next one prepared meanwhile."""
 
-    def __init__(self, config: ModelConfig, artifacts_url: str, load: EngineFactory = load_engine) -> None:
+    def __init__(
+        self, config: ModelConfig, artifacts_url: str, limits: FetchConfig, load: EngineFactory = load_engine
+    ) -> None:
         self._artifacts = Artifacts(artifacts_url)
-        self._engine = load(config)
+        self._engine = load(config, Contents(config, limits, self._artifacts))
         # One thread for the device: edits run one after the other, and the event loop stays free.
         on_gpu = ray.get_runtime_context().get_accelerator_ids().get("GPU")
         self._device_thread = ThreadPoolExecutor(1, "device", initializer=None if on_gpu else yield_to_others)
@@ -128,21 +131,23 @@ class Editor:
         runtime = {key: value for key, value in edited.runtime.items() if key != "peak_memory_gib"}
         text = {"effective": edited.effective, "runtime": runtime}
         data = images.encode(edited.image, task.plan.output_format, text)
-        key = f"{result_key(task)}.{task.plan.output_format}"
+        digest = hashlib.sha256(data).hexdigest()
+        key = f"pictures/{digest}.{task.plan.output_format}"
         self._artifacts.put(key, data)
         done = EditDone(
+            key=key,
             url=self._artifacts.url(key),
             format=task.plan.output_format,
             width=edited.image.width,
             height=edited.image.height,
             seed=task.plan.seed,
             size_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
+            sha256=digest,
             timings=edited.timings | {"save": time.perf_counter() - started},
             effective=edited.effective,
             runtime=edited.runtime,
         )
-        self._artifacts.put_json(f"{result_key(task)}.json", asdict(done))
+        self._artifacts.put_json(record_key(task.request_id, task.index), asdict(done))
         return done
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import diffusers
@@ -18,11 +17,11 @@ from serve_app import device as devices
 from serve_app import images
 from serve_app.adapters.cache import AdapterCache
 from serve_app.adapters.changes import Adapter
-from serve_app.adapters.disk import DiskCache
+from serve_app.adapters.contents import Contents
 from serve_app.adapters.files import read_adapter
 from serve_app.adapters.hooks import Hooks
 from serve_app.adapters.weights import Weights, place_for_copies
-from serve_app.config import ModelConfig
+from serve_app.config import FetchConfig, ModelConfig
 from serve_app.effective import effective
 from serve_app.errors import DeviceLost, EditCanceled, OutOfMemory
 from serve_app.geometry import Size
@@ -78,14 +77,19 @@ class Engine:
     `prepare` may run in any thread while an edit runs; `run` is for one caller at a time.
     """
 
-    def __init__(self, pipeline: checkpoint.Pipeline, spec: ModelSpec, config: ModelConfig) -> None:
-        """An engine for a pipeline where it lies; of the config, what says how to run it."""
+    def __init__(
+        self, pipeline: checkpoint.Pipeline, spec: ModelSpec, config: ModelConfig, contents: Contents | None = None
+    ) -> None:
+        """An engine for a pipeline where it lies; of the config, what says how to run it.
+
+        `contents` reads the adapters' files: by default with nobody to agree with on what is in them.
+        """
         self.device: torch.device = pipeline.device
         # Ray gives a small replica one thread; the number decides the last bits of a picture on a CPU.
         self.threads = config.threads or os.cpu_count() or 1
         self.alive = True
         self.adapters: AdapterCache[Adapter] = AdapterCache(config.adapter_cache_bytes)
-        self._disk = DiskCache(Path(config.adapter_disk_folder), config.adapter_disk_bytes)
+        self._contents = contents or Contents(config, FetchConfig())
         self._spec = spec
         self._pipeline = pipeline
         self._architecture = architecture.from_config(pipeline.transformer.config)
@@ -96,10 +100,10 @@ class Engine:
         self._weights = Hooks(pipeline) if self._copies == "hooks" else Weights(pipeline.transformer, self._copies)
 
     @classmethod
-    def load(cls, config: ModelConfig) -> Self:
+    def load(cls, config: ModelConfig, contents: Contents | None = None) -> Self:
         """The engine for a configured model. Raises CheckpointRefused."""
         spec, device = MODELS[config.id], devices.choose(config.device)
-        return cls(checkpoint.load(config, spec, device, devices.dtype_for(device)), spec, config)
+        return cls(checkpoint.load(config, spec, device, devices.dtype_for(device)), spec, config, contents)
 
     def edit(
         self,
@@ -114,7 +118,8 @@ class Engine:
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
         """Decode the control images and bring the adapters' files into host memory.
 
-        Raises LoraChanged, LoraInvalidFile or LoraIncompatible for a file that is not what was admitted.
+        Raises LoraChanged, LoraDownloadFailed, LoraInvalidFile or LoraIncompatible for a file that is not what was
+        admitted, or cannot be had.
         """
         watch = Stopwatch(torch.device("cpu"))
         with watch.stage("load_control_images"):
@@ -126,7 +131,7 @@ class Engine:
     def _adapter(self, use: AdapterUse) -> Adapter:
         pinned = self.device.type == "cuda"
         return self.adapters.get(
-            use.id, lambda: read_adapter(use, self._disk, self._spec.id, self._linears, pinned=pinned)
+            use.id, lambda: read_adapter(use, self._contents, self._spec.id, self._linears, pinned=pinned)
         )
 
     def run(
@@ -204,7 +209,7 @@ class Engine:
             with watch.stage("decode"):
                 made = conditioning.decode_latents(pipeline, latents, plan.width, plan.height)
         record = effective(plan, self._spec, recipe, self._architecture, [picture.facts for picture in pictures])
-        return Edited(made, dict(watch.seconds), record, self._runtime())
+        return Edited(made, dict(watch.seconds), record, self._runtime(prepared))
 
     def _encode(
         self, text: str, pictures: Sequence[images.Picture], sizes: Sequence[Sequence[Size]], recipe: Recipe
@@ -225,7 +230,7 @@ class Engine:
             stack[use.id] = (adapter, scale + use.scale)
         self._weights.apply(stack)
 
-    def _runtime(self) -> dict[str, Any]:
+    def _runtime(self, prepared: Prepared) -> dict[str, Any]:
         """What of an edit only this process knows."""
         on_gpu = self.device.type == "cuda"
         return {
@@ -234,6 +239,10 @@ class Engine:
             "dtype": str(self._pipeline.transformer.dtype).removeprefix("torch."),
             "threads": self.threads,
             "adapter_weights": self._copies,
+            "adapters": [
+                {"id": use.id, "sha256": adapter.sha256}
+                for use, adapter in zip(prepared.plan.adapters, prepared.adapters, strict=True)
+            ],
             # As plain strings: torch's own type would have whoever unpickles it import torch.
             "versions": {m.__name__: str(m.__version__) for m in (torch, diffusers, transformers)},
         }

@@ -2,11 +2,13 @@
 
 import hashlib
 import ipaddress
+import re
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 from anyio import open_file
@@ -24,8 +26,41 @@ IPV4_IN_IPV6 = tuple(
 )
 
 
+# What a 206 or a 416 says: the first byte of what follows, and the length of the whole.
+CONTENT_RANGE = re.compile(r"^bytes (?:(?P<start>\d+)-\d+|\*)/(?P<size>\d+|\*)$")
+
+
 class AddressRefused(OSError):
     """Raised inside aiohttp's connector, which takes it for a connection that failed."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What a server says of a file: its length, None if it does not say, and its version, "" if it does not.
+
+    The version is its ETag, else the time of its last change. `start` is the place in the file of the first byte
+    that was sent: 0 from a server that knows no ranges.
+    """
+
+    size: int | None
+    version: str
+    start: int
+
+    @classmethod
+    def of(cls, response: aiohttp.ClientResponse) -> Self:
+        """Raises FetchFailed for anything but a file or a part of one."""
+        headers, length = response.headers, response.content_length
+        version = headers.get("ETag") or headers.get("Last-Modified") or ""
+        if response.status == 200:
+            return cls(length, version, 0)
+        place = CONTENT_RANGE.match(headers.get("Content-Range", ""))
+        size = int(place["size"]) if place and place["size"] != "*" else None
+        if response.status == 206 and place and place["start"]:
+            return cls(size, version, int(place["start"]))
+        if response.status == 416 and size == 0:
+            # There is no range of an empty file.
+            return cls(0, version, 0)
+        raise FetchFailed(f"its server answered {response.status}", {"status": response.status})
 
 
 class Fetcher:
@@ -64,12 +99,41 @@ class Fetcher:
                 await file.write(chunk)
         return digest.hexdigest()
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> int:
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
         """The status of the answer, which is not read; a redirect is one like others. Raises FetchFailed."""
         # On a connection of its own: one that the other side has just closed would look like a refusal.
         headers = {**headers, "Connection": "close"}
-        async with self._response(url, timeout_s, headers, method="POST", data=body, allow_redirects=False) as response:
+        options: dict[str, Any] = {"method": "POST", "data": body, "allow_redirects": False}
+        async with self._response(url, self._config.timeout_s, headers, **options) as response:
             return response.status
+
+    async def read(self, url: str, start: int, end: int, version: str = "") -> tuple[bytes, Remote]:
+        """The bytes of an adapter from `start` to `end`, or to its own end, and what its server says of it.
+
+        No more is read than that, whatever the server sends. With a `version`, only bytes of that one are asked
+        for: of another version they come from the start of the file. Raises FetchFailed.
+        """
+        body = bytearray()
+        async with self._response(url, self._config.timeout_s, ranged(start, end, version)) as response:
+            remote = Remote.of(response)
+            if (remote.size or 0) > self._config.max_lora_bytes:
+                raise FetchFailed(f"it is larger than {self._config.max_lora_bytes} bytes")
+            if remote.start not in (0, start):
+                raise FetchFailed("its server sent another range than it was asked for")
+            if response.status != 416:
+                async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+                    body += chunk
+                    if remote.start + len(body) >= end:
+                        # The connection is broken off: the server has more to send.
+                        break
+        return bytes(body[max(start - remote.start, 0) : end - remote.start]), remote
+
+    @asynccontextmanager
+    async def follow(self, url: str, start: int, version: str) -> AsyncIterator[tuple[Remote, AsyncIterator[bytes]]]:
+        """An adapter's bytes from `start` on, while its version is this one; else from 0. Raises FetchFailed."""
+        headers = ranged(start, None, version) if start else {}
+        async with self._response(url, self._config.lora_timeout_s, headers) as response:
+            yield Remote.of(response), response.content.iter_chunked(CHUNK_BYTES)
 
     async def _body(
         self, url: str, max_bytes: int, timeout_s: float, headers: Mapping[str, str]
@@ -77,7 +141,7 @@ class Fetcher:
         received = 0
         async with self._response(url, timeout_s, headers) as response:
             if response.status != 200:
-                raise FetchFailed(f"its server answered {response.status}")
+                raise FetchFailed(f"its server answered {response.status}", {"status": response.status})
             async for chunk in response.content.iter_chunked(CHUNK_BYTES):
                 received += len(chunk)
                 if received > max_bytes:
@@ -89,16 +153,20 @@ class Fetcher:
         self, url: str, timeout_s: float, headers: Mapping[str, str], method: str = "GET", **options: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The open response. Every error of aiohttp, here or while the body is read, becomes FetchFailed."""
+        # However long a whole adapter may take: a server that sends nothing is not waited for.
+        silence_s = self._config.timeout_s if self._config.timeout_s < timeout_s else None
         try:
             async with self._session.request(
                 method,
                 url,
                 headers=headers,
-                timeout=aiohttp.ClientTimeout(total=timeout_s),
+                timeout=aiohttp.ClientTimeout(total=timeout_s, sock_read=silence_s),
                 max_redirects=self._config.max_redirects,
                 **options,
             ) as response:
                 yield response
+        except aiohttp.SocketTimeoutError as error:
+            raise FetchFailed(f"its server sent nothing for {silence_s:g} s") from error
         except TimeoutError as error:
             raise FetchFailed(f"its server took longer than {timeout_s:g} s") from error
         except aiohttp.TooManyRedirects as error:
@@ -131,3 +199,9 @@ class Fetcher:
         public = address.is_global and not address.is_multicast and not embeds_ipv4
         if not (public or allowed or self._config.allow_private_addresses):
             raise AddressRefused("its address is not a public one, and those are refused")
+
+
+def ranged(start: int, end: int | None, version: str) -> dict[str, str]:
+    """The headers that ask for the bytes from `start` to before `end` of this version of a file."""
+    last = "" if end is None else end - 1
+    return {"Range": f"bytes={start}-{last}"} | ({"If-Range": version} if version else {})

@@ -65,7 +65,9 @@ class AdapterUse:
     """One LoRA of a request.
 
     `id` is derived from the file's identity, so that a file overwritten under the same name is another
-    adapter; `path` is the client's word for it, `url` where an editor opens it (a local path or fsspec URL).
+    adapter; `path` is the client's word for it, without secrets. `url` is where an editor opens it: a local path
+    or fsspec URL; or, with a `version` (ETag or time of change), an http(s) URL, from which the file is downloaded
+    under the same rules as everything that a client may name.
     """
 
     id: str
@@ -73,6 +75,7 @@ class AdapterUse:
     url: str
     scale: float
     receipt: Receipt | None = None
+    version: str = ""
 
 
 @dataclass(frozen=True)

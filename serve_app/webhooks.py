@@ -85,8 +85,13 @@ class Deliverer:
 
     async def run(self) -> None:
         config = self._config
-        guard = {"allow_private_addresses": config.allow_private_addresses, "allowed_networks": config.allowed_networks}
-        self._fetcher = Fetcher(FetchConfig(**guard))
+        self._fetcher = Fetcher(
+            FetchConfig(
+                timeout_s=config.timeout_s,
+                allow_private_addresses=config.allow_private_addresses,
+                allowed_networks=config.allowed_networks,
+            )
+        )
         try:
             while True:
                 if await self._take():
@@ -167,4 +172,4 @@ class Deliverer:
             "webhook-timestamp": str(int(now.timestamp())),
             "webhook-signature": self._signer.sign(delivery.id, now, body),
         }
-        return await self._fetcher.post(delivery.webhook.url, body.encode(), headers, self._config.timeout_s)
+        return await self._fetcher.post(delivery.webhook.url, body.encode(), headers)

@@ -69,10 +69,11 @@ Change = LowRank | Kronecker | Full
 class Adapter:
     """An adapter in host memory: its changes by module, in the dtype of its file, in one piece of memory.
 
-    `pinned` memory is copied to a GPU at full speed and without waiting.
+    `pinned` memory is copied to a GPU at full speed and without waiting. `sha256` is its file's, None if it has none.
     """
 
-    def __init__(self, changes: Mapping[str, Change], *, pinned: bool) -> None:
+    def __init__(self, changes: Mapping[str, Change], *, pinned: bool, sha256: str | None = None) -> None:
+        self.sha256 = sha256
         sizes: list[int] = []
 
         def count(tensor: Tensor) -> Tensor:

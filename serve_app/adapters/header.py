@@ -58,6 +58,12 @@ def read_header(file: BinaryIO, size: int, name: str) -> Header:
     return Header(tensors, dtypes, metadata if isinstance(metadata, dict) else {})
 
 
+def header_end(beginning: bytes) -> int:
+    """Where the header of a file that begins so ends, in bytes; 8 if no header can be there."""
+    length = int.from_bytes(beginning[:8], "little")
+    return 8 + length if length <= MAX_HEADER_BYTES else 8
+
+
 def _shape(entry: dict[str, Any]) -> tuple[int, ...]:
     """The shape of a tensor. Raises ValueError unless its place in the file has just that size."""
     shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]

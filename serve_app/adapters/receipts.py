@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from serve_app.adapters.formats import Layout, Shape
+from serve_app.adapters.formats import Layout, Shape, read_layout
 from serve_app.adapters.header import FLOAT_BYTES, Header
 from serve_app.errors import LoraIncompatible
 from serve_app.tasks import Receipt
@@ -16,6 +16,14 @@ NAMED_KEYS, NAMED_CHARACTERS = 5, 200
 MAX_TEXT = 100
 # ostris/ai-toolkit writes {"1_<trigger word>": {...}}, kohya's scripts {"<repeats>_<folder>": {...}}.
 TAG = re.compile(r"^\d+_(.+)$")
+
+
+def understand(header: Header, size_bytes: int, path: str, model: str, linears: Mapping[str, Shape]) -> Receipt:
+    """The receipt of a file for a model with these linears. Raises LoraIncompatible unless all of it fits."""
+    layout = read_layout(header.tensors, linears)
+    refuse_unfit(layout, path, model)
+    refuse_integers(header, layout, path, model)
+    return make_receipt(header, layout, size_bytes)
 
 
 def make_receipt(header: Header, layout: Layout, size_bytes: int) -> Receipt:

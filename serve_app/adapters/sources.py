@@ -4,16 +4,19 @@ import asyncio
 import hashlib
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from serve_app.adapters.header import Header, read_header
+from serve_app.adapters.header import Header, header_end, read_header
 from serve_app.artifacts import Artifacts
+from serve_app.effective import without_secrets
 from serve_app.errors import FetchFailed, LoraDownloadFailed, LoraNotFound, LoraPathForbidden
 from serve_app.fetch import Fetcher
 
@@ -26,27 +29,53 @@ HUB_PAGE = re.compile(r"^(/[^/]+/[^/]+)/(blob|tree)(/.*)$")
 
 # How file systems call what changes with a file's content, the surest first (s3, gcs, azure, local, memory).
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
+# What is read of a file at first: the header of most adapters.
+BEGINNING_BYTES = 512 * 2**10
+
+
+def open_store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of `url` and the path there. It is asked each time: a listing kept for later hides changes."""
+    filesystem, path = fsspec.url_to_fs(url, use_listings_cache=False)
+    return filesystem, path
+
+
+def identity(place: str, size: int, version: object) -> str:
+    """16 hex digits. A file overwritten under the same name is another adapter."""
+    return hashlib.sha256(f"{place}\0{size}\0{version}".encode()).hexdigest()[:16]
 
 
 def fingerprint(url: str) -> str:
-    """The identity of the file at `url`: 16 hex digits of place, size and version (ETag or time of change).
+    """The identity of the file at `url` in a file system: of place, size and version. Raises FileNotFoundError."""
+    filesystem, path = open_store(url)
+    return _fingerprint(path, filesystem.info(path))
 
-    A file overwritten under the same name is another adapter. Raises FileNotFoundError.
-    """
-    filesystem, path = fsspec.url_to_fs(url)
-    info = filesystem.info(path)
-    version = next((info[key] for key in VERSION_KEYS if info.get(key)), "")
-    return hashlib.sha256(f"{path}\0{info['size']}\0{version}".encode()).hexdigest()[:16]
+
+def _fingerprint(path: str, info: Mapping[str, Any]) -> str:
+    return identity(path, info["size"], next((info[key] for key in VERSION_KEYS if info.get(key)), ""))
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file under the LoRA root, as its store lists it. `path` is relative to the root, `url` where it is opened."""
+
+    path: str
+    url: str
+    size_bytes: int
+    id: str
 
 
 @dataclass(frozen=True)
 class AdmittedFile:
-    """An adapter file whose header has been read. `url` is where an editor opens it."""
+    """An adapter file whose header has been read. `url` is where an editor opens it.
+
+    `version` is what the server of an http(s) URL calls its version; "" for files in a file system.
+    """
 
     id: str
     url: str
     size_bytes: int
     header: Header
+    version: str = ""
 
 
 def is_url(path: str) -> bool:
@@ -56,13 +85,14 @@ def is_url(path: str) -> bool:
 class LoraSources:
     """Finds what `loras[].path` names: below `root`, a folder or any fsspec URL, or at an http(s) or hf URL.
 
-    What is downloaded is kept in artifact storage under its content's hash, where every editor finds it;
-    so a token that the download needed is not needed again, and is not stored.
+    Of a URL only the header is read here; editors fetch the file. What they could not fetch or verify is downloaded
+    here and kept in artifact storage under its content's hash: what needs a token or holds a secret itself, which
+    so is never stored, and what its server gives no version of.
     """
 
     def __init__(self, root: str, fetcher: Fetcher, artifacts: Artifacts, hub_hosts: Sequence[str]) -> None:
         self._hub_hosts = hub_hosts
-        self._filesystem, base = fsspec.url_to_fs(root)
+        self._filesystem, base = open_store(root)
         self._is_local = isinstance(self._filesystem, LocalFileSystem)
         self._base = str(Path(base).resolve()) if self._is_local else base.rstrip("/")
         self._fetcher = fetcher
@@ -83,16 +113,42 @@ class LoraSources:
 
     def check_exists(self, path: str) -> None:
         """Raise LoraNotFound if `path` is not a file under the LoRA root. URLs are not asked here."""
-        if not is_url(path) and not self._filesystem.isfile(f"{self._base}/{path}"):
+        if not is_url(path):
+            self.find(path)
+
+    def files(self) -> list[StoredFile]:
+        """Every safetensors file under the LoRA root that a request may name, by path. Blocks."""
+        if not self._filesystem.isdir(self._base):
+            return []
+        found = self._filesystem.find(self._base, detail=True)
+        paths = {path.removeprefix(self._base).lstrip("/"): info for path, info in found.items()}
+        allowed = sorted(path for path in paths if path.endswith(".safetensors") and self._is_allowed(path))
+        return [self._stored(path, paths[path]) for path in allowed]
+
+    def find(self, path: str) -> StoredFile:
+        """One file under the LoRA root, by a single look-up. Blocks.
+
+        Raises LoraNotFound, LoraPathForbidden or LoraDownloadFailed.
+        """
+        self.check_path(path)
+        try:
+            info = self._filesystem.info(f"{self._base}/{path}")
+        except (FileNotFoundError, NotADirectoryError):
+            info = {"type": "nothing"}
+        except OSError as error:
+            raise LoraDownloadFailed(
+                f"the store of the LoRA file {path!r} could not be read", {"lora_path": path}
+            ) from error
+        if info["type"] != "file":
             raise LoraNotFound(
                 f"there is no LoRA file {path!r} under the LoRA root; GET /v1/loras lists them", {"lora_path": path}
             )
+        return self._stored(path, info)
 
-    def paths(self) -> list[str]:
-        """The path of every safetensors file under the LoRA root that a request may name, sorted."""
-        found = self._filesystem.find(self._base) if self._filesystem.isdir(self._base) else []
-        paths = (path.removeprefix(self._base).lstrip("/") for path in found if path.endswith(".safetensors"))
-        return sorted(path for path in paths if self._is_allowed(path))
+    def _stored(self, path: str, info: Mapping[str, Any]) -> StoredFile:
+        whole = f"{self._base}/{path}"
+        url = whole if self._is_local else str(self._filesystem.unstrip_protocol(whole))
+        return StoredFile(path, url, info["size"], _fingerprint(open_store(url)[1], info))
 
     def _is_allowed(self, path: str) -> bool:
         try:
@@ -103,51 +159,72 @@ class LoraSources:
 
     async def admit(self, path: str, token: str | None) -> AdmittedFile:
         """The file that `path` names, its header read. Raises LoraInvalidFile or LoraDownloadFailed."""
-        url = await self._download(path, token) if is_url(path) else self._url(path)
-        return await asyncio.to_thread(self._admit, path, url)
-
-    def read(self, path: str) -> AdmittedFile:
-        """A file under the LoRA root, its header read. Blocks. Raises LoraNotFound or LoraInvalidFile."""
-        self.check_path(path)
-        self.check_exists(path)
-        return self._admit(path, self._url(path))
-
-    def _url(self, path: str) -> str:
-        whole = f"{self._base}/{path}"
-        return whole if self._is_local else str(self._filesystem.unstrip_protocol(whole))
-
-    def _admit(self, path: str, url: str) -> AdmittedFile:
+        if not is_url(path):
+            return await asyncio.to_thread(lambda: self.read(self.find(path)))
+        url = hub_url(path, self._hub_hosts[0]) if path.lower().startswith(HUB_SCHEME) else path
         try:
-            size = fsspec.url_to_fs(url)[0].size(url)
-            with fsspec.open(url, "rb") as file:
-                header = read_header(file, size, path)
-            return AdmittedFile(fingerprint(url), url, size, header)
-        except FileNotFoundError as error:
-            raise LoraNotFound(f"the LoRA file {path!r} is no longer there", {"lora_path": path}) from error
-        except OSError as error:
+            of_hub = urlsplit(url).hostname in self._hub_hosts
+        except ValueError as error:
+            raise LoraDownloadFailed("the path of a LoRA is not a valid http or https URL") from error
+        url = file_url(url) if of_hub else url
+        name = without_secrets(url)
+        try:
+            # The token is the hub's: no other host that the request names gets to see it.
+            needs_token = token is not None and of_hub
+            if not needs_token and url == name and (file := await self._admit_url(url)):
+                return file
+            return await self._download(url, {"Authorization": f"Bearer {token}"} if needs_token else {})
+        except FetchFailed as error:
             raise LoraDownloadFailed(
-                f"the store of the LoRA file {path!r} could not be read", {"lora_path": path}
+                f"the LoRA at {name!r} could not be downloaded: {error.message}", {"lora_path": name}
             ) from error
 
-    async def _download(self, path: str, token: str | None) -> str:
-        url = hub_url(path, self._hub_hosts[0]) if path.lower().startswith(HUB_SCHEME) else path
+    def read(self, file: StoredFile) -> AdmittedFile:
+        """A file under the LoRA root with its header. Blocks.
+
+        Raises LoraNotFound, LoraInvalidFile or LoraDownloadFailed.
+        """
+        details = {"lora_path": file.path}
+        try:
+            filesystem, path = open_store(file.url)
+            with filesystem.open(path, "rb", block_size=BEGINNING_BYTES) as opened:
+                header = read_header(opened, file.size_bytes, file.path)
+        except FileNotFoundError as error:
+            raise LoraNotFound(f"the LoRA file {file.path!r} is no longer there", details) from error
+        except OSError as error:
+            raise LoraDownloadFailed(f"the store of the LoRA file {file.path!r} could not be read", details) from error
+        return AdmittedFile(file.id, file.url, file.size_bytes, header)
+
+    async def _admit_url(self, url: str) -> AdmittedFile | None:
+        """The file at `url`, of which its beginning alone is read; None if its server does not pin it down.
+
+        Raises LoraInvalidFile or FetchFailed.
+        """
+        beginning, remote = await self._fetcher.read(url, 0, BEGINNING_BYTES)
+        if remote.size is None or not remote.version:
+            return None
+        length = header_end(beginning)
+        if len(beginning) < length <= remote.size:
+            rest, again = await self._fetcher.read(url, len(beginning), length, remote.version)
+            if (again.version or remote.version, again.size) != (remote.version, remote.size):
+                raise FetchFailed("it changed while it was read")
+            beginning += rest
+        header = await asyncio.to_thread(read_header, BytesIO(beginning), remote.size, url)
+        return AdmittedFile(identity(url, remote.size, remote.version), url, remote.size, header, remote.version)
+
+    async def _download(self, url: str, headers: Mapping[str, str]) -> AdmittedFile:
+        """The file at `url`, downloaded and kept. Raises LoraInvalidFile or FetchFailed."""
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "adapter"
-            # The token is the hub's: no other host that the request names gets to see it.
-            of_hub = urlsplit(url).hostname in self._hub_hosts
-            headers = {"Authorization": f"Bearer {token}"} if token and of_hub else {}
-            try:
-                digest = await self._fetcher.download(file_url(url) if of_hub else url, target, headers)
-            except FetchFailed as error:
-                raise LoraDownloadFailed(
-                    f"the LoRA at {url!r} could not be downloaded: {error.message}", {"lora_path": url}
-                ) from error
+            digest = await self._fetcher.download(url, target, headers)
+            size = target.stat().st_size
             # Only a file with a sound header is kept.
             with target.open("rb") as file:
-                await asyncio.to_thread(read_header, file, target.stat().st_size, url)
+                header = await asyncio.to_thread(read_header, file, size, without_secrets(url))
             key = f"loras/{digest}.safetensors"
             await asyncio.to_thread(self._artifacts.put_file, key, target)
-            return self._artifacts.url(key)
+        kept = self._artifacts.url(key)
+        return AdmittedFile(await asyncio.to_thread(fingerprint, kept), kept, size, header)
 
 
 def hub_url(path: str, host: str) -> str:
@@ -162,16 +239,19 @@ def hub_url(path: str, host: str) -> str:
 
 
 def file_url(url: str) -> str:
-    """The URL of the file itself: a hub page's `/blob/` means `/resolve/`.
+    """The URL of the file itself: a hub page's `/blob/` means `/resolve/`, and its button's `?download=true` nothing.
 
     Raises LoraDownloadFailed for a `/tree/` page, which is a folder.
     """
     parts = urlsplit(url)
+    if parts.query == "download=true":
+        parts = parts._replace(query="")
     page = HUB_PAGE.match(parts.path)
     if page is None:
-        return url
+        return urlunsplit(parts)
     if page[2] == "tree":
+        name = without_secrets(url)
         raise LoraDownloadFailed(
-            f"{url!r} is a folder page of the hub (/tree/); give the URL of one .safetensors file", {"lora_path": url}
+            f"{name!r} is a folder page of the hub (/tree/); give the URL of one .safetensors file", {"lora_path": name}
         )
     return urlunsplit(parts._replace(path=f"{page[1]}/resolve{page[3]}"))

@@ -5,7 +5,8 @@ stacks and hundreds of swaps leave no trace: without adapters the weights are W0
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Literal
 
 import torch
@@ -20,6 +21,12 @@ logger = logging.getLogger(__name__)
 ROOM_TO_WORK = 6 * 2**30
 # What makes two states of one linear the same: who changes it, and how much.
 Stack = tuple[tuple[str, float], ...]
+ScaledChange = tuple[Change, float]
+# (out, k) and (k, in) in 16 bits, and what their product is multiplied by.
+Product = tuple[Tensor, Tensor, float]
+# Linears whose changes are prepared at once: so many that launching is nothing beside their work, and so few
+# that the memory for it is.
+AT_ONCE = 64
 # A linear that is being written is in no state that anybody asks for.
 BEING_WRITTEN: Stack = (("", 0.0),)
 
@@ -55,6 +62,10 @@ class Weights:
         self._linears = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
         self._untouched: dict[tuple[str, str], Tensor] = {}
         self._stacks: dict[str, Stack] = {}
+        if copies == "host":
+            # Pinning takes most of a minute at the published size: no request waits for it.
+            for name, linear in self._linears.items():
+                self._original(name, "weight", linear.weight)
 
     @torch.no_grad()
     def apply(self, uses: Mapping[str, tuple[Adapter, float]]) -> int:
@@ -71,21 +82,42 @@ class Weights:
         # Those that nobody changes any more come first: that needs no memory.
         names = [*(self._stacks.keys() - wanted.keys()), *wanted]
         stale = [name for name in names if self._stacks.get(name, ()) != wanted.get(name, ())]
-        near: dict[str, Mapping[str, Change]] = {}
-        for name in stale:
-            changes = []
-            for adapter_id, scale in wanted.get(name, ()):
-                if adapter_id not in near:
-                    near[adapter_id] = uses[adapter_id][0].on(self._linears[name].weight.device)
-                changes.append((near[adapter_id][name], scale))
-            self._stacks[name] = BEING_WRITTEN
-            self._write(name, changes)
-            self._stacks[name] = wanted.get(name, ())
+        changes = self._changes({name: wanted.get(name, ()) for name in stale}, uses)
+        for names in alike(changes):
+            for name, product in zip(names, self._products(names, changes), strict=True):
+                self._stacks[name] = BEING_WRITTEN
+                self._write(name, changes[name], product)
+                self._stacks[name] = wanted.get(name, ())
         return len(stale)
 
-    def _write(self, name: str, changes: list[tuple[Change, float]]) -> None:
+    def _changes(
+        self, wanted: Mapping[str, Stack], uses: Mapping[str, tuple[Adapter, float]]
+    ) -> dict[str, list[ScaledChange]]:
+        """The changes of each linear, on its device, each with its scale."""
+        near: dict[str, Mapping[str, Change]] = {}
+        for name, stack in wanted.items():
+            for adapter_id, _ in stack:
+                if adapter_id not in near:
+                    near[adapter_id] = uses[adapter_id][0].on(self._linears[name].weight.device)
+        return {
+            name: [(near[adapter_id][name], scale) for adapter_id, scale in stack] for name, stack in wanted.items()
+        }
+
+    def _products(self, names: Sequence[str], changes: Mapping[str, list[ScaledChange]]) -> Iterable[Product | None]:
+        """For each of these linears, which are alike, all of its changes as one product; None where that is none."""
+        low_rank = [[(c, scale) for c, scale in changes[name] if isinstance(c, LowRank)] for name in names]
+        in_bf16 = self._linears[names[0]].weight.dtype == torch.bfloat16
+        if not in_bf16 or not 0 < len(low_rank[0]) == len(changes[names[0]]):
+            return [None] * len(names)
+        return as_products(low_rank)
+
+    def _write(self, name: str, changes: list[ScaledChange], product: Product | None) -> None:
         linear = self._linears[name]
-        write_weight(linear.weight, self._original(name, "weight", linear.weight), changes)
+        original = self._original(name, "weight", linear.weight)
+        if product is None:
+            write_weight(linear.weight, original, changes)
+        else:
+            write_product(linear.weight, original, product)
         # Few files change a bias: one that never was changed is not copied.
         with_bias = any(isinstance(change, Full) and change.bias is not None for change, _ in changes)
         if linear.bias is not None and (with_bias or (name, "bias") in self._untouched):
@@ -102,15 +134,29 @@ class Weights:
         return self._untouched[key].to(value.device, non_blocking=True)
 
 
-def write_weight(target: Tensor, original: Tensor, changes: list[tuple[Change, float]]) -> None:
+def alike(changes: Mapping[str, list[ScaledChange]]) -> list[list[str]]:
+    """The linears in groups whose changes differ in their values alone. Those without changes come first."""
+    groups: dict[object, list[list[str]]] = {(): [[]]}
+    for name, of_one in changes.items():
+        key = tuple(_shape(change) or name for change, _ in of_one)
+        some = groups.setdefault(key, [[]])
+        if len(some[-1]) == AT_ONCE:
+            some.append([])
+        some[-1].append(name)
+    return [names for some in groups.values() for names in some if names]
+
+
+def _shape(change: Change) -> object:
+    """What low-rank changes that can be computed together have in common; None for the other kinds."""
+    if not isinstance(change, LowRank):
+        return None
+    return change.up.shape, change.down.shape, change.up.dtype, change.down.dtype
+
+
+def write_weight(target: Tensor, original: Tensor, changes: Sequence[ScaledChange]) -> None:
     """`target` becomes `original` plus the scaled changes, summed in fp32 and rounded once to its dtype."""
     if not changes:
         target.copy_(original)
-        return
-    change, scale = changes[0]
-    if len(changes) == 1 and isinstance(change, LowRank) and change.up.dtype == target.dtype:
-        # One product in the weight's own dtype: the matrix unit adds it to the original in fp32.
-        torch.addmm(original, change.up, change.down, alpha=change.factor * scale, out=target)
         return
     total = original.to(torch.float32, copy=True)
     for change, scale in changes:
@@ -121,7 +167,46 @@ def write_weight(target: Tensor, original: Tensor, changes: list[tuple[Change, f
     target.copy_(total)
 
 
-def write_bias(target: Tensor, original: Tensor, changes: list[tuple[Change, float]]) -> None:
+def write_product(target: Tensor, original: Tensor, product: Product) -> None:
+    """`target` becomes `original` plus the product, multiplied and added in fp32 and rounded once."""
+    left, right, factor = product
+    # Not addmm: in bf16 on CUDA it rounds the product before it adds it.
+    fp32 = torch.mm(left, right, out_dtype=torch.float32) if left.is_cuda else left.float() @ right.float()
+    torch.add(original, fp32, alpha=factor, out=target)
+
+
+def as_products(linears: Sequence[Sequence[tuple[LowRank, float]]]) -> Iterable[Product]:
+    """The scaled changes of each linear, which are alike, as one product of 16-bit matrices.
+
+    One file as it is, if it is in 16 bits. Else what bf16 does not hold is given in two parts, the nearest bf16 and
+    the rest: so a product is exact to within 2^-16 of |scale * factor * up| @ |down|, and takes one pass over the
+    weight however many adapters there are. Many linears at once: launching small kernels takes longer than their work.
+    """
+    first, _ = linears[0][0]
+    if len(linears[0]) == 1 and first.up.dtype == first.down.dtype in (torch.bfloat16, torch.float16):
+        return [(change.up, change.down, change.factor * scale) for [(change, scale)] in linears]
+    left, right = [], []
+    for same in zip(*linears, strict=True):
+        factors = torch.tensor([change.factor * scale for change, scale in same])
+        ups, downs = torch.stack([change.up for change, _ in same]), torch.stack([change.down for change, _ in same])
+        up, rest_of_up = _parts(ups.float() * factors.to(ups.device, non_blocking=True).view(-1, 1, 1))
+        if downs.dtype == torch.bfloat16:
+            left += [up, rest_of_up]
+            right += [downs, downs]
+        else:
+            down, rest_of_down = _parts(downs.float())
+            left += [up, rest_of_up, up]
+            right += [down, down, rest_of_down]
+    return zip(torch.cat(left, 2), torch.cat(right, 1), repeat(1.0))
+
+
+def _parts(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """fp32 matrices as the sum of two bf16 ones."""
+    nearest = matrices.bfloat16()
+    return nearest, (matrices - nearest).bfloat16()
+
+
+def write_bias(target: Tensor, original: Tensor, changes: list[ScaledChange]) -> None:
     """The same for a bias, which only full differences change."""
     total = original.to(torch.float32, copy=True)
     for change, scale in changes:

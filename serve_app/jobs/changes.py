@@ -70,7 +70,7 @@ async def end(connection: AsyncConnection, request_id: str, status: Status, erro
         connection,
         request_id,
         status=status,
-        error=error,
+        error=storable(error),
         # So that what has an end has a start, even where it failed before one.
         started_at=sa.func.coalesce(tables.requests.c.started_at, tables.now()),
         finished_at=tables.now(),
@@ -91,9 +91,14 @@ async def stop(connection: AsyncConnection, request_id: str, status: Status, err
     await connection.execute(
         tables.images.update()
         .where(tables.images.c.request_id == request_id, tables.images.c.state != ENDED)
-        .values(state=ENDED, status=status, error=error, version=row.version, owner=None, lease_until=None)
+        .values(state=ENDED, status=status, error=storable(error), version=row.version, owner=None, lease_until=None)
     )
     return True
+
+
+def storable(text: str | None) -> str | None:
+    """`text` as every database takes it: errors quote what clients sent, and PostgreSQL takes no NUL."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0") if text else text
 
 
 async def announce(

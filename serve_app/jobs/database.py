@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,15 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from serve_app.errors import StoreUnavailable
@@ -23,8 +32,11 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-# How often a transaction is tried whose connection was lost, and how long is waited before each try (s).
-TRIES, PAUSE_S = 3, 0.2
+# How often a transaction is tried whose connection was lost, and how long is waited before the second try (s): each
+# pause is twice the one before.
+TRIES, PAUSE_S = 5, 0.1
+# SQLSTATEs of PostgreSQL: connection exceptions, operator intervention, deadlocks and the like.
+TRANSIENT_STATES = ("08", "57P", "40")
 # Locks of PostgreSQL that are not a row's: any two numbers that nothing else in this database uses.
 MIGRATION_LOCK, FILES_LOCK = 7_236_001, 7_236_002
 
@@ -59,8 +71,10 @@ class Database:
                 if not self.is_sqlite:
                     await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
                 await connection.run_sync(migrate)
-        except (OperationalError, InterfaceError, OSError) as error:
-            raise StoreUnavailable("the job database cannot be reached") from error
+        except (DBAPIError, OSError) as error:
+            if is_worth_another_try(error):
+                raise StoreUnavailable("the job database cannot be reached") from error
+            raise
 
     async def close(self) -> None:
         await self._writer.dispose()
@@ -104,12 +118,12 @@ def transaction(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any,
             try:
                 return await method(*args, **kwargs)
             except (SQLAlchemyError, OSError) as error:
-                if not is_connection_lost(error):
+                if not is_worth_another_try(error):
                     raise
                 if tries == TRIES:
                     raise StoreUnavailable("the job database cannot be reached; try again") from error
                 logger.warning("lost the job database in %s; trying again", method.__name__, exc_info=error)
-                await asyncio.sleep(PAUSE_S)
+                await asyncio.sleep(PAUSE_S * 2 ** (tries - 1))
         raise AssertionError("unreachable")
 
     @functools.wraps(method)
@@ -124,11 +138,18 @@ def transaction(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any,
     return call
 
 
-def is_connection_lost(error: BaseException) -> bool:
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated or isinstance(error, InterfaceError | OperationalError)
-    # asyncpg's own, of a server that cannot be connected to.
-    return isinstance(error, OSError)
+def is_worth_another_try(error: BaseException) -> bool:
+    """Whether a transaction failed for its connection or its neighbours, not for what it did."""
+    if not isinstance(error, DBAPIError):
+        # asyncpg's own, of a server that cannot be connected to.
+        return isinstance(error, OSError)
+    if isinstance(error.orig, sqlite3.Error):
+        return isinstance(error, OperationalError)
+    if isinstance(error, DataError | IntegrityError | ProgrammingError | NotSupportedError):
+        return False
+    # An error that the server did not send is one of the connection.
+    state: str | None = getattr(error.orig, "sqlstate", None)
+    return error.connection_invalidated or state is None or state.startswith(TRANSIENT_STATES)
 
 
 def migrate(connection: sa.Connection) -> None:

@@ -43,10 +43,11 @@ class Queue:
         self._config = config
 
     @transaction
-    async def claim(self, owner: str, model: str, capacity: int) -> list[Claim]:
-        """Take pictures of `model` for `owner`, in the order of the queue, until `capacity` are claimed by whomever.
+    async def claim(self, owner: str, model: str, capacity: int, limit: int) -> list[Claim]:
+        """Take up to `limit` pictures of `model` for `owner`, in the order of the queue.
 
-        Those of an owner that was lost come first. One that had begun has used up an attempt.
+        Whoever claims, no more than `capacity` are claimed at a time. Those of an owner that was lost come first;
+        one that had begun has lost an attempt.
         """
         async with self._database.reading() as connection:
             if not await self._is_anything_to_do(connection, model):
@@ -59,7 +60,7 @@ class Queue:
             held = sa.select(sa.func.count()).where(
                 _images.model == model, _images.state == CLAIMED, _images.lease_until >= tables.now()
             )
-            room = capacity - (await connection.execute(held)).scalar_one()
+            room = min(limit, capacity - (await connection.execute(held)).scalar_one())
             if room <= 0:
                 return []
             rows = [await self._take_over(connection, owner, row) for row in await self._lost(connection, model, room)]
@@ -69,7 +70,6 @@ class Queue:
                 EditTask(row.request_id, row.image_index, _plans.validate_python(row.plan)),
                 row.tenant,
                 row.generation,
-                row.attempts,
                 tuple(row.reasons),
                 row.work,
             )
@@ -82,8 +82,8 @@ class Queue:
         return (await connection.execute(some)).first() is not None
 
     async def _lost(self, connection: AsyncConnection, model: str, room: int) -> Sequence[sa.Row[Any]]:
-        lost = (
-            sa.select(_images.request_id, _images.image_index, _images.status, _images.attempts, _images.reasons)
+        lost: sa.Select[Any] = (
+            sa.select(_images.request_id, _images.image_index, _images.status, _images.reasons)
             .where(_images.model == model, _images.state == CLAIMED, _images.lease_until < tables.now())
             .order_by(_images.created_at, _images.image_index)
             .limit(room)
@@ -98,7 +98,6 @@ class Queue:
             connection,
             owner,
             [(row.request_id, row.image_index)],
-            attempts=row.attempts + begun,
             reasons=[*row.reasons, LOST] if begun else row.reasons,
         )
         return taken[0]
@@ -192,13 +191,13 @@ class Queue:
         return True
 
     @transaction
-    async def retry(self, claim: Claim, reason: str, gpu_seconds: float, *, is_attempt: bool) -> bool:
-        """Give the picture back for another try. False if the claim is lost."""
+    async def retry(self, claim: Claim, reasons: Sequence[str], gpu_seconds: float) -> bool:
+        """Give the picture back; `reasons` say how each try so far ended. False if the claim is lost."""
         try:
             async with self._database.writing() as connection:
                 request = await changes.advance(connection, claim.task.request_id)
-                values = {"attempts": claim.attempts + 1, "reasons": [*claim.reasons, reason]} if is_attempt else {}
-                await self._write(connection, claim, request, state=WAITING, owner=None, lease_until=None, **values)
+                free = {"state": WAITING, "owner": None, "lease_until": None}
+                await self._write(connection, claim, request, reasons=list(reasons), **free)
                 await self._charge(connection, claim, gpu_seconds)
         except ClaimLost:
             return False
@@ -251,7 +250,7 @@ class Queue:
             async with self._database.writing() as connection:
                 request = await changes.advance(connection, claim.task.request_id)
                 ended = {"status": Status.FAILED, "state": ENDED, "owner": None, "lease_until": None}
-                await self._write(connection, claim, request, error=error, **ended)
+                await self._write(connection, claim, request, error=changes.storable(error), **ended)
                 await self._charge(connection, claim, gpu_seconds)
                 await changes.end_if_done(connection, claim.task.request_id)
         except ClaimLost:

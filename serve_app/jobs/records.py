@@ -106,12 +106,11 @@ class Standing:
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to work on one picture. `attempts` counts the tries before this one, `reasons` says how they ended."""
+    """The right to work on one picture. `reasons` says how each try before this one ended."""
 
     task: EditTask
     tenant: str
     generation: int
-    attempts: int
     reasons: tuple[str, ...]
     work: float
 

@@ -1,5 +1,6 @@
 """Requests: taken in, looked at, cancelled, listed."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from serve_app.jobs.database import Database, transaction
 from serve_app.jobs.records import HistoryFilter, ImageRecord, NewRequest, RequestRecord, Standing, Summary, Usage
 from serve_app.jobs.turns import first_turn
 from serve_app.tasks import EditDone, EditPlan, Priority, Status
+
+# A UUID in hex, as `NewRequest.id` is.
+ID = re.compile("[0-9a-f]{32}")
 
 _plans = TypeAdapter(EditPlan)
 _results = TypeAdapter(EditDone)
@@ -43,11 +47,10 @@ class Requests:
                 await self._insert(connection, new, await self._first_turn(connection, line, new))
         except IntegrityError:
             # Its key is there already; or it is itself, committed by a try whose answer was lost.
-            if new.idempotency_key is not None:
-                earlier = await self._by_key(new.tenant, new.idempotency_key, new.body_sha256)
-                if earlier is not None:
-                    return earlier
-            return await self._get(new.id)
+            earlier = await self._same(new)
+            if earlier is None:
+                raise
+            return earlier
         return await self._get(new.id)
 
     @transaction
@@ -63,6 +66,7 @@ class Requests:
     @transaction
     async def standing(self, request_id: str) -> Standing:
         """Where the request stands. Raises RequestNotFound."""
+        refuse_malformed(request_id)
         async with self._database.reading() as connection:
             row = (await connection.execute(statements.standing, {"request_id": request_id})).one_or_none()
             if row is None:
@@ -147,6 +151,14 @@ class Requests:
             files = [{"request_id": new.id, "key": key, "size_bytes": size} for key, size in new.files.items()]
             await connection.execute(tables.request_files.insert(), files)
 
+    async def _same(self, new: NewRequest) -> RequestRecord | None:
+        if new.idempotency_key is not None:
+            return await self._by_key(new.tenant, new.idempotency_key, new.body_sha256)
+        try:
+            return await self._get(new.id)
+        except RequestNotFound:
+            return None
+
     async def _by_key(self, tenant: str, key: str, body_sha256: str | None) -> RequestRecord | None:
         with_key = sa.select(_requests.id, _requests.body_sha256).where(
             _requests.tenant == tenant, _requests.idempotency_key == key
@@ -162,6 +174,7 @@ class Requests:
         return await self._get(row.id)
 
     async def _get(self, request_id: str) -> RequestRecord:
+        refuse_malformed(request_id)
         async with self._database.reading() as connection:
             # The request first: one that has ended has all that its pictures will ever have.
             request = (
@@ -204,6 +217,12 @@ def _record(request: sa.Row[Any], images: Sequence[sa.Row[Any]]) -> RequestRecor
             for row in images
         ),
     )
+
+
+def refuse_malformed(request_id: str) -> None:
+    """Raise RequestNotFound for what no request is called; PostgreSQL does not even take a NUL as a question."""
+    if not ID.fullmatch(request_id):
+        raise _not_found(request_id)
 
 
 def _not_found(request_id: str) -> RequestNotFound:

@@ -162,7 +162,6 @@ def image_rows(new: NewRequest, now: float, turn: int) -> list[dict[str, Any]]:
             "status": Status.IN_QUEUE,
             "state": WAITING,
             "turn": turn + index,
-            "attempts": 0,
             "reasons": [],
             "step": 0,
             "steps": image.plan.steps,

@@ -82,8 +82,7 @@ images = sa.Table(
     sa.Column("state", sa.String(8), nullable=False),
     # Its place in its class of the queue: see turns.py.
     sa.Column("turn", sa.BigInteger, nullable=False),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    # Why each lost attempt was lost.
+    # How each attempt that was lost ended.
     sa.Column("reasons", sa.JSON, nullable=False),
     sa.Column("step", sa.Integer, nullable=False),
     sa.Column("steps", sa.Integer, nullable=False),

@@ -21,7 +21,7 @@ def first_turn(served: int, last_of_tenant: int | None) -> int:
 
 
 def take_turns(interactive: Sequence[T], bulk: Sequence[T], room: int, passed_over: int) -> tuple[list[T], int]:
-    """The next `room` of two lines, each in its own order, and how often waiting bulk was passed over since its last."""
+    """The next `room` of two lines, each in its own order; and how often bulk that waits was passed over since."""
     taken: list[T] = []
     urgent, patient = list(interactive), list(bulk)
     while len(taken) < room and (urgent or patient):

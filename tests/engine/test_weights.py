@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.adapters.changes import Adapter, Full, Kronecker, LowRank
-from serve_app.adapters.weights import Weights
+from serve_app.adapters.weights import AT_ONCE, Weights
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -80,6 +80,53 @@ def test_single_adapter_is_rounded_once(dtype):
         assert (model["a"].weight != exact.to(dtype)).float().mean() < 0.002
     else:
         assert torch.allclose(model["a"].weight.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+STACKS = {
+    "bf16": (torch.bfloat16,),
+    "fp16": (torch.float16,),
+    "fp32": (torch.float32,),
+    "fp8": (torch.float8_e4m3fn,),
+    "bf16+bf16": (torch.bfloat16, torch.bfloat16),
+    "bf16+fp16+fp32": (torch.bfloat16, torch.float16, torch.float32),
+}
+
+
+def excess(weight: Tensor, original: Tensor, changes: list[tuple[LowRank, float]]) -> float:
+    """By how much a bf16 weight is off beyond its last rounding, as a share of what was added up (largest)."""
+    exact, size = original.double(), original.double().abs()
+    for change, scale in changes:
+        exact = exact + scale * change.weight(torch.float64)
+        size += abs(scale * change.factor) * (change.up.double().abs() @ change.down.double().abs())
+    half_of_last_place = torch.exp2(exact.abs().log2().floor() - 8)
+    return (((weight.double() - exact).abs() - half_of_last_place) / size).max().item()
+
+
+@pytest.mark.parametrize("dtypes", STACKS.values(), ids=STACKS.keys())
+def test_stack_of_any_dtypes_is_rounded_once_in_bf16(dtypes):
+    """More linears than are prepared at once, each with a factor of its own."""
+    torch.manual_seed(2)
+    model = nn.ModuleDict({str(n): nn.Linear(24, 40, bias=False) for n in range(AT_ONCE + 6)}).bfloat16()
+    before, uses = state(model), {}
+    for number, dtype in enumerate(dtypes):
+        changes = {
+            name: LowRank(torch.randn(40, 5).to(dtype), torch.randn(5, 24).to(dtype), 0.1 + index / 7)
+            for index, name in enumerate(model)
+        }
+        uses[f"file {number}"] = (Adapter(changes, pinned=False), 0.7 / (number + 1))
+    Weights(model, "device").apply(uses)
+    for name, linear in model.items():
+        changes = [(adapter.changes[name], scale) for adapter, scale in uses.values()]
+        assert excess(linear.weight, before[f"{name}.weight"], changes) < 2**-16
+
+
+def test_copies_in_host_memory_are_made_at_the_start(dtype):
+    model, known = transformer(dtype), adapters(dtype)
+    weights = Weights(model, "host")
+    for linear in model.values():
+        linear.weight.data.zero_()
+    weights.apply({"A": (known["A"], 1.0)})
+    assert torch.equal(model["a"].weight, fresh(dtype, A=1.0)["a.weight"])
 
 
 @pytest.mark.parametrize("name", ["A", "kron", "full", "other"])

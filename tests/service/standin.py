@@ -11,6 +11,7 @@ import PIL.Image
 import torch
 from ray import serve
 
+from serve_app.adapters.contents import Contents
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.engine import Edited, Prepared, Stopwatch
@@ -34,7 +35,7 @@ class TimedEngine:
     A prompt "kill the device" ends the device's life, once for each folder.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, contents: Contents) -> None:
         self._notes = Path(config.checkpoint)
         self.alive = True
         self._note(f"started {os.getpid()}")
@@ -66,8 +67,8 @@ class TimedEngine:
             file.write(text + "\n")
 
 
-def load_timed_engine(config: ModelConfig) -> TimedEngine:
-    return TimedEngine(config)
+def load_timed_engine(config: ModelConfig, contents: Contents) -> TimedEngine:
+    return TimedEngine(config, contents)
 
 
 def build(args: AppConfig) -> serve.Application:

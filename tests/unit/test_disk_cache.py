@@ -1,4 +1,4 @@
-"""Remote adapters on the node's disk: fetched once, whole, within a budget, whatever breaks."""
+"""Adapters of a remote store on the node's disk: fetched once, whole, within a budget, whatever breaks."""
 
 import errno
 import os
@@ -8,11 +8,15 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from filelock import FileLock
 from fsspec.implementations.memory import MemoryFileSystem
 
-from serve_app.adapters import disk
-from serve_app.adapters.disk import DiskCache
-from serve_app.errors import LoraInvalidFile
+from serve_app.adapters import stores
+from serve_app.adapters.contents import Contents
+from serve_app.adapters.sources import fingerprint
+from serve_app.config import FetchConfig, ModelConfig
+from serve_app.errors import LoraChanged, LoraDownloadFailed, LoraInvalidFile
+from serve_app.tasks import AdapterUse
 from tests.unit.conftest import safetensors_bytes
 
 
@@ -25,6 +29,7 @@ class CountingStore(MemoryFileSystem):
     cachable = True
     reads: list[tuple[str, int]] = []  # noqa: RUF012
     fail_at: int | None = None
+    overwrite_with: bytes | None = None
 
     @classmethod
     def _strip_protocol(cls, path):
@@ -34,7 +39,10 @@ class CountingStore(MemoryFileSystem):
         if CountingStore.fail_at is not None and (start or 0) >= CountingStore.fail_at:
             raise OSError("the store broke off")
         CountingStore.reads.append((path, start or 0))
-        return super().cat_file(path, start=start, end=end, **kwargs)
+        data = super().cat_file(path, start=start, end=end, **kwargs)
+        if CountingStore.overwrite_with is not None:
+            self.pipe_file(path, CountingStore.overwrite_with)
+        return data
 
 
 fsspec.register_implementation("counting", CountingStore, clobber=True)
@@ -43,35 +51,55 @@ fsspec.register_implementation("counting", CountingStore, clobber=True)
 @pytest.fixture
 def store():
     CountingStore.reads.clear()
-    CountingStore.fail_at = None
+    CountingStore.fail_at = CountingStore.overwrite_with = None
     return fsspec.filesystem("counting")
 
 
 @pytest.fixture
 def put(store):
-    def put(data: bytes | None = None) -> tuple[str, bytes]:
+    def put(data: bytes | None = None) -> tuple[AdapterUse, bytes]:
         path = f"/{uuid.uuid4().hex}.safetensors"
         data = safetensors_bytes({"x.lora_A.weight": (64, 64)}) if data is None else data
         store.pipe_file(path, data)
-        return f"counting://{path}", data
+        url = f"counting://{path}"
+        return AdapterUse(fingerprint(url), path, url, 1.0), data
 
     return put
 
 
-def test_file_is_fetched_once_and_survives_a_restart(put, store, tmp_path):
-    url, data = put()
-    assert DiskCache(tmp_path, 10**9).read(url, "a", "a") == data
-    assert DiskCache(tmp_path, 10**9).read(url, "a", "a") == data
+@pytest.fixture
+def contents(tmp_path):
+    """A node's reader, by its budget: each call is another process of the same node."""
+
+    def contents(budget: int = 10**9) -> Contents:
+        config = ModelConfig(adapter_disk_folder=str(tmp_path), adapter_disk_bytes=budget)
+        return Contents(config, FetchConfig())
+
+    return contents
+
+
+def kept(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.safetensors"))
+
+
+def test_file_is_fetched_once_and_survives_a_restart(put, store, contents):
+    use, data = put()
+    assert contents().read(use).data == data
+    assert contents().read(use).data == data
     assert len(store.reads) == 1
 
 
-def test_many_at_once_fetch_once(put, store, tmp_path):
-    url, data = put()
+def test_file_that_is_kept_outlives_its_store(put, store, contents):
+    use, data = put()
+    contents().read(use)
+    store.rm(use.path)
+    assert contents().read(use).data == data
+
+
+def test_many_at_once_fetch_once(put, store, contents):
+    use, data = put()
     results: list[bytes] = []
-    threads = [
-        threading.Thread(target=lambda: results.append(DiskCache(tmp_path, 10**9).read(url, "a", "a")))
-        for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: results.append(contents().read(use).data)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -80,53 +108,97 @@ def test_many_at_once_fetch_once(put, store, tmp_path):
     assert len(store.reads) == 1
 
 
-def test_download_that_broke_off_is_resumed(put, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(disk, "CHUNK_BYTES", 4096)
-    url, data = put()
+def test_download_that_broke_off_is_resumed(put, store, contents, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "CHUNK_BYTES", 4096)
+    use, data = put()
     CountingStore.fail_at = 8192
-    with pytest.raises(OSError, match="broke off"):
-        DiskCache(tmp_path, 10**9).read(url, "a", "a")
-    assert not (tmp_path / "a.safetensors").exists()
+    with pytest.raises(LoraDownloadFailed, match="could not be read"):
+        contents().read(use)
+    assert kept(tmp_path) == []
     CountingStore.fail_at = None
     store.reads.clear()
-    assert DiskCache(tmp_path, 10**9).read(url, "a", "a") == data
+    assert contents().read(use).data == data
     assert store.reads[0][1] == 8192
 
 
-def test_file_that_is_no_adapter_is_not_kept(put, tmp_path):
-    url, _ = put(b"<html>not here</html>")
+def test_file_that_is_overwritten_while_it_is_read_is_of_neither_revision(put, contents, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "CHUNK_BYTES", 4096)
+    use, data = put()
+    CountingStore.overwrite_with = data[:-1] + b"x"
+    with pytest.raises(LoraChanged):
+        contents().read(use)
+    assert kept(tmp_path) == []
+
+
+def test_file_that_is_no_adapter_is_not_kept(put, contents, tmp_path):
+    use, _ = put(b"<html>not here</html>")
     for _ in range(2):
         with pytest.raises(LoraInvalidFile, match="HTML"):
-            DiskCache(tmp_path, 10**9).read(url, "a", "a")
+            contents().read(use)
     assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 
-def test_least_recently_used_is_given_up_and_the_newest_never(put, store, tmp_path):
-    files = {name: put() for name in "abc"}
-    size = len(files["a"][1])
-    cache = DiskCache(tmp_path, 2 * size)
-    for time, name in enumerate("aba"):
-        cache.read(files[name][0], name, name)
+def test_least_recently_used_is_given_up_and_the_newest_never(put, contents, tmp_path):
+    (a, data), (b, _), (c, _) = put(), put(), put()
+    node = contents(2 * len(data))
+    for time, use in enumerate((a, b, a)):
+        node.read(use)
         # As if a second had passed: the time of the last use is what decides.
-        os.utime(tmp_path / f"{name}.safetensors", (time, time))
-    cache.read(files["c"][0], "c", "c")
-    assert sorted(path.stem for path in tmp_path.glob("*.safetensors")) == ["a", "c"]
-    assert DiskCache(tmp_path, 1).read(files["b"][0], "b", "b") == files["b"][1]
-    assert [path.stem for path in tmp_path.glob("*.safetensors")] == ["b"]
+        os.utime(tmp_path / f"{use.id}.safetensors", (time, time))
+    node.read(c)
+    assert kept(tmp_path) == sorted((a.id, c.id))
+    contents(1).read(b)
+    assert kept(tmp_path) == [b.id]
 
 
-def test_full_disk_is_read_past(put, store, tmp_path, monkeypatch):
-    url, data = put()
+def test_beginnings_of_files_are_given_up_too_unless_somebody_goes_on_with_them(put, contents, tmp_path):
+    use, data = put()
+    for name in ("left", "in_work"):
+        (tmp_path / f"{name}.part").write_bytes(bytes(100))
+        os.utime(tmp_path / f"{name}.part", (0, 0))
+    with FileLock(tmp_path / "in_work.safetensors.lock"):
+        contents(len(data)).read(use)
+    assert [path.stem for path in tmp_path.glob("*.part")] == ["in_work"]
 
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr(DiskCache, "_fetch", full)
-    assert DiskCache(tmp_path, 10**9).read(url, "a", "a") == data
+def test_file_that_is_given_up_while_it_is_read_is_read_to_its_end(put, contents, tmp_path):
+    """Another process without room for anything gives up all that it sees, all the time."""
+    use, data = put()
+    done = threading.Event()
+
+    def give_up() -> None:
+        while not done.is_set():
+            for path in tmp_path.glob("*.safetensors"):
+                path.unlink(missing_ok=True)
+
+    thread = threading.Thread(target=give_up)
+    thread.start()
+    try:
+        assert all(contents().read(use).data == data for _ in range(300))
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_full_disk_is_read_past(put, contents, tmp_path):
+    """/dev/full answers each write as a full disk does."""
+    use, data = put()
+    part = tmp_path / f"{use.id}.part"
+    part.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as full, part.open("wb", buffering=0) as file:
+        file.write(b"x")
+    assert full.value.errno == errno.ENOSPC
+    assert contents().read(use).data == data
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+    # Once there is room, it is kept.
+    assert contents().read(use).data == data
+    assert kept(tmp_path) == [use.id]
 
 
 def test_local_files_are_read_where_they_are(tmp_path):
     file = tmp_path / "here.safetensors"
     file.write_bytes(safetensors_bytes())
-    assert DiskCache(tmp_path / "cache", 10**9).read(str(file), "a", "a") == file.read_bytes()
+    use = AdapterUse(fingerprint(str(file)), "here", str(file), 1.0)
+    config = ModelConfig(adapter_disk_folder=str(tmp_path / "cache"))
+    assert Contents(config, FetchConfig()).read(use).data == file.read_bytes()
     assert not Path(tmp_path / "cache").exists()

@@ -159,6 +159,69 @@ def test_root_may_be_any_filesystem(client_with, make_body):
     assert outside.json()["detail"]["error"]["code"] == "LORA_PATH_FORBIDDEN"
 
 
+class AskedStore(MemoryFileSystem):
+    """A remote store that counts what it is asked."""
+
+    protocol = "asked"
+    store: dict = {}  # noqa: RUF012  # fsspec's own way to share files between instances
+    pseudo_dirs = [""]  # noqa: RUF012
+    opened: list[str] = []  # noqa: RUF012
+    looked_up: list[str] = []  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("asked://").strip("/")
+
+    def _open(self, path, mode="rb", **kwargs):
+        if mode == "rb":
+            AskedStore.opened.append(path)
+        return super()._open(path, mode, **kwargs)
+
+    def info(self, path, **kwargs):
+        AskedStore.looked_up.append(path)
+        return super().info(path, **kwargs)
+
+
+@pytest.fixture
+def shelf(client_with):
+    """A remote LoRA root of 300 files, and a client of the application over it."""
+    fsspec.register_implementation("asked", AskedStore, clobber=True)
+    store = fsspec.filesystem("asked")
+    AskedStore.store.clear()
+    for n in range(300):
+        store.pipe_file(f"/shelf/{n:03}.safetensors", safetensors_bytes(PAIR, TRAINED))
+    client = client_with(lora_root="asked://shelf")
+    AskedStore.opened.clear()
+    AskedStore.looked_up.clear()
+    return client
+
+
+def test_header_of_a_listed_file_is_read_once_until_it_changes(shelf):
+    def listed() -> list[dict]:
+        return shelf.get("/v1/loras", params={"search": "sks", "limit": 500}).json()["loras"]
+
+    assert len(listed()) == len(listed()) == 300
+    assert len(AskedStore.opened) == 300
+    AskedStore.opened.clear()
+    fsspec.filesystem("asked").pipe_file("/shelf/007.safetensors", safetensors_bytes(PAIR, {}))
+    assert len(listed()) == 299
+    assert AskedStore.opened == ["/shelf/007.safetensors"]
+
+
+def test_file_of_its_own_page_is_looked_up_once(shelf):
+    assert shelf.get("/v1/loras/007.safetensors").json()["receipt"]["step"] == 1500
+    assert AskedStore.looked_up == ["/shelf/007.safetensors"]
+
+
+def test_store_that_does_not_answer_is_not_a_missing_file(shelf, monkeypatch, make_body):
+    def down(self, path, **kwargs):
+        raise ConnectionError("down")
+
+    monkeypatch.setattr(AskedStore, "info", down)
+    error = shelf.post("/v1/inference", json=make_body(loras=[{"path": "007.safetensors"}])).json()["detail"]["error"]
+    assert error["code"] == "LORA_DOWNLOAD_FAILED"
+
+
 @pytest.mark.parametrize(
     ("path", "url"),
     [

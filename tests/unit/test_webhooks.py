@@ -19,6 +19,7 @@ from serve_app.config import JobsConfig
 from serve_app.jobs.records import Delivery
 from serve_app.jobs.store import JobStore
 from tests.conftest import ROOT
+from tests.unit.conftest import ON_BOTH_DATABASES
 from tests.unit.receivers import (
     SECRET,
     Receiver,
@@ -31,6 +32,8 @@ from tests.unit.receivers import (
     rows,
     until,
 )
+
+pytestmark = ON_BOTH_DATABASES
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,75 @@
+"""What lies under the LoRA root, with what each file's header says. For people who look for an adapter."""
+
+import asyncio
+from collections.abc import Mapping
+from functools import lru_cache
+
+from serve_app.adapters.formats import Shape
+from serve_app.adapters.receipts import understand
+from serve_app.adapters.sources import LoraSources, StoredFile
+from serve_app.errors import (
+    LoraDownloadFailed,
+    LoraIncompatible,
+    LoraInvalidFile,
+    LoraNotFound,
+    LoraPathForbidden,
+    LoraUnknown,
+)
+from serve_app.schemas import LoraInfo, LoraList
+
+# Files whose headers are remembered, some KB each.
+KNOWN_FILES = 4096
+
+
+class Shelf:
+    """The LoRA root seen with the eyes of the served models: `linears` are those of each, by the model's id."""
+
+    def __init__(self, sources: LoraSources, linears: Mapping[str, Mapping[str, Shape]]) -> None:
+        self._sources = sources
+        self._linears = linears
+        # A file that its store says is unchanged is not read again.
+        self._known = lru_cache(KNOWN_FILES)(self._read)
+
+    async def page(self, search: str, cursor: str, limit: int) -> LoraList:
+        """As `Service.loras`."""
+        page: list[LoraInfo] = []
+        for file in await asyncio.to_thread(self._sources.files):
+            if file.path <= cursor:
+                continue
+            # In turn, so that no page reads more headers than it shows or searches.
+            info = await asyncio.to_thread(self._describe, file)
+            words = (info.path, info.receipt.trigger_word or "", info.receipt.kind) if info.receipt else (info.path,)
+            if any(search.lower() in word.lower() for word in words):
+                page.append(info)
+            if len(page) > limit:
+                break
+        return LoraList(loras=page[:limit], next_cursor=page[limit - 1].path if len(page) > limit else None)
+
+    async def one(self, path: str) -> LoraInfo:
+        """One file. Raises LoraUnknown, or LoraDownloadFailed if its store does not answer."""
+        try:
+            file = await asyncio.to_thread(self._sources.find, path)
+        except (LoraNotFound, LoraPathForbidden) as error:
+            raise LoraUnknown(error.message, error.details) from error
+        return await asyncio.to_thread(self._describe, file)
+
+    def _describe(self, file: StoredFile) -> LoraInfo:
+        try:
+            return self._known(file)
+        except (LoraNotFound, LoraDownloadFailed) as error:
+            # Of the store, not of the file: it is tried again.
+            return LoraInfo(path=file.path, fits=[], receipt=None, problem=error.message)
+
+    def _read(self, file: StoredFile) -> LoraInfo:
+        receipt, problem, fits = None, None, []
+        try:
+            admitted = self._sources.read(file)
+            for model, linears in self._linears.items():
+                try:
+                    receipt = understand(admitted.header, admitted.size_bytes, file.path, model, linears)
+                    fits.append(model)
+                except LoraIncompatible as error:
+                    problem = error.message
+        except LoraInvalidFile as error:
+            problem = error.message
+        return LoraInfo(path=file.path, fits=fits, receipt=receipt, problem=None if fits else problem)

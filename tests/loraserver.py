@@ -1,0 +1,112 @@
+"""A web server of one LoRA file, with ranges and versions as they should be, and with bad days."""
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+
+
+@dataclass
+class LoraServer:
+    """What the server has and does; may be changed at any time. `url` is the file's.
+
+    From the first response on the ETag is `next_etag`, if there is one. A response breaks off after
+    `breaks_off_after` bytes of its body, `times_broken_off` times, and falls silent after `silent_after` bytes until
+    `end` is set; before each 4096 bytes it waits `pause_s`. `requests` are the paths, ranges and tokens that were
+    asked for, `sent` the bytes of bodies that went out.
+    """
+
+    content: bytes = b""
+    etag: str | None = '"1"'
+    next_etag: str | None = None
+    last_modified: str | None = None
+    status: int = 200
+    knows_ranges: bool = True
+    says_length: bool = True
+    breaks_off_after: int | None = None
+    times_broken_off: int = 1_000_000
+    silent_after: int | None = None
+    pause_s: float = 0.0
+    url: str = ""
+    sent: int = 0
+    requests: list[tuple[str, str | None, str | None]] = field(default_factory=list)
+    end: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def ranges(self) -> list[str | None]:
+        return [asked for _, asked, _ in self.requests]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    mood: LoraServer
+
+    def do_GET(self) -> None:
+        mood, asked = self.mood, self.headers.get("Range")
+        mood.requests.append((self.path, asked, self.headers.get("Authorization")))
+        content, version = mood.content, mood.etag or mood.last_modified
+        place = RANGE.match(asked or "") if mood.knows_ranges else None
+        if place and self.headers.get("If-Range") not in (None, version):
+            place = None
+        start = int(place[1]) if place else 0
+        end = min(int(place[2]) + 1, len(content)) if place and place[2] else len(content)
+        status = mood.status
+        if status == 200 and place:
+            status = 206 if start < len(content) else 416
+        body = content[start:end] if status in (200, 206) else b""
+        self.send_response(status)
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+        if status == 416:
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+        for name, value in (("ETag", mood.etag), ("Last-Modified", mood.last_modified)):
+            if value:
+                self.send_header(name, value)
+        mood.etag = mood.next_etag or mood.etag
+        if mood.says_length:
+            self.send_header("Content-Length", str(len(body)))
+        else:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self._send(body)
+        self.close_connection = self.close_connection or not mood.says_length
+
+    def _send(self, body: bytes) -> None:
+        mood = self.mood
+        for start in range(0, len(body), 4096):
+            piece = body[start : start + 4096]
+            mood.end.wait(mood.pause_s)
+            if mood.silent_after is not None and start >= mood.silent_after:
+                mood.end.wait(30)
+            if mood.breaks_off_after is not None and mood.times_broken_off and start >= mood.breaks_off_after:
+                mood.times_broken_off -= 1
+                self.close_connection = True
+                return
+            try:
+                self.wfile.write(piece)
+            except OSError:
+                self.close_connection = True
+                return
+            mood.sent += len(piece)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def lora_server(content: bytes) -> Iterator[LoraServer]:
+    mood = LoraServer(content)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OwnHandler", (Handler,), {"mood": mood}))
+    server.daemon_threads = True
+    mood.url = f"http://127.0.0.1:{server.server_address[1]}/a.safetensors"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield mood
+    mood.end.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
