@@ -18,7 +18,7 @@ from serve_app.admission import Admission, Admitted, gather_all
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppConfig
 from serve_app.dispatch import Dispatcher, EditorCount, Editors, record_key
-from serve_app.errors import HistoryUnavailable, ImageNotFound, RequestNotFound
+from serve_app.errors import HistoryUnavailable, ImageNotFound, RequestNotFound, StoreUnavailable
 from serve_app.events import RequestEvent, events_since
 from serve_app.fetch import Fetcher
 from serve_app.jobs.records import (
@@ -173,11 +173,12 @@ class Service:
         return record
 
     async def ended(self, record: RequestRecord, seconds: float) -> RequestRecord:
-        """The request once it has ended, or as it is after so long."""
+        """The request once it has ended, or as it is after so long, or was when the store was last there."""
         until = time.monotonic() + seconds
-        while not record.status.ended and (left := until - time.monotonic()) > 0:
-            await self._watch.changed(record.id, record.version, min(left, UNCHANGED_S))
-            record = await self._store.requests.get(record.id)
+        with suppress(StoreUnavailable):
+            while not record.status.ended and (left := until - time.monotonic()) > 0:
+                await self._watch.changed(record.id, record.version, min(left, UNCHANGED_S))
+                record = await self._store.requests.get(record.id)
         return record
 
     async def events(self, record: RequestRecord, since: int, base_url: str) -> AsyncIterator[RequestEvent]:

@@ -148,6 +148,8 @@ class Queue:
     @transaction
     async def renew(self, owner: str, tasks: Sequence[EditTask]) -> None:
         """Put off the end of the leases that `owner` holds on `tasks`."""
+        if not tasks:
+            return
         keys = [(task.request_id, task.index) for task in tasks]
         mine = sa.select(_images.request_id, _images.image_index).where(_images.owner == owner, _KEY.in_(keys))
         async with self._database.writing() as connection:
