@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
@@ -21,11 +21,12 @@ from serve_app.artifacts import Artifacts
 from serve_app.config import ModelConfig
 from serve_app.dispatch import result_key
 from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError
-from serve_app.tasks import AdapterUse, EditDone, EditEvent, EditTask, StepDone
+from serve_app.holdings import Holdings
+from serve_app.tasks import AdapterUse, EditDone, EditEvent, EditPlan, EditTask, StepDone
 
 if TYPE_CHECKING:
     # The client's end lives in ingress processes, which never import torch.
-    from serve_app.engine import Edited, Engine
+    from serve_app.engine import Edited, Engine, Prepared
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +79,16 @@ class Editor:
             return set_id
 
         self._advertise = advertise
+        self._holdings = Holdings(self._engine.adapters)
 
     def check_health(self) -> None:
         """Serve replaces a replica whose health check raises: its device cannot be brought back."""
         if not self._engine.alive:
             raise DeviceLost("the device's context is dead")
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """What Serve takes to the routers: see `serve_app.routing.Report`."""
+        return self._holdings.report()
 
     async def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
         """The events of one edit. When the caller goes away, the edit stops at its next step.
@@ -110,16 +116,30 @@ class Editor:
             await asyncio.wait([work])
 
     async def _work(self, task: EditTask, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> EditDone:
-        plan, engine = task.plan, self._engine
-        prepared = await asyncio.to_thread(
-            lambda: engine.prepare(plan, [self._artifacts.get(f"controls/{sha256}") for sha256 in plan.control_images])
-        )
-        if plan.adapters:
-            # Tells the routers that this set is here. The adapters themselves are the engine's to keep.
-            await self._advertise(adapter_set_id(plan.adapters))
+        prepared = await self._prepare(task.plan)
         loop = asyncio.get_running_loop()
-        edited = await loop.run_in_executor(self._device_thread, engine.run, prepared, on_step, should_stop)
+
+        def run() -> tuple["Edited", float]:
+            started = time.perf_counter()
+            return self._engine.run(prepared, on_step, should_stop), time.perf_counter() - started
+
+        edited, seconds = await loop.run_in_executor(self._device_thread, run)
+        self._holdings.work_s.add(seconds)
         return await asyncio.to_thread(self._store, task, edited)
+
+    async def _prepare(self, plan: EditPlan) -> "Prepared":
+        def prepare() -> "Prepared":
+            controls = [self._artifacts.get(f"controls/{sha256}") for sha256 in plan.control_images]
+            return self._engine.prepare(plan, controls)
+
+        if not plan.adapters:
+            return await asyncio.to_thread(prepare)
+        set_id = adapter_set_id(plan.adapters)
+        with self._holdings.loading(set_id, [use.id for use in plan.adapters]):
+            # Before the load: others who want this set should come here, not load it too. Only a name; the
+            # adapters are the engine's to keep, and what it gives up or fails to load the holdings take back.
+            await self._advertise(set_id)
+            return await asyncio.to_thread(prepare)
 
     def _store(self, task: EditTask, edited: "Edited") -> EditDone:
         """Encode and store the picture; the record beside it comes last and says that it is whole."""
