@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import threading
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ def arrivals(seed: int, count: int, work_s: float, adapters: int) -> list[Arriva
 def task(arrival: Arrival) -> EditTask:
     use = AdapterUse(f"adapter {arrival.adapter}", "", "", 1.0)
     plan = EditPlan("qwen_image_edit", "reference", "", "", 32, 32, 1, 1.0, 0, "jpeg", (), (use,))
-    return EditTask(f"{arrival.caller}-{arrival.at}", 0, plan)
+    return EditTask(uuid.uuid4().hex, 0, plan)
 
 
 @ray.remote(num_cpus=0)
@@ -131,6 +132,9 @@ class Caller:
 
     def __init__(self, application: str) -> None:
         self._handle = serve.get_deployment_handle(editor_name("qwen_image_edit"), application)
+
+    async def is_up(self) -> bool:
+        return True
 
     async def send(self, mine: list[Arrival], start: float) -> list[Served]:
         return await asyncio.gather(*(self._one(arrival, start) for arrival in mine))
@@ -158,6 +162,7 @@ def deploy(ratio: float, work_s: float, folder: str) -> dict[str, list[Any]]:
         application = name.replace(" ", "-")
         serve.run(editors.bind(model, folder, engine), name=application, route_prefix=None)
         callers[name] = [Caller.remote(application) for _ in range(CALLERS)]
+    ray.get([caller.is_up.remote() for group in callers.values() for caller in group])
     return callers
 
 
@@ -214,7 +219,15 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", default=[1.5, 0.01], help="load / work")
     parser.add_argument("--adapters", type=int, default=40)
     args = parser.parse_args()
-    ray.init(address="local", num_cpus=64, include_dashboard=False, log_to_driver=False, namespace="serve")
+    ray.init(
+        address="local",
+        num_cpus=64,
+        include_dashboard=False,
+        log_to_driver=False,
+        namespace="serve",
+        # Ray runs workers at a low priority: whatever else the machine does would be measured with them.
+        _system_config={"worker_niceness": 0},
+    )
     try:
         for ratio in args.ratios:
             with tempfile.TemporaryDirectory() as folder:

@@ -5,6 +5,7 @@ each other; they agree because they reckon alike, from what the replicas report 
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -94,7 +95,7 @@ class Routing:
         self._popularity: dict[str, float] = {}
         self._seen: frozenset[str] = frozenset()
         self._declined: dict[str, float] = {}
-        self._assigned: dict[tuple[str, str], float] = {}
+        self._assigned: dict[str, tuple[str, str, float]] = {}  # by request: replica, adapters, when
 
     def plan(self, waiting: Iterable[Waiting], replicas: Sequence[Replica], now: float) -> dict[str, str]:
         """The replica for each request that should start now. The others wait: for a slot, or a warm replica.
@@ -102,8 +103,8 @@ class Routing:
         Earlier requests come first: each finds the replicas as those before it will leave them.
         """
         requests = sorted(waiting, key=lambda request: (request.since, request.id))
-        self._note(requests)
-        outlooks = self._outlooks(replicas, now)
+        self._note(requests, now)
+        outlooks = self._outlooks(replicas)
         starts: dict[str, str] = {}
         for request in requests if outlooks else ():
             best = self._best(request, outlooks, now)
@@ -117,9 +118,9 @@ class Routing:
 
     def assigned(self, request: Waiting, replica_id: str, now: float) -> None:
         """A request is on its way: what it needs counts as held there, before the replica can say so."""
-        self._assigned[replica_id, request.adapters] = now
+        self._assigned[request.id] = replica_id, request.adapters, now
 
-    def _note(self, requests: Sequence[Waiting]) -> None:
+    def _note(self, requests: Sequence[Waiting], now: float) -> None:
         """Count those that are new, and forget those that are gone."""
         for request in requests:
             if request.id not in self._seen:
@@ -128,9 +129,17 @@ class Routing:
                 self._popularity[request.adapters] = self._popularity.get(request.adapters, 0.0) + 1
         self._seen = frozenset(request.id for request in requests)
         self._declined = {id: since for id, since in self._declined.items() if id in self._seen}
+        # Who waits again was turned away: another router was faster.
+        self._assigned = {
+            id: assigned
+            for id, assigned in self._assigned.items()
+            if id not in self._seen and now - assigned[-1] < CONFIRMED_WITHIN_S
+        }
 
-    def _outlooks(self, replicas: Sequence[Replica], now: float) -> list[_Outlook]:
-        self._assigned = {key: at for key, at in self._assigned.items() if now - at < CONFIRMED_WITHIN_S}
+    def _outlooks(self, replicas: Sequence[Replica]) -> list[_Outlook]:
+        assigned = defaultdict(set)
+        for replica_id, adapters, _ in self._assigned.values():
+            assigned[replica_id].add(adapters)
         work_s = _typical([replica.work_s for replica in replicas], UNMEASURED_WORK_S)
         load_s = _typical([replica.load_s for replica in replicas], UNMEASURED_LOAD_S)
         return [
@@ -138,7 +147,7 @@ class Routing:
                 replica.id,
                 replica.running,
                 replica.slots,
-                {*replica.held, *(adapters for id, adapters in self._assigned if id == replica.id)},
+                {*replica.held, *assigned[replica.id]},
                 work_s if replica.work_s is None else replica.work_s,
                 load_s if replica.load_s is None else replica.load_s,
             )

@@ -124,9 +124,14 @@ def test_assignment_counts_before_the_replica_says_so(routing):
 
 
 def test_assignment_that_no_replica_confirms_is_forgotten(routing):
-    routing.assigned(request(), "x", 0.0)
+    routing.assigned(request("earlier"), "x", 0.0)
     busy = [replica("x", 1), replica("y")]
     assert routing.plan([request()], busy, CONFIRMED_WITHIN_S) == {"r": "y"}
+
+
+def test_assignment_of_a_request_that_was_turned_away_is_forgotten(routing):
+    routing.assigned(request(), "x", 0.0)
+    assert routing.plan([request()], [replica("x", 1), replica("y")], 0.1) == {"r": "y"}
 
 
 def test_earlier_request_gets_the_slot(routing):
