@@ -72,14 +72,14 @@ class Editor:
         on_gpu = ray.get_runtime_context().get_accelerator_ids().get("GPU")
         self._device_thread = ThreadPoolExecutor(1, "device", initializer=None if on_gpu else yield_to_others)
 
-        @serve.multiplexed(  # type: ignore[untyped-decorator]  # Ray
-            max_num_models_per_replica=max(1, config.adapter_cache_bytes // ADAPTER_BYTES)
-        )
+        names = max(1, config.adapter_cache_bytes // ADAPTER_BYTES)
+        self._holdings = Holdings(self._engine.adapters, names)
+
+        @serve.multiplexed(max_num_models_per_replica=names)  # type: ignore[untyped-decorator]  # Ray
         async def advertise(set_id: str) -> str:
             return set_id
 
         self._advertise = advertise
-        self._holdings = Holdings(self._engine.adapters)
 
     def check_health(self) -> None:
         """Serve replaces a replica whose health check raises: its device cannot be brought back."""
@@ -88,7 +88,7 @@ class Editor:
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """What Serve takes to the routers: see `serve_app.routing.Report`."""
-        return self._holdings.report()
+        return asdict(self._holdings.report(alive=self._engine.alive))
 
     async def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
         """The events of one edit. When the caller goes away, the edit stops at its next step.

@@ -3,8 +3,7 @@
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Protocol
 
 from serve_app.routing import MovingAverage, Report
 
@@ -21,10 +20,14 @@ class Adapters(Protocol):
 
 
 class Holdings:
-    """For one event loop. The adapters themselves are the cache's: it is asked what is still there."""
+    """For one event loop. The adapters themselves are the cache's: it is asked what is still there.
 
-    def __init__(self, adapters: Adapters) -> None:
+    `names` is how many sets Serve goes on naming, the latest used.
+    """
+
+    def __init__(self, adapters: Adapters, names: int) -> None:
         self._adapters = adapters
+        self._names = names
         self._sets: OrderedDict[str, tuple[str, ...]] = OrderedDict()  # least recently used first
         self._being_loaded: Counter[str] = Counter()
         self.work_s = MovingAverage()
@@ -42,13 +45,12 @@ class Holdings:
         finally:
             self._being_loaded -= Counter([set_id])
 
-    def report(self) -> dict[str, Any]:
-        """A `Report` as plain data. Seconds are rounded: each change is sent to every router."""
-        # In one order, whatever was used last: a report that says the same is not sent again.
-        held = tuple(sorted(set_id for set_id in self._sets if self._holds(set_id)))
-        gone = tuple(sorted(self._sets.keys() - held))
+    def report(self, alive: bool = True) -> Report:
+        """Sets in one order and seconds rounded: Serve sends each change of a report to every router."""
+        held = sorted(set_id for set_id in self._sets if self._holds(set_id))
+        gone = sorted(set(list(self._sets)[-self._names :]).difference(held))
         work_s, load_s = (_rounded(value) for value in (self.work_s.value, self._adapters.load_s))
-        return asdict(Report(held, gone, work_s, load_s))
+        return Report(tuple(held), tuple(gone), work_s, load_s, alive)
 
     def _holds(self, set_id: str) -> bool:
         return self._being_loaded[set_id] > 0 or all(map(self._adapters.holds, self._sets[set_id]))

@@ -89,13 +89,13 @@ class ExpectedCostRouter(RequestRouter):  # type: ignore[misc]  # Ray
         self._planned = frozenset(request.id for request in requests)
 
     def _known_replicas(self) -> list[Replica]:
-        """Those that have told their queue length lately."""
+        """Those that have told their queue length lately, less those that would turn everything away at once."""
         known = []
         for replica in self._replicas_list:
             running = self._replica_queue_len_cache.get(replica.replica_id)
-            if running is not None:
+            report = Report.of(replica.routing_stats)
+            if running is not None and report.alive:
                 unsent = sum(id == replica.replica_id for id, _ in self._unsent)
-                report = Report.of(replica.routing_stats)
                 known.append(
                     Replica(
                         replica.replica_id.unique_id,

@@ -33,13 +33,14 @@ class Report:
 
     `held` are the adapter sets in its host memory or on their way there; `gone` are others whose names Serve may
     still spread. `work_s` and `load_s` are what an edit and the load of an adapter take, in seconds, as measured;
-    None until they have been.
+    None until they have been. One that is not `alive` takes nothing until it is replaced.
     """
 
     held: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
     work_s: float | None = None
     load_s: float | None = None
+    alive: bool = True
 
     @classmethod
     def of(cls, stats: Mapping[str, Any]) -> Self:
