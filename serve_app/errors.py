@@ -34,6 +34,8 @@ ServiceError
 │   └── EditorUnavailable           retryable, and no attempt: nobody took the edit up
 ├── StoreUnavailable                the job database cannot be reached (status 503)
 ├── FetchFailed                     a download failed; carries the reason only
+├── StorageFailed                   artifact storage did not do what it was asked to (status 503)
+├── KeysRefused                     the file of API keys cannot be used
 └── CheckpointRefused               a checkpoint is not what the model's recipe assumes
 
 An error carries one message and, where a client needs facts, a dict of details. There is no `__init__`:
@@ -206,6 +208,15 @@ class EditorUnavailable(EditError):
 
 class FetchFailed(ServiceError):
     code = "FETCH_FAILED"
+
+
+class StorageFailed(ServiceError):
+    code = "STORAGE_FAILED"
+    status = 503
+
+
+class KeysRefused(ServiceError):
+    code = "KEYS_REFUSED"
 
 
 class CheckpointRefused(ServiceError):

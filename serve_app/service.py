@@ -19,9 +19,10 @@ from serve_app.artifacts import Artifacts
 from serve_app.config import AppConfig
 from serve_app.dispatch import Dispatcher, EditorCount, Editors, record_key
 from serve_app.errors import HistoryUnavailable, ImageNotFound, RequestNotFound, StoreUnavailable
-from serve_app.events import RequestEvent, events_since
+from serve_app.events import RequestEvent, events_since, payload_of
 from serve_app.fetch import Fetcher
 from serve_app.jobs.records import (
+    Delivery,
     HistoryFilter,
     NewImage,
     NewRequest,
@@ -32,13 +33,15 @@ from serve_app.jobs.records import (
     Webhook,
 )
 from serve_app.jobs.store import JobStore
-from serve_app.keys import Caller
+from serve_app.keys import Caller, Keys
 from serve_app.models.architecture import architecture_of
 from serve_app.models.profile import PROFILES, TRAINER
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.schemas import Explanation, InferenceRequest, LoraInfo, LoraList
+from serve_app.sweeper import Sweeper
 from serve_app.tasks import EditDone, EditPlan, Event
 from serve_app.watch import Watch
+from serve_app.webhooks import Deliverer
 
 # How long a watcher's view of its place in the queue may be old, and how long an unchanged request is believed (s).
 POSITION_S, UNCHANGED_S = 1.0, 15.0
@@ -51,6 +54,7 @@ class Service:
         self.config = config
         self._editors = editors
         self._editor_count = editor_count
+        self._keys = Keys(config.auth)
         # Before anything is started: a checkpoint that is not there fails the deploy.
         self._architectures = {model.id: architecture_of(model) for model in config.models}
         self._exits = AsyncExitStack()
@@ -72,6 +76,9 @@ class Service:
             self._store, self._editors, self._artifacts, config.jobs, self._editors_of_each_model
         )
         self._run_until_exit(self._dispatcher.run())
+        self._run_until_exit(Sweeper(self._store, self._artifacts, config.jobs).run())
+        if config.webhooks.secret is not None:
+            self._run_until_exit(Deliverer(self._store.outbox, config.webhooks, self._payload).run())
         return self
 
     def _run_until_exit(self, work: Coroutine[Any, Any, None]) -> None:
@@ -89,9 +96,9 @@ class Service:
     ) -> None:
         await self._exits.aclose()
 
-    def caller(self, key: str | None) -> Caller:
-        """Whose key it is. Raises Unauthorized."""
-        return Caller()
+    def caller(self, authorization: str | None, x_api_key: str | None) -> Caller:
+        """Who sends these two headers. Raises Unauthorized."""
+        return self._keys.caller(authorization, x_api_key)
 
     async def submit(
         self, request: InferenceRequest, caller: Caller, base_url: str, idempotency_key: str | None = None
@@ -133,6 +140,14 @@ class Service:
         if request.webhook_url is None:
             return None
         return Webhook(request.webhook_url, tuple(request.webhook_events), base_url)
+
+    async def _payload(self, delivery: Delivery) -> dict[str, Any] | None:
+        """What a webhook tells; None if there is nothing left to tell of."""
+        try:
+            record = await self._store.requests.get(delivery.request_id)
+        except RequestNotFound:
+            return None
+        return payload_of(record, delivery)
 
     async def _keep(self, controls: dict[str, bytes]) -> None:
         await gather_all(asyncio.to_thread(self._artifacts.put_new, key, data) for key, data in controls.items())

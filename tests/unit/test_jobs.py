@@ -383,34 +383,34 @@ async def test_webhooks_are_written_with_what_they_tell_of(store):
     hook = Webhook("http://h", ("started", "image", "succeeded"), "http://b")
     record = await store.requests.create(new(webhook=hook))
     await store.requests.create(new())
-    assert await store.outbox.take(10, 60) == []
+    assert await store.outbox.take(10, 60, per_host=10) == []
     [mine] = await claim(store)
     await store.queue.progress(mine, 0)
     await store.queue.progress(mine, 1)
     await store.queue.succeed(mine, DONE, is_stored)
-    taken = await store.outbox.take(10, 60)
+    taken = await store.outbox.take(10, 60, per_host=10)
     assert [(d.event, d.request_id, d.image_index, d.attempts, d.webhook) for d in taken] == [
         ("started", record.id, None, 1, hook),
         ("image", record.id, 0, 1, hook),
         ("succeeded", record.id, None, 1, hook),
     ]
-    assert await store.outbox.take(10, 60) == []
+    assert await store.outbox.take(10, 60, per_host=10) == []
 
 
 async def test_delivery_that_nobody_reports_on_is_due_again(store):
     await store.requests.create(new(webhook=Webhook("http://h", ("canceled",), "http://b"), tenant="t"))
     [row] = await store.requests.history(HistoryFilter(), None, 1)
     await store.requests.cancel(row.request_id)
-    [first] = await store.outbox.take(10, 0.05)
+    [first] = await store.outbox.take(10, 0.05, per_host=10)
     await asyncio.sleep(0.1)
-    [again] = await store.outbox.take(10, 0.05)
+    [again] = await store.outbox.take(10, 0.05, per_host=10)
     assert (again.id, again.attempts) == (first.id, 2)
     await store.outbox.failed(again.id, "refused", 0.01)
     await asyncio.sleep(0.05)
-    [third] = await store.outbox.take(10, 60)
+    [third] = await store.outbox.take(10, 60, per_host=10)
     await store.outbox.delivered(third.id)
     await asyncio.sleep(0.05)
-    assert await store.outbox.take(10, 0) == []
+    assert await store.outbox.take(10, 0, per_host=10) == []
 
 
 async def test_a_duty_has_one_owner_at_a_time(store):
