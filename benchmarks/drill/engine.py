@@ -34,6 +34,7 @@ class DrillEngine:
     def __init__(self, engine: "Engine", notes: Notes) -> None:
         self._engine = engine
         self._notes = notes
+        self.adapters = engine.adapters
 
     @property
     def alive(self) -> bool:
