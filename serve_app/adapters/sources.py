@@ -18,7 +18,7 @@ from serve_app.adapters.header import Header, header_end, read_header
 from serve_app.artifacts import Artifacts
 from serve_app.effective import without_secrets
 from serve_app.errors import FetchFailed, LoraDownloadFailed, LoraNotFound, LoraPathForbidden
-from serve_app.fetch import Fetcher
+from serve_app.fetch import DISK_FULL, Fetcher
 
 # The path of a page on the model hub: /<owner>/<repository>/blob|tree/<revision>/...
 MAX_PATH_BYTES = 250
@@ -177,6 +177,12 @@ class LoraSources:
         except FetchFailed as error:
             raise LoraDownloadFailed(
                 f"the LoRA at {name!r} could not be downloaded: {error.message}", {"lora_path": name}
+            ) from error
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            raise LoraDownloadFailed(
+                f"the LoRA at {name!r} could not be kept: this service's disk is full", {"lora_path": name}
             ) from error
 
     def read(self, file: StoredFile) -> AdmittedFile:

@@ -140,7 +140,7 @@ def test_bad_day_is_a_clear_error(server, submit, day, code, reason):
 
 
 def test_file_that_changes_between_two_reads_of_its_header_is_refused(server, submit):
-    server.content, server.next_etag = LONG_HEADER, '"2"'
+    server.content, server.later = LONG_HEADER, {"etag": '"2"'}
     error = submit(server.url)["detail"]["error"]
     assert (error["code"], "changed while it was read" in error["message"]) == ("LORA_DOWNLOAD_FAILED", True)
 
