@@ -75,7 +75,8 @@ class FetchConfig(Frozen):
     """Limits on what the service downloads for a client.
 
     `max_bytes` and `max_pixels` hold for one control image (base64 ones too), `max_lora_bytes` for one
-    adapter, `timeout_s` for one whole download of an image, `lora_timeout_s` for one of an adapter.
+    adapter. `timeout_s` is for one whole download of an image or of an adapter's header, and for the silence of a
+    server that sends an adapter; `lora_timeout_s` for one whole download of an adapter.
     Addresses that are not public are refused unless `allow_private_addresses` is set or one of
     `allowed_networks` (CIDR) holds them. `hub_hosts` are the model hub's: their page URLs are understood, and
     a request's `hf_token` goes to them alone.

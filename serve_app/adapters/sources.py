@@ -161,12 +161,7 @@ class LoraSources:
         """The file that `path` names, its header read. Raises LoraInvalidFile or LoraDownloadFailed."""
         if not is_url(path):
             return await asyncio.to_thread(lambda: self.read(self.find(path)))
-        url = hub_url(path, self._hub_hosts[0]) if path.lower().startswith(HUB_SCHEME) else path
-        try:
-            of_hub = urlsplit(url).hostname in self._hub_hosts
-        except ValueError as error:
-            raise LoraDownloadFailed("the path of a LoRA is not a valid http or https URL") from error
-        url = file_url(url) if of_hub else url
+        url, of_hub = self._file_url(path)
         name = without_secrets(url)
         try:
             # The token is the hub's: no other host that the request names gets to see it.
@@ -184,6 +179,17 @@ class LoraSources:
             raise LoraDownloadFailed(
                 f"the LoRA at {name!r} could not be kept: this service's disk is full", {"lora_path": name}
             ) from error
+
+    def _file_url(self, path: str) -> tuple[str, bool]:
+        """The URL of the file that a URL names, and whether it is of the hub. Raises LoraDownloadFailed."""
+        try:
+            if not path.isprintable():
+                raise ValueError("not text")
+            url = hub_url(path, self._hub_hosts[0]) if path.lower().startswith(HUB_SCHEME) else path
+            of_hub = urlsplit(url).hostname in self._hub_hosts
+        except ValueError as error:
+            raise LoraDownloadFailed("the path of a LoRA is not a valid http or https URL") from error
+        return (file_url(url) if of_hub else url), of_hub
 
     def read(self, file: StoredFile) -> AdmittedFile:
         """A file under the LoRA root with its header. Blocks.
