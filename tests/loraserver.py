@@ -27,6 +27,7 @@ class LoraServer:
     status: int = 200
     knows_ranges: bool = True
     says_length: bool = True
+    says_version_of_parts: bool = True
     breaks_off_after: int | None = None
     times_broken_off: int = 1_000_000
     silent_after: int | None = None
@@ -64,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
         if status == 416:
             self.send_header("Content-Range", f"bytes */{len(content)}")
         for name, value in (("ETag", mood.etag), ("Last-Modified", mood.last_modified)):
-            if value:
+            if value and (status == 200 or mood.says_version_of_parts):
                 self.send_header(name, value)
         if mood.says_length:
             self.send_header("Content-Length", str(len(body)))
