@@ -22,7 +22,7 @@ from serve_app.ingress import create_app
 from serve_app.models.registry import MODELS
 from serve_app.service import Service
 
-READINESS_TTL_S = 1.0
+EDITORS_TTL_S = 1.0
 
 
 @serve.ingress()
@@ -30,35 +30,35 @@ class Ingress:
     """An HTTP replica: stateless, on a CPU, one of several."""
 
     def __init__(self, config: AppConfig, editors: dict[str, DeploymentHandle]) -> None:
-        readiness = RunningEditors(serve.get_replica_context().app_name, list(editors))
-        self._service = Service(config, EditorHandles(editors), readiness)
+        running = RunningEditors(serve.get_replica_context().app_name, list(editors))
+        self._service = Service(config, EditorHandles(editors), running)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self._service)
 
 
 class RunningEditors:
-    """Which models have a running editor, as Serve's controller knows it; asked once a second at most."""
+    """How many running editors each model has, as Serve's controller knows it; asked once a second at most."""
 
     def __init__(self, application: str, models: list[str]) -> None:
         self._application = application
         self._models = models
-        self._known: Mapping[str, bool] = {}
+        self._known: Mapping[str, int] = {}
         self._asked = float("-inf")
 
-    async def __call__(self) -> Mapping[str, bool]:
-        if time.monotonic() - self._asked > READINESS_TTL_S:
+    async def __call__(self) -> Mapping[str, int]:
+        if time.monotonic() - self._asked > EDITORS_TTL_S:
             self._known = await asyncio.to_thread(self._ask)
             self._asked = time.monotonic()
         return self._known
 
-    def _ask(self) -> Mapping[str, bool]:
+    def _ask(self) -> Mapping[str, int]:
         application = serve.status().applications.get(self._application)
         deployments = application.deployments if application else {}
         return {
-            model: editor_name(model) in deployments
-            and deployments[editor_name(model)].replica_states.get("RUNNING", 0) > 0
+            model: deployments[editor_name(model)].replica_states.get("RUNNING", 0)
             for model in self._models
+            if editor_name(model) in deployments
         }
 
 

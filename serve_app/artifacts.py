@@ -1,10 +1,9 @@
 """Artifact storage: control images by content, results by request. A folder, or any fsspec URL."""
 
-import hashlib
 import json
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,11 @@ class Artifacts:
         """Where the artifact is: a real path if it is a local file, else its URL."""
         path = f"{self._root}/{key}"
         return path if isinstance(self._filesystem, LocalFileSystem) else str(self._filesystem.unstrip_protocol(path))
+
+    def key_of(self, url: str) -> str | None:
+        """The key of what `url` says is here, None if it is elsewhere."""
+        root = self.url("")
+        return url.removeprefix(root) if url.startswith(root) else None
 
     def put(self, key: str, data: bytes) -> None:
         """Write `data` under `key`, replacing what is there."""
@@ -52,13 +56,6 @@ class Artifacts:
             yield part
         finally:
             Path(part).unlink(missing_ok=True)
-
-    def put_content(self, folder: str, data: bytes) -> str:
-        """Write `data` under its sha256 in `folder`, unless it is there, and return the digest (hex)."""
-        digest = hashlib.sha256(data).hexdigest()
-        if not self.exists(f"{folder}/{digest}"):
-            self.put(f"{folder}/{digest}", data)
-        return digest
 
     def put_new(self, key: str, data: bytes) -> bool:
         """Write `data` under `key` unless something is there; whether it was written. Of several at once one does it.
@@ -90,6 +87,12 @@ class Artifacts:
 
     def exists(self, key: str) -> bool:
         return bool(self._filesystem.exists(f"{self._root}/{key}"))
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete what is there under these keys."""
+        for key in keys:
+            with suppress(FileNotFoundError):
+                self._filesystem.rm_file(f"{self._root}/{key}")
 
     def put_json(self, key: str, value: Any) -> None:
         self.put(key, json.dumps(value).encode())

@@ -94,16 +94,24 @@ class FetchConfig(Frozen):
 
 
 class JobsConfig(Frozen):
-    """Where jobs live and how long they may take.
+    """Where jobs live, how long they may take, how many may wait, and how long they are kept.
 
-    A picture may be in work for `timeout_s`. A dispatcher that has not been heard of for `lease_s` has lost
-    what it had claimed; each picture is tried at most `max_attempts` times.
+    A request has `deadline_s` from its POST to its end, the queue included, unless it says otherwise. A
+    dispatcher that has not been heard of for `lease_s` has lost what it had claimed, and an editor that makes
+    no step for `stall_s` has lost its edit; each picture is tried at most `max_attempts` times. At most
+    `max_queued_per_tenant` pictures of one tenant wait, and `max_queued` of all. A request is forgotten `keep_s`
+    after its end, and sooner if the files of all take more than `keep_bytes`.
     """
 
     database_url: Url = SQLITE_PREFIX + "data/jobs.sqlite3"
-    timeout_s: PositiveFloat = 3600.0
+    deadline_s: PositiveFloat = 86400.0
     lease_s: PositiveFloat = 10.0
+    stall_s: PositiveFloat = 600.0
     max_attempts: PositiveInt = 3
+    max_queued_per_tenant: PositiveInt = 5_000
+    max_queued: PositiveInt = 20_000
+    keep_s: PositiveFloat = 30 * 86400.0
+    keep_bytes: PositiveInt = 100 * 2**30
 
 
 class AppConfig(Frozen):

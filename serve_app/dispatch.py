@@ -5,10 +5,12 @@ One runs in each ingress. It is the only writer of what it has claimed.
 
 import asyncio
 import logging
+import os
+import socket
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing, suppress
 from typing import Protocol
 
 from pydantic import TypeAdapter
@@ -16,21 +18,30 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from serve_app.artifacts import Artifacts
 from serve_app.config import JobsConfig
-from serve_app.errors import EditorLost, EditorUnavailable, EditTimedOut, describe
-from serve_app.jobs import Claim, JobStore
+from serve_app.errors import EditorLost, EditorUnavailable, StoreUnavailable, describe
+from serve_app.jobs.records import Claim
+from serve_app.jobs.store import JobStore
 from serve_app.tasks import EditDone, EditEvent, EditTask
 
 logger = logging.getLogger(__name__)
 
-# What one dispatcher has under way or in Serve's queue; the rest waits in the database.
-MAX_IN_FLIGHT = 100
+# What one dispatcher has under way at most.
+MAX_IN_FLIGHT = 200
+# What is claimed for each editor: one picture on its device and one being prepared. The rest waits in the database,
+# where it is ordered, counted and can be cancelled. Without an editor as much is claimed as has Serve start one.
+CLAIMS_PER_EDITOR = 2
 # How often, in a lease's length, the database is looked at for work that nobody announced: a lost owner's.
 # As long is waited before a retry.
 POLLS_PER_LEASE = 10
+# How soon a lost claim is noticed, a cancelled one above all: well within a denoising step.
+WATCH_S = 0.1
 # Steps that follow each other faster than this are recorded together.
 PROGRESS_S = 0.25
 
 _results = TypeAdapter(EditDone)
+
+# How many editors of each model are running.
+EditorCount = Callable[[], Awaitable[Mapping[str, int]]]
 
 
 class Editors(Protocol):
@@ -41,21 +52,25 @@ class Editors(Protocol):
         ...
 
 
-def result_key(task: EditTask) -> str:
-    """Where the picture of a task lies in artifact storage, less its ending."""
-    return f"results/{task.request_id}/{task.index}"
+def record_key(request_id: str, index: int) -> str:
+    """Where an editor writes that a picture is whole, and what it is."""
+    return f"results/{request_id}/{index}.json"
 
 
 class Dispatcher:
     """`run` until cancelled; `wake` it when there is new work."""
 
-    def __init__(self, store: JobStore, editors: Editors, artifacts: Artifacts, config: JobsConfig) -> None:
+    def __init__(
+        self, store: JobStore, editors: Editors, artifacts: Artifacts, config: JobsConfig, editor_count: EditorCount
+    ) -> None:
         self._store = store
         self._editors = editors
         self._artifacts = artifacts
         self._config = config
-        self._owner = uuid.uuid4().hex
-        self._work: dict[asyncio.Task[None], EditTask] = {}
+        self._editor_count = editor_count
+        # For people who look into the database: which process holds what.
+        self._owner = f"{socket.gethostname()[:64]}:{os.getpid()}:{uuid.uuid4().hex}"
+        self._work: dict[asyncio.Task[None], Claim] = {}
         self._awake = asyncio.Event()
         self._poll_s = config.lease_s / POLLS_PER_LEASE
 
@@ -64,7 +79,7 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Claim and work until cancelled; then stop the work and give it back."""
-        renewal = asyncio.create_task(self._renew_for_ever())
+        beside = [asyncio.create_task(self._renew_for_ever()), asyncio.create_task(self._watch_for_ever())]
         try:
             while True:
                 self._awake.clear()
@@ -74,25 +89,26 @@ class Dispatcher:
                     async with asyncio.timeout(self._poll_s):
                         await self._awake.wait()
         finally:
-            renewal.cancel()
-            for task in self._work:
+            for task in (*beside, *self._work):
                 task.cancel()
-            await asyncio.gather(renewal, *self._work, return_exceptions=True)
-            await self._store.release(self._owner)
+            await asyncio.gather(*beside, *self._work, return_exceptions=True)
+            try:
+                await self._store.queue.release(self._owner)
+            except StoreUnavailable:
+                logger.exception("could not give the work back; its leases run out")
 
     async def _claim(self) -> None:
-        room = MAX_IN_FLIGHT - len(self._work)
-        if room <= 0:
-            return
         try:
-            claims = await self._store.claim(self._owner, room)
+            await self._store.queue.expire()
+            for model, editors in (await self._editor_count()).items():
+                room = MAX_IN_FLIGHT - len(self._work)
+                capacity = CLAIMS_PER_EDITOR * max(editors, 1)
+                for claim in await self._store.queue.claim(self._owner, model, capacity, room):
+                    task = asyncio.create_task(self._finish(claim))
+                    self._work[task] = claim
+                    task.add_done_callback(self._ended)
         except Exception:
             logger.exception("could not claim work; trying again")
-            return
-        for claim in claims:
-            task = asyncio.create_task(self._finish(claim))
-            self._work[task] = claim.task
-            task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         # What could not be recorded is renewed no more, and is anybody's once its lease has run out.
@@ -103,65 +119,134 @@ class Dispatcher:
         while True:
             await asyncio.sleep(self._config.lease_s / 3)
             try:
-                await self._store.renew(self._owner, list(self._work.values()))
+                await self._store.queue.renew(self._owner, [claim.task for claim in self._work.values()])
             except Exception:
                 logger.exception("could not renew the leases; trying again")
 
+    async def _watch_for_ever(self) -> None:
+        """Stop work on claims that are lost: cancelled, past their deadline, or another's."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            # What is claimed from here on is not in the answer.
+            work = list(self._work.items())
+            if not work:
+                continue
+            try:
+                held = await self._store.queue.held(self._owner)
+            except Exception:
+                logger.exception("could not look at the claims; trying again")
+                continue
+            for task, claim in work:
+                if (claim.task.request_id, claim.task.index, claim.generation) not in held:
+                    task.cancel()
+
     async def _finish(self, claim: Claim) -> None:
         """Bring one claimed picture to its end, or give it back."""
-        task = claim.task
+        task, clock = claim.task, Clock()
         try:
-            done = await self._earlier_result(claim) or await self._edit(claim)
+            done = await self._earlier_result(claim)
+            if done is None and len(claim.reasons) >= self._config.max_attempts:
+                await self._surely(lambda: self._store.queue.fail(claim, given_up(claim.reasons), 0.0))
+                return
+            done = done or await self._edit(claim, clock)
+            clock.stop()
+            await self._succeed(claim, done)
+        except asyncio.CancelledError:
+            if clock.seconds:
+                await self._store.queue.charge(claim, clock.seconds)
+            raise
         except (SQLAlchemyError, OSError):
             # The store or the storage, not the edit: its lease runs out, and somebody takes it up again.
             logger.exception("picture %s of %s could not be recorded", task.index, task.request_id)
         except Exception as error:
-            description = describe(error)
-            logger.warning("picture %s of %s: %s", task.index, task.request_id, description.message, exc_info=error)
-            # Who was turned away before the start has not tried: it waits for an editor as long as it takes.
-            attempts = claim.attempts + (not isinstance(error, EditorUnavailable))
-            if description.retryable and attempts < self._config.max_attempts:
+            await self._give_back(claim, error, clock.seconds)
+
+    async def _succeed(self, claim: Claim, done: EditDone) -> None:
+        recorded = await self._surely(lambda: self._store.queue.succeed(claim, done, self._artifacts.exists))
+        if not recorded:
+            await self._store.queue.charge(claim, done.timings.get("generate", 0.0))
+
+    async def _surely(self, write: Callable[[], Awaitable[bool]]) -> bool:
+        """Write what became of an edit, however long the store is away: what was made should not be made again."""
+        while True:
+            try:
+                return await write()
+            except StoreUnavailable:
+                logger.exception("could not record what became of an edit; trying again")
                 await asyncio.sleep(self._poll_s)
-                await self._store.retry(claim, attempts, description.message)
-            else:
-                await self._store.fail(claim, description.message)
+
+    async def _give_back(self, claim: Claim, error: Exception, gpu_seconds: float) -> None:
+        """Have an edit that failed tried again, or fail it for good."""
+        task, description = claim.task, describe(error)
+        logger.warning("picture %s of %s: %s", task.index, task.request_id, description.message, exc_info=error)
+        # Who was turned away before the start has not tried: it waits for an editor as long as it takes.
+        is_attempt = not isinstance(error, EditorUnavailable)
+        reasons = (*claim.reasons, description.message) if is_attempt else claim.reasons
+        if description.retryable and len(reasons) < self._config.max_attempts:
+            await asyncio.sleep(self._poll_s)
+            await self._surely(lambda: self._store.queue.retry(claim, reasons, gpu_seconds))
         else:
-            if done is not None:
-                await self._store.succeed(claim, done)
+            message = given_up(reasons) if description.retryable else description.message
+            await self._surely(lambda: self._store.queue.fail(claim, message, gpu_seconds))
 
     async def _earlier_result(self, claim: Claim) -> EditDone | None:
         """What an editor finished for a dispatcher that was lost before it could record it."""
         if claim.generation == 1:
             return None
-        stored = await asyncio.to_thread(self._artifacts.get_json, f"{result_key(claim.task)}.json")
-        return _results.validate_python(stored) if stored else None
+        key = record_key(claim.task.request_id, claim.task.index)
+        stored = await asyncio.to_thread(self._artifacts.get_json, key)
+        if not stored:
+            return None
+        done = _results.validate_python(stored)
+        return done if await asyncio.to_thread(self._artifacts.exists, done.key) else None
 
-    async def _edit(self, claim: Claim) -> EditDone | None:
-        """Have the picture made. None if the claim was lost meanwhile: somebody else records it then."""
-        if claim.attempts >= self._config.max_attempts:
-            raise EditorLost(f"given up after {claim.attempts} attempts whose editor or dispatcher was lost")
-        recorded = 0.0
-        # Waiting in Serve's queue takes what it takes: the clock starts with the work.
-        async with self._clock() as clock, aclosing(self._editors.edit(claim.task)) as events:
-            async for event in events:
-                if isinstance(event, EditDone):
-                    return event
-                now = time.monotonic()
-                if event.step == 0:
-                    clock.reschedule(asyncio.get_running_loop().time() + self._config.timeout_s)
-                if event.step == 0 or now - recorded >= PROGRESS_S:
-                    recorded = now
-                    if not await self._store.progress(claim, event.step):
-                        return None
+    async def _edit(self, claim: Claim, clock: "Clock") -> EditDone:
+        """Have the picture made. Raises what the editor raises, and EditorLost if it no longer gets on."""
+        now = asyncio.get_running_loop().time
+        recorded = float("-inf")
+        try:
+            async with asyncio.timeout(None) as patience, aclosing(self._editors.edit(claim.task)) as events:
+                async for event in events:
+                    if isinstance(event, EditDone):
+                        return event
+                    # Waiting for an editor takes what it takes: patience begins with the work.
+                    clock.start()
+                    patience.reschedule(now() + self._config.stall_s)
+                    if event.step == 0 or now() - recorded >= PROGRESS_S:
+                        recorded = now()
+                        await self._note_progress(claim, event.step)
+        except TimeoutError as error:
+            if not patience.expired():
+                raise
+            raise EditorLost(f"the editor made no step for {self._config.stall_s:g} s") from error
         raise EditorLost("the editor's answer ended before the picture was there")
 
-    @asynccontextmanager
-    async def _clock(self) -> AsyncIterator[asyncio.Timeout]:
-        """A time-out that is not set yet. Raises EditTimedOut when it strikes."""
+    async def _note_progress(self, claim: Claim, step: int) -> None:
+        """Whether the claim still holds is the watch's business."""
         try:
-            async with asyncio.timeout(None) as clock:
-                yield clock
-        except TimeoutError as error:
-            if not clock.expired():
-                raise
-            raise EditTimedOut(f"it took longer than {self._config.timeout_s:g} s") from error
+            await self._store.queue.progress(claim, step)
+        except StoreUnavailable:
+            logger.exception("could not record a step; the edit goes on")
+
+
+class Clock:
+    """Seconds since an editor began; 0 before, and once they are booked."""
+
+    def __init__(self) -> None:
+        self._started: float | None = None
+
+    def start(self) -> None:
+        if self._started is None:
+            self._started = time.monotonic()
+
+    def stop(self) -> None:
+        self._started = None
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started if self._started is not None else 0.0
+
+
+def given_up(reasons: tuple[str, ...]) -> str:
+    tries = "; ".join(f"{number}: {reason}" for number, reason in enumerate(reasons, 1))
+    return f"given up after {len(reasons)} attempts ({tries})"

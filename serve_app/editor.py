@@ -20,7 +20,7 @@ from serve_app import images
 from serve_app.adapters.contents import Contents
 from serve_app.artifacts import Artifacts
 from serve_app.config import FetchConfig, ModelConfig
-from serve_app.dispatch import result_key
+from serve_app.dispatch import record_key
 from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError
 from serve_app.tasks import AdapterUse, EditDone, EditEvent, EditTask, StepDone
 
@@ -131,21 +131,23 @@ class Editor:
         runtime = {key: value for key, value in edited.runtime.items() if key != "peak_memory_gib"}
         text = {"effective": edited.effective, "runtime": runtime}
         data = images.encode(edited.image, task.plan.output_format, text)
-        key = f"{result_key(task)}.{task.plan.output_format}"
+        digest = hashlib.sha256(data).hexdigest()
+        key = f"pictures/{digest}.{task.plan.output_format}"
         self._artifacts.put(key, data)
         done = EditDone(
+            key=key,
             url=self._artifacts.url(key),
             format=task.plan.output_format,
             width=edited.image.width,
             height=edited.image.height,
             seed=task.plan.seed,
             size_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
+            sha256=digest,
             timings=edited.timings | {"save": time.perf_counter() - started},
             effective=edited.effective,
             runtime=edited.runtime,
         )
-        self._artifacts.put_json(f"{result_key(task)}.json", asdict(done))
+        self._artifacts.put_json(record_key(task.request_id, task.index), asdict(done))
         return done
 
 

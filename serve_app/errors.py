@@ -19,16 +19,20 @@ ServiceError
 │   ├── LoraDownloadFailed          LORA_DOWNLOAD_FAILED
 │   ├── LoraChanged                 LORA_CHANGED
 │   ├── BodyTooLarge                BODY_TOO_LARGE, 413
+│   ├── Unauthorized                UNAUTHORIZED, 401
+│   ├── HistoryUnavailable          HISTORY_UNAVAILABLE, 403
 │   ├── RequestNotFound             REQUEST_NOT_FOUND, 404
-│   └── ImageNotFound               IMAGE_NOT_FOUND, 404
+│   ├── ImageNotFound               IMAGE_NOT_FOUND, 404
+│   ├── IdempotencyConflict         IDEMPOTENCY_CONFLICT, 409
+│   └── QueueFull                   QUEUE_FULL, 429
 ├── EditError                       an accepted edit could not be finished (status 500)
 │   ├── EditCanceled                told to stop
-│   ├── EditTimedOut                took longer than a job may
 │   ├── OutOfMemory                 this edit does not fit on the device
 │   ├── UnusableResult              the picture is not finite, or all of one colour
 │   ├── DeviceLost                  retryable: the device's context is dead, the replica is replaced
 │   ├── EditorLost                  retryable: the replica or its node went away in mid-edit
 │   └── EditorUnavailable           retryable, and no attempt: nobody took the edit up
+├── StoreUnavailable                the job database cannot be reached (status 503)
 ├── FetchFailed                     a download failed; carries the reason only
 └── CheckpointRefused               a checkpoint is not what the model's recipe assumes
 
@@ -144,16 +148,37 @@ class ImageNotFound(RequestError):
     status = 404
 
 
+class Unauthorized(RequestError):
+    code = "UNAUTHORIZED"
+    status = 401
+
+
+class HistoryUnavailable(RequestError):
+    code = "HISTORY_UNAVAILABLE"
+    status = 403
+
+
+class IdempotencyConflict(RequestError):
+    code = "IDEMPOTENCY_CONFLICT"
+    status = 409
+
+
+class QueueFull(RequestError):
+    code = "QUEUE_FULL"
+    status = 429
+
+
+class StoreUnavailable(ServiceError):
+    code = "STORE_UNAVAILABLE"
+    status = 503
+
+
 class EditError(ServiceError):
     code = "EDIT_FAILED"
 
 
 class EditCanceled(EditError):
     code = "EDIT_CANCELED"
-
-
-class EditTimedOut(EditError):
-    code = "EDIT_TIMED_OUT"
 
 
 class OutOfMemory(EditError):

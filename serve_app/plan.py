@@ -88,6 +88,9 @@ def check_control_images(request: InferenceRequest, spec: ModelSpec) -> None:
 
 def check_parameters(request: InferenceRequest, spec: ModelSpec, config: AppConfig) -> None:
     """Raise InvalidParameter for a value that is well formed and still cannot be served."""
+    limit = min(config.jobs.max_queued_per_tenant, config.jobs.max_queued)
+    if len(request.prompts) > limit:
+        raise InvalidParameter(f"{len(request.prompts)} prompts were sent; more than {limit} pictures may never wait")
     for index, prompt in enumerate(request.prompts):
         if prompt.resolution == "High":
             raise InvalidParameter(

@@ -6,9 +6,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr
 
 from serve_app.config import ProfileName
-from serve_app.tasks import Receipt, Status
+from serve_app.tasks import Priority, Receipt, Status
 
 MAX_SEED = 2**63 - 1
+MAX_DEADLINE_S = 7 * 86400.0
+WebhookEvent = Literal["started", "image", "succeeded", "failed", "canceled"]
+DEFAULT_WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = ("succeeded", "failed", "canceled")
 
 SUBMIT_EXAMPLE: dict[str, Any] = {
     "model": "qwen_image_edit",
@@ -94,6 +97,14 @@ class InferenceRequest(Tolerant):
     output_format: Literal["jpeg", "png", "webp"] = Field("jpeg", description="jpeg has quality 95; others no loss.")
     vae_tiling: bool = Field(False, description="The VAE works in tiles, as the trainer's low-memory setting has it.")
     exif: Literal["ignore", "apply"] = Field("ignore", description="Whether control images are turned as EXIF says.")
+    deadline_s: float | None = Field(
+        None, gt=0, le=MAX_DEADLINE_S, description="Seconds from now to its end at most. Default: the service's."
+    )
+    priority: Priority = Field(Priority.INTERACTIVE, description="bulk goes when no interactive one waits.")
+    webhook_url: str | None = Field(None, description="Where to post what becomes of it.")
+    webhook_events: list[WebhookEvent] = Field(
+        list(DEFAULT_WEBHOOK_EVENTS), description="Which events are posted to webhook_url."
+    )
 
 
 class Submitted(BaseModel):
@@ -139,6 +150,8 @@ class RequestStatus(BaseModel):
                     "finished_at": None,
                     "error": None,
                     "progress": {"images_done": 0, "images": 1, "steps_done": 7, "steps": 25},
+                    "queue_position": None,
+                    "eta_s": 6.3,
                 }
             ]
         }
@@ -151,6 +164,12 @@ class RequestStatus(BaseModel):
     finished_at: Moment | None
     error: str | None
     progress: Progress
+    queue_position: int | None = Field(
+        description="How many pictures are ahead of this request's first that waits; null if none of its does."
+    )
+    eta_s: float | None = Field(
+        description="Seconds until its end, as predicted from measured edits and the queue; null before the first."
+    )
 
 
 class ImageOutput(BaseModel):
@@ -216,6 +235,36 @@ class Explanation(BaseModel):
     effective: list[dict[str, Any]]
     ignored: list[str] = Field(description="Fields that were sent and mean nothing for this model.")
     notes: list[str] = Field(description="What the sender may not have meant.")
+
+
+class HistoryEntry(BaseModel):
+    request_id: str
+    tenant: str
+    model: str
+    priority: Priority
+    status: Status
+    created_at: Moment
+    started_at: Moment | None
+    finished_at: Moment | None
+    gpu_seconds: float
+    images: int
+    images_done: int
+    error: str | None
+
+
+class History(BaseModel):
+    requests: list[HistoryEntry]
+    next_cursor: str | None = Field(description="Send it as `cursor` for the next page; null on the last one.")
+
+
+class TenantUsage(BaseModel):
+    tenant: str
+    gpu_seconds: float
+    images: int
+
+
+class UsageList(BaseModel):
+    usage: list[TenantUsage]
 
 
 class ModelInfo(BaseModel):

@@ -19,6 +19,25 @@ class Status(StrEnum):
         return self in (Status.SUCCEEDED, Status.FAILED, Status.CANCELED)
 
 
+class Event(StrEnum):
+    """What a client can be told of a request."""
+
+    QUEUED = "queued"  # waits, with how many pictures before it
+    STARTED = "started"
+    STEP = "step"  # a denoising step of one picture is done
+    IMAGE = "image"  # a picture can be read
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+class Priority(StrEnum):
+    """A class of the queue."""
+
+    INTERACTIVE = "interactive"  # somebody waits for it: goes first
+    BULK = "bulk"  # goes when nobody waits, and now and then all the same
+
+
 @dataclass(frozen=True)
 class Receipt:
     """What an adapter's file is, read from its header.
@@ -105,12 +124,13 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EditDone:
-    """A finished picture, already readable under `url` in artifact storage.
+    """A finished picture, already readable under `key` in artifact storage, where `url` says it is.
 
     `timings` are seconds by stage; `effective` is what was done, the same record that `/v1/explain` gives
     beforehand; `runtime` is what only the editor knows: device, dtype, threads, versions.
     """
 
+    key: str
     url: str
     format: str
     width: int

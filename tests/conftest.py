@@ -3,7 +3,7 @@
 import base64
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import PIL.Image
 import pytest
 
 from serve_app.tasks import EditPlan
+from tests.postgres import PostgresServer
 
 if TYPE_CHECKING:
     from serve_app.engine import Engine
@@ -72,6 +73,13 @@ def make_body(control_png: bytes) -> Callable[..., dict]:
         return body | {k: v for k, v in fields.items() if k in top}
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL server of this run: `postgres.new_database()` is the URL of an empty database."""
+    with PostgresServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

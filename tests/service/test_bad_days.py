@@ -1,6 +1,10 @@
-"""What survives when processes die: editors, ingresses, the whole service. With timed stand-in engines."""
+"""What survives when processes die: editors, ingresses, the whole service. With timed stand-in engines.
+
+On PostgreSQL; the other tests of this folder run on SQLite.
+"""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -45,9 +49,11 @@ def notes(folder) -> Notes:
 
 
 @pytest.fixture(scope="module")
-def timed(deploy, folder):
+def timed(deploy, folder, postgres):
     """One application for all of these tests: each leaves it serving."""
-    application = deploy("timed", load_timed_engine, models=[{"checkpoint": str(folder), "device": "cpu"}])
+    models = [{"checkpoint": str(folder), "device": "cpu"}]
+    jobs = {"lease_s": 3, "database_url": postgres.new_database()}
+    application = deploy("timed", load_timed_engine, models=models, jobs=jobs)
     yield application
     application.stop()
 
@@ -81,6 +87,35 @@ def test_steps_are_seen_to_pass(timed, body):
     seen: set[int] = set()
     timed.wait(request_id, lambda s: seen.add(s["progress"]["steps_done"]) or s["status"] == "succeeded")
     assert len(seen) > 4
+
+
+def test_watcher_is_told_of_a_step_within_a_second(timed, body):
+    request_id = timed.submit(body())
+    with timed.client.stream("GET", f"/v1/requests/{request_id}/events") as answer:
+        told = [
+            (time.monotonic(), json.loads(line.removeprefix("data: ")))
+            for line in answer.iter_lines()
+            if line.startswith("data: ")
+        ]
+    steps = [(moment, data["step"]) for moment, data in told if "step" in data]
+    assert len(steps) > 4
+    # The engine's steps come at a steady rate: how late each was told, but for the first one's own delay.
+    late = [moment - step * STEP_S for moment, step in steps]
+    assert max(late) - min(late) < 1
+    assert told[-1][1]["status"] == "succeeded"
+
+
+def test_cancelled_edit_stops_at_its_next_step_and_the_next_one_starts(timed, notes, body):
+    running = timed.submit(body(seed=101))
+    waiting = timed.submit(body(seed=102))
+    timed.wait(running, begun)
+    step = timed.client.delete(f"/v1/requests/{running}").json()["progress"]["steps_done"]
+    assert timed.result(waiting)["status"] == "succeeded"
+    [line] = [line for line in notes.lines() if line.startswith("stopped 101")]
+    # It went on while the answer came, the dispatcher looked and the editor was told.
+    assert int(line.split()[-1]) <= step + 6
+    assert "made 101" not in notes.lines()
+    assert timed.status(running)["status"] == "canceled"
 
 
 async def test_edit_whose_caller_goes_away_stops_at_its_next_step(timed, notes, make_plan):

@@ -9,8 +9,7 @@ from aiohttp import web
 from starlette.testclient import TestClient
 
 from serve_app.artifacts import Artifacts
-from serve_app.config import AppConfig
-from serve_app.dispatch import result_key
+from serve_app.config import SQLITE_PREFIX, AppConfig
 from serve_app.ingress import create_app
 from serve_app.service import Service
 from serve_app.tasks import EditDone, EditEvent, EditTask, StepDone
@@ -38,7 +37,10 @@ def safetensors_bytes(shapes: Mapping[str, tuple[int, ...]] = PAIR, metadata: Ma
 
 
 class InstantEditors:
-    """Editors that make a picture at once. `errors` are raised first, one an edit; `gate` holds edits back."""
+    """Editors that make a picture at once. `errors` are raised first, one an edit; `gate` holds edits back.
+
+    `stopped` is set when an edit was told to stop.
+    """
 
     def __init__(self, artifacts: Artifacts) -> None:
         self._artifacts = artifacts
@@ -46,22 +48,27 @@ class InstantEditors:
         self.errors: list[Exception] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.stopped = asyncio.Event()
 
     async def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
         self.tasks.append(task)
         plan = task.plan
         yield StepDone(0, plan.steps)
-        await self.gate.wait()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.stopped.set()
+            raise
         if self.errors:
             raise self.errors.pop(0)
         for step in range(1, plan.steps + 1):
             yield StepDone(step, plan.steps)
-        key = f"{result_key(task)}.{plan.output_format}"
+        digest = hashlib.sha256(PICTURE).hexdigest()
+        key = f"pictures/{digest}.{plan.output_format}"
         self._artifacts.put(key, PICTURE)
         timings = {"generate": 1.0, "load_control_images": 0.1, "save": 0.1}
-        digest = hashlib.sha256(PICTURE).hexdigest()
         url, size = self._artifacts.url(key), len(PICTURE)
-        yield EditDone(url, plan.output_format, plan.width, plan.height, plan.seed, size, digest, timings, {})
+        yield EditDone(key, url, plan.output_format, plan.width, plan.height, plan.seed, size, digest, timings, {})
 
 
 class Application:
@@ -70,20 +77,32 @@ class Application:
     def __init__(self, config: AppConfig) -> None:
         self.config = config
         self.editors = InstantEditors(Artifacts(config.artifacts_url))
-        self.running = {model.id: True for model in config.models}
-        self.app = create_app(Service(config, self.editors, self._readiness))
+        self.running = {model.id: 1 for model in config.models}
+        self.app = create_app(Service(config, self.editors, self._editor_count))
 
-    async def _readiness(self) -> Mapping[str, bool]:
+    async def _editor_count(self) -> Mapping[str, int]:
         return self.running
 
 
+# For a module whose promises hold on both databases.
+ON_BOTH_DATABASES = pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> AppConfig:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty job database, SQLite unless a test asks for both."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return f"{SQLITE_PREFIX}{tmp_path}/jobs.sqlite3"
+    return str(request.getfixturevalue("postgres").new_database())
+
+
+@pytest.fixture
+def config(tmp_path: Path, database_url: str) -> AppConfig:
     """A config whose every path lies in the test's own folder, with one LoRA file in place."""
     lora = tmp_path / "loras/job/lora.safetensors"
     lora.parent.mkdir(parents=True)
     lora.write_bytes(safetensors_bytes())
-    paths = {"lora_root": "loras", "artifacts_url": "artifacts"}
+    paths = {"lora_root": "loras", "artifacts_url": "artifacts", "jobs": {"database_url": database_url}}
     return AppConfig.model_validate(paths | {"fetch": {"timeout_s": 2}}).resolved(tmp_path)
 
 

@@ -9,10 +9,12 @@ import pytest
 from serve_app.artifacts import Artifacts
 from serve_app.dispatch import Dispatcher
 from serve_app.errors import EditorLost, EditorUnavailable, LoraChanged
-from serve_app.jobs import JobStore
+from serve_app.jobs.store import JobStore
 from serve_app.tasks import Status
-from tests.unit.conftest import InstantEditors
-from tests.unit.test_jobs import PLAN
+from tests.unit.conftest import ON_BOTH_DATABASES, InstantEditors
+from tests.unit.test_jobs import MODEL, PLAN, claim, new
+
+pytestmark = ON_BOTH_DATABASES
 
 
 class Bench:
@@ -23,10 +25,16 @@ class Bench:
         self.artifacts = Artifacts(config.artifacts_url)
         self.store = JobStore(self.jobs)
         self.editors = InstantEditors(self.artifacts)
+        self.running = 4
+
+    async def editor_count(self) -> dict[str, int]:
+        return {MODEL: self.running}
 
     @asynccontextmanager
     async def dispatching(self):
-        running = asyncio.create_task(Dispatcher(self.store, self.editors, self.artifacts, self.jobs).run())
+        running = asyncio.create_task(
+            Dispatcher(self.store, self.editors, self.artifacts, self.jobs, self.editor_count).run()
+        )
         try:
             yield running
         finally:
@@ -34,9 +42,14 @@ class Bench:
             with suppress(asyncio.CancelledError):
                 await running
 
+    async def stopped(self) -> None:
+        """Return once an edit has been told to stop."""
+        async with asyncio.timeout(8):
+            await self.editors.stopped.wait()
+
     async def ended(self, request_id: str):
         async with asyncio.timeout(8):
-            while not (record := await self.store.get(request_id)).status.ended:
+            while not (record := await self.store.requests.get(request_id)).status.ended:
                 await asyncio.sleep(0.02)
         return record
 
@@ -50,7 +63,7 @@ async def bench(config):
 
 
 async def test_every_picture_of_a_request_is_made(bench):
-    record = await bench.store.create("m", [PLAN] * 5, {})
+    record = await bench.store.requests.create(new(5))
     async with bench.dispatching():
         record = await bench.ended(record.id)
     assert [image.status for image in record.images] == [Status.SUCCEEDED] * 5
@@ -59,7 +72,7 @@ async def test_every_picture_of_a_request_is_made(bench):
 
 async def test_lost_editor_costs_a_retry(bench):
     bench.editors.errors = [EditorLost("gone")] * 2
-    record = await bench.store.create("m", [PLAN], {})
+    record = await bench.store.requests.create(new())
     async with bench.dispatching():
         record = await bench.ended(record.id)
     assert record.status == Status.SUCCEEDED
@@ -68,16 +81,19 @@ async def test_lost_editor_costs_a_retry(bench):
 
 async def test_retries_are_bounded_and_the_reason_is_told(bench):
     bench.editors.errors = [EditorLost("gone")] * 9
-    record = await bench.store.create("m", [PLAN], {})
+    record = await bench.store.requests.create(new())
     async with bench.dispatching():
         record = await bench.ended(record.id)
-    assert (record.status, record.error) == (Status.FAILED, "prompt 0: gone")
+    assert (record.status, record.error) == (
+        Status.FAILED,
+        "prompt 0: given up after 3 attempts (1: gone; 2: gone; 3: gone)",
+    )
     assert len(bench.editors.tasks) == bench.jobs.max_attempts
 
 
 async def test_being_turned_away_is_no_attempt(bench):
     bench.editors.errors = [EditorUnavailable("no editor")] * (bench.jobs.max_attempts + 1)
-    record = await bench.store.create("m", [PLAN], {})
+    record = await bench.store.requests.create(new())
     async with bench.dispatching():
         record = await bench.ended(record.id)
     assert record.status == Status.SUCCEEDED
@@ -85,25 +101,79 @@ async def test_being_turned_away_is_no_attempt(bench):
 
 async def test_error_of_the_request_is_not_tried_again(bench):
     bench.editors.errors = [LoraChanged("the file was changed")]
-    record = await bench.store.create("m", [PLAN], {})
+    record = await bench.store.requests.create(new())
     async with bench.dispatching():
         record = await bench.ended(record.id)
     assert record.error == "prompt 0: the file was changed"
     assert len(bench.editors.tasks) == 1
 
 
-async def test_edit_that_takes_too_long_fails(bench):
-    bench.jobs = bench.jobs.model_copy(update={"timeout_s": 0.1})
+async def test_edit_that_takes_too_long_fails_and_is_stopped(bench):
     bench.editors.gate.clear()
-    record = await bench.store.create("m", [PLAN], {})
+    record = await bench.store.requests.create(new(deadline_s=0.3))
     async with bench.dispatching():
         record = await bench.ended(record.id)
-    assert record.error == "prompt 0: it took longer than 0.1 s"
+        await bench.stopped()
+    assert record.error == "it was not finished within its deadline of 0.3 s"
+
+
+async def test_editor_that_hangs_costs_a_retry(bench):
+    bench.jobs = bench.jobs.model_copy(update={"stall_s": 0.2})
+    bench.editors.gate.clear()
+    record = await bench.store.requests.create(new())
+    async with bench.dispatching():
+        await bench.stopped()
+        bench.editors.gate.set()
+        record = await bench.ended(record.id)
+    assert record.status == Status.SUCCEEDED
+    assert record.images[0].reasons == ("the editor made no step for 0.2 s",)
+
+
+async def test_cancelled_edit_is_stopped_and_the_editor_is_free_for_the_next(bench):
+    bench.running = 1
+    bench.editors.gate.clear()
+    record = await bench.store.requests.create(new(2))
+    async with bench.dispatching():
+        while len(bench.editors.tasks) < 2:
+            await asyncio.sleep(0.01)
+        waiting = await bench.store.requests.create(new())
+        await bench.store.requests.cancel(record.id)
+        bench.editors.stopped.clear()
+        await bench.stopped()
+        bench.editors.gate.set()
+        assert (await bench.ended(waiting.id)).status == Status.SUCCEEDED
+    assert (await bench.store.requests.get(record.id)).status == Status.CANCELED
+    # What was used until then is booked.
+    assert (await bench.store.requests.get(record.id)).gpu_seconds > 0
+
+
+async def test_no_more_is_in_flight_than_editors_can_use(bench):
+    bench.running = 2
+    bench.editors.gate.clear()
+    await bench.store.requests.create(new(20))
+    async with bench.dispatching(), bench.dispatching():
+        await asyncio.sleep(0.5)
+        assert len(bench.editors.tasks) == 4
+
+
+async def test_late_tenant_waits_for_no_more_than_what_is_in_flight(bench):
+    bench.running = 1
+    bench.editors.gate.clear()
+    await bench.store.requests.create(new(1000, tenant="early"))
+    async with bench.dispatching():
+        while len(bench.editors.tasks) < 2:
+            await asyncio.sleep(0.01)
+        late = await bench.store.requests.create(new(3, tenant="late"))
+        bench.editors.gate.set()
+        await bench.ended(late.id)
+    order = [task.request_id == late.id for task in bench.editors.tasks]
+    # Two were in flight; then the tenants take turns.
+    assert order[:8] == [False, False, True, False, True, False, True, False]
 
 
 async def test_stopped_dispatcher_gives_its_work_back(bench):
     bench.editors.gate.clear()
-    record = await bench.store.create("m", [PLAN] * 2, {})
+    record = await bench.store.requests.create(new(2))
     async with bench.dispatching():
         while len(bench.editors.tasks) < 2:
             await asyncio.sleep(0.01)
@@ -114,18 +184,18 @@ async def test_stopped_dispatcher_gives_its_work_back(bench):
 
 
 async def test_work_of_a_vanished_dispatcher_is_taken_up(bench):
-    record = await bench.store.create("m", [PLAN], {})
-    [claim] = await bench.store.claim("vanished", 1)
-    await bench.store.progress(claim, 1)
+    record = await bench.store.requests.create(new())
+    [mine] = await claim(bench.store, "vanished")
+    await bench.store.queue.progress(mine, 1)
     async with bench.dispatching():
         record = await bench.ended(record.id)
     assert record.status == Status.SUCCEEDED
 
 
 async def test_picture_that_a_vanished_dispatcher_had_made_is_used(bench):
-    record = await bench.store.create("m", [PLAN], {})
-    [claim] = await bench.store.claim("vanished", 1)
-    events = [event async for event in bench.editors.edit(claim.task)]
+    record = await bench.store.requests.create(new())
+    [mine] = await claim(bench.store, "vanished")
+    events = [event async for event in bench.editors.edit(mine.task)]
     # What an editor writes beside a finished picture.
     bench.artifacts.put_json(f"results/{record.id}/0.json", asdict(events[-1]))
     async with bench.dispatching():
@@ -136,7 +206,7 @@ async def test_picture_that_a_vanished_dispatcher_had_made_is_used(bench):
 
 async def test_lease_is_held_through_a_long_edit(bench):
     bench.editors.gate.clear()
-    record = await bench.store.create("m", [PLAN], {})
+    record = await bench.store.requests.create(new())
     async with bench.dispatching(), bench.dispatching():
         await asyncio.sleep(0.8)
         bench.editors.gate.set()

@@ -31,7 +31,7 @@ def test_health(client):
 
 def test_ready_names_the_models_without_an_editor(application, client):
     assert (client.get("/ready").status_code, client.get("/ready").json()["waiting_for"]) == (200, [])
-    application.running["qwen_image_edit"] = False
+    application.running["qwen_image_edit"] = 0
     answer = client.get("/ready")
     assert (answer.status_code, answer.json()) == (503, {"ready": False, "waiting_for": ["qwen_image_edit"]})
 

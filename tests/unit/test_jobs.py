@@ -1,26 +1,47 @@
-"""The store's promises: claims, leases, generations, ends."""
+"""The store's promises: claims, leases, generations, ends. On both databases."""
 
 import asyncio
+import uuid
+from dataclasses import replace
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 
-from serve_app.config import SQLITE_PREFIX, JobsConfig
-from serve_app.errors import RequestNotFound
-from serve_app.jobs import JobStore
-from serve_app.tasks import AdapterUse, EditDone, EditPlan, Status
+from serve_app.config import JobsConfig
+from serve_app.errors import EditorLost, IdempotencyConflict, QueueFull, RequestNotFound
+from serve_app.jobs import tables
+from serve_app.jobs.database import Database
+from serve_app.jobs.records import HistoryFilter, NewImage, NewRequest, Webhook
+from serve_app.jobs.store import JobStore
+from serve_app.tasks import AdapterUse, EditDone, EditPlan, Priority, Status
+from tests.unit.conftest import ON_BOTH_DATABASES
+
+pytestmark = ON_BOTH_DATABASES
 
 PLAN = EditPlan(
     "qwen_image_edit", "reference", "p", "", 64, 64, 8, 4.0, 42, "jpeg", ("ab",), (AdapterUse("i", "p", "u", 0.5),)
 )
-DONE = EditDone("/x.jpeg", "jpeg", 64, 64, 42, 3, "cd", {"generate": 1.0}, {"k": [1, 2]})
+DONE = EditDone("pictures/cd.jpeg", "/x.jpeg", "jpeg", 64, 64, 42, 3, "cd", {"generate": 2.0}, {"k": [1, 2]})
+MODEL = "qwen_image_edit"
+
+
+def new(images: int = 1, **fields: object) -> NewRequest:
+    request = NewRequest(uuid.uuid4().hex, "", MODEL, (NewImage(PLAN, 10.0),) * images, deadline_s=60)
+    return replace(request, **fields)
+
+
+def is_stored(key: str) -> bool:
+    return True
 
 
 @pytest.fixture
-async def open_store(tmp_path):
+async def open_store(database_url):
+    """Open a store on one and the same database: `open_store(lease_s=1)`."""
     stores = []
 
     async def open_store(**config: object) -> JobStore:
-        store = JobStore(JobsConfig.model_validate({"database_url": f"{SQLITE_PREFIX}{tmp_path}/j.db"} | config))
+        store = JobStore(JobsConfig.model_validate({"database_url": database_url} | config))
         await store.open()
         stores.append(store)
         return store
@@ -35,108 +56,141 @@ async def store(open_store):
     return await open_store()
 
 
+async def claim(store: JobStore, owner: str = "a", limit: int = 1, capacity: int = 1000):
+    return await store.queue.claim(owner, MODEL, capacity, limit)
+
+
 async def status(store: JobStore, request_id: str) -> Status:
-    return (await store.get(request_id)).status
+    return (await store.requests.get(request_id)).status
+
+
+async def test_the_migrations_make_the_tables(open_store, database_url):
+    await open_store()
+    database = Database(database_url)
+    async with database.reading() as connection:
+        differences = await connection.run_sync(
+            lambda c: compare_metadata(MigrationContext.configure(c, opts={"compare_type": True}), tables.metadata)
+        )
+    await database.close()
+    assert differences == []
+
+
+async def test_any_number_may_open_a_new_database_at_once(open_store):
+    stores = await asyncio.gather(*(open_store() for _ in range(6)))
+    record = await stores[0].requests.create(new())
+    assert await stores[5].requests.get(record.id) == record
 
 
 async def test_what_is_stored_is_read_back(store):
-    record = await store.create("qwen_image_edit", [PLAN, PLAN], {"ignored": ["fps"]})
-    assert await store.get(record.id) == record
+    asked = new(2, notes={"ignored": ["fps"]}, priority=Priority.BULK, tenant="t")
+    record = await store.requests.create(asked)
+    assert await store.requests.get(record.id) == record
+    assert (record.id, record.tenant, record.priority, record.notes) == (asked.id, "t", "bulk", {"ignored": ["fps"]})
     assert [image.plan for image in record.images] == [PLAN, PLAN]
 
 
-async def test_unknown_request(store):
-    with pytest.raises(RequestNotFound):
-        await store.get("x")
+@pytest.mark.parametrize("request_id", ["x", "0" * 32, "0" * 31 + "\0", "'; --"])
+async def test_unknown_request(store, request_id):
+    for ask in (store.requests.get, store.requests.standing):
+        with pytest.raises(RequestNotFound):
+            await ask(request_id)
+
+
+async def test_error_may_quote_anything_that_a_client_sent(store):
+    record = await store.requests.create(new())
+    [mine] = await claim(store)
+    assert await store.queue.fail(mine, "no file 'a\0b\ud800'", 0.0)
+    assert (await store.requests.get(record.id)).error == "prompt 0: no file 'a\\0b\\ud800'"
 
 
 async def test_picture_is_claimed_once(store):
-    await store.create("m", [PLAN], {})
-    assert len(await store.claim("a", 10)) == 1
-    assert await store.claim("b", 10) == []
+    await store.requests.create(new())
+    assert len(await claim(store, "a", 10)) == 1
+    assert await claim(store, "b", 10) == []
 
 
 async def test_two_stores_never_claim_the_same(open_store):
     stores = [await open_store(), await open_store()]
-    await stores[0].create("m", [PLAN] * 40, {})
-    taken = await asyncio.gather(*(stores[i % 2].claim(str(i % 2), 3) for i in range(20)))
+    await stores[0].requests.create(new(40))
+    taken = await asyncio.gather(*(claim(stores[i % 2], str(i % 2), 3) for i in range(20)))
     keys = [(claim.task.request_id, claim.task.index) for claims in taken for claim in claims]
     assert len(keys) == len(set(keys)) == 40
 
 
-async def test_oldest_is_claimed_first_and_pictures_in_order(store):
-    first = await store.create("m", [PLAN] * 2, {})
-    await asyncio.sleep(0.01)
-    second = await store.create("m", [PLAN], {})
-    claims = await store.claim("a", 3)
-    assert [(c.task.request_id, c.task.index) for c in claims] == [(first.id, 0), (first.id, 1), (second.id, 0)]
+async def test_no_more_are_claimed_than_editors_can_use_whoever_claims(store):
+    await store.requests.create(new(10))
+    assert len(await claim(store, "a", 10, capacity=3)) == 3
+    assert await claim(store, "b", 10, capacity=3) == []
+    assert len(await claim(store, "b", 10, capacity=4)) == 1
 
 
 async def test_lost_lease_is_claimed_by_another_who_alone_may_write(open_store):
     store = await open_store(lease_s=0.05)
-    record = await store.create("m", [PLAN], {})
-    [lost] = await store.claim("a", 1)
-    assert await store.progress(lost, 3)
+    record = await store.requests.create(new())
+    [lost] = await claim(store, "a")
+    assert await store.queue.progress(lost, 3)
     await asyncio.sleep(0.1)
-    [won] = await store.claim("b", 1)
-    assert (won.generation, won.attempts) == (2, 1)
-    assert not await store.progress(lost, 4)
-    assert not await store.succeed(lost, DONE)
-    assert not await store.fail(lost, "late")
-    assert await store.succeed(won, DONE)
+    [won] = await claim(store, "b")
+    assert (won.generation, won.reasons) == (2, ("its dispatcher was lost",))
+    assert await store.queue.held("a") == set()
+    assert not await store.queue.progress(lost, 4)
+    assert not await store.queue.succeed(lost, DONE, is_stored)
+    assert not await store.queue.retry(lost, ["late"], 0.0)
+    assert not await store.queue.fail(lost, "late", 0.0)
+    assert await store.queue.succeed(won, DONE, is_stored)
     assert await status(store, record.id) == Status.SUCCEEDED
 
 
 async def test_renewed_lease_is_not_lost(open_store):
-    store = await open_store(lease_s=0.2)
-    await store.create("m", [PLAN], {})
-    [claim] = await store.claim("a", 1)
+    store = await open_store(lease_s=0.3)
+    await store.requests.create(new())
+    [mine] = await claim(store, "a")
     for _ in range(6):
-        await asyncio.sleep(0.05)
-        await store.renew("a", [claim.task])
-    assert await store.claim("b", 1) == []
+        await asyncio.sleep(0.1)
+        await store.queue.renew("a", [mine.task])
+    assert await claim(store, "b") == []
 
 
 async def test_released_work_is_free_at_once_and_counts_no_attempt(store):
-    await store.create("m", [PLAN], {})
-    [claim] = await store.claim("a", 1)
-    await store.progress(claim, 1)
-    await store.release("a")
-    [again] = await store.claim("b", 1)
-    assert again.attempts == 0
+    await store.requests.create(new())
+    [mine] = await claim(store, "a")
+    await store.queue.progress(mine, 1)
+    await store.queue.release("a")
+    [again] = await claim(store, "b")
+    assert again.reasons == ()
 
 
 async def test_lost_before_its_first_step_counts_no_attempt(open_store):
     store = await open_store(lease_s=0.01)
-    await store.create("m", [PLAN], {})
-    await store.claim("a", 1)
+    await store.requests.create(new())
+    await claim(store, "a")
     await asyncio.sleep(0.05)
-    [again] = await store.claim("b", 1)
-    assert again.attempts == 0
+    [again] = await claim(store, "b")
+    assert again.reasons == ()
 
 
 async def test_in_progress_never_goes_back_and_started_at_is_the_first_start(store):
-    record = await store.create("m", [PLAN], {})
-    [claim] = await store.claim("a", 1)
-    await store.progress(claim, 0)
-    started = (await store.get(record.id)).started_at
-    await store.retry(claim, 1, "lost")
+    record = await store.requests.create(new())
+    [mine] = await claim(store)
+    await store.queue.progress(mine, 0)
+    started = (await store.requests.get(record.id)).started_at
+    await store.queue.retry(mine, ["lost"], 0.0)
     assert await status(store, record.id) == Status.IN_PROGRESS
-    [again] = await store.claim("a", 1)
+    [again] = await claim(store)
     await asyncio.sleep(0.01)
-    await store.progress(again, 0)
-    assert (await store.get(record.id)).started_at == started
-    assert again.attempts == 1
+    await store.queue.progress(again, 0)
+    assert (await store.requests.get(record.id)).started_at == started
+    assert again.reasons == ("lost",)
 
 
 async def test_request_ends_with_its_last_picture(store):
-    record = await store.create("m", [PLAN] * 3, {})
-    claims = await store.claim("a", 3)
-    await store.succeed(claims[0], DONE)
-    await store.fail(claims[1], "too large")
-    assert await status(store, record.id) in (Status.IN_QUEUE, Status.IN_PROGRESS)
-    await store.succeed(claims[2], DONE)
-    ended = await store.get(record.id)
+    record = await store.requests.create(new(3))
+    claims = await claim(store, limit=3)
+    await store.queue.succeed(claims[0], DONE, is_stored)
+    await store.queue.fail(claims[1], "too large", 1.0)
+    assert await status(store, record.id) == Status.IN_PROGRESS
+    await store.queue.succeed(claims[2], DONE, is_stored)
+    ended = await store.requests.get(record.id)
     assert (ended.status, ended.error) == (Status.FAILED, "prompt 1: too large")
     assert [image.result for image in ended.images] == [DONE, None, DONE]
     assert ended.started_at is not None
@@ -144,26 +198,224 @@ async def test_request_ends_with_its_last_picture(store):
 
 
 async def test_ended_picture_is_written_no_more(store):
-    await store.create("m", [PLAN], {})
-    [claim] = await store.claim("a", 1)
-    await store.succeed(claim, DONE)
-    assert not await store.fail(claim, "after the end")
-    assert await store.claim("b", 1) == []
+    await store.requests.create(new())
+    [mine] = await claim(store)
+    await store.queue.succeed(mine, DONE, is_stored)
+    assert not await store.queue.fail(mine, "after the end", 0.0)
+    assert await claim(store, "b") == []
+
+
+async def test_picture_that_is_no_longer_stored_is_not_reported(store):
+    record = await store.requests.create(new())
+    [mine] = await claim(store)
+    with pytest.raises(EditorLost):
+        await store.queue.succeed(mine, DONE, lambda key: False)
+    assert (await store.requests.get(record.id)).images[0].result is None
 
 
 async def test_cancelled_caller_leaves_no_lock_behind(open_store):
     store, other = await open_store(), await open_store()
     for _ in range(20):
-        creating = asyncio.create_task(store.create("m", [PLAN], {}))
+        creating = asyncio.create_task(store.requests.create(new()))
         await asyncio.sleep(0)
         creating.cancel()
         with pytest.raises(asyncio.CancelledError):
             await creating
-    await asyncio.wait_for(other.create("m", [PLAN], {}), 2)
+    async with asyncio.timeout(2):
+        await other.requests.create(new())
 
 
 async def test_store_survives_being_closed(open_store):
-    record = await (await open_store()).create("m", [PLAN], {})
+    record = await (await open_store()).requests.create(new())
     again = await open_store()
-    assert await again.get(record.id) == record
-    assert len(await again.claim("b", 1)) == 1
+    assert await again.requests.get(record.id) == record
+    assert len(await claim(again)) == 1
+
+
+async def test_cancelled_request_ends_at_once_and_its_claims_are_lost(store):
+    record = await store.requests.create(new(3))
+    done, running = await claim(store, limit=2)
+    await store.queue.succeed(done, DONE, is_stored)
+    await store.queue.progress(running, 2)
+    await store.requests.cancel(record.id)
+    ended = await store.requests.get(record.id)
+    assert ended.status == Status.CANCELED
+    assert [image.status for image in ended.images] == [Status.SUCCEEDED, Status.CANCELED, Status.CANCELED]
+    assert await store.queue.held("a") == set()
+    assert not await store.queue.succeed(running, DONE, is_stored)
+    assert await claim(store) == []
+    await store.requests.cancel(record.id)
+    assert await store.requests.get(record.id) == ended
+
+
+async def test_request_past_its_deadline_fails_and_keeps_what_is_finished(store):
+    record = await store.requests.create(new(2, deadline_s=0.2))
+    patient = await store.requests.create(new())
+    [done] = await claim(store)
+    await store.queue.succeed(done, DONE, is_stored)
+    assert await store.queue.expire() == 0
+    await asyncio.sleep(0.3)
+    assert await store.queue.expire() == 1
+    ended = await store.requests.get(record.id)
+    assert (ended.status, ended.error) == (Status.FAILED, "it was not finished within its deadline of 0.2 s")
+    assert [image.result for image in ended.images] == [DONE, None]
+    assert await status(store, patient.id) == Status.IN_QUEUE
+
+
+async def test_same_key_and_body_is_the_same_request(store):
+    asked = new(idempotency_key="k", body_sha256="1" * 64, tenant="t")
+    first = await store.requests.create(asked)
+    again = await asyncio.gather(*(store.requests.create(replace(asked, id=uuid.uuid4().hex)) for _ in range(5)))
+    assert {record.id for record in again} == {first.id}
+    assert await store.requests.earlier("t", "k", "1" * 64) == first
+    assert await store.requests.earlier("another", "k", "1" * 64) is None
+    with pytest.raises(IdempotencyConflict):
+        await store.requests.create(replace(asked, id=uuid.uuid4().hex, body_sha256="2" * 64))
+    assert len(await claim(store, limit=10)) == 1
+
+
+async def test_request_whose_commit_was_answered_into_the_void_is_made_once(store):
+    asked = new()
+    assert await store.requests.create(asked) == await store.requests.create(asked)
+    assert len(await claim(store, limit=10)) == 1
+
+
+async def test_full_queue_refuses_and_what_is_claimed_no_longer_counts(open_store):
+    store = await open_store(max_queued=5, max_queued_per_tenant=3)
+    await store.requests.create(new(3, tenant="a"))
+    with pytest.raises(QueueFull, match="your queue is full: 3 pictures wait, at most 3 may"):
+        await store.requests.create(new(1, tenant="a"))
+    await store.requests.create(new(2, tenant="b"))
+    with pytest.raises(QueueFull, match="the queue is full"):
+        await store.requests.create(new(1, tenant="c"))
+    await claim(store)
+    await store.requests.create(new(1, tenant="c"))
+
+
+async def test_standing_tells_place_and_work_left(store):
+    first = await store.requests.create(new(2))
+    second = await store.requests.create(new(3, tenant="t"))
+    bulk = await store.requests.create(new(1, priority=Priority.BULK))
+    assert [(await store.requests.standing(r.id)).queue_position for r in (first, second, bulk)] == [0, 1, 5]
+    standing = await store.requests.standing(second.id)
+    # Two of the first request's and three of its own.
+    assert (standing.work_left, standing.speed) == (50.0, None)
+    [mine] = await claim(store)
+    await store.queue.progress(mine, 4)
+    assert (await store.requests.standing(second.id)).work_left == 45.0
+    await store.queue.succeed(mine, DONE, is_stored)
+    standing = await store.requests.standing(bulk.id)
+    assert (standing.queue_position, standing.work_left, standing.speed) == (4, 50.0, 5.0)
+
+
+async def test_running_request_has_no_place_and_its_own_work_left(store):
+    record = await store.requests.create(new())
+    [mine] = await claim(store)
+    await store.queue.progress(mine, 6)
+    standing = await store.requests.standing(record.id)
+    assert (standing.queue_position, standing.work_left) == (None, 2.5)
+
+
+async def test_every_change_has_a_version_of_its_own(store):
+    record = await store.requests.create(new(2))
+    seen = [record.version]
+
+    async def changed() -> None:
+        version = (await store.requests.versions([record.id, "x"]))[record.id]
+        assert version > seen[-1]
+        seen.append(version)
+
+    first, second = await claim(store, limit=2)
+    await store.queue.progress(first, 0)
+    await changed()
+    await store.queue.succeed(first, DONE, is_stored)
+    await changed()
+    await store.queue.retry(second, ["lost"], 0.0)
+    await changed()
+    [second] = await claim(store)
+    await store.queue.succeed(second, DONE, is_stored)
+    await changed()
+    ended = await store.requests.get(record.id)
+    # So that a watcher who has seen the last picture has not seen the end.
+    assert ended.images[1].version < ended.version
+
+
+async def test_what_was_used_is_booked_on_request_and_tenant(store):
+    record = await store.requests.create(new(3, tenant="t"))
+    done, lost, canceled = await claim(store, limit=3)
+    await store.queue.succeed(done, DONE, is_stored)
+    await store.queue.retry(lost, ["lost"], 0.5)
+    await store.requests.cancel(record.id)
+    await store.queue.charge(canceled, 0.25)
+    assert (await store.requests.get(record.id)).gpu_seconds == 2.75
+    [usage] = await store.requests.usage("t")
+    assert (usage.gpu_seconds, usage.images) == (2.75, 1)
+    assert await store.requests.usage("another") == []
+
+
+async def test_history_is_filtered_and_paged(store):
+    other = replace(PLAN, adapters=(AdapterUse("j", "other.safetensors", "u", 1.0),))
+    ids = []
+    for i in range(5):
+        await asyncio.sleep(0.005)
+        asked = replace(new(tenant="t"), images=(NewImage(other if i == 3 else PLAN, 1.0),))
+        ids.append((await store.requests.create(asked)).id)
+    await store.requests.create(new(tenant="another"))
+    await store.requests.cancel(ids[1])
+
+    async def listed(limit: int = 50, before: tuple[float, str] | None = None, **which: object) -> list[str]:
+        rows = await store.requests.history(HistoryFilter(**{"tenant": "t"} | which), before, limit)
+        return [row.request_id for row in rows]
+
+    assert await listed() == ids[::-1]
+    assert await listed(lora="other.safetensors") == [ids[3]]
+    assert await listed(status=Status.CANCELED) == [ids[1]]
+    assert await listed(model="x") == []
+    assert len(await listed(tenant=None)) == 6
+    last = await store.requests.get(ids[2])
+    assert await listed(since=last.created_at) == ids[:1:-1]
+    assert await listed(until=last.created_at) == ids[1::-1]
+    assert await listed(2) == ids[:2:-1]
+    assert await listed(2, before=((await store.requests.get(ids[3])).created_at, ids[3])) == [ids[2], ids[1]]
+
+
+async def test_webhooks_are_written_with_what_they_tell_of(store):
+    hook = Webhook("http://h", ("started", "image", "succeeded"), "http://b")
+    record = await store.requests.create(new(webhook=hook))
+    await store.requests.create(new())
+    assert await store.outbox.take(10, 60) == []
+    [mine] = await claim(store)
+    await store.queue.progress(mine, 0)
+    await store.queue.progress(mine, 1)
+    await store.queue.succeed(mine, DONE, is_stored)
+    taken = await store.outbox.take(10, 60)
+    assert [(d.event, d.request_id, d.image_index, d.attempts, d.webhook) for d in taken] == [
+        ("started", record.id, None, 1, hook),
+        ("image", record.id, 0, 1, hook),
+        ("succeeded", record.id, None, 1, hook),
+    ]
+    assert await store.outbox.take(10, 60) == []
+
+
+async def test_delivery_that_nobody_reports_on_is_due_again(store):
+    await store.requests.create(new(webhook=Webhook("http://h", ("canceled",), "http://b"), tenant="t"))
+    [row] = await store.requests.history(HistoryFilter(), None, 1)
+    await store.requests.cancel(row.request_id)
+    [first] = await store.outbox.take(10, 0.05)
+    await asyncio.sleep(0.1)
+    [again] = await store.outbox.take(10, 0.05)
+    assert (again.id, again.attempts) == (first.id, 2)
+    await store.outbox.failed(again.id, "refused", 0.01)
+    await asyncio.sleep(0.05)
+    [third] = await store.outbox.take(10, 60)
+    await store.outbox.delivered(third.id)
+    await asyncio.sleep(0.05)
+    assert await store.outbox.take(10, 0) == []
+
+
+async def test_a_duty_has_one_owner_at_a_time(store):
+    assert await store.take_duty("sweep", "a", 0.2)
+    assert not await store.take_duty("sweep", "b", 0.2)
+    assert await store.take_duty("sweep", "a", 0.2)
+    await asyncio.sleep(0.3)
+    assert await store.take_duty("sweep", "b", 0.2)

@@ -1,0 +1,46 @@
+"""What happens to a request, as events that a watcher can resume: each has the request's version as its id.
+
+An event is derived from the record, so any ingress can tell it, also long after. A watcher who comes late, or
+again, is told of each picture once and of the newest step instead of every one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from serve_app.answers import output_of, result_of
+from serve_app.jobs.records import ImageRecord, RequestRecord
+from serve_app.tasks import Event, Status
+
+
+@dataclass(frozen=True)
+class RequestEvent:
+    """`version` is null for an event that cannot be resumed after: a place in the queue."""
+
+    event: Event
+    version: int | None
+    data: dict[str, Any]
+
+
+def events_since(record: RequestRecord, version: int, base_url: str) -> Iterator[RequestEvent]:
+    """The events of a request after `version`, oldest first; its end comes last."""
+    if record.started_version is not None and version < record.started_version:
+        yield RequestEvent(Event.STARTED, record.started_version, {"request_id": record.id})
+    # One that changed after its request was read belongs to the next time.
+    changed = (image for image in record.images if version < image.version <= record.version)
+    for image in sorted(changed, key=lambda image: image.version):
+        if (event := _of_image(record, image, base_url)) is not None:
+            yield event
+    if record.status.ended and version < record.version:
+        result = result_of(record, base_url).model_dump(mode="json")
+        yield RequestEvent(Event(record.status), record.version, result)
+
+
+def _of_image(record: RequestRecord, image: ImageRecord, base_url: str) -> RequestEvent | None:
+    output = output_of(record, image, base_url)
+    if output is not None:
+        return RequestEvent(Event.IMAGE, image.version, {"image": image.index} | output.model_dump())
+    if image.status == Status.IN_PROGRESS:
+        data = {"image": image.index, "step": image.step, "steps": image.plan.steps}
+        return RequestEvent(Event.STEP, image.version, data)
+    return None

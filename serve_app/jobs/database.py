@@ -1,0 +1,178 @@
+"""One database, two kinds: SQLite for one machine, PostgreSQL for a cluster. What differs between them is here."""
+
+import asyncio
+import functools
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from serve_app.errors import StoreUnavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+# How often a transaction is tried whose connection was lost, and how long is waited before the second try (s): each
+# pause is twice the one before.
+TRIES, PAUSE_S = 5, 0.1
+# SQLSTATEs of PostgreSQL: connection exceptions, operator intervention, deadlocks and the like.
+TRANSIENT_STATES = ("08", "57P", "40")
+# Locks of PostgreSQL that are not a row's: any two numbers that nothing else in this database uses.
+MIGRATION_LOCK, FILES_LOCK = 7_236_001, 7_236_002
+
+
+class Database:
+    """Connections to the job database. `open` it and `close` it within one event loop."""
+
+    def __init__(self, url: str) -> None:
+        self._url = sa.make_url(url)
+        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        if self.is_sqlite and self._url.database:
+            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
+        # A pooled connection that the server has closed is noticed before it is used.
+        self._writer: AsyncEngine = create_async_engine(self._url, pool_pre_ping=not self.is_sqlite)
+        # Polls are most of the traffic: a read is one statement, without a transaction around it.
+        self._reader: AsyncEngine = create_async_engine(
+            self._url,
+            isolation_level="AUTOCOMMIT",
+            skip_autocommit_rollback=True,
+            pool_reset_on_return=None,
+            pool_pre_ping=not self.is_sqlite,
+        )
+        if self.is_sqlite:
+            for engine in (self._writer, self._reader):
+                sa.event.listen(engine.sync_engine, "connect", _configure_sqlite)
+            sa.event.listen(self._writer.sync_engine, "begin", _begin_writing)
+
+    async def open(self) -> None:
+        """Bring the tables to this version, one process at a time. Raises StoreUnavailable."""
+        try:
+            async with self._writer.begin() as connection:
+                if not self.is_sqlite:
+                    await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+                await connection.run_sync(migrate)
+        except (DBAPIError, OSError) as error:
+            if is_worth_another_try(error):
+                raise StoreUnavailable("the job database cannot be reached") from error
+            raise
+
+    async def close(self) -> None:
+        await self._writer.dispose()
+        await self._reader.dispose()
+
+    def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A connection for single statements."""
+        return self._reader.connect()
+
+    def writing(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A transaction. In SQLite it holds the write lock from its start."""
+        return self._writer.begin()
+
+    @asynccontextmanager
+    async def removing_files(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction beside which no other begins to refer to a file."""
+        async with self.writing() as connection:
+            if not self.is_sqlite:
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(FILES_LOCK)))
+            yield connection
+
+    async def about_to_refer_to_files(self, connection: AsyncConnection) -> None:
+        """Wait until nobody removes files; from here to this transaction's end nobody does."""
+        if not self.is_sqlite:
+            await connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(FILES_LOCK)))
+
+    def insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+        """An INSERT that knows ON CONFLICT."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+
+def transaction(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Make a method one whole transaction: tried again if its connection is lost, StoreUnavailable if none is had.
+
+    So what it does has to be right when done twice: the answer to a commit can be lost too. Once begun it ends
+    before a cancellation of its caller goes on: a connection left in the middle would keep its locks.
+    """
+
+    async def persist(*args: P.args, **kwargs: P.kwargs) -> T:
+        for tries in range(1, TRIES + 1):
+            try:
+                return await method(*args, **kwargs)
+            except (SQLAlchemyError, OSError) as error:
+                if not is_worth_another_try(error):
+                    raise
+                if tries == TRIES:
+                    raise StoreUnavailable("the job database cannot be reached; try again") from error
+                logger.warning("lost the job database in %s; trying again", method.__name__, exc_info=error)
+                await asyncio.sleep(PAUSE_S * 2 ** (tries - 1))
+        raise AssertionError("unreachable")
+
+    @functools.wraps(method)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        whole = asyncio.ensure_future(persist(*args, **kwargs))
+        try:
+            return await asyncio.shield(whole)
+        except asyncio.CancelledError:
+            await asyncio.wait([whole])
+            raise
+
+    return call
+
+
+def is_worth_another_try(error: BaseException) -> bool:
+    """Whether a transaction failed for its connection or its neighbours, not for what it did."""
+    if not isinstance(error, DBAPIError):
+        # asyncpg's own, of a server that cannot be connected to.
+        return isinstance(error, OSError)
+    if isinstance(error.orig, sqlite3.Error):
+        return isinstance(error, OperationalError)
+    if isinstance(error, DataError | IntegrityError | ProgrammingError | NotSupportedError):
+        return False
+    # An error that the server did not send is one of the connection.
+    state: str | None = getattr(error.orig, "sqlstate", None)
+    return error.connection_invalidated or state is None or state.startswith(TRANSIENT_STATES)
+
+
+def migrate(connection: sa.Connection) -> None:
+    """Run the migrations that this database has not seen, on a connection that holds the lock for it."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _configure_sqlite(connection: Any, _: Any) -> None:
+    # The driver would begin transactions by itself, too late for the lock that a writer needs: see _begin_writing.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    # A commit is on the disk when it returns: what was accepted survives a power cut.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA busy_timeout = 30000")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_writing(connection: sa.Connection) -> None:
+    # With the write lock from the start: a transaction that reads first and writes later fails at once
+    # where another writer came between.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

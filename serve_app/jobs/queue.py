@@ -1,0 +1,312 @@
+"""The queue: who works on which picture, and what becomes of it.
+
+A dispatcher claims a picture for as long as it renews its lease. Every write of a claimed picture carries the
+claim's generation and is refused once the claim is lost: to a newer one, to a cancellation or to a deadline.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve_app.config import JobsConfig
+from serve_app.errors import EditorLost
+from serve_app.jobs import changes, tables
+from serve_app.jobs.changes import CLAIMED, ENDED, UNFINISHED, WAITING
+from serve_app.jobs.database import Database, transaction
+from serve_app.jobs.records import Claim
+from serve_app.jobs.turns import take_turns
+from serve_app.tasks import EditDone, EditPlan, EditTask, Event, Priority, Status
+
+_plans = TypeAdapter(EditPlan)
+_images = tables.images.c
+_KEY = sa.tuple_(_images.request_id, _images.image_index)
+# How much the newest measurement of a model's speed counts.
+NEWEST = 0.2
+
+LOST = "its dispatcher was lost"
+
+
+class ClaimLost(Exception):
+    """Undoes the transaction that finds out."""
+
+
+class Queue:
+    """Every method is one transaction."""
+
+    def __init__(self, database: Database, config: JobsConfig) -> None:
+        self._database = database
+        self._config = config
+
+    @transaction
+    async def claim(self, owner: str, model: str, capacity: int, limit: int) -> list[Claim]:
+        """Take up to `limit` pictures of `model` for `owner`, in the order of the queue.
+
+        Whoever claims, no more than `capacity` are claimed at a time. Those of an owner that was lost come first;
+        one that had begun has lost an attempt.
+        """
+        async with self._database.reading() as connection:
+            if not await self._is_anything_to_do(connection, model):
+                return []
+        async with self._database.writing() as connection:
+            lines = tables.lines.c
+            line = (
+                await connection.execute(sa.select(tables.lines).where(lines.model == model).with_for_update())
+            ).one()
+            held = sa.select(sa.func.count()).where(
+                _images.model == model, _images.state == CLAIMED, _images.lease_until >= tables.now()
+            )
+            room = min(limit, capacity - (await connection.execute(held)).scalar_one())
+            if room <= 0:
+                return []
+            rows = [await self._take_over(connection, owner, row) for row in await self._lost(connection, model, room)]
+            rows += await self._take_next(connection, owner, line, room - len(rows))
+        return [
+            Claim(
+                EditTask(row.request_id, row.image_index, _plans.validate_python(row.plan)),
+                row.tenant,
+                row.generation,
+                tuple(row.reasons),
+                row.work,
+            )
+            for row in rows
+        ]
+
+    async def _is_anything_to_do(self, connection: AsyncConnection, model: str) -> bool:
+        lost = sa.and_(_images.state == CLAIMED, _images.lease_until < tables.now())
+        some = sa.select(sa.literal(1)).where(_images.model == model, sa.or_(_images.state == WAITING, lost)).limit(1)
+        return (await connection.execute(some)).first() is not None
+
+    async def _lost(self, connection: AsyncConnection, model: str, room: int) -> Sequence[sa.Row[Any]]:
+        lost: sa.Select[Any] = (
+            sa.select(_images.request_id, _images.image_index, _images.status, _images.reasons)
+            .where(_images.model == model, _images.state == CLAIMED, _images.lease_until < tables.now())
+            .order_by(_images.created_at, _images.image_index)
+            .limit(room)
+            # Its owner may be there after all, and writing.
+            .with_for_update(skip_locked=True)
+        )
+        return (await connection.execute(lost)).all()
+
+    async def _take_over(self, connection: AsyncConnection, owner: str, row: sa.Row[Any]) -> sa.Row[Any]:
+        begun = row.status == Status.IN_PROGRESS
+        taken = await self._take(
+            connection,
+            owner,
+            [(row.request_id, row.image_index)],
+            reasons=[*row.reasons, LOST] if begun else row.reasons,
+        )
+        return taken[0]
+
+    async def _take_next(
+        self, connection: AsyncConnection, owner: str, line: sa.Row[Any], room: int
+    ) -> list[sa.Row[Any]]:
+        if room <= 0:
+            return []
+        heads = {
+            priority: (
+                await connection.execute(
+                    sa.select(_images.request_id, _images.image_index, _images.turn, _images.priority)
+                    .where(_images.model == line.model, _images.state == WAITING, _images.priority == priority)
+                    .order_by(_images.turn, _images.created_at, _images.image_index)
+                    .limit(room)
+                )
+            ).all()
+            for priority in Priority
+        }
+        next_, passed_over = take_turns(heads[Priority.INTERACTIVE], heads[Priority.BULK], room, line.passed_over)
+        served: dict[str, Any] = {f"{row.priority}_turn": row.turn for row in next_}
+        await connection.execute(
+            tables.lines.update().where(tables.lines.c.model == line.model).values(passed_over=passed_over, **served)
+        )
+        keys = [(row.request_id, row.image_index) for row in next_]
+        taken = {(row.request_id, row.image_index): row for row in await self._take(connection, owner, keys)}
+        # One that was cancelled in between is not among them.
+        return [taken[key] for key in keys if key in taken]
+
+    async def _take(
+        self, connection: AsyncConnection, owner: str, keys: list[tuple[str, int]], **values: Any
+    ) -> Sequence[sa.Row[Any]]:
+        take = (
+            tables.images.update()
+            .where(_KEY.in_(keys), _images.state != ENDED)
+            .values(
+                state=CLAIMED,
+                owner=owner,
+                generation=_images.generation + 1,
+                lease_until=tables.now() + self._config.lease_s,
+                **values,
+            )
+            .returning(*_images)
+        )
+        return (await connection.execute(take)).all()
+
+    @transaction
+    async def renew(self, owner: str, tasks: Sequence[EditTask]) -> None:
+        """Put off the end of the leases that `owner` holds on `tasks`."""
+        keys = [(task.request_id, task.index) for task in tasks]
+        mine = sa.select(_images.request_id, _images.image_index).where(_images.owner == owner, _KEY.in_(keys))
+        async with self._database.writing() as connection:
+            # One that somebody writes at this moment is renewed by that, or next time.
+            free = (await connection.execute(mine.with_for_update(skip_locked=True))).all()
+            await connection.execute(
+                tables.images.update()
+                .where(_KEY.in_([tuple(row) for row in free]))
+                .values(lease_until=tables.now() + self._config.lease_s)
+            )
+
+    @transaction
+    async def held(self, owner: str) -> set[tuple[str, int, int]]:
+        """The request, index and generation of each picture that `owner` holds."""
+        mine = sa.select(_images.request_id, _images.image_index, _images.generation).where(_images.owner == owner)
+        async with self._database.reading() as connection:
+            return {(row[0], row[1], row[2]) for row in await connection.execute(mine)}
+
+    @transaction
+    async def release(self, owner: str) -> None:
+        """Give back all that `owner` holds, unfinished and without an attempt counted."""
+        async with self._database.writing() as connection:
+            await connection.execute(
+                tables.images.update()
+                .where(_images.owner == owner, _images.state == CLAIMED)
+                .values(state=WAITING, owner=None, lease_until=None)
+            )
+
+    @transaction
+    async def progress(self, claim: Claim, step: int) -> bool:
+        """Note that `step` steps are done (0: an editor has begun). False if the claim is lost."""
+        try:
+            async with self._database.writing() as connection:
+                request = await changes.start(connection, claim.task.request_id)
+                lease_until = tables.now() + self._config.lease_s
+                await self._write(
+                    connection, claim, request, status=Status.IN_PROGRESS, step=step, lease_until=lease_until
+                )
+        except ClaimLost:
+            return False
+        return True
+
+    @transaction
+    async def retry(self, claim: Claim, reasons: Sequence[str], gpu_seconds: float) -> bool:
+        """Give the picture back; `reasons` say how each try so far ended. False if the claim is lost."""
+        try:
+            async with self._database.writing() as connection:
+                request = await changes.advance(connection, claim.task.request_id)
+                free = {"state": WAITING, "owner": None, "lease_until": None}
+                await self._write(connection, claim, request, reasons=list(reasons), **free)
+                await self._charge(connection, claim, gpu_seconds)
+        except ClaimLost:
+            return False
+        return True
+
+    @transaction
+    async def succeed(self, claim: Claim, done: EditDone, is_stored: Callable[[str], bool]) -> bool:
+        """Record a finished picture, and the request's end with the last one. False if the claim is lost.
+
+        `is_stored(key)` blocks and says whether an artifact is there. Raises EditorLost if the picture is not:
+        the same one was made before and purged meanwhile.
+        """
+        try:
+            async with self._database.writing() as connection:
+                await self._database.about_to_refer_to_files(connection)
+                if not await asyncio.to_thread(is_stored, done.key):
+                    raise EditorLost("its picture is no longer stored")
+                request = await changes.start(connection, claim.task.request_id)
+                await self._write(
+                    connection,
+                    claim,
+                    request,
+                    status=Status.SUCCEEDED,
+                    state=ENDED,
+                    step=claim.task.plan.steps,
+                    result=asdict(done),
+                    owner=None,
+                    lease_until=None,
+                )
+                assert request is not None
+                await connection.execute(
+                    self._database.insert(tables.request_files)
+                    .values(request_id=claim.task.request_id, key=done.key, size_bytes=done.size_bytes)
+                    # Two pictures of one request may be equal.
+                    .on_conflict_do_nothing()
+                )
+                seconds = done.timings.get("generate", 0.0)
+                await self._charge(connection, claim, seconds, images=1)
+                await self._measure(connection, claim, seconds)
+                await changes.announce(connection, request, Event.IMAGE, claim.task.index)
+                await changes.end_if_done(connection, claim.task.request_id)
+        except ClaimLost:
+            return False
+        return True
+
+    @transaction
+    async def fail(self, claim: Claim, error: str, gpu_seconds: float) -> bool:
+        """Record that a picture cannot be made, and the request's end with the last one. False if the claim is lost."""
+        try:
+            async with self._database.writing() as connection:
+                request = await changes.advance(connection, claim.task.request_id)
+                ended = {"status": Status.FAILED, "state": ENDED, "owner": None, "lease_until": None}
+                await self._write(connection, claim, request, error=changes.storable(error), **ended)
+                await self._charge(connection, claim, gpu_seconds)
+                await changes.end_if_done(connection, claim.task.request_id)
+        except ClaimLost:
+            return False
+        return True
+
+    @transaction
+    async def charge(self, claim: Claim, gpu_seconds: float) -> None:
+        """Book what was used for a claim that is lost."""
+        async with self._database.writing() as connection:
+            await self._charge(connection, claim, gpu_seconds)
+
+    @transaction
+    async def expire(self) -> int:
+        """Fail every request that is past its deadline; how many."""
+        requests = tables.requests.c
+        past = sa.select(requests.id, (requests.deadline_at - requests.created_at).label("seconds")).where(
+            requests.status.in_(UNFINISHED), requests.deadline_at < tables.now()
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(past)).all()
+        for row in rows:
+            async with self._database.writing() as connection:
+                error = f"it was not finished within its deadline of {row.seconds:g} s"
+                await changes.stop(connection, row.id, Status.FAILED, error)
+        return len(rows)
+
+    async def _write(
+        self, connection: AsyncConnection, claim: Claim, request: sa.Row[Any] | None, **values: Any
+    ) -> None:
+        """Update the claimed picture of a request that was just advanced. Raises ClaimLost."""
+        mine = sa.and_(
+            _images.request_id == claim.task.request_id,
+            _images.image_index == claim.task.index,
+            _images.generation == claim.generation,
+            _images.state == CLAIMED,
+        )
+        if request is None:
+            raise ClaimLost
+        written = await connection.execute(tables.images.update().where(mine).values(version=request.version, **values))
+        if not written.rowcount:
+            raise ClaimLost
+
+    async def _charge(self, connection: AsyncConnection, claim: Claim, seconds: float, images: int = 0) -> None:
+        request_id, tenant = claim.task.request_id, claim.tenant
+        await changes.charge(self._database, connection, request_id, tenant, seconds, images)
+
+    async def _measure(self, connection: AsyncConnection, claim: Claim, seconds: float) -> None:
+        """Learn from a finished edit how fast its model's editors are."""
+        if seconds <= 0.0 or claim.work <= 0.0:
+            return
+        new = self._database.insert(tables.speeds).values(model=claim.task.plan.model, flops_per_s=claim.work / seconds)
+        known = tables.speeds.c.flops_per_s
+        await connection.execute(
+            new.on_conflict_do_update(
+                index_elements=["model"],
+                set_={"flops_per_s": (1 - NEWEST) * known + NEWEST * new.excluded.flops_per_s},
+            )
+        )

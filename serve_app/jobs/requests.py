@@ -1,0 +1,229 @@
+"""Requests: taken in, looked at, cancelled, listed."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve_app.config import JobsConfig
+from serve_app.errors import IdempotencyConflict, QueueFull, RequestNotFound
+from serve_app.jobs import changes, statements, tables
+from serve_app.jobs.changes import WAITING
+from serve_app.jobs.database import Database, transaction
+from serve_app.jobs.records import HistoryFilter, ImageRecord, NewRequest, RequestRecord, Standing, Summary, Usage
+from serve_app.jobs.turns import first_turn
+from serve_app.tasks import EditDone, EditPlan, Priority, Status
+
+# A UUID in hex, as `NewRequest.id` is.
+ID = re.compile("[0-9a-f]{32}")
+
+_plans = TypeAdapter(EditPlan)
+_results = TypeAdapter(EditDone)
+_requests, _images = tables.requests.c, tables.images.c
+
+
+class Requests:
+    """Every method is one transaction."""
+
+    def __init__(self, database: Database, config: JobsConfig) -> None:
+        self._database = database
+        self._config = config
+
+    @transaction
+    async def create(self, new: NewRequest) -> RequestRecord:
+        """Commit a new request; the earlier one if its idempotency key has been used for the same body.
+
+        Raises QueueFull, and IdempotencyConflict if the key was used for another body.
+        """
+        try:
+            async with self._database.writing() as connection:
+                await self._database.about_to_refer_to_files(connection)
+                line = await self._line(connection, new.model)
+                await self._refuse_when_full(connection, new)
+                await self._insert(connection, new, await self._first_turn(connection, line, new))
+        except IntegrityError:
+            # Its key is there already; or it is itself, committed by a try whose answer was lost.
+            earlier = await self._same(new)
+            if earlier is None:
+                raise
+            return earlier
+        return await self._get(new.id)
+
+    @transaction
+    async def earlier(self, tenant: str, idempotency_key: str, body_sha256: str) -> RequestRecord | None:
+        """The request that was made with this key. Raises IdempotencyConflict if it had another body."""
+        return await self._by_key(tenant, idempotency_key, body_sha256)
+
+    @transaction
+    async def get(self, request_id: str) -> RequestRecord:
+        """The whole request. Raises RequestNotFound."""
+        return await self._get(request_id)
+
+    @transaction
+    async def standing(self, request_id: str) -> Standing:
+        """Where the request stands. Raises RequestNotFound."""
+        refuse_malformed(request_id)
+        async with self._database.reading() as connection:
+            row = (await connection.execute(statements.standing, {"request_id": request_id})).one_or_none()
+            if row is None:
+                raise _not_found(request_id)
+            values = dict(row._mapping) | {"status": Status(row.status)}
+            first, last = values.pop("first_turn"), values.pop("last_turn")
+            priority, work_left = values.pop("priority"), values.pop("work_running")
+            position = None
+            if first is not None:
+                line = {"model": row.model, "urgent": priority == Priority.INTERACTIVE, "created_at": row.created_at}
+                ahead = (await connection.execute(statements.line, line | {"first": first, "last": last})).one()
+                position, work_left = ahead.position, ahead.work
+        return Standing(**values, queue_position=position, work_left=work_left)
+
+    @transaction
+    async def versions(self, request_ids: Iterable[str]) -> dict[str, int]:
+        """The version of each of these requests that is there."""
+        of_these = sa.select(_requests.id, _requests.version).where(_requests.id.in_(list(request_ids)))
+        async with self._database.reading() as connection:
+            return {row[0]: row[1] for row in await connection.execute(of_these)}
+
+    @transaction
+    async def cancel(self, request_id: str) -> None:
+        """End a request that has no end yet. Whoever works on it finds its claim lost."""
+        async with self._database.writing() as connection:
+            await changes.stop(connection, request_id, Status.CANCELED, None)
+
+    @transaction
+    async def history(self, which: HistoryFilter, before: tuple[float, str] | None, limit: int) -> list[Summary]:
+        """Requests, newest first, from after the creation time and id `before`."""
+        page = statements.history(which, before, limit)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(page)).all()
+        return [
+            Summary(**dict(row._mapping) | {"status": Status(row.status), "priority": Priority(row.priority)})
+            for row in rows
+        ]
+
+    @transaction
+    async def usage(self, tenant: str | None) -> list[Usage]:
+        """What a tenant, or each of them, has used."""
+        whose = sa.select(tables.usage).order_by(tables.usage.c.tenant)
+        if tenant is not None:
+            whose = whose.where(tables.usage.c.tenant == tenant)
+        async with self._database.reading() as connection:
+            return [Usage(row.tenant, row.gpu_seconds, row.images) for row in await connection.execute(whose)]
+
+    async def _line(self, connection: AsyncConnection, model: str) -> sa.Row[Any]:
+        """The line of a model, held until the transaction ends."""
+        await connection.execute(self._database.insert(tables.lines).values(model=model).on_conflict_do_nothing())
+        line = sa.select(tables.lines).where(tables.lines.c.model == model).with_for_update()
+        return (await connection.execute(line)).one()
+
+    async def _refuse_when_full(self, connection: AsyncConnection, new: NewRequest) -> None:
+        waiting = sa.select(sa.func.count()).where(_images.state == WAITING)
+        limits = (
+            (self._config.max_queued_per_tenant, waiting.where(_images.tenant == new.tenant), "your queue is"),
+            (self._config.max_queued, waiting, "the queue is"),
+        )
+        for limit, count, whose in limits:
+            queued = (await connection.execute(count)).scalar_one()
+            if queued + len(new.images) > limit:
+                details = {"queued": queued, "limit": limit, "sent": len(new.images)}
+                raise QueueFull(f"{whose} full: {queued} pictures wait, at most {limit} may; try again later", details)
+
+    async def _first_turn(self, connection: AsyncConnection, line: sa.Row[Any], new: NewRequest) -> int:
+        last = sa.select(sa.func.max(_images.turn)).where(
+            _images.model == new.model, _images.priority == new.priority, _images.tenant == new.tenant
+        )
+        served = getattr(line, f"{new.priority}_turn")
+        return first_turn(served, (await connection.execute(last)).scalar_one())
+
+    async def _insert(self, connection: AsyncConnection, new: NewRequest, turn: int) -> None:
+        now = (await connection.execute(sa.select(tables.now()))).scalar_one()
+        await connection.execute(tables.requests.insert().values(statements.request_row(new, now)))
+        await connection.execute(tables.images.insert(), statements.image_rows(new, now, turn))
+        paths = {use.path for image in new.images for use in image.plan.adapters}
+        if paths:
+            rows = [{"request_id": new.id, "path": path[: statements.MAX_PATH]} for path in sorted(paths)]
+            await connection.execute(tables.request_loras.insert(), rows)
+        if new.files:
+            files = [{"request_id": new.id, "key": key, "size_bytes": size} for key, size in new.files.items()]
+            await connection.execute(tables.request_files.insert(), files)
+
+    async def _same(self, new: NewRequest) -> RequestRecord | None:
+        if new.idempotency_key is not None:
+            return await self._by_key(new.tenant, new.idempotency_key, new.body_sha256)
+        try:
+            return await self._get(new.id)
+        except RequestNotFound:
+            return None
+
+    async def _by_key(self, tenant: str, key: str, body_sha256: str | None) -> RequestRecord | None:
+        with_key = sa.select(_requests.id, _requests.body_sha256).where(
+            _requests.tenant == tenant, _requests.idempotency_key == key
+        )
+        async with self._database.reading() as connection:
+            row = (await connection.execute(with_key)).one_or_none()
+        if row is None:
+            return None
+        if row.body_sha256 != body_sha256:
+            raise IdempotencyConflict(
+                "this Idempotency-Key was used for a request with another body", {"request_id": row.id}
+            )
+        return await self._get(row.id)
+
+    async def _get(self, request_id: str) -> RequestRecord:
+        refuse_malformed(request_id)
+        async with self._database.reading() as connection:
+            # The request first: one that has ended has all that its pictures will ever have.
+            request = (
+                await connection.execute(tables.requests.select().where(_requests.id == request_id))
+            ).one_or_none()
+            if request is None:
+                raise _not_found(request_id)
+            of_request = tables.images.select().where(_images.request_id == request_id).order_by(_images.image_index)
+            rows = (await connection.execute(of_request)).all()
+        return _record(request, rows)
+
+
+def _record(request: sa.Row[Any], images: Sequence[sa.Row[Any]]) -> RequestRecord:
+    return RequestRecord(
+        id=request.id,
+        tenant=request.tenant,
+        model=request.model,
+        priority=Priority(request.priority),
+        status=Status(request.status),
+        error=request.error,
+        notes=request.notes,
+        created_at=request.created_at,
+        started_at=request.started_at,
+        finished_at=request.finished_at,
+        version=request.version,
+        started_version=request.started_version,
+        gpu_seconds=request.gpu_seconds,
+        purged=request.purged,
+        images=tuple(
+            ImageRecord(
+                row.image_index,
+                _plans.validate_python(row.plan),
+                Status(row.status),
+                row.step,
+                row.error,
+                _results.validate_python(row.result) if row.result else None,
+                row.version,
+                tuple(row.reasons),
+            )
+            for row in images
+        ),
+    )
+
+
+def refuse_malformed(request_id: str) -> None:
+    """Raise RequestNotFound for what no request is called; PostgreSQL does not even take a NUL as a question."""
+    if not ID.fullmatch(request_id):
+        raise _not_found(request_id)
+
+
+def _not_found(request_id: str) -> RequestNotFound:
+    return RequestNotFound(f"there is no request {request_id!r}", {"request_id": request_id})

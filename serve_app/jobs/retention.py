@@ -1,0 +1,94 @@
+"""What is no longer kept: requests past their age or beyond their bytes, and files that no request needs."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve_app.jobs import tables
+from serve_app.jobs.database import Database, transaction
+
+# Deletes artifacts by key; blocks.
+Delete = Callable[[Sequence[str]], None]
+
+_requests, _files = tables.requests.c, tables.request_files.c
+
+
+class Retention:
+    """Files are deleted inside the transaction in which nobody needs them: nobody can begin to need them meanwhile."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @transaction
+    async def older_than(self, seconds: float, limit: int) -> list[str]:
+        """The ids of requests that ended longer ago than that, the oldest first."""
+        old = (
+            sa.select(_requests.id)
+            .where(_requests.finished_at < tables.now() - seconds)
+            .order_by(_requests.finished_at)
+            .limit(limit)
+        )
+        async with self._database.reading() as connection:
+            return list((await connection.execute(old)).scalars())
+
+    @transaction
+    async def beyond(self, max_bytes: int, limit: int) -> list[str]:
+        """The ids of the ended requests, oldest first, whose files are beyond `max_bytes` for all."""
+        each = sa.select(sa.func.max(_files.size_bytes).label("size")).group_by(_files.key).subquery()
+        total = sa.select(sa.func.coalesce(sa.func.sum(each.c.size), 0))
+        oldest = (
+            sa.select(_requests.id, sa.func.sum(_files.size_bytes).label("size"))
+            .join(tables.request_files, _files.request_id == _requests.id)
+            .where(_requests.finished_at.is_not(None))
+            .group_by(_requests.id, _requests.finished_at)
+            .order_by(_requests.finished_at)
+            .limit(limit)
+        )
+        async with self._database.reading() as connection:
+            surplus = int((await connection.execute(total)).scalar_one()) - max_bytes
+            rows = (await connection.execute(oldest)).all() if surplus > 0 else []
+        beyond = []
+        for row in rows:
+            if surplus <= 0:
+                break
+            beyond.append(row.id)
+            surplus -= int(row.size)
+        return beyond
+
+    @transaction
+    async def remove(self, request_ids: Sequence[str], delete: Delete) -> None:
+        """Forget ended requests, and delete the files that nobody else needs."""
+        async with self._database.removing_files() as connection:
+            keys = await self._files_of(connection, request_ids)
+            ended = sa.and_(_requests.id.in_(request_ids), _requests.finished_at.is_not(None))
+            await connection.execute(tables.requests.delete().where(ended))
+            await self._delete_unneeded(connection, keys, delete)
+
+    @transaction
+    async def purge(self, request_id: str, delete: Delete) -> None:
+        """Delete the files of an ended request that nobody else needs, and its pictures from its record."""
+        async with self._database.removing_files() as connection:
+            keys = await self._files_of(connection, [request_id])
+            await connection.execute(tables.request_files.delete().where(_files.request_id == request_id))
+            await connection.execute(
+                tables.images.update().where(tables.images.c.request_id == request_id).values(result=None)
+            )
+            await connection.execute(tables.requests.update().where(_requests.id == request_id).values(purged=True))
+            await self._delete_unneeded(connection, keys, delete)
+
+    @transaction
+    async def delete_unneeded(self, keys: Sequence[str], delete: Delete) -> None:
+        """Delete those of these files that no request needs."""
+        async with self._database.removing_files() as connection:
+            await self._delete_unneeded(connection, keys, delete)
+
+    async def _files_of(self, connection: AsyncConnection, request_ids: Sequence[str]) -> list[str]:
+        of_requests = sa.select(_files.key).where(_files.request_id.in_(request_ids)).distinct()
+        return list((await connection.execute(of_requests)).scalars())
+
+    async def _delete_unneeded(self, connection: AsyncConnection, keys: Sequence[str], delete: Delete) -> None:
+        needed = set((await connection.execute(sa.select(_files.key).where(_files.key.in_(keys)))).scalars())
+        if unneeded := [key for key in keys if key not in needed]:
+            await asyncio.to_thread(delete, unneeded)

@@ -1,0 +1,36 @@
+"""What can be edited with: models and LoRAs."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+
+from serve_app.errors import LoraUnknown, Unauthorized
+from serve_app.routes.caller import caller_of
+from serve_app.schemas import LoraInfo, LoraList, ModelInfo, ModelList
+from serve_app.service import Service
+from serve_app.wire import error_docs
+
+DEFAULT_PAGE, MAX_PAGE = 50, 500
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter(tags=["models"], dependencies=[Depends(caller_of(service))], responses=error_docs(Unauthorized))
+
+    @routes.get("/v1/models")
+    async def models() -> ModelList:
+        """The models that this service edits with."""
+        return ModelList(models=[ModelInfo.model_validate(spec, from_attributes=True) for spec in service.models()])
+
+    @routes.get("/v1/loras")
+    async def loras(
+        search: str = "", cursor: str = "", limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE
+    ) -> LoraList:
+        """The files under the LoRA root with what their headers say; `search` looks at paths and trigger words."""
+        return await service.loras(search, cursor, limit)
+
+    @routes.get("/v1/loras/{path:path}", responses=error_docs(LoraUnknown))
+    async def lora(path: str) -> LoraInfo:
+        """One file under the LoRA root."""
+        return await service.lora(path)
+
+    return routes

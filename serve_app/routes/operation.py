@@ -1,0 +1,24 @@
+"""Whether the service lives and is ready. No key is needed."""
+
+from fastapi import APIRouter, Response
+
+from serve_app.schemas import Health, Readiness
+from serve_app.service import Service
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter(tags=["operation"])
+
+    @routes.get("/health")
+    async def health() -> Health:
+        """Whether this process answers."""
+        return Health()
+
+    @routes.get("/ready", responses={503: {"model": Readiness}})
+    async def ready(response: Response) -> Readiness:
+        """Whether every configured model has an editor; 503 until then."""
+        waiting_for = await service.waiting_for()
+        response.status_code = 503 if waiting_for else 200
+        return Readiness(ready=not waiting_for, waiting_for=waiting_for)
+
+    return routes
