@@ -98,7 +98,6 @@ class Contents:
             if error.errno not in DISK_FULL:
                 raise
         logger.warning("no room on disk for %s; it is read past the cache", use.path)
-        self._disk.discard(use.id)
         memory = BytesIO()
         bring(memory)
         memory.seek(0)
