@@ -22,6 +22,7 @@ from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import ModelSpec
 from serve_app.schemas import InferenceRequest, Lora
 from serve_app.tasks import AdapterUse, EditPlan
+from serve_app.webhooks import check_webhook
 
 T = TypeVar("T")
 
@@ -51,6 +52,8 @@ class Admission:
         plan.check_control_images(request, spec)
         control_files = await self._control_files(request, spec)
         plan.check_parameters(request, spec, self._config)
+        if request.webhook_url is not None:
+            check_webhook(request.webhook_url, self._config.webhooks)
         token = request.hf_token.get_secret_value() if request.hf_token else None
         adapters = await gather_all(self._adapter(lora, token, spec) for lora in request.loras)
         digests = {image: file.sha256 for image, file in control_files.items()}

@@ -20,6 +20,7 @@ from serve_app.config import AppConfig, ModelConfig
 from serve_app.editor import Editor, EditorHandles, EngineFactory, load_engine
 from serve_app.ingress import create_app
 from serve_app.models.registry import MODELS
+from serve_app.router import ROUTER
 from serve_app.service import Service
 
 EDITORS_TTL_S = 1.0
@@ -90,18 +91,23 @@ def build_application(config: AppConfig, load: EngineFactory = load_engine) -> s
 def _editor(model: ModelConfig, config: AppConfig, load: EngineFactory) -> serve.Application:
     if model.id not in MODELS:
         raise ValueError(f"models: there is no model {model.id!r}; there is: {', '.join(MODELS)}")
+    return editor_deployment(model).bind(model, config.artifacts_url, config.fetch, load)
+
+
+def editor_deployment(model: ModelConfig) -> serve.Deployment:
+    """The editors of a model, as they ship."""
     needs_gpu = model.device == "cuda" or (model.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     resources: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1 if needs_gpu else 0}
-    editor = serve.deployment(Editor).options(
+    return serve.deployment(Editor).options(
         name=editor_name(model.id),
         # One edit on the device and one being prepared; the rest waits where it can be counted.
         max_ongoing_requests=2,
         # As long as an edit may reasonably take: a replica that is told to go finishes what it runs.
         graceful_shutdown_timeout_s=60,
         health_check_period_s=2,
+        request_router_config=ROUTER,
         ray_actor_options=resources,
     )
-    return editor.bind(model, config.artifacts_url, config.fetch, load)
 
 
 def config_folder() -> Path:

@@ -4,11 +4,17 @@ import json
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+from serve_app.errors import StorageFailed
+
+# How file systems call the time of a file's last change (local, s3, azure, memory); the others are asked for it.
+CHANGED_KEYS = ("mtime", "LastModified", "last_modified", "created")
 
 
 class Artifacts:
@@ -18,7 +24,8 @@ class Artifacts:
     """
 
     def __init__(self, url: str) -> None:
-        self._filesystem, self._root = fsspec.url_to_fs(url)
+        # What another process deleted must not be there in a listing from before.
+        self._filesystem, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
 
     def url(self, key: str) -> str:
         """Where the artifact is: a real path if it is a local file, else its URL."""
@@ -57,6 +64,11 @@ class Artifacts:
         finally:
             Path(part).unlink(missing_ok=True)
 
+    def put_missing(self, key: str, data: bytes) -> None:
+        """Write content under a key that is its own, unless it is there."""
+        if not self.exists(key):
+            self.put(key, data)
+
     def put_new(self, key: str, data: bytes) -> bool:
         """Write `data` under `key` unless something is there; whether it was written. Of several at once one does it.
 
@@ -86,13 +98,11 @@ class Artifacts:
         return data
 
     def exists(self, key: str) -> bool:
-        return bool(self._filesystem.exists(f"{self._root}/{key}"))
-
-    def delete(self, keys: Sequence[str]) -> None:
-        """Delete what is there under these keys."""
-        for key in keys:
-            with suppress(FileNotFoundError):
-                self._filesystem.rm_file(f"{self._root}/{key}")
+        """Raises StorageFailed."""
+        try:
+            return bool(self._filesystem.exists(f"{self._root}/{key}"))
+        except OSError as error:
+            raise StorageFailed("artifact storage cannot be asked for a file") from error
 
     def put_json(self, key: str, value: Any) -> None:
         self.put(key, json.dumps(value).encode())
@@ -103,3 +113,49 @@ class Artifacts:
             return json.loads(self.get(key))
         except FileNotFoundError:
             return None
+
+    def older_than(self, folder: str, seconds: float) -> list[str]:
+        """The keys below `folder` that were last written longer ago than that, by this machine's clock.
+
+        Raises StorageFailed.
+        """
+        latest = datetime.now(UTC) - timedelta(seconds=seconds)
+        try:
+            files = self._filesystem.find(f"{self._root}/{folder}", detail=True)
+            return [path.removeprefix(f"{self._root}/") for path, info in files.items() if self._changed(info) < latest]
+        except OSError as error:
+            raise StorageFailed(f"the artifacts in {folder!r} cannot be listed") from error
+
+    def _changed(self, info: dict[str, Any]) -> datetime:
+        moment = next((info[key] for key in CHANGED_KEYS if info.get(key)), None)
+        if moment is None:
+            moment = self._filesystem.modified(info["name"])
+        changed = datetime.fromtimestamp(moment, UTC) if isinstance(moment, int | float) else moment
+        return changed if changed.tzinfo else changed.replace(tzinfo=UTC)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete what is there of these. Raises StorageFailed."""
+        paths = [f"{self._root}/{key}" for key in keys]
+        try:
+            # One request for many, where the storage has that.
+            self._filesystem.rm(paths)
+        except FileNotFoundError:
+            self._delete_each(paths)
+        except OSError as error:
+            raise StorageFailed(f"{len(keys)} artifacts cannot be deleted") from error
+
+    def _delete_each(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            try:
+                with suppress(FileNotFoundError):
+                    self._filesystem.rm_file(path)
+            except OSError as error:
+                raise StorageFailed("an artifact cannot be deleted") from error
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete what is below a folder, if it is there. Raises StorageFailed."""
+        try:
+            with suppress(FileNotFoundError):
+                self._filesystem.rm(f"{self._root}/{folder}", recursive=True)
+        except OSError as error:
+            raise StorageFailed(f"the artifacts in {folder!r} cannot be deleted") from error

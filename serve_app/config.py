@@ -1,5 +1,7 @@
 """The service's configuration: exactly the `args` of serve_config.yaml. Nothing else reads the environment."""
 
+import base64
+import binascii
 import os
 import re
 from ipaddress import IPv4Network, IPv6Network
@@ -7,9 +9,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from platformdirs import user_cache_path
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 SQLITE_PREFIX = "sqlite+aiosqlite:///"
+SECRET_PREFIX = "whsec_"
 MINIATURE = "miniature"
 AUTO = "auto"
 
@@ -100,7 +112,7 @@ class JobsConfig(Frozen):
     dispatcher that has not been heard of for `lease_s` has lost what it had claimed, and an editor that makes
     no step for `stall_s` has lost its edit; each picture is tried at most `max_attempts` times. At most
     `max_queued_per_tenant` pictures of one tenant wait, and `max_queued` of all. A request is forgotten `keep_s`
-    after its end, and sooner if the files of all take more than `keep_bytes`.
+    after its end, and sooner if the files of all take more than `keep_bytes`; that is looked at every `sweep_s`.
     """
 
     database_url: Url = SQLITE_PREFIX + "data/jobs.sqlite3"
@@ -112,6 +124,41 @@ class JobsConfig(Frozen):
     max_queued: PositiveInt = 20_000
     keep_s: PositiveFloat = 30 * 86400.0
     keep_bytes: PositiveInt = 100 * 2**30
+    sweep_s: PositiveFloat = 600.0
+
+
+class AuthConfig(Frozen):
+    """Who may call. `keys_file` holds hashes of API keys: see keys.py. Null: anybody may."""
+
+    keys_file: Url | None = None
+
+
+class WebhooksConfig(Frozen):
+    """How webhooks are delivered. Without a `secret` to sign them with there are none.
+
+    `secret` is `whsec_` and the base64 of 24 to 64 random bytes, as the Standard Webhooks specification has
+    it. A receiver has `timeout_s` to answer, and gets at most `max_attempts` tries: 15 take a day. Addresses
+    that are not public are refused as in `fetch`.
+    """
+
+    secret: Annotated[Url | None, Field(repr=False)] = None
+    timeout_s: PositiveFloat = 10.0
+    max_attempts: PositiveInt = 15
+    allow_private_addresses: bool = False
+    allowed_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+
+    @field_validator("secret")
+    @classmethod
+    def _secret_can_sign(cls, secret: str | None) -> str | None:
+        if secret is None:
+            return None
+        try:
+            key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+        except (binascii.Error, ValueError):
+            key = b""
+        if not secret.startswith(SECRET_PREFIX) or not 24 <= len(key) <= 64:
+            raise ValueError(f"a webhook secret is {SECRET_PREFIX} and the base64 of 24 to 64 random bytes")
+        return secret
 
 
 class AppConfig(Frozen):
@@ -133,6 +180,8 @@ class AppConfig(Frozen):
     max_prompt_chars: PositiveInt = 20_000
     fetch: FetchConfig = FetchConfig()
     jobs: JobsConfig = JobsConfig()
+    auth: AuthConfig = AuthConfig()
+    webhooks: WebhooksConfig = WebhooksConfig()
     artifacts_url: Url = "data/artifacts"
 
     @model_validator(mode="after")
@@ -152,7 +201,11 @@ class AppConfig(Frozen):
             local = folder / model.checkpoint
             is_directory = model.checkpoint != MINIATURE and local.is_dir()
             models.append(model.model_copy(update={"checkpoint": str(local)}) if is_directory else model)
+        auth = self.auth
+        if auth.keys_file is not None:
+            auth = auth.model_copy(update={"keys_file": str((folder / auth.keys_file).absolute())})
         changes: dict[str, Any] = {
+            "auth": auth,
             "models": tuple(models),
             "jobs": jobs,
             "lora_root": _absolute(self.lora_root, folder),

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
@@ -20,16 +20,19 @@ from serve_app import images
 from serve_app.adapters.contents import Contents
 from serve_app.artifacts import Artifacts
 from serve_app.config import FetchConfig, ModelConfig
-from serve_app.dispatch import record_key
-from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError
-from serve_app.tasks import AdapterUse, EditDone, EditEvent, EditTask, StepDone
+from serve_app.dispatch import control_key, record_key
+from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError, StorageFailed
+from serve_app.holdings import Holdings
+from serve_app.tasks import AdapterUse, EditDone, EditEvent, EditPlan, EditTask, StepDone
 
 if TYPE_CHECKING:
     # The client's end lives in ingress processes, which never import torch.
-    from serve_app.engine import Edited, Engine
+    from serve_app.engine import Edited, Engine, Prepared
 
 logger = logging.getLogger(__name__)
 
+# How long a picture is kept for storage that is away, and how often it is offered (s).
+STORAGE_PATIENCE_S, STORAGE_PAUSE_S = 120.0, 2.0
 # A rank-32 adapter on all 840 linears at the published size: from it follows how many sets a replica names.
 ADAPTER_BYTES = 590_000_000
 
@@ -73,10 +76,13 @@ class Editor:
         # One thread for the device: edits run one after the other, and the event loop stays free.
         on_gpu = ray.get_runtime_context().get_accelerator_ids().get("GPU")
         self._device_thread = ThreadPoolExecutor(1, "device", initializer=None if on_gpu else yield_to_others)
+        # Waited for here and not in the thread's own queue, where nothing could be cancelled.
+        self._device = asyncio.Lock()
 
-        @serve.multiplexed(  # type: ignore[untyped-decorator]  # Ray
-            max_num_models_per_replica=max(1, config.adapter_cache_bytes // ADAPTER_BYTES)
-        )
+        names = max(1, config.adapter_cache_bytes // ADAPTER_BYTES)
+        self._holdings = Holdings(self._engine.adapters, names)
+
+        @serve.multiplexed(max_num_models_per_replica=names)  # type: ignore[untyped-decorator]  # Ray
         async def advertise(set_id: str) -> str:
             return set_id
 
@@ -87,6 +93,10 @@ class Editor:
         if not self._engine.alive:
             raise DeviceLost("the device's context is dead")
 
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """What Serve takes to the routers: see `serve_app.routing.Report`."""
+        return asdict(self._holdings.report(alive=self._engine.alive))
+
     async def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
         """The events of one edit. When the caller goes away, the edit stops at its next step.
 
@@ -96,33 +106,77 @@ class Editor:
             raise EditorUnavailable("the device of this replica is dead; it is being replaced")
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[EditEvent | None] = asyncio.Queue()
-        stop = asyncio.Event()
+        begun, stop = asyncio.Event(), asyncio.Event()
 
         def on_step(step: int) -> None:
             loop.call_soon_threadsafe(events.put_nowait, StepDone(step, task.plan.steps))
 
-        work = asyncio.create_task(self._work(task, on_step, stop.is_set))
+        work = asyncio.create_task(self._work(task, begun, on_step, stop.is_set))
         work.add_done_callback(lambda _: events.put_nowait(None))
         try:
             while (event := await events.get()) is not None:
                 yield event
             yield work.result()
         finally:
-            # The slot is not free before the thread is: two edits would share the device.
             stop.set()
+            if not begun.is_set():
+                work.cancel()
+            # The slot is not free before the thread is: two edits would share the device.
             await asyncio.wait([work])
 
-    async def _work(self, task: EditTask, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> EditDone:
-        plan, engine = task.plan, self._engine
-        prepared = await asyncio.to_thread(
-            lambda: engine.prepare(plan, [self._artifacts.get(f"controls/{sha256}") for sha256 in plan.control_images])
-        )
-        if plan.adapters:
-            # Tells the routers that this set is here. The adapters themselves are the engine's to keep.
-            await self._advertise(adapter_set_id(plan.adapters))
+    async def _work(
+        self,
+        task: EditTask,
+        begun: asyncio.Event,
+        on_step: Callable[[int], None],
+        should_stop: Callable[[], bool],
+    ) -> EditDone:
+        prepared = await self._prepare(task.plan)
         loop = asyncio.get_running_loop()
-        edited = await loop.run_in_executor(self._device_thread, engine.run, prepared, on_step, should_stop)
-        return await asyncio.to_thread(self._store, task, edited)
+
+        def run() -> tuple["Edited", float]:
+            started = time.perf_counter()
+            return self._engine.run(prepared, on_step, should_stop), time.perf_counter() - started
+
+        async with self._device:
+            begun.set()
+            edited, seconds = await loop.run_in_executor(self._device_thread, run)
+        self._holdings.work_s.add(seconds)
+        return await self._store_patiently(task, edited, should_stop)
+
+    async def _prepare(self, plan: EditPlan) -> "Prepared":
+        def prepare() -> "Prepared":
+            return self._engine.prepare(plan, [self._control_image(sha256) for sha256 in plan.control_images])
+
+        if not plan.adapters:
+            return await asyncio.to_thread(prepare)
+        set_id = adapter_set_id(plan.adapters)
+        with self._holdings.loading(set_id, [use.id for use in plan.adapters]):
+            # Before the load: others who want this set should come here, not load it too. Only a name; the
+            # adapters are the engine's to keep, and what it gives up or fails to load the holdings take back.
+            await self._advertise(set_id)
+            return await asyncio.to_thread(prepare)
+
+    def _control_image(self, sha256: str) -> bytes:
+        """Raises EditError if it is gone, StorageFailed if it cannot be had now."""
+        try:
+            return self._artifacts.get(control_key(sha256))
+        except FileNotFoundError as error:
+            raise EditError("its control image is no longer stored") from error
+        except OSError as error:
+            raise StorageFailed("its control image could not be read from artifact storage") from error
+
+    async def _store_patiently(self, task: EditTask, edited: "Edited", should_stop: Callable[[], bool]) -> EditDone:
+        """Store a finished picture, though storage be away for a while: the device is free for others meanwhile."""
+        patience = time.monotonic() + STORAGE_PATIENCE_S
+        while True:
+            try:
+                return await asyncio.to_thread(self._store, task, edited)
+            except OSError as error:
+                logger.exception("the picture of %s could not be stored", task)
+                if should_stop() or time.monotonic() > patience:
+                    raise StorageFailed("the finished picture could not be stored") from error
+            await asyncio.sleep(STORAGE_PAUSE_S)
 
     def _store(self, task: EditTask, edited: "Edited") -> EditDone:
         """Encode and store the picture; the record beside it comes last and says that it is whole."""

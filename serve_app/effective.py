@@ -108,12 +108,13 @@ def _guidance(plan: EditPlan, recipe: Recipe) -> dict[str, Any]:
 
 def _scheduler(plan: EditPlan, recipe: Recipe) -> dict[str, Any]:
     names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift", "shift_terminal")
-    constants = {name: value for name, value in scheduler_config(plan.steps).items() if name in names}
+    constants = {name: value for name, value in scheduler_config(plan.steps, plan.sampler).items() if name in names}
     return {
+        "sampler": plan.sampler,
         "class": "FlowMatchEulerDiscreteScheduler",
         **constants,
-        "mu": shift_of(recipe.target_tokens),
-        "sigmas": sigmas_of(plan.steps, recipe.target_tokens),
+        "mu": shift_of(recipe.target_tokens, plan.sampler),
+        "sigmas": sigmas_of(plan.steps, recipe.target_tokens, plan.sampler),
     }
 
 

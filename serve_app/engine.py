@@ -205,6 +205,7 @@ class Engine:
                     recipe.guidance_rescaled,
                     plan.steps,
                     after_step,
+                    plan.sampler,
                 )
             with watch.stage("decode"):
                 made = conditioning.decode_latents(pipeline, latents, plan.width, plan.height)

@@ -34,6 +34,9 @@ ServiceError
 │   └── EditorUnavailable           retryable, and no attempt: nobody took the edit up
 ├── StoreUnavailable                the job database cannot be reached (status 503)
 ├── FetchFailed                     a download failed; carries the reason only
+├── StorageFailed                   retryable: artifact storage did not do what it was asked to (status 503)
+│   └── FilesGone                   what a request needs was deleted before it was committed
+├── KeysRefused                     the file of API keys cannot be used
 └── CheckpointRefused               a checkpoint is not what the model's recipe assumes
 
 An error carries one message and, where a client needs facts, a dict of details. There is no `__init__`:
@@ -206,6 +209,20 @@ class EditorUnavailable(EditError):
 
 class FetchFailed(ServiceError):
     code = "FETCH_FAILED"
+
+
+class StorageFailed(ServiceError):
+    code = "STORAGE_FAILED"
+    status = 503
+    retryable = True
+
+
+class FilesGone(StorageFailed):
+    pass
+
+
+class KeysRefused(ServiceError):
+    code = "KEYS_REFUSED"
 
 
 class CheckpointRefused(ServiceError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve_app.answers import output_of, result_of
-from serve_app.jobs.records import ImageRecord, RequestRecord
+from serve_app.jobs.records import Delivery, ImageRecord, RequestRecord
 from serve_app.tasks import Event, Status
 
 
@@ -32,8 +32,22 @@ def events_since(record: RequestRecord, version: int, base_url: str) -> Iterator
         if (event := _of_image(record, image, base_url)) is not None:
             yield event
     if record.status.ended and version < record.version:
-        result = result_of(record, base_url).model_dump(mode="json")
-        yield RequestEvent(Event(record.status), record.version, result)
+        yield RequestEvent(Event(record.status), record.version, _result(record, base_url))
+
+
+def payload_of(record: RequestRecord, delivery: Delivery) -> dict[str, Any] | None:
+    """What a webhook tells of its event, the request as it is now; None if there is nothing left to tell of."""
+    base_url, request = delivery.webhook.base_url, {"request_id": record.id}
+    if delivery.event == Event.STARTED:
+        return request
+    if delivery.image_index is None:
+        return _result(record, base_url)
+    event = _of_image(record, record.images[delivery.image_index], base_url)
+    return request | event.data if event is not None and event.event == Event.IMAGE else None
+
+
+def _result(record: RequestRecord, base_url: str) -> dict[str, Any]:
+    return result_of(record, base_url).model_dump(mode="json")
 
 
 def _of_image(record: RequestRecord, image: ImageRecord, base_url: str) -> RequestEvent | None:

@@ -1,4 +1,4 @@
-"""Guarded downloads: what a client may make this service fetch, and from where."""
+"""Guarded requests: what a client may make this service fetch or post, and where."""
 
 import errno
 import hashlib
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 from anyio import open_file
@@ -70,7 +70,7 @@ class Remote:
 
 
 class Fetcher:
-    """Downloads over http and https, within the limits of the config.
+    """Downloads and posts over http and https, within the limits of the config.
 
     The address is checked where the socket is made, so whatever a name resolves to, a literal address and
     every redirect pass the same gate. Made inside a running event loop; `close` it.
@@ -104,6 +104,14 @@ class Fetcher:
                 digest.update(chunk)
                 await file.write(chunk)
         return digest.hexdigest()
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
+        """The status of the answer, which is not read; a redirect is one like others. Raises FetchFailed."""
+        # On a connection of its own: one that the other side has just closed would look like a refusal.
+        headers = {**headers, "Connection": "close"}
+        options: dict[str, Any] = {"method": "POST", "data": body, "allow_redirects": False}
+        async with self._response(url, self._config.timeout_s, headers, **options) as response:
+            return response.status
 
     async def read(self, url: str, start: int, end: int, version: str = "") -> tuple[bytes, Remote]:
         """The bytes of an adapter from `start` to `end`, or to its own end, and what its server says of it.
@@ -148,17 +156,19 @@ class Fetcher:
 
     @asynccontextmanager
     async def _response(
-        self, url: str, timeout_s: float, headers: Mapping[str, str]
+        self, url: str, timeout_s: float, headers: Mapping[str, str], method: str = "GET", **options: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The open response. Every error of aiohttp, here or while the body is read, becomes FetchFailed."""
         # However long a whole adapter may take: a server that sends nothing is not waited for.
         silence_s = self._config.timeout_s if self._config.timeout_s < timeout_s else None
         try:
-            async with self._session.get(
+            async with self._session.request(
+                method,
                 url,
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=timeout_s, sock_read=silence_s),
                 max_redirects=self._config.max_redirects,
+                **options,
             ) as response:
                 yield response
         except aiohttp.SocketTimeoutError as error:

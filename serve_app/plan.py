@@ -22,9 +22,10 @@ from serve_app.errors import (
 from serve_app.geometry import snap
 from serve_app.images import ControlImage
 from serve_app.models.profile import PROFILES, Profile, profile_of_trainer
+from serve_app.models.recipe import SAMPLERS
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.schemas import InferenceRequest, Prompt
-from serve_app.tasks import AdapterUse, EditPlan
+from serve_app.tasks import AdapterUse, EditPlan, SamplerName
 
 T = TypeVar("T")
 
@@ -32,6 +33,7 @@ T = TypeVar("T")
 MAX_NAMES, MAX_NAME = 20, 60
 
 DEFAULT_SEED = 42
+SAMPLER_NAMES: dict[str, SamplerName] = {name: name for name in SAMPLERS}
 TRIGGER = "[trigger]"
 # Where the text encoder puts pictures: one in a prompt would ask for a picture that is not there.
 RESERVED_TOKENS = ("<|image_pad|>", "<|video_pad|>")
@@ -146,6 +148,7 @@ def plan_edits(
             adapters=tuple(adapters),
             exif=request.exif,
             vae_tiling=request.vae_tiling,
+            sampler=SAMPLER_NAMES.get(prompt.sampler or "", "flowmatch"),
             why={
                 "size": f"{width}x{height} ({asked}), each side floored to a multiple of {divisor}",
                 "seed": why_seed,
@@ -181,10 +184,12 @@ def _seed(prompt: Prompt, index: int, draw_seed: Callable[[], int]) -> tuple[int
 
 def ignored_fields(request: InferenceRequest, spec: ModelSpec) -> list[str]:
     """The fields that were sent and mean nothing for the model, or nothing at all: misspelt, or at another level."""
-    names = ["sampler", "num_frames", "fps"]
+    names = ["num_frames", "fps"]
     if not spec.requires_control_image:
         names += ["ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3"]
     known = {name for name in names if any(getattr(prompt, name) is not None for prompt in request.prompts)}
+    if any(prompt.sampler is not None and prompt.sampler not in SAMPLER_NAMES for prompt in request.prompts):
+        known.add("sampler")
     unknown = {f"prompts[].{name}" for prompt in request.prompts for name in prompt.model_extra or ()}
     unknown |= set(request.model_extra or ())
     told = (name[:MAX_NAME] for name in unknown if name.isprintable())

@@ -67,7 +67,10 @@ class Prompt(Tolerant):
     sample_steps: int | None = Field(None, ge=1, le=150)
     neg: str | None = None
     seed: int | None = Field(None, ge=-1, le=MAX_SEED, description="-1: drawn by the server. Default: 42 + index.")
-    sampler: str | None = None
+    sampler: str | None = Field(
+        None,
+        description="flowmatch (the default), or lightning for adapters distilled to few steps; others are ignored.",
+    )
     num_frames: int | None = Field(None, ge=1, le=1000)
     fps: int | None = Field(None, ge=1, le=120)
     resolution: Literal["Default", "High"] | None = None

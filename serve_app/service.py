@@ -17,11 +17,12 @@ from serve_app.adapters.sources import LoraSources
 from serve_app.admission import Admission, Admitted, gather_all
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppConfig
-from serve_app.dispatch import Dispatcher, EditorCount, Editors, record_key
-from serve_app.errors import HistoryUnavailable, ImageNotFound, RequestNotFound
-from serve_app.events import RequestEvent, events_since
+from serve_app.dispatch import Dispatcher, EditorCount, Editors, control_key, record_key
+from serve_app.errors import FilesGone, HistoryUnavailable, ImageNotFound, RequestNotFound, StoreUnavailable
+from serve_app.events import RequestEvent, events_since, payload_of
 from serve_app.fetch import Fetcher
 from serve_app.jobs.records import (
+    Delivery,
     HistoryFilter,
     NewImage,
     NewRequest,
@@ -32,14 +33,18 @@ from serve_app.jobs.records import (
     Webhook,
 )
 from serve_app.jobs.store import JobStore
-from serve_app.keys import Caller
+from serve_app.keys import Caller, Keys
 from serve_app.models.architecture import architecture_of
 from serve_app.models.profile import PROFILES, TRAINER
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.schemas import Explanation, InferenceRequest, LoraInfo, LoraList
+from serve_app.sweeper import Sweeper
 from serve_app.tasks import EditDone, EditPlan, Event
 from serve_app.watch import Watch
+from serve_app.webhooks import Deliverer
 
+# How often a request is admitted whose files were deleted before it was committed.
+TRIES = 3
 # How long a watcher's view of its place in the queue may be old, and how long an unchanged request is believed (s).
 POSITION_S, UNCHANGED_S = 1.0, 15.0
 
@@ -51,6 +56,7 @@ class Service:
         self.config = config
         self._editors = editors
         self._editor_count = editor_count
+        self._keys = Keys(config.auth)
         # Before anything is started: a checkpoint that is not there fails the deploy.
         self._architectures = {model.id: architecture_of(model) for model in config.models}
         self._exits = AsyncExitStack()
@@ -72,6 +78,9 @@ class Service:
             self._store, self._editors, self._artifacts, config.jobs, self._editors_of_each_model
         )
         self._run_until_exit(self._dispatcher.run())
+        self._run_until_exit(Sweeper(self._store, self._artifacts, config.jobs).run())
+        if config.webhooks.secret is not None:
+            self._run_until_exit(Deliverer(self._store.outbox, config.webhooks, self._payload).run())
         return self
 
     def _run_until_exit(self, work: Coroutine[Any, Any, None]) -> None:
@@ -89,9 +98,9 @@ class Service:
     ) -> None:
         await self._exits.aclose()
 
-    def caller(self, key: str | None) -> Caller:
-        """Whose key it is. Raises Unauthorized."""
-        return Caller()
+    def caller(self, authorization: str | None, x_api_key: str | None) -> Caller:
+        """Who sends these two headers. Raises Unauthorized."""
+        return self._keys.caller(authorization, x_api_key)
 
     async def submit(
         self, request: InferenceRequest, caller: Caller, base_url: str, idempotency_key: str | None = None
@@ -105,37 +114,51 @@ class Service:
             earlier = await self._store.requests.earlier(caller.tenant, idempotency_key, digest)
             if earlier is not None:
                 return earlier
-        webhook = self._webhook(request, base_url)
-        admitted = await self._admission.admit(request)
-        controls = {f"controls/{digest}": file.data for digest, file in admitted.control_files.items()}
-        await self._keep(controls)
-        record = await self._store.requests.create(
-            NewRequest(
-                id=uuid.uuid4().hex,
-                tenant=caller.tenant,
-                model=admitted.spec.id,
-                images=tuple(NewImage(edit, self._work(admitted, edit)) for edit in admitted.plans),
-                deadline_s=request.deadline_s or self.config.jobs.deadline_s,
-                priority=request.priority,
-                notes=notes_of(admitted),
-                files={key: len(data) for key, data in controls.items()} | self._adapter_files(admitted),
-                idempotency_key=idempotency_key,
-                body_sha256=digest,
-                webhook=webhook,
+        for tries in range(1, TRIES + 1):
+            admitted = await self._admission.admit(request)
+            new = self._new_request(request, admitted, caller, base_url)
+            new = replace(new, idempotency_key=idempotency_key, body_sha256=digest)
+            await gather_all(
+                asyncio.to_thread(self._artifacts.put_missing, control_key(sha256), file.data)
+                for sha256, file in admitted.control_files.items()
             )
+            try:
+                record = await self._store.requests.create(new, self._artifacts.exists)
+            except FilesGone:
+                # What no request needed any more was deleted just before this one came to need it.
+                if tries == TRIES:
+                    raise
+            else:
+                self._dispatcher.wake()
+                return record
+        raise AssertionError("unreachable")
+
+    def _new_request(self, request: InferenceRequest, admitted: Admitted, caller: Caller, base_url: str) -> NewRequest:
+        controls = {control_key(sha256): len(file.data) for sha256, file in admitted.control_files.items()}
+        return NewRequest(
+            id=uuid.uuid4().hex,
+            tenant=caller.tenant,
+            model=admitted.spec.id,
+            images=tuple(NewImage(edit, self._work(admitted, edit)) for edit in admitted.plans),
+            deadline_s=request.deadline_s or self.config.jobs.deadline_s,
+            priority=request.priority,
+            notes=notes_of(admitted),
+            files=controls | self._adapter_files(admitted),
+            webhook=self._webhook(request, base_url),
         )
-        # What an earlier request no longer needed may have been deleted just before this one was there to need it.
-        await self._keep(controls)
-        self._dispatcher.wake()
-        return record
 
     def _webhook(self, request: InferenceRequest, base_url: str) -> Webhook | None:
         if request.webhook_url is None:
             return None
         return Webhook(request.webhook_url, tuple(request.webhook_events), base_url)
 
-    async def _keep(self, controls: dict[str, bytes]) -> None:
-        await gather_all(asyncio.to_thread(self._artifacts.put_new, key, data) for key, data in controls.items())
+    async def _payload(self, delivery: Delivery) -> dict[str, Any] | None:
+        """What a webhook tells; None if there is nothing left to tell of."""
+        try:
+            record = await self._store.requests.get(delivery.request_id)
+        except RequestNotFound:
+            return None
+        return payload_of(record, delivery)
 
     def _adapter_files(self, admitted: Admitted) -> dict[str, int]:
         """The adapters that were downloaded into artifact storage, with their sizes."""
@@ -173,11 +196,12 @@ class Service:
         return record
 
     async def ended(self, record: RequestRecord, seconds: float) -> RequestRecord:
-        """The request once it has ended, or as it is after so long."""
+        """The request once it has ended, or as it is after so long, or was when the store was last there."""
         until = time.monotonic() + seconds
-        while not record.status.ended and (left := until - time.monotonic()) > 0:
-            await self._watch.changed(record.id, record.version, min(left, UNCHANGED_S))
-            record = await self._store.requests.get(record.id)
+        with suppress(StoreUnavailable):
+            while not record.status.ended and (left := until - time.monotonic()) > 0:
+                await self._watch.changed(record.id, record.version, min(left, UNCHANGED_S))
+                record = await self._store.requests.get(record.id)
         return record
 
     async def events(self, record: RequestRecord, since: int, base_url: str) -> AsyncIterator[RequestEvent]:

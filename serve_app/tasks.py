@@ -19,6 +19,10 @@ class Status(StrEnum):
         return self in (Status.SUCCEEDED, Status.FAILED, Status.CANCELED)
 
 
+# The schedules that there are: the checkpoint's, and that of adapters distilled to few steps. See models/recipe.py.
+SamplerName = Literal["flowmatch", "lightning"]
+
+
 class Event(StrEnum):
     """What a client can be told of a request."""
 
@@ -85,7 +89,8 @@ class EditPlan:
     `width` and `height` are pixels after snapping. `control_images` are the sha256 digests (hex) of the
     encoded files as the client sent them, in order; `adapters` are in request order. `exif` says whether the
     control images' EXIF rotation is obeyed; `vae_tiling` whether the VAE works in tiles, as the trainer's
-    low-memory setting has it. `why` holds, for a person, how an effective value came about.
+    low-memory setting has it; `sampler` names the schedule. `why` holds, for a person, how an effective value
+    came about.
     """
 
     model: str
@@ -102,6 +107,7 @@ class EditPlan:
     adapters: tuple[AdapterUse, ...] = ()
     exif: Literal["ignore", "apply"] = "ignore"
     vae_tiling: bool = False
+    sampler: SamplerName = "flowmatch"
     why: dict[str, str] = field(default_factory=dict)
 
 

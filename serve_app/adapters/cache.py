@@ -1,10 +1,13 @@
 """Adapters in host memory, by content: loaded once, kept by a byte budget, given up least recently used first."""
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
+
+from serve_app.routing import MovingAverage
 
 
 class Sized(Protocol):
@@ -22,6 +25,7 @@ class AdapterCache(Generic[T]):
         self._budget = budget_bytes
         self._loaded: OrderedDict[str, T] = OrderedDict()  # least recently used first
         self._loading: dict[str, Future[T]] = {}
+        self._load_s = MovingAverage()
         self._lock = threading.Lock()
 
     def get(self, adapter_id: str, load: Callable[[], T]) -> T:
@@ -38,6 +42,7 @@ class AdapterCache(Generic[T]):
                 mine = self._loading[adapter_id] = Future()
         if other is not None:
             return other.result()
+        started = time.perf_counter()
         try:
             adapter = load()
         except BaseException as error:
@@ -48,6 +53,7 @@ class AdapterCache(Generic[T]):
         with self._lock:
             del self._loading[adapter_id]
             self._loaded[adapter_id] = adapter
+            self._load_s.add(time.perf_counter() - started)
             self._give_up_surplus()
         mine.set_result(adapter)
         return adapter
@@ -60,6 +66,11 @@ class AdapterCache(Generic[T]):
     def size_bytes(self) -> int:
         with self._lock:
             return sum(adapter.size_bytes for adapter in self._loaded.values())
+
+    @property
+    def load_s(self) -> float | None:
+        """Seconds that a load takes; None before the first."""
+        return self._load_s.value
 
     def _give_up_surplus(self) -> None:
         """The newest stays, even if it is larger than the budget alone: the edit that asked for it needs it."""

@@ -1,12 +1,52 @@
 """Webhooks to be delivered: at least once each, by whichever process comes first."""
 
+from collections.abc import Collection
+from typing import Any
+
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
 
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database, transaction
 from serve_app.jobs.records import Delivery, Webhook
 
 _deliveries = tables.deliveries.c
+_is_due = _deliveries.due_at <= tables.now()
+_some_due = sa.select(_deliveries.id).where(_is_due).limit(1)
+
+
+class host_of(sa.sql.functions.FunctionElement[str]):
+    """The host and port of an http(s) URL, in lower case: what stands between its second and third slash."""
+
+    type = sa.Text()
+    inherit_cache = True
+
+
+@compiles(host_of, "postgresql")
+def _host_of_postgresql(element: host_of, compiler: Any, **options: Any) -> str:
+    return f"lower(split_part({compiler.process(element.clauses, **options)}, '/', 3))"
+
+
+@compiles(host_of, "sqlite")
+def _host_of_sqlite(element: host_of, compiler: Any, **options: Any) -> str:
+    url = compiler.process(element.clauses, **options)
+    after = f"substr({url}, instr({url}, '://') + 3)"
+    return f"lower(substr({after}, 1, instr({after} || '/', '/') - 1))"
+
+
+def _next(limit: int, per_host: int, but_not: Collection[str]) -> sa.Select[tuple[str]]:
+    host = host_of(tables.requests.c.webhook["url"].as_string())
+    due = (
+        sa.select(
+            _deliveries.id,
+            _deliveries.due_at,
+            sa.func.row_number().over(partition_by=host, order_by=_deliveries.due_at).label("place"),
+        )
+        .join(tables.requests, tables.requests.c.id == _deliveries.request_id)
+        .where(_is_due, host.not_in(but_not))
+        .subquery()
+    )
+    return sa.select(due.c.id).where(due.c.place <= per_host).order_by(due.c.place, due.c.due_at).limit(limit)
 
 
 class Outbox:
@@ -14,15 +54,22 @@ class Outbox:
         self._database = database
 
     @transaction
-    async def take(self, limit: int, lease_s: float) -> list[Delivery]:
-        """Those that are due. Whoever takes one has `lease_s` to say what became of it; then it is due again."""
-        due = sa.select(_deliveries.id).where(_deliveries.due_at <= tables.now())
+    async def take(self, limit: int, lease_s: float, per_host: int, but_not: Collection[str] = ()) -> list[Delivery]:
+        """Up to `limit` that are due, `per_host` of a host, and none of the hosts (see `host_of`) in `but_not`.
+
+        The oldest of each host comes before the second of any. Whoever takes one has `lease_s` to say what became
+        of it; then it is due again.
+        """
         async with self._database.reading() as connection:
-            if (await connection.execute(due.limit(1))).first() is None:
+            if (await connection.execute(_some_due)).first() is None:
                 return []
+            chosen = list((await connection.execute(_next(limit, per_host, but_not))).scalars())
+        if not chosen:
+            return []
         async with self._database.writing() as connection:
-            oldest = due.order_by(_deliveries.due_at).limit(limit).with_for_update(skip_locked=True)
-            ids = list((await connection.execute(oldest)).scalars())
+            # Another process may have chosen the same ones.
+            still = sa.select(_deliveries.id).where(_deliveries.id.in_(chosen), _is_due)
+            ids = list((await connection.execute(still.with_for_update(skip_locked=True))).scalars())
             await connection.execute(
                 tables.deliveries.update()
                 .where(_deliveries.id.in_(ids))

@@ -147,7 +147,7 @@ class HistoryFilter:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A webhook to be delivered: its id, what it tells of, and how often it was tried."""
+    """A webhook to be delivered: its id, what it tells of, and how often it was tried, this time included."""
 
     id: str
     request_id: str
@@ -156,6 +156,11 @@ class Delivery:
     created_at: float
     attempts: int
     webhook: Webhook
+
+    @property
+    def host(self) -> str:
+        """The host and port that it goes to, in lower case: the same as outbox's `host_of`."""
+        return self.webhook.url.split("/")[2].lower()
 
 
 @dataclass(frozen=True)

@@ -84,11 +84,27 @@ class Retention:
         async with self._database.removing_files() as connection:
             await self._delete_unneeded(connection, keys, delete)
 
+    @transaction
+    async def unneeded(self, keys: Sequence[str]) -> list[str]:
+        """Those of these files that no request needs at this moment."""
+        async with self._database.reading() as connection:
+            return await self._unneeded(connection, keys)
+
+    @transaction
+    async def unfinished(self, request_ids: Sequence[str]) -> list[str]:
+        """Those of these requests that have no end yet."""
+        live = sa.select(_requests.id).where(_requests.id.in_(request_ids), _requests.finished_at.is_(None))
+        async with self._database.reading() as connection:
+            return list((await connection.execute(live)).scalars())
+
     async def _files_of(self, connection: AsyncConnection, request_ids: Sequence[str]) -> list[str]:
         of_requests = sa.select(_files.key).where(_files.request_id.in_(request_ids)).distinct()
         return list((await connection.execute(of_requests)).scalars())
 
     async def _delete_unneeded(self, connection: AsyncConnection, keys: Sequence[str], delete: Delete) -> None:
-        needed = set((await connection.execute(sa.select(_files.key).where(_files.key.in_(keys)))).scalars())
-        if unneeded := [key for key in keys if key not in needed]:
+        if unneeded := await self._unneeded(connection, keys):
             await asyncio.to_thread(delete, unneeded)
+
+    async def _unneeded(self, connection: AsyncConnection, keys: Sequence[str]) -> list[str]:
+        needed = set((await connection.execute(sa.select(_files.key).where(_files.key.in_(keys)))).scalars())
+        return [key for key in keys if key not in needed]

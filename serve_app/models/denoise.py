@@ -10,6 +10,7 @@ from torch import Tensor
 
 from serve_app.models.conditioning import pack
 from serve_app.models.recipe import scheduler_config, shift_of
+from serve_app.tasks import SamplerName
 
 
 def noise(seed: int, width: int, height: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -18,10 +19,13 @@ def noise(seed: int, width: int, height: int, device: torch.device, dtype: torch
     return pack(randn_tensor((1, 1, 16, height // 8, width // 8), generator=generator, device=device, dtype=dtype))
 
 
-def schedule(steps: int, target_tokens: int, device: torch.device) -> FlowMatchEulerDiscreteScheduler:
+def schedule(
+    steps: int, target_tokens: int, device: torch.device, sampler: SamplerName = "flowmatch"
+) -> FlowMatchEulerDiscreteScheduler:
     """A scheduler that is set to `steps` steps, for a target picture of so many tokens."""
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config(steps))
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift_of(target_tokens), device=device)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config(steps, sampler))
+    shift = shift_of(target_tokens, sampler)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift, device=device)
     scheduler.set_begin_index(0)
     return scheduler
 
@@ -45,6 +49,7 @@ def denoise(
     guidance_rescaled: bool,
     steps: int,
     on_step: Callable[[int], None],
+    sampler: SamplerName = "flowmatch",
 ) -> Tensor:
     """Packed latents after `steps` steps, from noise.
 
@@ -53,7 +58,7 @@ def denoise(
     prompt embeddings. Without `negative` there is one forward a step. `on_step` is told the number of each
     finished step (1-based) and may raise to stop.
     """
-    scheduler = schedule(steps, latents.shape[1], latents.device)
+    scheduler = schedule(steps, latents.shape[1], latents.device, sampler)
 
     def predict(embeddings: Tensor, timestep: Tensor) -> Tensor:
         predicted = transformer(

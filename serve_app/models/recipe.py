@@ -13,7 +13,7 @@ import numpy as np
 from serve_app.geometry import EDIT_PLUS_ENCODER_AREA, MEGAPIXEL, Size, near_area
 from serve_app.models.profile import Kernel, Profile
 from serve_app.models.registry import Family, ModelSpec
-from serve_app.tasks import EditPlan
+from serve_app.tasks import EditPlan, SamplerName
 
 # Area in pixels of the picture that the vision encoder sees. A text-to-image model's sees none.
 ENCODER_AREA: dict[Family, int] = {"edit": MEGAPIXEL, "edit_plus": EDIT_PLUS_ENCODER_AREA}
@@ -41,6 +41,13 @@ SCHEDULER_CONFIG: dict[str, Any] = {
     "use_dynamic_shifting": True,
     "use_exponential_sigmas": False,
     "use_karras_sigmas": False,
+}
+
+# What a sampler changes of that. Adapters distilled to few steps (Qwen-Image-Lightning) were trained with a constant
+# shift of 3, whatever the size, and no terminal stretch (`scheduler_config` in its generate_with_diffusers.py).
+SAMPLERS: dict[SamplerName, dict[str, Any]] = {
+    "flowmatch": {},
+    "lightning": {"base_shift": math.log(3), "max_shift": math.log(3), "shift_terminal": None},
 }
 
 
@@ -138,28 +145,29 @@ def tokens(size: Size) -> int:
     return size[0] // 16 * (size[1] // 16)
 
 
-def scheduler_config(steps: int) -> dict[str, Any]:
+def scheduler_config(steps: int, sampler: SamplerName = "flowmatch") -> dict[str, Any]:
     """The scheduler's constants. A single step has no terminal stretch: diffusers would divide zero by zero."""
-    return SCHEDULER_CONFIG | ({"shift_terminal": None} if steps == 1 else {})
+    return SCHEDULER_CONFIG | SAMPLERS[sampler] | ({"shift_terminal": None} if steps == 1 else {})
 
 
-def shift_of(target_tokens: int) -> float:
+def shift_of(target_tokens: int, sampler: SamplerName = "flowmatch") -> float:
     """The scheduler's `mu`: linear in the tokens of the target picture alone (diffusers' `calculate_shift`)."""
-    low, high = SCHEDULER_CONFIG["base_image_seq_len"], SCHEDULER_CONFIG["max_image_seq_len"]
-    least, most = SCHEDULER_CONFIG["base_shift"], SCHEDULER_CONFIG["max_shift"]
+    constants = SCHEDULER_CONFIG | SAMPLERS[sampler]
+    low, high = constants["base_image_seq_len"], constants["max_image_seq_len"]
+    least, most = constants["base_shift"], constants["max_shift"]
     slope = (most - least) / (high - low)
     return float(target_tokens * slope + (least - slope * low))
 
 
-def sigmas_of(steps: int, target_tokens: int) -> list[float]:
+def sigmas_of(steps: int, target_tokens: int, sampler: SamplerName = "flowmatch") -> list[float]:
     """The noise levels of the steps and the final 0, as `FlowMatchEulerDiscreteScheduler` computes them.
 
     Exponential time shift by `shift_of`, then a stretch so that the last step's level is `shift_terminal`.
     """
     levels: np.ndarray[Any, Any] = np.linspace(1.0, 1 / steps, steps).astype(np.float32)
-    power = math.exp(shift_of(target_tokens))
+    power = math.exp(shift_of(target_tokens, sampler))
     levels = power / (power + (1 / levels - 1))
-    if terminal := scheduler_config(steps)["shift_terminal"]:
+    if terminal := scheduler_config(steps, sampler)["shift_terminal"]:
         distance = 1 - levels
         levels = 1 - distance / (distance[-1] / (1 - terminal))
     return [*levels.astype(np.float32).tolist(), 0.0]

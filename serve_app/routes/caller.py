@@ -1,27 +1,25 @@
 """Who calls, and under which address: what most routes ask first."""
 
 from collections.abc import Callable
-from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPBearer
 
 from serve_app.keys import Caller
 from serve_app.service import Service
 
 # They tell the interactive docs what a key looks like; whether one is needed is the config's business.
-_bearer = HTTPBearer(auto_error=False, description="An API key, where the service has them.")
-_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same, in a header of its own.")
+KEYS_IN_DOCS = [
+    Depends(HTTPBearer(auto_error=False, description="An API key, where the service has them.")),
+    Depends(APIKeyHeader(name="X-API-Key", auto_error=False, description="The same, in a header of its own.")),
+]
 
 
 def caller_of(service: Service) -> Callable[..., Caller]:
     """A dependency: who calls. Raises Unauthorized."""
 
-    def caller(
-        bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-        key: Annotated[str | None, Depends(_header)],
-    ) -> Caller:
-        return service.caller(bearer.credentials if bearer else key)
+    def caller(request: Request) -> Caller:
+        return service.caller(request.headers.get("authorization"), request.headers.get("x-api-key"))
 
     return caller
 

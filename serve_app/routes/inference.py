@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Header, Query
 from serve_app import errors
 from serve_app.answers import result_of
 from serve_app.keys import Caller
-from serve_app.routes.caller import base_url_of, caller_of
+from serve_app.routes.caller import KEYS_IN_DOCS, base_url_of, caller_of
 from serve_app.schemas import Explanation, InferenceRequest, RequestResult, ShapeErrors, Submitted
 from serve_app.service import Service
 from serve_app.wire import error_docs
@@ -37,7 +37,7 @@ MAX_KEY = 255
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(tags=["inference"], responses={422: {"model": ShapeErrors}})
+    routes = APIRouter(tags=["inference"], dependencies=KEYS_IN_DOCS, responses={422: {"model": ShapeErrors}})
     IsCaller, BaseUrl = Depends(caller_of(service)), Depends(base_url_of(service))
 
     @routes.post("/v1/inference", responses=error_docs(*SUBMIT_ERRORS))

@@ -14,7 +14,7 @@ from serve_app.answers import result_of, status_of
 from serve_app.jobs.records import HistoryFilter, RequestRecord, Summary
 from serve_app.jobs.requests import refuse_malformed
 from serve_app.keys import Caller
-from serve_app.routes.caller import base_url_of, caller_of
+from serve_app.routes.caller import KEYS_IN_DOCS, base_url_of, caller_of
 from serve_app.routes.models import DEFAULT_PAGE, MAX_PAGE
 from serve_app.schemas import History, HistoryEntry, RequestResult, RequestStatus, TenantUsage, UsageList
 from serve_app.service import Service
@@ -30,7 +30,7 @@ NOT_FOUND = error_docs(errors.Unauthorized, errors.RequestNotFound)
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(tags=["requests"])
+    routes = APIRouter(tags=["requests"], dependencies=KEYS_IN_DOCS)
     _add_views(routes, service)
     _add_events(routes, service)
     _add_history(routes, service)

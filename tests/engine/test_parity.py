@@ -6,6 +6,7 @@ compared: `torch.equal`, in order, as many times as it came.
 """
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -245,6 +246,25 @@ def test_explained_sigmas_are_the_schedulers(tokens):
     assert shift_of(tokens) == calculate_shift(tokens, 256, 8192, 0.5, 0.9)
     for steps in range(1, 151):
         assert sigmas_of(steps, tokens) == schedule(steps, tokens, CPU).sigmas.tolist()
+
+
+@pytest.mark.parametrize("tokens", [16, 4096])
+@pytest.mark.parametrize("steps", [1, 4, 8])
+def test_lightning_has_a_constant_shift_of_three_and_no_terminal_stretch(steps, tokens):
+    sigmas = schedule(steps, tokens, CPU, "lightning").sigmas.tolist()
+    assert sigmas_of(steps, tokens, "lightning") == sigmas
+    levels = [1 - i / steps for i in range(steps)]
+    assert sigmas == pytest.approx([*(3 * t / (1 + 2 * t) for t in levels), 0.0], rel=1e-6)
+
+
+def test_sampler_of_a_request_is_the_one_that_denoises(engine, make_plan, control_png):
+    pictures = {
+        sampler: engine.edit(make_plan(steps=4, guidance_scale=1.0, sampler=sampler), [control_png])
+        for sampler in ("flowmatch", "lightning")
+    }
+    assert pictures["lightning"].effective["scheduler"]["sampler"] == "lightning"
+    assert pictures["lightning"].effective["scheduler"]["mu"] == math.log(3)
+    assert np.asarray(pictures["flowmatch"].image).tolist() != np.asarray(pictures["lightning"].image).tolist()
 
 
 @pytest.mark.parametrize("steps", [2, 8, 25])

@@ -11,6 +11,8 @@ import PIL.Image
 import torch
 from ray import serve
 
+from serve_app.adapters.cache import AdapterCache
+from serve_app.adapters.changes import Adapter
 from serve_app.adapters.contents import Contents
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
@@ -38,6 +40,7 @@ class TimedEngine:
     def __init__(self, config: ModelConfig, contents: Contents) -> None:
         self._notes = Path(config.checkpoint)
         self.alive = True
+        self.adapters: AdapterCache[Adapter] = AdapterCache(config.adapter_cache_bytes)
         self._note(f"started {os.getpid()}")
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:

@@ -118,6 +118,16 @@ def test_cancelled_edit_stops_at_its_next_step_and_the_next_one_starts(timed, no
     assert timed.status(running)["status"] == "canceled"
 
 
+def test_cancelled_edit_that_was_prepared_makes_room_while_another_runs(timed, notes, body):
+    running, prepared = timed.submit(body(seed=111)), timed.submit(body(seed=112))
+    timed.wait(running, begun)
+    timed.client.delete(f"/v1/requests/{prepared}")
+    after = timed.submit(body(seed=113))
+    assert timed.result(after)["status"] == "succeeded"
+    made = [line for line in notes.lines() if line.startswith(("made 11", "stopped 11"))]
+    assert made == ["made 111", "made 113"]
+
+
 async def test_edit_whose_caller_goes_away_stops_at_its_next_step(timed, notes, make_plan):
     handle = serve.get_deployment_handle("Editor-qwen_image_edit", "timed")
     task = EditTask("abandoned", 0, make_plan(steps=STEPS, seed=5, control_images=()))

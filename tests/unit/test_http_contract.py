@@ -186,6 +186,12 @@ def test_fields_that_mean_nothing_here_are_named(client, make_body):
     assert result["metadata"]["ignored"] == ["fps", "num_frames", "sampler"]
 
 
+@pytest.mark.parametrize("sampler", ["flowmatch", "lightning"])
+def test_sampler_that_is_known_is_not_ignored(client, make_body, sampler):
+    explained = client.post("/v1/explain", json=make_body(sampler=sampler)).json()
+    assert (explained["ignored"], explained["effective"][0]["scheduler"]["sampler"]) == ([], sampler)
+
+
 def test_numbered_control_images_win(application, client, make_body):
     body = make_body(ctrl_img="this is not read", ctrl_img_2=make_body()["prompts"][0]["ctrl_img"])
     assert finished(client, body)["status"] == "succeeded"

@@ -1,0 +1,248 @@
+"""What a request router is worth: ours beside Serve's default and its consistent hashing, on the same arrivals.
+
+    python -m benchmarks.routing
+
+The shipped editor deployment, four replicas for each router, on engines that sleep: an edit takes `WORK_S`, the
+load of an adapter a multiple of that, and the host cache (the real one) has room for three. Three processes hold a
+handle to each and send what arrives: open loop, Poisson, 40 adapters in Zipf traffic. All routers get the same
+arrivals at the same time. A reload is a call that the cache makes because it does not hold the adapter.
+"""
+
+import argparse
+import asyncio
+import functools
+import random
+import statistics
+import tempfile
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import PIL.Image
+import ray
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.adapters.cache import AdapterCache
+from serve_app.app import editor_deployment, editor_name
+from serve_app.config import ModelConfig
+from serve_app.editor import ADAPTER_BYTES, adapter_set_id
+from serve_app.router import ROUTER
+from serve_app.tasks import AdapterUse, EditDone, EditPlan, EditTask
+
+REPLICAS, CALLERS, PLACES = 4, 3, 3
+EXPONENT, UTILISATION = 1.0, 0.6
+ROUTERS = {
+    "default": RequestRouterConfig(),
+    "consistent hash": RequestRouterConfig(
+        request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter",
+        request_router_kwargs={"num_fallback_replicas": 1},
+        max_backoff_s=0.05,
+    ),
+    "expected cost": ROUTER,
+}
+
+
+@dataclass(frozen=True)
+class TimedAdapter:
+    size_bytes: int = ADAPTER_BYTES
+
+
+@dataclass(frozen=True)
+class Prepared:
+    plan: EditPlan
+    loads: int
+
+
+@dataclass(frozen=True)
+class Edited:
+    image: PIL.Image.Image
+    runtime: dict[str, Any]
+    timings: dict[str, float] = field(default_factory=dict)
+    effective: dict[str, Any] = field(default_factory=dict)
+
+
+class TimedEngine:
+    """`Engine`'s interface: the real host cache, loads and edits that sleep."""
+
+    def __init__(self, work_s: float, load_s: float, config: ModelConfig) -> None:
+        self.alive = True
+        self.adapters: AdapterCache[TimedAdapter] = AdapterCache(config.adapter_cache_bytes)
+        self._work_s, self._load_s = work_s, load_s
+        self._mine = threading.local()
+
+    def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
+        self._mine.loads = 0
+        for use in plan.adapters:
+            self.adapters.get(use.id, self._load)
+        return Prepared(plan, self._mine.loads)
+
+    def _load(self) -> TimedAdapter:
+        self._mine.loads += 1
+        time.sleep(self._load_s)
+        return TimedAdapter()
+
+    def run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
+        on_step(0)
+        time.sleep(self._work_s)
+        return Edited(PIL.Image.new("RGB", (prepared.plan.width, prepared.plan.height)), {"loads": prepared.loads})
+
+
+@dataclass(frozen=True)
+class Arrival:
+    at: float
+    caller: int
+    adapter: int
+
+
+@dataclass(frozen=True)
+class Served:
+    """Seconds since the arrival: until its work began, until its picture was there."""
+
+    arrival: Arrival
+    began: float
+    done: float
+    loads: int
+
+
+def arrivals(seed: int, count: int, work_s: float, adapters: int) -> list[Arrival]:
+    chance = random.Random(seed)
+    weights = [1 / (rank + 1) ** EXPONENT for rank in range(adapters)]
+    at, made = 0.0, []
+    for _ in range(count):
+        at += chance.expovariate(REPLICAS * UTILISATION / work_s)
+        made.append(Arrival(at, chance.randrange(CALLERS), chance.choices(range(adapters), weights)[0]))
+    return made
+
+
+def task(arrival: Arrival) -> EditTask:
+    use = AdapterUse(f"adapter {arrival.adapter}", "", "", 1.0)
+    plan = EditPlan("qwen_image_edit", "reference", "", "", 32, 32, 1, 1.0, 0, "jpeg", (), (use,))
+    return EditTask(uuid.uuid4().hex, 0, plan)
+
+
+@ray.remote(num_cpus=0)
+class Caller:
+    """A process with a handle, as an ingress is."""
+
+    def __init__(self, application: str) -> None:
+        self._handle = serve.get_deployment_handle(editor_name("qwen_image_edit"), application)
+
+    async def is_up(self) -> bool:
+        return True
+
+    async def send(self, mine: list[Arrival], start: float) -> list[Served]:
+        return await asyncio.gather(*(self._one(arrival, start) for arrival in mine))
+
+    async def _one(self, arrival: Arrival, start: float) -> Served:
+        await asyncio.sleep(start + arrival.at - time.time())
+        work = task(arrival)
+        set_id = adapter_set_id(work.plan.adapters)
+        handle: DeploymentHandle = self._handle.options(stream=True, multiplexed_model_id=set_id, session_id=set_id)
+        began = float("nan")
+        async for event in handle.edit.remote(work):
+            if isinstance(event, EditDone):
+                return Served(arrival, began, time.time() - start - arrival.at, event.runtime["loads"])
+            began = time.time() - start - arrival.at
+        raise RuntimeError("an answer ended without its picture")
+
+
+def deploy(ratio: float, work_s: float, folder: str) -> dict[str, list[Any]]:
+    """An application for each router; its callers."""
+    model = ModelConfig(device="cpu", adapter_cache_bytes=PLACES * ADAPTER_BYTES)
+    engine = functools.partial(TimedEngine, work_s, ratio * work_s)
+    callers = {}
+    for name, config in ROUTERS.items():
+        editors = editor_deployment(model).options(num_replicas=REPLICAS, request_router_config=config)
+        application = name.replace(" ", "-")
+        serve.run(editors.bind(model, folder, engine), name=application, route_prefix=None)
+        callers[name] = [Caller.remote(application) for _ in range(CALLERS)]
+    ray.get([caller.is_up.remote() for group in callers.values() for caller in group])
+    return callers
+
+
+def measure(callers: dict[str, list[Any]], stream: list[Arrival]) -> dict[str, list[Served]]:
+    """What each router made of one stream of arrivals."""
+    start = time.time() + 1
+    answers = {
+        name: [
+            each.send.remote([arrival for arrival in stream if arrival.caller == index], start)
+            for index, each in enumerate(group)
+        ]
+        for name, group in callers.items()
+    }
+    return {name: [served for each in ray.get(refs) for served in each] for name, refs in answers.items()}
+
+
+def longest_waits(served: list[Served]) -> list[float]:
+    """For each adapter, the longest that one of its requests waited for its work to begin."""
+    longest: dict[int, float] = defaultdict(float)
+    for each in served:
+        longest[each.arrival.adapter] = max(longest[each.arrival.adapter], each.began)
+    return list(longest.values())
+
+
+def p95(served: list[Served]) -> float:
+    return statistics.quantiles([each.done for each in served], n=20)[-1]
+
+
+def table(ratio: float, runs: dict[str, list[list[Served]]]) -> None:
+    """A row for each router over all its runs; of the p95, each run's too."""
+    print(f"\nload / work = {ratio:g}; {sum(map(len, runs['default']))} requests a router, times in seconds\n")
+    print("| router | reloads a request | median | p95 (each seed) | mean wait | longest wait of any adapter, median |")
+    print("|---|---|---|---|---|---|")
+    for name, each_seed in runs.items():
+        served = [each for run in each_seed for each in run]
+        reloads = sum(each.loads for each in served) / len(served)
+        median = statistics.median(each.done for each in served)
+        seeds = ", ".join(f"{p95(run):.2f}" for run in each_seed)
+        wait = statistics.fmean(each.began for each in served)
+        longest = longest_waits(served)
+        print(
+            f"| {name} | {reloads:.2f} | {median:.2f} | {p95(served):.2f} ({seeds}) | {wait:.2f} "
+            f"| {max(longest):.2f}, {statistics.median(longest):.2f} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work-s", type=float, default=0.5)
+    parser.add_argument("--requests", type=int, default=300, help="counted for each seed")
+    parser.add_argument("--warm-up", type=int, default=50, help="sent before them and not counted")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--ratios", type=float, nargs="+", default=[1.5, 0.01], help="load / work")
+    parser.add_argument("--adapters", type=int, default=40)
+    args = parser.parse_args()
+    ray.init(
+        address="local",
+        num_cpus=64,
+        include_dashboard=False,
+        log_to_driver=False,
+        namespace="serve",
+        # Ray runs workers at a low priority: whatever else the machine does would be measured with them.
+        _system_config={"worker_niceness": 0},
+    )
+    try:
+        for ratio in args.ratios:
+            with tempfile.TemporaryDirectory() as folder:
+                callers = deploy(ratio, args.work_s, folder)
+                runs: dict[str, list[list[Served]]] = {name: [] for name in callers}
+                for seed in args.seeds:
+                    stream = arrivals(seed, args.warm_up + args.requests, args.work_s, args.adapters)
+                    for name, served in measure(callers, stream).items():
+                        counted = [each for each in served if each.arrival.at >= stream[args.warm_up].at]
+                        runs[name].append(counted)
+                table(ratio, runs)
+                serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

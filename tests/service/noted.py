@@ -1,0 +1,44 @@
+"""The real engine, noting which process made an edit and whether it had the adapters. For configs of tests."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ray import serve
+
+from serve_app.adapters.contents import Contents
+from serve_app.app import build_application
+from serve_app.config import AppConfig, ModelConfig
+from serve_app.engine import Engine, Prepared
+from serve_app.models import checkpoint
+from serve_app.models.registry import ModelSpec
+from serve_app.tasks import EditPlan
+
+
+def notes_file(config: ModelConfig) -> Path:
+    return Path(config.adapter_disk_folder) / "notes"
+
+
+class NotedEngine(Engine):
+    """A line an edit, before it is made: the process, held or read, the adapters' paths."""
+
+    def __init__(
+        self, pipeline: checkpoint.Pipeline, spec: ModelSpec, config: ModelConfig, contents: Contents | None = None
+    ) -> None:
+        super().__init__(pipeline, spec, config, contents)
+        self._notes = notes_file(config)
+
+    def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
+        held = all(self.adapters.holds(use.id) for use in plan.adapters)
+        with self._notes.open("a") as file:
+            file.write(f"{os.getpid()} {'held' if held else 'read'} {' '.join(use.path for use in plan.adapters)}\n")
+        return super().prepare(plan, control_images)
+
+
+def load(config: ModelConfig, contents: Contents) -> Engine:
+    return NotedEngine.load(config, contents)
+
+
+def build(args: AppConfig) -> serve.Application:
+    """`serve_app.app:build` with this engine. Paths in `args` are absolute."""
+    return build_application(args, load)
