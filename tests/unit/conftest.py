@@ -9,7 +9,7 @@ from aiohttp import web
 from starlette.testclient import TestClient
 
 from serve_app.artifacts import Artifacts
-from serve_app.config import AppConfig
+from serve_app.config import MINIATURE_RANDOM, AppConfig
 from serve_app.dispatch import result_key
 from serve_app.ingress import create_app
 from serve_app.service import Service
@@ -19,7 +19,7 @@ PICTURE = b"a picture's bytes"
 
 
 TO_Q = "diffusion_model.transformer_blocks.0.attn.to_q"
-# One pair that fits the miniature.
+# One pair that fits the miniature of random weights.
 PAIR = {f"{TO_Q}.lora_A.weight": (2, 16), f"{TO_Q}.lora_B.weight": (16, 2)}
 
 
@@ -83,7 +83,7 @@ def config(tmp_path: Path) -> AppConfig:
     lora = tmp_path / "loras/job/lora.safetensors"
     lora.parent.mkdir(parents=True)
     lora.write_bytes(safetensors_bytes())
-    paths = {"lora_root": "loras", "artifacts_url": "artifacts"}
+    paths = {"lora_root": "loras", "artifacts_url": "artifacts", "models": [{"checkpoint": MINIATURE_RANDOM}]}
     return AppConfig.model_validate(paths | {"fetch": {"timeout_s": 2}}).resolved(tmp_path)
 
 
