@@ -25,6 +25,8 @@ from serve_app.tasks import EditPlan
 
 if TYPE_CHECKING:
     # Ingresses read this module too, and never import torch.
+    from serve_app.adapters.cache import AdapterCache
+    from serve_app.adapters.changes import Adapter
     from serve_app.engine import Edited, Engine, Prepared
 
 
@@ -39,6 +41,10 @@ class DrillEngine:
     @property
     def alive(self) -> bool:
         return self._engine.alive
+
+    @property
+    def adapters(self) -> "AdapterCache[Adapter]":
+        return self._engine.adapters
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> "Prepared":
         return self._engine.prepare(plan, control_images)
