@@ -1,7 +1,7 @@
 """The drill's engine, which notes what it does, and the application around it.
 
-It is the real miniature. For the drill of cancelling, where steps are to be of one length on a machine of any load,
-it is a declared timed one.
+It is the real engine on the miniature of random weights. For the drill of cancelling, where steps are to be of one
+length on a machine of any load, it is a declared timed one.
 """
 
 # No `from __future__ import annotations` here: Serve reads the annotation of a builder to validate the args.
@@ -36,7 +36,6 @@ class DrillEngine:
     def __init__(self, engine: "Engine", notes: Notes) -> None:
         self._engine = engine
         self._notes = notes
-        self.adapters = engine.adapters
 
     @property
     def alive(self) -> bool:
