@@ -1,6 +1,6 @@
 """The drill's engine, which notes what it does, and the application around it.
 
-It is the real miniature. For the drill of cancelling, where steps are to be of one length on a machine of any load,
+It is the real engine on the miniature of random weights. For the drill of cancelling, where steps are to be of one length on a machine of any load,
 it is a declared timed one.
 """
 
