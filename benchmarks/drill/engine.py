@@ -1,7 +1,7 @@
 """The drill's engine, which notes what it does, and the application around it.
 
-It is the real engine on the miniature of random weights. For the drill of cancelling, where steps are to be of one length on a machine of any load,
-it is a declared timed one.
+It is the real engine on the miniature of random weights. For the drill of cancelling, where steps are to be of one
+length on a machine of any load, it is a declared timed one.
 """
 
 # No `from __future__ import annotations` here: Serve reads the annotation of a builder to validate the args.
