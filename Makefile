@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 # Ray phones home unless told not to.
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help demo serve test check benchmark clean
+.PHONY: help demo serve test check drill benchmark clean
 
 help:
 	@echo "make demo       start the service, edit the sample photograph, show the result, stop (MODEL=...)"
 	@echo "make serve      the service in the foreground, as serve_config.yaml says"
 	@echo "make test       all tests"
 	@echo "make check      what CI runs: lint, types, import contract, all tests"
+	@echo "make drill      kills whatever works on 60 requests and shows that none is lost; 5 minutes at most"
 	@echo "make benchmark  the HTTP path beside a running edit"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -37,6 +38,9 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+drill: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.drill
 
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/http_path.py

@@ -25,6 +25,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from serve_app.adapters.contents import Contents
 from serve_app.adapters.maker import trainer_metadata
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.engine import Engine
@@ -81,11 +82,11 @@ def make_pipeline(spec: ModelSpec, device: torch.device) -> Pipeline:
     return pipeline
 
 
-def load_full_size(config: ModelConfig) -> Engine:
+def load_full_size(config: ModelConfig, contents: Contents) -> Engine:
     """An editor's engine for `build_application`, whatever checkpoint the config names."""
     device = torch.device("cuda")
     spec = MODELS[config.id]
-    return Engine(make_pipeline(spec, device), spec, config.model_copy(update={"threads": 8}))
+    return Engine(make_pipeline(spec, device), spec, config.model_copy(update={"threads": 8}), contents)
 
 
 def measure_parity(steps: int) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from serve_app.adapters.changes import read_changes
+from serve_app.adapters.changes import Adapter, read_changes
 from serve_app.adapters.formats import read_layout
-from serve_app.adapters.weights import write_weight
+from serve_app.adapters.weights import Weights
 from serve_app.models import checkpoint, miniature
 from serve_app.models.registry import MODELS
 from tests.engine.test_formats import FORMATS, LINEARS, make_file, shapes
@@ -27,12 +27,13 @@ def main() -> None:
         pipeline = checkpoint.read(miniature.ensure(MODELS["qwen_image"]), torch.bfloat16)
         originals = {module: pipeline.transformer.get_submodule(module).weight.clone() for module in meanings}
         changes = read_changes(read_layout(shapes(tensors), LINEARS), tensors)
+        own = checkpoint.read(miniature.ensure(MODELS["qwen_image"]), torch.bfloat16).transformer
+        Weights(own, "device").apply({name: (Adapter(changes, pinned=False), SCALE)})
         fused = fuse(pipeline, tensors)
         ours = theirs = change = 0.0
         for module, original in originals.items():
             difference = SCALE * changes[module].weight(torch.float64)
-            merged = original.clone()
-            write_weight(merged, original, [(changes[module], SCALE)])
+            merged = own.get_submodule(module).weight
             ours += (merged.double() - original.double() - difference).square().sum().item()
             change += difference.square().sum().item()
             if fused is None:

@@ -64,6 +64,11 @@ class Artifacts:
         finally:
             Path(part).unlink(missing_ok=True)
 
+    def put_missing(self, key: str, data: bytes) -> None:
+        """Write content under a key that is its own, unless it is there."""
+        if not self.exists(key):
+            self.put(key, data)
+
     def put_new(self, key: str, data: bytes) -> bool:
         """Write `data` under `key` unless something is there; whether it was written. Of several at once one does it.
 
@@ -93,7 +98,11 @@ class Artifacts:
         return data
 
     def exists(self, key: str) -> bool:
-        return bool(self._filesystem.exists(f"{self._root}/{key}"))
+        """Raises StorageFailed."""
+        try:
+            return bool(self._filesystem.exists(f"{self._root}/{key}"))
+        except OSError as error:
+            raise StorageFailed("artifact storage cannot be asked for a file") from error
 
     def put_json(self, key: str, value: Any) -> None:
         self.put(key, json.dumps(value).encode())

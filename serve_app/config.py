@@ -22,7 +22,10 @@ from pydantic import (
 
 SQLITE_PREFIX = "sqlite+aiosqlite:///"
 SECRET_PREFIX = "whsec_"
+# The checkpoints inside the package: one that was trained to edit, and one of random weights for tests of exactness.
 MINIATURE = "miniature"
+MINIATURE_RANDOM = "miniature-random"
+EMBEDDED = (MINIATURE, MINIATURE_RANDOM)
 AUTO = "auto"
 
 # How an edit is prepared: as the reference server does, as the trainer's preview does (now, or up to an older
@@ -55,8 +58,8 @@ class Frozen(BaseModel):
 class ModelConfig(Frozen):
     """One model to serve: one Editor deployment, named `Editor-<id>`.
 
-    `checkpoint` is `miniature`, a directory in diffusers' layout, or a hub id. `device: auto` is cuda where
-    the cluster has a GPU. `threads` is the number of CPU threads of one editor (default: the machine's
+    `checkpoint` is `miniature`, `miniature-random`, a directory in diffusers' layout, or a hub id. `device: auto`
+    is cuda where the cluster has a GPU. `threads` is the number of CPU threads of one editor (default: the machine's
     cores); another number changes the last bits of a picture. `adapter_cache_bytes` is what an editor keeps
     of adapters in host memory, `adapter_disk_bytes` what its node keeps of remote ones in
     `adapter_disk_folder`. `adapter_weights` says where a copy of the weights lies that adapters are merged
@@ -78,7 +81,7 @@ class ModelConfig(Frozen):
 
     @model_validator(mode="after")
     def _revision_is_of_a_hub_checkpoint(self) -> Self:
-        if self.revision is not None and self.checkpoint == MINIATURE:
+        if self.revision is not None and self.checkpoint in EMBEDDED:
             raise ValueError(f"revision: {self.checkpoint!r} is no hub checkpoint, so it has no revisions")
         return self
 
@@ -87,7 +90,8 @@ class FetchConfig(Frozen):
     """Limits on what the service downloads for a client.
 
     `max_bytes` and `max_pixels` hold for one control image (base64 ones too), `max_lora_bytes` for one
-    adapter, `timeout_s` for one whole download of an image, `lora_timeout_s` for one of an adapter.
+    adapter. `timeout_s` is for one whole download of an image or of an adapter's header, and for the silence of a
+    server that sends an adapter; `lora_timeout_s` for one whole download of an adapter.
     Addresses that are not public are refused unless `allow_private_addresses` is set or one of
     `allowed_networks` (CIDR) holds them. `hub_hosts` are the model hub's: their page URLs are understood, and
     a request's `hf_token` goes to them alone.
@@ -198,7 +202,7 @@ class AppConfig(Frozen):
             jobs = jobs.model_copy(update={"database_url": f"{SQLITE_PREFIX}{database}"})
         for model in self.models:
             local = folder / model.checkpoint
-            is_directory = model.checkpoint != MINIATURE and local.is_dir()
+            is_directory = model.checkpoint not in EMBEDDED and local.is_dir()
             models.append(model.model_copy(update={"checkpoint": str(local)}) if is_directory else model)
         auth = self.auth
         if auth.keys_file is not None:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from serve_app.artifacts import Artifacts
 from serve_app.config import JobsConfig
-from serve_app.errors import EditorLost, EditorUnavailable, StoreUnavailable, describe
+from serve_app.errors import EditorLost, EditorUnavailable, StorageFailed, StoreUnavailable, describe
 from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore
 from serve_app.tasks import EditDone, EditEvent, EditTask
@@ -50,6 +50,11 @@ class Editors(Protocol):
     def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
         """The events of one edit: `StepDone` 0, 1, ... and at last one `EditDone`. Raises ServiceError."""
         ...
+
+
+def control_key(sha256: str) -> str:
+    """Where the control image with this digest lies."""
+    return f"controls/{sha256}"
 
 
 def record_key(request_id: str, index: int) -> str:
@@ -171,7 +176,7 @@ class Dispatcher:
         while True:
             try:
                 return await write()
-            except StoreUnavailable:
+            except (StoreUnavailable, StorageFailed):
                 logger.exception("could not record what became of an edit; trying again")
                 await asyncio.sleep(self._poll_s)
 

@@ -20,8 +20,8 @@ from serve_app import images
 from serve_app.adapters.contents import Contents
 from serve_app.artifacts import Artifacts
 from serve_app.config import FetchConfig, ModelConfig
-from serve_app.dispatch import record_key
-from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError
+from serve_app.dispatch import control_key, record_key
+from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError, StorageFailed
 from serve_app.holdings import Holdings
 from serve_app.tasks import AdapterUse, EditDone, EditEvent, EditPlan, EditTask, StepDone
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# How long a picture is kept for storage that is away, and how often it is offered (s).
+STORAGE_PATIENCE_S, STORAGE_PAUSE_S = 120.0, 2.0
 # A rank-32 adapter on all 840 linears at the published size: from it follows how many sets a replica names.
 ADAPTER_BYTES = 590_000_000
 
@@ -140,12 +142,11 @@ class Editor:
             begun.set()
             edited, seconds = await loop.run_in_executor(self._device_thread, run)
         self._holdings.work_s.add(seconds)
-        return await asyncio.to_thread(self._store, task, edited)
+        return await self._store_patiently(task, edited, should_stop)
 
     async def _prepare(self, plan: EditPlan) -> "Prepared":
         def prepare() -> "Prepared":
-            controls = [self._artifacts.get(f"controls/{sha256}") for sha256 in plan.control_images]
-            return self._engine.prepare(plan, controls)
+            return self._engine.prepare(plan, [self._control_image(sha256) for sha256 in plan.control_images])
 
         if not plan.adapters:
             return await asyncio.to_thread(prepare)
@@ -155,6 +156,27 @@ class Editor:
             # adapters are the engine's to keep, and what it gives up or fails to load the holdings take back.
             await self._advertise(set_id)
             return await asyncio.to_thread(prepare)
+
+    def _control_image(self, sha256: str) -> bytes:
+        """Raises EditError if it is gone, StorageFailed if it cannot be had now."""
+        try:
+            return self._artifacts.get(control_key(sha256))
+        except FileNotFoundError as error:
+            raise EditError("its control image is no longer stored") from error
+        except OSError as error:
+            raise StorageFailed("its control image could not be read from artifact storage") from error
+
+    async def _store_patiently(self, task: EditTask, edited: "Edited", should_stop: Callable[[], bool]) -> EditDone:
+        """Store a finished picture, though storage be away for a while: the device is free for others meanwhile."""
+        patience = time.monotonic() + STORAGE_PATIENCE_S
+        while True:
+            try:
+                return await asyncio.to_thread(self._store, task, edited)
+            except OSError as error:
+                logger.exception("the picture of %s could not be stored", task)
+                if should_stop() or time.monotonic() > patience:
+                    raise StorageFailed("the finished picture could not be stored") from error
+            await asyncio.sleep(STORAGE_PAUSE_S)
 
     def _store(self, task: EditTask, edited: "Edited") -> EditDone:
         """Encode and store the picture; the record beside it comes last and says that it is whole."""

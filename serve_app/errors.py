@@ -34,7 +34,8 @@ ServiceError
 │   └── EditorUnavailable           retryable, and no attempt: nobody took the edit up
 ├── StoreUnavailable                the job database cannot be reached (status 503)
 ├── FetchFailed                     a download failed; carries the reason only
-├── StorageFailed                   artifact storage did not do what it was asked to (status 503)
+├── StorageFailed                   retryable: artifact storage did not do what it was asked to (status 503)
+│   └── FilesGone                   what a request needs was deleted before it was committed
 ├── KeysRefused                     the file of API keys cannot be used
 └── CheckpointRefused               a checkpoint is not what the model's recipe assumes
 
@@ -213,6 +214,11 @@ class FetchFailed(ServiceError):
 class StorageFailed(ServiceError):
     code = "STORAGE_FAILED"
     status = 503
+    retryable = True
+
+
+class FilesGone(StorageFailed):
+    pass
 
 
 class KeysRefused(ServiceError):

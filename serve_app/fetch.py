@@ -1,5 +1,6 @@
 """Guarded requests: what a client may make this service fetch or post, and where."""
 
+import errno
 import hashlib
 import ipaddress
 import re
@@ -18,6 +19,9 @@ from serve_app.errors import FetchFailed
 
 CHUNK_BYTES = 1 << 16
 MAX_CONNECTIONS = 64
+# Longest ETag that is believed: it is stored with requests.
+MAX_VERSION = 200
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # IPv6 addresses that a gateway may turn into any IPv4 one, private ones too: NAT64 (RFC 6052, 8215), 6to4
 # (RFC 3056), IPv4-compatible and -translated (RFC 4291, 2765); and site-local ones (RFC 3879).
 IPV4_IN_IPV6 = tuple(
@@ -51,6 +55,8 @@ class Remote:
         """Raises FetchFailed for anything but a file or a part of one."""
         headers, length = response.headers, response.content_length
         version = headers.get("ETag") or headers.get("Last-Modified") or ""
+        if len(version) > MAX_VERSION or not (version.isascii() and version.isprintable()):
+            version = ""
         if response.status == 200:
             return cls(length, version, 0)
         place = CONTENT_RANGE.match(headers.get("Content-Range", ""))
@@ -178,6 +184,9 @@ class Fetcher:
                 raise FetchFailed(str(error.os_error)) from error
             raise FetchFailed("its server cannot be reached") from error
         except (aiohttp.ClientError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                # Not the server's: of whoever writes down what comes.
+                raise
             raise FetchFailed("its server broke the connection off") from error
 
     def _open_socket(self, address: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:

@@ -17,8 +17,8 @@ from serve_app.adapters.sources import LoraSources
 from serve_app.admission import Admission, Admitted, gather_all
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppConfig
-from serve_app.dispatch import Dispatcher, EditorCount, Editors, record_key
-from serve_app.errors import HistoryUnavailable, ImageNotFound, RequestNotFound, StoreUnavailable
+from serve_app.dispatch import Dispatcher, EditorCount, Editors, control_key, record_key
+from serve_app.errors import FilesGone, HistoryUnavailable, ImageNotFound, RequestNotFound, StoreUnavailable
 from serve_app.events import RequestEvent, events_since, payload_of
 from serve_app.fetch import Fetcher
 from serve_app.jobs.records import (
@@ -43,6 +43,8 @@ from serve_app.tasks import EditDone, EditPlan, Event
 from serve_app.watch import Watch
 from serve_app.webhooks import Deliverer
 
+# How often a request is admitted whose files were deleted before it was committed.
+TRIES = 3
 # How long a watcher's view of its place in the queue may be old, and how long an unchanged request is believed (s).
 POSITION_S, UNCHANGED_S = 1.0, 15.0
 
@@ -112,29 +114,38 @@ class Service:
             earlier = await self._store.requests.earlier(caller.tenant, idempotency_key, digest)
             if earlier is not None:
                 return earlier
-        webhook = self._webhook(request, base_url)
-        admitted = await self._admission.admit(request)
-        controls = {f"controls/{digest}": file.data for digest, file in admitted.control_files.items()}
-        await self._keep(controls)
-        record = await self._store.requests.create(
-            NewRequest(
-                id=uuid.uuid4().hex,
-                tenant=caller.tenant,
-                model=admitted.spec.id,
-                images=tuple(NewImage(edit, self._work(admitted, edit)) for edit in admitted.plans),
-                deadline_s=request.deadline_s or self.config.jobs.deadline_s,
-                priority=request.priority,
-                notes=notes_of(admitted),
-                files={key: len(data) for key, data in controls.items()} | self._adapter_files(admitted),
-                idempotency_key=idempotency_key,
-                body_sha256=digest,
-                webhook=webhook,
+        for tries in range(1, TRIES + 1):
+            admitted = await self._admission.admit(request)
+            new = self._new_request(request, admitted, caller, base_url)
+            new = replace(new, idempotency_key=idempotency_key, body_sha256=digest)
+            await gather_all(
+                asyncio.to_thread(self._artifacts.put_missing, control_key(sha256), file.data)
+                for sha256, file in admitted.control_files.items()
             )
+            try:
+                record = await self._store.requests.create(new, self._artifacts.exists)
+            except FilesGone:
+                # What no request needed any more was deleted just before this one came to need it.
+                if tries == TRIES:
+                    raise
+            else:
+                self._dispatcher.wake()
+                return record
+        raise AssertionError("unreachable")
+
+    def _new_request(self, request: InferenceRequest, admitted: Admitted, caller: Caller, base_url: str) -> NewRequest:
+        controls = {control_key(sha256): len(file.data) for sha256, file in admitted.control_files.items()}
+        return NewRequest(
+            id=uuid.uuid4().hex,
+            tenant=caller.tenant,
+            model=admitted.spec.id,
+            images=tuple(NewImage(edit, self._work(admitted, edit)) for edit in admitted.plans),
+            deadline_s=request.deadline_s or self.config.jobs.deadline_s,
+            priority=request.priority,
+            notes=notes_of(admitted),
+            files=controls | self._adapter_files(admitted),
+            webhook=self._webhook(request, base_url),
         )
-        # What an earlier request no longer needed may have been deleted just before this one was there to need it.
-        await self._keep(controls)
-        self._dispatcher.wake()
-        return record
 
     def _webhook(self, request: InferenceRequest, base_url: str) -> Webhook | None:
         if request.webhook_url is None:
@@ -148,9 +159,6 @@ class Service:
         except RequestNotFound:
             return None
         return payload_of(record, delivery)
-
-    async def _keep(self, controls: dict[str, bytes]) -> None:
-        await gather_all(asyncio.to_thread(self._artifacts.put_new, key, data) for key, data in controls.items())
 
     def _adapter_files(self, admitted: Admitted) -> dict[str, int]:
         """The adapters that were downloaded into artifact storage, with their sizes."""

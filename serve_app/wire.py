@@ -7,7 +7,15 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from serve_app.errors import ErrorDescription, QueueFull, RequestError, StoreUnavailable, Unauthorized, describe
+from serve_app.errors import (
+    ErrorDescription,
+    QueueFull,
+    RequestError,
+    StorageFailed,
+    StoreUnavailable,
+    Unauthorized,
+    describe,
+)
 from serve_app.schemas import ErrorBody
 
 logger = logging.getLogger(__name__)
@@ -17,6 +25,7 @@ HEADERS = {
     # About what an edit takes, after which there is room for the next.
     QueueFull.code: {"Retry-After": "10"},
     StoreUnavailable.code: {"Retry-After": "2"},
+    StorageFailed.code: {"Retry-After": "2"},
     Unauthorized.code: {"WWW-Authenticate": "Bearer"},
 }
 

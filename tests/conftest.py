@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 ROOT = Path(__file__).parent.parent
+# Random weights that fit the miniature of random weights, `my_lora_job/my_lora.safetensors`.
+LORAS = ROOT / "tests/loras"
 
 # The number of threads decides the last bits: the goldens were made with two.
 THREADS = 2
@@ -84,12 +86,14 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def engine() -> "Engine":
-    """The miniature, as an editor loads it."""
+    """The miniature of random weights, as an editor loads it."""
     # Unit tests run without torch.
-    from serve_app.config import ModelConfig
+    from serve_app.config import MINIATURE_RANDOM, ModelConfig
     from serve_app.engine import Engine
 
-    return Engine.load(ModelConfig(threads=THREADS, device="cpu", adapter_cache_bytes=ADAPTER_CACHE_BYTES))
+    return Engine.load(
+        ModelConfig(checkpoint=MINIATURE_RANDOM, threads=THREADS, device="cpu", adapter_cache_bytes=ADAPTER_CACHE_BYTES)
+    )
 
 
 @pytest.fixture(scope="session")

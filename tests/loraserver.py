@@ -14,19 +14,20 @@ RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 class LoraServer:
     """What the server has and does; may be changed at any time. `url` is the file's.
 
-    From the first response on the ETag is `next_etag`, if there is one. A response breaks off after
-    `breaks_off_after` bytes of its body, `times_broken_off` times, and falls silent after `silent_after` bytes until
-    `end` is set; before each 4096 bytes it waits `pause_s`. `requests` are the paths, ranges and tokens that were
-    asked for, `sent` the bytes of bodies that went out.
+    After the first response it is as `later` says, by field. A response breaks off after `breaks_off_after` bytes of
+    its body, `times_broken_off` times, and falls silent after `silent_after` bytes until `end` is set; before each
+    4096 bytes it waits `pause_s`. `requests` are the paths, ranges and tokens that were asked for, `sent` the bytes of
+    bodies that went out.
     """
 
     content: bytes = b""
     etag: str | None = '"1"'
-    next_etag: str | None = None
+    later: dict[str, object] = field(default_factory=dict)
     last_modified: str | None = None
     status: int = 200
     knows_ranges: bool = True
     says_length: bool = True
+    says_version_of_parts: bool = True
     breaks_off_after: int | None = None
     times_broken_off: int = 1_000_000
     silent_after: int | None = None
@@ -64,15 +65,15 @@ class Handler(BaseHTTPRequestHandler):
         if status == 416:
             self.send_header("Content-Range", f"bytes */{len(content)}")
         for name, value in (("ETag", mood.etag), ("Last-Modified", mood.last_modified)):
-            if value:
+            if value and (status == 200 or mood.says_version_of_parts):
                 self.send_header(name, value)
-        mood.etag = mood.next_etag or mood.etag
         if mood.says_length:
             self.send_header("Content-Length", str(len(body)))
         else:
             self.send_header("Connection", "close")
         self.end_headers()
         self._send(body)
+        vars(mood).update(mood.later)
         self.close_connection = self.close_connection or not mood.says_length
 
     def _send(self, body: bytes) -> None:

@@ -1,6 +1,5 @@
 """What is in an adapter's file: the bytes that were admitted, the same for everybody and at any time."""
 
-import errno
 import hashlib
 import logging
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from serve_app.adapters.stores import fetch, refuse_changed
 from serve_app.artifacts import Artifacts
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.errors import FetchFailed, LoraChanged, LoraDownloadFailed
+from serve_app.fetch import DISK_FULL
 from serve_app.tasks import AdapterUse
 
 logger = logging.getLogger(__name__)
@@ -95,10 +95,9 @@ class Contents:
         try:
             return self._disk.read(use.id, bring, check)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in DISK_FULL:
                 raise
         logger.warning("no room on disk for %s; it is read past the cache", use.path)
-        self._disk.discard(use.id)
         memory = BytesIO()
         bring(memory)
         memory.seek(0)

@@ -8,6 +8,8 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
+from serve_app.fetch import DISK_FULL
+
 # Goes on with one file from the bytes that are there to its end, or begins anew if its source has changed.
 Fetch = Callable[[BinaryIO], None]
 # Raises if a whole file is not what it should be.
@@ -27,8 +29,8 @@ class DiskCache:
     def read(self, adapter_id: str, fetch: Fetch, check: Check) -> bytes:
         """The file's bytes, by `fetch` if it is not here.
 
-        A download that breaks off is resumed by the next; it appears under its name only once it passed `check`.
-        Raises OSError, of the disk or of `fetch`, and whatever else `fetch` and `check` raise.
+        A download that breaks off is resumed by the next, unless the disk is full; it appears under its name only
+        once it passed `check`. Raises OSError, of the disk or of `fetch`, and whatever else `fetch` and `check` raise.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         kept = self._kept(adapter_id)
@@ -39,10 +41,8 @@ class DiskCache:
             return file.read()
 
     def discard(self, adapter_id: str) -> None:
-        """Forget a file, and the beginning of one."""
-        kept = self._kept(adapter_id)
-        for file in (kept, _part(kept)):
-            file.unlink(missing_ok=True)
+        """Forget a file. Whoever reads it reads on."""
+        self._kept(adapter_id).unlink(missing_ok=True)
 
     def _kept(self, adapter_id: str) -> Path:
         return self._folder / f"{adapter_id}.safetensors"
@@ -79,7 +79,12 @@ def _bring(kept: Path, fetch: Fetch, check: Check) -> BinaryIO:
     part = _part(kept)
     with ExitStack() as otherwise:
         file = otherwise.enter_context(part.open("a+b"))
-        fetch(file)
+        try:
+            fetch(file)
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                part.unlink()
+            raise
         otherwise.callback(part.unlink)
         file.seek(0)
         check(file)

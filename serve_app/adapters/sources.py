@@ -18,7 +18,7 @@ from serve_app.adapters.header import Header, header_end, read_header
 from serve_app.artifacts import Artifacts
 from serve_app.effective import without_secrets
 from serve_app.errors import FetchFailed, LoraDownloadFailed, LoraNotFound, LoraPathForbidden
-from serve_app.fetch import Fetcher
+from serve_app.fetch import DISK_FULL, Fetcher
 
 # The path of a page on the model hub: /<owner>/<repository>/blob|tree/<revision>/...
 MAX_PATH_BYTES = 250
@@ -161,12 +161,7 @@ class LoraSources:
         """The file that `path` names, its header read. Raises LoraInvalidFile or LoraDownloadFailed."""
         if not is_url(path):
             return await asyncio.to_thread(lambda: self.read(self.find(path)))
-        url = hub_url(path, self._hub_hosts[0]) if path.lower().startswith(HUB_SCHEME) else path
-        try:
-            of_hub = urlsplit(url).hostname in self._hub_hosts
-        except ValueError as error:
-            raise LoraDownloadFailed("the path of a LoRA is not a valid http or https URL") from error
-        url = file_url(url) if of_hub else url
+        url, of_hub = self._file_url(path)
         name = without_secrets(url)
         try:
             # The token is the hub's: no other host that the request names gets to see it.
@@ -178,6 +173,23 @@ class LoraSources:
             raise LoraDownloadFailed(
                 f"the LoRA at {name!r} could not be downloaded: {error.message}", {"lora_path": name}
             ) from error
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            raise LoraDownloadFailed(
+                f"the LoRA at {name!r} could not be kept: this service's disk is full", {"lora_path": name}
+            ) from error
+
+    def _file_url(self, path: str) -> tuple[str, bool]:
+        """The URL of the file that a URL names, and whether it is of the hub. Raises LoraDownloadFailed."""
+        try:
+            if not path.isprintable():
+                raise ValueError("not text")
+            url = hub_url(path, self._hub_hosts[0]) if path.lower().startswith(HUB_SCHEME) else path
+            of_hub = urlsplit(url).hostname in self._hub_hosts
+        except ValueError as error:
+            raise LoraDownloadFailed("the path of a LoRA is not a valid http or https URL") from error
+        return (file_url(url) if of_hub else url), of_hub
 
     def read(self, file: StoredFile) -> AdmittedFile:
         """A file under the LoRA root with its header. Blocks.

@@ -71,8 +71,9 @@ async def _follow(fetcher: Fetcher, use: AdapterUse, file: BinaryIO) -> None:
             raise FetchFailed("its server no longer says how long it is")
         # A part of the version that was asked for need not say so again.
         refuse_changed(use, identity(use.url, remote.size, remote.version or (use.version if remote.start else "")))
-        file.seek(remote.start)
-        file.truncate()
+        if file.tell() > remote.start:
+            file.seek(remote.start)
+            file.truncate()
         async for chunk in chunks:
             file.write(chunk[: remote.size - file.tell()])
         file.flush()

@@ -170,9 +170,13 @@ def write_weight(target: Tensor, original: Tensor, changes: Sequence[ScaledChang
 def write_product(target: Tensor, original: Tensor, product: Product) -> None:
     """`target` becomes `original` plus the product, multiplied and added in fp32 and rounded once."""
     left, right, factor = product
-    # Not addmm: in bf16 on CUDA it rounds the product before it adds it.
-    fp32 = torch.mm(left, right, out_dtype=torch.float32) if left.is_cuda else left.float() @ right.float()
-    torch.add(original, fp32, alpha=factor, out=target)
+    if target.is_cuda:
+        # Triton is there where CUDA is.
+        from serve_app.adapters.kernel import add_product
+
+        add_product(target, original, left, right, factor)
+    else:
+        torch.add(original, left.float() @ right.float(), alpha=factor, out=target)
 
 
 def as_products(linears: Sequence[Sequence[tuple[LowRank, float]]]) -> Iterable[Product]:

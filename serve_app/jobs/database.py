@@ -29,6 +29,9 @@ from serve_app.errors import StoreUnavailable
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# Whether an artifact is there, by key; blocks.
+IsStored = Callable[[str], bool]
+
 logger = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"

@@ -5,7 +5,7 @@ claim's generation and is refused once the claim is lost: to a newer one, to a c
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +17,7 @@ from serve_app.config import JobsConfig
 from serve_app.errors import EditorLost
 from serve_app.jobs import changes, tables
 from serve_app.jobs.changes import CLAIMED, ENDED, UNFINISHED, WAITING
-from serve_app.jobs.database import Database, transaction
+from serve_app.jobs.database import Database, IsStored, transaction
 from serve_app.jobs.records import Claim
 from serve_app.jobs.turns import take_turns
 from serve_app.tasks import EditDone, EditPlan, EditTask, Event, Priority, Status
@@ -206,11 +206,10 @@ class Queue:
         return True
 
     @transaction
-    async def succeed(self, claim: Claim, done: EditDone, is_stored: Callable[[str], bool]) -> bool:
+    async def succeed(self, claim: Claim, done: EditDone, is_stored: IsStored) -> bool:
         """Record a finished picture, and the request's end with the last one. False if the claim is lost.
 
-        `is_stored(key)` blocks and says whether an artifact is there. Raises EditorLost if the picture is not:
-        the same one was made before and purged meanwhile.
+        Raises EditorLost if the picture is not stored: the same one was made before and purged meanwhile.
         """
         try:
             async with self._database.writing() as connection:

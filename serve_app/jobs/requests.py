@@ -1,5 +1,6 @@
 """Requests: taken in, looked at, cancelled, listed."""
 
+import asyncio
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,10 +11,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.config import JobsConfig
-from serve_app.errors import IdempotencyConflict, QueueFull, RequestNotFound
+from serve_app.errors import FilesGone, IdempotencyConflict, QueueFull, RequestNotFound
 from serve_app.jobs import changes, statements, tables
 from serve_app.jobs.changes import WAITING
-from serve_app.jobs.database import Database, transaction
+from serve_app.jobs.database import Database, IsStored, transaction
 from serve_app.jobs.records import HistoryFilter, ImageRecord, NewRequest, RequestRecord, Standing, Summary, Usage
 from serve_app.jobs.turns import first_turn
 from serve_app.tasks import EditDone, EditPlan, Priority, Status
@@ -34,14 +35,17 @@ class Requests:
         self._config = config
 
     @transaction
-    async def create(self, new: NewRequest) -> RequestRecord:
+    async def create(self, new: NewRequest, is_stored: IsStored) -> RequestRecord:
         """Commit a new request; the earlier one if its idempotency key has been used for the same body.
 
-        Raises QueueFull, and IdempotencyConflict if the key was used for another body.
+        Raises QueueFull, IdempotencyConflict if the key was used for another body, and FilesGone if one of its
+        files was deleted meanwhile, since nothing needed it yet.
         """
         try:
             async with self._database.writing() as connection:
                 await self._database.about_to_refer_to_files(connection)
+                if not await asyncio.to_thread(lambda: all(map(is_stored, new.files))):
+                    raise FilesGone("a file of this request was deleted meanwhile; send it again")
                 line = await self._line(connection, new.model)
                 await self._refuse_when_full(connection, new)
                 await self._insert(connection, new, await self._first_turn(connection, line, new))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from serve_app.config import MINIATURE, ModelConfig
+from serve_app.config import MINIATURE, MINIATURE_RANDOM, ModelConfig
 
 # The linears of one block, which adapters are trained on (ostris/ai-toolkit 0.12.26): (out, in) in widths.
 BLOCK_LINEARS = {
@@ -86,14 +86,18 @@ class Architecture:
 
 # As published with every checkpoint of the family (transformer/config.json), and the class's own defaults.
 PUBLISHED = Architecture(60, 24, 128, 3584)
+# The miniature of random weights.
 MINIATURE_ARCHITECTURE = Architecture(2, 1, 16, 32)
+# The trained miniature's files, in diffusers' layout.
+TRAINED_MINIATURE = Path(__file__).parent.parent / "miniature"
 
 
 def architecture_of(model: ModelConfig) -> Architecture:
     """The dimensions behind a configured checkpoint; those of a hub id are the published ones."""
-    if model.checkpoint == MINIATURE:
+    if model.checkpoint == MINIATURE_RANDOM:
         return MINIATURE_ARCHITECTURE
-    file = Path(model.checkpoint) / "transformer/config.json"
+    folder = TRAINED_MINIATURE if model.checkpoint == MINIATURE else Path(model.checkpoint)
+    file = folder / "transformer/config.json"
     return from_config(json.loads(file.read_text())) if file.is_file() else PUBLISHED
 
 

@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 from transformers import Qwen2VLProcessor
 from transformers.utils import logging as transformers_logging
 
-from serve_app.config import MINIATURE, ModelConfig
+from serve_app.config import MINIATURE, MINIATURE_RANDOM, ModelConfig
 from serve_app.errors import CheckpointRefused
-from serve_app.models import miniature
+from serve_app.models import miniature, trained
 from serve_app.models.recipe import SCHEDULER_CONFIG
 from serve_app.models.registry import ModelSpec
 
@@ -93,6 +93,8 @@ def read(folder: Path, dtype: torch.dtype) -> Pipeline:
 def find(config: ModelConfig, spec: ModelSpec) -> Path:
     """The local folder of a configured checkpoint, made or downloaded first if need be. Raises CheckpointRefused."""
     if config.checkpoint == MINIATURE:
+        return trained.ensure(spec)
+    if config.checkpoint == MINIATURE_RANDOM:
         return miniature.ensure(spec)
     if Path(config.checkpoint).is_dir():
         if config.revision is not None:

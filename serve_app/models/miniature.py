@@ -1,4 +1,4 @@
-"""The embedded checkpoints: every class of each model of the family for real, with small random weights.
+"""The miniatures of random weights: every class of each model of the family for real, for tests of exactness.
 
 Made by code from a fixed seed at first use and kept in the user's cache, in the layout that diffusers'
 `save_pretrained` writes. It has the real geometry (8x and 16 latent channels, 2x2 patches, the published
@@ -8,6 +8,7 @@ scheduler), so sizes, tokens and code paths are those of the full model; its pic
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,20 @@ VISION: dict[str, Any] = {
 
 def ensure(spec: ModelSpec) -> Path:
     """The directory of a model's miniature; made first if need be. Safe to call from many processes at once."""
-    # Named by this file's content, so that a change here never meets an older cache.
-    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    target = user_cache_path("serve_app") / f"miniature-{version}" / spec.id
+    return kept(spec, [Path(__file__)], lambda folder: make(spec).save_pretrained(folder))
+
+
+def kept(spec: ModelSpec, sources: Iterable[Path], write: Callable[[Path], None]) -> Path:
+    """A folder in the user's cache that `write` has filled for a model, once for this content of `sources`."""
+    # Named by what it is made from, so that a change there never meets an older cache.
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.read_bytes())
+    target = user_cache_path("serve_app") / f"miniature-{digest.hexdigest()[:12]}" / spec.id
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=target.parent))
-        make(spec).save_pretrained(made)
+        write(made)
         try:
             made.rename(target)
         except OSError:

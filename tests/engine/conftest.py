@@ -10,7 +10,7 @@ import torch
 
 from serve_app.adapters.maker import make_lora
 from serve_app.adapters.sources import fingerprint
-from serve_app.config import ModelConfig
+from serve_app.config import MINIATURE_RANDOM, ModelConfig
 from serve_app.engine import Engine
 from serve_app.models import checkpoint, miniature
 from serve_app.models.registry import MODELS
@@ -34,11 +34,11 @@ class Bench:
 
 @pytest.fixture(scope="session")
 def bench() -> Callable[..., Bench]:
-    """The miniature of a model, loaded as an editor does."""
+    """The miniature of random weights of a model, loaded as an editor does."""
 
     @cache
     def bench(model: str, dtype: torch.dtype = torch.float32) -> Bench:
-        pipeline = checkpoint.load(ModelConfig(id=model), MODELS[model], CPU, dtype)
+        pipeline = checkpoint.load(ModelConfig(id=model, checkpoint=MINIATURE_RANDOM), MODELS[model], CPU, dtype)
         return Bench(pipeline, Engine(pipeline, MODELS[model], ModelConfig(threads=THREADS)))
 
     return bench

@@ -1,5 +1,6 @@
 """Bad days of adapters: a store that is down or changes its mind, and more adapters than there is room for."""
 
+import hashlib
 import random
 import uuid
 from pathlib import Path
@@ -8,10 +9,13 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from safetensors.torch import load_file, save_file
 
+from serve_app.adapters.contents import Contents
 from serve_app.adapters.maker import make_lora
-from serve_app.adapters.sources import fingerprint
-from serve_app.config import ModelConfig
+from serve_app.adapters.sources import fingerprint, identity
+from serve_app.artifacts import Artifacts
+from serve_app.config import FetchConfig, ModelConfig
 from serve_app.engine import Engine
 from serve_app.errors import LoraChanged, LoraDownloadFailed
 from serve_app.models import checkpoint, miniature
@@ -19,8 +23,11 @@ from serve_app.models.registry import MODELS
 from serve_app.tasks import AdapterUse
 from tests.conftest import THREADS
 from tests.engine.conftest import CPU, EDIT, use
+from tests.loraserver import LoraServer, lora_server
 
 MODEL = MODELS["qwen_image"]
+ROOM = 8
+LIMITS = FetchConfig(allow_private_addresses=True, timeout_s=0.5)
 
 
 class MoodyStore(MemoryFileSystem):
@@ -45,18 +52,25 @@ fsspec.register_implementation("moody", MoodyStore, clobber=True)
 
 
 @pytest.fixture
-def engine(tmp_path) -> Engine:
-    """An engine with room for three adapters, in memory and on disk."""
+def adapter_bytes(loras) -> int:
+    """The size of one of the tests' adapters: a little less in memory than as a file."""
+    return loras[0].stat().st_size
+
+
+@pytest.fixture
+def engine(tmp_path, adapter_bytes) -> Engine:
+    """An engine with room for eight adapters, in memory and on disk."""
     import torch
 
     config = ModelConfig(
         id=MODEL.id,
         threads=THREADS,
-        adapter_cache_bytes=90_000,
-        adapter_disk_bytes=90_000,
+        adapter_cache_bytes=ROOM * adapter_bytes,
+        adapter_disk_bytes=ROOM * adapter_bytes,
         adapter_disk_folder=str(tmp_path / "disk"),
     )
-    return Engine(checkpoint.load(config, MODEL, CPU, torch.float32), MODEL, config)
+    contents = Contents(config, LIMITS, Artifacts(str(tmp_path / "artifacts")))
+    return Engine(checkpoint.load(config, MODEL, CPU, torch.float32), MODEL, config, contents)
 
 
 @pytest.fixture
@@ -117,21 +131,75 @@ def test_two_revisions_of_one_name_are_two_adapters(picture_of, remote, loras):
     assert not np.array_equal(picture_of(second), before)
 
 
-def test_a_thousand_uses_of_a_hundred_adapters_through_a_cache_of_three(engine, picture_of, remote, tmp_path):
-    """Zipf traffic: each picture is that of its own adapter, memory and disk stay within their budgets."""
-    transformer, dice = miniature.make(EDIT).transformer, random.Random(5)
-    adapters = []
-    for seed in range(100):
-        make_lora(transformer, tmp_path / "made.safetensors", seed=seed)
-        adapters.append(remote(tmp_path / "made.safetensors"))
-    weights = [1 / (rank + 1) for rank in range(len(adapters))]
-    expected: dict[str, bytes] = {}
-    base = picture_of()
-    for adapter in dice.choices(adapters, weights, k=1000):
-        made = picture_of(adapter).tobytes()
-        assert expected.setdefault(adapter.id, made) == made
-    assert len(expected) > 60
-    assert len(set(expected.values())) == len(expected)
-    assert engine.adapters.size_bytes <= 90_000
-    assert sum(file.stat().st_size for file in (tmp_path / "disk").glob("*.safetensors")) <= 90_000
+@pytest.fixture
+def server(loras):
+    with lora_server(loras[0].read_bytes()) as server:
+        yield server
+
+
+def by_url(server: LoraServer) -> AdapterUse:
+    """The server's file as an ingress admits it now."""
+    return AdapterUse(identity(server.url, len(server.content), server.etag), "a", server.url, 1.0, None, server.etag)
+
+
+def test_adapter_from_a_url_is_the_local_one(picture_of, server, loras):
+    assert np.array_equal(picture_of(by_url(server)), picture_of(use(loras[0])))
+
+
+@pytest.mark.parametrize(
+    ("day", "error"), [({"silent_after": 0}, LoraDownloadFailed), ({"etag": '"2"'}, LoraChanged)], ids=str
+)
+def test_server_that_fails_fails_that_edit_and_the_next_one_works(picture_of, server, loras, day, error):
+    adapter, base = by_url(server), picture_of()
+    good = {name: getattr(server, name) for name in day}
+    vars(server).update(day)
+    with pytest.raises(error):
+        picture_of(adapter)
     assert np.array_equal(picture_of(), base)
+    server.end.set()
+    vars(server).update(good)
+    assert np.array_equal(picture_of(adapter), picture_of(use(loras[0])))
+
+
+def test_full_disk_is_read_past(picture_of, server, loras, tmp_path):
+    adapter = by_url(server)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / f"disk/{adapter.id}.part").symlink_to("/dev/full")
+    assert np.array_equal(picture_of(adapter), picture_of(use(loras[0])))
+    assert list((tmp_path / "disk").glob("*.safetensors")) == []
+
+
+def test_result_says_what_was_in_each_file(engine, make_plan, loras):
+    adapters = (use(loras[1]), use(loras[0]), use(loras[1], 0.5))
+    plan = make_plan(model=MODEL.id, control_images=(), adapters=adapters, steps=1, guidance_scale=1.0)
+    said = engine.edit(plan, []).runtime["adapters"]
+    assert [each["sha256"] for each in said] == [hashlib.sha256(loras[n].read_bytes()).hexdigest() for n in (1, 0, 1)]
+    assert [each["id"] for each in said] == [each.id for each in adapters]
+
+
+def test_a_thousand_adapters_through_a_cache_of_eight(engine, picture_of, remote, make_plan, tmp_path, adapter_bytes):
+    """All of them once and some again: every tenth picture is that of its own adapter, budgets are kept."""
+    transformer, dice = miniature.make(EDIT).transformer, random.Random(5)
+    base, local = picture_of(), tmp_path / "made.safetensors"
+    make_lora(transformer, local, seed=0)
+    tensors = load_file(local)
+    first = next(iter(tensors))
+    adapters, sizes = [], []
+    for n in range(1000):
+        # Another one by one tensor: making all of them anew takes longer than the test.
+        save_file(tensors | {first: tensors[first] * (1 + n)}, local)
+        adapters.append(remote(local))
+        used = [adapters[-1], *dice.sample(adapters, min(n, 2))]
+        if n % 10:
+            engine.prepare(make_plan(model=MODEL.id, control_images=(), adapters=tuple(used)), [])
+        else:
+            assert np.array_equal(picture_of(adapters[-1]), picture_of(use(local)))
+        sizes.append((engine.adapters.size_bytes, disk_bytes(tmp_path)))
+    assert len({adapter.id for adapter in adapters}) == 1000
+    assert ROOM // 2 * adapter_bytes < max(memory for memory, _ in sizes) <= ROOM * adapter_bytes
+    assert ROOM // 2 * adapter_bytes < max(disk for _, disk in sizes) <= ROOM * adapter_bytes
+    assert np.array_equal(picture_of(), base)
+
+
+def disk_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in (folder / "disk").glob("*.safetensors"))

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from serve_app.adapters.maker import make_lora
-from serve_app.config import ModelConfig
+from serve_app.config import MINIATURE_RANDOM, ModelConfig
 from serve_app.engine import Engine
 from serve_app.errors import (
     CheckpointRefused,
@@ -25,7 +25,7 @@ from serve_app.errors import (
 )
 from serve_app.models import checkpoint, miniature
 from serve_app.models.registry import MODELS
-from tests.conftest import ADAPTER_CACHE_BYTES, ROOT, THREADS, as_png, noise_picture
+from tests.conftest import ADAPTER_CACHE_BYTES, LORAS, THREADS, as_png, noise_picture
 from tests.engine.conftest import CPU, EDIT, use
 
 
@@ -157,7 +157,7 @@ def test_stages_are_timed_and_the_effective_values_told(engine, make_plan, contr
 
 def test_miniature_is_the_same_every_time(engine):
     again = miniature.make(EDIT)
-    loaded = checkpoint.load(ModelConfig(), EDIT, CPU, torch.float32)
+    loaded = checkpoint.load(ModelConfig(checkpoint=MINIATURE_RANDOM), EDIT, CPU, torch.float32)
     for part in ("text_encoder", "transformer", "vae"):
         made, kept = getattr(again, part).state_dict(), getattr(loaded, part).state_dict()
         assert made.keys() == kept.keys()
@@ -276,9 +276,9 @@ def test_made_lora_has_the_trainers_names_and_metadata(loras):
     assert metadata["ss_base_model_version"] == "qwen_image"
 
 
-def test_shipped_lora_is_what_the_maker_makes(tmp_path):
+def test_kept_lora_is_what_the_maker_makes(tmp_path):
     make_lora(miniature.make(EDIT).transformer, tmp_path / "my_lora.safetensors", seed=7)
-    shipped = ROOT / "samples/loras/my_lora_job/my_lora.safetensors"
+    shipped = LORAS / "my_lora_job/my_lora.safetensors"
     with safe_open(tmp_path / "my_lora.safetensors", "pt") as made, safe_open(shipped, "pt") as kept:
         assert made.metadata() == kept.metadata()
         assert set(made.keys()) == set(kept.keys())

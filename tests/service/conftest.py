@@ -15,10 +15,10 @@ import ray
 from ray import serve
 
 from serve_app.app import build_application
-from serve_app.config import AppConfig
+from serve_app.config import MINIATURE_RANDOM, AppConfig
 from serve_app.editor import EngineFactory, load_engine
 from serve_app.tasks import Status
-from tests.conftest import ROOT
+from tests.conftest import LORAS
 
 LOGICAL_CPUS = 16
 
@@ -110,8 +110,8 @@ def deploy(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     def deploy(name: str, load: EngineFactory = load_engine, **args: object) -> Deployed:
         folder = tmp_path_factory.mktemp(name)
         defaults = {
-            "models": [{"threads": 2, "device": "cpu"}],
-            "lora_root": str(ROOT / "samples/loras"),
+            "models": [{"checkpoint": MINIATURE_RANDOM, "threads": 2, "device": "cpu"}],
+            "lora_root": str(LORAS),
             "artifacts_url": "artifacts",
             "jobs": {"lease_s": 3},
         }
@@ -128,7 +128,7 @@ def deploy(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 
 @pytest.fixture(scope="session")
 def miniature(deploy) -> Deployed:
-    """The shipped default, with two editors."""
+    """The miniature of random weights."""
     return deploy("miniature")
 
 

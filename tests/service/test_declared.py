@@ -10,7 +10,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app.app import build_application
 from serve_app.config import AppConfig
-from tests.conftest import ROOT
+from tests.conftest import LORAS, ROOT
 from tests.service.standin import STEP_S, as_checkpoint
 
 
@@ -22,7 +22,7 @@ def declare(cluster, tmp_path):
 
     def declare(args: dict, **application: object):
         paths = {
-            "lora_root": str(ROOT / "samples/loras"),
+            "lora_root": str(LORAS),
             "artifacts_url": f"{tmp_path}/artifacts",
             "models": [{"checkpoint": str(tmp_path), "device": "cpu"}],
             "jobs": {"database_url": f"sqlite+aiosqlite:///{tmp_path}/jobs.sqlite3"},

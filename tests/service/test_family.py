@@ -11,21 +11,22 @@ import pytest
 import torch
 
 from serve_app import compare
+from serve_app.config import MINIATURE_RANDOM
 from serve_app.models import checkpoint, miniature
 from serve_app.models.registry import MODELS
-from tests.conftest import ROOT, THREADS, as_base64, as_png, noise_picture
+from tests.conftest import LORAS, THREADS, as_base64, as_png, noise_picture
 from tests.engine.oracle import ORACLES, merge_lora
 from tests.service.conftest import pixels
 
 SAMPLE = "my_lora_job/my_lora.safetensors"
-LORA = ROOT / "samples/loras" / SAMPLE
+LORA = LORAS / SAMPLE
 PICTURES = [noise_picture(*size, seed=seed) for seed, size in enumerate(((120, 80), (64, 100), (80, 80)))]
 EDIT = {"width": 128, "height": 96, "sample_steps": 2, "guidance_scale": 3.0, "seed": 5, "neg": "blurry"}
 
 
 @pytest.fixture(scope="module")
 def family(deploy):
-    models = [{"id": model, "threads": THREADS, "device": "cpu"} for model in MODELS]
+    models = [{"id": model, "checkpoint": MINIATURE_RANDOM, "threads": THREADS, "device": "cpu"} for model in MODELS]
     return deploy("family", models=models, require_lora=False)
 
 

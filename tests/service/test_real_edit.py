@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 from safetensors.numpy import save_file
 
-from tests.conftest import ROOT, as_base64, as_png, noise_picture
+from tests.conftest import LORAS, ROOT, as_base64, as_png, noise_picture
 from tests.engine.conftest import use
 from tests.service.conftest import pixels
 
@@ -32,7 +32,7 @@ def test_seed_pages_request(miniature):
 
 @pytest.mark.parametrize("scale", [None, 1.0, 0.5, 0.0, -0.5])
 def test_pixels_are_those_of_the_engine_in_one_process(miniature, engine, make_plan, control_png, make_body, scale):
-    lora = ROOT / "samples/loras" / SAMPLE
+    lora = LORAS / SAMPLE
     adapters = () if scale is None else (use(lora, scale),)
     expected = engine.edit(make_plan(adapters=adapters, width=96, height=64), [control_png]).image
     loras = [] if scale is None else [{"path": SAMPLE, "network_multiplier": scale}]
@@ -54,7 +54,7 @@ def test_prompts_of_a_request_keep_their_order(miniature, make_body):
 def test_lora_of_another_model_is_refused_before_any_editor_sees_it(miniature, make_body):
     name = "diffusion_model.transformer_blocks.0.attn.to_q.lora_{}.weight"
     bad = {name.format("A"): np.ones((4, 999), np.float32), name.format("B"): np.ones((999, 4), np.float32)}
-    target = ROOT / "samples/loras/wide_of_a_test.safetensors"
+    target = LORAS / "wide_of_a_test.safetensors"
     try:
         save_file(bad, target)
         answer = miniature.client.post("/v1/inference", json=make_body(loras=[{"path": target.name}]))

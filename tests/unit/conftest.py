@@ -9,7 +9,7 @@ from aiohttp import web
 from starlette.testclient import TestClient
 
 from serve_app.artifacts import Artifacts
-from serve_app.config import SQLITE_PREFIX, AppConfig
+from serve_app.config import MINIATURE_RANDOM, SQLITE_PREFIX, AppConfig
 from serve_app.ingress import create_app
 from serve_app.service import Service
 from serve_app.tasks import EditDone, EditEvent, EditTask, StepDone
@@ -18,7 +18,7 @@ PICTURE = b"a picture's bytes"
 
 
 TO_Q = "diffusion_model.transformer_blocks.0.attn.to_q"
-# One pair that fits the miniature.
+# One pair that fits the miniature of random weights.
 PAIR = {f"{TO_Q}.lora_A.weight": (2, 16), f"{TO_Q}.lora_B.weight": (16, 2)}
 
 
@@ -102,7 +102,8 @@ def config(tmp_path: Path, database_url: str) -> AppConfig:
     lora = tmp_path / "loras/job/lora.safetensors"
     lora.parent.mkdir(parents=True)
     lora.write_bytes(safetensors_bytes())
-    paths = {"lora_root": "loras", "artifacts_url": "artifacts", "jobs": {"database_url": database_url}}
+    paths = {"lora_root": "loras", "artifacts_url": "artifacts", "models": [{"checkpoint": MINIATURE_RANDOM}]}
+    paths |= {"jobs": {"database_url": database_url}}
     return AppConfig.model_validate(paths | {"fetch": {"timeout_s": 2}}).resolved(tmp_path)
 
 

@@ -59,7 +59,9 @@ async def announce(store: JobStore, make_plan: Callable[..., Any], url: str) -> 
     """A request that was cancelled, and whose owner is to be told so; its id."""
     id_ = uuid.uuid4().hex
     webhook = Webhook(url, ("canceled",), "http://base")
-    await store.requests.create(NewRequest(id_, "", "m", (NewImage(make_plan(), 1.0),), 60.0, webhook=webhook))
+    await store.requests.create(
+        NewRequest(id_, "", "m", (NewImage(make_plan(), 1.0),), 60.0, webhook=webhook), lambda key: True
+    )
     await store.requests.cancel(id_)
     return id_
 

@@ -79,7 +79,9 @@ def test_download_is_resumed_by_the_next_edit(server, node, broken_off):
     assert server.ranges[-1] == "bytes=8191-"
 
 
-def test_beginning_of_one_version_is_not_the_beginning_of_another(server, node, broken_off):
+@pytest.mark.parametrize("says_version_of_parts", [True, False])
+def test_beginning_of_one_version_is_not_the_beginning_of_another(server, node, broken_off, says_version_of_parts):
+    server.says_version_of_parts = says_version_of_parts
     server.etag, server.content = '"2"', FILE[:-1] + b"x"
     with pytest.raises(LoraChanged, match="was changed after"):
         node().read(broken_off)

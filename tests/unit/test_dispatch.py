@@ -12,7 +12,7 @@ from serve_app.errors import EditorLost, EditorUnavailable, LoraChanged
 from serve_app.jobs.store import JobStore
 from serve_app.tasks import Status
 from tests.unit.conftest import ON_BOTH_DATABASES, InstantEditors
-from tests.unit.test_jobs import MODEL, PLAN, claim, new
+from tests.unit.test_jobs import MODEL, PLAN, claim, is_stored, new
 
 pytestmark = ON_BOTH_DATABASES
 
@@ -63,7 +63,7 @@ async def bench(config):
 
 
 async def test_every_picture_of_a_request_is_made(bench):
-    record = await bench.store.requests.create(new(5))
+    record = await bench.store.requests.create(new(5), is_stored)
     async with bench.dispatching():
         record = await bench.ended(record.id)
     assert [image.status for image in record.images] == [Status.SUCCEEDED] * 5
@@ -72,7 +72,7 @@ async def test_every_picture_of_a_request_is_made(bench):
 
 async def test_lost_editor_costs_a_retry(bench):
     bench.editors.errors = [EditorLost("gone")] * 2
-    record = await bench.store.requests.create(new())
+    record = await bench.store.requests.create(new(), is_stored)
     async with bench.dispatching():
         record = await bench.ended(record.id)
     assert record.status == Status.SUCCEEDED
@@ -81,7 +81,7 @@ async def test_lost_editor_costs_a_retry(bench):
 
 async def test_retries_are_bounded_and_the_reason_is_told(bench):
     bench.editors.errors = [EditorLost("gone")] * 9
-    record = await bench.store.requests.create(new())
+    record = await bench.store.requests.create(new(), is_stored)
     async with bench.dispatching():
         record = await bench.ended(record.id)
     assert (record.status, record.error) == (
@@ -93,7 +93,7 @@ async def test_retries_are_bounded_and_the_reason_is_told(bench):
 
 async def test_being_turned_away_is_no_attempt(bench):
     bench.editors.errors = [EditorUnavailable("no editor")] * (bench.jobs.max_attempts + 1)
-    record = await bench.store.requests.create(new())
+    record = await bench.store.requests.create(new(), is_stored)
     async with bench.dispatching():
         record = await bench.ended(record.id)
     assert record.status == Status.SUCCEEDED
@@ -101,7 +101,7 @@ async def test_being_turned_away_is_no_attempt(bench):
 
 async def test_error_of_the_request_is_not_tried_again(bench):
     bench.editors.errors = [LoraChanged("the file was changed")]
-    record = await bench.store.requests.create(new())
+    record = await bench.store.requests.create(new(), is_stored)
     async with bench.dispatching():
         record = await bench.ended(record.id)
     assert record.error == "prompt 0: the file was changed"
@@ -110,7 +110,7 @@ async def test_error_of_the_request_is_not_tried_again(bench):
 
 async def test_edit_that_takes_too_long_fails_and_is_stopped(bench):
     bench.editors.gate.clear()
-    record = await bench.store.requests.create(new(deadline_s=0.3))
+    record = await bench.store.requests.create(new(deadline_s=0.3), is_stored)
     async with bench.dispatching():
         record = await bench.ended(record.id)
         await bench.stopped()
@@ -120,7 +120,7 @@ async def test_edit_that_takes_too_long_fails_and_is_stopped(bench):
 async def test_editor_that_hangs_costs_a_retry(bench):
     bench.jobs = bench.jobs.model_copy(update={"stall_s": 0.2})
     bench.editors.gate.clear()
-    record = await bench.store.requests.create(new())
+    record = await bench.store.requests.create(new(), is_stored)
     async with bench.dispatching():
         await bench.stopped()
         bench.editors.gate.set()
@@ -132,11 +132,11 @@ async def test_editor_that_hangs_costs_a_retry(bench):
 async def test_cancelled_edit_is_stopped_and_the_editor_is_free_for_the_next(bench):
     bench.running = 1
     bench.editors.gate.clear()
-    record = await bench.store.requests.create(new(2))
+    record = await bench.store.requests.create(new(2), is_stored)
     async with bench.dispatching():
         while len(bench.editors.tasks) < 2:
             await asyncio.sleep(0.01)
-        waiting = await bench.store.requests.create(new())
+        waiting = await bench.store.requests.create(new(), is_stored)
         await bench.store.requests.cancel(record.id)
         bench.editors.stopped.clear()
         await bench.stopped()
@@ -150,7 +150,7 @@ async def test_cancelled_edit_is_stopped_and_the_editor_is_free_for_the_next(ben
 async def test_no_more_is_in_flight_than_editors_can_use(bench):
     bench.running = 2
     bench.editors.gate.clear()
-    await bench.store.requests.create(new(20))
+    await bench.store.requests.create(new(20), is_stored)
     async with bench.dispatching(), bench.dispatching():
         await asyncio.sleep(0.5)
         assert len(bench.editors.tasks) == 4
@@ -159,11 +159,11 @@ async def test_no_more_is_in_flight_than_editors_can_use(bench):
 async def test_late_tenant_waits_for_no_more_than_what_is_in_flight(bench):
     bench.running = 1
     bench.editors.gate.clear()
-    await bench.store.requests.create(new(1000, tenant="early"))
+    await bench.store.requests.create(new(1000, tenant="early"), is_stored)
     async with bench.dispatching():
         while len(bench.editors.tasks) < 2:
             await asyncio.sleep(0.01)
-        late = await bench.store.requests.create(new(3, tenant="late"))
+        late = await bench.store.requests.create(new(3, tenant="late"), is_stored)
         bench.editors.gate.set()
         await bench.ended(late.id)
     order = [task.request_id == late.id for task in bench.editors.tasks]
@@ -173,7 +173,7 @@ async def test_late_tenant_waits_for_no_more_than_what_is_in_flight(bench):
 
 async def test_stopped_dispatcher_gives_its_work_back(bench):
     bench.editors.gate.clear()
-    record = await bench.store.requests.create(new(2))
+    record = await bench.store.requests.create(new(2), is_stored)
     async with bench.dispatching():
         while len(bench.editors.tasks) < 2:
             await asyncio.sleep(0.01)
@@ -184,7 +184,7 @@ async def test_stopped_dispatcher_gives_its_work_back(bench):
 
 
 async def test_work_of_a_vanished_dispatcher_is_taken_up(bench):
-    record = await bench.store.requests.create(new())
+    record = await bench.store.requests.create(new(), is_stored)
     [mine] = await claim(bench.store, "vanished")
     await bench.store.queue.progress(mine, 1)
     async with bench.dispatching():
@@ -193,7 +193,7 @@ async def test_work_of_a_vanished_dispatcher_is_taken_up(bench):
 
 
 async def test_picture_that_a_vanished_dispatcher_had_made_is_used(bench):
-    record = await bench.store.requests.create(new())
+    record = await bench.store.requests.create(new(), is_stored)
     [mine] = await claim(bench.store, "vanished")
     events = [event async for event in bench.editors.edit(mine.task)]
     # What an editor writes beside a finished picture.
@@ -206,7 +206,7 @@ async def test_picture_that_a_vanished_dispatcher_had_made_is_used(bench):
 
 async def test_lease_is_held_through_a_long_edit(bench):
     bench.editors.gate.clear()
-    record = await bench.store.requests.create(new())
+    record = await bench.store.requests.create(new(), is_stored)
     async with bench.dispatching(), bench.dispatching():
         await asyncio.sleep(0.8)
         bench.editors.gate.set()

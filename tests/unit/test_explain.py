@@ -6,10 +6,11 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from serve_app.config import MINIATURE_RANDOM
 from serve_app.models.registry import MODELS
 from tests.conftest import as_base64, as_png, noise_picture
 
-ALL_MODELS = [{"id": model} for model in MODELS]
+ALL_MODELS = [{"id": model, "checkpoint": MINIATURE_RANDOM} for model in MODELS]
 IMAGES = [as_base64(as_png(noise_picture(*size))) for size in ((640, 256), (90, 120), (64, 64))]
 
 

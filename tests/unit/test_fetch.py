@@ -163,6 +163,12 @@ async def test_broken_off_body_is_said(web_server, fetcher_with):
         await fetcher_with(allow_private_addresses=True).get(await web_server(breaks_off))
 
 
+async def test_full_disk_is_not_the_servers_fault(web_server, fetcher_with):
+    fetcher = fetcher_with(allow_private_addresses=True)
+    with pytest.raises(OSError, match="No space left"):
+        await fetcher.download(await web_server(hello), Path("/dev/full"), {})
+
+
 async def test_download_gives_the_digest(web_server, fetcher_with, tmp_path: Path):
     fetcher = fetcher_with(allow_private_addresses=True)
     digest = await fetcher.download(await web_server(hello), tmp_path / "file", {})

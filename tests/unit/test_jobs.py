@@ -9,7 +9,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from serve_app.config import JobsConfig
-from serve_app.errors import EditorLost, IdempotencyConflict, QueueFull, RequestNotFound
+from serve_app.errors import EditorLost, FilesGone, IdempotencyConflict, QueueFull, RequestNotFound
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database
 from serve_app.jobs.records import HistoryFilter, NewImage, NewRequest, Webhook
@@ -77,13 +77,13 @@ async def test_the_migrations_make_the_tables(open_store, database_url):
 
 async def test_any_number_may_open_a_new_database_at_once(open_store):
     stores = await asyncio.gather(*(open_store() for _ in range(6)))
-    record = await stores[0].requests.create(new())
+    record = await stores[0].requests.create(new(), is_stored)
     assert await stores[5].requests.get(record.id) == record
 
 
 async def test_what_is_stored_is_read_back(store):
     asked = new(2, notes={"ignored": ["fps"]}, priority=Priority.BULK, tenant="t")
-    record = await store.requests.create(asked)
+    record = await store.requests.create(asked, is_stored)
     assert await store.requests.get(record.id) == record
     assert (record.id, record.tenant, record.priority, record.notes) == (asked.id, "t", "bulk", {"ignored": ["fps"]})
     assert [image.plan for image in record.images] == [PLAN, PLAN]
@@ -97,28 +97,28 @@ async def test_unknown_request(store, request_id):
 
 
 async def test_error_may_quote_anything_that_a_client_sent(store):
-    record = await store.requests.create(new())
+    record = await store.requests.create(new(), is_stored)
     [mine] = await claim(store)
     assert await store.queue.fail(mine, "no file 'a\0b\ud800'", 0.0)
     assert (await store.requests.get(record.id)).error == "prompt 0: no file 'a\\0b\\ud800'"
 
 
 async def test_picture_is_claimed_once(store):
-    await store.requests.create(new())
+    await store.requests.create(new(), is_stored)
     assert len(await claim(store, "a", 10)) == 1
     assert await claim(store, "b", 10) == []
 
 
 async def test_two_stores_never_claim_the_same(open_store):
     stores = [await open_store(), await open_store()]
-    await stores[0].requests.create(new(40))
+    await stores[0].requests.create(new(40), is_stored)
     taken = await asyncio.gather(*(claim(stores[i % 2], str(i % 2), 3) for i in range(20)))
     keys = [(claim.task.request_id, claim.task.index) for claims in taken for claim in claims]
     assert len(keys) == len(set(keys)) == 40
 
 
 async def test_no_more_are_claimed_than_editors_can_use_whoever_claims(store):
-    await store.requests.create(new(10))
+    await store.requests.create(new(10), is_stored)
     assert len(await claim(store, "a", 10, capacity=3)) == 3
     assert await claim(store, "b", 10, capacity=3) == []
     assert len(await claim(store, "b", 10, capacity=4)) == 1
@@ -126,7 +126,7 @@ async def test_no_more_are_claimed_than_editors_can_use_whoever_claims(store):
 
 async def test_lost_lease_is_claimed_by_another_who_alone_may_write(open_store):
     store = await open_store(lease_s=0.05)
-    record = await store.requests.create(new())
+    record = await store.requests.create(new(), is_stored)
     [lost] = await claim(store, "a")
     assert await store.queue.progress(lost, 3)
     await asyncio.sleep(0.1)
@@ -143,7 +143,7 @@ async def test_lost_lease_is_claimed_by_another_who_alone_may_write(open_store):
 
 async def test_renewed_lease_is_not_lost(open_store):
     store = await open_store(lease_s=0.3)
-    await store.requests.create(new())
+    await store.requests.create(new(), is_stored)
     [mine] = await claim(store, "a")
     for _ in range(6):
         await asyncio.sleep(0.1)
@@ -152,7 +152,7 @@ async def test_renewed_lease_is_not_lost(open_store):
 
 
 async def test_released_work_is_free_at_once_and_counts_no_attempt(store):
-    await store.requests.create(new())
+    await store.requests.create(new(), is_stored)
     [mine] = await claim(store, "a")
     await store.queue.progress(mine, 1)
     await store.queue.release("a")
@@ -162,7 +162,7 @@ async def test_released_work_is_free_at_once_and_counts_no_attempt(store):
 
 async def test_lost_before_its_first_step_counts_no_attempt(open_store):
     store = await open_store(lease_s=0.01)
-    await store.requests.create(new())
+    await store.requests.create(new(), is_stored)
     await claim(store, "a")
     await asyncio.sleep(0.05)
     [again] = await claim(store, "b")
@@ -170,7 +170,7 @@ async def test_lost_before_its_first_step_counts_no_attempt(open_store):
 
 
 async def test_in_progress_never_goes_back_and_started_at_is_the_first_start(store):
-    record = await store.requests.create(new())
+    record = await store.requests.create(new(), is_stored)
     [mine] = await claim(store)
     await store.queue.progress(mine, 0)
     started = (await store.requests.get(record.id)).started_at
@@ -184,7 +184,7 @@ async def test_in_progress_never_goes_back_and_started_at_is_the_first_start(sto
 
 
 async def test_request_ends_with_its_last_picture(store):
-    record = await store.requests.create(new(3))
+    record = await store.requests.create(new(3), is_stored)
     claims = await claim(store, limit=3)
     await store.queue.succeed(claims[0], DONE, is_stored)
     await store.queue.fail(claims[1], "too large", 1.0)
@@ -198,7 +198,7 @@ async def test_request_ends_with_its_last_picture(store):
 
 
 async def test_ended_picture_is_written_no_more(store):
-    await store.requests.create(new())
+    await store.requests.create(new(), is_stored)
     [mine] = await claim(store)
     await store.queue.succeed(mine, DONE, is_stored)
     assert not await store.queue.fail(mine, "after the end", 0.0)
@@ -206,34 +206,43 @@ async def test_ended_picture_is_written_no_more(store):
 
 
 async def test_picture_that_is_no_longer_stored_is_not_reported(store):
-    record = await store.requests.create(new())
+    record = await store.requests.create(new(), is_stored)
     [mine] = await claim(store)
     with pytest.raises(EditorLost):
         await store.queue.succeed(mine, DONE, lambda key: False)
     assert (await store.requests.get(record.id)).images[0].result is None
 
 
+async def test_request_whose_files_were_deleted_meanwhile_is_not_accepted(store):
+    asked = new(files={"controls/ab": 3})
+    with pytest.raises(FilesGone):
+        await store.requests.create(asked, lambda key: False)
+    with pytest.raises(RequestNotFound):
+        await store.requests.get(asked.id)
+    assert (await store.requests.create(asked, lambda key: key == "controls/ab")).id == asked.id
+
+
 async def test_cancelled_caller_leaves_no_lock_behind(open_store):
     store, other = await open_store(), await open_store()
     for _ in range(20):
-        creating = asyncio.create_task(store.requests.create(new()))
+        creating = asyncio.create_task(store.requests.create(new(), is_stored))
         await asyncio.sleep(0)
         creating.cancel()
         with pytest.raises(asyncio.CancelledError):
             await creating
     async with asyncio.timeout(2):
-        await other.requests.create(new())
+        await other.requests.create(new(), is_stored)
 
 
 async def test_store_survives_being_closed(open_store):
-    record = await (await open_store()).requests.create(new())
+    record = await (await open_store()).requests.create(new(), is_stored)
     again = await open_store()
     assert await again.requests.get(record.id) == record
     assert len(await claim(again)) == 1
 
 
 async def test_cancelled_request_ends_at_once_and_its_claims_are_lost(store):
-    record = await store.requests.create(new(3))
+    record = await store.requests.create(new(3), is_stored)
     done, running = await claim(store, limit=2)
     await store.queue.succeed(done, DONE, is_stored)
     await store.queue.progress(running, 2)
@@ -249,8 +258,8 @@ async def test_cancelled_request_ends_at_once_and_its_claims_are_lost(store):
 
 
 async def test_request_past_its_deadline_fails_and_keeps_what_is_finished(store):
-    record = await store.requests.create(new(2, deadline_s=0.2))
-    patient = await store.requests.create(new())
+    record = await store.requests.create(new(2, deadline_s=0.2), is_stored)
+    patient = await store.requests.create(new(), is_stored)
     [done] = await claim(store)
     await store.queue.succeed(done, DONE, is_stored)
     assert await store.queue.expire() == 0
@@ -264,38 +273,40 @@ async def test_request_past_its_deadline_fails_and_keeps_what_is_finished(store)
 
 async def test_same_key_and_body_is_the_same_request(store):
     asked = new(idempotency_key="k", body_sha256="1" * 64, tenant="t")
-    first = await store.requests.create(asked)
-    again = await asyncio.gather(*(store.requests.create(replace(asked, id=uuid.uuid4().hex)) for _ in range(5)))
+    first = await store.requests.create(asked, is_stored)
+    again = await asyncio.gather(
+        *(store.requests.create(replace(asked, id=uuid.uuid4().hex), is_stored) for _ in range(5))
+    )
     assert {record.id for record in again} == {first.id}
     assert await store.requests.earlier("t", "k", "1" * 64) == first
     assert await store.requests.earlier("another", "k", "1" * 64) is None
     with pytest.raises(IdempotencyConflict):
-        await store.requests.create(replace(asked, id=uuid.uuid4().hex, body_sha256="2" * 64))
+        await store.requests.create(replace(asked, id=uuid.uuid4().hex, body_sha256="2" * 64), is_stored)
     assert len(await claim(store, limit=10)) == 1
 
 
 async def test_request_whose_commit_was_answered_into_the_void_is_made_once(store):
     asked = new()
-    assert await store.requests.create(asked) == await store.requests.create(asked)
+    assert await store.requests.create(asked, is_stored) == await store.requests.create(asked, is_stored)
     assert len(await claim(store, limit=10)) == 1
 
 
 async def test_full_queue_refuses_and_what_is_claimed_no_longer_counts(open_store):
     store = await open_store(max_queued=5, max_queued_per_tenant=3)
-    await store.requests.create(new(3, tenant="a"))
+    await store.requests.create(new(3, tenant="a"), is_stored)
     with pytest.raises(QueueFull, match="your queue is full: 3 pictures wait, at most 3 may"):
-        await store.requests.create(new(1, tenant="a"))
-    await store.requests.create(new(2, tenant="b"))
+        await store.requests.create(new(1, tenant="a"), is_stored)
+    await store.requests.create(new(2, tenant="b"), is_stored)
     with pytest.raises(QueueFull, match="the queue is full"):
-        await store.requests.create(new(1, tenant="c"))
+        await store.requests.create(new(1, tenant="c"), is_stored)
     await claim(store)
-    await store.requests.create(new(1, tenant="c"))
+    await store.requests.create(new(1, tenant="c"), is_stored)
 
 
 async def test_standing_tells_place_and_work_left(store):
-    first = await store.requests.create(new(2))
-    second = await store.requests.create(new(3, tenant="t"))
-    bulk = await store.requests.create(new(1, priority=Priority.BULK))
+    first = await store.requests.create(new(2), is_stored)
+    second = await store.requests.create(new(3, tenant="t"), is_stored)
+    bulk = await store.requests.create(new(1, priority=Priority.BULK), is_stored)
     assert [(await store.requests.standing(r.id)).queue_position for r in (first, second, bulk)] == [0, 1, 5]
     standing = await store.requests.standing(second.id)
     # Two of the first request's and three of its own.
@@ -309,7 +320,7 @@ async def test_standing_tells_place_and_work_left(store):
 
 
 async def test_running_request_has_no_place_and_its_own_work_left(store):
-    record = await store.requests.create(new())
+    record = await store.requests.create(new(), is_stored)
     [mine] = await claim(store)
     await store.queue.progress(mine, 6)
     standing = await store.requests.standing(record.id)
@@ -317,7 +328,7 @@ async def test_running_request_has_no_place_and_its_own_work_left(store):
 
 
 async def test_every_change_has_a_version_of_its_own(store):
-    record = await store.requests.create(new(2))
+    record = await store.requests.create(new(2), is_stored)
     seen = [record.version]
 
     async def changed() -> None:
@@ -341,7 +352,7 @@ async def test_every_change_has_a_version_of_its_own(store):
 
 
 async def test_what_was_used_is_booked_on_request_and_tenant(store):
-    record = await store.requests.create(new(3, tenant="t"))
+    record = await store.requests.create(new(3, tenant="t"), is_stored)
     done, lost, canceled = await claim(store, limit=3)
     await store.queue.succeed(done, DONE, is_stored)
     await store.queue.retry(lost, ["lost"], 0.5)
@@ -359,8 +370,8 @@ async def test_history_is_filtered_and_paged(store):
     for i in range(5):
         await asyncio.sleep(0.005)
         asked = replace(new(tenant="t"), images=(NewImage(other if i == 3 else PLAN, 1.0),))
-        ids.append((await store.requests.create(asked)).id)
-    await store.requests.create(new(tenant="another"))
+        ids.append((await store.requests.create(asked, is_stored)).id)
+    await store.requests.create(new(tenant="another"), is_stored)
     await store.requests.cancel(ids[1])
 
     async def listed(limit: int = 50, before: tuple[float, str] | None = None, **which: object) -> list[str]:
@@ -381,8 +392,8 @@ async def test_history_is_filtered_and_paged(store):
 
 async def test_webhooks_are_written_with_what_they_tell_of(store):
     hook = Webhook("http://h", ("started", "image", "succeeded"), "http://b")
-    record = await store.requests.create(new(webhook=hook))
-    await store.requests.create(new())
+    record = await store.requests.create(new(webhook=hook), is_stored)
+    await store.requests.create(new(), is_stored)
     assert await store.outbox.take(10, 60, per_host=10) == []
     [mine] = await claim(store)
     await store.queue.progress(mine, 0)
@@ -398,7 +409,7 @@ async def test_webhooks_are_written_with_what_they_tell_of(store):
 
 
 async def test_delivery_that_nobody_reports_on_is_due_again(store):
-    await store.requests.create(new(webhook=Webhook("http://h", ("canceled",), "http://b"), tenant="t"))
+    await store.requests.create(new(webhook=Webhook("http://h", ("canceled",), "http://b"), tenant="t"), is_stored)
     [row] = await store.requests.history(HistoryFilter(), None, 1)
     await store.requests.cancel(row.request_id)
     [first] = await store.outbox.take(10, 0.05, per_host=10)

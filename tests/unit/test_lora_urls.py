@@ -1,5 +1,6 @@
 """What a POST reads of a LoRA that is named by URL: its header; or all of it, where an editor could not fetch it."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -78,7 +79,15 @@ def test_place_size_and_version_are_pinned(server, application, client, make_bod
     assert use.receipt.size_bytes == len(FILE)
 
 
-@pytest.mark.parametrize("silence", [{"etag": None}, {"says_length": False, "knows_ranges": False}])
+@pytest.mark.parametrize(
+    "silence",
+    [
+        {"etag": None},
+        {"etag": '"' + "x" * 300 + '"'},
+        {"etag": '"\xe9"'},
+        {"says_length": False, "knows_ranges": False},
+    ],
+)
 def test_file_that_its_server_does_not_pin_down_is_kept(server, submit, tmp_path, silence):
     server.content = safetensors_bytes()
     vars(server).update(silence)
@@ -140,7 +149,7 @@ def test_bad_day_is_a_clear_error(server, submit, day, code, reason):
 
 
 def test_file_that_changes_between_two_reads_of_its_header_is_refused(server, submit):
-    server.content, server.next_etag = LONG_HEADER, '"2"'
+    server.content, server.later = LONG_HEADER, {"etag": '"2"'}
     error = submit(server.url)["detail"]["error"]
     assert (error["code"], "changed while it was read" in error["message"]) == ("LORA_DOWNLOAD_FAILED", True)
 
@@ -153,6 +162,8 @@ def test_file_larger_than_allowed_is_refused_before_it_is_fetched(config, server
     assert f"larger than {SIZE} bytes" in error["message"]
 
 
-def test_url_that_is_none_is_a_clear_error(submit):
-    error = submit("http://[")["detail"]["error"]
-    assert (error["code"], "not a valid" in error["message"]) == ("LORA_DOWNLOAD_FAILED", True)
+@pytest.mark.parametrize("url", ["http://[", "http://127.0.0.1:1/\ud800", "http://127.0.0.1:1/\0", "HTTP:///x"])
+def test_url_that_is_none_is_a_clear_error(client, make_body, url):
+    body = json.dumps(make_body(loras=[{"path": url}]))
+    answer = client.post("/v1/inference", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (400, "LORA_DOWNLOAD_FAILED")

@@ -9,7 +9,7 @@ from serve_app.config import JobsConfig
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs.database import Database
 from serve_app.jobs.store import JobStore
-from tests.unit.test_jobs import claim, new
+from tests.unit.test_jobs import claim, is_stored, new
 
 KILL_OTHERS = sa.text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -27,7 +27,7 @@ async def test_lost_connections_cost_no_answer_and_make_nothing_twice(postgres):
     async def create() -> list[str]:
         made = []
         while not enough.is_set():
-            made.append((await store.requests.create(new())).id)
+            made.append((await store.requests.create(new(), is_stored)).id)
         return made
 
     creating = [asyncio.create_task(create()) for _ in range(4)]

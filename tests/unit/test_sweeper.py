@@ -46,7 +46,7 @@ class Service:
         new = NewRequest(
             id_, "t", "m", (NewImage(self._plan, 1.0),), 1e6, files=dict.fromkeys(files, size), webhook=webhook
         )
-        await self.store.requests.create(new)
+        await self.store.requests.create(new, lambda key: True)
         if ended_s_ago is not None:
             await self.end(id_, ended_s_ago)
         return id_

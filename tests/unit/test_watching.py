@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from serve_app.artifacts import Artifacts
 from serve_app.tasks import Status
 from tests.unit.conftest import ON_BOTH_DATABASES, Application
 from tests.unit.test_http_contract import finished
@@ -172,6 +173,22 @@ def test_purged_request_keeps_its_record_and_loses_its_pictures(application, cli
 
 def files_in(folder: str) -> list[Path]:
     return [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+
+
+def test_control_image_that_was_deleted_before_the_commit_is_written_again(application, client, make_body, monkeypatch):
+    """As the sweeper or a purge of another request may do, between the two."""
+    deleted = []
+    put = Artifacts.put_missing
+
+    def put_and_lose_once(self: Artifacts, key: str, data: bytes) -> None:
+        put(self, key, data)
+        if not deleted:
+            deleted.append(key)
+            self.delete([key])
+
+    monkeypatch.setattr(Artifacts, "put_missing", put_and_lose_once)
+    submit(client, make_body())
+    assert Artifacts(application.config.artifacts_url).exists(deleted[0])
 
 
 def test_purging_a_running_request_cancels_it(client, make_body, held_back):

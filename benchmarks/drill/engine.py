@@ -1,0 +1,87 @@
+"""The drill's engine, which notes what it does, and the application around it.
+
+It is the real miniature. For the drill of cancelling, where steps are to be of one length on a machine of any load,
+it is a declared timed one.
+"""
+
+# No `from __future__ import annotations` here: Serve reads the annotation of a builder to validate the args.
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import PIL.Image
+from ray import serve
+
+from benchmarks.drill.notes import TIMED, TIMED_STEP_S, Notes
+from serve_app.adapters.contents import Contents
+from serve_app.app import build_application
+from serve_app.config import AppConfig, ModelConfig
+from serve_app.editor import load_engine
+from serve_app.errors import EditCanceled
+from serve_app.tasks import EditPlan
+
+if TYPE_CHECKING:
+    # Ingresses read this module too, and never import torch.
+    from serve_app.engine import Edited, Engine, Prepared
+
+
+class DrillEngine:
+    """`Engine`'s interface: the real engine, watched, and steps of a fixed time for a plan that asks for them."""
+
+    def __init__(self, engine: "Engine", notes: Notes) -> None:
+        self._engine = engine
+        self._notes = notes
+
+    @property
+    def alive(self) -> bool:
+        return self._engine.alive
+
+    def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> "Prepared":
+        return self._engine.prepare(plan, control_images)
+
+    def run(self, prepared: "Prepared", on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> "Edited":
+        plan = prepared.plan
+
+        def noted(step: int) -> None:
+            self._notes.write("step", plan, step)
+            on_step(step)
+
+        try:
+            run = self._run_timed if plan.prompt == TIMED else self._engine.run
+            edited = run(prepared, noted, should_stop)
+        except EditCanceled:
+            self._notes.write("stopped", plan, 0)
+            raise
+        self._notes.write("made", plan, plan.steps)
+        return edited
+
+    def _run_timed(
+        self, prepared: "Prepared", on_step: Callable[[int], None], should_stop: Callable[[], bool]
+    ) -> "Edited":
+        """A picture of one colour, by the seed."""
+        from serve_app.engine import Edited
+
+        plan = prepared.plan
+        for step in range(plan.steps + 1):
+            if step:
+                time.sleep(TIMED_STEP_S)
+            elif should_stop():
+                raise EditCanceled("stopped before its first step")
+            on_step(step)
+            if should_stop():
+                raise EditCanceled(f"stopped after step {step} of {plan.steps}")
+        picture = PIL.Image.new("RGB", (plan.width, plan.height), (plan.seed % 256, 0, 0))
+        return Edited(picture, {"generate": plan.steps * TIMED_STEP_S, "load_control_images": 0.0}, {}, {})
+
+
+def load_drilled(config: ModelConfig, contents: Contents, notes: Notes) -> DrillEngine:
+    return DrillEngine(load_engine(config, contents), notes)
+
+
+def build(args: AppConfig) -> serve.Application:
+    """`serve_app.app:build` with this engine. Paths in the args are absolute; notes lie beside the artifacts."""
+    notes = Notes(Path(args.artifacts_url).parent / "notes")
+    return build_application(args, partial(load_drilled, notes=notes))

@@ -1,0 +1,186 @@
+"""The failure drill: requests, while what works on them is killed."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+from benchmarks.drill import verdict
+from benchmarks.drill.load import PROMPTS, Answer, Client, Order, make_orders
+from benchmarks.drill.service import DrillFailed, Service
+from benchmarks.drill.store import Store
+from benchmarks.drill.verdict import CLUSTER, CONNECTION, EDITOR, INGRESS, KILLS_OF_EACH, Kill
+
+SEED = 5
+REQUESTS = 60
+# Posted before the first kill, with each kill, and beside the kill of the cluster; together all of them.
+AT_FIRST, WITH_EACH, AT_LAST = 20, 2, 10
+PAUSE_S = (2.0, 4.0)
+# How long a victim is looked for, and how old an editor's word may be that it is running.
+PATIENCE_S, FRESH_S = 30, 1.0
+
+
+class FailureDrill:
+    """`run` it; what it shows is in the tables of `report`, also where it failed half way."""
+
+    def __init__(self, service: Service, store: Store, client: Client) -> None:
+        self._service = service
+        self._store = store
+        self._client = client
+        self._random = random.Random(SEED)
+        self._orders = make_orders(REQUESTS, self._random)
+        self._accepted: dict[str, str] = {}
+        self._began = time.time()
+        self._restart_s: float | None = None
+        self._kills: list[Kill] = []
+
+    async def run(self) -> list[str]:
+        """What is not as it must be. Raises DrillFailed where no victim is found."""
+        undisturbed = await self._undisturbed()
+        follower = asyncio.create_task(self._store.follow())
+        try:
+            await self._post(AT_FIRST)
+            kinds = [EDITOR, INGRESS, CONNECTION] * KILLS_OF_EACH
+            self._random.shuffle(kinds)
+            for kind in kinds:
+                await asyncio.sleep(self._random.uniform(*PAUSE_S))
+                await self._kill(kind)
+                await self._post(WITH_EACH)
+            await asyncio.sleep(PAUSE_S[1])
+            await self._lose_the_cluster()
+            await self._client.wait_for_all(self._accepted.values())
+            await self._store.look()
+        finally:
+            follower.cancel()
+        return await self._problems(undisturbed)
+
+    async def _undisturbed(self) -> dict[tuple[int, bool], str]:
+        """The digest of each picture, as the service makes it while nothing is killed."""
+        pictures = {}
+        everything = tuple(range(len(PROMPTS)))
+        for order in (Order("plain", everything), Order("with-lora", everything, lora=True)):
+            request_id = await self._client.submit(order)
+            await self._client.wait(request_id)
+            answer = await self._client.answer(request_id)
+            if len(answer.images) != len(everything):
+                raise DrillFailed(f"the undisturbed run ended with {answer}")
+            pictures |= {order.pictures[number]: digest for number, digest in answer.images}
+        return pictures
+
+    async def _post(self, count: int) -> None:
+        for order in self._orders[len(self._accepted) :][:count]:
+            self._accepted[order.name] = await self._client.submit(order)
+
+    async def _kill(self, kind: str) -> None:
+        """Kill one of `kind` as soon as one is seen at work."""
+        attempts: dict[str, Callable[[], Awaitable[Kill | None]]] = {
+            EDITOR: self._kill_editor,
+            INGRESS: self._kill_ingress,
+            CONNECTION: self._end_connection,
+        }
+        deadline = time.monotonic() + PATIENCE_S
+        while (kill := await attempts[kind]()) is None:
+            if time.monotonic() > deadline:
+                raise DrillFailed(f"no {kind} was seen at work for {PATIENCE_S} s: the kill would hit nothing")
+            await asyncio.sleep(0.005)
+        self._kills.append(kill)
+
+    async def _kill_editor(self) -> Kill | None:
+        """One that has just noted a step, not the last, of an image that is still to be made."""
+        unfinished = {image for image, seen in (await self._store.look()).items() if seen.is_running}
+        running = [
+            note
+            for note in self._service.notes.latest().values()
+            if note.what == "step" and note.step < note.steps and note.at > time.time() - FRESH_S
+        ]
+        running = [note for note in running if note.image in unfinished and self._service.owns(note.pid)]
+        if not running:
+            return None
+        note = self._random.choice(running)
+        at = time.time()
+        self._service.kill(note.pid)
+        return Kill(at, EDITOR, note.pid, (note.image,), f"at step {note.step} of {note.steps} of {note.image}")
+
+    async def _kill_ingress(self) -> Kill | None:
+        """One whose dispatcher holds images that editors are working on."""
+        held: dict[int, list[str]] = {}
+        for image, seen in (await self._store.look()).items():
+            if seen.is_running and seen.owner_pid is not None:
+                held.setdefault(seen.owner_pid, []).append(image)
+        pids = [pid for pid in sorted(held) if self._service.owns(pid)]
+        if not pids:
+            return None
+        pid = self._random.choice(pids)
+        at = time.time()
+        self._service.kill(pid)
+        return Kill(at, INGRESS, pid, tuple(held[pid]), f"holding {', '.join(held[pid])}")
+
+    async def _end_connection(self) -> Kill | None:
+        """One that is in the middle of a transaction on images."""
+        ended = await self._store.end_one_in_use()
+        if ended is None:
+            return None
+        running = tuple(image for image, seen in (await self._store.look()).items() if seen.is_running)
+        if not running:
+            # It was about images that wait: not what is looked for.
+            return None
+        doing = " ".join(ended.query.split())[:32]
+        return Kill(
+            time.time(), CONNECTION, ended.pid, running, f"{ended.state}, `{doing}`, {len(running)} images running"
+        )
+
+    async def _lose_the_cluster(self) -> None:
+        """Kill all of Ray while images run, and start the service again; requests come in all the while."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (running := tuple(image for image, seen in (await self._store.look()).items() if seen.is_running)):
+            if time.monotonic() > deadline:
+                raise DrillFailed("the cluster was not seen at work")
+            await asyncio.sleep(0.005)
+        at = time.time()
+        processes = self._service.kill_cluster()
+        self._kills.append(Kill(at, CLUSTER, 0, running, f"all {processes} processes, {len(running)} images running"))
+        posting = asyncio.create_task(self._post(AT_LAST))
+        try:
+            await self._service.start()
+            self._restart_s = time.time() - at
+            await posting
+        finally:
+            posting.cancel()
+
+    async def _problems(self, undisturbed: dict[tuple[int, bool], str]) -> list[str]:
+        notes = self._service.notes.of_image()
+        problems = verdict.misses(self._kills, notes)
+        answers: dict[str, Answer] = {}
+        for order in self._orders:
+            if order.name not in self._accepted:
+                problems.append(f"{order.name} was not accepted")
+                continue
+            answers[order.name] = await self._client.answer(self._accepted[order.name])
+            problems += verdict.faults(order, answers[order.name], undisturbed)
+        succeeded = sum(len(answer.images) for answer in answers.values())
+        requests, booked = await self._store.counts()
+        # The two requests of the undisturbed run are among them.
+        if requests != REQUESTS + 2:
+            problems.append(f"{requests} requests are stored, {REQUESTS + 2} were posted")
+        if booked != succeeded + 2 * len(PROMPTS):
+            problems.append(f"{booked} images are booked as made, {succeeded + 2 * len(PROMPTS)} are reported")
+        return problems
+
+    def report(self) -> list[str]:
+        """The tables, in Markdown, and what else was counted."""
+        notes, history = self._service.notes.of_image(), self._store.history
+        images = [image for order in self._orders for image in order.images]
+        made = verdict.times_made(images, notes)
+        often = ", ".join(f"{count} {times}x" for times, count in sorted(made.items()))
+        last = max((seen[-1].at for seen in history.values()), default=self._began) - self._began
+        restart = f"ready {self._restart_s:.1f} s" if self._restart_s else "not ready"
+        return [
+            *verdict.kill_rows(self._kills, self._began, history, notes),
+            "",
+            *verdict.summary_rows(self._kills, history, notes),
+            "",
+            f"{len(self._accepted)} requests with {len(images)} images, the last one ended after {last:.0f} s; "
+            f"made: {often}",
+            f"the service was {restart} after the cluster was killed; "
+            f"{self._client.asked_again} times a client had to ask again",
+        ]

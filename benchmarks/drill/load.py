@@ -1,0 +1,164 @@
+"""What is asked of the service during a drill, and the client that asks until it is answered."""
+
+import asyncio
+import base64
+import hashlib
+import io
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import httpx
+import PIL.Image
+
+from benchmarks.drill.notes import TIMED
+from benchmarks.drill.service import MODEL, ROOT
+
+LORAS = [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": 1.0}]
+STEPS = 5
+# The drill's pictures: small, and few different ones, so that an undisturbed run of each is cheap.
+PROMPTS = (
+    {"prompt": "sks at night", "seed": 1, "width": 64, "height": 64},
+    {"prompt": "sks in the snow", "seed": 2, "width": 96, "height": 64},
+    {"prompt": "sks by the sea", "seed": 3, "width": 64, "height": 96},
+)
+ENDED = ("succeeded", "failed", "canceled")
+PAUSE_S = 0.3
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request of the drill: its name, the numbers of its prompts, with the sample LoRA or without.
+
+    A `timed` one takes its time and nothing else.
+    """
+
+    name: str
+    prompts: tuple[int, ...]
+    lora: bool = False
+    timed: bool = False
+
+    @property
+    def images(self) -> list[str]:
+        """What its images are called, in the notes and in the database."""
+        return [f"{self.name}.{index}" for index in range(len(self.prompts))]
+
+    @property
+    def pictures(self) -> list[tuple[int, bool]]:
+        """Which of the few pictures each image has to be."""
+        return [(prompt, self.lora) for prompt in self.prompts]
+
+    def body(self) -> dict[str, Any]:
+        # Without guidance there is no negative prompt in the work, so it can say what an image is called.
+        common = {"sample_steps": STEPS, "guidance_scale": 1, "ctrl_img": CONTROL}
+        if self.timed:
+            common |= {"prompt": TIMED}
+        prompts = [
+            PROMPTS[prompt] | common | {"neg": image} for prompt, image in zip(self.prompts, self.images, strict=True)
+        ]
+        return {"model": MODEL, "prompts": prompts, "loras": LORAS if self.lora else [], "output_format": "png"}
+
+
+def make_orders(count: int, randomness: random.Random) -> list[Order]:
+    """Requests for one image or, one in ten, for two."""
+    return [
+        Order(
+            f"r{number}",
+            tuple(randomness.randrange(len(PROMPTS)) for _ in range(2 if number % 10 == 0 else 1)),
+            randomness.random() < 0.5,
+        )
+        for number in range(count)
+    ]
+
+
+def _control_image() -> str:
+    picture = PIL.Image.open(ROOT / "samples/astronaut.jpg").resize((96, 64))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+CONTROL = _control_image()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a request: its images by number as they were reported, each with a digest of its pixels."""
+
+    status: str
+    error: str | None
+    images: tuple[tuple[int, str], ...]
+
+
+class Client:
+    """Asks by HTTP alone, and again where nobody answers: processes die in a drill."""
+
+    def __init__(self, url: str) -> None:
+        self._http = httpx.AsyncClient(base_url=url, timeout=20)
+        self.asked_again = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def submit(self, order: Order) -> str:
+        """The id under which the order was accepted. Its name is its Idempotency-Key."""
+        answer = await self.ask("POST", "/v1/inference", json=order.body(), headers={"Idempotency-Key": order.name})
+        return answer.raise_for_status().json()["request_id"]
+
+    async def cancel(self, request_id: str) -> str:
+        """The status that a cancelled request has from then on."""
+        answer = await self.ask("DELETE", f"/v1/requests/{request_id}")
+        return answer.raise_for_status().json()["status"]
+
+    async def wait(self, request_id: str) -> str:
+        """How the request ended, once it has."""
+        while (status := await self._status(request_id)) not in ENDED:
+            await asyncio.sleep(PAUSE_S)
+        return status
+
+    async def wait_for_all(self, request_ids: Iterable[str]) -> None:
+        """One after the other, so that waiting is next to no load."""
+        for request_id in request_ids:
+            await self.wait(request_id)
+
+    async def answer(self, request_id: str) -> Answer:
+        """What the result says, with every picture that it names fetched."""
+        result = (await self.ask("GET", f"/v1/requests/{request_id}/result")).raise_for_status().json()
+        images = []
+        # A request that failed shows the pictures that were made all the same.
+        for output in result["outputs"]["images"] if result["outputs"] else result["metadata"].get("partial", []):
+            path = httpx.URL(output["url"]).path
+            picture = (await self.ask("GET", path)).raise_for_status().content
+            images.append((int(path.rpartition("/")[2]), digest(picture)))
+        return Answer(result["status"], result["error"], tuple(images))
+
+    async def ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        """The application's own answer; without one (or with its 503) the question is put again."""
+        while True:
+            try:
+                answer = await self._http.request(method, path, **arguments)
+            except httpx.TransportError:
+                answer = None
+            if answer is not None and _is_the_applications(answer):
+                return answer
+            self.asked_again += 1
+            await asyncio.sleep(PAUSE_S)
+
+    async def _status(self, request_id: str) -> str:
+        return (await self.ask("GET", f"/v1/requests/{request_id}/status")).raise_for_status().json()["status"]
+
+
+def _is_the_applications(answer: httpx.Response) -> bool:
+    """Serve's proxy speaks for itself in plain text, also with 404 where its routes are not there yet."""
+    kind = answer.headers.get("content-type", "")
+    return answer.status_code < 500 and kind.startswith(("application/json", "image/"))
+
+
+def digest(picture: bytes) -> str:
+    """Equal for equal sizes and pixels."""
+    image = PIL.Image.open(io.BytesIO(picture)).convert("RGB")
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()

@@ -1,0 +1,68 @@
+"""What the drill's engines did, noted by them at the moment they did it.
+
+What an image is called stands in its negative prompt: without guidance that decides no pixel.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve_app.tasks import EditPlan
+
+# The prompt that asks for steps of a fixed time, and that time: a third of a real step at a megapixel on one H200.
+TIMED, TIMED_STEP_S = "timed", 0.3
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a process did for an image. `what` is step (0: begun), made or stopped; `at` seconds since the epoch."""
+
+    at: float
+    pid: int
+    what: str
+    image: str
+    step: int
+    steps: int
+
+
+class Notes:
+    """A file of notes, a line each: written by every engine, read by the drill."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._read = 0
+        self._latest: dict[int, Note] = {}
+        self._of_image: dict[str, list[Note]] = {}
+
+    def write(self, what: str, plan: EditPlan, step: int) -> None:
+        # One short write to a file opened for appending: lines of several processes do not mix.
+        line = f"{time.time()} {os.getpid()} {what} {plan.negative_prompt} {step} {plan.steps}\n"
+        with self._file.open("a") as file:
+            file.write(line)
+
+    def latest(self) -> Mapping[int, Note]:
+        """The last note of each process."""
+        self._refresh()
+        return self._latest
+
+    def of_image(self) -> Mapping[str, Sequence[Note]]:
+        """The notes on each image, in the order of time."""
+        self._refresh()
+        return self._of_image
+
+    def _refresh(self) -> None:
+        if not self._file.exists():
+            return
+        with self._file.open("rb") as file:
+            file.seek(self._read)
+            new = file.read()
+        # A line that is not whole yet is read next time.
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.decode().splitlines():
+            at, pid, what, image, step, steps = line.split()
+            note = Note(float(at), int(pid), what, image, int(step), int(steps))
+            self._latest[note.pid] = note
+            self._of_image.setdefault(image, []).append(note)

@@ -1,0 +1,170 @@
+"""The service under drill: `serve run` on a Ray cluster of its own, which can be killed whole and started again.
+
+Every process of the cluster belongs to the session that was begun for `serve run`: by that, never by a name, is
+it found. A guard process waits for the end of a pipe that the drill holds open; however the drill ends, SIGKILL
+included, the guard then kills the sessions that it was told of and removes the folder.
+
+python -m benchmarks.drill.service FOLDER      # the guard
+"""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import psutil
+import yaml
+
+from benchmarks.drill.notes import Notes
+from serve_app.demo import free_port
+
+ROOT = Path(__file__).parents[2]
+MODEL = "qwen_image_edit"
+EDITORS, INGRESSES = 3, 2
+START_TIMEOUT_S = 90
+# What an ingress held is anybody's after this long: a third of the default. Attempts are not what is drilled: so
+# many kills in a minute hit one picture more than the usual three times.
+JOBS = {"lease_s": 3, "max_attempts": 10}
+# `serve run` on a Ray of its own without the dashboard, whose ten processes are not drilled and take seconds to start.
+SERVE_RUN = """
+import ray
+from ray.serve.scripts import cli
+ray.init(address="local", num_cpus=8, include_dashboard=False, namespace="serve", log_to_driver=False)
+cli()
+"""
+
+
+class DrillFailed(Exception):
+    """The drill could not be done, or showed what must not be."""
+
+
+class Service:
+    """`with Service(...) as service: await service.start()`. `notes` is what its engines do."""
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+
+    def __enter__(self) -> Self:
+        self.folder = Path(tempfile.mkdtemp(prefix="drill-"))
+        self.notes = Notes(self.folder / "notes")
+        self.url = f"http://127.0.0.1:{free_port()}"
+        (self.folder / "serve_config.yaml").write_text(yaml.safe_dump(self._config()))
+        command = [sys.executable, "-m", "benchmarks.drill.service", str(self.folder)]
+        self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT, start_new_session=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._guard.stdin
+        self._guard.stdin.close()
+        self._guard.wait()
+
+    async def start(self) -> None:
+        """Returns when the service is ready. Raises DrillFailed if it does not come."""
+        self._launch()
+        await self._until_ready()
+
+    def _launch(self) -> None:
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # A short path: sockets lie below it. Its own, so that no other Ray is met.
+            "RAY_TMPDIR": str(self.folder),
+        }
+        command = [sys.executable, "-c", SERVE_RUN, "run", str(self.folder / "serve_config.yaml")]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, cwd=self.folder, start_new_session=True
+            )
+        assert self._guard.stdin
+        self._guard.stdin.write(f"{self._process.pid}\n".encode())
+        self._guard.stdin.flush()
+
+    def owns(self, pid: int) -> bool:
+        """Whether this is a living process of the service."""
+        return _is_alive_in(pid, self._process.pid)
+
+    def kill(self, pid: int) -> None:
+        """SIGKILL for one process of the service. Raises DrillFailed for any other."""
+        if not self.owns(pid):
+            raise DrillFailed(f"{pid} is no process of the service")
+        os.kill(pid, signal.SIGKILL)
+
+    def kill_cluster(self) -> int:
+        """SIGKILL for every process of the service's Ray, its head included; how many."""
+        killed = kill_session(self._process.pid)
+        self._process.wait()
+        return killed
+
+    async def _until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        async with httpx.AsyncClient(base_url=self.url, timeout=5) as client:
+            while time.monotonic() < deadline and self._process.poll() is None:
+                try:
+                    if (await client.get("/ready")).status_code == 200:
+                        return
+                except httpx.TransportError:
+                    pass
+                await asyncio.sleep(0.2)
+        log = (self.folder / "log").read_text(errors="replace")
+        raise DrillFailed(f"the service did not start; the end of its log:\n{log[-3000:]}")
+
+    def _config(self) -> dict[str, Any]:
+        """The config: all replicas of the drill fit on two cores, since Ray only counts them."""
+        args = {
+            "models": [{"id": MODEL, "device": "cpu", "threads": 1}],
+            "lora_root": str(ROOT / "samples/loras"),
+            "require_lora": False,
+            "jobs": {"database_url": self._database_url, **JOBS},
+            "artifacts_url": str(self.folder / "artifacts"),
+        }
+        deployments = [
+            {"name": "Ingress", "num_replicas": INGRESSES, "ray_actor_options": {"num_cpus": 0.1}},
+            {"name": f"Editor-{MODEL}", "num_replicas": EDITORS, "ray_actor_options": {"num_cpus": 0.3}},
+        ]
+        application = {
+            "name": "edits",
+            "route_prefix": "/",
+            "import_path": "benchmarks.drill.engine:build",
+            "args": args,
+            "deployments": deployments,
+        }
+        port = int(self.url.rpartition(":")[2])
+        return {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]}
+
+
+def _is_alive_in(pid: int, leader: int) -> bool:
+    """Whether this is a living process of the session that `leader` began."""
+    try:
+        return os.getsid(pid) == leader and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
+
+
+def kill_session(leader: int) -> int:
+    """SIGKILL for the session's processes, until there is none; how many there were."""
+    killed: set[int] = set()
+    while found := {pid for pid in psutil.pids() if _is_alive_in(pid, leader)}:
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= found
+        time.sleep(0.02)
+    return len(killed)
+
+
+def main() -> None:
+    for leader in [int(line) for line in sys.stdin]:
+        kill_session(leader)
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The drill's eyes on the job database: which image is whose, every change of that, and connections in use."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Self
+
+import asyncpg
+
+POLL_S = 0.1
+# What the drill's own connections call themselves, so that it does not end them.
+OWN_NAME = "drill"
+
+IMAGES = """
+SELECT plan ->> 'negative_prompt' AS image, state, status, owner, generation, step FROM images
+"""
+# Seen and ended in one statement: nothing comes in between. A transaction on images is what is looked for.
+END_ONE_IN_USE = """
+SELECT pid, state, query FROM (
+    SELECT pid, state, left(query, 60) AS query FROM pg_stat_activity
+    WHERE datname = current_database() AND backend_type = 'client backend' AND application_name <> $1
+        AND state IN ('active', 'idle in transaction') AND query ILIKE '%images%'
+    ORDER BY random() LIMIT 1
+) AS victim WHERE pg_terminate_backend(pid)
+"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image's row as it was seen first, and after each change. `at`: seconds since the epoch."""
+
+    at: float
+    image: str
+    state: str
+    status: str
+    owner: str | None
+    generation: int
+    step: int
+
+    @property
+    def owner_pid(self) -> int | None:
+        """The ingress that holds it: an owner is called host:pid:..."""
+        return int(self.owner.split(":")[1]) if self.owner else None
+
+    @property
+    def is_running(self) -> bool:
+        return self.state == "claimed" and self.status == "in_progress"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A connection of the service that was ended in use."""
+
+    pid: int
+    state: str
+    query: str
+
+
+class Store:
+    """`async with Store(url) as store`; `await store.look()`, or `follow` in a task."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.replace("+asyncpg", "")
+        self.history: dict[str, list[Seen]] = {}
+
+    async def __aenter__(self) -> Self:
+        self._connection = await asyncpg.connect(self._url, server_settings={"application_name": OWN_NAME})
+        # One statement at a time goes over a connection.
+        self._turn = asyncio.Lock()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._connection.close()
+
+    async def follow(self) -> None:
+        """Note every change, until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(POLL_S)
+
+    async def look(self) -> dict[str, Seen]:
+        """Every image as it is now."""
+        async with self._turn:
+            rows = await self._connection.fetch(IMAGES)
+        now = time.time()
+        for row in rows:
+            seen = Seen(now, *row.values())
+            history = self.history.setdefault(seen.image, [])
+            if not history or _less_time(history[-1]) != _less_time(seen):
+                history.append(seen)
+        return {image: history[-1] for image, history in self.history.items()}
+
+    async def end_one_in_use(self) -> Connection | None:
+        """End one connection of the service that is in a transaction on images. None if there is none right now."""
+        async with self._turn:
+            row = await self._connection.fetchrow(END_ONE_IN_USE, OWN_NAME)
+        return Connection(*row.values()) if row else None
+
+    async def counts(self) -> tuple[int, int]:
+        """How many requests there are, and how many images were booked as made."""
+        async with self._turn:
+            requests = await self._connection.fetchval("SELECT count(*) FROM requests")
+            images = await self._connection.fetchval("SELECT coalesce(sum(images), 0) FROM usage")
+        return int(requests), int(images)
+
+
+def _less_time(seen: Seen) -> tuple[object, ...]:
+    return (seen.state, seen.status, seen.owner, seen.generation, seen.step)

@@ -1,0 +1,131 @@
+"""What a drill has shown: how long each kill was felt, and what is not as it must be. Pure."""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.drill.load import Answer, Order
+from benchmarks.drill.notes import Note
+from benchmarks.drill.store import Seen
+
+EDITOR, INGRESS, CONNECTION, CLUSTER = "editor", "ingress", "connection", "cluster"
+KILLS_OF_EACH = 5
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What was killed, when (seconds since the epoch), and what it was seen to do at that moment.
+
+    `images` is what it was running: an editor's image, those that an ingress held, for a connection and for
+    the cluster all that were running.
+    """
+
+    at: float
+    kind: str
+    pid: int
+    images: tuple[str, ...]
+    doing: str
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Seconds from a kill until the last of its images was taken up again, and until the last had its end."""
+
+    taken_up_s: float
+    ended_s: float
+
+
+def recovery(kill: Kill, history: Mapping[str, Sequence[Seen]], notes: Mapping[str, Sequence[Note]]) -> Recovery | None:
+    """None if one of the images never was taken up again or never ended.
+
+    An image is taken up again when another editor begins it or its result is recorded after all; after the
+    loss of a connection, when the database shows its next change.
+    """
+    taken_up, ended = [], []
+    for image in kill.images:
+        later = [seen for seen in history[image] if seen.at > kill.at]
+        end = [seen.at for seen in later if seen.state == "ended"]
+        begun = [
+            note.at
+            for note in notes.get(image, ())
+            if note.at > kill.at and note.pid != kill.pid and note.what == "step" and note.step == 0
+        ]
+        signs = end + ([seen.at for seen in later] if kill.kind == CONNECTION else begun)
+        if not end or not signs:
+            return None
+        taken_up.append(min(signs) - kill.at)
+        ended.append(min(end) - kill.at)
+    return Recovery(max(taken_up), max(ended))
+
+
+def misses(kills: Iterable[Kill], notes: Mapping[str, Sequence[Note]]) -> list[str]:
+    """The kills that hit nothing, and the kinds that were killed too seldom."""
+    kills = list(kills)
+    problems = [
+        f"the kill of {kill.kind} {kill.pid} hit nothing"
+        for kill in kills
+        if not kill.images or (kill.kind == EDITOR and _had_made(kill, notes))
+    ]
+    counts = Counter(kill.kind for kill in kills)
+    for kind, least in ((EDITOR, KILLS_OF_EACH), (INGRESS, KILLS_OF_EACH), (CONNECTION, KILLS_OF_EACH), (CLUSTER, 1)):
+        if counts[kind] < least:
+            problems.append(f"only {counts[kind]} kills of kind {kind}, {least} are asked for")
+    return problems
+
+
+def _had_made(kill: Kill, notes: Mapping[str, Sequence[Note]]) -> bool:
+    """Whether the last that an editor noted of its image was that it had made it."""
+    own = [note for image in kill.images for note in notes.get(image, ()) if note.pid == kill.pid]
+    return not own or own[-1].what == "made"
+
+
+def faults(order: Order, answer: Answer, undisturbed: Mapping[tuple[int, bool], str]) -> list[str]:
+    """What is wrong with the end of an accepted request."""
+    if answer.status not in ("succeeded", "failed"):
+        return [f"{order.name} has not ended: {answer.status}"]
+    if answer.status == "failed":
+        return [f"{order.name} failed: {answer.error}"]
+    numbers = [number for number, _ in answer.images]
+    problems = []
+    if sorted(numbers) != list(range(len(order.images))):
+        problems.append(f"{order.name} reports the images {numbers}, it has {len(order.images)}")
+    problems += [
+        f"image {number} of {order.name} is not the picture of an undisturbed run"
+        for number, digest in answer.images
+        if number < len(order.pictures) and digest != undisturbed[order.pictures[number]]
+    ]
+    return problems
+
+
+def kill_rows(
+    kills: Sequence[Kill], began: float, history: Mapping[str, Sequence[Seen]], notes: Mapping[str, Sequence[Note]]
+) -> list[str]:
+    """The table of kills and recoveries."""
+    rows = [
+        "| at, s | killed | pid | it was seen | taken up again after, s | all ended after, s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kill in kills:
+        felt = recovery(kill, history, notes)
+        ends = f"{felt.taken_up_s:.1f} | {felt.ended_s:.1f}" if felt else "never | never"
+        rows.append(f"| {kill.at - began:.1f} | {kill.kind} | {kill.pid} | {kill.doing} | {ends} |")
+    return rows
+
+
+def summary_rows(
+    kills: Sequence[Kill], history: Mapping[str, Sequence[Seen]], notes: Mapping[str, Sequence[Note]]
+) -> list[str]:
+    rows = ["| killed | times | images hit | taken up again after, s: median | most |", "|---|---|---|---|---|"]
+    for kind in (EDITOR, INGRESS, CONNECTION, CLUSTER):
+        of_kind = [kill for kill in kills if kill.kind == kind]
+        felt = [each.taken_up_s for kill in of_kind if (each := recovery(kill, history, notes))]
+        images = sum(len(kill.images) for kill in of_kind)
+        times = f"{statistics.median(felt):.1f} | {max(felt):.1f}" if felt else "- | -"
+        rows.append(f"| {kind} | {len(of_kind)} | {images} | {times} |")
+    return rows
+
+
+def times_made(images: Iterable[str], notes: Mapping[str, Sequence[Note]]) -> Counter[int]:
+    """How many images were made how often; an editor that was killed in the middle has not made its image."""
+    return Counter(sum(note.what == "made" for note in notes.get(image, ())) for image in images)

@@ -1,0 +1,168 @@
+"""The drill's judgement: it must see what went wrong. What it judges is written by hand here."""
+
+import io
+
+import PIL.Image
+import pytest
+
+from benchmarks.drill import cancelling, verdict
+from benchmarks.drill.cancelling import Cancelled
+from benchmarks.drill.load import Answer, Order, digest, make_orders
+from benchmarks.drill.notes import Note, Notes
+from benchmarks.drill.store import Seen
+from benchmarks.drill.verdict import CLUSTER, CONNECTION, EDITOR, INGRESS, Kill
+
+UNDISTURBED = {(0, False): "zero", (1, False): "one"}
+ORDER = Order("r1", (0, 1))
+
+
+def note(at: float, pid: int, what: str, step: int, image: str = "r1.0") -> Note:
+    return Note(at, pid, what, image, step, 8)
+
+
+def seen(at: float, state: str, generation: int = 1, step: int = 0) -> Seen:
+    status = {"waiting": "in_queue", "claimed": "in_progress", "ended": "succeeded"}[state]
+    return Seen(at, "r1.0", state, status, "host:7:abc" if state == "claimed" else None, generation, step)
+
+
+def test_notes_come_back_as_they_were_written(tmp_path, make_plan):
+    notes = Notes(tmp_path / "notes")
+    notes.write("step", make_plan(negative_prompt="r1.0", steps=8), 3)
+    reader = Notes(tmp_path / "notes")
+    assert [(each.what, each.image, each.step, each.steps) for each in reader.of_image()["r1.0"]] == [
+        ("step", "r1.0", 3, 8)
+    ]
+    notes.write("made", make_plan(negative_prompt="r1.0", steps=8), 8)
+    assert [each.what for each in reader.latest().values()] == ["made"]
+
+
+def test_half_a_note_is_read_once_it_is_whole(tmp_path):
+    (tmp_path / "notes").write_text("1.0 7 step r1.0 0 8\n2.0 7 step r1")
+    notes = Notes(tmp_path / "notes")
+    assert [each.step for each in notes.of_image()["r1.0"]] == [0]
+    with (tmp_path / "notes").open("a") as file:
+        file.write(".0 1 8\n")
+    assert [each.step for each in notes.of_image()["r1.0"]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (Answer("succeeded", None, ((0, "zero"), (1, "one"))), None),
+        (Answer("in_progress", None, ()), "has not ended"),
+        (Answer("failed", "given up", ()), "failed: given up"),
+        (Answer("succeeded", None, ((0, "zero"),)), "reports the images"),
+        (Answer("succeeded", None, ((0, "zero"), (0, "zero"))), "reports the images"),
+        (Answer("succeeded", None, ((0, "zero"), (1, "zero"))), "is not the picture"),
+    ],
+)
+def test_request_that_did_not_end_as_undisturbed_is_seen(answer, problem):
+    problems = verdict.faults(ORDER, answer, UNDISTURBED)
+    assert (problems == []) if problem is None else (problem in problems[0])
+
+
+def kills(editors: int = 5, ingresses: int = 5, connections: int = 5, clusters: int = 1) -> list[Kill]:
+    counts = ((EDITOR, editors), (INGRESS, ingresses), (CONNECTION, connections), (CLUSTER, clusters))
+    return [Kill(10.0, kind, 1, ("r1.0",), "") for kind, count in counts for _ in range(count)]
+
+
+def test_five_kills_of_each_kind_and_one_of_the_cluster_are_enough():
+    assert verdict.misses(kills(), {"r1.0": [note(9.0, 1, "step", 0), note(12.0, 2, "made", 8)]}) == []
+
+
+@pytest.mark.parametrize("kind", ["editors", "ingresses", "connections", "clusters"])
+def test_too_few_kills_are_seen(kind):
+    assert len(verdict.misses(kills(**{kind: 0}), {"r1.0": [note(9.0, 1, "step", 0)]})) == 1
+
+
+def test_kill_of_an_editor_that_had_made_its_picture_hit_nothing():
+    assert "hit nothing" in verdict.misses(kills(), {"r1.0": [note(9.9, 1, "made", 8)]})[0]
+
+
+def test_editor_may_be_killed_while_it_makes_a_picture_again():
+    notes = {"r1.0": [note(8.0, 1, "made", 8), note(9.9, 1, "step", 0)]}
+    assert verdict.misses(kills(), notes) == []
+
+
+def test_kill_without_an_image_hit_nothing():
+    assert "hit nothing" in verdict.misses([*kills(), Kill(10.0, INGRESS, 1, (), "")], {})[0]
+
+
+@pytest.mark.parametrize("kind", [EDITOR, INGRESS, CLUSTER])
+def test_image_is_taken_up_again_when_another_editor_begins_it(kind):
+    kill = Kill(10.0, kind, 1, ("r1.0",), "")
+    notes = {"r1.0": [note(9.0, 1, "step", 0), note(9.5, 1, "step", 1), note(13.0, 2, "step", 0)]}
+    history = {"r1.0": [seen(9.0, "claimed"), seen(10.1, "claimed", step=2), seen(15.0, "ended", 2)]}
+    assert verdict.recovery(kill, history, notes) == verdict.Recovery(3.0, 5.0)
+
+
+def test_result_that_is_recorded_after_all_takes_an_image_up_too():
+    kill = Kill(10.0, INGRESS, 1, ("r1.0",), "")
+    history = {"r1.0": [seen(9.0, "claimed"), seen(14.0, "ended", 2)]}
+    assert verdict.recovery(kill, history, {"r1.0": [note(9.0, 2, "step", 0)]}) == verdict.Recovery(4.0, 4.0)
+
+
+def test_lost_connection_is_over_with_the_next_change():
+    kill = Kill(10.0, CONNECTION, 1, ("r1.0",), "")
+    history = {"r1.0": [seen(9.0, "claimed"), seen(10.5, "claimed", step=2), seen(12.0, "ended")]}
+    assert verdict.recovery(kill, history, {}) == verdict.Recovery(0.5, 2.0)
+
+
+def test_image_that_never_ended_has_no_recovery():
+    kill = Kill(10.0, EDITOR, 1, ("r1.0",), "")
+    history = {"r1.0": [seen(9.0, "claimed"), seen(12.0, "claimed", 2)]}
+    assert verdict.recovery(kill, history, {"r1.0": [note(12.0, 2, "step", 0)]}) is None
+    assert "never" in verdict.kill_rows([kill], 0.0, history, {})[-1]
+
+
+def test_images_are_counted_by_how_often_they_were_made():
+    notes = {"a": [note(1.0, 1, "made", 8)], "b": [note(1.0, 1, "made", 8), note(2.0, 2, "made", 8)]}
+    assert verdict.times_made(["a", "b", "c"], notes) == {1: 1, 2: 1, 0: 1}
+
+
+def steps(*ends: float) -> dict[str, list[Note]]:
+    return {"r1.0": [note(at, 1, "step", number) for number, at in enumerate(ends)]}
+
+
+@pytest.mark.parametrize(
+    ("answered_at", "begun"),
+    [
+        (0.5, 3),  # before an editor began: no step may run
+        (1.5, 2),  # in the first step
+        (2.5, 1),
+        (3.5, 0),  # in the last one
+        (9.0, 0),
+    ],
+)
+def test_steps_that_began_after_a_cancellation_are_counted(answered_at, begun):
+    assert (
+        cancelling.steps_begun_after(Cancelled("r1.0", 0.0, answered_at, "canceled"), steps(1.0, 2.0, 3.0, 4.0))
+        == begun
+    )
+
+
+def test_cancelled_request_that_ran_on_or_succeeded_is_seen():
+    assert cancelling.faults([Cancelled("r1.0", 0.0, 2.5, "canceled")], steps(1.0, 2.0, 3.0, 4.0)) == []
+    assert "began 2 steps" in cancelling.faults([Cancelled("r1.0", 0.0, 1.5, "canceled")], steps(1.0, 2.0, 3.0, 4.0))[0]
+    assert "is succeeded" in cancelling.faults([Cancelled("r1.0", 0.0, 9.0, "succeeded")], {})[0]
+
+
+def test_orders_are_the_same_for_the_same_seed():
+    import random
+
+    orders = make_orders(60, random.Random(1))
+    assert orders == make_orders(60, random.Random(1))
+    assert len({image for order in orders for image in order.images}) == 66
+    [first, second] = orders[0].body()["prompts"]
+    assert (first["neg"], second["neg"]) == ("r0.0", "r0.1")
+
+
+def test_digest_is_of_the_pixels_alone():
+    def encoded(kind: str, colour: int, size: tuple[int, int] = (4, 4)) -> bytes:
+        buffer = io.BytesIO()
+        PIL.Image.new("RGB", size, (colour, 0, 0)).save(buffer, kind)
+        return buffer.getvalue()
+
+    assert digest(encoded("PNG", 1)) == digest(encoded("BMP", 1))
+    assert digest(encoded("PNG", 1)) != digest(encoded("PNG", 2))
+    assert digest(encoded("PNG", 1, (2, 8))) != digest(encoded("PNG", 1))
