@@ -47,6 +47,9 @@ def _check(value: Any, hint: Any, path: str) -> list[str]:
         return [p for at, inner in enumerate(value) for p in _check(inner, kinds[0], f"{path}[{at}]")]
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         return _check_fields(value, hint, path)
+    if hint is dict and isinstance(value, dict):
+        # Labels, data, quantities: a number in there must be quoted, or (a quantity) may be.
+        return [f"{path}: {key} has {text!r}, which is no str" for key, text in value.items() if type(text) is not str]
     if hint is Any or type(value) is hint:
         return []
     return [f"{path}: {value!r} is no {getattr(hint, '__name__', hint)}"]
