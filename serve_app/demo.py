@@ -63,8 +63,8 @@ def main() -> None:
     spent = " and ".join(f"{seconds:.1f}" for _, seconds in made)
     console.print(f"made in {spent} s; the whole demo took {time.monotonic() - started:.0f} s")
     console.print(
-        "[dim]The shipped miniature knows a dozen instructions (serve_app/miniature/README.md); other prompts leave a"
-        " picture\nas it is, and without a picture it makes none."
+        "[dim]The shipped miniature knows eleven instructions (serve_app/miniature/README.md), guesses at other"
+        " words,\nand without a picture it makes none."
         f" With `checkpoint: {model.base_model}` in serve_config.yaml\nand a GPU, the edits are the real model's.[/dim]"
     )
 

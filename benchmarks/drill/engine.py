@@ -1,7 +1,7 @@
 """The drill's engine, which notes what it does, and the application around it.
 
-It is the real miniature. For the drill of cancelling, where steps are to be of one length on a machine of any load,
-it is a declared timed one.
+It is the real engine on the miniature of random weights. For the drill of cancelling, where steps are to be of one
+length on a machine of any load, it is a declared timed one.
 """
 
 # No `from __future__ import annotations` here: Serve reads the annotation of a builder to validate the args.
@@ -25,6 +25,8 @@ from serve_app.tasks import EditPlan
 
 if TYPE_CHECKING:
     # Ingresses read this module too, and never import torch.
+    from serve_app.adapters.cache import AdapterCache
+    from serve_app.adapters.changes import Adapter
     from serve_app.engine import Edited, Engine, Prepared
 
 
@@ -38,6 +40,10 @@ class DrillEngine:
     @property
     def alive(self) -> bool:
         return self._engine.alive
+
+    @property
+    def adapters(self) -> "AdapterCache[Adapter]":
+        return self._engine.adapters
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> "Prepared":
         return self._engine.prepare(plan, control_images)

@@ -15,7 +15,7 @@ from serve_app.adapters.contents import Contents
 from serve_app.adapters.maker import make_lora
 from serve_app.adapters.sources import fingerprint, identity
 from serve_app.artifacts import Artifacts
-from serve_app.config import FetchConfig, ModelConfig
+from serve_app.config import MINIATURE_RANDOM, FetchConfig, ModelConfig
 from serve_app.engine import Engine
 from serve_app.errors import LoraChanged, LoraDownloadFailed
 from serve_app.models import checkpoint, miniature
@@ -64,6 +64,7 @@ def engine(tmp_path, adapter_bytes) -> Engine:
 
     config = ModelConfig(
         id=MODEL.id,
+        checkpoint=MINIATURE_RANDOM,
         threads=THREADS,
         adapter_cache_bytes=ROOM * adapter_bytes,
         adapter_disk_bytes=ROOM * adapter_bytes,

@@ -5,11 +5,12 @@ import hashlib
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from serve_app.config import MINIATURE_RANDOM
+from tests.conftest import LORAS
 from tests.loraserver import lora_server
 from tests.service.conftest import pixels
 
-FILE = (ROOT / "samples/loras/my_lora_job/my_lora.safetensors").read_bytes()
+FILE = (LORAS / "my_lora_job/my_lora.safetensors").read_bytes()
 LOCAL = [{"path": "my_lora_job/my_lora.safetensors"}]
 
 
@@ -22,7 +23,12 @@ def server():
 @pytest.fixture(scope="module")
 def application(deploy, tmp_path_factory):
     """One editor, so that it is the same replica that fails and goes on."""
-    model = {"threads": 2, "device": "cpu", "adapter_disk_folder": str(tmp_path_factory.mktemp("disk"))}
+    model = {
+        "checkpoint": MINIATURE_RANDOM,
+        "threads": 2,
+        "device": "cpu",
+        "adapter_disk_folder": str(tmp_path_factory.mktemp("disk")),
+    }
     deployed = deploy("urls", models=[model], fetch={"allow_private_addresses": True, "timeout_s": 1})
     yield deployed
     deployed.stop()

@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.adapters.maker import make_lora
-from serve_app.config import AppConfig
+from serve_app.config import MINIATURE_RANDOM, AppConfig
 from tests.service.conftest import Deployed
 from tests.service.noted import load, notes_file
 
@@ -59,7 +59,7 @@ def fleet(cluster, engine, tmp_path_factory):
         "lora_root": str(folder / "loras"),
         "artifacts_url": str(folder / "artifacts"),
         "require_lora": False,
-        "models": [{"threads": 1, "device": "cpu", "adapter_disk_folder": str(folder)}],
+        "models": [{"checkpoint": MINIATURE_RANDOM, "threads": 1, "device": "cpu", "adapter_disk_folder": str(folder)}],
         "jobs": {"database_url": f"sqlite+aiosqlite:///{folder}/jobs.sqlite3", "lease_s": 3},
     }
     declared = {"name": "fleet", "route_prefix": "/fleet", "import_path": "tests.service.noted:build", "args": args}
