@@ -1,4 +1,5 @@
-"""What every test shares. The folder says what a test needs: unit (nothing), engine (torch), service (Ray)."""
+"""What every test shares. The folder says what a test needs: unit (nothing), engine (torch), service (Ray),
+cluster (nothing: it checks the files of cluster/)."""
 
 import base64
 import io
@@ -36,6 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "unit: needs neither torch nor Ray")
+    config.addinivalue_line("markers", "cluster: checks what is deployed, and every serve config")
     config.addinivalue_line("markers", "engine: runs the real diffusers classes in this process")
     config.addinivalue_line("markers", "service: runs a real Ray Serve application")
 

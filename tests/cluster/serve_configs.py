@@ -1,0 +1,100 @@
+"""Every serve config that ships, and what is wrong with one: by Ray's schema, by our own, and by what `build` makes."""
+
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from ray.serve._private.build_app import build_app
+from ray.serve.config import AutoscalingConfig
+from ray.serve.deployment import Deployment
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+
+from serve_app.app import build_application
+from serve_app.config import AppConfig
+from tests.cluster.kustomize import build
+
+ROOT = Path(__file__).parents[2]
+OVERLAYS = sorted(path.parent for path in (ROOT / "cluster/kuberay/overlays").glob("*/kustomization.yaml"))
+FILES = sorted([*ROOT.glob("serve_config*.yaml"), *ROOT.glob("cluster/**/serve_config*.yaml")])
+
+# What ${...} may stand for where a config is checked; each place that ships one has to provide the same names.
+VARIABLES = {
+    "DATABASE_URL": "postgresql+asyncpg://edits:word@host/edits",
+    "WEBHOOK_SECRET": "whsec_" + "A" * 32,
+    "ARTIFACTS_URL": "s3://edits/artifacts",
+    "LORA_ROOT": "s3://edits/loras",
+    "KEYS_FILE": "/etc/edits/keys.yaml",
+}
+
+
+def shipped() -> dict[str, str]:
+    """The text of each serve config, by where it lies."""
+    texts = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
+    for overlay in OVERLAYS:
+        service = next(m for m in build(overlay) if m["kind"] == "RayService")
+        texts[str(overlay.relative_to(ROOT))] = service["spec"]["serveConfigV2"]
+    return texts
+
+
+def variables(text: str) -> set[str]:
+    """The names in ${...}, comments left out."""
+    return set(re.findall(r"\$\{(\w+)\}", yaml.safe_dump(yaml.safe_load(text))))
+
+
+def problems(text: str) -> list[str]:
+    """Keys that Ray would drop without a word, and deployments that are not as the config thinks.
+
+    Raises pydantic's ValidationError where a key has a value that Ray or AppConfig refuses.
+    """
+    raw = yaml.safe_load(text)
+    found = list(_unknown_keys(raw, ServeDeploySchema, "serve config"))
+    for application in ServeDeploySchema.model_validate(raw).applications:
+        found += _deployment_problems(application)
+    return found
+
+
+def deployments(args: dict[str, Any]) -> dict[str, Deployment]:
+    """What `build` makes of these args, by name; a device that is left to the cluster is a CPU here."""
+    config = AppConfig.model_validate(args)
+    models = tuple(m.model_copy(update={"device": "cpu"}) if m.device == "auto" else m for m in config.models)
+    app = build_application(config.model_copy(update={"models": models}))
+    return {deployment.name: deployment for deployment in build_app(app, name="edits").deployments}
+
+
+def _deployment_problems(application: ServeApplicationSchema) -> Iterator[str]:
+    if application.import_path != "serve_app.app:build":
+        yield f"{application.import_path} is no builder of ours"
+    made = deployments(application.args)
+    for options in application.model_dump(exclude_unset=True).get("deployments", []):
+        name = options["name"]
+        # The schema passes any dict; Serve's controller reads it only once the application deploys.
+        if "autoscaling_config" in options:
+            AutoscalingConfig.model_validate(options["autoscaling_config"])
+        if name not in made:
+            yield f"{name} is not made; {', '.join(made)} are"
+        elif "ray_actor_options" in options:
+            # Ray takes the override's dict instead of the code's: a GPU that is not repeated in it is gone.
+            for key, value in (made[name].ray_actor_options or {}).items():
+                if options["ray_actor_options"].get(key) != value:
+                    yield f"{name}: ray_actor_options says no {key}: {value}, as the code does"
+
+
+def _unknown_keys(value: Any, hint: Any, path: str) -> Iterator[str]:
+    """Keys of dicts that stand where `hint` has a pydantic model without such a field."""
+    if isinstance(value, list):
+        for inner in value:
+            for kind in typing.get_args(hint):
+                yield from _unknown_keys(inner, kind, path)
+    elif isinstance(value, dict) and isinstance(hint, type) and issubclass(hint, BaseModel):
+        for key, inner in value.items():
+            if key in hint.model_fields:
+                yield from _unknown_keys(inner, hint.model_fields[key].annotation, f"{path}.{key}")
+            else:
+                yield f"{path}.{key}: {hint.__name__} has no such field"
+    else:
+        for kind in typing.get_args(hint):
+            yield from _unknown_keys(value, kind, path)
