@@ -33,6 +33,7 @@ async def drill() -> list[str]:
                     problems = await failures.run()
                 finally:
                     print("\n".join(failures.report()))
+                print("\nCancel under load:")
                 return problems + await CancelDrill(service, client).run()
 
 

@@ -1,8 +1,12 @@
 """The drill's judgement: it must see what went wrong. What it judges is written by hand here."""
 
 import io
+import random
+import subprocess
+import sys
 
 import PIL.Image
+import psutil
 import pytest
 
 from benchmarks.drill import cancelling, verdict
@@ -120,6 +124,25 @@ def test_images_are_counted_by_how_often_they_were_made():
     assert verdict.times_made(["a", "b", "c"], notes) == {1: 1, 2: 1, 0: 1}
 
 
+def test_guard_ends_what_a_drill_started_when_the_drill_is_gone(tmp_path):
+    folder = tmp_path / "drill"
+    folder.mkdir()
+    guard = subprocess.Popen([sys.executable, "-m", "benchmarks.drill.service", folder], stdin=subprocess.PIPE)
+    # A child too, whose parent does not take it along.
+    cluster = subprocess.Popen(
+        ["sh", "-c", "sleep 60 & echo $!; sleep 60"], stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert guard.stdin
+    assert cluster.stdout
+    child = psutil.Process(int(cluster.stdout.readline()))
+    guard.stdin.write(f"{cluster.pid}\n".encode())
+    guard.stdin.close()
+    assert guard.wait(20) == 0
+    assert cluster.wait(5)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert not folder.exists()
+
+
 def steps(*ends: float) -> dict[str, list[Note]]:
     return {"r1.0": [note(at, 1, "step", number) for number, at in enumerate(ends)]}
 
@@ -148,8 +171,6 @@ def test_cancelled_request_that_ran_on_or_succeeded_is_seen():
 
 
 def test_orders_are_the_same_for_the_same_seed():
-    import random
-
     orders = make_orders(60, random.Random(1))
     assert orders == make_orders(60, random.Random(1))
     assert len({image for order in orders for image in order.images}) == 66
