@@ -5,10 +5,7 @@ One runs in each ingress. It is the only writer of what it has claimed.
 
 import asyncio
 import logging
-import os
-import socket
 import time
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Protocol
@@ -20,7 +17,7 @@ from serve_app.artifacts import Artifacts
 from serve_app.config import JobsConfig
 from serve_app.errors import EditorLost, EditorUnavailable, StorageFailed, StoreUnavailable, describe
 from serve_app.jobs.records import Claim
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store import JobStore, owner_name
 from serve_app.tasks import EditDone, EditEvent, EditTask
 
 logger = logging.getLogger(__name__)
@@ -73,8 +70,7 @@ class Dispatcher:
         self._artifacts = artifacts
         self._config = config
         self._editor_count = editor_count
-        # For people who look into the database: which process holds what.
-        self._owner = f"{socket.gethostname()[:64]}:{os.getpid()}:{uuid.uuid4().hex}"
+        self._owner = owner_name()
         self._work: dict[asyncio.Task[None], Claim] = {}
         self._awake = asyncio.Event()
         self._poll_s = config.lease_s / POLLS_PER_LEASE

@@ -7,14 +7,11 @@ so each is kept small.
 
 import asyncio
 import logging
-import os
-import socket
-import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from serve_app.artifacts import Artifacts
 from serve_app.config import JobsConfig
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store import JobStore, owner_name
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +35,7 @@ class Sweeper:
         self._store = store
         self._artifacts = artifacts
         self._config = config
-        self._owner = f"{socket.gethostname()[:64]}:{os.getpid()}:{uuid.uuid4().hex}"
+        self._owner = owner_name()
 
     async def run(self) -> None:
         while True:

@@ -5,9 +5,10 @@ claim's generation and is refused once the claim is lost: to a newer one, to a c
 """
 
 import asyncio
-from collections.abc import Sequence
+import functools
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ParamSpec
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
@@ -22,9 +23,13 @@ from serve_app.jobs.records import Claim
 from serve_app.jobs.turns import take_turns
 from serve_app.tasks import EditDone, EditPlan, EditTask, Event, Priority, Status
 
+P = ParamSpec("P")
+
 _plans = TypeAdapter(EditPlan)
 _images = tables.images.c
 _KEY = sa.tuple_(_images.request_id, _images.image_index)
+# A claim whose owner has not been heard of.
+_IS_LOST = sa.and_(_images.state == CLAIMED, _images.lease_until < tables.now())
 # How much the newest measurement of a model's speed counts.
 NEWEST = 0.2
 
@@ -33,6 +38,20 @@ LOST = "its dispatcher was lost"
 
 class ClaimLost(Exception):
     """Undoes the transaction that finds out."""
+
+
+def unless_lost(method: Callable[P, Awaitable[None]]) -> Callable[P, Coroutine[Any, Any, bool]]:
+    """Make a method that writes a claimed picture answer whether the claim still held; if not, nothing is written."""
+
+    @functools.wraps(method)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> bool:
+        try:
+            await method(*args, **kwargs)
+        except ClaimLost:
+            return False
+        return True
+
+    return call
 
 
 class Queue:
@@ -77,14 +96,13 @@ class Queue:
         ]
 
     async def _is_anything_to_do(self, connection: AsyncConnection, model: str) -> bool:
-        lost = sa.and_(_images.state == CLAIMED, _images.lease_until < tables.now())
-        some = sa.select(sa.literal(1)).where(_images.model == model, sa.or_(_images.state == WAITING, lost)).limit(1)
-        return (await connection.execute(some)).first() is not None
+        some = sa.select(sa.literal(1)).where(_images.model == model, sa.or_(_images.state == WAITING, _IS_LOST))
+        return (await connection.execute(some.limit(1))).first() is not None
 
     async def _lost(self, connection: AsyncConnection, model: str, room: int) -> Sequence[sa.Row[Any]]:
         lost: sa.Select[Any] = (
             sa.select(_images.request_id, _images.image_index, _images.status, _images.reasons)
-            .where(_images.model == model, _images.state == CLAIMED, _images.lease_until < tables.now())
+            .where(_images.model == model, _IS_LOST)
             .order_by(_images.created_at, _images.image_index)
             .limit(room)
             # Its owner may be there after all, and writing.
@@ -179,84 +197,70 @@ class Queue:
             )
 
     @transaction
-    async def progress(self, claim: Claim, step: int) -> bool:
+    @unless_lost
+    async def progress(self, claim: Claim, step: int) -> None:
         """Note that `step` steps are done (0: an editor has begun). False if the claim is lost."""
-        try:
-            async with self._database.writing() as connection:
-                request = await changes.start(connection, claim.task.request_id)
-                lease_until = tables.now() + self._config.lease_s
-                await self._write(
-                    connection, claim, request, status=Status.IN_PROGRESS, step=step, lease_until=lease_until
-                )
-        except ClaimLost:
-            return False
-        return True
+        async with self._database.writing() as connection:
+            request = await changes.start(connection, claim.task.request_id)
+            lease_until = tables.now() + self._config.lease_s
+            await self._write(connection, claim, request, status=Status.IN_PROGRESS, step=step, lease_until=lease_until)
 
     @transaction
-    async def retry(self, claim: Claim, reasons: Sequence[str], gpu_seconds: float) -> bool:
+    @unless_lost
+    async def retry(self, claim: Claim, reasons: Sequence[str], gpu_seconds: float) -> None:
         """Give the picture back; `reasons` say how each try so far ended. False if the claim is lost."""
-        try:
-            async with self._database.writing() as connection:
-                request = await changes.advance(connection, claim.task.request_id)
-                free = {"state": WAITING, "owner": None, "lease_until": None}
-                await self._write(connection, claim, request, reasons=list(reasons), **free)
-                await self._charge(connection, claim, gpu_seconds)
-        except ClaimLost:
-            return False
-        return True
+        async with self._database.writing() as connection:
+            request = await changes.advance(connection, claim.task.request_id)
+            free = {"state": WAITING, "owner": None, "lease_until": None}
+            await self._write(connection, claim, request, reasons=list(reasons), **free)
+            await self._charge(connection, claim, gpu_seconds)
 
     @transaction
-    async def succeed(self, claim: Claim, done: EditDone, is_stored: IsStored) -> bool:
+    @unless_lost
+    async def succeed(self, claim: Claim, done: EditDone, is_stored: IsStored) -> None:
         """Record a finished picture, and the request's end with the last one. False if the claim is lost.
 
         Raises EditorLost if the picture is not stored: the same one was made before and purged meanwhile.
         """
-        try:
-            async with self._database.writing() as connection:
-                await self._database.about_to_refer_to_files(connection)
-                if not await asyncio.to_thread(is_stored, done.key):
-                    raise EditorLost("its picture is no longer stored")
-                request = await changes.start(connection, claim.task.request_id)
-                await self._write(
-                    connection,
-                    claim,
-                    request,
-                    status=Status.SUCCEEDED,
-                    state=ENDED,
-                    step=claim.task.plan.steps,
-                    result=asdict(done),
-                    owner=None,
-                    lease_until=None,
-                )
-                assert request is not None
-                await connection.execute(
-                    self._database.insert(tables.request_files)
-                    .values(request_id=claim.task.request_id, key=done.key, size_bytes=done.size_bytes)
-                    # Two pictures of one request may be equal.
-                    .on_conflict_do_nothing()
-                )
-                seconds = done.timings.get("generate", 0.0)
-                await self._charge(connection, claim, seconds, images=1)
-                await self._measure(connection, claim, seconds)
-                await changes.announce(connection, request, Event.IMAGE, claim.task.index)
-                await changes.end_if_done(connection, claim.task.request_id)
-        except ClaimLost:
-            return False
-        return True
+        async with self._database.writing() as connection:
+            await self._database.about_to_refer_to_files(connection)
+            if not await asyncio.to_thread(is_stored, done.key):
+                raise EditorLost("its picture is no longer stored")
+            request = await changes.start(connection, claim.task.request_id)
+            await self._write(
+                connection,
+                claim,
+                request,
+                status=Status.SUCCEEDED,
+                state=ENDED,
+                step=claim.task.plan.steps,
+                result=asdict(done),
+                owner=None,
+                lease_until=None,
+            )
+            assert request is not None
+            await connection.execute(
+                self._database.insert(tables.request_files)
+                .values(request_id=claim.task.request_id, key=done.key, size_bytes=done.size_bytes)
+                # Two pictures of one request may be equal.
+                .on_conflict_do_nothing()
+            )
+            seconds = done.timings.get("generate", 0.0)
+            await self._charge(connection, claim, seconds, images=1)
+            await self._measure(connection, claim, seconds)
+            await changes.announce(connection, request, Event.IMAGE, claim.task.index)
+            await changes.end_if_done(connection, claim.task.request_id)
 
     @transaction
-    async def fail(self, claim: Claim, error: str, gpu_seconds: float) -> bool:
+    @unless_lost
+    async def fail(self, claim: Claim, error: str, gpu_seconds: float) -> None:
         """Record that a picture cannot be made, and the request's end with the last one. False if the claim is lost."""
-        try:
-            async with self._database.writing() as connection:
-                request = await changes.advance(connection, claim.task.request_id)
-                ended = {"status": Status.FAILED, "state": ENDED, "owner": None, "lease_until": None}
-                await self._write(connection, claim, request, error=changes.storable(error), **ended)
-                await self._charge(connection, claim, gpu_seconds)
-                await changes.end_if_done(connection, claim.task.request_id)
-        except ClaimLost:
-            return False
-        return True
+        async with self._database.writing() as connection:
+            request = await changes.advance(connection, claim.task.request_id)
+            ended = {"status": Status.FAILED, "state": ENDED, "owner": None, "lease_until": None}
+            await self._write(connection, claim, request, error=changes.storable(error), **ended)
+            await self._charge(connection, claim, gpu_seconds)
+            await changes.end_if_done(connection, claim.task.request_id)
 
     @transaction
     async def charge(self, claim: Claim, gpu_seconds: float) -> None:

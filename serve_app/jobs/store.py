@@ -1,5 +1,9 @@
 """The job store: the one owner of every request's state."""
 
+import os
+import socket
+import uuid
+
 import sqlalchemy as sa
 
 from serve_app.config import JobsConfig
@@ -9,6 +13,11 @@ from serve_app.jobs.outbox import Outbox
 from serve_app.jobs.queue import Queue
 from serve_app.jobs.requests import Requests
 from serve_app.jobs.retention import Retention
+
+
+def owner_name() -> str:
+    """A name for who holds claims or a duty: host and process for people who look into the database, and a draw."""
+    return f"{socket.gethostname()[:64]}:{os.getpid()}:{uuid.uuid4().hex}"
 
 
 class JobStore:
