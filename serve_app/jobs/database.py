@@ -68,16 +68,11 @@ class Database:
             sa.event.listen(self._writer.sync_engine, "begin", _begin_writing)
 
     async def open(self) -> None:
-        """Bring the tables to this version, one process at a time. Raises StoreUnavailable."""
-        try:
-            async with self._writer.begin() as connection:
-                if not self.is_sqlite:
-                    await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
-                await connection.run_sync(migrate)
-        except (DBAPIError, OSError) as error:
-            if is_worth_another_try(error):
-                raise StoreUnavailable("the job database cannot be reached") from error
-            raise
+        """Bring the tables to this version, one process at a time."""
+        async with self._writer.begin() as connection:
+            if not self.is_sqlite:
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+            await connection.run_sync(migrate)
 
     async def close(self) -> None:
         await self._writer.dispose()
@@ -167,10 +162,11 @@ def _configure_sqlite(connection: Any, _: Any) -> None:
     # The driver would begin transactions by itself, too late for the lock that a writer needs: see _begin_writing.
     connection.isolation_level = None
     cursor = connection.cursor()
+    # First, for what comes next locks too.
+    cursor.execute("PRAGMA busy_timeout = 30000")
     cursor.execute("PRAGMA journal_mode = WAL")
     # A commit is on the disk when it returns: what was accepted survives a power cut.
     cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA busy_timeout = 30000")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
 

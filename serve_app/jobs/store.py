@@ -30,7 +30,9 @@ class JobStore:
         self.outbox = Outbox(self._database)
         self.retention = Retention(self._database)
 
+    @transaction
     async def open(self) -> None:
+        """Raises StoreUnavailable."""
         await self._database.open()
 
     async def close(self) -> None:
