@@ -102,9 +102,9 @@ def cluster() -> Iterator[int]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def deploy(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Deployed]]:
-    """Deploy an application: `deploy("name", models=[...])`, with args as in serve_config.yaml."""
+    """Deploy an application for this module: `deploy("name", models=[...])`, with args as in serve_config.yaml."""
     deployed = []
 
     def deploy(name: str, load: EngineFactory = load_engine, **args: object) -> Deployed:
@@ -122,11 +122,13 @@ def deploy(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         return deployed[-1]
 
     yield deploy
+    # Idle replicas ask the database and report to Serve: together they would slow the modules that follow.
     for application in deployed:
+        application.stop()
         application.client.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def miniature(deploy) -> Deployed:
     """The miniature of random weights."""
     return deploy("miniature")
