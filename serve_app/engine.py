@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import torch
 import transformers
 
 from serve_app import device as devices
-from serve_app import images
+from serve_app import images, tracing
 from serve_app.adapters.cache import AdapterCache
 from serve_app.adapters.changes import Adapter
 from serve_app.adapters.contents import Contents
@@ -45,9 +46,10 @@ class Stopwatch:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        with tracing.span(name):
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
         self.seconds[name] = time.perf_counter() - started
 
 
@@ -63,12 +65,18 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Edited:
-    """A finished picture: RGB, of the plan's size. `timings` are seconds by stage; the rest as in `EditDone`."""
+    """A finished picture: RGB, of the plan's size. `timings` are seconds by stage; the rest as in `EditDone`.
+
+    `swapped` is how many linears (with hooks: adapters) were set anew for it, `compilations` how many graphs
+    torch.compile made meanwhile.
+    """
 
     image: PIL.Image.Image
     timings: dict[str, float]
     effective: dict[str, Any]
     runtime: dict[str, Any]
+    swapped: int = 0
+    compilations: int = 0
 
 
 class Engine:
@@ -165,6 +173,7 @@ class Engine:
         plan, pipeline, pictures = prepared.plan, self._pipeline, prepared.control_images
         recipe = make_recipe(self._spec, PROFILES[plan.profile], plan, [picture.facts.size for picture in pictures])
         watch = Stopwatch(self.device, prepared.watch.seconds)
+        compiled_before = graphs_compiled()
 
         def after_step(step: int) -> None:
             on_step(step)
@@ -180,7 +189,7 @@ class Engine:
         pipeline.vae.use_tiling = plan.vae_tiling
         with watch.stage("generate"):
             with watch.stage("apply_adapters"):
-                self._apply(plan.adapters, prepared.adapters)
+                swapped = self._apply(plan.adapters, prepared.adapters)
             with watch.stage("encode_prompt"):
                 positive = self._encode(plan.prompt, pictures, recipe.encoder_sizes, recipe)
                 negative = None
@@ -210,7 +219,8 @@ class Engine:
             with watch.stage("decode"):
                 made = conditioning.decode_latents(pipeline, latents, plan.width, plan.height)
         record = effective(plan, self._spec, recipe, self._architecture, [picture.facts for picture in pictures])
-        return Edited(made, dict(watch.seconds), record, self._runtime(prepared))
+        compilations = graphs_compiled() - compiled_before
+        return Edited(made, dict(watch.seconds), record, self._runtime(prepared), swapped, compilations)
 
     def _encode(
         self, text: str, pictures: Sequence[images.Picture], sizes: Sequence[Sequence[Size]], recipe: Recipe
@@ -223,13 +233,13 @@ class Engine:
         ]
         return conditioning.encode_prompt(self._pipeline, text, seen, recipe)
 
-    def _apply(self, uses: Sequence[AdapterUse], adapters: Sequence[Adapter]) -> None:
-        """Set the weights; the same adapter twice adds up."""
+    def _apply(self, uses: Sequence[AdapterUse], adapters: Sequence[Adapter]) -> int:
+        """Set the weights, and say how many had to be; the same adapter twice adds up."""
         stack: dict[str, tuple[Adapter, float]] = {}
         for use, adapter in zip(uses, adapters, strict=True):
             _, scale = stack.get(use.id, (adapter, 0.0))
             stack[use.id] = (adapter, scale + use.scale)
-        self._weights.apply(stack)
+        return self._weights.apply(stack)
 
     def _runtime(self, prepared: Prepared) -> dict[str, Any]:
         """What of an edit only this process knows."""
@@ -247,3 +257,10 @@ class Engine:
             # As plain strings: torch's own type would have whoever unpickles it import torch.
             "versions": {m.__name__: str(m.__version__) for m in (torch, diffusers, transformers)},
         }
+
+
+def graphs_compiled() -> int:
+    """How many graphs torch.compile has made in this process; a recompilation is one more."""
+    # Its import takes a second, which a process that compiles nothing need not spend.
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo.counters["stats"]["unique_graphs"] if dynamo else 0
