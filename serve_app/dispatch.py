@@ -167,12 +167,7 @@ class Dispatcher:
     async def _finish(self, claim: Claim) -> None:
         """Bring one claimed picture to its end, or give it back; and tell of it."""
         task, model = claim.task, claim.task.plan.model
-        facts: dict[str, Any] = {
-            "request_id": task.request_id,
-            "image": task.index,
-            "model": model,
-            "generation": claim.generation,
-        }
+        facts: dict[str, Any] = {"image": task.index, "model": model, "generation": claim.generation}
         with tracing.about(task.request_id, task.traceparent):
             queue = None
             if claim.generation == 1:

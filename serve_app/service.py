@@ -120,7 +120,7 @@ class Service:
         """
         request_id = uuid.uuid4().hex
         model = request.model if request.model in self._architectures else NO_MODEL
-        with tracing.about(request_id), tracing.span("POST /v1/inference", SpanKind.SERVER, request_id=request_id):
+        with tracing.about(request_id), tracing.span("POST /v1/inference", SpanKind.SERVER, model=model):
             try:
                 record = await self._submit(request_id, request, caller, base_url, idempotency_key)
             except Exception as error:

@@ -78,18 +78,20 @@ def span(
 ) -> Iterator[Span]:
     """A span around what happens in here. An error that leaves it is noted in it."""
     links = [Link(link)] if link else []
-    attributes = {f"edits.{key}": value for key, value in facts.items()}
-    with _tracer.start_as_current_span(name, kind=kind, links=links, attributes=attributes) as current:
+    with _tracer.start_as_current_span(name, kind=kind, links=links, attributes=_attributes(facts)) as current:
         yield current
 
 
 def waited(name: str, seconds: float, **facts: Any) -> SpanContext:
     """A span for what ends now and began so long ago, whoever waited."""
     now = time.time_ns()
-    attributes = {f"edits.{key}": value for key, value in facts.items()}
-    past = _tracer.start_span(name, start_time=now - int(seconds * 1e9), attributes=attributes)
+    past = _tracer.start_span(name, start_time=now - int(seconds * 1e9), attributes=_attributes(facts))
     past.end(now)
     return past.get_span_context()
+
+
+def _attributes(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"edits.{key}": value for key, value in facts.items()} | {"edits.request_id": _request_id.get() or ""}
 
 
 def failed(current: Span, code: str) -> None:

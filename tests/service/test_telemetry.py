@@ -47,7 +47,10 @@ class Receiver(ThreadingHTTPServer):
                 for span in scope.spans:
                     known = {"name": span.name, "id": span.span_id.hex(), "parent": span.parent_span_id.hex()}
                     known |= {"role": resource["edits.role"], "links": [link.span_id.hex() for link in span.links]}
-                    known |= {"status": span.status.message, "seconds": (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9}
+                    known |= {
+                        "status": span.status.message,
+                        "seconds": (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9,
+                    }
                     self.spans[span.trace_id.hex()].append(known)
 
 
