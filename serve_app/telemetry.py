@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from serve_app.errors import ServiceError
 from serve_app.tasks import Priority, Status
 
 
@@ -19,10 +20,15 @@ class Kind(StrEnum):
     HISTOGRAM = "histogram"
 
 
-# A tag whose values are the models of the config, or the codes of `errors` and what stands beside them.
-OF_THE_CONFIG: tuple[str, ...] = ()
-CODES: tuple[str, ...] = ()
-MODEL = {"model": OF_THE_CONFIG}
+def codes(kind: type[ServiceError] = ServiceError) -> set[str]:
+    """The codes of an error and of all that descend from it."""
+    return {kind.code}.union(*map(codes, kind.__subclasses__()))
+
+
+CODES = tuple(sorted(codes()))
+# A tag whose values are not listed here: the models of the config, the stages of a result's timings.
+MODEL: dict[str, tuple[str, ...]] = {"model": ()}
+STAGE: dict[str, tuple[str, ...]] = {"stage": ()}
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ SUBMISSIONS = Metric(
     "edits_submissions_total",
     Kind.COUNTER,
     "POSTs of requests: ACCEPTED, REPEATED (the same Idempotency-Key), or the code of the refusal",
-    MODEL | {"code": CODES},
+    MODEL | {"code": (ACCEPTED, REPEATED, *CODES)},
 )
 REQUESTS = Metric(
     "edits_requests_total",
@@ -82,7 +88,7 @@ ATTEMPTS = Metric(
     Kind.COUNTER,
     "attempts at a picture: made, found (made for a dispatcher that was lost), stopped (its claim was lost or its "
     "dispatcher left), unrecorded (store or storage away), or the code of the error",
-    MODEL | {"outcome": CODES},
+    MODEL | {"outcome": (MADE, FOUND, STOPPED, UNRECORDED, *CODES)},
 )
 LEASES_LOST = Metric(
     "edits_leases_lost_total", Kind.COUNTER, "claims taken over from a dispatcher that was not heard of", MODEL
@@ -100,7 +106,7 @@ STAGE_SECONDS = Metric(
     "edits_stage_seconds",
     Kind.HISTOGRAM,
     "a finished picture's stages: queue (from the POST to the first claim), and those of the result's timings",
-    MODEL | {"stage": CODES},
+    MODEL | STAGE,
     # From a swap of weights on a GPU to a queue of an hour.
     (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0),
 )
