@@ -147,12 +147,8 @@ class Editor:
         should_stop: Callable[[], bool],
     ) -> EditDone:
         about = tracing.about(task.request_id, task.traceparent)
-        with about, tracing.span("edit", SpanKind.SERVER, model=self._model) as span:
-            try:
-                done = await self._make(task, begun, on_step, should_stop)
-            except EditError as error:
-                tracing.failed(span, error.code)
-                raise
+        with about, tracing.span("edit", SpanKind.SERVER, model=self._model):
+            done = await self._make(task, begun, on_step, should_stop)
             seconds = sum(done.timings.get(stage, 0.0) for stage in ("read_adapters", "generate", "save"))
             logger.info("picture %s of %s: made in %.2f s", task.index, task.request_id, seconds)
             return done

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import promql_parser
 import pytest
@@ -10,7 +11,8 @@ import yaml
 
 from serve_app.telemetry import METRICS, Kind
 from tests.cluster.kustomize import build
-from tests.cluster.serve_configs import OVERLAYS, ROOT
+from tests.cluster.serve_configs import OVERLAYS, ROOT, shipped
+from tests.cluster.test_machines import COMPOSE, compose_problems
 
 MONITORING = ROOT / "cluster/monitoring"
 ALERTS = (MONITORING / "alerts.yaml").read_text()
@@ -110,8 +112,8 @@ def test_every_metric_and_every_alert_is_explained() -> None:
     page = (ROOT / "docs/operations.md").read_text()
     assert [name for name in alerts(ALERTS) if f"`{name}`" not in page] == []
     assert [metric.name for metric in METRICS if f"`{metric.name}`" not in page] == []
-    named = set(re.findall(r"`(?:ray_)?(edits_\w+)`", page))
-    assert named <= {metric.name for metric in METRICS} | {"edits_stage_seconds"}
+    named = set(re.findall(r"\b(?:ray_)?edits_\w+", page))
+    assert named <= {metric.name for metric in METRICS} | OURS.keys()
 
 
 def test_the_monitor_finds_the_metrics_of_every_pod_of_rays() -> None:
@@ -123,3 +125,42 @@ def test_the_monitor_finds_the_metrics_of_every_pod_of_rays() -> None:
             labels, [container] = group["template"]["metadata"]["labels"], group["template"]["spec"]["containers"]
             assert monitor["selector"]["matchLabels"].items() <= labels.items()
             assert port in [each["name"] for each in container["ports"]]
+
+
+def merged(first: Any, second: Any) -> Any:
+    """As `docker compose --file A --file B` does it, for what these files have."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first | {key: merged(first[key], value) if key in first else value for key, value in second.items()}
+    return [*first, *second] if isinstance(first, list) else second
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "complaints"),
+    [
+        ("volumes:", "volumes:", []),
+        ("./monitoring/alerts.yaml", "./monitoring/rules.yaml", ["prometheus: no volume ./monitoring/rules.yaml"]),
+        ("ray:/tmp/ray:ro", "rays:/tmp/ray:ro", ["prometheus: no volume rays"]),
+    ],
+)
+def test_the_compose_file_fits_the_one_it_adds_to(right: str, wrong: str, complaints: list[str]) -> None:
+    added = (MONITORING / "compose.yaml").read_text().replace(right, wrong)
+    assert compose_problems(yaml.safe_dump(merged(yaml.safe_load(COMPOSE), yaml.safe_load(added)))) == complaints
+
+
+def log_problems(text: str) -> list[str]:
+    """Whose lines a serve config leaves in another form than JSON, or without the name of their logger."""
+    config, lines = yaml.safe_load(text), {"encoding": "JSON", "additional_log_standard_attrs": ["name"]}
+    named = {d["name"]: d for app in config["applications"] for d in app.get("deployments", [])}
+    # The code has a logging_config of its own for the ingress, which wins over the config's.
+    parts = {"all": config.get("logging_config", {}), "Ingress": named.get("Ingress", {}).get("logging_config", {})}
+    return [part for part, logging in parts.items() if not lines.items() <= logging.items()]
+
+
+DEPLOYED = {place: text for place, text in shipped().items() if place.startswith("cluster/")}
+
+
+@pytest.mark.parametrize("place", DEPLOYED)
+def test_what_is_deployed_logs_json(place: str) -> None:
+    assert log_problems(DEPLOYED[place]) == []
+    assert log_problems(DEPLOYED[place].replace("encoding: JSON", "encoding: TEXT", 1)) == ["all"]
+    assert log_problems(DEPLOYED[place].replace("encoding: JSON", "encoding: TEXT")) == ["all", "Ingress"]
