@@ -2,7 +2,7 @@
 
 A request is one trace, from the POST (or from where its client's `traceparent` began) to the last picture. What
 crosses to another process is the W3C `traceparent` of the span there is; it is stored with the request, so that the
-trace goes on whoever takes the request up. Without an exporter spans cost nothing and a client's trace id still
+trace goes on whoever takes the request up. Without an exporter spans cost next to nothing and a client's trace id still
 gets into the logs.
 """
 
