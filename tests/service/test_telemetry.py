@@ -20,6 +20,7 @@ from ray import serve
 from serve_app.config import MINIATURE_RANDOM, AppConfig
 from serve_app.editor import load_engine
 from serve_app.telemetry import METRICS, Kind
+from tests.cluster.test_monitoring import RAYS
 from tests.conftest import LORAS
 from tests.service.conftest import Deployed, declare
 
@@ -186,6 +187,7 @@ def test_every_metric_is_exported_with_its_tags_and_no_others(told: Told) -> Non
     found = eventually(
         lambda: (s := samples()) and all(f"ray_{m.name}{endings.get(m.kind, '')}" in s for m in METRICS) and s
     )
+    assert found.keys() >= RAYS
     added = {"application", "deployment", "replica", "Component", "NodeAddress", "SessionName", "Version", "WorkerId"}
     for metric in METRICS:
         for sample in found[f"ray_{metric.name}{endings.get(metric.kind, '')}"]:
