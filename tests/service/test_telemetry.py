@@ -159,6 +159,7 @@ MODEL = {"model": "qwen_image_edit"}
         ("edits_adapter_edits_total", MODEL | {"warm": "true"}, 1),
         ("edits_swaps_total", MODEL, 1),
         ("edits_webhooks_total", {"outcome": "delivered"}, 1),
+        ("edits_sweeps_total", {"outcome": "finished"}, 1),
         ("edits_leases_lost_total", MODEL, 0),
         ("edits_adapter_evictions_total", MODEL, 0),
         ("edits_compilations_total", MODEL, 0),

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from serve_app import tracing
 from serve_app.adapters.cache import AdapterCache
+from serve_app.artifacts import Artifacts
 from serve_app.backlog import BacklogReport
 from serve_app.config import AppConfig
 from serve_app.dispatch import Dispatcher
@@ -49,15 +50,9 @@ class Told:
 
     def __init__(self, config: AppConfig) -> None:
         self.meter = Recorder()
-        self.editors = InstantEditors(self.artifacts(config))
+        self.editors = InstantEditors(Artifacts(config.artifacts_url))
         self.service = Service(config, self.editors, self._editor_count, self.meter)
         self.client = TestClient(create_app(self.service))
-
-    @staticmethod
-    def artifacts(config: AppConfig):
-        from serve_app.artifacts import Artifacts
-
-        return Artifacts(config.artifacts_url)
 
     async def _editor_count(self) -> dict[str, int]:
         return {"qwen_image_edit": 1}
@@ -106,27 +101,27 @@ def test_attempts_and_requests_are_told_by_how_they_ended(told, make_body):
 
 
 @ON_BOTH_DATABASES
-async def test_a_claim_that_is_taken_over_is_a_lost_lease(config):
+async def test_a_claim_that_is_taken_over_is_a_lost_lease_and_stays_in_its_trace(config):
     jobs = config.jobs.model_copy(update={"lease_s": 0.3})
     store, meter = JobStore(jobs), Recorder()
     await store.open()
-    record = await store.requests.create(new(), is_stored)
+    record = await store.requests.create(new(traceparent=f"00-{TRACE}-{PARENT}-01"), is_stored)
     [lost] = await claim(store)
     assert not lost.was_lost
 
     async def editor_count() -> dict[str, int]:
         return {MODEL: 1}
 
-    artifacts = Told.artifacts(config)
-    running = asyncio.create_task(
-        Dispatcher(store, InstantEditors(artifacts), artifacts, jobs, editor_count, meter).run()
-    )
+    artifacts = Artifacts(config.artifacts_url)
+    editors = InstantEditors(artifacts)
+    running = asyncio.create_task(Dispatcher(store, editors, artifacts, jobs, editor_count, meter).run())
     async with asyncio.timeout(20):
         while not (await store.requests.get(record.id)).status.ended:
             await asyncio.sleep(0.02)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert meter.of(LEASES_LOST) == {(MODEL,): 1}
+    assert [task.traceparent.split("-")[1] for task in editors.tasks] == [TRACE]
     await store.close()
 
 
