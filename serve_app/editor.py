@@ -148,10 +148,7 @@ class Editor:
     ) -> EditDone:
         about = tracing.about(task.request_id, task.traceparent)
         with about, tracing.span("edit", SpanKind.SERVER, model=self._model):
-            done = await self._make(task, begun, on_step, should_stop)
-            seconds = sum(done.timings.get(stage, 0.0) for stage in ("read_adapters", "generate", "save"))
-            logger.info("picture %s of %s: made in %.2f s", task.index, task.request_id, seconds)
-            return done
+            return await self._make(task, begun, on_step, should_stop)
 
     async def _make(
         self,
@@ -176,6 +173,7 @@ class Editor:
         with tracing.span("store"):
             done = await self._store_patiently(task, edited, should_stop)
         self._tell(edited, done, seconds)
+        logger.info("picture %s of %s: made, %.2f s on the device", task.index, task.request_id, seconds)
         return done
 
     def _tell(self, edited: "Edited", done: EditDone, seconds: float) -> None:
