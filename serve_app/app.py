@@ -12,10 +12,12 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview
 from ray.util.state import list_jobs
 from ray.util.state.exception import RayStateApiException
 from starlette.types import ASGIApp
 
+from serve_app.autoscaler import to_stats
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.editor import Editor, EditorHandles, EngineFactory, load_engine
 from serve_app.ingress import create_app
@@ -32,7 +34,12 @@ class Ingress:
 
     def __init__(self, config: AppConfig, editors: dict[str, DeploymentHandle]) -> None:
         running = RunningEditors(serve.get_replica_context().app_name, list(editors))
-        self._service = Service(config, EditorHandles(editors), running)
+        self._service = Service(config, EditorHandles(editors), running, running.asleep)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve takes to the autoscaling policy: see `serve_app.autoscaler`."""
+        backlogs = await self._service.backlogs()
+        return to_stats({editor_name(model): backlog for model, backlog in backlogs.items()})
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self._service)
@@ -44,23 +51,28 @@ class RunningEditors:
     def __init__(self, application: str, models: list[str]) -> None:
         self._application = application
         self._models = models
-        self._known: Mapping[str, int] = {}
+        self._known: Mapping[str, DeploymentStatusOverview] = {}
         self._asked = float("-inf")
 
     async def __call__(self) -> Mapping[str, int]:
         if time.monotonic() - self._asked > EDITORS_TTL_S:
             self._known = await asyncio.to_thread(self._ask)
             self._asked = time.monotonic()
-        return self._known
+        return {model: known.replica_states.get("RUNNING", 0) for model, known in self._known.items()}
 
-    def _ask(self) -> Mapping[str, int]:
+    def asleep(self) -> frozenset[str]:
+        """The models without an editor that are as they should be: there is nothing to do, or one is being started."""
+        well = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
+        return frozenset(
+            model
+            for model, known in self._known.items()
+            if not known.replica_states.get("RUNNING", 0) and known.status in well
+        )
+
+    def _ask(self) -> Mapping[str, DeploymentStatusOverview]:
         application = serve.status().applications.get(self._application)
         deployments = application.deployments if application else {}
-        return {
-            model: deployments[editor_name(model)].replica_states.get("RUNNING", 0)
-            for model in self._models
-            if editor_name(model) in deployments
-        }
+        return {model: deployments[editor_name(model)] for model in self._models if editor_name(model) in deployments}
 
 
 def editor_name(model_id: str) -> str:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # What one dispatcher has under way at most.
 MAX_IN_FLIGHT = 200
 # What is claimed for each editor: one picture on its device and one being prepared. The rest waits in the database,
-# where it is ordered, counted and can be cancelled. Without an editor as much is claimed as has Serve start one.
+# where it is ordered, counted and can be cancelled. Without an editor it waits there for one to be started.
 CLAIMS_PER_EDITOR = 2
 # How often, in a lease's length, the database is looked at for work that nobody announced: a lost owner's.
 # As long is waited before a retry.
@@ -103,7 +103,7 @@ class Dispatcher:
             await self._store.queue.expire()
             for model, editors in (await self._editor_count()).items():
                 room = MAX_IN_FLIGHT - len(self._work)
-                capacity = CLAIMS_PER_EDITOR * max(editors, 1)
+                capacity = CLAIMS_PER_EDITOR * editors
                 for claim in await self._store.queue.claim(self._owner, model, capacity, room):
                     task = asyncio.create_task(self._finish(claim))
                     self._work[task] = claim

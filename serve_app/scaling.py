@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 # What a start is taken to last until one has been measured, in seconds.
 UNMEASURED_COLD_START_S = 60.0
+# How much the newest start counts of what a start is seen to take.
+NEWEST = 0.5
 # Replicas are given up only if the others would not be busier than this; near 1 the line grows without end.
 UTILISATION = 0.8
 # What is remembered of the last `settle_s` is kept in so many pieces.
@@ -94,7 +96,10 @@ class Scaling:
     """The judgement for one model, and what it must remember for it. Times are seconds of one clock, the caller's."""
 
     def __init__(self) -> None:
+        # What starts were seen to take (seconds), from the decision on; None before the first.
+        self.cold_start_s: float | None = None
         self._began: float | None = None
+        self._running = 0
         self._pieces: deque[_Piece] = deque()
         self._ordered: list[float] = []  # when the replicas that are starting were, as far as is known
         self._last_order = float("-inf")
@@ -103,10 +108,8 @@ class Scaling:
     def decide(self, backlog: Backlog, fleet: Fleet, limits: Limits, now: float) -> Decision:
         """To be asked again and again, every second or more often; what it says is taken to be done."""
         if self._began is None:
-            self._began = now
-        # The earliest orders are ready first; what starts without one replaces a replica that died.
-        missing = max(0, fleet.starting - len(self._ordered))
-        self._ordered = [*self._ordered, *[now] * missing][len(self._ordered) + missing - fleet.starting :]
+            self._began, self._running = now, fleet.running
+        self._note_starts(fleet, now)
         self._idle_since = None if backlog.pictures else now if self._idle_since is None else self._idle_since
         wanted = self._wanted(backlog, fleet, limits, now)
         self._remember(wanted.replicas, min(fleet.running, backlog.pictures), limits.settle_s, now)
@@ -117,6 +120,16 @@ class Scaling:
             self._ordered += [now] * (decision.replicas - fleet.size)
             self._last_order = now
         return decision
+
+    def _note_starts(self, fleet: Fleet, now: float) -> None:
+        """Learn what starts take, and keep when those were ordered that still go on: the earliest are ready first."""
+        gone = max(0, len(self._ordered) - fleet.starting)
+        for ordered in self._ordered[: max(0, min(gone, fleet.running - self._running))]:
+            known_s = now - ordered if self.cold_start_s is None else self.cold_start_s
+            self.cold_start_s = (1 - NEWEST) * known_s + NEWEST * (now - ordered)
+        # What starts without an order replaces a replica that died.
+        self._ordered = self._ordered[gone:] + [now] * (fleet.starting - len(self._ordered))
+        self._running = fleet.running
 
     def _wanted(self, backlog: Backlog, fleet: Fleet, limits: Limits, now: float) -> Decision:
         """What the line asks for: more replicas, or that those there are stay."""

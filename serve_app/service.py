@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from types import TracebackType
@@ -37,6 +37,7 @@ from serve_app.keys import Caller, Keys
 from serve_app.models.architecture import architecture_of
 from serve_app.models.profile import PROFILES, TRAINER
 from serve_app.models.registry import MODELS, ModelSpec
+from serve_app.scaling import Backlog
 from serve_app.schemas import Explanation, InferenceRequest, LoraInfo, LoraList
 from serve_app.sweeper import Sweeper
 from serve_app.tasks import EditDone, EditPlan, Event
@@ -52,10 +53,18 @@ POSITION_S, UNCHANGED_S = 1.0, 15.0
 class Service:
     """One ingress' worth of service. An async context manager: it works between entry and exit."""
 
-    def __init__(self, config: AppConfig, editors: Editors, editor_count: EditorCount) -> None:
+    def __init__(
+        self,
+        config: AppConfig,
+        editors: Editors,
+        editor_count: EditorCount,
+        asleep: Callable[[], Collection[str]] = frozenset,
+    ) -> None:
+        """`asleep` says which models were without an editor on purpose when `editor_count` was last asked."""
         self.config = config
         self._editors = editors
         self._editor_count = editor_count
+        self._asleep = asleep
         self._keys = Keys(config.auth)
         # Before anything is started: a checkpoint that is not there fails the deploy.
         self._architectures = {model.id: architecture_of(model) for model in config.models}
@@ -286,9 +295,15 @@ class Service:
         return await self._shelf.one(path)
 
     async def waiting_for(self) -> list[str]:
-        """The configured models that have no running editor."""
+        """The configured models that have no running editor, though they should."""
         running = await self._editors_of_each_model()
-        return [model for model, editors in running.items() if not editors]
+        asleep = self._asleep()
+        return [model for model, editors in running.items() if not editors and model not in asleep]
+
+    async def backlogs(self) -> dict[str, Backlog]:
+        """What there is to do for each configured model, whoever took it in. Raises StoreUnavailable."""
+        known = await self._store.queue.backlogs()
+        return {model.id: known.get(model.id, Backlog()) for model in self.config.models}
 
     async def _editors_of_each_model(self) -> dict[str, int]:
         running = await self._editor_count()
