@@ -18,7 +18,7 @@ from ray.util.state.exception import RayStateApiException
 from starlette.types import ASGIApp
 
 from serve_app.autoscaler import to_stats
-from serve_app.config import AppConfig, ModelConfig
+from serve_app.config import AppConfig, JobsConfig, ModelConfig
 from serve_app.editor import Editor, EditorHandles, EngineFactory, load_engine
 from serve_app.ingress import create_app
 from serve_app.models.registry import MODELS
@@ -34,7 +34,9 @@ class Ingress:
 
     def __init__(self, config: AppConfig, editors: dict[str, DeploymentHandle]) -> None:
         running = RunningEditors(serve.get_replica_context().app_name, list(editors))
-        self._service = Service(config, EditorHandles(editors), running, running.asleep)
+        self._service = Service(
+            config, EditorHandles(editors), running, running.asleep, drain_s=shutdown_s(config.jobs) / 2
+        )
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve takes to the autoscaling policy: see `serve_app.autoscaler`."""
@@ -93,6 +95,7 @@ def build_application(config: AppConfig, load: EngineFactory = load_engine) -> s
         num_replicas=2,
         # Polls are cheap and many; admission is the job store's business.
         max_ongoing_requests=1000,
+        graceful_shutdown_timeout_s=shutdown_s(config.jobs),
         ray_actor_options={"num_cpus": 0.25},
         # A line a poll would be most of the log, and much of the work of a poll.
         logging_config={"enable_access_log": False},
@@ -100,10 +103,19 @@ def build_application(config: AppConfig, load: EngineFactory = load_engine) -> s
     return ingress.bind(config, editors)
 
 
+def shutdown_s(jobs: JobsConfig) -> float:
+    """How long a replica that is told to go gets for what it has begun.
+
+    Two edits, one after the other, as an editor may have: one that makes no step for `stall_s` is given up before.
+    """
+    return 2 * jobs.stall_s
+
+
 def _editor(model: ModelConfig, config: AppConfig, load: EngineFactory) -> serve.Application:
     if model.id not in MODELS:
         raise ValueError(f"models: there is no model {model.id!r}; there is: {', '.join(MODELS)}")
-    return editor_deployment(model).bind(model, config.artifacts_url, config.fetch, load)
+    deployment = editor_deployment(model).options(graceful_shutdown_timeout_s=shutdown_s(config.jobs))
+    return deployment.bind(model, config.artifacts_url, config.fetch, load)
 
 
 def editor_deployment(model: ModelConfig) -> serve.Deployment:
@@ -114,8 +126,6 @@ def editor_deployment(model: ModelConfig) -> serve.Deployment:
         name=editor_name(model.id),
         # One edit on the device and one being prepared; the rest waits where it can be counted.
         max_ongoing_requests=2,
-        # As long as an edit may reasonably take: a replica that is told to go finishes what it runs.
-        graceful_shutdown_timeout_s=60,
         health_check_period_s=2,
         request_router_config=ROUTER,
         ray_actor_options=resources,

@@ -59,12 +59,17 @@ class Service:
         editors: Editors,
         editor_count: EditorCount,
         asleep: Callable[[], Collection[str]] = frozenset,
+        drain_s: float = 0.0,
     ) -> None:
-        """`asleep` says which models were without an editor on purpose when `editor_count` was last asked."""
+        """`asleep` says which models were without an editor on purpose when `editor_count` was last asked.
+
+        At the exit, edits that editors have begun get `drain_s` to end.
+        """
         self.config = config
         self._editors = editors
         self._editor_count = editor_count
         self._asleep = asleep
+        self._drain_s = drain_s
         self._keys = Keys(config.auth)
         # Before anything is started: a checkpoint that is not there fails the deploy.
         self._architectures = {model.id: architecture_of(model) for model in config.models}
@@ -105,6 +110,7 @@ class Service:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._dispatcher.drain(self._drain_s)
         await self._exits.aclose()
 
     def caller(self, authorization: str | None, x_api_key: str | None) -> Caller:
