@@ -30,7 +30,7 @@ from serve_app.scaling import Backlog
 STEPS = 20
 EDIT_S = STEPS * STEP_S
 # Seconds, and editors' worth of work that arrives meanwhile.
-LOAD = ((25.0, 0.4), (70.0, 3.3), (70.0, 0.4), (45.0, 0.0), (25.0, 0.4))
+LOAD = ((50.0, 0.4), (70.0, 3.3), (70.0, 0.4), (45.0, 0.0), (25.0, 0.4))
 LIMITS = {"min_replicas": 0, "max_replicas": 4, "downscale_delay_s": 15, "downscale_to_zero_delay_s": 20}
 INGRESS = {"min_replicas": 2, "max_replicas": 2, "metrics_interval_s": 1}
 WAIT_S = 6.0
@@ -120,7 +120,7 @@ def decisions(since: float) -> list[tuple[float, str]]:
     made = []
     for log in logs.glob("controller_*.log"):
         for line in log.read_text().splitlines():
-            if found := re.search(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d+) .*?(\d+ replicas: .*)", line):
+            if found := re.search(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d+) .*?(\d+ replicas?: .*)", line):
                 at = time.mktime(time.strptime(found[1], "%Y-%m-%d %H:%M:%S")) + int(found[2]) / 1000
                 made.append((at - since, found[3]))
     return [each for each in made if each[0] > 0]

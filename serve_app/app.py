@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: Serve reads build's annotation to validate the args.
 
 import asyncio
+import logging
 import shlex
 import time
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from ray.util.state.exception import RayStateApiException
 from starlette.types import ASGIApp
 
 from serve_app.autoscaler import to_stats
-from serve_app.config import AppConfig, JobsConfig, ModelConfig
+from serve_app.config import AppConfig, IngressSettings, JobsConfig, ModelConfig
 from serve_app.editor import Editor, EditorHandles, EngineFactory, load_engine
 from serve_app.ingress import create_app
 from serve_app.models.registry import MODELS
@@ -37,6 +38,12 @@ class Ingress:
         self._service = Service(
             config, EditorHandles(editors), running, running.asleep, drain_s=shutdown_s(config.jobs) / 2
         )
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """What Serve calls at the start and at a change of `user_config`, in place."""
+        settings = IngressSettings.model_validate(user_config)
+        logging.getLogger("serve_app").setLevel(settings.log_level)
+        self._service.reconfigure(settings)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve takes to the autoscaling policy: see `serve_app.autoscaler`."""

@@ -15,7 +15,7 @@ from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingContext
 from ray.util.metrics import Gauge
 
-from serve_app.scaling import Backlog, Decision, Fleet, Limits, Scaling
+from serve_app.scaling import Backlog, Decision, Fleet, Limits, Scaling, counted
 
 # Serve's own logger: no other is written to the controller's log.
 logger = logging.getLogger("ray.serve")
@@ -101,7 +101,7 @@ class Autoscaler:
     def _tell(self, id: DeploymentID, decision: Decision, scaling: Scaling) -> None:
         before = self._decisions.get(id)
         if before is None or before.replicas != decision.replicas:
-            logger.info(f"{id}: {decision.replicas} replicas: {decision.reason}")
+            logger.info(f"{id}: {counted(decision.replicas, 'replica')}: {decision.reason}")
             tags = {"application": id.app_name, "deployment": id.name}
             self._wanted.set(decision.replicas, tags)
             if scaling.cold_start_s is not None:

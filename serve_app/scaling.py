@@ -139,7 +139,7 @@ class Scaling:
         left_s = backlog.work_s - self._done_within(cold_start_s, fleet, now)
         # A picture is one replica's.
         needed = min(math.ceil(left_s / limits.wait_s), backlog.pictures)
-        work = f"{backlog.work_s:.3g} s of work, {backlog.pictures} pictures, on {fleet.size} replicas"
+        work = f"{backlog.work_s:.3g} s of work, {counted(backlog.pictures, 'picture')}, on {counted(fleet.size, 'replica')}"
         if not fleet.size:
             return Decision(max(needed, 1), f"{work}: without one nothing gets done")
         if needed > fleet.size:
@@ -177,7 +177,8 @@ class Scaling:
         if sufficient >= fleet.size:
             return None
         return Decision(
-            sufficient, f"for {limits.settle_s:g} s {busy:.2g} of {fleet.size} replicas were busy: {sufficient} suffice"
+            sufficient,
+            f"for {limits.settle_s:g} s {busy:.2g} of {fleet.size} replicas were busy: {sufficient} would do",
         )
 
     def _remember(self, needed: int, busy: int, settle_s: float, now: float) -> None:
@@ -189,6 +190,10 @@ class Scaling:
         # A piece reaches up to the next one's start.
         while len(self._pieces) > 1 and self._pieces[1].since <= now - settle_s:
             self._pieces.popleft()
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _bounded(decision: Decision, limits: Limits) -> Decision:

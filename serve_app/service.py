@@ -16,7 +16,7 @@ from serve_app.adapters.shelf import Shelf
 from serve_app.adapters.sources import LoraSources
 from serve_app.admission import Admission, Admitted, gather_all
 from serve_app.artifacts import Artifacts
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, IngressSettings
 from serve_app.dispatch import Dispatcher, EditorCount, Editors, control_key, record_key
 from serve_app.errors import FilesGone, HistoryUnavailable, ImageNotFound, RequestNotFound, StoreUnavailable
 from serve_app.events import RequestEvent, events_since, payload_of
@@ -41,6 +41,7 @@ from serve_app.scaling import Backlog
 from serve_app.schemas import Explanation, InferenceRequest, LoraInfo, LoraList
 from serve_app.sweeper import Sweeper
 from serve_app.tasks import EditDone, EditPlan, Event
+from serve_app.warmth import Warmth
 from serve_app.watch import Watch
 from serve_app.webhooks import Deliverer
 
@@ -92,6 +93,9 @@ class Service:
             self._store, self._editors, self._artifacts, config.jobs, self._editors_of_each_model
         )
         self._run_until_exit(self._dispatcher.run())
+        models = [model.id for model in config.models]
+        self._warmth = Warmth(self._store, self._artifacts, self._admission.named_adapter, models)
+        self._run_until_exit(self._warmth.run())
         self._run_until_exit(Sweeper(self._store, self._artifacts, config.jobs).run())
         if config.webhooks.secret is not None:
             self._run_until_exit(Deliverer(self._store.outbox, config.webhooks, self._payload).run())
@@ -112,6 +116,13 @@ class Service:
     ) -> None:
         await self._dispatcher.drain(self._drain_s)
         await self._exits.aclose()
+
+    def reconfigure(self, settings: IngressSettings) -> None:
+        """Take on what changes in place. The service has been entered."""
+        jobs, requests = self.config.jobs, self._store.requests
+        requests.max_queued_per_tenant = settings.max_queued_per_tenant or jobs.max_queued_per_tenant
+        requests.max_queued = settings.max_queued or jobs.max_queued
+        self._warmth.keep(settings.keep_warm)
 
     def caller(self, authorization: str | None, x_api_key: str | None) -> Caller:
         """Who sends these two headers. Raises Unauthorized."""

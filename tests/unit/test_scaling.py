@@ -132,7 +132,7 @@ def test_replicas_go_one_after_another_when_the_load_does():
     assert day.size == 1
     day = Day(running=4)
     day.run(LIMITS.settle_s + 1)
-    assert day.decision.reason == "for 120 s 0 of 4 replicas were busy: 1 suffice"
+    assert day.decision.reason == "for 120 s 0 of 4 replicas were busy: 1 would do"
 
 
 def test_nothing_goes_before_so_long_was_watched():
