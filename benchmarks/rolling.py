@@ -74,8 +74,8 @@ class Client:
         self.noticed.seconds.append(time.monotonic() - started)
         result = await self.call("result", "GET", urls["result_url"])
         if result is not None:
-            lost = result.json()["metadata"].get("attempts_lost", {})
-            self.noticed.attempts_lost += [reason for reasons in lost.values() for reason in reasons]
+            lost = result.json()["metadata"]["attempts_lost"]
+            self.noticed.attempts_lost += itertools.chain.from_iterable(lost)
             for picture in result.json()["outputs"]["images"]:
                 await self.call("picture", "GET", picture["url"])
 
@@ -144,9 +144,8 @@ async def drill(url: str, folder: Path) -> list[str]:
         while (answer := await http.post("/v1/inference", json=many)).status_code == 200:
             await http.delete(f"/v1/requests/{answer.json()['request_id']}")
             await asyncio.sleep(0.2)
-        print(
-            f"user_config: in effect after {time.monotonic() - changed:.1f} s: {answer.json()['detail']['error']['code']}"
-        )
+        code = answer.json()["detail"]["error"]["code"]
+        print(f"user_config: in effect after {time.monotonic() - changed:.1f} s: {code}")
         await asyncio.sleep(SETTLE_S)
         if await asyncio.to_thread(processes) != old:
             wrong.append("replicas were replaced for a user_config")

@@ -139,7 +139,8 @@ class Scaling:
         left_s = backlog.work_s - self._done_within(cold_start_s, fleet, now)
         # A picture is one replica's.
         needed = min(math.ceil(left_s / limits.wait_s), backlog.pictures)
-        work = f"{backlog.work_s:.3g} s of work, {counted(backlog.pictures, 'picture')}, on {counted(fleet.size, 'replica')}"
+        there = counted(backlog.pictures, "picture"), counted(fleet.size, "replica")
+        work = f"{backlog.work_s:.3g} s of work, {there[0]}, on {there[1]}"
         if not fleet.size:
             return Decision(max(needed, 1), f"{work}: without one nothing gets done")
         if needed > fleet.size:
