@@ -8,6 +8,7 @@ An editor takes `START_S` to start (an import of torch and a checkpoint would ta
 
 import base64
 import io
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from serve_app.adapters.contents import Contents
 from serve_app.app import build_application, editor_name
 from serve_app.config import MINIATURE_RANDOM, AppConfig, ModelConfig
 from serve_app.demo import free_port
-from serve_app.errors import EditCanceled
+from serve_app.errors import EditCanceled, EditError
 
 ROOT = Path(__file__).parents[1]
 MODEL = "qwen_image_edit"
@@ -39,6 +40,9 @@ CPUS = 32
 class TimedEngine:
     """`Engine`'s interface. The picture is one colour, by the seed."""
 
+    # Whether it loads adapters when there is no edit that needs them.
+    IS_WARMED_UP = True
+
     def __init__(self, config: ModelConfig, contents: Contents) -> None:
         time.sleep(START_S)
         self.alive = True
@@ -46,6 +50,8 @@ class TimedEngine:
         self._mine = threading.local()
 
     def prepare(self, plan: Any, control_images: Sequence[bytes]) -> Prepared:
+        if not control_images and not self.IS_WARMED_UP:
+            raise EditError("this engine stays cold")
         self._mine.loads = 0
         for use in plan.adapters:
             self.adapters.get(use.id, self._load)
@@ -66,12 +72,21 @@ class TimedEngine:
                 raise EditCanceled(f"stopped after step {step} of {plan.steps}")
         picture = PIL.Image.new("RGB", (plan.width, plan.height), (plan.seed % 256, 0, 0))
         timings = {"generate": time.perf_counter() - started, "load_control_images": 0.0}
-        return Edited(picture, {"loads": prepared.loads}, timings)
+        return Edited(picture, {"loads": prepared.loads, "pid": os.getpid()}, timings)
 
 
 def build(args: AppConfig) -> serve.Application:
     """`serve_app.app:build` with this engine. Paths in the args are absolute."""
     return build_application(args, TimedEngine)
+
+
+class ColdEngine(TimedEngine):
+    IS_WARMED_UP = False
+
+
+def build_cold(args: AppConfig) -> serve.Application:
+    """The same, with editors that do not warm up."""
+    return build_application(args, ColdEngine)
 
 
 @contextmanager

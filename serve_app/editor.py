@@ -104,17 +104,16 @@ class Editor:
     def _warm_up(self) -> None:
         """Bring what is most asked for into host memory, before there is traffic that would wait for it."""
         until = time.monotonic() + WARM_UP_S
-        room = self._config.adapter_cache_bytes
-        held = []
         warm = self._read_warm()
+        held: list[tuple[AdapterUse, ...]] = []
         for uses in (*warm.kept, *warm.hottest):
-            room -= sum(use.receipt.size_bytes for use in uses if use.receipt)
-            if room < 0 or time.monotonic() > until:
+            is_full = not all(self._engine.adapters.holds(use.id) for uses in held for use in uses)
+            if is_full or time.monotonic() > until:
                 break
             with self._loading(uses):
                 if self._load(uses):
                     held.append(uses)
-        # The cache gives up first what was used longest ago.
+        # The cache gives up first what was used longest ago: the most important ones should not be that.
         for uses in reversed(held):
             self._load(uses)
 
