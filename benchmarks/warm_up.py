@@ -3,8 +3,9 @@
     python -m benchmarks.warm_up
 
 The whole service with editors that sleep (`benchmarks.standin`): two editors, four, two again, at the same load for
-each. 40 adapters in Zipf traffic, room for eight in an editor's cache (the real one), a load as long as an edit. Counted
-is what the edits' own records say: a reload is a call that the cache makes because it does not hold the adapter.
+each. 40 adapters in Zipf traffic, room for eight in an editor's cache (the real one), a load as long as an edit.
+Counted is what the edits' own records say: a reload is a call that the cache makes because it does not hold the
+adapter.
 """
 
 import argparse
