@@ -16,7 +16,7 @@ from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from serve_app.app import build_application
 from serve_app.autoscaler import STALE_S, Autoscaler
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, EditorSettings, IngressSettings
 from tests.cluster.kustomize import build
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +77,8 @@ def _deployment_problems(application: ServeApplicationSchema) -> Iterator[str]:
         # The schema passes any dict; Serve's controller reads it only once the application deploys.
         if "autoscaling_config" in options:
             AutoscalingConfig.model_validate(options["autoscaling_config"])
+        if "user_config" in options:
+            (IngressSettings if name == "Ingress" else EditorSettings).model_validate(options["user_config"])
         if name not in made:
             yield f"{name} is not made; {', '.join(made)} are"
         elif "ray_actor_options" in options:

@@ -48,6 +48,8 @@ def test_what_ray_would_pass_over_is_found(right: str, wrong: str, complaint: st
         ("proxy_location: EveryNode", "proxy_location: Everywhere", "proxy_location"),
         ("port: 8000", "port: http", "port"),
         ("max_replicas: 8", "max_replicas: 1", "max_replicas"),
+        ("log_level: INFO", "log_level: LOUD", "log_level"),
+        ("log_level: INFO", "keep_hot: [a]", "keep_hot"),
         ("num_gpus: 1", "num_gpus: -1", "num_gpus"),
         ("artifacts_url:", "artefacts_url:", "artefacts_url"),
         ("device: cuda", "device: gpu", "device"),

@@ -5,14 +5,62 @@ import time
 import httpx
 import pytest
 from ray import serve
+from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
+from ray.serve.autoscaling_policy import _apply_app_level_autoscaling_config, replica_queue_length_autoscaling_policy
+from ray.serve.config import AutoscalingConfig, AutoscalingContext
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.autoscaler import Autoscaler, to_stats
 from serve_app.config import AppConfig
+from serve_app.scaling import Backlog
 from tests.conftest import LORAS
 from tests.service.conftest import Deployed
 from tests.service.standin import as_checkpoint, load_timed_engine
 
 EDITOR = "Editor-qwen_image_edit"
+
+
+INGRESS = "Ingress"
+NOW = 1000.0
+
+
+def context(name: str, running: int = 0, reports: dict[str, tuple[float, Backlog]] | None = None) -> AutoscalingContext:
+    """What Serve's controller hands to a policy; `reports` are those of ingresses, with when they looked."""
+    id = DeploymentID(name, "edits")
+    raw: dict[str, dict[ReplicaID, list[TimeStampedValue]]] = {}
+    for replica, (at, backlog) in (reports or {}).items():
+        for key, value in to_stats({EDITOR: backlog}).items():
+            raw.setdefault(key, {})[ReplicaID(replica, id)] = [TimeStampedValue(at, value)]
+    config = AutoscalingConfig(min_replicas=0, max_replicas=8)
+    return AutoscalingContext(
+        id, name, "edits", running, running, [], 0.0, 0.0, {}, raw, 0, 8, {}, None, None, NOW, config
+    )
+
+
+def decided(*contexts: AutoscalingContext) -> dict[str, int]:
+    """What Serve makes of the policy's answer."""
+    policy = _apply_app_level_autoscaling_config(Autoscaler())
+    decisions, _ = policy({context.deployment_id: context for context in contexts})
+    return {id.name: replicas for id, replicas in decisions.items()}
+
+
+def test_the_ingress_that_looked_last_is_believed_and_no_delay_of_serves_comes_on_top():
+    reports = {"a": (NOW - 1, Backlog(200, 0, 20, 5)), "b": (NOW - 3, Backlog(900, 0, 90, 5))}
+    assert decided(context(INGRESS, 2, reports), context(EDITOR))[EDITOR] == 4
+    assert decided(context(INGRESS, 2, reports), context(EDITOR, 1))[EDITOR] == 3
+
+
+def test_without_a_report_of_late_nothing_is_decided_for_editors():
+    old = {"a": (NOW - 60, Backlog(200, 0, 20, 5))}
+    for reports in (None, old):
+        assert EDITOR not in decided(context(INGRESS, 2, reports), context(EDITOR, 1))
+
+
+def test_what_is_no_editor_scales_as_serve_does():
+    busy = context(INGRESS, 2)
+    busy.total_num_requests = 9.0
+    policy, default = Autoscaler(), replica_queue_length_autoscaling_policy(busy)
+    assert policy({busy.deployment_id: busy})[0] == {busy.deployment_id: default[0]}
 
 
 @pytest.fixture
