@@ -20,7 +20,7 @@ from tests.service.standin import as_checkpoint, load_timed_engine
 EDITOR = "Editor-qwen_image_edit"
 
 
-INGRESS = "Ingress"
+INGRESS, LORA = "Ingress", "my_lora_job/my_lora.safetensors"
 NOW = 1000.0
 
 
@@ -71,6 +71,7 @@ def asleep(cluster, tmp_path):
         "artifacts_url": f"{tmp_path}/artifacts",
         "models": [{"checkpoint": str(as_checkpoint(tmp_path)), "device": "cpu"}],
         "jobs": {"database_url": f"sqlite+aiosqlite:///{tmp_path}/jobs.sqlite3", "lease_s": 3},
+        "require_lora": False,
     }
     limits = {"min_replicas": 0, "max_replicas": 2, "downscale_delay_s": 2, "downscale_to_zero_delay_s": 2}
     declared = {
@@ -83,6 +84,7 @@ def asleep(cluster, tmp_path):
             {
                 "name": "Ingress",
                 "autoscaling_config": {"min_replicas": 2, "max_replicas": 2, "metrics_interval_s": 0.5},
+                "user_config": {"keep_warm": [LORA]},
             },
             {"name": EDITOR, "autoscaling_config": limits},
         ],
@@ -98,8 +100,11 @@ def asleep(cluster, tmp_path):
 
 def test_work_at_no_replicas_waits_for_one_that_goes_once_it_is_idle(asleep, make_body):
     assert asleep.replica_pids(EDITOR) == []
-    result, _ = asleep.edit(make_body(sample_steps=2, loras=[{"path": "my_lora_job/my_lora.safetensors"}]))
+    result, _ = asleep.edit(make_body(sample_steps=2, seed=7, loras=[]))
     assert result["status"] == "succeeded"
+    # What is to be kept warm was there before it took the edit.
+    notes = (asleep.folder / "notes").read_text().splitlines()
+    assert [note for note in notes if not note.startswith("started")] == [f"warmed up {LORA}"] * 2 + ["made 7"]
     assert len(asleep.replica_pids(EDITOR)) == 1
     deadline = time.monotonic() + 60
     while asleep.replica_pids(EDITOR):
