@@ -104,8 +104,9 @@ async def until_replaced(old: dict[str, set[int]], seconds: float = 180) -> floa
     """Wait until every process is another, as many as before; how long that took."""
     started = time.monotonic()
     while time.monotonic() - started < seconds:
+        # While the application is built anew, Serve names no deployments.
         new = await asyncio.to_thread(processes)
-        if all(new[name].isdisjoint(old[name]) and len(new[name]) == len(old[name]) for name in old):
+        if all(len(new.get(name, ())) == len(old[name]) and new[name].isdisjoint(old[name]) for name in old):
             return time.monotonic() - started
         await asyncio.sleep(0.5)
     raise TimeoutError(f"after {seconds:g} s not every replica is another: {serve.status()}")
