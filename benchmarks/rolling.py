@@ -54,7 +54,7 @@ class Client:
             self.noticed.errors[f"{what}: {type(error).__name__}"] += 1
             return None
         if answer.status_code != 200:
-            self.noticed.errors[f"{what}: HTTP {answer.status_code}"] += 1
+            self.noticed.errors[f"{what}: HTTP {answer.status_code} {answer.text[:200]}"] += 1
             return None
         return answer
 

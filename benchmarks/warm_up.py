@@ -61,8 +61,10 @@ async def edit(http: httpx.AsyncClient, phase: int, adapter: int, seed: int) -> 
     posted.raise_for_status()
     while True:
         await asyncio.sleep(0.3)
-        status = (await http.get(posted.json()["status_url"])).json()["status"]
-        if status in ("succeeded", "failed", "canceled"):
+        answer = await http.get(posted.json()["status_url"])
+        if answer.status_code != 200:
+            print(f"a status poll was answered {answer.status_code}: {answer.text[:300]}", flush=True)
+        elif answer.json()["status"] in ("succeeded", "failed", "canceled"):
             break
     seconds = time.monotonic() - started
     [runtime] = (await http.get(posted.json()["result_url"])).json()["metadata"]["runtime"]
