@@ -1,0 +1,161 @@
+"""What is done to a cluster of several machines while it works, one thing at a time."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from benchmarks.drill.cluster import Cluster
+from benchmarks.drill.network import Machine
+from benchmarks.drill.notes import Note
+from benchmarks.drill.service import DrillFailed
+from benchmarks.drill.store import Store
+from benchmarks.drill.verdict import CABLE, DATABASE, HANG, HEAD, NODE, SLOW, STORAGE, Kill
+
+# How long a victim is looked for, how long what can come back stays away, how long a machine takes to be replaced (s).
+PATIENCE_S, AWAY_S, REPLACED_AFTER_S = 20, 30, 5
+Scenario = Callable[[], Awaitable[Kill]]
+
+
+class Scenarios:
+    """Each does what it does, waits until the cluster is whole again, and returns what it hit."""
+
+    def __init__(self, cluster: Cluster, store: Store) -> None:
+        self._cluster = cluster
+        self._store = store
+        self.by_name: dict[str, Scenario] = {
+            NODE: self._kill_node,
+            CABLE: self._cut_node_off,
+            HEAD: self._lose_head,
+            HANG: self._stop_editor,
+            SLOW: self._slow_node,
+            DATABASE: self._cut_database_off,
+            STORAGE: self._refuse_writes,
+        }
+
+    async def _kill_node(self) -> Kill:
+        """Kill every process of a node, and start it anew a moment later."""
+        node, note = await self._node_at_work()
+        images = await self._images_of(node, note)
+        at = time.time()
+        processes = node.kill()
+        await asyncio.sleep(REPLACED_AFTER_S)
+        self._cluster.start_node(node)
+        await self._cluster.until_whole()
+        return Kill(at, NODE, note.pid, images, f"{processes} processes of {node.name}, {_step(note)}")
+
+    async def _cut_node_off(self) -> Kill:
+        """Cut the cable of a node while its ingress is in a transaction that holds the line of the model."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            node, note = await self._node_at_work()
+            # With the node frozen there is time to look: what it holds now it still holds when it is cut off.
+            if await self._store.holds_a_line(node.address):
+                with _frozen(node):
+                    if await self._store.holds_a_line(node.address):
+                        images = await self._images_of(node, note)
+                        at = time.time()
+                        node.cut()
+                        break
+            if time.monotonic() > deadline:
+                raise DrillFailed(f"no node was seen to hold a line for {PATIENCE_S} s")
+            await asyncio.sleep(0.002)
+        await asyncio.sleep(AWAY_S)
+        node.join()
+        await self._cluster.until_whole()
+        return Kill(at, CABLE, note.pid, images, f"{node.name}, in a transaction, {_step(note)}")
+
+    async def _lose_head(self) -> Kill:
+        """Kill every process of the head and start another on its volume; then an editor has to be replaced by it."""
+        await self._node_at_work()
+        images = await self._store.running()
+        at = time.time()
+        processes = self._cluster.head.kill()
+        await asyncio.sleep(REPLACED_AFTER_S)
+        self._cluster.start_head()
+        node, note = await self._node_at_work()
+        os.kill(note.pid, signal.SIGKILL)
+        await self._cluster.until_whole()
+        return Kill(at, HEAD, 0, images, f"{processes} processes; an editor of {node.name} after it, {_step(note)}")
+
+    async def _stop_editor(self) -> Kill:
+        """Stop an editor (SIGSTOP): it neither works nor dies."""
+        node, note = await self._node_at_work()
+        at = time.time()
+        os.kill(note.pid, signal.SIGSTOP)
+        images = (note.image,)
+        deadline = time.monotonic() + 2 * AWAY_S
+        while self._cluster.editor(node) == note.pid and time.monotonic() < deadline:
+            await asyncio.sleep(0.2)
+        with suppress(ProcessLookupError):
+            os.kill(note.pid, signal.SIGCONT)
+        await self._cluster.until_whole()
+        return Kill(at, HANG, note.pid, images, f"{node.name}, {_step(note)}")
+
+    async def _slow_node(self) -> Kill:
+        """Have a node's editor take five times as long."""
+        node, note = await self._node_at_work()
+        images = await self._store.running()
+        at = time.time()
+        self._cluster.set_slow([node])
+        await asyncio.sleep(AWAY_S)
+        self._cluster.set_slow([])
+        return Kill(at, SLOW, note.pid, images, f"{node.name}, for {AWAY_S} s")
+
+    async def _cut_database_off(self) -> Kill:
+        await self._node_at_work()
+        images = await self._store.running()
+        at = time.time()
+        self._cluster.database.cut()
+        await asyncio.sleep(AWAY_S)
+        self._cluster.database.join()
+        return Kill(at, DATABASE, 0, images, f"silent for {AWAY_S} s, {len(images)} images running")
+
+    async def _refuse_writes(self) -> Kill:
+        await self._node_at_work()
+        images = await self._store.running()
+        at = time.time()
+        self._cluster.set_storage_writable(False)
+        await asyncio.sleep(AWAY_S)
+        self._cluster.set_storage_writable(True)
+        return Kill(at, STORAGE, 0, images, f"read-only for {AWAY_S} s, {len(images)} images running")
+
+    async def _node_at_work(self) -> tuple[Machine, Note]:
+        """A node whose editor has just noted a step, not the last, of an image that is still to be made."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            for note in self._cluster.notes.at_work(await self._store.running()):
+                if (node := self._cluster.node_of(note.pid)) is not None:
+                    return node, note
+            await asyncio.sleep(0.005)
+        raise DrillFailed(f"no editor was seen at work for {PATIENCE_S} s")
+
+    async def _images_of(self, node: Machine, note: Note) -> tuple[str, ...]:
+        """What the node's editor makes, and what its ingress holds."""
+        pids = node.pids()
+        held = [image for image, seen in (await self._store.look()).items() if seen.owner_pid in pids]
+        return tuple(sorted({note.image, *held}))
+
+
+class _frozen:
+    """Every process of a machine stopped for the length of a block."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._pids = machine.pids()
+
+    def __enter__(self) -> None:
+        self._send(signal.SIGSTOP)
+
+    def __exit__(self, *_: object) -> None:
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: signal.Signals) -> None:
+        for pid in self._pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def _step(note: Note) -> str:
+    return f"at step {note.step} of {note.steps} of {note.image}"
