@@ -23,7 +23,8 @@ from serve_app.models.registry import MODELS
 from serve_app.router import ROUTER
 from serve_app.service import Service
 
-EDITORS_TTL_S = 1.0
+# How long a number of editors counts, and how long is waited for a new one while there is an old one (s).
+EDITORS_TTL_S, ANSWER_S = 1.0, 2.0
 
 
 @serve.ingress()
@@ -39,18 +40,27 @@ class Ingress:
 
 
 class RunningEditors:
-    """How many running editors each model has, as Serve's controller knows it; asked once a second at most."""
+    """How many running editors each model has, as Serve's controller knows it; asked once a second at most.
+
+    While the controller does not answer, it is what was known before: a head is away for a minute when it is replaced,
+    and editors work on.
+    """
 
     def __init__(self, application: str, models: list[str]) -> None:
         self._application = application
         self._models = models
         self._known: Mapping[str, int] = {}
         self._asked = float("-inf")
+        self._asking: asyncio.Task[Mapping[str, int]] | None = None
 
     async def __call__(self) -> Mapping[str, int]:
-        if time.monotonic() - self._asked > EDITORS_TTL_S:
-            self._known = await asyncio.to_thread(self._ask)
-            self._asked = time.monotonic()
+        if self._asking is None and time.monotonic() - self._asked > EDITORS_TTL_S:
+            self._asking = asyncio.create_task(asyncio.to_thread(self._ask))
+        if (asking := self._asking) is not None:
+            await asyncio.wait([asking], timeout=ANSWER_S if self._known else None)
+            if asking.done():
+                self._asking, self._asked = None, time.monotonic()
+                self._known = asking.result()
         return self._known
 
     def _ask(self) -> Mapping[str, int]:

@@ -18,7 +18,7 @@ from serve_app.config import JobsConfig
 from serve_app.errors import EditorLost, EditorUnavailable, StorageFailed, StoreUnavailable, describe
 from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore, owner_name
-from serve_app.tasks import EditDone, EditEvent, EditTask
+from serve_app.tasks import Alive, EditDone, EditEvent, EditTask, StepDone
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,9 @@ CLAIMS_PER_EDITOR = 2
 POLLS_PER_LEASE = 10
 # How soon a lost claim is noticed, a cancelled one above all: well within a denoising step.
 WATCH_S = 0.1
+# How often a picture may be claimed before it counts as an attempt too that its editor went away while it only waited
+# there: what kills an editor at once would else be tried for ever.
+FREE_CLAIMS = 10
 # Steps that follow each other faster than this are recorded together.
 PROGRESS_S = 0.25
 
@@ -74,6 +77,9 @@ class Dispatcher:
         self._work: dict[asyncio.Task[None], Claim] = {}
         self._awake = asyncio.Event()
         self._poll_s = config.lease_s / POLLS_PER_LEASE
+        self._running: Mapping[str, int] = {}
+        # When the database last answered, and until when nothing is taken over from others.
+        self._answered = self._indulgent_until = float("-inf")
 
     def wake(self) -> None:
         self._awake.set()
@@ -101,15 +107,28 @@ class Dispatcher:
     async def _claim(self) -> None:
         try:
             await self._store.queue.expire()
-            for model, editors in (await self._editor_count()).items():
+            take_over = self._may_take_over()
+            self._running = await self._editor_count()
+            for model, editors in self._running.items():
                 room = MAX_IN_FLIGHT - len(self._work)
                 capacity = CLAIMS_PER_EDITOR * max(editors, 1)
-                for claim in await self._store.queue.claim(self._owner, model, capacity, room):
+                for claim in await self._store.queue.claim(self._owner, model, capacity, room, take_over):
                     task = asyncio.create_task(self._finish(claim))
                     self._work[task] = claim
                     task.add_done_callback(self._ended)
         except Exception:
             logger.exception("could not claim work; trying again")
+
+    def _may_take_over(self) -> bool:
+        """Whether a lease that ran out says that its owner is lost; asked when the database has just answered.
+
+        It has not answered others either while it did not answer here: after that they have a lease's time to renew.
+        """
+        now = time.monotonic()
+        if self._answered < now - self._config.lease_s and self._answered > float("-inf"):
+            self._indulgent_until = now + self._config.lease_s
+        self._answered = now
+        return now >= self._indulgent_until
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         # What could not be recorded is renewed no more, and is anybody's once its lease has run out.
@@ -202,25 +221,40 @@ class Dispatcher:
         return done if await asyncio.to_thread(self._artifacts.exists, done.key) else None
 
     async def _edit(self, claim: Claim, clock: "Clock") -> EditDone:
-        """Have the picture made. Raises what the editor raises, and EditorLost if it no longer gets on."""
-        now = asyncio.get_running_loop().time
+        """Have the picture made.
+
+        Raises what the editor raises, EditorLost if it no longer gets on, and EditorUnavailable if it had not begun.
+        """
+        loop = asyncio.get_running_loop()
+        patience = Patience(self._config, loop.time(), self._running.get(claim.task.plan.model, 0) > 0)
         recorded = float("-inf")
         try:
-            async with asyncio.timeout(None) as patience, aclosing(self._editors.edit(claim.task)) as events:
+            async with (
+                asyncio.timeout_at(patience.ends_at) as limit,
+                aclosing(self._editors.edit(claim.task)) as events,
+            ):
                 async for event in events:
                     if isinstance(event, EditDone):
                         return event
-                    # Waiting for an editor takes what it takes: patience begins with the work.
+                    patience.hear(event, loop.time())
+                    limit.reschedule(patience.ends_at)
+                    if isinstance(event, Alive):
+                        continue
                     clock.start()
-                    patience.reschedule(now() + self._config.stall_s)
-                    if event.step == 0 or now() - recorded >= PROGRESS_S:
-                        recorded = now()
+                    if event.step == 0 or loop.time() - recorded >= PROGRESS_S:
+                        recorded = loop.time()
                         await self._note_progress(claim, event.step)
+            loss: Exception = EditorLost("the editor's answer ended before the picture was there")
         except TimeoutError as error:
-            if not patience.expired():
+            if not limit.expired():
                 raise
-            raise EditorLost(f"the editor made no step for {self._config.stall_s:g} s") from error
-        raise EditorLost("the editor's answer ended before the picture was there")
+            loss = patience.loss()
+            loss.__cause__ = error
+        except EditorLost as error:
+            loss = error
+        if isinstance(loss, EditorLost) and patience.only_waited and claim.generation <= FREE_CLAIMS:
+            raise EditorUnavailable("the editor went away while another edit ran on it") from loss
+        raise loss
 
     async def _note_progress(self, claim: Claim, step: int) -> None:
         """Whether the claim still holds is the watch's business."""
@@ -228,6 +262,39 @@ class Dispatcher:
             await self._store.queue.progress(claim, step)
         except StoreUnavailable:
             logger.exception("could not record a step; the edit goes on")
+
+
+class Patience:
+    """How long an edit may go on without a word of its editor. Moments are the event loop's.
+
+    Waiting for an editor takes what it takes while there is none.
+    """
+
+    def __init__(self, config: JobsConfig, now: float, editors_are_running: bool) -> None:
+        self._config = config
+        self._heard = False
+        self._silent_at: float | None = now + config.silence_s if editors_are_running else None
+        self._stalled_at: float | None = None
+        self.only_waited = False
+
+    @property
+    def ends_at(self) -> float | None:
+        return min((moment for moment in (self._silent_at, self._stalled_at) if moment is not None), default=None)
+
+    def hear(self, event: Alive | StepDone, now: float) -> None:
+        self._heard = True
+        self._silent_at = now + self._config.silence_s
+        self.only_waited = isinstance(event, Alive) and event.waiting
+        if isinstance(event, StepDone):
+            self._stalled_at = now + self._config.stall_s
+
+    def loss(self) -> EditorLost | EditorUnavailable:
+        """What it means that patience has ended."""
+        if not self._heard:
+            return EditorUnavailable(f"no editor took it up for {self._config.silence_s:g} s")
+        if self.ends_at == self._stalled_at:
+            return EditorLost(f"the editor made no step for {self._config.stall_s:g} s")
+        return EditorLost(f"the editor was not heard of for {self._config.silence_s:g} s")
 
 
 class Clock:

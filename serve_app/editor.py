@@ -23,7 +23,7 @@ from serve_app.config import FetchConfig, ModelConfig
 from serve_app.dispatch import control_key, record_key
 from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError, StorageFailed
 from serve_app.holdings import Holdings
-from serve_app.tasks import AdapterUse, EditDone, EditEvent, EditPlan, EditTask, StepDone
+from serve_app.tasks import AdapterUse, Alive, EditDone, EditEvent, EditPlan, EditTask, StepDone
 
 if TYPE_CHECKING:
     # The client's end lives in ingress processes, which never import torch.
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# How often an editor says that it is there (s): a few times within any `silence_s` worth setting.
+ALIVE_S = 2.0
 # How long a picture is kept for storage that is away, and how often it is offered (s).
 STORAGE_PATIENCE_S, STORAGE_PAUSE_S = 120.0, 2.0
 # A rank-32 adapter on all 840 linears at the published size: from it follows how many sets a replica names.
@@ -111,10 +113,14 @@ class Editor:
         def on_step(step: int) -> None:
             loop.call_soon_threadsafe(events.put_nowait, StepDone(step, task.plan.steps))
 
-        work = asyncio.create_task(self._work(task, begun, on_step, stop.is_set))
+        work = asyncio.create_task(self._work(task, begun, events.put_nowait, on_step, stop.is_set))
         work.add_done_callback(lambda _: events.put_nowait(None))
+        alive = Alive()
         try:
-            while (event := await events.get()) is not None:
+            yield alive
+            while (event := await _next_of(events, alive)) is not None:
+                if isinstance(event, Alive):
+                    alive = event
                 yield event
             yield work.result()
         finally:
@@ -128,6 +134,7 @@ class Editor:
         self,
         task: EditTask,
         begun: asyncio.Event,
+        tell: Callable[[Alive], None],
         on_step: Callable[[int], None],
         should_stop: Callable[[], bool],
     ) -> EditDone:
@@ -138,8 +145,11 @@ class Editor:
             started = time.perf_counter()
             return self._engine.run(prepared, on_step, should_stop), time.perf_counter() - started
 
+        if self._device.locked():
+            tell(Alive(waiting=True))
         async with self._device:
             begun.set()
+            tell(Alive())
             edited, seconds = await loop.run_in_executor(self._device_thread, run)
         self._holdings.work_s.add(seconds)
         return await self._store_patiently(task, edited, should_stop)
@@ -203,6 +213,15 @@ class Editor:
         )
         self._artifacts.put_json(record_key(task.request_id, task.index), asdict(done))
         return done
+
+
+async def _next_of(events: asyncio.Queue[EditEvent | None], alive: Alive) -> EditEvent | None:
+    """The next event, or `alive` again when there was none for a while."""
+    try:
+        async with asyncio.timeout(ALIVE_S):
+            return await events.get()
+    except TimeoutError:
+        return alive
 
 
 class EditorHandles:

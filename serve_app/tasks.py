@@ -121,6 +121,16 @@ class EditTask:
 
 
 @dataclass(frozen=True)
+class Alive:
+    """The editor has the edit and is there, whatever it does; said once it has it, and every `ALIVE_S` from then on.
+
+    `waiting`: the edit is prepared and waits for the device, on which another runs.
+    """
+
+    waiting: bool = False
+
+
+@dataclass(frozen=True)
 class StepDone:
     """`step` of `steps` denoising steps has run (1-based)."""
 
@@ -149,4 +159,4 @@ class EditDone:
     runtime: dict[str, Any] = field(default_factory=dict)
 
 
-EditEvent = StepDone | EditDone
+EditEvent = Alive | StepDone | EditDone
