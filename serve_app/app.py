@@ -23,8 +23,8 @@ from serve_app.models.registry import MODELS
 from serve_app.router import ROUTER
 from serve_app.service import Service
 
-# How long a number of editors counts, and how long is waited for a new one while there is an old one (s).
-EDITORS_TTL_S, ANSWER_S = 1.0, 2.0
+# How long a number of editors counts; twice as long is waited for a new one while there is an old one.
+EDITORS_TTL_S = 1.0
 
 
 @serve.ingress()
@@ -46,18 +46,19 @@ class RunningEditors:
     and editors work on.
     """
 
-    def __init__(self, application: str, models: list[str]) -> None:
+    def __init__(self, application: str, models: list[str], ttl_s: float = EDITORS_TTL_S) -> None:
         self._application = application
         self._models = models
+        self._ttl_s = ttl_s
         self._known: Mapping[str, int] = {}
         self._asked = float("-inf")
         self._asking: asyncio.Task[Mapping[str, int]] | None = None
 
     async def __call__(self) -> Mapping[str, int]:
-        if self._asking is None and time.monotonic() - self._asked > EDITORS_TTL_S:
+        if self._asking is None and time.monotonic() - self._asked > self._ttl_s:
             self._asking = asyncio.create_task(asyncio.to_thread(self._ask))
         if (asking := self._asking) is not None:
-            await asyncio.wait([asking], timeout=ANSWER_S if self._known else None)
+            await asyncio.wait([asking], timeout=2 * self._ttl_s if self._known else None)
             if asking.done():
                 self._asking, self._asked = None, time.monotonic()
                 self._known = asking.result()

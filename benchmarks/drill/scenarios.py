@@ -4,8 +4,8 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from benchmarks.drill.cluster import Cluster
 from benchmarks.drill.network import Machine
@@ -89,8 +89,7 @@ class Scenarios:
         deadline = time.monotonic() + 2 * AWAY_S
         while self._cluster.editor(node) == note.pid and time.monotonic() < deadline:
             await asyncio.sleep(0.2)
-        with suppress(ProcessLookupError):
-            os.kill(note.pid, signal.SIGCONT)
+        _send([note.pid], signal.SIGCONT)
         await self._cluster.until_whole()
         return Kill(at, HANG, note.pid, images, f"{node.name}, {_step(note)}")
 
@@ -139,22 +138,21 @@ class Scenarios:
         return tuple(sorted({note.image, *held}))
 
 
-class _frozen:
+@contextmanager
+def _frozen(machine: Machine) -> Iterator[None]:
     """Every process of a machine stopped for the length of a block."""
+    pids = machine.pids()
+    _send(pids, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _send(pids, signal.SIGCONT)
 
-    def __init__(self, machine: Machine) -> None:
-        self._pids = machine.pids()
 
-    def __enter__(self) -> None:
-        self._send(signal.SIGSTOP)
-
-    def __exit__(self, *_: object) -> None:
-        self._send(signal.SIGCONT)
-
-    def _send(self, number: signal.Signals) -> None:
-        for pid in self._pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+def _send(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _step(note: Note) -> str:
