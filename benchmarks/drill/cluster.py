@@ -26,13 +26,18 @@ from tests.postgres import PostgresServer
 NODES = 3
 GCS_PORT, HTTP_PORT = 6379, 8000
 START_TIMEOUT_S = 90
-# A lease as in the other drill. Editors of seconds are given up after ten without a step; by default it is ten
-# minutes, for a first edit may compile. Attempts are left as they are: a fault that costs three fails the drill.
-JOBS = {"lease_s": 3, "stall_s": 10}
+# A lease as in the other drill. The default patience with editors is for edits that take half a minute, and for a first
+# one that may compile. Attempts are left as they are: a fault that costs three fails the drill.
+JOBS = {"lease_s": 3, "stall_s": 10, "silence_s": 6}
+# How long it takes until a machine whose Ray has ended is replaced (s): a pod is rescheduled, a machine rebooted.
+REPLACED_AFTER_S = 5
 
 
 class Cluster:
-    """`with Cluster(folder) as cluster: await cluster.start()`, in the namespaces of `network.isolated`."""
+    """`async with Cluster(folder) as cluster: await cluster.start()`, in the namespaces of `network.isolated`.
+
+    A machine whose Ray has ended is replaced by an empty one of the same address.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,7 +45,7 @@ class Cluster:
         self._storage = folder / "artifacts"
         self._storage.mkdir()
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         make_lan()
         self._stack = ExitStack()
         self.head = self._machine("head", 1)
@@ -53,9 +58,12 @@ class Cluster:
         name = self.local_database_url.partition("@/")[2].partition("?")[0]
         self.database_url = f"postgresql+asyncpg://postgres@{self.database.address}/{name}"
         (self.folder / "serve_config.yaml").write_text(yaml.safe_dump(self._config()))
+        self._replacing = [asyncio.create_task(self._keep_up(machine)) for machine in (self.head, *self.nodes)]
         return self
 
-    def __exit__(self, *_: object) -> None:
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._replacing:
+            task.cancel()
         for machine in (*self.nodes, self.head):
             machine.kill()
         self._stack.close()
@@ -78,25 +86,26 @@ class Cluster:
 
     async def start(self) -> None:
         """Returns when every node serves. Raises DrillFailed if one does not."""
-        self.start_head()
-        for node in self.nodes:
-            self.start_node(node)
+        # The command waits for the head.
         self._run(self.head, "serve", "run", "--non-blocking", str(self.folder / "serve_config.yaml"))
         await self.until_whole()
 
-    def start_head(self) -> None:
-        """A head on its volume: the first one, or one that carries on for one that died."""
-        options = ["--head", f"--port={GCS_PORT}", "--num-cpus=0", "--include-dashboard=false"]
-        self._ray_start(self.head, *options)
-
-    def start_node(self, node: Machine) -> None:
-        self._ray_start(node, f"--address={self.head.address}:{GCS_PORT}", "--num-cpus=1")
-
-    def _ray_start(self, machine: Machine, *options: str) -> None:
+    async def _keep_up(self, machine: Machine) -> None:
+        """Start Ray on a machine whenever it has ended there. A head carries on from what is on its volume."""
+        role = [f"--address={self.head.address}:{GCS_PORT}", "--num-cpus=1"]
+        if machine is self.head:
+            role = ["--head", f"--port={GCS_PORT}", "--num-cpus=0", "--include-dashboard=false"]
         memory = f"--object-store-memory={100 * 2**20}"
-        self._run(machine, "ray", "start", "--block", f"--node-ip-address={machine.address}", memory, *options)
+        command = ["ray", "start", "--block", f"--node-ip-address={machine.address}", memory, *role]
+        while True:
+            process = self._run(machine, *command)
+            while process.poll() is None:
+                await asyncio.sleep(0.1)
+            machine.kill()
+            await asyncio.sleep(REPLACED_AFTER_S)
+            machine.empty()
 
-    def _run(self, machine: Machine, *command: str) -> None:
+    def _run(self, machine: Machine, *command: str) -> subprocess.Popen[bytes]:
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -108,7 +117,7 @@ class Cluster:
         # Beside this interpreter, whatever the PATH says.
         program = str(Path(sys.executable).with_name(command[0]))
         with (self.folder / f"log-{machine.name}").open("ab") as log:
-            subprocess.Popen(machine.command(program, *command[1:]), stdout=log, stderr=log, env=environment)
+            return subprocess.Popen(machine.command(program, *command[1:]), stdout=log, stderr=log, env=environment)
 
     def editor(self, node: Machine) -> int | None:
         """The process of the editor on a node, once its engine is loaded."""
@@ -117,18 +126,26 @@ class Cluster:
     def node_of(self, pid: int) -> Machine | None:
         return next((node for node in self.nodes if pid in node.pids()), None)
 
-    async def until_whole(self, seconds: float = START_TIMEOUT_S) -> None:
-        """Wait until every node answers by HTTP and has an editor."""
-        deadline = time.monotonic() + seconds
+    async def until_whole(self, replaced: int | None = None) -> None:
+        """Wait until every node answers by HTTP and has an editor, none of them the process `replaced`."""
+        deadline = time.monotonic() + START_TIMEOUT_S
         async with httpx.AsyncClient(timeout=2) as client:
-            while not all([self.editor(node) and await _is_ready(client, node) for node in self.nodes]):
+            while not all([await self._is_whole(client, node, replaced) for node in self.nodes]):
                 if time.monotonic() > deadline:
-                    raise DrillFailed(f"the cluster was not whole after {seconds:g} s:\n{self.ends_of_logs()}")
+                    raise DrillFailed(f"the cluster was not whole after {START_TIMEOUT_S} s:\n{self.ends_of_logs()}")
                 await asyncio.sleep(0.2)
+
+    async def _is_whole(self, client: httpx.AsyncClient, node: Machine, replaced: int | None) -> bool:
+        if self.editor(node) in (None, replaced):
+            return False
+        try:
+            return (await client.get(f"http://{node.address}:{HTTP_PORT}/ready")).status_code == 200
+        except httpx.TransportError:
+            return False
 
     def ends_of_logs(self) -> str:
         logs = sorted(self.folder.glob("log-*"))
-        return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-1500:]}" for log in logs)
+        return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-600:]}" for log in logs)
 
     def set_slow(self, machines: Sequence[Machine]) -> None:
         """From the next edits on, editors on these machines take five times as long, and no others."""
@@ -146,10 +163,3 @@ class Cluster:
             replicas,
         )
         return {"proxy_location": "EveryNode", **config}
-
-
-async def _is_ready(client: httpx.AsyncClient, node: Machine) -> bool:
-    try:
-        return (await client.get(f"http://{node.address}:{HTTP_PORT}/ready")).status_code == 200
-    except httpx.TransportError:
-        return False

@@ -7,6 +7,7 @@ It takes root (CAP_SYS_ADMIN and CAP_NET_ADMIN) on Linux.
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -46,6 +47,7 @@ class Machine:
         self.name = name
         self.address = f"{SUBNET}.{number}"
         self._port = f"port{number}"
+        self._disk = disk
         disk.mkdir(parents=True)
         Path("/tmp/ray").mkdir(exist_ok=True)
         self._holder = subprocess.Popen(["unshare", "--net", "--mount", "sh", "-c", HOLD, "machine", str(disk)])
@@ -100,6 +102,11 @@ class Machine:
                 if alive and _namespace_of(process.pid) == self._namespace:
                     found.append(process.pid)
         return found
+
+    def empty(self) -> None:
+        """Delete what is on its disk."""
+        for child in self._disk.iterdir():
+            shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
     def kill(self) -> int:
         """SIGKILL for every process on it, as a machine dies; how many there were."""

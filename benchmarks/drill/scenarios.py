@@ -7,20 +7,20 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from benchmarks.drill.cluster import Cluster
+from benchmarks.drill.cluster import REPLACED_AFTER_S, Cluster
 from benchmarks.drill.network import Machine
 from benchmarks.drill.notes import Note
 from benchmarks.drill.service import DrillFailed
 from benchmarks.drill.store import Store
 from benchmarks.drill.verdict import CABLE, DATABASE, HANG, HEAD, NODE, SLOW, STORAGE, Kill
 
-# How long a victim is looked for, how long what can come back stays away, how long a machine takes to be replaced (s).
-PATIENCE_S, AWAY_S, REPLACED_AFTER_S = 20, 30, 5
+# How long a victim is looked for, and how long what comes back stays away (s).
+PATIENCE_S, AWAY_S = 20, 30
 Scenario = Callable[[], Awaitable[Kill]]
 
 
 class Scenarios:
-    """Each does what it does, waits until the cluster is whole again, and returns what it hit."""
+    """Each does what it does, undoes what does not undo itself, and returns what it hit."""
 
     def __init__(self, cluster: Cluster, store: Store) -> None:
         self._cluster = cluster
@@ -36,14 +36,11 @@ class Scenarios:
         }
 
     async def _kill_node(self) -> Kill:
-        """Kill every process of a node, and start it anew a moment later."""
+        """Kill every process of a node."""
         node, note = await self._node_at_work()
         images = await self._images_of(node, note)
         at = time.time()
         processes = node.kill()
-        await asyncio.sleep(REPLACED_AFTER_S)
-        self._cluster.start_node(node)
-        await self._cluster.until_whole()
         return Kill(at, NODE, note.pid, images, f"{processes} processes of {node.name}, {_step(note)}")
 
     async def _cut_node_off(self) -> Kill:
@@ -64,21 +61,21 @@ class Scenarios:
             await asyncio.sleep(0.002)
         await asyncio.sleep(AWAY_S)
         node.join()
-        await self._cluster.until_whole()
         return Kill(at, CABLE, note.pid, images, f"{node.name}, in a transaction, {_step(note)}")
 
     async def _lose_head(self) -> Kill:
-        """Kill every process of the head and start another on its volume; then an editor has to be replaced by it."""
+        """Kill every process of the head; the next head has to replace an editor."""
         await self._node_at_work()
         images = await self._store.running()
         at = time.time()
         processes = self._cluster.head.kill()
+        # Well into its absence, and before there is another.
         await asyncio.sleep(REPLACED_AFTER_S)
-        self._cluster.start_head()
         node, note = await self._node_at_work()
         os.kill(note.pid, signal.SIGKILL)
-        await self._cluster.until_whole()
-        return Kill(at, HEAD, 0, images, f"{processes} processes; an editor of {node.name} after it, {_step(note)}")
+        return Kill(
+            at, HEAD, note.pid, images, f"{processes} processes; an editor of {node.name} after it, {_step(note)}"
+        )
 
     async def _stop_editor(self) -> Kill:
         """Stop an editor (SIGSTOP): it neither works nor dies."""
@@ -90,7 +87,6 @@ class Scenarios:
         while self._cluster.editor(node) == note.pid and time.monotonic() < deadline:
             await asyncio.sleep(0.2)
         _send([note.pid], signal.SIGCONT)
-        await self._cluster.until_whole()
         return Kill(at, HANG, note.pid, images, f"{node.name}, {_step(note)}")
 
     async def _slow_node(self) -> Kill:
