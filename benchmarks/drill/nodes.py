@@ -41,7 +41,10 @@ HEADER = (
 
 
 class NodesDrill:
-    """`run` one by name on a whole cluster; it prints its row and returns the problems."""
+    """`run` one by name on a whole cluster; it prints its row and returns the problems.
+
+    `attempts` says why attempts were lost.
+    """
 
     def __init__(self, cluster: Cluster, store: Store, client: Client, pictures: dict[tuple[int, bool], str]) -> None:
         self._cluster = cluster
@@ -49,6 +52,7 @@ class NodesDrill:
         self._client = client
         self._pictures = pictures
         self._scenarios = Scenarios(cluster, store)
+        self.attempts: list[str] = []
 
     async def run(self, name: str) -> list[str]:
         """Raises DrillFailed where nothing could be hit."""
@@ -93,8 +97,7 @@ class NodesDrill:
             reason for image, lost in (await self._store.reasons()).items() if image in images for reason in lost
         ]
         print(self._row(kill, images, whole_s, len(reasons), self._client.asked_again - before[0]), flush=True)
-        for reason in sorted(set(reasons)):
-            print(f"    {reasons.count(reason)}x {reason}", file=sys.stderr)
+        self.attempts += [f"{name}: {reasons.count(reason)} attempts lost: {reason}" for reason in sorted(set(reasons))]
         return await self._problems(kill, orders, request_ids, before[1])
 
     async def _problems(
@@ -151,6 +154,7 @@ async def drill(names: list[str], folder: Path) -> list[str]:
                 except DrillFailed as failure:
                     problems.append(str(failure))
                 await cluster.until_whole()
+            print("\n".join(["", *nodes_drill.attempts]))
     return problems
 
 

@@ -71,11 +71,9 @@ class Scenarios:
         processes = self._cluster.head.kill()
         # Well into its absence, and before there is another.
         await asyncio.sleep(REPLACED_AFTER_S)
-        node, note = await self._node_at_work()
+        _, note = await self._node_at_work()
         os.kill(note.pid, signal.SIGKILL)
-        return Kill(
-            at, HEAD, note.pid, images, f"{processes} processes; an editor of {node.name} after it, {_step(note)}"
-        )
+        return Kill(at, HEAD, note.pid, images, f"{processes} processes, then an editor, {_step(note)}")
 
     async def _stop_editor(self) -> Kill:
         """Stop an editor (SIGSTOP): it neither works nor dies."""
@@ -97,7 +95,14 @@ class Scenarios:
         self._cluster.set_slow([node])
         await asyncio.sleep(AWAY_S)
         self._cluster.set_slow([])
-        return Kill(at, SLOW, note.pid, images, f"{node.name}, for {AWAY_S} s")
+        made = [
+            each.pid
+            for notes in self._cluster.notes.of_image().values()
+            for each in notes
+            if each.what == "made" and each.at > at
+        ]
+        share = f"it made {made.count(note.pid)} of {len(made)}"
+        return Kill(at, SLOW, note.pid, images, f"{node.name}, for {AWAY_S} s: {share}")
 
     async def _cut_database_off(self) -> Kill:
         await self._node_at_work()

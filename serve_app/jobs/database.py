@@ -44,9 +44,9 @@ TRIES, PAUSE_S, PATIENCE_S = 5, 0.1, 8.0
 # How long PostgreSQL may be silent before its connection is given up, so that a new one is tried, and how long a client
 # may be silent in a transaction before PostgreSQL ends it (s). A peer that vanishes with its machine or its network
 # closes nothing: by their defaults one would wait a quarter of an hour, the other keep the transaction's locks for two.
-SERVER_SILENCE_S, CLIENT_SILENCE_S = 5, 15
-# SQLSTATEs of PostgreSQL: connection exceptions, operator intervention, deadlocks and the like.
-TRANSIENT_STATES = ("08", "57P", "40")
+SERVER_SILENCE_S, CLIENT_SILENCE_S = 5, 10
+# SQLSTATEs of PostgreSQL: connection exceptions, operator intervention, deadlocks and the like, a silence too long.
+TRANSIENT_STATES = ("08", "57P", "40", "25P03")
 CONNECTING: dict[str, Any] = {
     "timeout": SERVER_SILENCE_S,
     "server_settings": {"idle_in_transaction_session_timeout": f"{CLIENT_SILENCE_S}s"},

@@ -12,7 +12,7 @@ from serve_app.config import JobsConfig
 from serve_app.demo import free_port
 from serve_app.dispatch import Dispatcher
 from serve_app.errors import StoreUnavailable
-from serve_app.jobs.database import CLIENT_SILENCE_S, SERVER_SILENCE_S, Database
+from serve_app.jobs.database import CLIENT_SILENCE_S, SERVER_SILENCE_S, Database, transaction
 from serve_app.jobs.store import JobStore
 from serve_app.tasks import Status
 from tests.unit.conftest import InstantEditors
@@ -140,6 +140,24 @@ async def test_connection_whose_other_end_is_gone_is_given_up_by_either_end(rela
         assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         answer = await connection.execute(sa.text("SHOW idle_in_transaction_session_timeout"))
         assert answer.scalar_one() == f"{CLIENT_SILENCE_S}s"
+    await database.close()
+
+
+async def test_transaction_that_was_ended_for_its_silence_is_tried_again(postgres):
+    database = Database(postgres.new_database())
+    tries = []
+
+    class Slow:
+        @transaction
+        async def ask(self) -> int:
+            async with database.writing() as connection:
+                tries.append(await connection.execute(sa.text("SET idle_in_transaction_session_timeout = '100ms'")))
+                if len(tries) == 1:
+                    await asyncio.sleep(0.5)
+                return (await connection.execute(sa.text("SELECT 1"))).scalar_one()
+
+    assert await Slow().ask() == 1
+    assert len(tries) == 2
     await database.close()
 
 
