@@ -18,7 +18,7 @@ from serve_app.config import JobsConfig
 from serve_app.errors import EditorLost, EditorUnavailable, StorageFailed, StoreUnavailable, describe
 from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore, owner_name
-from serve_app.tasks import Alive, EditDone, EditEvent, EditTask, StepDone
+from serve_app.tasks import Alive, EditDone, EditEvent, EditTask, Stage, StepDone
 
 logger = logging.getLogger(__name__)
 
@@ -284,9 +284,13 @@ class Patience:
     def hear(self, event: Alive | StepDone, now: float) -> None:
         self._heard = True
         self._silent_at = now + self._config.silence_s
-        self.only_waited = isinstance(event, Alive) and event.waiting
+        stage = Stage.RUNNING if isinstance(event, StepDone) else event.stage
+        self.only_waited = stage is Stage.WAITING
         if isinstance(event, StepDone):
             self._stalled_at = now + self._config.stall_s
+        elif stage is Stage.STORING:
+            # Storage may be away for longer than a step takes.
+            self._stalled_at = None
 
     def loss(self) -> EditorLost | EditorUnavailable:
         """What it means that patience has ended."""

@@ -23,7 +23,7 @@ from serve_app.config import FetchConfig, ModelConfig
 from serve_app.dispatch import control_key, record_key
 from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError, StorageFailed
 from serve_app.holdings import Holdings
-from serve_app.tasks import AdapterUse, Alive, EditDone, EditEvent, EditPlan, EditTask, StepDone
+from serve_app.tasks import AdapterUse, Alive, EditDone, EditEvent, EditPlan, EditTask, Stage, StepDone
 
 if TYPE_CHECKING:
     # The client's end lives in ingress processes, which never import torch.
@@ -113,9 +113,12 @@ class Editor:
         def on_step(step: int) -> None:
             loop.call_soon_threadsafe(events.put_nowait, StepDone(step, task.plan.steps))
 
-        work = asyncio.create_task(self._work(task, begun, events.put_nowait, on_step, stop.is_set))
+        def at_stage(stage: Stage) -> None:
+            events.put_nowait(Alive(stage))
+
+        alive = Alive(Stage.PREPARING)
+        work = asyncio.create_task(self._work(task, begun, at_stage, on_step, stop.is_set))
         work.add_done_callback(lambda _: events.put_nowait(None))
-        alive = Alive()
         try:
             yield alive
             while (event := await _next_of(events, alive)) is not None:
@@ -134,7 +137,7 @@ class Editor:
         self,
         task: EditTask,
         begun: asyncio.Event,
-        tell: Callable[[Alive], None],
+        at_stage: Callable[[Stage], None],
         on_step: Callable[[int], None],
         should_stop: Callable[[], bool],
     ) -> EditDone:
@@ -146,11 +149,12 @@ class Editor:
             return self._engine.run(prepared, on_step, should_stop), time.perf_counter() - started
 
         if self._device.locked():
-            tell(Alive(waiting=True))
+            at_stage(Stage.WAITING)
         async with self._device:
             begun.set()
-            tell(Alive())
+            at_stage(Stage.RUNNING)
             edited, seconds = await loop.run_in_executor(self._device_thread, run)
+        at_stage(Stage.STORING)
         self._holdings.work_s.add(seconds)
         return await self._store_patiently(task, edited, should_stop)
 

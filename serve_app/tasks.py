@@ -120,14 +120,20 @@ class EditTask:
     plan: EditPlan
 
 
+class Stage(StrEnum):
+    """How far an editor is with an edit."""
+
+    PREPARING = "preparing"
+    WAITING = "waiting"  # prepared; another edit runs on the device
+    RUNNING = "running"
+    STORING = "storing"  # nothing more to do for the device
+
+
 @dataclass(frozen=True)
 class Alive:
-    """The editor has the edit and is there, whatever it does; said once it has it, and every `ALIVE_S` from then on.
+    """The editor has the edit and is there: said at each stage's start, and again every few seconds."""
 
-    `waiting`: the edit is prepared and waits for the device, on which another runs.
-    """
-
-    waiting: bool = False
+    stage: Stage
 
 
 @dataclass(frozen=True)

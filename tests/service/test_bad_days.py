@@ -15,7 +15,7 @@ import pytest
 from ray import serve
 
 from serve_app.editor import ALIVE_S, EditorHandles
-from serve_app.tasks import Alive, EditDone, EditTask, StepDone
+from serve_app.tasks import Alive, EditDone, EditTask, Stage, StepDone
 from tests.service.standin import STEP_S, as_checkpoint, load_timed_engine
 
 STEPS = 20
@@ -150,10 +150,11 @@ async def test_editor_says_that_an_edit_waits_and_goes_on_saying_that_it_is_ther
     first = asyncio.create_task(said("first", int(seconds / STEP_S)))
     await asyncio.sleep(seconds / 10)
     second = await said("second", 1)
-    assert (await first)[:2] == [Alive(), Alive()]
-    waited = second.index(Alive(waiting=True))
+    assert (await first)[:2] == [Alive(Stage.PREPARING), Alive(Stage.RUNNING)]
+    waiting, running = Alive(Stage.WAITING), Alive(Stage.RUNNING)
     # Again while it waits, and otherwise once the device is its own.
-    assert second[waited + 1 :] == [Alive(waiting=True), Alive(), StepDone(0, 1), StepDone(1, 1)]
+    waited = [waiting, waiting, running, StepDone(0, 1), StepDone(1, 1), Alive(Stage.STORING)]
+    assert second == [Alive(Stage.PREPARING), *waited]
 
 
 def test_killed_editor_costs_a_retry(timed, notes, body):

@@ -10,7 +10,7 @@ from serve_app.artifacts import Artifacts
 from serve_app.dispatch import FREE_CLAIMS, Dispatcher
 from serve_app.errors import EditorLost, EditorUnavailable, LoraChanged
 from serve_app.jobs.store import JobStore
-from serve_app.tasks import Alive, EditEvent, Status, StepDone
+from serve_app.tasks import Alive, EditEvent, Stage, Status, StepDone
 from tests.unit.conftest import ON_BOTH_DATABASES, InstantEditors
 from tests.unit.test_jobs import MODEL, PLAN, claim, is_stored, new
 
@@ -168,14 +168,20 @@ async def saying(bench, *says: Says, **jobs: float):
 
 
 async def test_editor_that_is_not_heard_of_costs_a_retry(bench):
-    record = await saying(bench, [Alive(), StepDone(0, 8), SILENCE], silence_s=0.3)
+    record = await saying(bench, [Alive(Stage.PREPARING), StepDone(0, 8), SILENCE], silence_s=0.3)
     assert record.status == Status.SUCCEEDED
     assert record.images[0].reasons == ("the editor was not heard of for 0.3 s",)
 
 
 async def test_editor_that_says_it_is_there_is_waited_for(bench):
-    begun = [StepDone(0, 8), *[0.1, Alive()] * 15, StepDone(1, 8), EditorLost("gone")]
-    record = await saying(bench, [Alive(), *begun], silence_s=1)
+    begun = [StepDone(0, 8), *[0.1, Alive(Stage.RUNNING)] * 15, StepDone(1, 8), EditorLost("gone")]
+    record = await saying(bench, [Alive(Stage.PREPARING), *begun], silence_s=1)
+    assert record.images[0].reasons == ("gone",)
+
+
+async def test_picture_that_waits_for_storage_is_not_taken_for_one_that_makes_no_step(bench):
+    storing = [StepDone(8, 8), Alive(Stage.STORING), *[0.1, Alive(Stage.STORING)] * 6, EditorLost("gone")]
+    record = await saying(bench, [Alive(Stage.PREPARING), StepDone(0, 8), *storing], stall_s=0.3)
     assert record.images[0].reasons == ("gone",)
 
 
@@ -186,24 +192,28 @@ async def test_edit_that_no_editor_says_it_has_is_asked_for_anew_and_loses_no_at
 
 async def test_edit_waits_for_the_first_editor_as_long_as_it_takes(bench):
     bench.running = 0
-    record = await saying(bench, [0.6, Alive(), EditorLost("gone")], silence_s=0.2)
+    record = await saying(bench, [0.6, Alive(Stage.PREPARING), EditorLost("gone")], silence_s=0.2)
     assert record.images[0].reasons == ("gone",)
 
 
 async def test_picture_that_only_waited_on_a_lost_editor_loses_no_attempt(bench):
-    lost = [Alive(), Alive(waiting=True), EditorLost("gone")]
-    silent = [Alive(), Alive(waiting=True), SILENCE]
+    lost = [Alive(Stage.PREPARING), Alive(Stage.WAITING), EditorLost("gone")]
+    silent = [Alive(Stage.PREPARING), Alive(Stage.WAITING), SILENCE]
     record = await saying(bench, *[lost, silent] * bench.jobs.max_attempts, silence_s=0.2)
     assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
 
 
 async def test_picture_that_was_being_prepared_on_a_lost_editor_loses_an_attempt(bench):
-    record = await saying(bench, [Alive(), EditorLost("gone")], [Alive(waiting=True), Alive(), EditorLost("gone")])
+    record = await saying(
+        bench,
+        [Alive(Stage.PREPARING), EditorLost("gone")],
+        [Alive(Stage.WAITING), Alive(Stage.RUNNING), EditorLost("gone")],
+    )
     assert record.images[0].reasons == ("gone", "gone")
 
 
 async def test_picture_that_seems_to_kill_editors_while_it_waits_is_given_up(bench):
-    lost = [Alive(), Alive(waiting=True), EditorLost("gone")]
+    lost = [Alive(Stage.PREPARING), Alive(Stage.WAITING), EditorLost("gone")]
     record = await saying(bench, *[lost] * (FREE_CLAIMS + bench.jobs.max_attempts))
     assert record.error == "prompt 0: given up after 3 attempts (1: gone; 2: gone; 3: gone)"
 
