@@ -236,14 +236,15 @@ class Dispatcher:
                 async for event in events:
                     if isinstance(event, EditDone):
                         return event
+                    if isinstance(event, StepDone):
+                        clock.start()
+                        if event.step == 0 or loop.time() - recorded >= PROGRESS_S:
+                            # The database may be away for longer than an editor may be silent.
+                            limit.reschedule(None)
+                            await self._note_progress(claim, event.step)
+                            recorded = loop.time()
                     patience.hear(event, loop.time())
                     limit.reschedule(patience.ends_at)
-                    if isinstance(event, Alive):
-                        continue
-                    clock.start()
-                    if event.step == 0 or loop.time() - recorded >= PROGRESS_S:
-                        recorded = loop.time()
-                        await self._note_progress(claim, event.step)
             loss: Exception = EditorLost("the editor's answer ended before the picture was there")
         except TimeoutError as error:
             if not limit.expired():

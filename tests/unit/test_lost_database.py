@@ -96,11 +96,20 @@ async def relay(postgres):
     await relay.cut()
 
 
+class SteadyEditors(InstantEditors):
+    """Editors that take 0.8 s a step."""
+
+    async def edit(self, task):
+        async for event in super().edit(task):
+            yield event
+            await asyncio.sleep(0.8)
+
+
 async def test_database_that_was_away_for_longer_than_a_lease_costs_no_work_that_goes_on(relay, tmp_path):
-    config = JobsConfig(database_url=relay.url, lease_s=0.6)
+    # Shorter than the database is away, longer than a step.
+    config = JobsConfig(database_url=relay.url, lease_s=0.6, silence_s=2.5, stall_s=2.5)
     artifacts = Artifacts(str(tmp_path / "artifacts"))
-    editors = InstantEditors(artifacts)
-    editors.gate.clear()
+    editors = SteadyEditors(artifacts)
     stores = [JobStore(config) for _ in range(3)]
 
     async def editor_count() -> dict[str, int]:
@@ -118,10 +127,8 @@ async def test_database_that_was_away_for_longer_than_a_lease_costs_no_work_that
         while len(editors.tasks) < 4:
             await asyncio.sleep(0.01)
         await relay.cut()
-        await asyncio.sleep(3)
+        await asyncio.sleep(3.5)
         await relay.mend()
-        await asyncio.sleep(2)
-        editors.gate.set()
         for each in made:
             async with asyncio.timeout(20):
                 while not (record := await stores[0].requests.get(each.id)).status.ended:
