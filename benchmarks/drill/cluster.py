@@ -126,14 +126,15 @@ class Cluster:
     def node_of(self, pid: int) -> Machine | None:
         return next((node for node in self.nodes if pid in node.pids()), None)
 
-    async def until_whole(self, replaced: int | None = None) -> None:
-        """Wait until every node answers by HTTP and has an editor, none of them the process `replaced`."""
+    async def until_whole(self, replaced: int | None = None) -> float:
+        """When every node answers by HTTP and has an editor, none of them the process `replaced`."""
         deadline = time.monotonic() + START_TIMEOUT_S
         async with httpx.AsyncClient(timeout=2) as client:
             while not all([await self._is_whole(client, node, replaced) for node in self.nodes]):
                 if time.monotonic() > deadline:
                     raise DrillFailed(f"the cluster was not whole after {START_TIMEOUT_S} s:\n{self.ends_of_logs()}")
                 await asyncio.sleep(0.2)
+        return time.time()
 
     async def _is_whole(self, client: httpx.AsyncClient, node: Machine, replaced: int | None) -> bool:
         if self.editor(node) in (None, replaced):

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Self
 
 from benchmarks.drill import verdict
 from benchmarks.drill.cluster import NODES, Cluster
@@ -40,6 +41,36 @@ HEADER = (
 )
 
 
+class Load:
+    """Requests at a steady rate for as long as a block lasts; at its end the last ones are accepted."""
+
+    def __init__(self, name: str, client: Client) -> None:
+        self._name = name
+        self._client = client
+        self._posting: list[asyncio.Task[str]] = []
+        self.orders: list[Order] = []
+        self.request_ids: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        self._going_on = asyncio.create_task(self._post_for_ever())
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._going_on.cancel()
+        if kind is None:
+            self.request_ids = await asyncio.gather(*self._posting)
+        for task in self._posting:
+            task.cancel()
+
+    async def _post_for_ever(self) -> None:
+        while True:
+            number = len(self.orders)
+            self.orders.append(Order(f"{self._name}{number}", (number % len(EVERYTHING),), timed=True))
+            # Whoever has to ask again holds up nobody.
+            self._posting.append(asyncio.create_task(self._client.submit(self.orders[-1])))
+            await asyncio.sleep(EVERY_S)
+
+
 class NodesDrill:
     """`run` one by name on a whole cluster; it prints its row and returns the problems.
 
@@ -55,65 +86,52 @@ class NodesDrill:
         self.attempts: list[str] = []
 
     async def run(self, name: str) -> list[str]:
-        """Raises DrillFailed where nothing could be hit."""
-        orders: list[Order] = []
-        posted: list[asyncio.Task[str]] = []
-
-        async def post_for_ever() -> None:
-            while True:
-                orders.append(Order(f"{name}{len(orders)}", (len(orders) % len(EVERYTHING),), timed=True))
-                posted.append(asyncio.create_task(self._client.submit(orders[-1])))
-                await asyncio.sleep(EVERY_S)
-
-        before = self._client.asked_again, await self._store.counts()
+        """Raises DrillFailed where nothing could be hit, or not all ended in time."""
+        asked_before, counted_before = self._client.asked_again, await self._store.counts()
         following = asyncio.create_task(self._store.follow())
-        posting = asyncio.create_task(post_for_ever())
         try:
             async with asyncio.timeout(LIMIT_S):
-                await asyncio.sleep(BEFORE_S)
-                kill = await self._scenarios.by_name[name]()
-                whole = asyncio.create_task(self._cluster.until_whole(kill.pid if name in REPLACED else None))
-                if name != CABLE:
-                    # That takes Ray longer than a drill may: see below.
-                    await whole
-                    whole_s = time.time() - kill.at
-                await asyncio.sleep(AFTER_S)
-                posting.cancel()
-                request_ids = await asyncio.gather(*posted)
-                await self._client.wait_for_all(request_ids)
+                kill, load, becoming_whole = await self._befall(name)
+                await self._client.wait_for_all(load.request_ids)
                 await self._store.look()
         except TimeoutError:
             unfinished = [image for image, seen in self._store.latest().items() if seen.state != "ended"]
             raise DrillFailed(f"{name}: not done after {LIMIT_S} s; unfinished: {unfinished}") from None
         finally:
-            for task in (posting, following, *posted):
-                task.cancel()
-        if name == CABLE:
-            # Ray gives up a node that was cut off, also when it is back by then. The next drill needs the new one.
-            await whole
-            whole_s = time.time() - kill.at
-        images = [image for order in orders for image in order.images]
+            following.cancel()
+        whole_s = await becoming_whole - kill.at
+        images = [image for order in load.orders for image in order.images]
         reasons = [
             reason for image, lost in (await self._store.reasons()).items() if image in images for reason in lost
         ]
-        print(self._row(kill, images, whole_s, len(reasons), self._client.asked_again - before[0]), flush=True)
+        print(self._row(kill, images, whole_s, len(reasons), self._client.asked_again - asked_before), flush=True)
         self.attempts += [f"{name}: {reasons.count(reason)} attempts lost: {reason}" for reason in sorted(set(reasons))]
-        return await self._problems(kill, orders, request_ids, before[1])
+        return await self._problems(kill, load, counted_before)
 
-    async def _problems(
-        self, kill: Kill, orders: list[Order], request_ids: list[str], before: tuple[int, int]
-    ) -> list[str]:
+    async def _befall(self, name: str) -> tuple[Kill, Load, asyncio.Task[float]]:
+        """Under load, until the cluster is whole again: what was hit, the load, and when it is whole."""
+        async with Load(name, self._client) as load:
+            await asyncio.sleep(BEFORE_S)
+            kill = await self._scenarios.by_name[name]()
+            becoming_whole = asyncio.create_task(self._cluster.until_whole(kill.pid if name in REPLACED else None))
+            if name != CABLE:
+                # Ray gives up a node that was cut off, also when it is back by then, later than a drill may take.
+                await becoming_whole
+            await asyncio.sleep(AFTER_S)
+        return kill, load, becoming_whole
+
+    async def _problems(self, kill: Kill, load: Load, before: tuple[int, int]) -> list[str]:
         notes = self._cluster.notes.of_image()
         problems = []
         if not kill.images or (kill.kind in (NODE, CABLE, HANG) and verdict.had_made(kill, _until(kill, notes))):
             problems.append(f"{kill.kind}: it hit nothing")
         if kill.kind in (NODE, CABLE, HANG) and verdict.recovery(kill, self._store.history, notes) is None:
             problems.append(f"{kill.kind}: an image that it hit was not taken up again")
-        for order, request_id in zip(orders, request_ids, strict=True):
+        for order, request_id in zip(load.orders, load.request_ids, strict=True):
             problems += verdict.faults(order, await self._client.answer(request_id), self._pictures)
         requests, booked = (now - then for now, then in zip(await self._store.counts(), before, strict=True))
-        if (requests, booked) != (len(orders), len(orders)):
-            problems.append(f"{kill.kind}: {len(orders)} posted, {requests} stored, {booked} booked as made")
+        if not requests == booked == len(load.orders):
+            problems.append(f"{kill.kind}: {len(load.orders)} posted, {requests} stored, {booked} booked as made")
         return problems
 
     def _row(self, kill: Kill, images: list[str], whole_s: float, lost: int, asked_again: int) -> str:

@@ -103,7 +103,7 @@ def misses(kills: Iterable[Kill], notes: Mapping[str, Sequence[Note]]) -> list[s
 def had_made(kill: Kill, notes: Mapping[str, Sequence[Note]]) -> bool:
     """Whether the last that an editor noted of its image was that it had made it."""
     own = [note for image in kill.images for note in notes.get(image, ()) if note.pid == kill.pid]
-    return not own or own[-1].what == "made"
+    return not own or max(own, key=lambda note: note.at).what == "made"
 
 
 def faults(order: Order, answer: Answer, undisturbed: Mapping[tuple[int, bool], str]) -> list[str]:
