@@ -26,7 +26,7 @@ from serve_app.config import EditorSettings, FetchConfig, ModelConfig
 from serve_app.dispatch import control_key, record_key
 from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError, StorageFailed
 from serve_app.holdings import Holdings
-from serve_app.tasks import AdapterUse, EditDone, EditEvent, EditPlan, EditTask, StepDone
+from serve_app.tasks import AdapterUse, Alive, EditDone, EditEvent, EditPlan, EditTask, Stage, StepDone
 from serve_app.telemetry import (
     ADAPTER_EDITS,
     CACHE_BYTES,
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# How often an editor says that it is there (s): a few times within any `silence_s` worth setting.
+ALIVE_S = 2.0
 # How long a picture is kept for storage that is away, and how often it is offered (s).
 STORAGE_PATIENCE_S, STORAGE_PAUSE_S = 120.0, 2.0
 # How long a start is put off for adapters at most, and how often those to be kept are looked after (s).
@@ -184,10 +186,17 @@ class Editor:
         def on_step(step: int) -> None:
             loop.call_soon_threadsafe(events.put_nowait, StepDone(step, task.plan.steps))
 
-        work = asyncio.create_task(self._work(task, begun, on_step, stop.is_set))
+        def at_stage(stage: Stage) -> None:
+            events.put_nowait(Alive(stage))
+
+        alive = Alive(Stage.PREPARING)
+        work = asyncio.create_task(self._work(task, begun, at_stage, on_step, stop.is_set))
         work.add_done_callback(lambda _: events.put_nowait(None))
         try:
-            while (event := await events.get()) is not None:
+            yield alive
+            while (event := await _next_of(events, alive)) is not None:
+                if isinstance(event, Alive):
+                    alive = event
                 yield event
             yield work.result()
         finally:
@@ -201,17 +210,19 @@ class Editor:
         self,
         task: EditTask,
         begun: asyncio.Event,
+        at_stage: Callable[[Stage], None],
         on_step: Callable[[int], None],
         should_stop: Callable[[], bool],
     ) -> EditDone:
         about = tracing.about(task.request_id, task.traceparent)
         with about, tracing.span("edit", SpanKind.SERVER, model=self._model):
-            return await self._make(task, begun, on_step, should_stop)
+            return await self._make(task, begun, at_stage, on_step, should_stop)
 
     async def _make(
         self,
         task: EditTask,
         begun: asyncio.Event,
+        at_stage: Callable[[Stage], None],
         on_step: Callable[[int], None],
         should_stop: Callable[[], bool],
     ) -> EditDone:
@@ -223,10 +234,14 @@ class Editor:
             started = time.perf_counter()
             return self._engine.run(prepared, on_step, should_stop), time.perf_counter() - started
 
+        if self._device.locked():
+            at_stage(Stage.WAITING)
         async with self._device:
             begun.set()
+            at_stage(Stage.RUNNING)
             # In the request's context, which an executor's threads do not have.
             edited, seconds = await loop.run_in_executor(self._device_thread, contextvars.copy_context().run, run)
+        at_stage(Stage.STORING)
         self._holdings.work_s.add(seconds)
         with tracing.span("store"):
             done = await self._store_patiently(task, edited, should_stop)
@@ -317,6 +332,15 @@ class Editor:
         )
         self._artifacts.put_json(record_key(task.request_id, task.index), asdict(done))
         return done
+
+
+async def _next_of(events: asyncio.Queue[EditEvent | None], alive: Alive) -> EditEvent | None:
+    """The next event, or `alive` again when there was none for a while."""
+    try:
+        async with asyncio.timeout(ALIVE_S):
+            return await events.get()
+    except TimeoutError:
+        return alive
 
 
 class EditorHandles:
