@@ -52,6 +52,8 @@ ALIVE_S = 2.0
 STORAGE_PATIENCE_S, STORAGE_PAUSE_S = 120.0, 2.0
 # How long a start is put off for adapters at most, and how often those to be kept are looked after (s).
 WARM_UP_S, STAY_WARM_S = 60.0, 20.0
+# How often operators are told how full the host cache is (s).
+TELL_S = 5.0
 # A rank-32 adapter on all 840 linears at the published size: from it follows how many sets a replica names.
 ADAPTER_BYTES = 590_000_000
 
@@ -91,7 +93,7 @@ class Editor:
         self, config: ModelConfig, artifacts_url: str, limits: FetchConfig, load: EngineFactory = load_engine
     ) -> None:
         self._meter = meter.start("editor", [config.id])
-        self._model, self._evictions_told = config.id, 0
+        self._model = config.id
         self._artifacts = Artifacts(artifacts_url)
         self._engine = load(config, Contents(config, limits, self._artifacts))
         # One thread for the device: edits run one after the other, and the event loop stays free.
@@ -111,7 +113,8 @@ class Editor:
         self._config = config
         self._warm_up()
         # Serve calls this on the replica's event loop.
-        self._staying_warm = asyncio.get_running_loop().create_task(self._stay_warm())
+        loop = asyncio.get_running_loop()
+        self._beside = [loop.create_task(self._stay_warm()), loop.create_task(self._tell_of_cache())]
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """What Serve calls at the start and at a change of `user_config`, in place."""
@@ -259,12 +262,15 @@ class Editor:
             self._record(SWAP_SECONDS, edited.timings["apply_adapters"])
         self._record(COMPILATIONS, edited.compilations)
 
-    def _tell_of_cache(self) -> None:
-        adapters = self._engine.adapters
-        self._record(CACHE_BYTES, adapters.size_bytes)
-        evictions = adapters.given_up
-        self._record(EVICTIONS, evictions - self._evictions_told)
-        self._evictions_told = evictions
+    async def _tell_of_cache(self) -> None:
+        """Now and again, edits or none: Ray forgets a gauge that is not set anew."""
+        adapters, told = self._engine.adapters, 0
+        while True:
+            self._record(CACHE_BYTES, adapters.size_bytes)
+            given_up = adapters.given_up
+            self._record(EVICTIONS, given_up - told)
+            told = given_up
+            await asyncio.sleep(TELL_S)
 
     def _record(self, metric: Metric, value: float = 1.0, **tags: str) -> None:
         self._meter.record(metric, value, model=self._model, **tags)
@@ -281,10 +287,7 @@ class Editor:
             # Before the load: others who want this set should come here, not load it too. Only a name; the
             # adapters are the engine's to keep, and what it gives up or fails to load the holdings take back.
             await self._advertise(adapter_set_id(plan.adapters))
-            try:
-                return await asyncio.to_thread(prepare)
-            finally:
-                self._tell_of_cache()
+            return await asyncio.to_thread(prepare)
 
     def _control_image(self, sha256: str) -> bytes:
         """Raises EditError if it is gone, StorageFailed if it cannot be had now."""
