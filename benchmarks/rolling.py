@@ -25,10 +25,10 @@ from ray import serve
 from benchmarks.standin import EDITOR, STEP_S, body, cluster, declared, deploy, wait_until_running
 
 RATE = 5.0
-STEPS, LONG_STEPS = 4, 250
-EDITORS, INGRESSES = 4, 2
+STEPS, LONG_STEPS = 4, 150
+EDITORS, INGRESSES = 3, 2
 QUOTA = 20
-SETTLE_S = 10.0
+SETTLE_S = 6.0
 
 
 @dataclass
