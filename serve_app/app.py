@@ -62,11 +62,14 @@ class RunningEditors:
         self._models = models
         self._known: Mapping[str, DeploymentStatusOverview] = {}
         self._asked = float("-inf")
+        self._asking = asyncio.Lock()
 
     async def __call__(self) -> Mapping[str, int]:
-        if time.monotonic() - self._asked > EDITORS_TTL_S:
-            self._known = await asyncio.to_thread(self._ask)
-            self._asked = time.monotonic()
+        # One at a time: two threads that read a status with an autoscaling policy in it make each other fail.
+        async with self._asking:
+            if time.monotonic() - self._asked > EDITORS_TTL_S:
+                self._known = await asyncio.to_thread(self._ask)
+                self._asked = time.monotonic()
         return {model: known.replica_states.get("RUNNING", 0) for model, known in self._known.items()}
 
     def asleep(self) -> frozenset[str]:
