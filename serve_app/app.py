@@ -72,6 +72,7 @@ class RunningEditors:
         self._asking: asyncio.Task[Mapping[str, DeploymentStatusOverview]] | None = None
 
     async def __call__(self) -> Mapping[str, int]:
+        # One at a time: two threads that read a status with an autoscaling policy in it make each other fail.
         if self._asking is None and time.monotonic() - self._asked > self._ttl_s:
             self._asking = asyncio.create_task(asyncio.to_thread(self._ask))
         if (asking := self._asking) is not None:
