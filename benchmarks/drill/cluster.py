@@ -110,6 +110,8 @@ class Cluster:
             "PYTHONPATH": str(ROOT),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_AUTH_MODE": "disabled",
+            # Ray would kill workers, of each node at once, for what others use of this one machine's memory.
+            "RAY_memory_monitor_refresh_ms": "0",
             "RAY_ADDRESS": f"{self.head.address}:{GCS_PORT}",
             "RAY_gcs_storage": "rocksdb",
             "RAY_gcs_storage_path": str(self.folder / "gcs"),

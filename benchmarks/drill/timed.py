@@ -9,16 +9,15 @@ that a replica starts in the time that Ray takes. It is five times slower on mac
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import PIL.Image
 import ray
 from ray import serve
 
 from benchmarks.drill.notes import TIMED_STEP_S, Notes
+from benchmarks.routing import Edited, Prepared, TimedAdapter
 from serve_app.adapters.cache import AdapterCache
 from serve_app.adapters.contents import Contents
 from serve_app.app import build_application
@@ -27,24 +26,6 @@ from serve_app.errors import EditCanceled
 from serve_app.tasks import EditPlan
 
 SLOWER = 5
-
-
-@dataclass(frozen=True)
-class Edited:
-    image: PIL.Image.Image
-    timings: dict[str, float]
-    effective: dict[str, Any]
-    runtime: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    plan: EditPlan
-
-
-@dataclass(frozen=True)
-class TimedAdapter:
-    size_bytes: int = 0
 
 
 def run(
@@ -59,7 +40,7 @@ def run(
         if should_stop():
             raise EditCanceled(f"stopped after step {step} of {plan.steps}")
     picture = PIL.Image.new("RGB", (plan.width, plan.height), (plan.seed % 256, 0, 0))
-    return Edited(picture, {"generate": plan.steps * step_s, "load_control_images": 0.0}, {}, {})
+    return Edited(picture, {}, {"generate": plan.steps * step_s, "load_control_images": 0.0})
 
 
 class TimedEngine:
@@ -78,7 +59,7 @@ class TimedEngine:
         (editors / str(os.getpid())).touch()
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
-        return Prepared(plan)
+        return Prepared(plan, loads=0)
 
     def run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
         plan = prepared.plan

@@ -4,6 +4,7 @@ import io
 import random
 import subprocess
 import sys
+import time
 
 import PIL.Image
 import psutil
@@ -51,6 +52,21 @@ def test_notes_come_back_as_they_were_written(tmp_path, make_plan):
     ]
     notes.write("made", make_plan(negative_prompt="r1.0", steps=8), 8)
     assert [each.what for each in reader.latest().values()] == ["made"]
+
+
+@pytest.mark.parametrize(
+    ("line", "is_at_work"),
+    [
+        ("{now} 7 step r1.0 3 8", True),
+        ("{now} 7 step r1.0 8 8", False),  # after its last step
+        ("{now} 7 made r1.0 8 8", False),
+        ("{now} 7 step r2.0 3 8", False),  # an image that nobody waits for
+        ("{before} 7 step r1.0 3 8", False),  # has not been heard of since
+    ],
+)
+def test_victim_is_in_the_middle_of_an_image(tmp_path, line, is_at_work):
+    (tmp_path / "notes").write_text(line.format(now=time.time(), before=time.time() - 5) + "\n")
+    assert bool(Notes(tmp_path / "notes").at_work(["r1.0"])) == is_at_work
 
 
 def test_half_a_note_is_read_once_it_is_whole(tmp_path):
