@@ -110,7 +110,8 @@ def measure_parity(steps: int) -> None:
             components.pop("processor")
         own = getattr(diffusers, spec.pipeline)(**components)
         own.set_progress_bar_config(disable=True)
-        engine = Engine(own, spec, ModelConfig(threads=8))
+        # Without memory of the model before: every stage is computed and recorded.
+        engine = Engine(own, spec, ModelConfig(threads=8, prompt_cache_bytes=0, control_cache_bytes=0))
         plan = replace(PLAN, model=spec.id, steps=count, control_images=("",) * len(pictures))
         torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()

@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -66,6 +67,8 @@ class ModelConfig(Frozen):
     from: on the `device`, in pinned memory of the `host`, or nowhere, with adapters as `hooks` beside the
     weights (slower, LoRA alone); `auto` measures what fits. `revision` pins a hub checkpoint to a branch, a
     tag or, best, a commit; `local_files_only` never asks the hub, what is not in its local cache is an error.
+    `prompt_cache_bytes` and `control_cache_bytes` are what an editor keeps on its device of prompts' embeddings and
+    of control images' latents, for edits that ask for the same again; 0 keeps none.
     """
 
     id: str = "qwen_image_edit"
@@ -76,6 +79,8 @@ class ModelConfig(Frozen):
     adapter_disk_folder: str = str(user_cache_path("serve_app") / "adapters")
     adapter_disk_bytes: PositiveInt = 100 * 2**30
     adapter_weights: Literal["auto", "device", "host", "hooks"] = "auto"
+    prompt_cache_bytes: NonNegativeInt = 256 * 2**20
+    control_cache_bytes: NonNegativeInt = 64 * 2**20
     revision: str | None = None
     local_files_only: bool = False
 

@@ -2,10 +2,8 @@
 
 import logging
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import diffusers
@@ -22,33 +20,18 @@ from serve_app.adapters.files import read_adapter
 from serve_app.adapters.hooks import Hooks
 from serve_app.adapters.weights import Weights, place_for_copies
 from serve_app.config import FetchConfig, ModelConfig
+from serve_app.device import Stopwatch
 from serve_app.effective import effective
 from serve_app.errors import DeviceLost, EditCanceled, OutOfMemory
-from serve_app.geometry import Size
-from serve_app.models import architecture, checkpoint, conditioning
+from serve_app.models import architecture, checkpoint
 from serve_app.models.denoise import denoise, noise
+from serve_app.models.encoders import Encoders
 from serve_app.models.profile import PROFILES
-from serve_app.models.recipe import Recipe, make_recipe
+from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.tasks import AdapterUse, EditPlan
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by stage. On CUDA a stage ends when its kernels have."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[name] = time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -92,6 +75,7 @@ class Engine:
         self._contents = contents or Contents(config, FetchConfig())
         self._spec = spec
         self._pipeline = pipeline
+        self._encoders = Encoders(pipeline, config.prompt_cache_bytes, config.control_cache_bytes)
         self._architecture = architecture.from_config(pipeline.transformer.config)
         self._linears = self._architecture.linears
         self._copies = config.adapter_weights
@@ -162,7 +146,7 @@ class Engine:
             raise DeviceLost("the device failed while it edited; its replica is being replaced") from error
 
     def _run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
-        plan, pipeline, pictures = prepared.plan, self._pipeline, prepared.control_images
+        plan, pictures = prepared.plan, prepared.control_images
         recipe = make_recipe(self._spec, PROFILES[plan.profile], plan, [picture.facts.size for picture in pictures])
         watch = Stopwatch(self.device, prepared.watch.seconds)
 
@@ -176,31 +160,19 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         on_step(0)
-        # The switch that diffusers' enable_tiling sets; its sizes of tiles are the class's own.
-        pipeline.vae.use_tiling = plan.vae_tiling
         with watch.stage("generate"):
             with watch.stage("apply_adapters"):
                 self._apply(plan.adapters, prepared.adapters)
-            with watch.stage("encode_prompt"):
-                positive = self._encode(plan.prompt, pictures, recipe.encoder_sizes, recipe)
-                negative = None
-                if recipe.guided:
-                    negative = self._encode(plan.negative_prompt, pictures, recipe.negative_encoder_sizes, recipe)
-            with watch.stage("encode_control"):
-                pixels = [
-                    conditioning.control_pixels(pipeline, picture.image, resizes)
-                    for picture, resizes in zip(pictures, recipe.control_resizes, strict=True)
-                ]
-                control = [conditioning.encode_control(pipeline, each) for each in pixels]
+            given = self._encoders.conditions(plan, pictures, recipe, watch)
             with watch.stage("denoise"):
                 sizes = ((plan.width, plan.height), *recipe.control_sizes)
                 latents = denoise(
-                    pipeline.transformer,
-                    noise(plan.seed, plan.width, plan.height, self.device, positive.dtype),
-                    torch.cat(control, dim=1) if control else None,
+                    self._pipeline.transformer,
+                    noise(plan.seed, plan.width, plan.height, self.device, given.positive.dtype),
+                    given.control,
                     [(1, height // 16, width // 16) for width, height in sizes],
-                    positive,
-                    negative,
+                    given.positive,
+                    given.negative,
                     plan.guidance_scale,
                     recipe.guidance_rescaled,
                     plan.steps,
@@ -208,20 +180,9 @@ class Engine:
                     plan.sampler,
                 )
             with watch.stage("decode"):
-                made = conditioning.decode_latents(pipeline, latents, plan.width, plan.height)
+                made = self._encoders.decode(latents, plan)
         record = effective(plan, self._spec, recipe, self._architecture, [picture.facts for picture in pictures])
-        return Edited(made, dict(watch.seconds), record, self._runtime(prepared))
-
-    def _encode(
-        self, text: str, pictures: Sequence[images.Picture], sizes: Sequence[Sequence[Size]], recipe: Recipe
-    ) -> torch.Tensor:
-        """A prompt's embeddings beside the control images, each resized to its `sizes` in turn."""
-        encoder = self._pipeline.text_encoder
-        seen = [
-            conditioning.encoder_image(picture.image, steps, encoder.device, encoder.dtype)
-            for picture, steps in zip(pictures, sizes, strict=True)
-        ]
-        return conditioning.encode_prompt(self._pipeline, text, seen, recipe)
+        return Edited(made, dict(watch.seconds), record, self._runtime(prepared) | {"reused": given.reused})
 
     def _apply(self, uses: Sequence[AdapterUse], adapters: Sequence[Adapter]) -> None:
         """Set the weights; the same adapter twice adds up."""
