@@ -33,6 +33,10 @@ AUTO = "auto"
 # version), or as the preview of the trainer version that wrote the adapter did. See models/profile.py.
 ProfileName = Literal["reference", "trainer", "auto", "trainer-0.6.0", "trainer-0.7.32", "trainer-0.9.0"]
 
+# The kernels that attention may run on: PyTorch's own choice, its cuDNN or flash kernels by name, or FlashAttention 3
+# or 4 where their packages are installed. `python -m benchmarks.attention` measures them.
+AttentionName = Literal["native", "cudnn", "flash", "flash_3", "flash_4"]
+
 
 def expand_variables(url: str) -> str:
     """`url` with each `${NAME}` replaced by that environment variable, so that passwords stay out of files.
@@ -69,6 +73,9 @@ class ModelConfig(Frozen):
     tag or, best, a commit; `local_files_only` never asks the hub, what is not in its local cache is an error.
     `prompt_cache_bytes` and `control_cache_bytes` are what an editor keeps on its device of prompts' embeddings and
     of control images' latents, for edits that ask for the same again; 0 keeps none.
+    `attention` is the transformer's kernel; `compile: regional` compiles its blocks, once for all sizes, and keeps what
+    it compiled in `compile_cache_folder`. A replica is ready once it has made an edit of each size (width, height) of
+    `warm_up`, and a fixed one that is as it was before all that.
     """
 
     id: str = "qwen_image_edit"
@@ -81,6 +88,10 @@ class ModelConfig(Frozen):
     adapter_weights: Literal["auto", "device", "host", "hooks"] = "auto"
     prompt_cache_bytes: NonNegativeInt = 256 * 2**20
     control_cache_bytes: NonNegativeInt = 64 * 2**20
+    attention: AttentionName = "native"
+    compile: Literal["none", "regional"] = "none"
+    compile_cache_folder: str = str(user_cache_path("serve_app") / "compiled")
+    warm_up: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
     revision: str | None = None
     local_files_only: bool = False
 
@@ -88,6 +99,12 @@ class ModelConfig(Frozen):
     def _revision_is_of_a_hub_checkpoint(self) -> Self:
         if self.revision is not None and self.checkpoint in EMBEDDED:
             raise ValueError(f"revision: {self.checkpoint!r} is no hub checkpoint, so it has no revisions")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_compiled_is_warm(self) -> Self:
+        if self.compile != "none" and not self.warm_up:
+            raise ValueError("compile: name the sizes to warm_up with, or the first requests would wait for it")
         return self
 
 

@@ -41,6 +41,21 @@ def lend(tensor: Tensor) -> Tensor:
     return tensor
 
 
+class Aside:
+    """Work on the device beside what it is doing: on CUDA in a stream of its own, on a CPU in the caller's thread."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """What is queued within is complete afterwards. Who then uses its tensors elsewhere has to `lend` them."""
+        with torch.cuda.stream(self._stream):
+            yield
+            finish(self._device)
+
+
 def choose(device: str) -> torch.device:
     """The torch device for the config's `auto`, `cpu` or `cuda`. Raises RuntimeError for a cuda that is not there."""
     if device == "cuda" and not torch.cuda.is_available():

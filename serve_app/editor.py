@@ -37,7 +37,7 @@ STORAGE_PATIENCE_S, STORAGE_PAUSE_S = 120.0, 2.0
 ADAPTER_BYTES = 590_000_000
 
 # What of an edit's runtime is of that one run.
-OF_ONE_RUN = ("peak_memory_gib", "reused")
+OF_ONE_RUN = ("peak_memory_gib", "reused", "recompilations")
 
 EngineFactory = Callable[[ModelConfig, Contents], "Engine"]
 

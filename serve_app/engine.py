@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -19,17 +20,22 @@ from serve_app.adapters.contents import Contents
 from serve_app.adapters.files import read_adapter
 from serve_app.adapters.hooks import Hooks
 from serve_app.adapters.weights import Weights, place_for_copies
+from serve_app.canary import LEAST_PSNR, fixed_files, fixed_plan
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.device import Stopwatch
 from serve_app.effective import effective
-from serve_app.errors import DeviceLost, EditCanceled, OutOfMemory
+from serve_app.errors import DeviceLost, EditCanceled, OutOfMemory, UnusableResult
 from serve_app.models import architecture, checkpoint
+from serve_app.models.acceleration import accelerate, changes_anything, graphs
 from serve_app.models.denoise import denoise, noise
 from serve_app.models.encoders import Encoders
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.tasks import AdapterUse, EditPlan
+
+# Of the fixed edit by which a replica compares itself with what it was before it was accelerated.
+CANARY_STEPS = 4
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +80,8 @@ class Engine:
         self.adapters: AdapterCache[Adapter] = AdapterCache(config.adapter_cache_bytes)
         self._contents = contents or Contents(config, FetchConfig())
         self._spec = spec
+        self._config = config
+        self._graphs_when_ready: int | None = None
         self._pipeline = pipeline
         self._encoders = Encoders(pipeline, config.prompt_cache_bytes, config.control_cache_bytes)
         self._architecture = architecture.from_config(pipeline.transformer.config)
@@ -87,7 +95,43 @@ class Engine:
     def load(cls, config: ModelConfig, contents: Contents | None = None) -> Self:
         """The engine for a configured model. Raises CheckpointRefused."""
         spec, device = MODELS[config.id], devices.choose(config.device)
-        return cls(checkpoint.load(config, spec, device, devices.dtype_for(device)), spec, config, contents)
+        engine = cls(checkpoint.load(config, spec, device, devices.dtype_for(device)), spec, config, contents)
+        engine.make_ready()
+        return engine
+
+    def make_ready(self) -> None:
+        """Accelerate the transformer as the config says, and warm up: minutes, of which no request sees any.
+
+        Raises UnusableResult if a fixed edit is no picture then, or another one than before.
+        """
+        config, started = self._config, time.perf_counter()
+        if not (changes_anything(config) or config.warm_up):
+            return
+        size = next(iter(config.warm_up), (self._spec.default_width, self._spec.default_height))
+        plain = self._fixed_edit(*size, CANARY_STEPS)
+        accelerate(self._pipeline.transformer, config)
+        self._weights.warm_up()
+        for width, height in config.warm_up:
+            self._fixed_edit(width, height, steps=1)
+        found = images.difference(plain, self._fixed_edit(*size, CANARY_STEPS))
+        self._graphs_when_ready = graphs()
+        logger.info(
+            "warm after %.1f s; a fixed edit is %.1f dB from a plain one", time.perf_counter() - started, found.psnr
+        )
+        if found.psnr < LEAST_PSNR:
+            raise UnusableResult(
+                f"a fixed edit is only {found.psnr:.1f} dB from what it is without compile: {config.compile}, "
+                f"attention: {config.attention}"
+            )
+
+    def _fixed_edit(self, width: int, height: int, steps: int) -> PIL.Image.Image:
+        plan = fixed_plan(self._spec, width, height, steps)
+        return self.edit(plan, fixed_files(plan)).image
+
+    @property
+    def recompilations(self) -> int:
+        """Graphs compiled since the replica was ready: each one is seconds that an edit waited."""
+        return 0 if self._graphs_when_ready is None else graphs() - self._graphs_when_ready
 
     def edit(
         self,
@@ -201,6 +245,9 @@ class Engine:
             "dtype": str(self._pipeline.transformer.dtype).removeprefix("torch."),
             "threads": self.threads,
             "adapter_weights": self._copies,
+            "attention": self._config.attention,
+            "compile": self._config.compile,
+            "recompilations": self.recompilations,
             "adapters": [
                 {"id": use.id, "sha256": adapter.sha256}
                 for use, adapter in zip(prepared.plan.adapters, prepared.adapters, strict=True)

@@ -22,11 +22,16 @@ ROOM_TO_WORK = 6 * 2**30
 # What makes two states of one linear the same: who changes it, and how much.
 Stack = tuple[tuple[str, float], ...]
 ScaledChange = tuple[Change, float]
+# An adapter's changes on the device, by linear.
+Near = Mapping[str, Change]
+NOTHING_NEAR: Mapping[str, Near] = {}
 # (out, k) and (k, in) in 16 bits, and what their product is multiplied by.
 Product = tuple[Tensor, Tensor, float]
 # Linears whose changes are prepared at once: so many that launching is nothing beside their work, and so few
 # that the memory for it is.
 AT_ONCE = 64
+# The rank that most adapters have.
+USUAL_RANK = 32
 # A linear that is being written is in no state that anybody asks for.
 BEING_WRITTEN: Stack = (("", 0.0),)
 
@@ -67,11 +72,19 @@ class Weights:
             for name, linear in self._linears.items():
                 self._original(name, "weight", linear.weight)
 
+    def warm_up(self) -> None:
+        """Have the kernel compiled that the usual file needs, by one adapter that changes nothing."""
+        name, linear = next(iter(self._linears.items()))
+        (out, into), dtype = linear.weight.shape, linear.weight.dtype
+        nothing = LowRank(torch.zeros(out, USUAL_RANK, dtype=dtype), torch.zeros(USUAL_RANK, into, dtype=dtype), 1.0)
+        self.apply({"": (Adapter({name: nothing}, pinned=False), 1.0)})
+        self.apply({})
+
     @torch.no_grad()
-    def apply(self, uses: Mapping[str, tuple[Adapter, float]]) -> int:
+    def apply(self, uses: Mapping[str, tuple[Adapter, float]], near: Mapping[str, Near] = NOTHING_NEAR) -> int:
         """Have these adapters (by id), each at its scale, and no others; the number of linears rewritten.
 
-        If it fails midway, the next call sets all right: each linear is as it was, as it should be, or known
+        `near` are the changes of those whose copy on the device was made beforehand. If it fails midway, the next call sets all right: each linear is as it was, as it should be, or known
         to be neither.
         """
         wanted: dict[str, Stack] = {}
@@ -82,7 +95,7 @@ class Weights:
         # Those that nobody changes any more come first: that needs no memory.
         names = [*(self._stacks.keys() - wanted.keys()), *wanted]
         stale = [name for name in names if self._stacks.get(name, ()) != wanted.get(name, ())]
-        changes = self._changes({name: wanted.get(name, ()) for name in stale}, uses)
+        changes = self._changes({name: wanted.get(name, ()) for name in stale}, uses, dict(near))
         for names in alike(changes):
             for name, product in zip(names, self._products(names, changes), strict=True):
                 self._stacks[name] = BEING_WRITTEN
@@ -91,10 +104,9 @@ class Weights:
         return len(stale)
 
     def _changes(
-        self, wanted: Mapping[str, Stack], uses: Mapping[str, tuple[Adapter, float]]
+        self, wanted: Mapping[str, Stack], uses: Mapping[str, tuple[Adapter, float]], near: dict[str, Near]
     ) -> dict[str, list[ScaledChange]]:
         """The changes of each linear, on its device, each with its scale."""
-        near: dict[str, Mapping[str, Change]] = {}
         for name, stack in wanted.items():
             for adapter_id, _ in stack:
                 if adapter_id not in near:
