@@ -1,5 +1,8 @@
 """A fixed edit that needs no file: what a replica makes before it takes traffic, and `verify` for an operator."""
 
+import math
+
+import numpy as np
 import PIL.Image
 
 from serve_app.geometry import snap
@@ -7,8 +10,9 @@ from serve_app.images import encode
 from serve_app.models.registry import ModelSpec
 from serve_app.tasks import EditPlan
 
-# Below this (dB), two pictures of one edit are not apart by roundings: something is broken.
-LEAST_PSNR = 20.0
+# Below this (dB), two pictures of one edit are not apart by roundings: something is broken. Unrelated pictures of one
+# contrast are at -3 dB.
+LEAST_LIKENESS_DB = 6.0
 
 
 def fixed_picture() -> PIL.Image.Image:
@@ -39,3 +43,10 @@ def fixed_plan(spec: ModelSpec, width: int, height: int, steps: int) -> EditPlan
 def fixed_files(plan: EditPlan) -> list[bytes]:
     """The control images of a fixed plan, encoded."""
     return [encode(fixed_picture(), "png", {})] * len(plan.control_images)
+
+
+def likeness(plain: PIL.Image.Image, other: PIL.Image.Image) -> float:
+    """How far `other` is from `plain`, in dB below the contrast of `plain` itself; infinite for equal pictures."""
+    expected = np.asarray(plain, dtype=np.float64)
+    error = float(np.square(np.asarray(other, dtype=np.float64) - expected).mean())
+    return 10 * math.log10(float(expected.var()) / error) if error else math.inf

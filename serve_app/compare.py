@@ -5,18 +5,47 @@ Exit status as of `cmp`: 0 if every pixel is equal, 1 if not, 2 if they cannot b
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 from rich.console import Console
 
-from serve_app.images import difference
-
+EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
 NO_PARAMETER = re.compile(r"^effective\.(why\.|loras\[\d+\]\.id$)")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two pictures of one size are apart, in RGB (RGBA if one has alpha) with 8 bits a channel.
+
+    `share` is of the pixels that differ in any channel, `largest` in grey levels. `psnr` is in dB:
+    10 log10(255^2 / mean squared error), infinite for equal pictures.
+    """
+
+    share: float
+    largest: int
+    psnr: float
+
+
+def difference(a: PIL.Image.Image, b: PIL.Image.Image) -> Difference:
+    """Raises ValueError for pictures of different sizes, or of more than 8 bits a channel."""
+    if a.size != b.size:
+        raise ValueError(f"their sizes differ: {a.width}x{a.height} and {b.width}x{b.height}")
+    if deep := {a.mode, b.mode} - EIGHT_BIT_MODES:
+        raise ValueError(f"only pictures of 8 bits a channel are compared, not {', '.join(sorted(deep))}")
+    # Where one has alpha, it counts as a channel of both.
+    mode = "RGBA" if a.has_transparency_data or b.has_transparency_data else "RGB"
+    apart = np.abs(np.asarray(a.convert(mode), dtype=np.int16) - np.asarray(b.convert(mode), dtype=np.int16))
+    error = float(np.square(apart, dtype=np.float64).mean())
+    psnr = 10 * math.log10(255**2 / error) if error else math.inf
+    return Difference(float(apart.any(axis=2).mean()), int(apart.max()), psnr)
 
 
 def parameters(picture: PIL.Image.Image) -> dict[str, Any] | None:

@@ -73,6 +73,8 @@ class ModelConfig(Frozen):
     tag or, best, a commit; `local_files_only` never asks the hub, what is not in its local cache is an error.
     `prompt_cache_bytes` and `control_cache_bytes` are what an editor keeps on its device of prompts' embeddings and
     of control images' latents, for edits that ask for the same again; 0 keeps none.
+    `prepare_ahead` has the next edit's prompts and control images encoded and its adapters copied to the device while
+    the current edit denoises; null: on CUDA alone, since on a CPU it would take cores from the edit.
     `attention` is the transformer's kernel; `compile: regional` compiles its blocks, once for all sizes, and keeps what
     it compiled in `compile_cache_folder`. A replica is ready once it has made an edit of each size (width, height) of
     `warm_up`, and a fixed one that is as it was before all that.
@@ -88,6 +90,7 @@ class ModelConfig(Frozen):
     adapter_weights: Literal["auto", "device", "host", "hooks"] = "auto"
     prompt_cache_bytes: NonNegativeInt = 256 * 2**20
     control_cache_bytes: NonNegativeInt = 64 * 2**20
+    prepare_ahead: bool | None = None
     attention: AttentionName = "native"
     compile: Literal["none", "regional"] = "none"
     compile_cache_folder: str = str(user_cache_path("serve_app") / "compiled")

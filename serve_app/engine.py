@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import diffusers
@@ -19,8 +19,8 @@ from serve_app.adapters.changes import Adapter
 from serve_app.adapters.contents import Contents
 from serve_app.adapters.files import read_adapter
 from serve_app.adapters.hooks import Hooks
-from serve_app.adapters.weights import Weights, place_for_copies
-from serve_app.canary import LEAST_PSNR, fixed_files, fixed_plan
+from serve_app.adapters.weights import Near, Weights, place_for_copies
+from serve_app.canary import LEAST_LIKENESS_DB, fixed_files, fixed_plan, likeness
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.device import Stopwatch
 from serve_app.effective import effective
@@ -28,9 +28,9 @@ from serve_app.errors import DeviceLost, EditCanceled, OutOfMemory, UnusableResu
 from serve_app.models import architecture, checkpoint
 from serve_app.models.acceleration import accelerate, changes_anything, graphs
 from serve_app.models.denoise import denoise, noise
-from serve_app.models.encoders import Encoders
+from serve_app.models.encoders import Conditions, Encoders
 from serve_app.models.profile import PROFILES
-from serve_app.models.recipe import make_recipe
+from serve_app.models.recipe import Recipe, make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.tasks import AdapterUse, EditPlan
 
@@ -42,12 +42,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """What an edit needs and the device does not: made beside the edit before, consumed by `Engine.run`."""
+    """What an edit needs but no denoising: made beside the edit before, consumed by `Engine.run`.
+
+    `given` and `near` (by the adapters' ids) lie on the device, if they could be made beside the edit before.
+    """
 
     plan: EditPlan
     control_images: tuple[images.Picture, ...]
     adapters: tuple[Adapter, ...]
     watch: Stopwatch
+    given: Conditions | None = None
+    near: dict[str, Near] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class Edited:
 class Engine:
     """One model's pipeline on one device.
 
-    `prepare` may run in any thread while an edit runs; `run` is for one caller at a time.
+    `prepare` may run in any thread while an edit runs; `run` is for one caller at a time. What is prepared takes
+    memory of the device: whoever calls lets one edit be prepared while one runs, not more.
     """
 
     def __init__(
@@ -84,6 +90,10 @@ class Engine:
         self._graphs_when_ready: int | None = None
         self._pipeline = pipeline
         self._encoders = Encoders(pipeline, config.prompt_cache_bytes, config.control_cache_bytes)
+        ahead = config.prepare_ahead if config.prepare_ahead is not None else self.device.type == "cuda"
+        self._aside = devices.Aside(self.device) if ahead else None
+        # The adapters and scales of the edit that set the weights last: a hint, written by the thread that runs.
+        self._stack: dict[str, float] = {}
         self._architecture = architecture.from_config(pipeline.transformer.config)
         self._linears = self._architecture.linears
         self._copies = config.adapter_weights
@@ -113,14 +123,12 @@ class Engine:
         self._weights.warm_up()
         for width, height in config.warm_up:
             self._fixed_edit(width, height, steps=1)
-        found = images.difference(plain, self._fixed_edit(*size, CANARY_STEPS))
+        found = likeness(plain, self._fixed_edit(*size, CANARY_STEPS))
         self._graphs_when_ready = graphs()
-        logger.info(
-            "warm after %.1f s; a fixed edit is %.1f dB from a plain one", time.perf_counter() - started, found.psnr
-        )
-        if found.psnr < LEAST_PSNR:
+        logger.info("warm after %.1f s; a fixed edit is %.1f dB like a plain one", time.perf_counter() - started, found)
+        if found < LEAST_LIKENESS_DB:
             raise UnusableResult(
-                f"a fixed edit is only {found.psnr:.1f} dB from what it is without compile: {config.compile}, "
+                f"a fixed edit is only {found:.1f} dB like the one without compile: {config.compile}, "
                 f"attention: {config.attention}"
             )
 
@@ -146,15 +154,43 @@ class Engine:
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
         """Decode the control images and bring the adapters' files into host memory.
 
-        Raises LoraChanged, LoraDownloadFailed, LoraInvalidFile or LoraIncompatible for a file that is not what was
-        admitted, or cannot be had.
+        With `prepare_ahead`, go on to the device, beside whatever it computes: encode prompts and control images, and
+        copy the adapters there. Raises LoraChanged, LoraDownloadFailed, LoraInvalidFile or LoraIncompatible for a file
+        that is not what was admitted, or cannot be had.
         """
         watch = Stopwatch(torch.device("cpu"))
         with watch.stage("load_control_images"):
             pictures = tuple(images.read(data, plan.exif) for data in control_images)
         with watch.stage("read_adapters"):
             adapters = tuple(self._adapter(use) for use in plan.adapters)
-        return Prepared(plan, pictures, adapters, watch)
+        prepared = Prepared(plan, pictures, adapters, watch)
+        return prepared if self._aside is None else self._prepare_on_device(prepared, self._aside)
+
+    def _prepare_on_device(self, prepared: Prepared, aside: devices.Aside) -> Prepared:
+        plan = prepared.plan
+        torch.set_num_threads(self.threads)
+        try:
+            with torch.no_grad(), aside.work():
+                watch = Stopwatch(self.device, prepared.watch.seconds)
+                given = self._encoders.conditions(plan, prepared.control_images, self._recipe(prepared), watch)
+                near = {}
+                with watch.stage("copy_adapters"):
+                    if self._copies != "hooks" and scales_of(plan) != self._stack:
+                        near = {
+                            use.id: adapter.on(self.device)
+                            for use, adapter in zip(plan.adapters, prepared.adapters, strict=True)
+                        }
+        except RuntimeError:
+            # No memory beside the running edit, or a dead device: `run` does it all, in its turn, and tells which.
+            logger.warning("an edit could not be prepared ahead", exc_info=True)
+            devices.free_cached_memory(self.device)
+            return prepared
+        return replace(prepared, given=given, near=near)
+
+    def _recipe(self, prepared: Prepared) -> Recipe:
+        plan = prepared.plan
+        sizes = [picture.facts.size for picture in prepared.control_images]
+        return make_recipe(self._spec, PROFILES[plan.profile], plan, sizes)
 
     def _adapter(self, use: AdapterUse) -> Adapter:
         pinned = self.device.type == "cuda"
@@ -191,7 +227,7 @@ class Engine:
 
     def _run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
         plan, pictures = prepared.plan, prepared.control_images
-        recipe = make_recipe(self._spec, PROFILES[plan.profile], plan, [picture.facts.size for picture in pictures])
+        recipe = self._recipe(prepared)
         watch = Stopwatch(self.device, prepared.watch.seconds)
 
         def after_step(step: int) -> None:
@@ -206,8 +242,9 @@ class Engine:
         on_step(0)
         with watch.stage("generate"):
             with watch.stage("apply_adapters"):
-                self._apply(plan.adapters, prepared.adapters)
-            given = self._encoders.conditions(plan, pictures, recipe, watch)
+                self._apply(prepared)
+            given = prepared.given or self._encoders.conditions(plan, pictures, recipe, watch)
+            given.lend()
             with watch.stage("denoise"):
                 sizes = ((plan.width, plan.height), *recipe.control_sizes)
                 latents = denoise(
@@ -228,13 +265,17 @@ class Engine:
         record = effective(plan, self._spec, recipe, self._architecture, [picture.facts for picture in pictures])
         return Edited(made, dict(watch.seconds), record, self._runtime(prepared) | {"reused": given.reused})
 
-    def _apply(self, uses: Sequence[AdapterUse], adapters: Sequence[Adapter]) -> None:
+    def _apply(self, prepared: Prepared) -> None:
         """Set the weights; the same adapter twice adds up."""
-        stack: dict[str, tuple[Adapter, float]] = {}
-        for use, adapter in zip(uses, adapters, strict=True):
-            _, scale = stack.get(use.id, (adapter, 0.0))
-            stack[use.id] = (adapter, scale + use.scale)
-        self._weights.apply(stack)
+        by_id = {use.id: adapter for use, adapter in zip(prepared.plan.adapters, prepared.adapters, strict=True)}
+        for changes in prepared.near.values():
+            # One of them stands for all: they lie in one piece of memory.
+            next(iter(changes.values())).moved(devices.lend)
+        stack = scales_of(prepared.plan)
+        self._weights.apply({id: (by_id[id], scale) for id, scale in stack.items()}, prepared.near)
+        self._stack = stack
+        # Their memory is free for the next edit's.
+        prepared.near.clear()
 
     def _runtime(self, prepared: Prepared) -> dict[str, Any]:
         """What of an edit only this process knows."""
@@ -255,3 +296,11 @@ class Engine:
             # As plain strings: torch's own type would have whoever unpickles it import torch.
             "versions": {m.__name__: str(m.__version__) for m in (torch, diffusers, transformers)},
         }
+
+
+def scales_of(plan: EditPlan) -> dict[str, float]:
+    """The scale of each of a plan's adapters, by id; the same adapter twice adds up."""
+    scales: dict[str, float] = {}
+    for use in plan.adapters:
+        scales[use.id] = scales.get(use.id, 0.0) + use.scale
+    return scales

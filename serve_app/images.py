@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +21,6 @@ from serve_app.geometry import Size, fits_encoder
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 JPEG_QUALITY = 95
-
-# What pictures are compared in.
-EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
 
 EXIF_ORIENTATION = 0x0112
 
@@ -154,30 +150,3 @@ def encode(image: PIL.Image.Image, output_format: str, text: Mapping[str, Any]) 
 def is_of_one_colour(image: PIL.Image.Image) -> bool:
     """Whether every pixel of an RGB picture has the same colour."""
     return all(least == most for least, most in image.getextrema())  # type: ignore[misc]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far two pictures of one size are apart, in RGB (RGBA if one has alpha) with 8 bits a channel.
-
-    `share` is of the pixels that differ in any channel, `largest` in grey levels. `psnr` is in dB:
-    10 log10(255^2 / mean squared error), infinite for equal pictures.
-    """
-
-    share: float
-    largest: int
-    psnr: float
-
-
-def difference(a: PIL.Image.Image, b: PIL.Image.Image) -> Difference:
-    """Raises ValueError for pictures of different sizes, or of more than 8 bits a channel."""
-    if a.size != b.size:
-        raise ValueError(f"their sizes differ: {a.width}x{a.height} and {b.width}x{b.height}")
-    if deep := {a.mode, b.mode} - EIGHT_BIT_MODES:
-        raise ValueError(f"only pictures of 8 bits a channel are compared, not {', '.join(sorted(deep))}")
-    # Where one has alpha, it counts as a channel of both.
-    mode = "RGBA" if a.has_transparency_data or b.has_transparency_data else "RGB"
-    apart = np.abs(np.asarray(a.convert(mode), dtype=np.int16) - np.asarray(b.convert(mode), dtype=np.int16))
-    error = float(np.square(apart, dtype=np.float64).mean())
-    psnr = 10 * math.log10(255**2 / error) if error else math.inf
-    return Difference(float(apart.any(axis=2).mean()), int(apart.max()), psnr)

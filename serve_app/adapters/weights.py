@@ -84,8 +84,8 @@ class Weights:
     def apply(self, uses: Mapping[str, tuple[Adapter, float]], near: Mapping[str, Near] = NOTHING_NEAR) -> int:
         """Have these adapters (by id), each at its scale, and no others; the number of linears rewritten.
 
-        `near` are the changes of those whose copy on the device was made beforehand. If it fails midway, the next call sets all right: each linear is as it was, as it should be, or known
-        to be neither.
+        `near` are the changes of those whose copy on the device was made beforehand. If it fails midway, the next
+        call sets all right: each linear is as it was, as it should be, or known to be neither.
         """
         wanted: dict[str, Stack] = {}
         for adapter_id, (adapter, scale) in uses.items():

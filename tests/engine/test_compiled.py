@@ -7,10 +7,10 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
+from serve_app.compare import difference
 from serve_app.config import MINIATURE_RANDOM, ModelConfig
 from serve_app.engine import CANARY_STEPS, Engine
 from serve_app.errors import UnusableResult
-from serve_app.images import difference
 from serve_app.models import miniature
 from serve_app.models.acceleration import choose_attention
 from serve_app.models.registry import MODELS
@@ -98,7 +98,7 @@ def test_replica_that_makes_another_picture_once_it_is_warm_is_not_ready(config)
         return (-output[0],) if len(forwards) > CANARY_STEPS * 2 else output
 
     engine._pipeline.transformer.register_forward_hook(go_wrong)
-    with pytest.raises(UnusableResult, match=r"a fixed edit is only .* dB from what it is without"):
+    with pytest.raises(UnusableResult, match=r"a fixed edit is only .* dB like the one without"):
         engine.make_ready()
 
 
