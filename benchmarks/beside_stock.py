@@ -6,9 +6,9 @@
     python -m benchmarks.beside_stock --sizes 1024x1024 768x1344 --steps 8 25 --adapters 0 1 2
 
 An edit is timed from encoded control image to encoded JPEG, warm. `stock` is diffusers' own `__call__` in eager mode
-with the adapters as PEFT's layers; `/NAME` is the attention kernel. Ratios and PSNR are beside `stock` and `eager` of the
-same row. MFU is of the transformer's forwards, against the best matrix product of the same run. With the smallest
-`--steps` of two, edits behind each other show what preparing the next one beside the current one does.
+with the adapters as PEFT's layers; `/NAME` is the attention kernel. Ratios and PSNR are beside `stock` and `eager` of
+the same row. MFU is of the transformer's forwards, against the best matrix product of the same run. Edits behind each
+other, of the smallest `--steps`, show what preparing the next one beside the current one does.
 """
 
 import argparse
