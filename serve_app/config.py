@@ -73,6 +73,8 @@ class ModelConfig(Frozen):
     tag or, best, a commit; `local_files_only` never asks the hub, what is not in its local cache is an error.
     `prompt_cache_bytes` and `control_cache_bytes` are what an editor keeps on its device of prompts' embeddings and
     of control images' latents, for edits that ask for the same again; 0 keeps none.
+    `offload` keeps the model in host memory, for a card without room for it: `model` brings each part to the device for
+    its stage, `sequential` each layer for its forward. `vae_tiling` has the VAE work in tiles for every request.
     `prepare_ahead` has the next edit's prompts and control images encoded and its adapters copied to the device while
     the current edit denoises; null: on CUDA alone, since on a CPU it would take cores from the edit.
     `attention` is the transformer's kernel; `compile: regional` compiles its blocks, once for all sizes, and keeps what
@@ -90,6 +92,8 @@ class ModelConfig(Frozen):
     adapter_weights: Literal["auto", "device", "host", "hooks"] = "auto"
     prompt_cache_bytes: NonNegativeInt = 256 * 2**20
     control_cache_bytes: NonNegativeInt = 64 * 2**20
+    offload: Literal["none", "model", "sequential"] = "none"
+    vae_tiling: bool = False
     prepare_ahead: bool | None = None
     attention: AttentionName = "native"
     compile: Literal["none", "regional"] = "none"
@@ -102,6 +106,14 @@ class ModelConfig(Frozen):
     def _revision_is_of_a_hub_checkpoint(self) -> Self:
         if self.revision is not None and self.checkpoint in EMBEDDED:
             raise ValueError(f"revision: {self.checkpoint!r} is no hub checkpoint, so it has no revisions")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_offloaded_is_not_fast(self) -> Self:
+        if self.offload != "none" and (
+            self.compile != "none" or self.prepare_ahead or self.adapter_weights == "device"
+        ):
+            raise ValueError("offload: not with compile, prepare_ahead or adapter_weights: device")
         return self
 
     @model_validator(mode="after")

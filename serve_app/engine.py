@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -11,6 +12,7 @@ import diffusers
 import PIL.Image
 import torch
 import transformers
+from torch import Tensor
 
 from serve_app import device as devices
 from serve_app import images
@@ -29,6 +31,7 @@ from serve_app.models import architecture, checkpoint
 from serve_app.models.acceleration import accelerate, changes_anything, graphs
 from serve_app.models.denoise import denoise, noise
 from serve_app.models.encoders import Conditions, Encoders
+from serve_app.models.placement import Placement
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import Recipe, make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
@@ -79,7 +82,8 @@ class Engine:
 
         `contents` reads the adapters' files: by default with nobody to agree with on what is in them.
         """
-        self.device: torch.device = pipeline.device
+        offload = config.offload
+        self.device: torch.device = pipeline.device if offload == "none" else devices.choose(config.device)
         # Ray gives a small replica one thread; the number decides the last bits of a picture on a CPU.
         self.threads = config.threads or os.cpu_count() or 1
         self.alive = True
@@ -89,8 +93,9 @@ class Engine:
         self._config = config
         self._graphs_when_ready: int | None = None
         self._pipeline = pipeline
-        self._encoders = Encoders(pipeline, config.prompt_cache_bytes, config.control_cache_bytes)
-        ahead = config.prepare_ahead if config.prepare_ahead is not None else self.device.type == "cuda"
+        ahead = config.prepare_ahead
+        if ahead is None:
+            ahead = self.device.type == "cuda" and offload == "none"
         self._aside = devices.Aside(self.device) if ahead else None
         # The adapters and scales of the edit that set the weights last: a hint, written by the thread that runs.
         self._stack: dict[str, float] = {}
@@ -98,8 +103,13 @@ class Engine:
         self._linears = self._architecture.linears
         self._copies = config.adapter_weights
         if self._copies == "auto":
-            self._copies = place_for_copies(pipeline.transformer, self.device)
+            # Where the weights themselves have no place on the device, a copy has none either.
+            here = offload == "none"
+            self._copies = place_for_copies(pipeline.transformer, self.device) if here else "host"
         self._weights = Hooks(pipeline) if self._copies == "hooks" else Weights(pipeline.transformer, self._copies)
+        # After the weights: they hold on to the tensors that offloading takes away from the modules.
+        self._placement = Placement(pipeline, self.device, offload)
+        self._encoders = Encoders(pipeline, self._placement, config.prompt_cache_bytes, config.control_cache_bytes)
 
     @classmethod
     def load(cls, config: ModelConfig, contents: Contents | None = None) -> Self:
@@ -215,6 +225,8 @@ class Engine:
                 return self._run(prepared, on_step, should_stop)
         except torch.OutOfMemoryError as error:
             plan = prepared.plan
+            # The frames that failed hold what the edit had made so far.
+            traceback.clear_frames(error.__traceback__)
             devices.free_cached_memory(self.device)
             raise OutOfMemory(
                 f"a picture of {plan.width}x{plan.height} does not fit into this device's memory"
@@ -241,29 +253,35 @@ class Engine:
             torch.cuda.reset_peak_memory_stats(self.device)
         on_step(0)
         with watch.stage("generate"):
-            with watch.stage("apply_adapters"):
-                self._apply(prepared)
             given = prepared.given or self._encoders.conditions(plan, pictures, recipe, watch)
             given.lend()
-            with watch.stage("denoise"):
-                sizes = ((plan.width, plan.height), *recipe.control_sizes)
-                latents = denoise(
-                    self._pipeline.transformer,
-                    noise(plan.seed, plan.width, plan.height, self.device, given.positive.dtype),
-                    given.control,
-                    [(1, height // 16, width // 16) for width, height in sizes],
-                    given.positive,
-                    given.negative,
-                    plan.guidance_scale,
-                    recipe.guidance_rescaled,
-                    plan.steps,
-                    after_step,
-                    plan.sampler,
-                )
+            with self._placement.working(self._pipeline.transformer):
+                with watch.stage("apply_adapters"):
+                    self._apply(prepared)
+                latents = self._denoise(plan, recipe, given, after_step, watch)
             with watch.stage("decode"):
                 made = self._encoders.decode(latents, plan)
         record = effective(plan, self._spec, recipe, self._architecture, [picture.facts for picture in pictures])
         return Edited(made, dict(watch.seconds), record, self._runtime(prepared) | {"reused": given.reused})
+
+    def _denoise(
+        self, plan: EditPlan, recipe: Recipe, given: Conditions, after_step: Callable[[int], None], watch: Stopwatch
+    ) -> Tensor:
+        sizes = ((plan.width, plan.height), *recipe.control_sizes)
+        with watch.stage("denoise"):
+            return denoise(
+                self._pipeline.transformer,
+                noise(plan.seed, plan.width, plan.height, self.device, given.positive.dtype),
+                given.control,
+                [(1, height // 16, width // 16) for width, height in sizes],
+                given.positive,
+                given.negative,
+                plan.guidance_scale,
+                recipe.guidance_rescaled,
+                plan.steps,
+                after_step,
+                plan.sampler,
+            )
 
     def _apply(self, prepared: Prepared) -> None:
         """Set the weights; the same adapter twice adds up."""
@@ -286,6 +304,7 @@ class Engine:
             "dtype": str(self._pipeline.transformer.dtype).removeprefix("torch."),
             "threads": self.threads,
             "adapter_weights": self._copies,
+            "offload": self._config.offload,
             "attention": self._config.attention,
             "compile": self._config.compile,
             "recompilations": self.recompilations,

@@ -127,6 +127,7 @@ def plan_edits(
     """One plan a prompt, every value effective. `control_images` maps a client's image string to its sha256."""
     profile, why_profile = _profile(request, config, adapters)
     divisor = divisor_of(spec, profile)
+    always_tiled = any(model.vae_tiling for model in config.models if model.id == spec.id)
 
     def plan(index: int, prompt: Prompt) -> EditPlan:
         width = _default(prompt.width, spec.default_width)
@@ -147,7 +148,7 @@ def plan_edits(
             control_images=tuple(control_images[image] for image in prompt.control_images) if control_images else (),
             adapters=tuple(adapters),
             exif=request.exif,
-            vae_tiling=request.vae_tiling,
+            vae_tiling=request.vae_tiling or always_tiled,
             sampler=SAMPLER_NAMES.get(prompt.sampler or "", "flowmatch"),
             why={
                 "size": f"{width}x{height} ({asked}), each side floored to a multiple of {divisor}",

@@ -7,7 +7,7 @@ stacks and hundreds of swaps leave no trace: without adapters the weights are W0
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,13 @@ def place_for_copies(transformer: nn.Module, device: torch.device) -> Literal["d
     return place
 
 
+class Parameters(NamedTuple):
+    """Of one linear."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
 class Weights:
     """The linears of one transformer. One caller at a time.
 
@@ -64,7 +71,12 @@ class Weights:
 
     def __init__(self, transformer: nn.Module, copies: Literal["device", "host"]) -> None:
         self._copies = copies
-        self._linears = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
+        # The parameters of now: they are what a forward reads even where accelerate has put others in their place.
+        self._linears = {
+            name: Parameters(module.weight, module.bias)
+            for name, module in transformer.named_modules()
+            if isinstance(module, nn.Linear)
+        }
         self._untouched: dict[tuple[str, str], Tensor] = {}
         self._stacks: dict[str, Stack] = {}
         if copies == "host":

@@ -14,6 +14,7 @@ from serve_app.images import Picture
 from serve_app.models import conditioning
 from serve_app.models.cache import TensorCache
 from serve_app.models.checkpoint import Pipeline
+from serve_app.models.placement import Placement
 from serve_app.models.recipe import Recipe, Resize
 from serve_app.tasks import EditPlan
 
@@ -46,9 +47,12 @@ class Encoders:
     remembered is complete on the device before anybody else sees it.
     """
 
-    def __init__(self, pipeline: Pipeline, prompt_cache_bytes: int, control_cache_bytes: int) -> None:
+    def __init__(
+        self, pipeline: Pipeline, placement: Placement, prompt_cache_bytes: int, control_cache_bytes: int
+    ) -> None:
         self._pipeline = pipeline
-        self._device: torch.device = pipeline.device
+        self._placement = placement
+        self._device = placement.device
         self._prompts = TensorCache(prompt_cache_bytes)
         self._controls = TensorCache(control_cache_bytes)
         self._text_lock = threading.Lock()
@@ -74,7 +78,7 @@ class Encoders:
 
     def decode(self, latents: Tensor, plan: EditPlan) -> PIL.Image.Image:
         """The picture of packed latents. Raises UnusableResult."""
-        with self._vae_lock:
+        with self._vae_lock, self._placement.working(self._pipeline.vae):
             self._set_tiling(plan)
             return conditioning.decode_latents(self._pipeline, latents, plan.width, plan.height)
 
@@ -86,10 +90,11 @@ class Encoders:
         def encode() -> Tensor:
             encoder = self._pipeline.text_encoder
             seen = [
-                conditioning.encoder_image(picture.image, steps, encoder.device, encoder.dtype)
+                conditioning.encoder_image(picture.image, steps, self._device, encoder.dtype)
                 for picture, steps in zip(pictures, sizes, strict=True)
             ]
-            return conditioning.encode_prompt(self._pipeline, text, seen, recipe)
+            with self._placement.working(encoder):
+                return conditioning.encode_prompt(self._pipeline, text, seen, recipe, self._device)
 
         seen = tuple((picture.digest, tuple(steps)) for picture, steps in zip(pictures, sizes, strict=True))
         key = (recipe.prompt_prefix, text, seen, recipe.position_ids, recipe.max_prompt_tokens)
@@ -106,7 +111,8 @@ class Encoders:
     def _control_latents(self, picture: Picture, resizes: tuple[Resize, ...], plan: EditPlan) -> Tensor:
         def encode() -> Tensor:
             pixels = conditioning.control_pixels(self._pipeline, picture.image, resizes)
-            return conditioning.encode_control(self._pipeline, pixels)
+            with self._placement.working(self._pipeline.vae):
+                return conditioning.encode_control(self._pipeline, pixels, self._device)
 
         return self._controls.get((picture.digest, resizes, plan.vae_tiling), encode)
 

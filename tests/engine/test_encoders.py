@@ -13,6 +13,7 @@ from serve_app.device import Stopwatch
 from serve_app.engine import Engine
 from serve_app.models.cache import TensorCache
 from serve_app.models.encoders import Conditions, Encoders
+from serve_app.models.placement import Placement
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
@@ -53,7 +54,12 @@ FIRST = {PLUS: {}, EDIT.id: {"guidance_scale": 1.0}}
 def encoders(bench):
     """For a model, one that has seen the first edit and remembers, and one that does not remember; and what it saw."""
     torch.set_num_threads(THREADS)
-    return {model: tuple(Encoders(bench(model).pipeline, size, size) for size in (2**30, 0)) for model in FIRST}
+
+    def encoders(model: str, size: int) -> Encoders:
+        pipeline = bench(model).pipeline
+        return Encoders(pipeline, Placement(pipeline, CPU, "none"), size, size)
+
+    return {model: (encoders(model, 2**30), encoders(model, 0)) for model in FIRST}
 
 
 def conditions(encoders: Encoders, plan, files) -> Conditions:

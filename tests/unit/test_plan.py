@@ -136,3 +136,11 @@ def test_architecture_is_read_from_a_directory(tmp_path):
     found = architecture_of(ModelConfig(checkpoint=str(tmp_path)))
     assert (found.num_layers, found.num_attention_heads, found.attention_head_dim) == (3, 4, 128)
     assert architecture_of(ModelConfig(checkpoint="Qwen/Qwen-Image-Edit")).adapted_modules == 840
+
+
+def test_vae_works_in_tiles_for_every_request_of_a_model_whose_config_says_so():
+    models = [{"id": "qwen_image_edit"}, {"id": "qwen_image", "vae_tiling": True}]
+    request = {"prompts": [{"prompt": "x"}]}
+    assert [plan.vae_tiling for plan in plans(request | {"model": "qwen_image"}, models=models)] == [True]
+    assert [plan.vae_tiling for plan in plans(request, models=models)] == [False]
+    assert [plan.vae_tiling for plan in plans(request | {"vae_tiling": True}, models=models)] == [True]
