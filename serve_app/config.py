@@ -75,6 +75,7 @@ class ModelConfig(Frozen):
     of control images' latents, for edits that ask for the same again; 0 keeps none.
     `offload` keeps the model in host memory, for a card without room for it: `model` brings each part to the device for
     its stage, `sequential` each layer for its forward. `vae_tiling` has the VAE work in tiles for every request.
+    `gpus_per_replica: 2` gives each of the two guidance branches a GPU, with a copy of the transformer on both.
     `prepare_ahead` has the next edit's prompts and control images encoded and its adapters copied to the device while
     the current edit denoises; null: on CUDA alone, since on a CPU it would take cores from the edit.
     `attention` is the transformer's kernel; `compile: regional` compiles its blocks, once for all sizes, and keeps what
@@ -94,6 +95,7 @@ class ModelConfig(Frozen):
     control_cache_bytes: NonNegativeInt = 64 * 2**20
     offload: Literal["none", "model", "sequential"] = "none"
     vae_tiling: bool = False
+    gpus_per_replica: Literal[1, 2] = 1
     prepare_ahead: bool | None = None
     attention: AttentionName = "native"
     compile: Literal["none", "regional"] = "none"
@@ -114,6 +116,14 @@ class ModelConfig(Frozen):
             self.compile != "none" or self.prepare_ahead or self.adapter_weights == "device"
         ):
             raise ValueError("offload: not with compile, prepare_ahead or adapter_weights: device")
+        return self
+
+    @model_validator(mode="after")
+    def _two_gpus_are_two_gpus(self) -> Self:
+        if self.gpus_per_replica == 2 and (
+            self.device != "cuda" or self.offload != "none" or self.adapter_weights == "hooks"
+        ):
+            raise ValueError("gpus_per_replica: two need device: cuda, and neither offload nor adapter_weights: hooks")
         return self
 
     @model_validator(mode="after")

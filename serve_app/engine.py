@@ -21,14 +21,15 @@ from serve_app.adapters.changes import Adapter
 from serve_app.adapters.contents import Contents
 from serve_app.adapters.files import read_adapter
 from serve_app.adapters.hooks import Hooks
-from serve_app.adapters.weights import Near, Weights, place_for_copies
+from serve_app.adapters.weights import NOTHING_NEAR, Near, Weights, place_for_copies
 from serve_app.canary import LEAST_LIKENESS_DB, fixed_files, fixed_plan, likeness
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.device import Stopwatch
 from serve_app.effective import effective
-from serve_app.errors import DeviceLost, EditCanceled, OutOfMemory, UnusableResult
+from serve_app.errors import CheckpointRefused, DeviceLost, EditCanceled, OutOfMemory, UnusableResult
 from serve_app.models import architecture, checkpoint
 from serve_app.models.acceleration import accelerate, changes_anything, graphs
+from serve_app.models.branches import Branches, twin
 from serve_app.models.denoise import denoise, noise
 from serve_app.models.encoders import Conditions, Encoders
 from serve_app.models.placement import Placement
@@ -76,11 +77,17 @@ class Engine:
     """
 
     def __init__(
-        self, pipeline: checkpoint.Pipeline, spec: ModelSpec, config: ModelConfig, contents: Contents | None = None
+        self,
+        pipeline: checkpoint.Pipeline,
+        spec: ModelSpec,
+        config: ModelConfig,
+        contents: Contents | None = None,
+        second: torch.device | None = None,
     ) -> None:
         """An engine for a pipeline where it lies; of the config, what says how to run it.
 
-        `contents` reads the adapters' files: by default with nobody to agree with on what is in them.
+        `contents` reads the adapters' files: by default with nobody to agree with on what is in them. A `second` device
+        gets a copy of the transformer, which does one of the two guidance branches.
         """
         offload = config.offload
         self.device: torch.device = pipeline.device if offload == "none" else devices.choose(config.device)
@@ -93,6 +100,7 @@ class Engine:
         self._config = config
         self._graphs_when_ready: int | None = None
         self._pipeline = pipeline
+        self._devices = [self.device] if second is None else [self.device, second]
         ahead = config.prepare_ahead
         if ahead is None:
             ahead = self.device.type == "cuda" and offload == "none"
@@ -106,7 +114,19 @@ class Engine:
             # Where the weights themselves have no place on the device, a copy has none either.
             here = offload == "none"
             self._copies = place_for_copies(pipeline.transformer, self.device) if here else "host"
-        self._weights = Hooks(pipeline) if self._copies == "hooks" else Weights(pipeline.transformer, self._copies)
+        self._transformers = [pipeline.transformer]
+        if second is not None:
+            if self._copies == "hooks":
+                raise CheckpointRefused(
+                    "two devices need room for an untouched copy of the weights on each, or the host"
+                )
+            self._transformers.append(twin(pipeline.transformer, second))
+        self._branches = Branches(self._transformers, self.threads)
+        self._weights: Sequence[Weights | Hooks] = (
+            [Hooks(pipeline)]
+            if self._copies == "hooks"
+            else [Weights(transformer, self._copies) for transformer in self._transformers]
+        )
         # After the weights: they hold on to the tensors that offloading takes away from the modules.
         self._placement = Placement(pipeline, self.device, offload)
         self._encoders = Encoders(pipeline, self._placement, config.prompt_cache_bytes, config.control_cache_bytes)
@@ -115,7 +135,9 @@ class Engine:
     def load(cls, config: ModelConfig, contents: Contents | None = None) -> Self:
         """The engine for a configured model. Raises CheckpointRefused."""
         spec, device = MODELS[config.id], devices.choose(config.device)
-        engine = cls(checkpoint.load(config, spec, device, devices.dtype_for(device)), spec, config, contents)
+        pipeline = checkpoint.load(config, spec, device, devices.dtype_for(device))
+        second = torch.device("cuda", 1) if config.gpus_per_replica == 2 else None
+        engine = cls(pipeline, spec, config, contents, second)
         engine.make_ready()
         return engine
 
@@ -129,8 +151,10 @@ class Engine:
             return
         size = next(iter(config.warm_up), (self._spec.default_width, self._spec.default_height))
         plain = self._fixed_edit(*size, CANARY_STEPS)
-        accelerate(self._pipeline.transformer, config)
-        self._weights.warm_up()
+        for transformer in self._transformers:
+            accelerate(transformer, config)
+        for weights in self._weights:
+            weights.warm_up()
         for width, height in config.warm_up:
             self._fixed_edit(width, height, steps=1)
         found = likeness(plain, self._fixed_edit(*size, CANARY_STEPS))
@@ -227,12 +251,13 @@ class Engine:
             plan = prepared.plan
             # The frames that failed hold what the edit had made so far.
             traceback.clear_frames(error.__traceback__)
-            devices.free_cached_memory(self.device)
+            for device in self._devices:
+                devices.free_cached_memory(device)
             raise OutOfMemory(
                 f"a picture of {plan.width}x{plan.height} does not fit into this device's memory"
             ) from error
         except RuntimeError as error:
-            self.alive = devices.is_alive(self.device)
+            self.alive = all(map(devices.is_alive, self._devices))
             if self.alive:
                 raise
             raise DeviceLost("the device failed while it edited; its replica is being replaced") from error
@@ -270,7 +295,7 @@ class Engine:
         sizes = ((plan.width, plan.height), *recipe.control_sizes)
         with watch.stage("denoise"):
             return denoise(
-                self._pipeline.transformer,
+                self._branches,
                 noise(plan.seed, plan.width, plan.height, self.device, given.positive.dtype),
                 given.control,
                 [(1, height // 16, width // 16) for width, height in sizes],
@@ -290,7 +315,9 @@ class Engine:
             # One of them stands for all: they lie in one piece of memory.
             next(iter(changes.values())).moved(devices.lend)
         stack = scales_of(prepared.plan)
-        self._weights.apply({id: (by_id[id], scale) for id, scale in stack.items()}, prepared.near)
+        uses = {id: (by_id[id], scale) for id, scale in stack.items()}
+        for weights, near in zip(self._weights, (prepared.near, NOTHING_NEAR), strict=False):
+            weights.apply(uses, near)
         self._stack = stack
         # Their memory is free for the next edit's.
         prepared.near.clear()
@@ -305,6 +332,7 @@ class Engine:
             "threads": self.threads,
             "adapter_weights": self._copies,
             "offload": self._config.offload,
+            "transformers": len(self._transformers),
             "attention": self._config.attention,
             "compile": self._config.compile,
             "recompilations": self.recompilations,
