@@ -3,11 +3,12 @@
     python -m benchmarks.beside_stock                        # one GPU, the published sizes, random weights in bf16
     python -m benchmarks.beside_stock --tiny                 # the same on a CPU with the miniature: does it run?
     python -m benchmarks.beside_stock --modes stock stock/cudnn eager compiled compiled/flash_4
+    python -m benchmarks.beside_stock --modes stock pair     # two GPUs: compiled, one guidance branch each
     python -m benchmarks.beside_stock --sizes 1024x1024 768x1344 --steps 8 25 --adapters 0 1 2
 
 An edit is timed from encoded control image to encoded JPEG, warm. `stock` is diffusers' own `__call__` in eager mode
 with the adapters as PEFT's layers; `/NAME` is the attention kernel. Ratios and PSNR are beside `stock` and `eager` of
-the same row. MFU is of the transformer's forwards, against the best matrix product of the same run. Edits behind each
+the same row. MFU is of the first GPU's forwards, against the best matrix product of the same run. Edits behind each
 other, of the smallest `--steps`, show what preparing the next one beside the current one does.
 """
 
@@ -168,7 +169,7 @@ def measure_own(bench: Bench, mode: str, kernel: str, plans: list[EditPlan], cop
         device=bench.device.type,
         threads=bench.threads,
         attention=kernel,
-        compile="regional" if mode == "compiled" else "none",
+        compile="none" if mode == "eager" else "regional",
         warm_up=sizes,
         adapter_weights=copies,
         # Nothing is remembered: every edit is timed as if its prompt and picture were new.
@@ -176,7 +177,8 @@ def measure_own(bench: Bench, mode: str, kernel: str, plans: list[EditPlan], cop
         control_cache_bytes=0,
     )
     choose_attention(bench.pipeline.transformer, "native")
-    engine = Engine(bench.pipeline, MODELS[PLAN.model], config)
+    another = torch.device("cuda", 1) if bench.device.type == "cuda" else bench.device
+    engine = Engine(bench.pipeline, MODELS[PLAN.model], config, second=another if mode == "pair" else None)
     started = time.perf_counter()
     try:
         engine.make_ready()
@@ -295,7 +297,7 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int)
     parser.add_argument("--adapters", nargs="+", type=int, default=[1], help="how many an edit has")
     parser.add_argument("--modes", nargs="+", default=["stock", "eager", "compiled"],
-                        help=f"stock, eager or compiled, each with /KERNEL of {', '.join(BACKENDS)}")  # fmt: skip
+                        help=f"stock, eager, compiled or pair, each with /KERNEL of {', '.join(BACKENDS)}")  # fmt: skip
     parser.add_argument("--copies", default="auto", choices=["auto", "device", "host"], help="of the untouched weights")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

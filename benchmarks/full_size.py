@@ -91,7 +91,8 @@ def load_full_size(config: ModelConfig, contents: Contents) -> Engine:
     """An editor's engine for `build_application`, whatever checkpoint the config names."""
     device = torch.device("cuda")
     spec = MODELS[config.id]
-    engine = Engine(make_pipeline(spec, device), spec, config.model_copy(update={"threads": 8}), contents)
+    second = torch.device("cuda", 1) if config.gpus_per_replica == 2 else None
+    engine = Engine(make_pipeline(spec, device), spec, config.model_copy(update={"threads": 8}), contents, second)
     engine.make_ready()
     return engine
 

@@ -12,7 +12,6 @@ import diffusers
 import PIL.Image
 import torch
 import transformers
-from torch import Tensor
 
 from serve_app import device as devices
 from serve_app import images
@@ -20,19 +19,16 @@ from serve_app.adapters.cache import AdapterCache
 from serve_app.adapters.changes import Adapter
 from serve_app.adapters.contents import Contents
 from serve_app.adapters.files import read_adapter
-from serve_app.adapters.hooks import Hooks
-from serve_app.adapters.weights import NOTHING_NEAR, Near, Weights, place_for_copies
+from serve_app.adapters.weights import Near
 from serve_app.canary import LEAST_LIKENESS_DB, fixed_files, fixed_plan, likeness
 from serve_app.config import FetchConfig, ModelConfig
+from serve_app.denoiser import Denoiser
 from serve_app.device import Stopwatch
 from serve_app.effective import effective
-from serve_app.errors import CheckpointRefused, DeviceLost, EditCanceled, OutOfMemory, UnusableResult
+from serve_app.errors import DeviceLost, EditCanceled, OutOfMemory, UnusableResult
 from serve_app.models import architecture, checkpoint
-from serve_app.models.acceleration import accelerate, changes_anything, graphs
-from serve_app.models.branches import Branches, twin
-from serve_app.models.denoise import denoise, noise
+from serve_app.models.acceleration import changes_anything, graphs
 from serve_app.models.encoders import Conditions, Encoders
-from serve_app.models.placement import Placement
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import Recipe, make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
@@ -105,31 +101,12 @@ class Engine:
         if ahead is None:
             ahead = self.device.type == "cuda" and offload == "none"
         self._aside = devices.Aside(self.device) if ahead else None
-        # The adapters and scales of the edit that set the weights last: a hint, written by the thread that runs.
-        self._stack: dict[str, float] = {}
         self._architecture = architecture.from_config(pipeline.transformer.config)
         self._linears = self._architecture.linears
-        self._copies = config.adapter_weights
-        if self._copies == "auto":
-            # Where the weights themselves have no place on the device, a copy has none either.
-            here = offload == "none"
-            self._copies = place_for_copies(pipeline.transformer, self.device) if here else "host"
-        self._transformers = [pipeline.transformer]
-        if second is not None:
-            if self._copies == "hooks":
-                raise CheckpointRefused(
-                    "two devices need room for an untouched copy of the weights on each, or the host"
-                )
-            self._transformers.append(twin(pipeline.transformer, second))
-        self._branches = Branches(self._transformers, self.threads)
-        self._weights: Sequence[Weights | Hooks] = (
-            [Hooks(pipeline)]
-            if self._copies == "hooks"
-            else [Weights(transformer, self._copies) for transformer in self._transformers]
+        self._denoiser = Denoiser(pipeline, config, self.device, second, self.threads)
+        self._encoders = Encoders(
+            pipeline, self._denoiser.placement, config.prompt_cache_bytes, config.control_cache_bytes
         )
-        # After the weights: they hold on to the tensors that offloading takes away from the modules.
-        self._placement = Placement(pipeline, self.device, offload)
-        self._encoders = Encoders(pipeline, self._placement, config.prompt_cache_bytes, config.control_cache_bytes)
 
     @classmethod
     def load(cls, config: ModelConfig, contents: Contents | None = None) -> Self:
@@ -151,10 +128,7 @@ class Engine:
             return
         size = next(iter(config.warm_up), (self._spec.default_width, self._spec.default_height))
         plain = self._fixed_edit(*size, CANARY_STEPS)
-        for transformer in self._transformers:
-            accelerate(transformer, config)
-        for weights in self._weights:
-            weights.warm_up()
+        self._denoiser.accelerate()
         for width, height in config.warm_up:
             self._fixed_edit(width, height, steps=1)
         found = likeness(plain, self._fixed_edit(*size, CANARY_STEPS))
@@ -209,7 +183,8 @@ class Engine:
                 given = self._encoders.conditions(plan, prepared.control_images, self._recipe(prepared), watch)
                 near = {}
                 with watch.stage("copy_adapters"):
-                    if self._copies != "hooks" and scales_of(plan) != self._stack:
+                    # What the weights have now is a hint: an edit runs beside this, and may change them.
+                    if self._denoiser.copies != "hooks" and scales_of(plan) != self._denoiser.scales:
                         near = {
                             use.id: adapter.on(self.device)
                             for use, adapter in zip(plan.adapters, prepared.adapters, strict=True)
@@ -280,33 +255,15 @@ class Engine:
         with watch.stage("generate"):
             given = prepared.given or self._encoders.conditions(plan, pictures, recipe, watch)
             given.lend()
-            with self._placement.working(self._pipeline.transformer):
+            with self._denoiser.working():
                 with watch.stage("apply_adapters"):
                     self._apply(prepared)
-                latents = self._denoise(plan, recipe, given, after_step, watch)
+                with watch.stage("denoise"):
+                    latents = self._denoiser.denoise(plan, recipe, given, after_step)
             with watch.stage("decode"):
                 made = self._encoders.decode(latents, plan)
         record = effective(plan, self._spec, recipe, self._architecture, [picture.facts for picture in pictures])
         return Edited(made, dict(watch.seconds), record, self._runtime(prepared) | {"reused": given.reused})
-
-    def _denoise(
-        self, plan: EditPlan, recipe: Recipe, given: Conditions, after_step: Callable[[int], None], watch: Stopwatch
-    ) -> Tensor:
-        sizes = ((plan.width, plan.height), *recipe.control_sizes)
-        with watch.stage("denoise"):
-            return denoise(
-                self._branches,
-                noise(plan.seed, plan.width, plan.height, self.device, given.positive.dtype),
-                given.control,
-                [(1, height // 16, width // 16) for width, height in sizes],
-                given.positive,
-                given.negative,
-                plan.guidance_scale,
-                recipe.guidance_rescaled,
-                plan.steps,
-                after_step,
-                plan.sampler,
-            )
 
     def _apply(self, prepared: Prepared) -> None:
         """Set the weights; the same adapter twice adds up."""
@@ -314,11 +271,8 @@ class Engine:
         for changes in prepared.near.values():
             # One of them stands for all: they lie in one piece of memory.
             next(iter(changes.values())).moved(devices.lend)
-        stack = scales_of(prepared.plan)
-        uses = {id: (by_id[id], scale) for id, scale in stack.items()}
-        for weights, near in zip(self._weights, (prepared.near, NOTHING_NEAR), strict=False):
-            weights.apply(uses, near)
-        self._stack = stack
+        uses = {adapter_id: (by_id[adapter_id], scale) for adapter_id, scale in scales_of(prepared.plan).items()}
+        self._denoiser.apply(uses, prepared.near)
         # Their memory is free for the next edit's.
         prepared.near.clear()
 
@@ -330,9 +284,9 @@ class Engine:
             "peak_memory_gib": round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2) if on_gpu else None,
             "dtype": str(self._pipeline.transformer.dtype).removeprefix("torch."),
             "threads": self.threads,
-            "adapter_weights": self._copies,
+            "adapter_weights": self._denoiser.copies,
             "offload": self._config.offload,
-            "transformers": len(self._transformers),
+            "transformers": len(self._denoiser.transformers),
             "attention": self._config.attention,
             "compile": self._config.compile,
             "recompilations": self.recompilations,

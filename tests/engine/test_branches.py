@@ -27,7 +27,7 @@ def paired() -> Engine:
 def second_forwards(paired):
     """Counts the forwards of the second transformer."""
     calls = []
-    hook = paired._transformers[1].register_forward_pre_hook(lambda *_: calls.append(1))
+    hook = paired._denoiser.transformers[1].register_forward_pre_hook(lambda *_: calls.append(1))
     yield calls
     hook.remove()
 
@@ -50,7 +50,7 @@ def test_what_fails_on_the_second_device_fails_that_edit_alone(paired, make_plan
         hook.remove()
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    hook = paired._transformers[1].register_forward_pre_hook(fail)
+    hook = paired._denoiser.transformers[1].register_forward_pre_hook(fail)
     with pytest.raises(OutOfMemory):
         paired.edit(make_plan(model=MODEL.id), [control_png])
     assert paired.edit(make_plan(model=MODEL.id), [control_png]).image
