@@ -119,7 +119,7 @@ class Engine:
         return engine
 
     def make_ready(self) -> None:
-        """Accelerate the transformer as the config says, and warm up: minutes, of which no request sees any.
+        """Accelerate the transformer as the config says, and warm up, so that no request waits for what is slow once.
 
         Raises UnusableResult if a fixed edit is no picture then, or another one than before.
         """

@@ -1,5 +1,7 @@
 """Compiled blocks: the same picture within roundings, one graph for whatever comes, and warm before any traffic."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -55,6 +57,15 @@ def test_adapters_scales_stacks_and_sizes_compile_nothing_anew(compiled, bench, 
         made = compiled.edit(plan, [])
         assert made.runtime["recompilations"] == compiled.recompilations == 0
         assert difference(made.image, bench(MODEL.id).engine.edit(plan, []).image).largest <= 1
+
+
+def test_thread_other_than_the_one_that_warmed_up_compiles_nothing_anew(compiled, make_plan):
+    """A replica loads in one thread and edits in another; Dynamo's guards look at state that threads have."""
+    plan = make_plan(model=MODEL.id, control_images=())
+    with ThreadPoolExecutor(1) as other:
+        made = other.submit(compiled.edit, plan, []).result()
+    assert made.runtime["recompilations"] == 0
+    assert made.image.tobytes() == compiled.edit(plan, []).image.tobytes()
 
 
 def test_graph_compiled_in_traffic_is_counted(compiled):
