@@ -27,7 +27,7 @@ from serve_app.device import Stopwatch
 from serve_app.effective import effective
 from serve_app.errors import DeviceLost, EditCanceled, OutOfMemory, UnusableResult
 from serve_app.models import architecture, checkpoint
-from serve_app.models.acceleration import changes_anything, graphs
+from serve_app.models.acceleration import changes_anything, graphs, settle_thread
 from serve_app.models.encoders import Conditions, Encoders
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import Recipe, make_recipe
@@ -176,7 +176,7 @@ class Engine:
 
     def _prepare_on_device(self, prepared: Prepared, aside: devices.Aside) -> Prepared:
         plan = prepared.plan
-        torch.set_num_threads(self.threads)
+        settle_thread(self.threads)
         try:
             with torch.no_grad(), aside.work():
                 watch = Stopwatch(self.device, prepared.watch.seconds)
@@ -218,7 +218,7 @@ class Engine:
         Raises EditCanceled when told to stop, LoraIncompatible, OutOfMemory, UnusableResult, and DeviceLost
         when the device's context died; `alive` is False from then on.
         """
-        torch.set_num_threads(self.threads)
+        settle_thread(self.threads)
         try:
             with torch.no_grad():
                 return self._run(prepared, on_step, should_stop)

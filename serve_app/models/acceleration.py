@@ -43,10 +43,18 @@ def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig) ->
     if config.compile == "regional":
         # Inductor and Triton keep what they compile there, and find it when the next process starts.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.compile_cache_folder
-        torch._dynamo.config.recompile_limit = GRAPHS_OF_A_BLOCK
         # One graph for all blocks: they are alike, and their weights are its inputs, so that adapters written into
         # the weights change nothing that it depends on.
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
+
+
+def settle_thread(threads: int) -> None:
+    """Set what torch keeps for each thread by itself: whoever computes calls this first, in its own thread.
+
+    The number of threads decides the last bits of a CPU's sums, and compiled code is guarded with it.
+    """
+    torch.set_num_threads(threads)
+    torch._dynamo.config.recompile_limit = GRAPHS_OF_A_BLOCK
 
 
 def graphs() -> int:

@@ -9,6 +9,8 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor, nn
 
+from serve_app.models.acceleration import settle_thread
+
 Shapes = list[tuple[int, int, int]]
 
 
@@ -33,7 +35,7 @@ class Branches:
     def __init__(self, transformers: Sequence[QwenImageTransformer2DModel], threads: int) -> None:
         self._first, *rest = transformers
         self._second = next(iter(rest), None)
-        self._launcher = ThreadPoolExecutor(1, "branch", torch.set_num_threads, (threads,))
+        self._launcher = ThreadPoolExecutor(1, "branch", settle_thread, (threads,))
 
     def predict(self, hidden: Tensor, timestep: Tensor, shapes: Shapes, prompts: Sequence[Tensor]) -> list[Tensor]:
         """What the transformer predicts for each of `prompts`, on `hidden`'s device.
