@@ -84,7 +84,7 @@ def shipped(folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def bodies(paths: Sequence[str], requests: int, size: int, steps: Sequence[int]) -> list[dict]:
+def bodies(paths: Sequence[str], requests: int, size: int, steps: Sequence[int], guidance: float) -> list[dict]:
     """The requests, the same for the same arguments, whichever adapter each one has."""
     chance = random.Random(0)
     image, weights = base64.b64encode(PHOTOGRAPH.read_bytes()).decode(), popularity(len(paths))
@@ -92,7 +92,7 @@ def bodies(paths: Sequence[str], requests: int, size: int, steps: Sequence[int])
     for number in range(requests):
         drawn = random.Random(number).choices(paths, weights)[0]
         prompt = {"prompt": f"invert the colours {number}", "ctrl_img": image, "width": size, "height": size}
-        prompt |= {"sample_steps": chance.choice(steps), "guidance_scale": 4.0}
+        prompt |= {"sample_steps": chance.choice(steps), "guidance_scale": guidance}
         made.append({"model": MODEL.id, "prompts": [prompt], "loras": [{"path": drawn}]})
     return made
 
@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--adapters", nargs="+", type=int, default=[1, 50], help="one run each, over so many")
     parser.add_argument("--requests", type=int, help="a run; default: 120 at full size, else 12")
     parser.add_argument("--steps", nargs="+", type=int, default=[4, 8, 12], help="each request draws one")
+    parser.add_argument("--guidance", type=float, default=4.0, help="1: one forward a step")
     parser.add_argument("--size", type=int, help="width and height; default: 1024 at full size, else 64")
     parser.add_argument("--editors", type=int, default=1, help="how many the service runs")
     options = parser.parse_args()
@@ -158,10 +159,10 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name, started(options, Path(name)) as url:
-        listed = httpx.get(f"{url}/v1/loras", timeout=60).raise_for_status().json()["loras"]
+        listed = httpx.get(f"{url}/v1/loras", params={"limit": 200}, timeout=60).raise_for_status().json()["loras"]
         paths = sorted(lora["path"] for lora in listed)
         for adapters in options.adapters:
-            requests = bodies(paths[:adapters], count, size, options.steps)
+            requests = bodies(paths[:adapters], count, size, options.steps, options.guidance)
             seconds, served = asyncio.run(drive(url, requests, 2 * options.editors))
             print(row(min(adapters, len(paths)), options.editors, seconds, served), flush=True)
 
