@@ -4,6 +4,7 @@
     python -m benchmarks.beside_stock --tiny                 # the same on a CPU with the miniature: does it run?
     python -m benchmarks.beside_stock --modes stock stock/cudnn eager compiled compiled/flash_4
     python -m benchmarks.beside_stock --modes stock pair     # two GPUs: compiled, one guidance branch each
+    python -m benchmarks.beside_stock --modes stock eager fp8      # compiled, and the blocks' linears in fp8
     python -m benchmarks.beside_stock --sizes 1024x1024 768x1344 --steps 8 25 --adapters 0 1 2
 
 An edit is timed from encoded control image to encoded JPEG, warm. `stock` is diffusers' own `__call__` in eager mode
@@ -170,6 +171,7 @@ def measure_own(bench: Bench, mode: str, kernel: str, plans: list[EditPlan], cop
         threads=bench.threads,
         attention=kernel,
         compile="none" if mode == "eager" else "regional",
+        quantization="fp8" if mode == "fp8" else "none",
         warm_up=sizes,
         adapter_weights=copies,
         # Nothing is remembered: every edit is timed as if its prompt and picture were new.
@@ -177,6 +179,7 @@ def measure_own(bench: Bench, mode: str, kernel: str, plans: list[EditPlan], cop
         control_cache_bytes=0,
     )
     choose_attention(bench.pipeline.transformer, "native")
+    linears = {m: m.weight for m in bench.pipeline.transformer.modules() if isinstance(m, torch.nn.Linear)}
     another = torch.device("cuda", 1) if bench.device.type == "cuda" else bench.device
     engine = Engine(bench.pipeline, MODELS[PLAN.model], config, second=another if mode == "pair" else None)
     started = time.perf_counter()
@@ -197,6 +200,8 @@ def measure_own(bench: Bench, mode: str, kernel: str, plans: list[EditPlan], cop
     engine.edit(replace(plans[0], steps=1, adapters=()), [PHOTOGRAPH.read_bytes()])
     for block in bench.pipeline.transformer.transformer_blocks:
         block._compiled_call_impl = None
+    for module, weight in linears.items():
+        module.weight = weight
     del engine
     gc.collect()
     if bench.device.type == "cuda":
@@ -298,7 +303,7 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int)
     parser.add_argument("--adapters", nargs="+", type=int, default=[1], help="how many an edit has")
     parser.add_argument("--modes", nargs="+", default=["stock", "eager", "compiled"],
-                        help=f"stock, eager, compiled or pair, each with /KERNEL of {', '.join(BACKENDS)}")  # fmt: skip
+                        help=f"stock, eager, compiled, fp8, pair; each with /KERNEL of {', '.join(BACKENDS)}")  # fmt: skip
     parser.add_argument("--copies", default="auto", choices=["auto", "device", "host"], help="of the untouched weights")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

@@ -37,6 +37,8 @@ ProfileName = Literal["reference", "trainer", "auto", "trainer-0.6.0", "trainer-
 # or 4 where their packages are installed. `python -m benchmarks.attention` measures them.
 AttentionName = Literal["native", "cudnn", "flash", "flash_3", "flash_4"]
 
+QuantizationName = Literal["none", "fp8"]
+
 
 def expand_variables(url: str) -> str:
     """`url` with each `${NAME}` replaced by that environment variable, so that passwords stay out of files.
@@ -75,6 +77,7 @@ class ModelConfig(Frozen):
     of control images' latents, for edits that ask for the same again; 0 keeps none.
     `offload` keeps the model in host memory, for a card without room for it: `model` brings each part to the device for
     its stage, `sequential` each layer for its forward. `vae_tiling` has the VAE work in tiles for every request.
+    `quantization: fp8` has the blocks' linears in eight bits (needs torchao), refused for the trainer's profiles.
     `gpus_per_replica: 2` gives each of the two guidance branches a GPU, with a copy of the transformer on both.
     `prepare_ahead` has the next edit's prompts and control images encoded and its adapters copied to the device while
     the current edit denoises; null: on CUDA alone, since on a CPU it would take cores from the edit.
@@ -95,6 +98,7 @@ class ModelConfig(Frozen):
     control_cache_bytes: NonNegativeInt = 64 * 2**20
     offload: Literal["none", "model", "sequential"] = "none"
     vae_tiling: bool = False
+    quantization: QuantizationName = "none"
     gpus_per_replica: Literal[1, 2] = 1
     prepare_ahead: bool | None = None
     attention: AttentionName = "native"

@@ -55,6 +55,9 @@ class Denoiser:
 
     def accelerate(self) -> None:
         """Have it compute as the config says; what is slow the first time is left to the first edits."""
+        if self._config.quantization == "fp8":
+            for weights in self._weights:
+                weights.quantise()
         for transformer in self.transformers:
             accelerate(transformer, self._config)
         with self.working():

@@ -18,6 +18,10 @@ class Hooks:
         self._transformer = pipeline.transformer
         self._hanging: set[str] = set()
 
+    def quantise(self) -> None:
+        """Raises ValueError: PEFT's layers add to what a linear computes, and no config asks for both."""
+        raise ValueError("adapters beside the weights and quantised weights do not go together")
+
     def warm_up(self) -> None:
         """Nothing: PEFT has no kernels of its own."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from serve_app.adapters.changes import Adapter, Change, Full, LowRank
 from serve_app.device import free_memory
+from serve_app.models.quantization import is_worth_it, quantise, quantised
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +78,25 @@ class Weights:
             for name, module in transformer.named_modules()
             if isinstance(module, nn.Linear)
         }
+        self._transformer = transformer
+        # The linears whose weights are in eight bits.
+        self._quantised: set[str] = set()
         self._untouched: dict[tuple[str, str], Tensor] = {}
         self._stacks: dict[str, Stack] = {}
         if copies == "host":
             # Pinning takes most of a minute at the published size: no request waits for it.
             for name, linear in self._linears.items():
                 self._original(name, "weight", linear.weight)
+
+    @torch.no_grad()
+    def quantise(self) -> None:
+        """Go on in fp8; adapters are merged as before, from the weights as they are without any, and then rounded."""
+        self.apply({})
+        for name, module in self._transformer.named_modules():
+            if is_worth_it(name, module):
+                self._untouched.setdefault((name, "weight"), self._linears[name].weight)
+                self._linears[name] = Parameters(quantise(module), module.bias)
+                self._quantised.add(name)
 
     def warm_up(self) -> None:
         """Have the kernel compiled that the usual file needs, by one adapter that changes nothing."""
@@ -138,10 +152,13 @@ class Weights:
     def _write(self, name: str, changes: list[ScaledChange], product: Product | None) -> None:
         linear = self._linears[name]
         original = self._original(name, "weight", linear.weight)
+        target = torch.empty_like(original) if name in self._quantised else linear.weight
         if product is None:
-            write_weight(linear.weight, original, changes)
+            write_weight(target, original, changes)
         else:
-            write_product(linear.weight, original, product)
+            write_product(target, original, product)
+        if target is not linear.weight:
+            linear.weight.copy_(quantised(target))
         # Few files change a bias: one that never was changed is not copied.
         with_bias = any(isinstance(change, Full) and change.bias is not None for change, _ in changes)
         if linear.bias is not None and (with_bias or (name, "bias") in self._untouched):

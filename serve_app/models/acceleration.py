@@ -32,8 +32,8 @@ GRAPHS_OF_A_BLOCK = 64
 
 
 def changes_anything(config: ModelConfig) -> bool:
-    """Whether `accelerate` has anything to do."""
-    return config.compile != "none" or config.attention != "native"
+    """Whether a replica computes otherwise than plain."""
+    return config.compile != "none" or config.attention != "native" or config.quantization != "none"
 
 
 def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig) -> None:
