@@ -302,8 +302,8 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=size_of)
     parser.add_argument("--steps", nargs="+", type=int)
     parser.add_argument("--adapters", nargs="+", type=int, default=[1], help="how many an edit has")
-    parser.add_argument("--modes", nargs="+", default=["stock", "eager", "compiled"],
-                        help=f"stock, eager, compiled, fp8, pair; each with /KERNEL of {', '.join(BACKENDS)}")  # fmt: skip
+    modes = f"stock, eager, compiled, fp8, pair; each with /KERNEL of {', '.join(BACKENDS)}"
+    parser.add_argument("--modes", nargs="+", default=["stock", "eager", "compiled"], help=modes)
     parser.add_argument("--copies", default="auto", choices=["auto", "device", "host"], help="of the untouched weights")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
