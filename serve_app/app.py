@@ -16,6 +16,7 @@ from ray.util.state import list_jobs
 from ray.util.state.exception import RayStateApiException
 from starlette.types import ASGIApp
 
+from serve_app import meter
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.editor import Editor, EditorHandles, EngineFactory, load_engine
 from serve_app.ingress import create_app
@@ -31,8 +32,9 @@ class Ingress:
     """An HTTP replica: stateless, on a CPU, one of several."""
 
     def __init__(self, config: AppConfig, editors: dict[str, DeploymentHandle]) -> None:
+        told = meter.start("ingress", list(editors))
         running = RunningEditors(serve.get_replica_context().app_name, list(editors))
-        self._service = Service(config, EditorHandles(editors), running)
+        self._service = Service(config, EditorHandles(editors), running, told)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self._service)

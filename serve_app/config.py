@@ -55,6 +55,12 @@ def expand_variables(url: str) -> str:
     return re.sub(r"\$\{(\w+)\}", value, url)
 
 
+def wants_spans() -> bool:
+    """Whether OpenTelemetry's standard variables name somebody to send spans to. Its SDK reads the rest of them."""
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return any(os.environ.get(name) for name in endpoints) and os.environ.get("OTEL_TRACES_EXPORTER") != "none"
+
+
 Url = Annotated[str, AfterValidator(expand_variables)]
 
 

@@ -70,11 +70,12 @@ class Denoiser:
         with self.placement.working(self.transformers[0]):
             yield
 
-    def apply(self, uses: Mapping[str, tuple[Adapter, float]], near: Mapping[str, Near]) -> None:
-        """Have these adapters (by id), each at its scale, and no others; `near` as in `Weights.apply`."""
-        for weights, nearby in zip(self._weights, (near, NOTHING_NEAR), strict=False):
-            weights.apply(uses, nearby)
+    def apply(self, uses: Mapping[str, tuple[Adapter, float]], near: Mapping[str, Near]) -> int:
+        """Have these adapters (by id), each at its scale, and no others; as `Weights.apply`."""
+        nearby = zip(self._weights, (near, NOTHING_NEAR), strict=False)
+        swapped = [weights.apply(uses, its) for weights, its in nearby]
         self.scales = {adapter_id: scale for adapter_id, (_, scale) in uses.items()}
+        return swapped[0]
 
     def denoise(self, plan: EditPlan, recipe: Recipe, given: Conditions, on_step: Callable[[int], None]) -> Tensor:
         """Packed latents of the plan's picture. `on_step` is told each finished step and may raise to stop."""

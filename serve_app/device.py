@@ -10,6 +10,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from serve_app import tracing
+
 logger = logging.getLogger(__name__)
 
 
@@ -23,8 +25,9 @@ class Stopwatch:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
-        finish(self.device)
+        with tracing.span(name):
+            yield
+            finish(self.device)
         self.seconds[name] = time.perf_counter() - started
 
 

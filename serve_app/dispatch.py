@@ -8,17 +8,32 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
-from typing import Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
+from opentelemetry.trace import SpanKind
 from pydantic import TypeAdapter
 from sqlalchemy.exc import SQLAlchemyError
 
+from serve_app import tracing
 from serve_app.artifacts import Artifacts
 from serve_app.config import JobsConfig
 from serve_app.errors import EditorLost, EditorUnavailable, StorageFailed, StoreUnavailable, describe
 from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore, owner_name
-from serve_app.tasks import EditDone, EditEvent, EditTask
+from serve_app.tasks import EditDone, EditEvent, EditTask, Status
+from serve_app.telemetry import (
+    ATTEMPTS,
+    FOUND,
+    LEASES_LOST,
+    MADE,
+    NO_METER,
+    REQUESTS,
+    STAGE_SECONDS,
+    STOPPED,
+    UNRECORDED,
+    Meter,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +78,20 @@ class Dispatcher:
     """`run` until cancelled; `wake` it when there is new work."""
 
     def __init__(
-        self, store: JobStore, editors: Editors, artifacts: Artifacts, config: JobsConfig, editor_count: EditorCount
+        self,
+        store: JobStore,
+        editors: Editors,
+        artifacts: Artifacts,
+        config: JobsConfig,
+        editor_count: EditorCount,
+        meter: Meter = NO_METER,
     ) -> None:
         self._store = store
         self._editors = editors
         self._artifacts = artifacts
         self._config = config
         self._editor_count = editor_count
+        self._meter = meter
         self._owner = owner_name()
         self._work: dict[asyncio.Task[None], Claim] = {}
         self._awake = asyncio.Event()
@@ -100,7 +122,8 @@ class Dispatcher:
 
     async def _claim(self) -> None:
         try:
-            await self._store.queue.expire()
+            for model in await self._store.queue.expire():
+                self._meter.record(REQUESTS, model=model, status=Status.FAILED)
             for model, editors in (await self._editor_count()).items():
                 room = MAX_IN_FLIGHT - len(self._work)
                 capacity = CLAIMS_PER_EDITOR * max(editors, 1)
@@ -142,16 +165,38 @@ class Dispatcher:
                     task.cancel()
 
     async def _finish(self, claim: Claim) -> None:
-        """Bring one claimed picture to its end, or give it back."""
+        """Bring one claimed picture to its end, or give it back; and tell of it."""
+        task, model = claim.task, claim.task.plan.model
+        facts: dict[str, Any] = {"image": task.index, "model": model, "generation": claim.generation}
+        with tracing.about(task.request_id, task.traceparent):
+            queue = None
+            if claim.generation == 1:
+                queue = tracing.waited("queue", claim.waited_s, **facts)
+                self._meter.record(STAGE_SECONDS, claim.waited_s, model=model, stage="queue")
+            if claim.was_lost:
+                self._meter.record(LEASES_LOST, model=model)
+            with tracing.span("attempt", SpanKind.CLIENT, queue, **facts) as span:
+                outcome = STOPPED
+                try:
+                    outcome = await self._attempt(claim)
+                finally:
+                    if outcome not in (MADE, FOUND):
+                        tracing.failed(span, outcome)
+                    self._meter.record(ATTEMPTS, model=model, outcome=outcome)
+                    logger.info("picture %s of %s: %s", task.index, task.request_id, outcome)
+
+    async def _attempt(self, claim: Claim) -> str:
+        """What became of it, in the words of `telemetry.ATTEMPTS`."""
         task, clock = claim.task, Clock()
         try:
-            done = await self._earlier_result(claim)
-            if done is None and len(claim.reasons) >= self._config.max_attempts:
-                await self._surely(lambda: self._store.queue.fail(claim, given_up(claim.reasons), 0.0))
-                return
-            done = done or await self._edit(claim, clock)
+            found = await self._earlier_result(claim)
+            if found is None and len(claim.reasons) >= self._config.max_attempts:
+                await self._surely(claim, lambda: self._store.queue.fail(claim, given_up(claim.reasons), 0.0))
+                return EditorLost.code
+            done = found or await self._edit(claim, clock)
             clock.stop()
             await self._succeed(claim, done)
+            return FOUND if found else MADE
         except asyncio.CancelledError:
             if clock.seconds:
                 await self._store.queue.charge(claim, clock.seconds)
@@ -159,19 +204,24 @@ class Dispatcher:
         except (SQLAlchemyError, OSError):
             # The store or the storage, not the edit: its lease runs out, and somebody takes it up again.
             logger.exception("picture %s of %s could not be recorded", task.index, task.request_id)
+            return UNRECORDED
         except Exception as error:
             await self._give_back(claim, error, clock.seconds)
+            return describe(error).code
 
     async def _succeed(self, claim: Claim, done: EditDone) -> None:
-        recorded = await self._surely(lambda: self._store.queue.succeed(claim, done, self._artifacts.exists))
+        recorded = await self._surely(claim, lambda: self._store.queue.succeed(claim, done, self._artifacts.exists))
         if not recorded:
             await self._store.queue.charge(claim, done.timings.get("generate", 0.0))
 
-    async def _surely(self, write: Callable[[], Awaitable[bool]]) -> bool:
+    async def _surely(self, claim: Claim, write: Callable[[], Awaitable[Status | None]]) -> Status | None:
         """Write what became of an edit, however long the store is away: what was made should not be made again."""
         while True:
             try:
-                return await write()
+                status = await write()
+                if status is not None and status.ended:
+                    self._meter.record(REQUESTS, model=claim.task.plan.model, status=status)
+                return status
             except (StoreUnavailable, StorageFailed):
                 logger.exception("could not record what became of an edit; trying again")
                 await asyncio.sleep(self._poll_s)
@@ -185,10 +235,10 @@ class Dispatcher:
         reasons = (*claim.reasons, description.message) if is_attempt else claim.reasons
         if description.retryable and len(reasons) < self._config.max_attempts:
             await asyncio.sleep(self._poll_s)
-            await self._surely(lambda: self._store.queue.retry(claim, reasons, gpu_seconds))
+            await self._surely(claim, lambda: self._store.queue.retry(claim, reasons, gpu_seconds))
         else:
             message = given_up(reasons) if description.retryable else description.message
-            await self._surely(lambda: self._store.queue.fail(claim, message, gpu_seconds))
+            await self._surely(claim, lambda: self._store.queue.fail(claim, message, gpu_seconds))
 
     async def _earlier_result(self, claim: Claim) -> EditDone | None:
         """What an editor finished for a dispatcher that was lost before it could record it."""
@@ -203,10 +253,12 @@ class Dispatcher:
 
     async def _edit(self, claim: Claim, clock: "Clock") -> EditDone:
         """Have the picture made. Raises what the editor raises, and EditorLost if it no longer gets on."""
+        # The editor's spans belong to this attempt.
+        task = replace(claim.task, traceparent=tracing.traceparent())
         now = asyncio.get_running_loop().time
         recorded = float("-inf")
         try:
-            async with asyncio.timeout(None) as patience, aclosing(self._editors.edit(claim.task)) as events:
+            async with asyncio.timeout(None) as patience, aclosing(self._editors.edit(task)) as events:
                 async for event in events:
                     if isinstance(event, EditDone):
                         return event

@@ -1,6 +1,7 @@
 """Both ends of the one Ray call: the editor replica that makes pictures, and the client that asks it to."""
 
 import asyncio
+import contextvars
 import hashlib
 import logging
 import os
@@ -11,12 +12,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import ray
+from opentelemetry.trace import SpanKind
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app import images
+from serve_app import images, meter, tracing
 from serve_app.adapters.contents import Contents
 from serve_app.artifacts import Artifacts
 from serve_app.config import FetchConfig, ModelConfig
@@ -24,6 +26,17 @@ from serve_app.dispatch import control_key, record_key
 from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError, StorageFailed
 from serve_app.holdings import Holdings
 from serve_app.tasks import AdapterUse, EditDone, EditEvent, EditPlan, EditTask, StepDone
+from serve_app.telemetry import (
+    ADAPTER_EDITS,
+    CACHE_BYTES,
+    COMPILATIONS,
+    EVICTIONS,
+    GPU_SECONDS,
+    STAGE_SECONDS,
+    SWAP_SECONDS,
+    SWAPS,
+    Metric,
+)
 
 if TYPE_CHECKING:
     # The client's end lives in ingress processes, which never import torch.
@@ -74,6 +87,8 @@ class Editor:
     def __init__(
         self, config: ModelConfig, artifacts_url: str, limits: FetchConfig, load: EngineFactory = load_engine
     ) -> None:
+        self._meter = meter.start("editor", [config.id])
+        self._model, self._evictions_told = config.id, 0
         self._artifacts = Artifacts(artifacts_url)
         self._engine = load(config, Contents(config, limits, self._artifacts))
         # One thread for the device: edits run one after the other, and the event loop stays free.
@@ -134,7 +149,19 @@ class Editor:
         on_step: Callable[[int], None],
         should_stop: Callable[[], bool],
     ) -> EditDone:
-        prepared = await self._prepare(task.plan)
+        about = tracing.about(task.request_id, task.traceparent)
+        with about, tracing.span("edit", SpanKind.SERVER, model=self._model):
+            return await self._make(task, begun, on_step, should_stop)
+
+    async def _make(
+        self,
+        task: EditTask,
+        begun: asyncio.Event,
+        on_step: Callable[[int], None],
+        should_stop: Callable[[], bool],
+    ) -> EditDone:
+        with tracing.span("prepare"):
+            prepared = await self._prepare(task.plan)
         loop = asyncio.get_running_loop()
 
         def run() -> tuple["Edited", float]:
@@ -143,9 +170,34 @@ class Editor:
 
         async with self._device:
             begun.set()
-            edited, seconds = await loop.run_in_executor(self._device_thread, run)
+            # In the request's context, which an executor's threads do not have.
+            edited, seconds = await loop.run_in_executor(self._device_thread, contextvars.copy_context().run, run)
         self._holdings.work_s.add(seconds)
-        return await self._store_patiently(task, edited, should_stop)
+        with tracing.span("store"):
+            done = await self._store_patiently(task, edited, should_stop)
+        self._tell(edited, done, seconds)
+        logger.info("picture %s of %s: made, %.2f s on the device", task.index, task.request_id, seconds)
+        return done
+
+    def _tell(self, edited: "Edited", done: EditDone, seconds: float) -> None:
+        """Tell operators of a finished edit, which kept the device for so long."""
+        self._record(GPU_SECONDS, seconds)
+        for stage, stage_s in done.timings.items():
+            self._record(STAGE_SECONDS, stage_s, stage=stage)
+        if edited.swapped:
+            self._record(SWAPS)
+            self._record(SWAP_SECONDS, edited.timings["apply_adapters"])
+        self._record(COMPILATIONS, edited.compilations)
+
+    def _tell_of_cache(self) -> None:
+        adapters = self._engine.adapters
+        self._record(CACHE_BYTES, adapters.size_bytes)
+        evictions = adapters.given_up
+        self._record(EVICTIONS, evictions - self._evictions_told)
+        self._evictions_told = evictions
+
+    def _record(self, metric: Metric, value: float = 1.0, **tags: str) -> None:
+        self._meter.record(metric, value, model=self._model, **tags)
 
     async def _prepare(self, plan: EditPlan) -> "Prepared":
         def prepare() -> "Prepared":
@@ -153,12 +205,17 @@ class Editor:
 
         if not plan.adapters:
             return await asyncio.to_thread(prepare)
+        warm = all(self._engine.adapters.holds(use.id) for use in plan.adapters)
+        self._record(ADAPTER_EDITS, warm="true" if warm else "false")
         set_id = adapter_set_id(plan.adapters)
         with self._holdings.loading(set_id, [use.id for use in plan.adapters]):
             # Before the load: others who want this set should come here, not load it too. Only a name; the
             # adapters are the engine's to keep, and what it gives up or fails to load the holdings take back.
             await self._advertise(set_id)
-            return await asyncio.to_thread(prepare)
+            try:
+                return await asyncio.to_thread(prepare)
+            finally:
+                self._tell_of_cache()
 
     def _control_image(self, sha256: str) -> bytes:
         """Raises EditError if it is gone, StorageFailed if it cannot be had now."""

@@ -27,7 +27,7 @@ from serve_app.device import Stopwatch
 from serve_app.effective import effective
 from serve_app.errors import DeviceLost, EditCanceled, OutOfMemory, UnusableResult
 from serve_app.models import architecture, checkpoint
-from serve_app.models.acceleration import changes_anything, graphs, settle_thread
+from serve_app.models.acceleration import changes_anything, graphs_compiled, settle_thread
 from serve_app.models.encoders import Conditions, Encoders
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import Recipe, make_recipe
@@ -57,12 +57,18 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Edited:
-    """A finished picture: RGB, of the plan's size. `timings` are seconds by stage; the rest as in `EditDone`."""
+    """A finished picture: RGB, of the plan's size. `timings` are seconds by stage; the rest as in `EditDone`.
+
+    `swapped` is how many linears (with hooks: adapters) were set anew for it, `compilations` how many graphs
+    torch.compile made meanwhile.
+    """
 
     image: PIL.Image.Image
     timings: dict[str, float]
     effective: dict[str, Any]
     runtime: dict[str, Any]
+    swapped: int = 0
+    compilations: int = 0
 
 
 class Engine:
@@ -132,7 +138,7 @@ class Engine:
         for width, height in config.warm_up:
             self._fixed_edit(width, height, steps=1)
         found = likeness(plain, self._fixed_edit(*size, CANARY_STEPS))
-        self._graphs_when_ready = graphs()
+        self._graphs_when_ready = graphs_compiled()
         logger.info("warm after %.1f s; a fixed edit is %.1f dB like a plain one", time.perf_counter() - started, found)
         if found < LEAST_LIKENESS_DB:
             raise UnusableResult(
@@ -147,7 +153,7 @@ class Engine:
     @property
     def recompilations(self) -> int:
         """Graphs compiled since the replica was ready: each one is seconds that an edit waited."""
-        return 0 if self._graphs_when_ready is None else graphs() - self._graphs_when_ready
+        return 0 if self._graphs_when_ready is None else graphs_compiled() - self._graphs_when_ready
 
     def edit(
         self,
@@ -241,6 +247,7 @@ class Engine:
         plan, pictures = prepared.plan, prepared.control_images
         recipe = self._recipe(prepared)
         watch = Stopwatch(self.device, prepared.watch.seconds)
+        compiled_before = graphs_compiled()
 
         def after_step(step: int) -> None:
             on_step(step)
@@ -257,24 +264,27 @@ class Engine:
             given.lend()
             with self._denoiser.working():
                 with watch.stage("apply_adapters"):
-                    self._apply(prepared)
+                    swapped = self._apply(prepared)
                 with watch.stage("denoise"):
                     latents = self._denoiser.denoise(plan, recipe, given, after_step)
             with watch.stage("decode"):
                 made = self._encoders.decode(latents, plan)
         record = effective(plan, self._spec, recipe, self._architecture, [picture.facts for picture in pictures])
-        return Edited(made, dict(watch.seconds), record, self._runtime(prepared) | {"reused": given.reused})
+        compilations = graphs_compiled() - compiled_before
+        runtime = self._runtime(prepared) | {"reused": given.reused}
+        return Edited(made, dict(watch.seconds), record, runtime, swapped, compilations)
 
-    def _apply(self, prepared: Prepared) -> None:
-        """Set the weights; the same adapter twice adds up."""
+    def _apply(self, prepared: Prepared) -> int:
+        """Set the weights, and say how many had to be; the same adapter twice adds up."""
         by_id = {use.id: adapter for use, adapter in zip(prepared.plan.adapters, prepared.adapters, strict=True)}
         for changes in prepared.near.values():
             # One of them stands for all: they lie in one piece of memory.
             next(iter(changes.values())).moved(devices.lend)
         uses = {adapter_id: (by_id[adapter_id], scale) for adapter_id, scale in scales_of(prepared.plan).items()}
-        self._denoiser.apply(uses, prepared.near)
+        swapped = self._denoiser.apply(uses, prepared.near)
         # Their memory is free for the next edit's.
         prepared.near.clear()
+        return swapped
 
     def _runtime(self, prepared: Prepared) -> dict[str, Any]:
         """What of an edit only this process knows."""

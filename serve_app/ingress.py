@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.middleware.cors import CORSMiddleware
 
 from serve_app.errors import ServiceError
-from serve_app.middleware import BodyLimit, DropRayHeaders
+from serve_app.middleware import BodyLimit, DropRayHeaders, NameRequest
 from serve_app.routes import inference, models, operation, requests
 from serve_app.service import Service
 from serve_app.wire import answer_error, answer_shape_error
@@ -35,6 +35,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(Exception, answer_error)
     app.add_middleware(BodyLimit, max_bytes=service.config.max_body_bytes)
     app.add_middleware(DropRayHeaders)
+    app.add_middleware(NameRequest)
     app.add_middleware(
         CORSMiddleware, allow_origins=service.config.cors_origins, allow_methods=["*"], allow_headers=["*"]
     )

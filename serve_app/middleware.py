@@ -1,7 +1,9 @@
 """What every HTTP request passes before its route."""
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app import tracing
 from serve_app.errors import BodyTooLarge
 from serve_app.wire import error_response
 
@@ -26,6 +28,20 @@ class DropRayHeaders:
             kept = [(k, v) for k, v in scope["headers"] if k.lower().replace(b"_", b"-") not in RAY_HEADERS]
             scope = {**scope, "headers": kept}
         await self._app(scope, receive, send)
+
+
+class NameRequest:
+    """Has what happens in here belong to the request that the path names, and to the client's trace."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        with tracing.about_http(scope["path"], Headers(scope=scope)):
+            await self._app(scope, receive, send)
 
 
 class BodyLimit:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine
@@ -11,14 +12,17 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from serve_app import plan
+from opentelemetry.trace import SpanKind
+
+from serve_app import plan, tracing
 from serve_app.adapters.shelf import Shelf
 from serve_app.adapters.sources import LoraSources
 from serve_app.admission import Admission, Admitted, gather_all
 from serve_app.artifacts import Artifacts
+from serve_app.backlog import BacklogReport
 from serve_app.config import AppConfig
 from serve_app.dispatch import Dispatcher, EditorCount, Editors, control_key, record_key
-from serve_app.errors import FilesGone, HistoryUnavailable, ImageNotFound, RequestNotFound, StoreUnavailable
+from serve_app.errors import FilesGone, HistoryUnavailable, ImageNotFound, RequestNotFound, StoreUnavailable, describe
 from serve_app.events import RequestEvent, events_since, payload_of
 from serve_app.fetch import Fetcher
 from serve_app.jobs.records import (
@@ -39,9 +43,12 @@ from serve_app.models.profile import PROFILES, TRAINER
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.schemas import Explanation, InferenceRequest, LoraInfo, LoraList
 from serve_app.sweeper import Sweeper
-from serve_app.tasks import EditDone, EditPlan, Event
+from serve_app.tasks import EditDone, EditPlan, Event, Status
+from serve_app.telemetry import ACCEPTED, NO_METER, NO_MODEL, REPEATED, REQUESTS, SUBMISSIONS, Meter
 from serve_app.watch import Watch
 from serve_app.webhooks import Deliverer
+
+logger = logging.getLogger(__name__)
 
 # How often a request is admitted whose files were deleted before it was committed.
 TRIES = 3
@@ -52,10 +59,11 @@ POSITION_S, UNCHANGED_S = 1.0, 15.0
 class Service:
     """One ingress' worth of service. An async context manager: it works between entry and exit."""
 
-    def __init__(self, config: AppConfig, editors: Editors, editor_count: EditorCount) -> None:
+    def __init__(self, config: AppConfig, editors: Editors, editor_count: EditorCount, meter: Meter = NO_METER) -> None:
         self.config = config
         self._editors = editors
         self._editor_count = editor_count
+        self._meter = meter
         self._keys = Keys(config.auth)
         # Before anything is started: a checkpoint that is not there fails the deploy.
         self._architectures = {model.id: architecture_of(model) for model in config.models}
@@ -75,12 +83,13 @@ class Service:
         self._watch = Watch(self._store)
         self._run_until_exit(self._watch.run())
         self._dispatcher = Dispatcher(
-            self._store, self._editors, self._artifacts, config.jobs, self._editors_of_each_model
+            self._store, self._editors, self._artifacts, config.jobs, self._editors_of_each_model, self._meter
         )
         self._run_until_exit(self._dispatcher.run())
-        self._run_until_exit(Sweeper(self._store, self._artifacts, config.jobs).run())
+        self._run_until_exit(BacklogReport(self._store.backlogs, self._editors_of_each_model, self._meter).run())
+        self._run_until_exit(Sweeper(self._store, self._artifacts, config.jobs, self._meter).run())
         if config.webhooks.secret is not None:
-            self._run_until_exit(Deliverer(self._store.outbox, config.webhooks, self._payload).run())
+            self._run_until_exit(Deliverer(self._store.outbox, config.webhooks, self._payload, self._meter).run())
         return self
 
     def _run_until_exit(self, work: Coroutine[Any, Any, None]) -> None:
@@ -109,6 +118,22 @@ class Service:
 
         With an idempotency key that was used for the same body, it is the request of then. Raises RequestError.
         """
+        request_id = uuid.uuid4().hex
+        model = request.model if request.model in self._architectures else NO_MODEL
+        with tracing.about(request_id), tracing.span("POST /v1/inference", SpanKind.SERVER, model=model):
+            try:
+                record = await self._submit(request_id, request, caller, base_url, idempotency_key)
+            except Exception as error:
+                self._meter.record(SUBMISSIONS, model=model, code=describe(error).code)
+                raise
+            is_new = record.id == request_id
+            self._meter.record(SUBMISSIONS, model=model, code=ACCEPTED if is_new else REPEATED)
+            logger.info("request %s: %s, %s pictures", record.id, ACCEPTED if is_new else REPEATED, len(record.images))
+            return record
+
+    async def _submit(
+        self, request_id: str, request: InferenceRequest, caller: Caller, base_url: str, idempotency_key: str | None
+    ) -> RequestRecord:
         digest = None
         if idempotency_key is not None:
             # Bodies hold pictures: only who asks for it pays for the digest.
@@ -118,7 +143,7 @@ class Service:
                 return earlier
         for tries in range(1, TRIES + 1):
             admitted = await self._admission.admit(request)
-            new = self._new_request(request, admitted, caller, base_url)
+            new = self._new_request(request_id, request, admitted, caller, base_url)
             new = replace(new, idempotency_key=idempotency_key, body_sha256=digest)
             await gather_all(
                 asyncio.to_thread(self._artifacts.put_missing, control_key(sha256), file.data)
@@ -135,10 +160,12 @@ class Service:
                 return record
         raise AssertionError("unreachable")
 
-    def _new_request(self, request: InferenceRequest, admitted: Admitted, caller: Caller, base_url: str) -> NewRequest:
+    def _new_request(
+        self, request_id: str, request: InferenceRequest, admitted: Admitted, caller: Caller, base_url: str
+    ) -> NewRequest:
         controls = {control_key(sha256): len(file.data) for sha256, file in admitted.control_files.items()}
         return NewRequest(
-            id=uuid.uuid4().hex,
+            id=request_id,
             tenant=caller.tenant,
             model=admitted.spec.id,
             images=tuple(NewImage(edit, self._work(admitted, edit)) for edit in admitted.plans),
@@ -147,6 +174,7 @@ class Service:
             notes=notes_of(admitted),
             files=controls | self._adapter_files(admitted),
             webhook=self._webhook(request, base_url),
+            traceparent=tracing.traceparent(),
         )
 
     def _webhook(self, request: InferenceRequest, base_url: str) -> Webhook | None:
@@ -229,7 +257,8 @@ class Service:
     async def cancel(self, request_id: str, caller: Caller, *, purge: bool) -> tuple[Standing, int]:
         """End a request that has not ended, and with `purge` delete its pictures. Raises RequestNotFound."""
         record = await self.request(request_id, caller)
-        await self._store.requests.cancel(request_id)
+        if await self._store.requests.cancel(request_id):
+            self._meter.record(REQUESTS, model=record.model, status=Status.CANCELED)
         self._dispatcher.wake()
         if purge:
             await self._store.retention.purge(request_id, self._artifacts.delete)

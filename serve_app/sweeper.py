@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from serve_app.artifacts import Artifacts
 from serve_app.config import JobsConfig
 from serve_app.jobs.store import JobStore, owner_name
+from serve_app.telemetry import FAILED, FINISHED, NO_METER, SWEEPS, SWEPT, Meter
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +32,11 @@ ORPHAN_S = 3600.0
 class Sweeper:
     """`run` until cancelled."""
 
-    def __init__(self, store: JobStore, artifacts: Artifacts, config: JobsConfig) -> None:
+    def __init__(self, store: JobStore, artifacts: Artifacts, config: JobsConfig, meter: Meter = NO_METER) -> None:
         self._store = store
         self._artifacts = artifacts
         self._config = config
+        self._meter = meter
         self._owner = owner_name()
 
     async def run(self) -> None:
@@ -43,6 +45,7 @@ class Sweeper:
                 await self.sweep()
             except Exception:
                 logger.exception("the sweep was not finished; trying again in %g s", self._config.sweep_s)
+                self._meter.record(SWEEPS, outcome=FAILED)
             await asyncio.sleep(self._config.sweep_s)
 
     async def sweep(self) -> None:
@@ -55,6 +58,7 @@ class Sweeper:
         for folder in FOLDERS:
             await self._delete_orphans(folder)
         await self._delete_records_of_nobody()
+        self._meter.record(SWEEPS, outcome=FINISHED)
 
     async def _is_mine(self) -> bool:
         return await self._store.take_duty(DUTY, self._owner, self._config.sweep_s * DUTY_SWEEPS)
@@ -67,12 +71,17 @@ class Sweeper:
             keys: set[str] = set()
             # The files after the rows: a request can have thousands. What a crash leaves here are orphans.
             await self._store.retention.remove(ids, keys.update)
+            self._meter.record(SWEPT, len(ids), what="requests")
             await self._delete(sorted(keys))
             logger.info("forgot %s requests and up to %s files of theirs", len(ids), len(keys))
 
     async def _delete(self, keys: Sequence[str]) -> None:
+        def delete(unneeded: Sequence[str]) -> None:
+            self._artifacts.delete(unneeded)
+            self._meter.record(SWEPT, len(unneeded), what="files")
+
         for some in _portions(keys, FILES):
-            await self._store.retention.delete_unneeded(some, self._artifacts.delete)
+            await self._store.retention.delete_unneeded(some, delete)
 
     async def _delete_orphans(self, folder: str) -> None:
         old = await asyncio.to_thread(self._artifacts.older_than, folder, ORPHAN_S)

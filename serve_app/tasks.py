@@ -114,11 +114,15 @@ class EditPlan:
 
 @dataclass(frozen=True)
 class EditTask:
-    """One unit of work: the picture number `index` (0-based, prompt order) of a request."""
+    """One unit of work: the picture number `index` (0-based, prompt order) of a request.
+
+    `traceparent` names the span that it is part of, as W3C's Trace Context writes it.
+    """
 
     request_id: str
     index: int
     plan: EditPlan
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,16 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from opentelemetry.trace import SpanKind
 from standardwebhooks import Webhook
 
+from serve_app import tracing
 from serve_app.config import FetchConfig, WebhooksConfig
 from serve_app.errors import FetchFailed, InvalidParameter
 from serve_app.fetch import Fetcher
 from serve_app.jobs.outbox import Outbox
 from serve_app.jobs.records import Delivery
+from serve_app.telemetry import DELIVERED, GIVEN_UP, NO_METER, RETRIED, WEBHOOKS, Meter
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +77,13 @@ class Deliverer:
     `payload` is asked anew at each attempt.
     """
 
-    def __init__(self, outbox: Outbox, config: WebhooksConfig, payload: PayloadOf) -> None:
+    def __init__(self, outbox: Outbox, config: WebhooksConfig, payload: PayloadOf, meter: Meter = NO_METER) -> None:
         """`config` has a secret."""
         assert config.secret is not None
         self._outbox = outbox
         self._config = config
         self._payload = payload
+        self._meter = meter
         self._signer = Webhook(config.secret)
         self._work: dict[asyncio.Task[None], str] = {}
 
@@ -127,26 +131,31 @@ class Deliverer:
         return bool(deliveries)
 
     async def _deliver(self, delivery: Delivery) -> None:
-        try:
-            if delivery.attempts > self._config.max_attempts:
-                # Those before were begun by processes that did not live to write it down.
-                await self._outbox.failed(delivery.id, "no attempt came to an end", None)
-                return
-            data = await self._payload(delivery)
-            if data is None:
-                await self._outbox.failed(delivery.id, "the request is gone", None)
-            else:
-                await self._attempt(delivery, data)
-        except Exception:
-            logger.exception("webhook %s: nothing could be recorded; it goes out again", delivery.id)
+        with tracing.about(delivery.request_id, delivery.traceparent), tracing.span("webhook", SpanKind.CLIENT):
+            try:
+                self._meter.record(WEBHOOKS, outcome=await self._outcome(delivery))
+            except Exception:
+                logger.exception("webhook %s: nothing could be recorded; it goes out again", delivery.id)
 
-    async def _attempt(self, delivery: Delivery, data: dict[str, Any]) -> None:
+    async def _outcome(self, delivery: Delivery) -> str:
+        """Try it, and record what became of it."""
+        if delivery.attempts > self._config.max_attempts:
+            # Those before were begun by processes that did not live to write it down.
+            await self._outbox.failed(delivery.id, "no attempt came to an end", None)
+            return GIVEN_UP
+        data = await self._payload(delivery)
+        if data is None:
+            await self._outbox.failed(delivery.id, "the request is gone", None)
+            return GIVEN_UP
+        return await self._attempt(delivery, data)
+
+    async def _attempt(self, delivery: Delivery, data: dict[str, Any]) -> str:
         status = None
         try:
             status = await self._post(delivery, data)
             if 200 <= status < 300:
                 await self._outbox.delivered(delivery.id)
-                return
+                return DELIVERED
             error = f"its server answered {status}"
         except FetchFailed as failure:
             error = failure.message
@@ -159,6 +168,7 @@ class Deliverer:
             error + last * "; given up",
         )
         await self._outbox.failed(delivery.id, error, None if last else delay_after(delivery.attempts))
+        return GIVEN_UP if last else RETRIED
 
     async def _post(self, delivery: Delivery, data: dict[str, Any]) -> int:
         happened = datetime.fromtimestamp(delivery.created_at, UTC).isoformat(timespec="microseconds")

@@ -7,6 +7,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
+from serve_app import tracing
 from serve_app.errors import (
     ErrorDescription,
     QueueFull,
@@ -38,7 +39,9 @@ def error_response(error: Exception) -> JSONResponse:
 async def answer_error(request: Request, error: Exception) -> JSONResponse:
     response = error_response(error)
     if response.status_code >= 500:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        # What nobody foresaw gets here from outside of all middleware.
+        with tracing.about_http(request.url.path, request.headers):
+            logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return response
 
 

@@ -26,6 +26,7 @@ class AdapterCache(Generic[T]):
         self._loaded: OrderedDict[str, T] = OrderedDict()  # least recently used first
         self._loading: dict[str, Future[T]] = {}
         self._load_s = MovingAverage()
+        self._given_up = 0
         self._lock = threading.Lock()
 
     def get(self, adapter_id: str, load: Callable[[], T]) -> T:
@@ -68,6 +69,11 @@ class AdapterCache(Generic[T]):
             return sum(adapter.size_bytes for adapter in self._loaded.values())
 
     @property
+    def given_up(self) -> int:
+        """How many adapters there was no room for any more, so far."""
+        return self._given_up
+
+    @property
     def load_s(self) -> float | None:
         """Seconds that a load takes; None before the first."""
         return self._load_s.value
@@ -78,3 +84,4 @@ class AdapterCache(Generic[T]):
         while size > self._budget and len(self._loaded) > 1:
             _, given_up = self._loaded.popitem(last=False)
             size -= given_up.size_bytes
+            self._given_up += 1

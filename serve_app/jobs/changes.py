@@ -48,8 +48,8 @@ async def start(connection: AsyncConnection, request_id: str) -> sa.Row[Any] | N
     return row
 
 
-async def end_if_done(connection: AsyncConnection, request_id: str) -> None:
-    """Give the request its end if each of its pictures has one."""
+async def end_if_done(connection: AsyncConnection, request_id: str) -> Status:
+    """Give the request its end if each of its pictures has one; its status as it is now."""
     images = tables.images.c
     rows = (
         await connection.execute(
@@ -59,9 +59,11 @@ async def end_if_done(connection: AsyncConnection, request_id: str) -> None:
         )
     ).all()
     if any(row.state != ENDED for row in rows):
-        return
+        return Status.IN_PROGRESS
     failed = [f"prompt {row.image_index}: {row.error}" for row in rows if row.status == Status.FAILED]
-    await end(connection, request_id, Status.FAILED if failed else Status.SUCCEEDED, "; ".join(failed) or None)
+    status = Status.FAILED if failed else Status.SUCCEEDED
+    await end(connection, request_id, status, "; ".join(failed) or None)
+    return status
 
 
 async def end(connection: AsyncConnection, request_id: str, status: Status, error: str | None) -> sa.Row[Any] | None:

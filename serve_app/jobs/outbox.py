@@ -76,7 +76,7 @@ class Outbox:
                 .values(due_at=tables.now() + lease_s, attempts=_deliveries.attempts + 1)
             )
             rows = await connection.execute(
-                sa.select(tables.deliveries, tables.requests.c.webhook)
+                sa.select(tables.deliveries, tables.requests.c.webhook, tables.requests.c.traceparent)
                 .join(tables.requests, tables.requests.c.id == _deliveries.request_id)
                 .where(_deliveries.id.in_(ids))
                 .order_by(_deliveries.created_at)
@@ -90,6 +90,7 @@ class Outbox:
                 row.created_at,
                 row.attempts,
                 Webhook(row.webhook["url"], tuple(row.webhook["events"]), row.webhook["base_url"]),
+                row.traceparent,
             )
             for row in rows
         ]

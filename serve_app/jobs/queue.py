@@ -40,22 +40,21 @@ class ClaimLost(Exception):
     """Undoes the transaction that finds out."""
 
 
-def unless_lost(method: Callable[P, Awaitable[None]]) -> Callable[P, Coroutine[Any, Any, bool]]:
-    """Make a method that writes a claimed picture answer whether the claim still held; if not, nothing is written."""
+def unless_lost(method: Callable[P, Awaitable[Status]]) -> Callable[P, Coroutine[Any, Any, Status | None]]:
+    """Make a method that writes a claimed picture answer None, with nothing written, if the claim no longer held."""
 
     @functools.wraps(method)
-    async def call(*args: P.args, **kwargs: P.kwargs) -> bool:
+    async def call(*args: P.args, **kwargs: P.kwargs) -> Status | None:
         try:
-            await method(*args, **kwargs)
+            return await method(*args, **kwargs)
         except ClaimLost:
-            return False
-        return True
+            return None
 
     return call
 
 
 class Queue:
-    """Every method is one transaction."""
+    """Every method is one transaction. Those that write a claimed picture say how its request stands then."""
 
     def __init__(self, database: Database, config: JobsConfig) -> None:
         self._database = database
@@ -82,17 +81,28 @@ class Queue:
             room = min(limit, capacity - (await connection.execute(held)).scalar_one())
             if room <= 0:
                 return []
-            rows = [await self._take_over(connection, owner, row) for row in await self._lost(connection, model, room)]
-            rows += await self._take_next(connection, owner, line, room - len(rows))
+            lost = [await self._take_over(connection, owner, row) for row in await self._lost(connection, model, room)]
+            rows = lost + await self._take_next(connection, owner, line, room - len(lost))
+            requests = tables.requests.c
+            ids = {row.request_id for row in rows}
+            traces = sa.select(requests.id, requests.traceparent).where(requests.id.in_(ids))
+            traceparents = {row.id: row.traceparent for row in await connection.execute(traces)}
         return [
             Claim(
-                EditTask(row.request_id, row.image_index, _plans.validate_python(row.plan)),
+                EditTask(
+                    row.request_id,
+                    row.image_index,
+                    _plans.validate_python(row.plan),
+                    traceparents[row.request_id],
+                ),
                 row.tenant,
                 row.generation,
                 tuple(row.reasons),
                 row.work,
+                row.waited_s,
+                place < len(lost),
             )
-            for row in rows
+            for place, row in enumerate(rows)
         ]
 
     async def _is_anything_to_do(self, connection: AsyncConnection, model: str) -> bool:
@@ -159,7 +169,7 @@ class Queue:
                 lease_until=tables.now() + self._config.lease_s,
                 **values,
             )
-            .returning(*_images)
+            .returning(*_images, (tables.now() - _images.created_at).label("waited_s"))
         )
         return (await connection.execute(take)).all()
 
@@ -198,27 +208,29 @@ class Queue:
 
     @transaction
     @unless_lost
-    async def progress(self, claim: Claim, step: int) -> None:
-        """Note that `step` steps are done (0: an editor has begun). False if the claim is lost."""
+    async def progress(self, claim: Claim, step: int) -> Status:
+        """Note that `step` steps are done (0: an editor has begun). None if the claim is lost."""
         async with self._database.writing() as connection:
             request = await changes.start(connection, claim.task.request_id)
             lease_until = tables.now() + self._config.lease_s
-            await self._write(connection, claim, request, status=Status.IN_PROGRESS, step=step, lease_until=lease_until)
+            values = {"status": Status.IN_PROGRESS, "step": step, "lease_until": lease_until}
+            return await self._write(connection, claim, request, **values)
 
     @transaction
     @unless_lost
-    async def retry(self, claim: Claim, reasons: Sequence[str], gpu_seconds: float) -> None:
-        """Give the picture back; `reasons` say how each try so far ended. False if the claim is lost."""
+    async def retry(self, claim: Claim, reasons: Sequence[str], gpu_seconds: float) -> Status:
+        """Give the picture back; `reasons` say how each try so far ended. None if the claim is lost."""
         async with self._database.writing() as connection:
             request = await changes.advance(connection, claim.task.request_id)
             free = {"state": WAITING, "owner": None, "lease_until": None}
-            await self._write(connection, claim, request, reasons=list(reasons), **free)
+            status = await self._write(connection, claim, request, reasons=list(reasons), **free)
             await self._charge(connection, claim, gpu_seconds)
+            return status
 
     @transaction
     @unless_lost
-    async def succeed(self, claim: Claim, done: EditDone, is_stored: IsStored) -> None:
-        """Record a finished picture, and the request's end with the last one. False if the claim is lost.
+    async def succeed(self, claim: Claim, done: EditDone, is_stored: IsStored) -> Status:
+        """Record a finished picture, and the request's end with the last one. None if the claim is lost.
 
         Raises EditorLost if the picture is not stored: the same one was made before and purged meanwhile.
         """
@@ -249,18 +261,18 @@ class Queue:
             await self._charge(connection, claim, seconds, images=1)
             await self._measure(connection, claim, seconds)
             await changes.announce(connection, request, Event.IMAGE, claim.task.index)
-            await changes.end_if_done(connection, claim.task.request_id)
+            return await changes.end_if_done(connection, claim.task.request_id)
 
     @transaction
     @unless_lost
-    async def fail(self, claim: Claim, error: str, gpu_seconds: float) -> None:
-        """Record that a picture cannot be made, and the request's end with the last one. False if the claim is lost."""
+    async def fail(self, claim: Claim, error: str, gpu_seconds: float) -> Status:
+        """Record that a picture cannot be made, and the request's end with the last one. None if the claim is lost."""
         async with self._database.writing() as connection:
             request = await changes.advance(connection, claim.task.request_id)
             ended = {"status": Status.FAILED, "state": ENDED, "owner": None, "lease_until": None}
             await self._write(connection, claim, request, error=changes.storable(error), **ended)
             await self._charge(connection, claim, gpu_seconds)
-            await changes.end_if_done(connection, claim.task.request_id)
+            return await changes.end_if_done(connection, claim.task.request_id)
 
     @transaction
     async def charge(self, claim: Claim, gpu_seconds: float) -> None:
@@ -269,23 +281,25 @@ class Queue:
             await self._charge(connection, claim, gpu_seconds)
 
     @transaction
-    async def expire(self) -> int:
-        """Fail every request that is past its deadline; how many."""
+    async def expire(self) -> list[str]:
+        """Fail every request that is past its deadline; the model of each."""
         requests = tables.requests.c
-        past = sa.select(requests.id, (requests.deadline_at - requests.created_at).label("seconds")).where(
-            requests.status.in_(UNFINISHED), requests.deadline_at < tables.now()
-        )
+        past = sa.select(
+            requests.id, requests.model, (requests.deadline_at - requests.created_at).label("seconds")
+        ).where(requests.status.in_(UNFINISHED), requests.deadline_at < tables.now())
         async with self._database.reading() as connection:
             rows = (await connection.execute(past)).all()
+        models = []
         for row in rows:
             async with self._database.writing() as connection:
                 error = f"it was not finished within its deadline of {row.seconds:g} s"
-                await changes.stop(connection, row.id, Status.FAILED, error)
-        return len(rows)
+                if await changes.stop(connection, row.id, Status.FAILED, error):
+                    models.append(row.model)
+        return models
 
     async def _write(
         self, connection: AsyncConnection, claim: Claim, request: sa.Row[Any] | None, **values: Any
-    ) -> None:
+    ) -> Status:
         """Update the claimed picture of a request that was just advanced. Raises ClaimLost."""
         mine = sa.and_(
             _images.request_id == claim.task.request_id,
@@ -298,6 +312,7 @@ class Queue:
         written = await connection.execute(tables.images.update().where(mine).values(version=request.version, **values))
         if not written.rowcount:
             raise ClaimLost
+        return Status(request.status)
 
     async def _charge(self, connection: AsyncConnection, claim: Claim, seconds: float, images: int = 0) -> None:
         request_id, tenant = claim.task.request_id, claim.tenant

@@ -28,7 +28,8 @@ class NewRequest:
     """A request as it is committed.
 
     `files` are the artifacts that it needs, by key, with their sizes (bytes). `notes` becomes part of its
-    result's metadata. `idempotency_key` and `body_sha256` say what the same request is.
+    result's metadata. `idempotency_key` and `body_sha256` say what the same request is. `traceparent` is the
+    span (W3C Trace Context) that took it in.
     """
 
     id: str
@@ -42,6 +43,7 @@ class NewRequest:
     idempotency_key: str | None = None
     body_sha256: str | None = None
     webhook: Webhook | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,32 @@ class Standing:
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to work on one picture. `reasons` says how each try before this one ended."""
+    """The right to work on one picture. `reasons` says how each try before this one ended.
+
+    `waited_s` is since when its request is there; `was_lost` whether an owner that was not heard of had it before.
+    """
 
     task: EditTask
     tenant: str
     generation: int
     reasons: tuple[str, ...]
     work: float
+    waited_s: float
+    was_lost: bool
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What a model's queue holds: pictures that wait, by priority, and that are claimed.
+
+    `seconds` is what those that wait are predicted to take of an editor, null before any edit was measured;
+    `oldest_s` since when the oldest of them is there.
+    """
+
+    waiting: dict[Priority, int]
+    claimed: int
+    seconds: float | None
+    oldest_s: float
 
 
 @dataclass(frozen=True)
@@ -156,6 +177,7 @@ class Delivery:
     created_at: float
     attempts: int
     webhook: Webhook
+    traceparent: str | None = None
 
     @property
     def host(self) -> str:

@@ -93,10 +93,10 @@ class Requests:
             return {row[0]: row[1] for row in await connection.execute(of_these)}
 
     @transaction
-    async def cancel(self, request_id: str) -> None:
-        """End a request that has no end yet. Whoever works on it finds its claim lost."""
+    async def cancel(self, request_id: str) -> bool:
+        """End a request that has no end yet; whether it had none. Whoever works on it finds its claim lost."""
         async with self._database.writing() as connection:
-            await changes.stop(connection, request_id, Status.CANCELED, None)
+            return await changes.stop(connection, request_id, Status.CANCELED, None)
 
     @transaction
     async def history(self, which: HistoryFilter, before: tuple[float, str] | None, limit: int) -> list[Summary]:

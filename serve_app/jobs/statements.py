@@ -145,6 +145,7 @@ def request_row(new: NewRequest, now: float) -> dict[str, Any]:
         "body_sha256": new.body_sha256,
         "webhook": asdict(new.webhook) if new.webhook else None,
         "purged": False,
+        "traceparent": new.traceparent,
     }
 
 

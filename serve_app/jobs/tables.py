@@ -55,6 +55,8 @@ requests = sa.Table(
     # Who wants to be told what: {"url", "events", "base_url"}.
     sa.Column("webhook", sa.JSON(none_as_null=True)),
     sa.Column("purged", sa.Boolean, nullable=False),
+    # The span that took it in, as W3C's Trace Context writes it: whoever works on it goes on with that trace.
+    sa.Column("traceparent", sa.String(55)),
     sa.UniqueConstraint("tenant", "idempotency_key", name="requests_by_idempotency_key"),
     # History, newest first.
     sa.Index("requests_by_time", "created_at", "id"),

@@ -4,6 +4,7 @@ All of it is configuration, the same for every replica of a model: a picture mus
 """
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -12,7 +13,6 @@ from diffusers import QwenImageTransformer2DModel
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor
-from torch._dynamo.utils import counters
 
 from serve_app.config import AttentionName, ModelConfig
 
@@ -54,12 +54,15 @@ def settle_thread(threads: int) -> None:
     The number of threads decides the last bits of a CPU's sums, and compiled code is guarded with it.
     """
     torch.set_num_threads(threads)
-    torch._dynamo.config.recompile_limit = GRAPHS_OF_A_BLOCK
+    # Its import takes a second, which a process that compiles nothing need not spend.
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.config.recompile_limit = GRAPHS_OF_A_BLOCK
 
 
-def graphs() -> int:
-    """How many graphs this process has compiled so far, again ones included."""
-    return int(counters["stats"]["unique_graphs"])
+def graphs_compiled() -> int:
+    """How many graphs torch.compile has made in this process; a recompilation is one more."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo.counters["stats"]["unique_graphs"] if dynamo else 0
 
 
 def installed_flash_4() -> AttentionKernel:

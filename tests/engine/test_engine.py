@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from serve_app.adapters.maker import make_lora
 from serve_app.config import MINIATURE_RANDOM, ModelConfig
-from serve_app.engine import Engine
+from serve_app.engine import Engine, graphs_compiled
 from serve_app.errors import (
     CheckpointRefused,
     EditCanceled,
@@ -283,3 +283,14 @@ def test_kept_lora_is_what_the_maker_makes(tmp_path):
         assert made.metadata() == kept.metadata()
         assert set(made.keys()) == set(kept.keys())
         assert all(torch.equal(made.get_tensor(key), kept.get_tensor(key)) for key in made.keys())  # noqa: SIM118
+
+
+def test_each_graph_that_is_compiled_counts():
+    twice = torch.compile(lambda x: 2 * x, backend="eager", dynamic=False)
+    twice(torch.ones(2))
+    before = graphs_compiled()
+    twice(torch.ones(2))
+    assert graphs_compiled() == before
+    # Another shape, another graph.
+    twice(torch.ones(3))
+    assert graphs_compiled() == before + 1

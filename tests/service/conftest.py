@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 import ray
 from ray import serve
+from ray.serve.schema import ApplicationStatusOverview, ServeDeploySchema
 
 from serve_app.app import build_application
 from serve_app.config import MINIATURE_RANDOM, AppConfig
@@ -95,16 +96,24 @@ class Deployed:
 def cluster() -> Iterator[int]:
     """The HTTP port of Serve on a cluster that this run started and ends."""
     port = free_port()
-    ray.init(address="local", num_cpus=LOGICAL_CPUS, include_dashboard=False, log_to_driver=False, namespace="serve")
+    ray.init(
+        address="local",
+        num_cpus=LOGICAL_CPUS,
+        include_dashboard=False,
+        log_to_driver=False,
+        namespace="serve",
+        # Metrics are there a second after they were recorded, not ten.
+        _system_config={"metrics_report_interval_ms": 1000},
+    )
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield port
     serve.shutdown()
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def deploy(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Deployed]]:
-    """Deploy an application: `deploy("name", models=[...])`, with args as in serve_config.yaml."""
+    """Deploy an application for this module: `deploy("name", models=[...])`, with args as in serve_config.yaml."""
     deployed = []
 
     def deploy(name: str, load: EngineFactory = load_engine, **args: object) -> Deployed:
@@ -122,14 +131,27 @@ def deploy(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         return deployed[-1]
 
     yield deploy
+    # Idle replicas ask the database and report to Serve: together they would slow the modules that follow.
     for application in deployed:
+        application.stop()
         application.client.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def miniature(deploy) -> Deployed:
     """The miniature of random weights."""
     return deploy("miniature")
+
+
+def declare(application: dict, seconds: float = 60) -> ApplicationStatusOverview:
+    """Deploy one application as `serve deploy` does, and give its status once it is settled."""
+    client = serve.context._get_global_client()
+    client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
+    deadline = time.monotonic() + seconds
+    while (status := serve.status().applications.get(application["name"])) is None or status.status == "DEPLOYING":
+        assert time.monotonic() < deadline, status
+        time.sleep(0.2)
+    return status
 
 
 def pixels(data: bytes) -> np.ndarray:

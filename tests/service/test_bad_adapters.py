@@ -29,9 +29,7 @@ def application(deploy, tmp_path_factory):
         "device": "cpu",
         "adapter_disk_folder": str(tmp_path_factory.mktemp("disk")),
     }
-    deployed = deploy("urls", models=[model], fetch={"allow_private_addresses": True, "timeout_s": 1})
-    yield deployed
-    deployed.stop()
+    return deploy("urls", models=[model], fetch={"allow_private_addresses": True, "timeout_s": 1})
 
 
 def test_bad_adapters_fail_their_own_requests_and_the_same_replica_goes_on(application, server, make_body):

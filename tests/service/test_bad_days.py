@@ -53,9 +53,7 @@ def timed(deploy, folder, postgres):
     """One application for all of these tests: each leaves it serving."""
     models = [{"checkpoint": str(folder), "device": "cpu"}]
     jobs = {"lease_s": 3, "database_url": postgres.new_database()}
-    application = deploy("timed", load_timed_engine, models=models, jobs=jobs)
-    yield application
-    application.stop()
+    return deploy("timed", load_timed_engine, models=models, jobs=jobs)
 
 
 @pytest.fixture

@@ -11,37 +11,31 @@ from ray.serve.schema import ServeDeploySchema
 from serve_app.app import build_application
 from serve_app.config import AppConfig
 from tests.conftest import LORAS, ROOT
+from tests.service.conftest import declare
 from tests.service.standin import STEP_S, as_checkpoint
 
 
 @pytest.fixture
-def declare(cluster, tmp_path):
+def declared(cluster, tmp_path):
     """Deploy one application `declared`, as `serve deploy` does, and give its status once it is settled."""
-    client = serve.context._get_global_client()
     as_checkpoint(tmp_path)
 
-    def declare(args: dict, **application: object):
+    def deploy(args: dict, **application: object):
         paths = {
             "lora_root": str(LORAS),
             "artifacts_url": f"{tmp_path}/artifacts",
             "models": [{"checkpoint": str(tmp_path), "device": "cpu"}],
             "jobs": {"database_url": f"sqlite+aiosqlite:///{tmp_path}/jobs.sqlite3"},
         }
-        declared = {"name": "declared", "route_prefix": "/declared", "import_path": "tests.service.standin:build"}
-        schema = {"applications": [declared | {"args": paths | args} | application]}
-        client.deploy_apps(ServeDeploySchema.model_validate(schema))
-        deadline = time.monotonic() + 60
-        while (status := serve.status().applications.get("declared")) is None or status.status == "DEPLOYING":
-            assert time.monotonic() < deadline, status
-            time.sleep(0.2)
-        return status
+        known = {"name": "declared", "route_prefix": "/declared", "import_path": "tests.service.standin:build"}
+        return declare(known | {"args": paths | args} | application)
 
-    yield declare
+    yield deploy
     serve.delete("declared")
 
 
-def test_unknown_key_fails_the_deploy_and_is_named(declare):
-    status = declare({"lora_rot": "x"})
+def test_unknown_key_fails_the_deploy_and_is_named(declared):
+    status = declared({"lora_rot": "x"})
     assert status.status == "DEPLOY_FAILED"
     assert "lora_rot" in status.message
 
@@ -51,9 +45,9 @@ def test_unknown_model_is_named():
         build_application(AppConfig.model_validate({"models": [{"id": "flux"}]}))
 
 
-def test_prompts_of_a_request_spread_over_replicas(declare, cluster, make_body):
+def test_prompts_of_a_request_spread_over_replicas(declared, cluster, make_body):
     editors = {"name": "Editor-qwen_image_edit", "num_replicas": 2}
-    assert declare({}, deployments=[editors]).status == "RUNNING"
+    assert declared({}, deployments=[editors]).status == "RUNNING"
     steps = 20
     body = make_body(sample_steps=steps, loras=[{"path": "my_lora_job/my_lora.safetensors"}])
     body["prompts"] *= 4
@@ -69,7 +63,7 @@ def test_prompts_of_a_request_spread_over_replicas(declare, cluster, make_body):
 
 
 def test_shipped_config_is_what_serve_takes():
-    declared = ServeDeploySchema.model_validate(yaml.safe_load((ROOT / "serve_config.yaml").read_text()))
-    assert (declared.http_options.host, declared.http_options.port) == ("127.0.0.1", 8000)
-    [application] = declared.applications
+    shipped = ServeDeploySchema.model_validate(yaml.safe_load((ROOT / "serve_config.yaml").read_text()))
+    assert (shipped.http_options.host, shipped.http_options.port) == ("127.0.0.1", 8000)
+    [application] = shipped.applications
     assert (application.name, application.route_prefix) == ("edits", "/")

@@ -76,8 +76,9 @@ def test_pixels_are_the_oracles(family, expected, model, profile):
     assert np.array_equal(pixels(picture), expected(model, profile))
 
 
-@pytest.mark.parametrize("profile", ["reference", "trainer"])
-@pytest.mark.parametrize("scale", [1.0, 0.5, 0.0, -0.5])
+@pytest.mark.parametrize(
+    ("scale", "profile"), [(1.0, "reference"), (0.5, "trainer"), (0.0, "trainer"), (-0.5, "reference")]
+)
 def test_pixels_with_a_lora_are_the_oracles(family, expected, scale, profile):
     _, picture = family.edit(body("qwen_image_edit", scale, profile=profile))
     oracles = expected("qwen_image_edit", profile, scale)
@@ -101,9 +102,8 @@ def test_ingresses_never_load_torch(family):
 
 def test_lora_works_on_every_model(family):
     for model in MODELS:
-        plain, with_lora, with_none_of_it = (pixels(family.edit(body(model, scale))[1]) for scale in (None, 1.0, 0.0))
-        assert not np.array_equal(plain, with_lora)
-        assert np.array_equal(plain, with_none_of_it)
+        none_of_it, all_of_it = (pixels(family.edit(body(model, scale))[1]) for scale in (0.0, 1.0))
+        assert not np.array_equal(none_of_it, all_of_it)
 
 
 @pytest.mark.parametrize("model", ["qwen_image_edit_plus", "qwen_image"])

@@ -1,0 +1,221 @@
+"""What is told of work, and which request it is told of; without Ray."""
+
+import asyncio
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from opentelemetry import trace
+from starlette.testclient import TestClient
+
+from serve_app import tracing
+from serve_app.adapters.cache import AdapterCache
+from serve_app.artifacts import Artifacts
+from serve_app.backlog import BacklogReport
+from serve_app.config import AppConfig
+from serve_app.dispatch import Dispatcher
+from serve_app.errors import EditorLost, OutOfMemory
+from serve_app.ingress import create_app
+from serve_app.jobs.store import JobStore
+from serve_app.service import Service
+from serve_app.tasks import Priority
+from serve_app.telemetry import ATTEMPTS, LEASES_LOST, REQUESTS, SUBMISSIONS, Kind, Metric
+from tests.unit.conftest import ON_BOTH_DATABASES, InstantEditors
+from tests.unit.test_jobs import DONE, MODEL, claim, is_stored, new
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+class Recorder:
+    """A meter that adds counters up and keeps what gauges became. Refuses tags that are not declared."""
+
+    def __init__(self) -> None:
+        self.values: Counter[tuple[str, ...]] = Counter()
+
+    def record(self, metric: Metric, value: float = 1.0, **tags: str) -> None:
+        assert tags.keys() == metric.tags.keys()
+        assert all(tags[key] in known for key, known in metric.tags.items() if known)
+        key = (metric.name, *tags.values())
+        self.values[key] = value if metric.kind == Kind.GAUGE else self.values[key] + value
+
+    def of(self, metric: Metric) -> dict[tuple[str, ...], float]:
+        return {key[1:]: value for key, value in self.values.items() if key[0] == metric.name}
+
+
+class Told:
+    """The HTTP application over instant editors, and what it tells."""
+
+    def __init__(self, config: AppConfig) -> None:
+        self.meter = Recorder()
+        self.editors = InstantEditors(Artifacts(config.artifacts_url))
+        self.service = Service(config, self.editors, self._editor_count, self.meter)
+        self.client = TestClient(create_app(self.service))
+
+    async def _editor_count(self) -> dict[str, int]:
+        return {"qwen_image_edit": 1}
+
+    def post(self, body: dict, wait: float = 30, **headers: str) -> dict:
+        return self.client.post("/v1/inference", params={"wait": wait}, json=body, headers=headers).json()
+
+
+@pytest.fixture
+def told(config: AppConfig) -> Iterator[Told]:
+    quick = config.model_copy(update={"jobs": config.jobs.model_copy(update={"lease_s": 0.5})})
+    told = Told(quick)
+    with told.client:
+        yield told
+
+
+def test_posts_are_told_by_what_became_of_them(told, make_body):
+    told.post(make_body(), **{"idempotency-key": "one"})
+    told.post(make_body(), **{"idempotency-key": "one"})
+    told.post(make_body(model="flux"))
+    told.post(make_body(loras=[{"path": "job/none.safetensors"}]))
+    assert told.meter.of(SUBMISSIONS) == {
+        ("qwen_image_edit", "ACCEPTED"): 1,
+        ("qwen_image_edit", "REPEATED"): 1,
+        ("none", "MODEL_NOT_FOUND"): 1,
+        ("qwen_image_edit", "LORA_NOT_FOUND"): 1,
+    }
+
+
+def test_attempts_and_requests_are_told_by_how_they_ended(told, make_body):
+    told.editors.errors += [EditorLost("gone"), OutOfMemory("too large")]
+    assert told.post(make_body())["status"] == "failed"
+    assert told.post(make_body())["status"] == "succeeded"
+    told.editors.gate.clear()
+    request_id = told.post(make_body(), wait=0)["request_id"]
+    told.client.delete(f"/v1/requests/{request_id}")
+    told.client.delete(f"/v1/requests/{request_id}")
+    expected = {("qwen_image_edit", how): 1 for how in ("failed", "succeeded", "canceled")}
+    assert told.meter.of(REQUESTS) == expected
+    attempts = told.meter.of(ATTEMPTS)
+    assert {key[1]: value for key, value in attempts.items() if key[1] != "stopped"} == {
+        "EDITOR_LOST": 1,
+        "OUT_OF_MEMORY": 1,
+        "made": 1,
+    }
+
+
+@ON_BOTH_DATABASES
+async def test_a_claim_that_is_taken_over_is_a_lost_lease_and_stays_in_its_trace(config):
+    jobs = config.jobs.model_copy(update={"lease_s": 0.3})
+    store, meter = JobStore(jobs), Recorder()
+    await store.open()
+    record = await store.requests.create(new(traceparent=f"00-{TRACE}-{PARENT}-01"), is_stored)
+    [lost] = await claim(store)
+    assert not lost.was_lost
+
+    async def editor_count() -> dict[str, int]:
+        return {MODEL: 1}
+
+    artifacts = Artifacts(config.artifacts_url)
+    editors = InstantEditors(artifacts)
+    running = asyncio.create_task(Dispatcher(store, editors, artifacts, jobs, editor_count, meter).run())
+    async with asyncio.timeout(20):
+        while not (await store.requests.get(record.id)).status.ended:
+            await asyncio.sleep(0.02)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert meter.of(LEASES_LOST) == {(MODEL,): 1}
+    assert [task.traceparent.split("-")[1] for task in editors.tasks] == [TRACE]
+    await store.close()
+
+
+@ON_BOTH_DATABASES
+async def test_the_backlog_is_what_waits_and_what_it_takes(config):
+    store = JobStore(config.jobs)
+    await store.open()
+    empty = await store.backlogs.of(MODEL)
+    assert (empty.waiting, empty.claimed, empty.seconds, empty.oldest_s) == (dict.fromkeys(Priority, 0), 0, 0.0, 0.0)
+    await store.requests.create(new(3), is_stored)
+    await store.requests.create(new(2, priority=Priority.BULK), is_stored)
+    assert (await store.backlogs.of(MODEL)).seconds is None
+    [mine] = await claim(store)
+    await store.queue.succeed(mine, DONE, is_stored)
+    [_] = await claim(store)
+    backlog = await store.backlogs.of(MODEL)
+    assert (backlog.waiting, backlog.claimed) == ({Priority.INTERACTIVE: 1, Priority.BULK: 2}, 1)
+    # All are as large as the one that was measured.
+    assert backlog.seconds == pytest.approx(3 * DONE.timings["generate"])
+    assert 0 < backlog.oldest_s < 60
+    meter = Recorder()
+
+    async def editor_count() -> dict[str, int]:
+        return {MODEL: 4}
+
+    report = asyncio.create_task(BacklogReport(store.backlogs, editor_count, meter).run())
+    async with asyncio.timeout(10):
+        while ("edits_waiting_gpu_seconds", MODEL) not in meter.values:
+            await asyncio.sleep(0.02)
+    report.cancel()
+    assert meter.values["edits_editors", MODEL] == 4
+    assert meter.values["edits_waiting", MODEL, Priority.BULK] == 2
+    await store.close()
+
+
+def test_an_adapter_that_makes_room_is_counted():
+    class Sized:
+        size_bytes = 10
+
+    cache: AdapterCache[Sized] = AdapterCache(25)
+    for name in "abc":
+        cache.get(name, Sized)
+    assert cache.given_up == 1
+
+
+def test_a_clients_trace_goes_on_in_the_editor(told, make_body):
+    told.post(make_body(), traceparent=f"00-{TRACE}-{PARENT}-01")
+    told.post(make_body())
+    first, second = told.editors.tasks
+    assert first.traceparent.split("-")[1] == TRACE
+    assert second.traceparent is None
+
+
+def test_a_traceparent_that_is_none_is_passed_over(told, make_body):
+    assert told.post(make_body(), traceparent="00-nonsense")["status"] == "succeeded"
+    assert told.editors.tasks[0].traceparent is None
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    """What `serve_app` logs, as JSON lines of the message and the ids."""
+
+    class AsJson(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            ids = (getattr(record, name, None) for name in ("edit_request_id", "trace_id"))
+            return json.dumps([record.getMessage(), *ids])
+
+    stream, logger, plain = io.StringIO(), logging.getLogger("serve_app"), logging.getLogRecordFactory()
+    handler, level = logging.StreamHandler(stream), logger.level
+    handler.setFormatter(AsJson())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    tracing.name_requests_in_logs()
+    yield stream
+    logging.setLogRecordFactory(plain)
+    logger.setLevel(level)
+    logger.removeHandler(handler)
+
+
+def test_log_lines_of_a_request_have_its_ids(told, make_body, lines):
+    told.editors.errors.append(EditorLost("gone"))
+    request_id = told.post(make_body(), traceparent=f"00-{TRACE}-{PARENT}-01")["request_id"]
+    logged = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert len(logged) >= 3
+    assert {tuple(ids) for _, *ids in logged} == {(request_id, TRACE)}
+
+
+async def test_works_that_go_on_at_once_keep_their_ids_apart():
+    async def work(number: int) -> tuple[str | None, int]:
+        with tracing.about(f"{number:032x}", f"00-{number:032x}-{PARENT}-01"):
+            await asyncio.sleep(0)
+            seen = await asyncio.to_thread(tracing.traceparent)
+            return seen, trace.get_current_span().get_span_context().trace_id
+
+    for number, (seen, trace_id) in enumerate(await asyncio.gather(*map(work, range(1, 20))), 1):
+        assert trace_id == number
+        assert seen == f"00-{number:032x}-{PARENT}-01"
