@@ -19,7 +19,7 @@ from serve_app.fetch import Fetcher
 from serve_app.models.architecture import Architecture
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import make_recipe
-from serve_app.models.registry import ModelSpec
+from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.schemas import InferenceRequest, Lora
 from serve_app.tasks import AdapterUse, EditPlan
 from serve_app.webhooks import check_webhook
@@ -55,7 +55,7 @@ class Admission:
         if request.webhook_url is not None:
             check_webhook(request.webhook_url, self._config.webhooks)
         token = request.hf_token.get_secret_value() if request.hf_token else None
-        adapters = await gather_all(self._adapter(lora, token, spec) for lora in request.loras)
+        adapters = await gather_all(self.adapter(lora, token, spec) for lora in request.loras)
         digests = {image: file.sha256 for image, file in control_files.items()}
         plans = plan.plan_edits(request, spec, self._config, digests, adapters)
         notes = plan.exif_notes(plans, {file.sha256: file.facts for file in control_files.values()})
@@ -70,12 +70,18 @@ class Admission:
         recipe = make_recipe(spec, PROFILES[edit.profile], edit, [image.size for image in images])
         return effective(edit, spec, recipe, self._architectures[spec.id], images)
 
-    async def _adapter(self, lora: Lora, token: str | None, spec: ModelSpec) -> AdapterUse:
-        """Raises LoraInvalidFile, LoraDownloadFailed or LoraIncompatible."""
+    async def adapter(self, lora: Lora, token: str | None, spec: ModelSpec) -> AdapterUse:
+        """What a request's LoRA is. Raises LoraNotFound, LoraInvalidFile, LoraDownloadFailed or LoraIncompatible."""
         file = await self._sources.admit(lora.path, token)
         path, linears = without_secrets(lora.path), self._architectures[spec.id].linears
         receipt = await asyncio.to_thread(understand, file.header, file.size_bytes, path, spec.id, linears)
         return AdapterUse(file.id, path, file.url, lora.network_multiplier, receipt, file.version)
+
+    async def named_adapter(self, path: str, model: str) -> AdapterUse:
+        """The LoRA that a request for `model` would name so. Raises RequestError."""
+        self._sources.check_path(path)
+        await asyncio.to_thread(self._sources.check_exists, path)
+        return await self.adapter(Lora(path=path), None, MODELS[model])
 
     async def _control_files(self, request: InferenceRequest, spec: ModelSpec) -> dict[str, "ControlFile"]:
         """The file behind each distinct image string, all fetched at once. Raises ControlImageInvalid."""

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: Serve reads build's annotation to validate the args.
 
 import asyncio
+import logging
 import shlex
 import time
 from collections.abc import Mapping
@@ -12,12 +13,14 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview
 from ray.util.state import list_jobs
 from ray.util.state.exception import RayStateApiException
 from starlette.types import ASGIApp
 
 from serve_app import meter
-from serve_app.config import AppConfig, ModelConfig
+from serve_app.autoscaler import to_stats
+from serve_app.config import AppConfig, IngressSettings, JobsConfig, ModelConfig
 from serve_app.editor import Editor, EditorHandles, EngineFactory, load_engine
 from serve_app.ingress import create_app
 from serve_app.models.registry import MODELS
@@ -34,7 +37,19 @@ class Ingress:
     def __init__(self, config: AppConfig, editors: dict[str, DeploymentHandle]) -> None:
         told = meter.start("ingress", list(editors))
         running = RunningEditors(serve.get_replica_context().app_name, list(editors))
-        self._service = Service(config, EditorHandles(editors), running, told)
+        drain_s = shutdown_s(config.jobs) / 2
+        self._service = Service(config, EditorHandles(editors), running, told, running.asleep, drain_s)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """What Serve calls at the start and at a change of `user_config`, in place."""
+        settings = IngressSettings.model_validate(user_config)
+        logging.getLogger("serve_app").setLevel(settings.log_level)
+        self._service.reconfigure(settings)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve takes to the autoscaling policy: see `serve_app.autoscaler`."""
+        backlogs = await self._service.backlogs()
+        return to_stats({editor_name(model): backlog for model, backlog in backlogs.items()})
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self._service)
@@ -46,23 +61,28 @@ class RunningEditors:
     def __init__(self, application: str, models: list[str]) -> None:
         self._application = application
         self._models = models
-        self._known: Mapping[str, int] = {}
+        self._known: Mapping[str, DeploymentStatusOverview] = {}
         self._asked = float("-inf")
 
     async def __call__(self) -> Mapping[str, int]:
         if time.monotonic() - self._asked > EDITORS_TTL_S:
             self._known = await asyncio.to_thread(self._ask)
             self._asked = time.monotonic()
-        return self._known
+        return {model: known.replica_states.get("RUNNING", 0) for model, known in self._known.items()}
 
-    def _ask(self) -> Mapping[str, int]:
+    def asleep(self) -> frozenset[str]:
+        """The models without an editor that are as they should be: there is nothing to do, or one is being started."""
+        well = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
+        return frozenset(
+            model
+            for model, known in self._known.items()
+            if not known.replica_states.get("RUNNING", 0) and known.status in well
+        )
+
+    def _ask(self) -> Mapping[str, DeploymentStatusOverview]:
         application = serve.status().applications.get(self._application)
         deployments = application.deployments if application else {}
-        return {
-            model: deployments[editor_name(model)].replica_states.get("RUNNING", 0)
-            for model in self._models
-            if editor_name(model) in deployments
-        }
+        return {model: deployments[editor_name(model)] for model in self._models if editor_name(model) in deployments}
 
 
 def editor_name(model_id: str) -> str:
@@ -83,6 +103,7 @@ def build_application(config: AppConfig, load: EngineFactory = load_engine) -> s
         num_replicas=2,
         # Polls are cheap and many; admission is the job store's business.
         max_ongoing_requests=1000,
+        graceful_shutdown_timeout_s=shutdown_s(config.jobs),
         ray_actor_options={"num_cpus": 0.25},
         # A line a poll would be most of the log, and much of the work of a poll.
         logging_config={"enable_access_log": False},
@@ -90,10 +111,19 @@ def build_application(config: AppConfig, load: EngineFactory = load_engine) -> s
     return ingress.bind(config, editors)
 
 
+def shutdown_s(jobs: JobsConfig) -> float:
+    """How long a replica that is told to go gets for what it has begun.
+
+    Two edits, one after the other, as an editor may have: one that makes no step for `stall_s` is given up before.
+    """
+    return 2 * jobs.stall_s
+
+
 def _editor(model: ModelConfig, config: AppConfig, load: EngineFactory) -> serve.Application:
     if model.id not in MODELS:
         raise ValueError(f"models: there is no model {model.id!r}; there is: {', '.join(MODELS)}")
-    return editor_deployment(model).bind(model, config.artifacts_url, config.fetch, load)
+    deployment = editor_deployment(model).options(graceful_shutdown_timeout_s=shutdown_s(config.jobs))
+    return deployment.bind(model, config.artifacts_url, config.fetch, load)
 
 
 def editor_deployment(model: ModelConfig) -> serve.Deployment:
@@ -104,8 +134,6 @@ def editor_deployment(model: ModelConfig) -> serve.Deployment:
         name=editor_name(model.id),
         # One edit on the device and one being prepared; the rest waits where it can be counted.
         max_ongoing_requests=2,
-        # As long as an edit may reasonably take: a replica that is told to go finishes what it runs.
-        graceful_shutdown_timeout_s=60,
         health_check_period_s=2,
         request_router_config=ROUTER,
         ray_actor_options=resources,

@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 
 from serve_app.dispatch import EditorCount
 from serve_app.errors import StoreUnavailable
-from serve_app.jobs.backlog import Backlogs
+from serve_app.scaling import Backlog
+from serve_app.tasks import Priority
 from serve_app.telemetry import CLAIMED, EDITORS, OLDEST_WAITING, WAITING, WAITING_GPU_SECONDS, Meter
 
 logger = logging.getLogger(__name__)
@@ -17,8 +19,10 @@ REPORT_S = 5.0
 class BacklogReport:
     """`run` until cancelled. Every ingress tells the same, so that it stays known whichever is left."""
 
-    def __init__(self, backlogs: Backlogs, editor_count: EditorCount, meter: Meter) -> None:
-        """`editor_count` names every model that is served."""
+    def __init__(
+        self, backlogs: Callable[[], Awaitable[Mapping[str, Backlog]]], editor_count: EditorCount, meter: Meter
+    ) -> None:
+        """Both name every model that is served."""
         self._backlogs = backlogs
         self._editor_count = editor_count
         self._meter = meter
@@ -28,18 +32,17 @@ class BacklogReport:
             try:
                 for model, editors in (await self._editor_count()).items():
                     self._meter.record(EDITORS, editors, model=model)
-                    await self._report(model)
+                for model, backlog in (await self._backlogs()).items():
+                    self._report(model, backlog)
             except StoreUnavailable as error:
                 logger.warning("could not count what waits: %s", error)
             except Exception:
                 logger.exception("could not count what waits; trying again")
             await asyncio.sleep(REPORT_S)
 
-    async def _report(self, model: str) -> None:
-        backlog = await self._backlogs.of(model)
-        for priority, pictures in backlog.waiting.items():
-            self._meter.record(WAITING, pictures, model=model, priority=priority)
-        self._meter.record(CLAIMED, backlog.claimed, model=model)
+    def _report(self, model: str, backlog: Backlog) -> None:
+        for priority in Priority:
+            self._meter.record(WAITING, getattr(backlog, priority), model=model, priority=priority)
+        self._meter.record(CLAIMED, backlog.pictures - backlog.interactive - backlog.bulk, model=model)
         self._meter.record(OLDEST_WAITING, backlog.oldest_s, model=model)
-        if backlog.seconds is not None:
-            self._meter.record(WAITING_GPU_SECONDS, backlog.seconds, model=model)
+        self._meter.record(WAITING_GPU_SECONDS, backlog.waiting_s, model=model)

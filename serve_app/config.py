@@ -29,6 +29,8 @@ MINIATURE_RANDOM = "miniature-random"
 EMBEDDED = (MINIATURE, MINIATURE_RANDOM)
 AUTO = "auto"
 
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
 # How an edit is prepared: as the reference server does, as the trainer's preview does (now, or up to an older
 # version), or as the preview of the trainer version that wrote the adapter did. See models/profile.py.
 ProfileName = Literal["reference", "trainer", "auto", "trainer-0.6.0", "trainer-0.7.32", "trainer-0.9.0"]
@@ -219,6 +221,25 @@ class WebhooksConfig(Frozen):
         if not secret.startswith(SECRET_PREFIX) or not 24 <= len(key) <= 64:
             raise ValueError(f"a webhook secret is {SECRET_PREFIX} and the base64 of 24 to 64 random bytes")
         return secret
+
+
+class EditorSettings(Frozen):
+    """The `user_config` of an Editor: what changes in place."""
+
+    log_level: LogLevel = "INFO"
+
+
+class IngressSettings(Frozen):
+    """The `user_config` of the Ingress: what changes in place.
+
+    The quotas replace those of `jobs`. `keep_warm` names LoRAs, as requests do, that every editor holds in host memory
+    once it takes traffic; those that were lately used most come after them.
+    """
+
+    log_level: LogLevel = "INFO"
+    max_queued_per_tenant: PositiveInt | None = None
+    max_queued: PositiveInt | None = None
+    keep_warm: tuple[str, ...] = ()
 
 
 class AppConfig(Frozen):

@@ -86,6 +86,8 @@ def write_config(port: int, model: ModelSpec) -> Path:
     jobs = args.jobs.model_copy(update={"database_url": f"sqlite+aiosqlite:///{data}/jobs.sqlite3"})
     configured = {served.id: served for served in args.models}
     served = configured.get(model.id, ModelConfig(id=model.id, device=args.models[0].device))
+    names = ("Ingress", f"Editor-{model.id}")
+    application["deployments"] = [each for each in application["deployments"] if each["name"] in names]
     args = args.model_copy(update={"models": (served,), "jobs": jobs, "artifacts_url": f"{data}/artifacts"})
     application["args"] = args.model_dump(mode="json")
     target = OUT / "serve_config.yaml"

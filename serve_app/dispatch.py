@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 # What one dispatcher has under way at most.
 MAX_IN_FLIGHT = 200
 # What is claimed for each editor: one picture on its device and one being prepared. The rest waits in the database,
-# where it is ordered, counted and can be cancelled. Without an editor as much is claimed as has Serve start one.
+# where it is ordered, counted and can be cancelled. Without an editor it waits there for one to be started.
 CLAIMS_PER_EDITOR = 2
 # How often, in a lease's length, the database is looked at for work that nobody announced: a lost owner's.
 # As long is waited before a retry.
@@ -93,7 +93,9 @@ class Dispatcher:
         self._editor_count = editor_count
         self._meter = meter
         self._owner = owner_name()
-        self._work: dict[asyncio.Task[None], Claim] = {}
+        self._work: dict[asyncio.Task[None], tuple[Claim, Clock]] = {}
+        self._is_draining = False
+        self._claiming = asyncio.Lock()
         self._awake = asyncio.Event()
         self._poll_s = config.lease_s / POLLS_PER_LEASE
 
@@ -120,16 +122,39 @@ class Dispatcher:
             except StoreUnavailable:
                 logger.exception("could not give the work back; its leases run out")
 
+    async def drain(self, seconds: float) -> None:
+        """Claim no more, give back what no editor has begun, and let the rest end, for so long at most."""
+        self._is_draining = True
+        async with self._claiming:
+            begun = {task for task, (_, clock) in self._work.items() if clock.was_started}
+            not_begun = {task: claim for task, (claim, _) in self._work.items() if task not in begun}
+        for task in not_begun:
+            task.cancel()
+        await asyncio.gather(*not_begun, return_exceptions=True)
+        try:
+            for claim in not_begun.values():
+                await self._store.queue.retry(claim, claim.reasons, 0.0)
+        except StoreUnavailable:
+            logger.exception("could not give back what has not begun; its leases run out")
+        if begun:
+            await asyncio.wait(begun, timeout=seconds)
+
     async def _claim(self) -> None:
+        async with self._claiming:
+            if not self._is_draining:
+                await self._claim_for_each_model()
+
+    async def _claim_for_each_model(self) -> None:
         try:
             for model in await self._store.queue.expire():
                 self._meter.record(REQUESTS, model=model, status=Status.FAILED)
             for model, editors in (await self._editor_count()).items():
                 room = MAX_IN_FLIGHT - len(self._work)
-                capacity = CLAIMS_PER_EDITOR * max(editors, 1)
+                capacity = CLAIMS_PER_EDITOR * editors
                 for claim in await self._store.queue.claim(self._owner, model, capacity, room):
-                    task = asyncio.create_task(self._finish(claim))
-                    self._work[task] = claim
+                    clock = Clock()
+                    task = asyncio.create_task(self._finish(claim, clock))
+                    self._work[task] = claim, clock
                     task.add_done_callback(self._ended)
         except Exception:
             logger.exception("could not claim work; trying again")
@@ -143,7 +168,7 @@ class Dispatcher:
         while True:
             await asyncio.sleep(self._config.lease_s / 3)
             try:
-                await self._store.queue.renew(self._owner, [claim.task for claim in self._work.values()])
+                await self._store.queue.renew(self._owner, [claim.task for claim, _ in self._work.values()])
             except Exception:
                 logger.exception("could not renew the leases; trying again")
 
@@ -160,11 +185,11 @@ class Dispatcher:
             except Exception:
                 logger.exception("could not look at the claims; trying again")
                 continue
-            for task, claim in work:
+            for task, (claim, _) in work:
                 if (claim.task.request_id, claim.task.index, claim.generation) not in held:
                     task.cancel()
 
-    async def _finish(self, claim: Claim) -> None:
+    async def _finish(self, claim: Claim, clock: "Clock") -> None:
         """Bring one claimed picture to its end, or give it back; and tell of it."""
         task, model = claim.task, claim.task.plan.model
         facts: dict[str, Any] = {"image": task.index, "model": model, "generation": claim.generation}
@@ -178,16 +203,16 @@ class Dispatcher:
             with tracing.span("attempt", SpanKind.CLIENT, queue, **facts) as span:
                 outcome = STOPPED
                 try:
-                    outcome = await self._attempt(claim)
+                    outcome = await self._attempt(claim, clock)
                 finally:
                     if outcome not in (MADE, FOUND):
                         tracing.failed(span, outcome)
                     self._meter.record(ATTEMPTS, model=model, outcome=outcome)
                     logger.info("picture %s of %s: %s", task.index, task.request_id, outcome)
 
-    async def _attempt(self, claim: Claim) -> str:
+    async def _attempt(self, claim: Claim, clock: "Clock") -> str:
         """What became of it, in the words of `telemetry.ATTEMPTS`."""
-        task, clock = claim.task, Clock()
+        task = claim.task
         try:
             found = await self._earlier_result(claim)
             if found is None and len(claim.reasons) >= self._config.max_attempts:
@@ -287,8 +312,10 @@ class Clock:
 
     def __init__(self) -> None:
         self._started: float | None = None
+        self.was_started = False
 
     def start(self) -> None:
+        self.was_started = True
         if self._started is None:
             self._started = time.monotonic()
 

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app import images, meter, tracing
 from serve_app.adapters.contents import Contents
 from serve_app.artifacts import Artifacts
-from serve_app.config import FetchConfig, ModelConfig
+from serve_app.config import EditorSettings, FetchConfig, ModelConfig
 from serve_app.dispatch import control_key, record_key
 from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError, StorageFailed
 from serve_app.holdings import Holdings
@@ -37,6 +38,7 @@ from serve_app.telemetry import (
     SWAPS,
     Metric,
 )
+from serve_app.warmth import Warm, read_warm
 
 if TYPE_CHECKING:
     # The client's end lives in ingress processes, which never import torch.
@@ -46,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 # How long a picture is kept for storage that is away, and how often it is offered (s).
 STORAGE_PATIENCE_S, STORAGE_PAUSE_S = 120.0, 2.0
+# How long a start is put off for adapters at most, and how often those to be kept are looked after (s).
+WARM_UP_S, STAY_WARM_S = 60.0, 20.0
 # A rank-32 adapter on all 840 linears at the published size: from it follows how many sets a replica names.
 ADAPTER_BYTES = 590_000_000
 
@@ -105,6 +109,60 @@ class Editor:
             return set_id
 
         self._advertise = advertise
+        self._config = config
+        self._warm_up()
+        # Serve calls this on the replica's event loop.
+        self._staying_warm = asyncio.get_running_loop().create_task(self._stay_warm())
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """What Serve calls at the start and at a change of `user_config`, in place."""
+        settings = EditorSettings.model_validate(user_config)
+        logging.getLogger("serve_app").setLevel(settings.log_level)
+
+    def _warm_up(self) -> None:
+        """Bring what is most asked for into host memory, before there is traffic that would wait for it."""
+        until = time.monotonic() + WARM_UP_S
+        warm = self._read_warm()
+        held: list[tuple[AdapterUse, ...]] = []
+        for uses in (*warm.kept, *warm.hottest):
+            is_full = not all(self._engine.adapters.holds(use.id) for uses in held for use in uses)
+            if is_full or time.monotonic() > until:
+                break
+            with self._loading(uses):
+                if self._load(uses):
+                    held.append(uses)
+        # The cache gives up first what was used longest ago: the most important ones should not be that.
+        for uses in reversed(held):
+            self._load(uses)
+
+    async def _stay_warm(self) -> None:
+        """Hold what is to be kept, whatever else is asked for."""
+        while True:
+            await asyncio.sleep(STAY_WARM_S)
+            for uses in (await asyncio.to_thread(self._read_warm)).kept:
+                with self._loading(uses):
+                    await asyncio.to_thread(self._load, uses)
+
+    def _read_warm(self) -> Warm:
+        try:
+            return read_warm(self._artifacts, self._config.id)
+        except (OSError, ValueError):
+            logger.exception("could not read which adapters should be warm")
+            return Warm()
+
+    def _loading(self, uses: tuple[AdapterUse, ...]) -> AbstractContextManager[None]:
+        return self._holdings.loading(adapter_set_id(uses), [use.id for use in uses])
+
+    def _load(self, uses: tuple[AdapterUse, ...]) -> bool:
+        """Have adapters in host memory as for an edit; whether they are. Blocks."""
+        plan = EditPlan(self._config.id, "reference", "", "", 32, 32, 1, 1.0, 0, "png", (), uses)
+        try:
+            self._engine.prepare(plan, [])
+        except Exception:
+            # Whoever asks for them is told why they cannot be had; the replica is as good without.
+            logger.exception("%s cannot be kept warm", [use.path for use in uses])
+            return False
+        return True
 
     def check_health(self) -> None:
         """Serve replaces a replica whose health check raises: its device cannot be brought back."""
@@ -207,11 +265,10 @@ class Editor:
             return await asyncio.to_thread(prepare)
         warm = all(self._engine.adapters.holds(use.id) for use in plan.adapters)
         self._record(ADAPTER_EDITS, warm="true" if warm else "false")
-        set_id = adapter_set_id(plan.adapters)
-        with self._holdings.loading(set_id, [use.id for use in plan.adapters]):
+        with self._loading(plan.adapters):
             # Before the load: others who want this set should come here, not load it too. Only a name; the
             # adapters are the engine's to keep, and what it gives up or fails to load the holdings take back.
-            await self._advertise(set_id)
+            await self._advertise(adapter_set_id(plan.adapters))
             try:
                 return await asyncio.to_thread(prepare)
             finally:

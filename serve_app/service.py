@@ -6,7 +6,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from types import TracebackType
@@ -20,7 +20,7 @@ from serve_app.adapters.sources import LoraSources
 from serve_app.admission import Admission, Admitted, gather_all
 from serve_app.artifacts import Artifacts
 from serve_app.backlog import BacklogReport
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, IngressSettings
 from serve_app.dispatch import Dispatcher, EditorCount, Editors, control_key, record_key
 from serve_app.errors import FilesGone, HistoryUnavailable, ImageNotFound, RequestNotFound, StoreUnavailable, describe
 from serve_app.events import RequestEvent, events_since, payload_of
@@ -41,10 +41,12 @@ from serve_app.keys import Caller, Keys
 from serve_app.models.architecture import architecture_of
 from serve_app.models.profile import PROFILES, TRAINER
 from serve_app.models.registry import MODELS, ModelSpec
+from serve_app.scaling import Backlog
 from serve_app.schemas import Explanation, InferenceRequest, LoraInfo, LoraList
 from serve_app.sweeper import Sweeper
 from serve_app.tasks import EditDone, EditPlan, Event, Status
 from serve_app.telemetry import ACCEPTED, NO_METER, NO_MODEL, REPEATED, REQUESTS, SUBMISSIONS, Meter
+from serve_app.warmth import Warmth
 from serve_app.watch import Watch
 from serve_app.webhooks import Deliverer
 
@@ -59,11 +61,25 @@ POSITION_S, UNCHANGED_S = 1.0, 15.0
 class Service:
     """One ingress' worth of service. An async context manager: it works between entry and exit."""
 
-    def __init__(self, config: AppConfig, editors: Editors, editor_count: EditorCount, meter: Meter = NO_METER) -> None:
+    def __init__(
+        self,
+        config: AppConfig,
+        editors: Editors,
+        editor_count: EditorCount,
+        meter: Meter = NO_METER,
+        asleep: Callable[[], Collection[str]] = frozenset,
+        drain_s: float = 0.0,
+    ) -> None:
+        """`asleep` says which models were without an editor on purpose when `editor_count` was last asked.
+
+        At the exit, edits that editors have begun get `drain_s` to end.
+        """
         self.config = config
         self._editors = editors
         self._editor_count = editor_count
+        self._asleep = asleep
         self._meter = meter
+        self._drain_s = drain_s
         self._keys = Keys(config.auth)
         # Before anything is started: a checkpoint that is not there fails the deploy.
         self._architectures = {model.id: architecture_of(model) for model in config.models}
@@ -86,7 +102,10 @@ class Service:
             self._store, self._editors, self._artifacts, config.jobs, self._editors_of_each_model, self._meter
         )
         self._run_until_exit(self._dispatcher.run())
-        self._run_until_exit(BacklogReport(self._store.backlogs, self._editors_of_each_model, self._meter).run())
+        self._run_until_exit(BacklogReport(self.backlogs, self._editors_of_each_model, self._meter).run())
+        models = [model.id for model in config.models]
+        self._warmth = Warmth(self._store, self._artifacts, self._admission.named_adapter, models)
+        self._run_until_exit(self._warmth.run())
         self._run_until_exit(Sweeper(self._store, self._artifacts, config.jobs, self._meter).run())
         if config.webhooks.secret is not None:
             self._run_until_exit(Deliverer(self._store.outbox, config.webhooks, self._payload, self._meter).run())
@@ -105,7 +124,15 @@ class Service:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._dispatcher.drain(self._drain_s)
         await self._exits.aclose()
+
+    def reconfigure(self, settings: IngressSettings) -> None:
+        """Take on what changes in place. The service has been entered."""
+        jobs, requests = self.config.jobs, self._store.requests
+        requests.max_queued_per_tenant = settings.max_queued_per_tenant or jobs.max_queued_per_tenant
+        requests.max_queued = settings.max_queued or jobs.max_queued
+        self._warmth.keep(settings.keep_warm)
 
     def caller(self, authorization: str | None, x_api_key: str | None) -> Caller:
         """Who sends these two headers. Raises Unauthorized."""
@@ -315,9 +342,15 @@ class Service:
         return await self._shelf.one(path)
 
     async def waiting_for(self) -> list[str]:
-        """The configured models that have no running editor."""
+        """The configured models that have no running editor, though they should."""
         running = await self._editors_of_each_model()
-        return [model for model, editors in running.items() if not editors]
+        asleep = self._asleep()
+        return [model for model, editors in running.items() if not editors and model not in asleep]
+
+    async def backlogs(self) -> dict[str, Backlog]:
+        """What there is to do for each configured model, whoever took it in. Raises StoreUnavailable."""
+        known = await self._store.queue.backlogs()
+        return {model.id: known.get(model.id, Backlog()) for model in self.config.models}
 
     async def _editors_of_each_model(self) -> dict[str, int]:
         running = await self._editor_count()

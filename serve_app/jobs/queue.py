@@ -16,11 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.config import JobsConfig
 from serve_app.errors import EditorLost
-from serve_app.jobs import changes, tables
+from serve_app.jobs import changes, statements, tables
 from serve_app.jobs.changes import CLAIMED, ENDED, UNFINISHED, WAITING
 from serve_app.jobs.database import Database, IsStored, transaction
 from serve_app.jobs.records import Claim
 from serve_app.jobs.turns import take_turns
+from serve_app.routing import UNMEASURED_WORK_S
+from serve_app.scaling import Backlog
 from serve_app.tasks import EditDone, EditPlan, EditTask, Event, Priority, Status
 
 P = ParamSpec("P")
@@ -172,6 +174,12 @@ class Queue:
             .returning(*_images, (tables.now() - _images.created_at).label("waited_s"))
         )
         return (await connection.execute(take)).all()
+
+    @transaction
+    async def backlogs(self) -> dict[str, Backlog]:
+        """What there is to do, by model, where there is something."""
+        async with self._database.reading() as connection:
+            return {row.model: _backlog(row) for row in await connection.execute(statements.backlogs)}
 
     @transaction
     async def renew(self, owner: str, tasks: Sequence[EditTask]) -> None:
@@ -330,3 +338,14 @@ class Queue:
                 set_={"flops_per_s": (1 - NEWEST) * known + NEWEST * new.excluded.flops_per_s},
             )
         )
+
+
+def _backlog(row: sa.Row[Any]) -> Backlog:
+    """In seconds: by the speed that finished edits had, or before the first by the number of pictures."""
+    waiting = row.interactive + row.bulk
+    waiting_s, running_s = (
+        (row.work_waiting / row.speed, row.work_running / row.speed)
+        if row.speed
+        else (waiting * UNMEASURED_WORK_S, (row.pictures - waiting) * UNMEASURED_WORK_S)
+    )
+    return Backlog(waiting_s, running_s, row.pictures, max(0.0, row.oldest_s), row.interactive, row.bulk)

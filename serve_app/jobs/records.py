@@ -123,20 +123,6 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Backlog:
-    """What a model's queue holds: pictures that wait, by priority, and that are claimed.
-
-    `seconds` is what those that wait are predicted to take of an editor, null before any edit was measured;
-    `oldest_s` since when the oldest of them is there.
-    """
-
-    waiting: dict[Priority, int]
-    claimed: int
-    seconds: float | None
-    oldest_s: float
-
-
-@dataclass(frozen=True)
 class Summary:
     """A row of the history."""
 

@@ -17,7 +17,7 @@ from serve_app.jobs.changes import WAITING
 from serve_app.jobs.database import Database, IsStored, transaction
 from serve_app.jobs.records import HistoryFilter, ImageRecord, NewRequest, RequestRecord, Standing, Summary, Usage
 from serve_app.jobs.turns import first_turn
-from serve_app.tasks import EditDone, EditPlan, Priority, Status
+from serve_app.tasks import AdapterUse, EditDone, EditPlan, Priority, Status
 
 # A UUID in hex, as `NewRequest.id` is.
 ID = re.compile("[0-9a-f]{32}")
@@ -32,7 +32,8 @@ class Requests:
 
     def __init__(self, database: Database, config: JobsConfig) -> None:
         self._database = database
-        self._config = config
+        # They may change while the service runs.
+        self.max_queued_per_tenant, self.max_queued = config.max_queued_per_tenant, config.max_queued
 
     @transaction
     async def create(self, new: NewRequest, is_stored: IsStored) -> RequestRecord:
@@ -99,6 +100,19 @@ class Requests:
             return await changes.stop(connection, request_id, Status.CANCELED, None)
 
     @transaction
+    async def recent_adapters(self, model: str, pictures: int) -> list[tuple[AdapterUse, ...]]:
+        """The adapters of the newest pictures of a model, newest first."""
+        newest = (
+            sa.select(_images.plan)
+            .join(tables.requests, _requests.id == _images.request_id)
+            .where(_requests.model == model)
+            .order_by(_requests.created_at.desc(), _requests.id.desc())
+            .limit(pictures)
+        )
+        async with self._database.reading() as connection:
+            return [_plans.validate_python(row.plan).adapters for row in await connection.execute(newest)]
+
+    @transaction
     async def history(self, which: HistoryFilter, before: tuple[float, str] | None, limit: int) -> list[Summary]:
         """Requests, newest first, from after the creation time and id `before`."""
         page = statements.history(which, before, limit)
@@ -127,8 +141,8 @@ class Requests:
     async def _refuse_when_full(self, connection: AsyncConnection, new: NewRequest) -> None:
         waiting = sa.select(sa.func.count()).where(_images.state == WAITING)
         limits = (
-            (self._config.max_queued_per_tenant, waiting.where(_images.tenant == new.tenant), "your queue is"),
-            (self._config.max_queued, waiting, "the queue is"),
+            (self.max_queued_per_tenant, waiting.where(_images.tenant == new.tenant), "your queue is"),
+            (self.max_queued, waiting, "the queue is"),
         )
         for limit, count, whose in limits:
             queued = (await connection.execute(count)).scalar_one()

@@ -84,6 +84,26 @@ line = sa.select(
 )
 
 
+# What there is to do of each model that has something: pictures and FLOP, by whether somebody works on them.
+backlogs: sa.Select[Any] = (
+    sa.select(
+        _images.model,
+        sa.func.sum(sa.case((_waits, _images.work), else_=0.0)).label("work_waiting"),
+        sa.func.sum(sa.case((_waits, 0.0), else_=_remaining)).label("work_running"),
+        *(
+            sa.func.sum(sa.case((sa.and_(_waits, _images.priority == priority), 1), else_=0)).label(priority)
+            for priority in Priority
+        ),
+        sa.func.count().label("pictures"),
+        sa.func.coalesce(tables.now() - sa.func.min(sa.case((_waits, _images.created_at))), 0.0).label("oldest_s"),
+        sa.func.min(tables.speeds.c.flops_per_s).label("speed"),
+    )
+    .join(tables.speeds, tables.speeds.c.model == _images.model, isouter=True)
+    .where(_images.state.in_((WAITING, CLAIMED)))
+    .group_by(_images.model)
+)
+
+
 def history(which: HistoryFilter, before: tuple[float, str] | None, limit: int) -> sa.Select[Any]:
     """The rows of a page of the history, newest first."""
     conditions = [

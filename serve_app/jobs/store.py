@@ -8,7 +8,6 @@ import sqlalchemy as sa
 
 from serve_app.config import JobsConfig
 from serve_app.jobs import tables
-from serve_app.jobs.backlog import Backlogs
 from serve_app.jobs.database import Database, transaction
 from serve_app.jobs.outbox import Outbox
 from serve_app.jobs.queue import Queue
@@ -28,7 +27,6 @@ class JobStore:
         self._database = Database(config.database_url)
         self.requests = Requests(self._database, config)
         self.queue = Queue(self._database, config)
-        self.backlogs = Backlogs(self._database)
         self.outbox = Outbox(self._database)
         self.retention = Retention(self._database)
 

@@ -1,5 +1,6 @@
 """Every serve config that ships, and what is wrong with one: by Ray's schema, by our own, and by what `build` makes."""
 
+import inspect
 import re
 import typing
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from ray.serve.deployment import Deployment
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from serve_app.app import build_application
-from serve_app.config import AppConfig
+from serve_app.autoscaler import STALE_S, Autoscaler
+from serve_app.config import AppConfig, EditorSettings, IngressSettings
 from tests.cluster.kustomize import build
 
 ROOT = Path(__file__).parents[2]
@@ -69,11 +71,14 @@ def _deployment_problems(application: ServeApplicationSchema) -> Iterator[str]:
     if application.import_path != "serve_app.app:build":
         yield f"{application.import_path} is no builder of ours"
     made = deployments(application.args)
+    yield from _scaling_problems(application)
     for options in application.model_dump(exclude_unset=True).get("deployments", []):
         name = options["name"]
         # The schema passes any dict; Serve's controller reads it only once the application deploys.
         if "autoscaling_config" in options:
             AutoscalingConfig.model_validate(options["autoscaling_config"])
+        if "user_config" in options:
+            (IngressSettings if name == "Ingress" else EditorSettings).model_validate(options["user_config"])
         if name not in made:
             yield f"{name} is not made; {', '.join(made)} are"
         elif "ray_actor_options" in options:
@@ -81,6 +86,22 @@ def _deployment_problems(application: ServeApplicationSchema) -> Iterator[str]:
             for key, value in (made[name].ray_actor_options or {}).items():
                 if options["ray_actor_options"].get(key) != value:
                     yield f"{name}: ray_actor_options says no {key}: {value}, as the code does"
+
+
+def _scaling_problems(application: ServeApplicationSchema) -> Iterator[str]:
+    """The policy is there, takes its keywords, and is told by the ingresses what there is to do."""
+    policy = application.autoscaling_policy or {}
+    if policy.get("policy_function") != f"{Autoscaler.__module__}:{Autoscaler.__name__}":
+        yield "autoscaling_policy is not ours: editors would be started by calls that are not made without them"
+        return
+    try:
+        inspect.signature(Autoscaler).bind(**policy.get("policy_kwargs", {}))
+    except TypeError as error:
+        yield f"autoscaling_policy.policy_kwargs: {error}"
+    options = {option.name: option.model_dump(exclude_unset=True) for option in application.deployments}
+    ingress = options.get("Ingress", {}).get("autoscaling_config")
+    if not ingress or AutoscalingConfig.model_validate(ingress).metrics_interval_s > STALE_S / 3:
+        yield f"Ingress: Serve asks it what there is to do every {STALE_S / 3:g} s with a metrics_interval_s alone"
 
 
 def _unknown_keys(value: Any, hint: Any, path: str) -> Iterator[str]:

@@ -44,6 +44,8 @@ class TimedEngine:
         self._note(f"started {os.getpid()}")
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
+        if not control_images:
+            self._note(f"warmed up {' '.join(use.path for use in plan.adapters)}")
         return Prepared(plan, (), (), Stopwatch(torch.device("cpu")))
 
     def run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:

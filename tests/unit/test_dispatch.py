@@ -17,6 +17,18 @@ from tests.unit.test_jobs import MODEL, PLAN, claim, is_stored, new
 pytestmark = ON_BOTH_DATABASES
 
 
+class BusyEditors:
+    """Editors that do not begin: each call waits for a slot."""
+
+    def __init__(self) -> None:
+        self.called = asyncio.Event()
+
+    async def edit(self, task):
+        self.called.set()
+        await asyncio.Event().wait()
+        yield
+
+
 class Bench:
     """A store, editors, and as many dispatchers as a test starts."""
 
@@ -32,11 +44,10 @@ class Bench:
 
     @asynccontextmanager
     async def dispatching(self):
-        running = asyncio.create_task(
-            Dispatcher(self.store, self.editors, self.artifacts, self.jobs, self.editor_count).run()
-        )
+        dispatcher = Dispatcher(self.store, self.editors, self.artifacts, self.jobs, self.editor_count)
+        running = asyncio.create_task(dispatcher.run())
         try:
-            yield running
+            yield dispatcher
         finally:
             running.cancel()
             with suppress(asyncio.CancelledError):
@@ -217,3 +228,46 @@ async def test_lease_is_held_through_a_long_edit(bench):
         record = await bench.ended(record.id)
     assert record.status == Status.SUCCEEDED
     assert len(bench.editors.tasks) == 1
+
+
+async def test_without_an_editor_work_waits_where_it_is_counted(bench):
+    bench.running = 0
+    record = await bench.store.requests.create(new(3), is_stored)
+    async with bench.dispatching():
+        await asyncio.sleep(0.2)
+        backlog = (await bench.store.queue.backlogs())[MODEL]
+        assert (backlog.pictures, backlog.running_s) == (3, 0.0)
+        assert not bench.editors.tasks
+        bench.running = 1
+        record = await bench.ended(record.id)
+    assert record.status == Status.SUCCEEDED
+    assert await bench.store.queue.backlogs() == {}
+
+
+async def test_a_dispatcher_that_is_to_go_lets_what_has_begun_end_and_begins_nothing(bench):
+    bench.editors.gate.clear()
+    begun = await bench.store.requests.create(new(), is_stored)
+    async with bench.dispatching() as dispatcher:
+        async with asyncio.timeout(8):
+            while (await bench.store.requests.get(begun.id)).status != Status.IN_PROGRESS:
+                await asyncio.sleep(0.01)
+        draining = asyncio.create_task(dispatcher.drain(8))
+        await asyncio.sleep(0)
+        late = await bench.store.requests.create(new(), is_stored)
+        dispatcher.wake()
+        bench.editors.gate.set()
+        await draining
+        assert (await bench.store.requests.get(begun.id)).status == Status.SUCCEEDED
+    assert (await bench.store.requests.get(late.id)).status == Status.IN_QUEUE
+
+
+async def test_a_dispatcher_that_is_to_go_gives_back_at_once_what_no_editor_has_begun(bench):
+    bench.editors = busy = BusyEditors()
+    record = await bench.store.requests.create(new(), is_stored)
+    async with bench.dispatching() as dispatcher:
+        async with asyncio.timeout(8):
+            await busy.called.wait()
+        await dispatcher.drain(60)
+        [taken] = await claim(bench.store, "another")
+    assert taken.task.request_id == record.id
+    assert taken.reasons == ()

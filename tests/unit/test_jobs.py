@@ -15,6 +15,7 @@ from serve_app.jobs import tables
 from serve_app.jobs.database import Database
 from serve_app.jobs.records import HistoryFilter, NewImage, NewRequest, Webhook
 from serve_app.jobs.store import JobStore
+from serve_app.routing import UNMEASURED_WORK_S
 from serve_app.tasks import AdapterUse, EditDone, EditPlan, Priority, Status
 from tests.unit.conftest import ON_BOTH_DATABASES
 
@@ -445,3 +446,26 @@ async def test_a_duty_has_one_owner_at_a_time(store):
     assert await store.take_duty("sweep", "a", 0.2)
     await asyncio.sleep(0.3)
     assert await store.take_duty("sweep", "b", 0.2)
+
+
+async def test_a_backlog_is_told_in_seconds(open_store):
+    store = await open_store()
+    await store.requests.create(new(4), is_stored)
+    # Before the first edit has ended nobody knows how fast they are.
+    unmeasured = (await store.queue.backlogs())[MODEL]
+    assert (unmeasured.waiting_s, unmeasured.running_s) == (4 * UNMEASURED_WORK_S, 0.0)
+    first, second = await claim(store, limit=2)
+    await store.queue.succeed(first, DONE, is_stored)
+    await store.queue.progress(second, PLAN.steps // 4)
+    backlog = (await store.queue.backlogs())[MODEL]
+    # The first one took 2 s.
+    assert (backlog.waiting_s, backlog.running_s, backlog.pictures) == (4.0, 1.5, 3)
+    assert 0 < backlog.oldest_s < 30
+
+
+async def test_the_newest_adapters_come_first(open_store):
+    store = await open_store()
+    for name in ("a", "b", "c"):
+        plan = replace(PLAN, adapters=(AdapterUse(name, name, "u", 1.0),))
+        await store.requests.create(replace(new(), images=(NewImage(plan, 1.0),)), is_stored)
+    assert [uses[0].id for uses in await store.requests.recent_adapters(MODEL, 2)] == ["c", "b"]

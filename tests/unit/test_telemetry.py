@@ -129,31 +129,27 @@ async def test_a_claim_that_is_taken_over_is_a_lost_lease_and_stays_in_its_trace
 async def test_the_backlog_is_what_waits_and_what_it_takes(config):
     store = JobStore(config.jobs)
     await store.open()
-    empty = await store.backlogs.of(MODEL)
-    assert (empty.waiting, empty.claimed, empty.seconds, empty.oldest_s) == (dict.fromkeys(Priority, 0), 0, 0.0, 0.0)
     await store.requests.create(new(3), is_stored)
     await store.requests.create(new(2, priority=Priority.BULK), is_stored)
-    assert (await store.backlogs.of(MODEL)).seconds is None
     [mine] = await claim(store)
     await store.queue.succeed(mine, DONE, is_stored)
     [_] = await claim(store)
-    backlog = await store.backlogs.of(MODEL)
-    assert (backlog.waiting, backlog.claimed) == ({Priority.INTERACTIVE: 1, Priority.BULK: 2}, 1)
-    # All are as large as the one that was measured.
-    assert backlog.seconds == pytest.approx(3 * DONE.timings["generate"])
-    assert 0 < backlog.oldest_s < 60
     meter = Recorder()
 
     async def editor_count() -> dict[str, int]:
         return {MODEL: 4}
 
-    report = asyncio.create_task(BacklogReport(store.backlogs, editor_count, meter).run())
+    report = asyncio.create_task(BacklogReport(store.queue.backlogs, editor_count, meter).run())
     async with asyncio.timeout(10):
         while ("edits_waiting_gpu_seconds", MODEL) not in meter.values:
             await asyncio.sleep(0.02)
     report.cancel()
     assert meter.values["edits_editors", MODEL] == 4
-    assert meter.values["edits_waiting", MODEL, Priority.BULK] == 2
+    assert meter.values["edits_claimed", MODEL] == 1
+    assert [meter.values["edits_waiting", MODEL, priority] for priority in Priority] == [1, 2]
+    assert 0 < meter.values["edits_oldest_waiting_seconds", MODEL] < 60
+    # All are as large as the one that was measured.
+    assert meter.values["edits_waiting_gpu_seconds", MODEL] == pytest.approx(3 * DONE.timings["generate"])
     await store.close()
 
 

@@ -1,0 +1,113 @@
+"""Editors by what there is to do: the shipped policy in Serve's controller, fed by the ingresses."""
+
+import time
+
+import httpx
+import pytest
+from ray import serve
+from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
+from ray.serve.autoscaling_policy import _apply_app_level_autoscaling_config, replica_queue_length_autoscaling_policy
+from ray.serve.config import AutoscalingConfig, AutoscalingContext
+from ray.serve.schema import ServeDeploySchema
+
+from serve_app.autoscaler import Autoscaler, to_stats
+from serve_app.config import AppConfig
+from serve_app.scaling import Backlog
+from tests.conftest import LORAS
+from tests.service.conftest import Deployed
+from tests.service.standin import as_checkpoint, load_timed_engine
+
+EDITOR = "Editor-qwen_image_edit"
+
+
+INGRESS, LORA = "Ingress", "my_lora_job/my_lora.safetensors"
+NOW = 1000.0
+
+
+def context(name: str, running: int = 0, reports: dict[str, tuple[float, Backlog]] | None = None) -> AutoscalingContext:
+    """What Serve's controller hands to a policy; `reports` are those of ingresses, with when they looked."""
+    id = DeploymentID(name, "edits")
+    raw: dict[str, dict[ReplicaID, list[TimeStampedValue]]] = {}
+    for replica, (at, backlog) in (reports or {}).items():
+        for key, value in to_stats({EDITOR: backlog}).items():
+            raw.setdefault(key, {})[ReplicaID(replica, id)] = [TimeStampedValue(at, value)]
+    config = AutoscalingConfig(min_replicas=0, max_replicas=8)
+    return AutoscalingContext(
+        id, name, "edits", running, running, [], 0.0, 0.0, {}, raw, 0, 8, {}, None, None, NOW, config
+    )
+
+
+def decided(*contexts: AutoscalingContext) -> dict[str, int]:
+    """What Serve makes of the policy's answer."""
+    policy = _apply_app_level_autoscaling_config(Autoscaler())
+    decisions, _ = policy({context.deployment_id: context for context in contexts})
+    return {id.name: replicas for id, replicas in decisions.items()}
+
+
+def test_the_ingress_that_looked_last_is_believed_and_no_delay_of_serves_comes_on_top():
+    reports = {"a": (NOW - 1, Backlog(200, 0, 20, 5)), "b": (NOW - 3, Backlog(900, 0, 90, 5))}
+    assert decided(context(INGRESS, 2, reports), context(EDITOR))[EDITOR] == 4
+    assert decided(context(INGRESS, 2, reports), context(EDITOR, 1))[EDITOR] == 3
+
+
+def test_without_a_report_of_late_nothing_is_decided_for_editors():
+    old = {"a": (NOW - 60, Backlog(200, 0, 20, 5))}
+    for reports in (None, old):
+        assert EDITOR not in decided(context(INGRESS, 2, reports), context(EDITOR, 1))
+
+
+def test_what_is_no_editor_scales_as_serve_does():
+    busy = context(INGRESS, 2)
+    busy.total_num_requests = 9.0
+    policy, default = Autoscaler(), replica_queue_length_autoscaling_policy(busy)
+    assert policy({busy.deployment_id: busy})[0] == {busy.deployment_id: default[0]}
+
+
+@pytest.fixture
+def asleep(cluster, tmp_path):
+    """An application whose editors may be none, and are."""
+    args = {
+        "lora_root": str(LORAS),
+        "artifacts_url": f"{tmp_path}/artifacts",
+        "models": [{"checkpoint": str(as_checkpoint(tmp_path)), "device": "cpu"}],
+        "jobs": {"database_url": f"sqlite+aiosqlite:///{tmp_path}/jobs.sqlite3", "lease_s": 3},
+        "require_lora": False,
+    }
+    limits = {"min_replicas": 0, "max_replicas": 2, "downscale_delay_s": 2, "downscale_to_zero_delay_s": 2}
+    declared = {
+        "name": "asleep",
+        "route_prefix": "/asleep",
+        "import_path": "tests.service.standin:build",
+        "autoscaling_policy": {"policy_function": "serve_app.autoscaler:Autoscaler"},
+        "args": args,
+        "deployments": [
+            {
+                "name": "Ingress",
+                "autoscaling_config": {"min_replicas": 2, "max_replicas": 2, "metrics_interval_s": 0.5},
+                "user_config": {"keep_warm": [LORA]},
+            },
+            {"name": EDITOR, "autoscaling_config": limits},
+        ],
+    }
+    serve.context._get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [declared]}))
+    client = httpx.Client(base_url=f"http://127.0.0.1:{cluster}/asleep", timeout=30)
+    deployed = Deployed("asleep", client, tmp_path, AppConfig.model_validate(args), load_timed_engine)
+    deployed.wait_until_ready()
+    yield deployed
+    serve.delete("asleep")
+    client.close()
+
+
+def test_work_at_no_replicas_waits_for_one_that_goes_once_it_is_idle(asleep, make_body):
+    assert asleep.replica_pids(EDITOR) == []
+    result, _ = asleep.edit(make_body(sample_steps=2, seed=7, loras=[]))
+    assert result["status"] == "succeeded"
+    # What is to be kept warm was there before it took the edit.
+    notes = (asleep.folder / "notes").read_text().splitlines()
+    assert [note for note in notes if not note.startswith("started")] == [f"warmed up {LORA}"] * 2 + ["made 7"]
+    assert len(asleep.replica_pids(EDITOR)) == 1
+    deadline = time.monotonic() + 60
+    while asleep.replica_pids(EDITOR):
+        assert time.monotonic() < deadline, serve.status()
+        time.sleep(0.2)
+    assert asleep.is_ready()
