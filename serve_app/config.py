@@ -128,6 +128,8 @@ class ModelConfig(Frozen):
             self.compile != "none" or self.prepare_ahead or self.adapter_weights == "device"
         ):
             raise ValueError("offload: not with compile, prepare_ahead or adapter_weights: device")
+        if self.quantization != "none" and (self.offload != "none" or self.adapter_weights == "hooks"):
+            raise ValueError("quantization: not with offload or adapter_weights: hooks")
         return self
 
     @model_validator(mode="after")
