@@ -88,7 +88,9 @@ def choose_attention(
     """
     backend = AttentionBackendName(BACKENDS[name])
     if name == "flash_4":
-        attention_dispatch._HUB_KERNELS_REGISTRY[backend].kernel_fn = as_operator(flash_4())
+        taken_from_hub = attention_dispatch._HUB_KERNELS_REGISTRY[backend]
+        # An operator is made once: graphs that were compiled with it hold on to it.
+        taken_from_hub.kernel_fn = taken_from_hub.kernel_fn or as_operator(flash_4())
     for module in transformer.modules():
         if hasattr(getattr(module, "processor", None), "_attention_backend"):
             module.processor._attention_backend = backend
