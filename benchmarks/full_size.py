@@ -4,6 +4,7 @@ Random weights make noise for pictures, but shapes, kernels, time and memory are
 
 python -m benchmarks.full_size parity     # every stage beside diffusers' own __call__, in one process
 python -m benchmarks.full_size service    # 1024x1024 edits over HTTP and Ray Serve: bare, and with LoRAs of rank 32
+python -m benchmarks.full_size service --profile    # the same as cluster/serve_config.gpu.yaml runs the model
 """
 
 import argparse
@@ -11,12 +12,16 @@ import base64
 import json
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import PIL.Image
 import torch
+import yaml
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 from safetensors.torch import save_file
 from transformers import (
@@ -86,7 +91,41 @@ def load_full_size(config: ModelConfig, contents: Contents) -> Engine:
     """An editor's engine for `build_application`, whatever checkpoint the config names."""
     device = torch.device("cuda")
     spec = MODELS[config.id]
-    return Engine(make_pipeline(spec, device), spec, config.model_copy(update={"threads": 8}), contents)
+    second = torch.device("cuda", 1) if config.gpus_per_replica == 2 else None
+    engine = Engine(make_pipeline(spec, device), spec, config.model_copy(update={"threads": 8}), contents, second)
+    engine.make_ready()
+    return engine
+
+
+def gpu_profile() -> dict[str, Any]:
+    """How cluster/serve_config.gpu.yaml runs its model, whatever checkpoint it names."""
+    [application] = yaml.safe_load((ROOT / "cluster/serve_config.gpu.yaml").read_text())["applications"]
+    [model] = application["args"]["models"]
+    return {key: value for key, value in model.items() if key not in ("id", "checkpoint")}
+
+
+@contextmanager
+def serving(folder: Path, port: int, options: Mapping[str, Any]) -> Iterator[str]:
+    """The service on one GPU of this machine, its LoRA root and data in `folder`; the address."""
+    import ray
+    from ray import serve
+
+    from serve_app.app import build_application
+
+    ray.init(address="local", num_gpus=1, include_dashboard=False, namespace="serve", log_to_driver=False)
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        # The engine is made here, so the checkpoint's name only says which dimensions an ingress expects.
+        models = [{"device": "cuda", "checkpoint": MODELS[PLAN.model].base_model} | dict(options)]
+        args = {"models": models, "artifacts_url": "artifacts", "lora_root": ".", "require_lora": False}
+        config = AppConfig.model_validate(args).resolved(folder)
+        started = time.perf_counter()
+        serve.run(build_application(config, load_full_size), name="edits")
+        print(f"ready after {time.perf_counter() - started:.1f} s", flush=True)
+        yield f"http://127.0.0.1:{port}"
+        serve.shutdown()
+    finally:
+        ray.shutdown()
 
 
 def measure_parity(steps: int) -> None:
@@ -110,7 +149,8 @@ def measure_parity(steps: int) -> None:
             components.pop("processor")
         own = getattr(diffusers, spec.pipeline)(**components)
         own.set_progress_bar_config(disable=True)
-        engine = Engine(own, spec, ModelConfig(threads=8))
+        # Without memory of the model before: every stage is computed and recorded.
+        engine = Engine(own, spec, ModelConfig(threads=8, prompt_cache_bytes=0, control_cache_bytes=0))
         plan = replace(PLAN, model=spec.id, steps=count, control_images=("",) * len(pictures))
         torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
@@ -164,31 +204,18 @@ def write_lora(path: Path, seed: int, rank: int = 32) -> None:
     save_file(tensors, path, metadata=trainer_metadata(path.stem, "sks"))
 
 
-def measure_service(port: int = 8123) -> None:
+def measure_service(options: Mapping[str, Any], port: int = 8123) -> None:
     """The documented request over HTTP: twice bare (the first one finds the GPU cold), then with LoRAs."""
     import httpx
-    import ray
-    from ray import serve
 
-    from serve_app.app import build_application
-
-    ray.init(address="local", num_gpus=1, include_dashboard=False, namespace="serve", log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
     with tempfile.TemporaryDirectory() as folder:
         for seed in (1, 2):
             write_lora(Path(folder, f"{seed}.safetensors"), seed)
-        # The engine is made here, so the checkpoint's name only says which dimensions an ingress expects.
-        models = [{"device": "cuda", "checkpoint": MODELS[PLAN.model].base_model}]
-        args = {"models": models, "artifacts_url": "artifacts", "lora_root": ".", "require_lora": False}
-        config = AppConfig.model_validate(args).resolved(Path(folder))
-        started = time.perf_counter()
-        serve.run(build_application(config, load_full_size), name="edits")
-        print(f"ready after {time.perf_counter() - started:.1f} s")
         prompt = {"prompt": PLAN.prompt, "ctrl_img": base64.b64encode(PHOTOGRAPH.read_bytes()).decode()}
         body = {"model": PLAN.model, "prompts": [prompt], "output_format": "png"}
         one, two = ({"path": f"{seed}.safetensors"} for seed in (1, 2))
         stacks = ([], [], [one], [two], [one], [one | {"network_multiplier": 0.5}], [one, two], [])
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with serving(Path(folder), port, options) as url, httpx.Client(base_url=url, timeout=60) as client:
             for stack in stacks:
                 started = time.perf_counter()
                 submitted = client.post("/v1/inference", json=body | {"loras": stack}).raise_for_status().json()
@@ -207,8 +234,6 @@ def measure_service(port: int = 8123) -> None:
                     timings=result["metadata"]["timings"]["prompts"],
                     runtime=result["metadata"]["runtime"],
                 )
-        serve.shutdown()
-    ray.shutdown()
 
 
 def report(**facts: object) -> None:
@@ -219,11 +244,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["parity", "service"])
     parser.add_argument("--steps", type=int, default=25, help="of the edit in `parity`")
+    parser.add_argument(
+        "--profile", action="store_true", help="`service` with the levers of cluster/serve_config.gpu.yaml"
+    )
     arguments = parser.parse_args()
     if arguments.what == "parity":
         measure_parity(arguments.steps)
     else:
-        measure_service()
+        measure_service(gpu_profile() if arguments.profile else {})
 
 
 if __name__ == "__main__":

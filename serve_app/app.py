@@ -141,7 +141,7 @@ def _editor(model: ModelConfig, config: AppConfig, load: EngineFactory) -> serve
 def editor_deployment(model: ModelConfig) -> serve.Deployment:
     """The editors of a model, as they ship."""
     needs_gpu = model.device == "cuda" or (model.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
-    resources: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1 if needs_gpu else 0}
+    resources: dict[str, Any] = {"num_cpus": 1, "num_gpus": model.gpus_per_replica if needs_gpu else 0}
     return serve.deployment(Editor).options(
         name=editor_name(model.id),
         # One edit on the device and one being prepared; the rest waits where it can be counted.

@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -33,6 +34,12 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 # How an edit is prepared: as the reference server does, as the trainer's preview does (now, or up to an older
 # version), or as the preview of the trainer version that wrote the adapter did. See models/profile.py.
 ProfileName = Literal["reference", "trainer", "auto", "trainer-0.6.0", "trainer-0.7.32", "trainer-0.9.0"]
+
+# The kernels that attention may run on: PyTorch's own choice, its cuDNN or flash kernels by name, or FlashAttention 3
+# or 4 where their packages are installed. `python -m benchmarks.attention` measures them.
+AttentionName = Literal["native", "cudnn", "flash", "flash_3", "flash_4"]
+
+QuantizationName = Literal["none", "fp8"]
 
 
 def expand_variables(url: str) -> str:
@@ -74,6 +81,17 @@ class ModelConfig(Frozen):
     from: on the `device`, in pinned memory of the `host`, or nowhere, with adapters as `hooks` beside the
     weights (slower, LoRA alone); `auto` measures what fits. `revision` pins a hub checkpoint to a branch, a
     tag or, best, a commit; `local_files_only` never asks the hub, what is not in its local cache is an error.
+    `prompt_cache_bytes` and `control_cache_bytes` are what an editor keeps on its device of prompts' embeddings and
+    of control images' latents, for edits that ask for the same again; 0 keeps none.
+    `offload` keeps the model in host memory, for a card without room for it: `model` brings each part to the device for
+    its stage, `sequential` each layer for its forward. `vae_tiling` has the VAE work in tiles for every request.
+    `quantization: fp8` has the blocks' linears in eight bits (needs torchao), refused for the trainer's profiles.
+    `gpus_per_replica: 2` gives each of the two guidance branches a GPU, with a copy of the transformer on both.
+    `prepare_ahead` has the next edit's prompts and control images encoded and its adapters copied to the device while
+    the current edit denoises; null: on CUDA alone, since on a CPU it would take cores from the edit.
+    `attention` is the transformer's kernel; `compile: regional` compiles its blocks, once for all sizes, and keeps what
+    it compiled in `compile_cache_folder`. A replica is ready once it has made an edit of each size (width, height) of
+    `warm_up`, and a fixed one that is as it was before all that.
     """
 
     id: str = "qwen_image_edit"
@@ -84,6 +102,17 @@ class ModelConfig(Frozen):
     adapter_disk_folder: str = str(user_cache_path("serve_app") / "adapters")
     adapter_disk_bytes: PositiveInt = 100 * 2**30
     adapter_weights: Literal["auto", "device", "host", "hooks"] = "auto"
+    prompt_cache_bytes: NonNegativeInt = 256 * 2**20
+    control_cache_bytes: NonNegativeInt = 64 * 2**20
+    offload: Literal["none", "model", "sequential"] = "none"
+    vae_tiling: bool = False
+    quantization: QuantizationName = "none"
+    gpus_per_replica: Literal[1, 2] = 1
+    prepare_ahead: bool | None = None
+    attention: AttentionName = "native"
+    compile: Literal["none", "regional"] = "none"
+    compile_cache_folder: str = str(user_cache_path("serve_app") / "compiled")
+    warm_up: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
     revision: str | None = None
     local_files_only: bool = False
 
@@ -91,6 +120,30 @@ class ModelConfig(Frozen):
     def _revision_is_of_a_hub_checkpoint(self) -> Self:
         if self.revision is not None and self.checkpoint in EMBEDDED:
             raise ValueError(f"revision: {self.checkpoint!r} is no hub checkpoint, so it has no revisions")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_offloaded_is_not_fast(self) -> Self:
+        if self.offload != "none" and (
+            self.compile != "none" or self.prepare_ahead or self.adapter_weights == "device"
+        ):
+            raise ValueError("offload: not with compile, prepare_ahead or adapter_weights: device")
+        if self.quantization != "none" and (self.offload != "none" or self.adapter_weights == "hooks"):
+            raise ValueError("quantization: not with offload or adapter_weights: hooks")
+        return self
+
+    @model_validator(mode="after")
+    def _two_gpus_are_two_gpus(self) -> Self:
+        if self.gpus_per_replica == 2 and (
+            self.device != "cuda" or self.offload != "none" or self.adapter_weights == "hooks"
+        ):
+            raise ValueError("gpus_per_replica: two need device: cuda, and neither offload nor adapter_weights: hooks")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_compiled_is_warm(self) -> Self:
+        if self.compile != "none" and not self.warm_up:
+            raise ValueError("compile: name the sizes to warm_up with, or the first requests would wait for it")
         return self
 
 

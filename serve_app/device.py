@@ -1,11 +1,62 @@
 """The device that an editor computes on: which one, in which dtype, and whether it still works."""
 
 import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import psutil
 import torch
+from torch import Tensor
+
+from serve_app import tracing
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage. On CUDA a stage ends when what it queued on its own stream is done."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        with tracing.span(name):
+            yield
+            finish(self.device)
+        self.seconds[name] = time.perf_counter() - started
+
+
+def finish(device: torch.device) -> None:
+    """Wait for what this thread has queued, and for nothing that another thread queues on another stream."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+def lend(tensor: Tensor) -> Tensor:
+    """`tensor`, whose memory is not given away before this thread's stream is done with it, whoever lets go of it."""
+    if tensor.is_cuda:
+        tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    return tensor
+
+
+class Aside:
+    """Work on the device beside what it is doing: on CUDA in a stream of its own, on a CPU in the caller's thread."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """What is queued within is complete afterwards. Who then uses its tensors elsewhere has to `lend` them."""
+        with torch.cuda.stream(self._stream):
+            yield
+            finish(self._device)
 
 
 def choose(device: str) -> torch.device:

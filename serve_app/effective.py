@@ -47,6 +47,7 @@ def effective(
         "output_format": plan.output_format,
         "exif": plan.exif,
         "vae_tiling": plan.vae_tiling,
+        "quantization": plan.quantization,
         "why": plan.why,
         "guidance": _guidance(plan, recipe),
         "forwards": recipe.forwards,

@@ -2,11 +2,10 @@
 
 import logging
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import diffusers
@@ -15,52 +14,45 @@ import torch
 import transformers
 
 from serve_app import device as devices
-from serve_app import images, tracing
+from serve_app import images
 from serve_app.adapters.cache import AdapterCache
 from serve_app.adapters.changes import Adapter
 from serve_app.adapters.contents import Contents
 from serve_app.adapters.files import read_adapter
-from serve_app.adapters.hooks import Hooks
-from serve_app.adapters.weights import Weights, place_for_copies
+from serve_app.adapters.weights import Near
+from serve_app.canary import LEAST_LIKENESS_DB, fixed_files, fixed_plan, likeness
 from serve_app.config import FetchConfig, ModelConfig
+from serve_app.denoiser import Denoiser
+from serve_app.device import Stopwatch
 from serve_app.effective import effective
-from serve_app.errors import DeviceLost, EditCanceled, OutOfMemory
-from serve_app.geometry import Size
-from serve_app.models import architecture, checkpoint, conditioning
-from serve_app.models.denoise import denoise, noise
+from serve_app.errors import DeviceLost, EditCanceled, OutOfMemory, UnusableResult
+from serve_app.models import architecture, checkpoint
+from serve_app.models.acceleration import changes_anything, graphs_compiled, settle_thread
+from serve_app.models.encoders import Conditions, Encoders
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import Recipe, make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.tasks import AdapterUse, EditPlan
 
+# Of the fixed edit by which a replica compares itself with what it was before it was accelerated.
+CANARY_STEPS = 4
+
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by stage. On CUDA a stage ends when its kernels have."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        with tracing.span(name):
-            yield
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-        self.seconds[name] = time.perf_counter() - started
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What an edit needs and the device does not: made beside the edit before, consumed by `Engine.run`."""
+    """What an edit needs but no denoising: made beside the edit before, consumed by `Engine.run`.
+
+    `given` and `near` (by the adapters' ids) lie on the device, if they could be made beside the edit before.
+    """
 
     plan: EditPlan
     control_images: tuple[images.Picture, ...]
     adapters: tuple[Adapter, ...]
     watch: Stopwatch
+    given: Conditions | None = None
+    near: dict[str, Near] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,36 +74,86 @@ class Edited:
 class Engine:
     """One model's pipeline on one device.
 
-    `prepare` may run in any thread while an edit runs; `run` is for one caller at a time.
+    `prepare` may run in any thread while an edit runs; `run` is for one caller at a time. What is prepared takes
+    memory of the device: whoever calls lets one edit be prepared while one runs, not more.
     """
 
     def __init__(
-        self, pipeline: checkpoint.Pipeline, spec: ModelSpec, config: ModelConfig, contents: Contents | None = None
+        self,
+        pipeline: checkpoint.Pipeline,
+        spec: ModelSpec,
+        config: ModelConfig,
+        contents: Contents | None = None,
+        second: torch.device | None = None,
     ) -> None:
         """An engine for a pipeline where it lies; of the config, what says how to run it.
 
-        `contents` reads the adapters' files: by default with nobody to agree with on what is in them.
+        `contents` reads the adapters' files: by default with nobody to agree with on what is in them. A `second` device
+        gets a copy of the transformer, which does one of the two guidance branches.
         """
-        self.device: torch.device = pipeline.device
+        offload = config.offload
+        self.device: torch.device = pipeline.device if offload == "none" else devices.choose(config.device)
         # Ray gives a small replica one thread; the number decides the last bits of a picture on a CPU.
         self.threads = config.threads or os.cpu_count() or 1
         self.alive = True
         self.adapters: AdapterCache[Adapter] = AdapterCache(config.adapter_cache_bytes)
         self._contents = contents or Contents(config, FetchConfig())
         self._spec = spec
+        self._config = config
+        self._graphs_when_ready: int | None = None
         self._pipeline = pipeline
+        self._devices = [self.device] if second is None else [self.device, second]
+        ahead = config.prepare_ahead
+        if ahead is None:
+            ahead = self.device.type == "cuda" and offload == "none"
+        self._aside = devices.Aside(self.device) if ahead else None
         self._architecture = architecture.from_config(pipeline.transformer.config)
         self._linears = self._architecture.linears
-        self._copies = config.adapter_weights
-        if self._copies == "auto":
-            self._copies = place_for_copies(pipeline.transformer, self.device)
-        self._weights = Hooks(pipeline) if self._copies == "hooks" else Weights(pipeline.transformer, self._copies)
+        self._denoiser = Denoiser(pipeline, config, self.device, second, self.threads)
+        self._encoders = Encoders(
+            pipeline, self._denoiser.placement, config.prompt_cache_bytes, config.control_cache_bytes
+        )
 
     @classmethod
     def load(cls, config: ModelConfig, contents: Contents | None = None) -> Self:
         """The engine for a configured model. Raises CheckpointRefused."""
         spec, device = MODELS[config.id], devices.choose(config.device)
-        return cls(checkpoint.load(config, spec, device, devices.dtype_for(device)), spec, config, contents)
+        pipeline = checkpoint.load(config, spec, device, devices.dtype_for(device))
+        second = torch.device("cuda", 1) if config.gpus_per_replica == 2 else None
+        engine = cls(pipeline, spec, config, contents, second)
+        engine.make_ready()
+        return engine
+
+    def make_ready(self) -> None:
+        """Accelerate the transformer as the config says, and warm up, so that no request waits for what is slow once.
+
+        Raises UnusableResult if a fixed edit is no picture then, or another one than before.
+        """
+        config, started = self._config, time.perf_counter()
+        if not (changes_anything(config) or config.warm_up):
+            return
+        size = next(iter(config.warm_up), (self._spec.default_width, self._spec.default_height))
+        plain = self._fixed_edit(*size, CANARY_STEPS)
+        self._denoiser.accelerate()
+        for width, height in config.warm_up:
+            self._fixed_edit(width, height, steps=1)
+        found = likeness(plain, self._fixed_edit(*size, CANARY_STEPS))
+        self._graphs_when_ready = graphs_compiled()
+        logger.info("warm after %.1f s; a fixed edit is %.1f dB like a plain one", time.perf_counter() - started, found)
+        if found < LEAST_LIKENESS_DB:
+            raise UnusableResult(
+                f"a fixed edit is only {found:.1f} dB like the one without compile: {config.compile}, "
+                f"attention: {config.attention}, quantization: {config.quantization}"
+            )
+
+    def _fixed_edit(self, width: int, height: int, steps: int) -> PIL.Image.Image:
+        plan = fixed_plan(self._spec, width, height, steps)
+        return self.edit(plan, fixed_files(plan)).image
+
+    @property
+    def recompilations(self) -> int:
+        """Graphs compiled since the replica was ready: each one is seconds that an edit waited."""
+        return 0 if self._graphs_when_ready is None else graphs_compiled() - self._graphs_when_ready
 
     def edit(
         self,
@@ -126,15 +168,44 @@ class Engine:
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
         """Decode the control images and bring the adapters' files into host memory.
 
-        Raises LoraChanged, LoraDownloadFailed, LoraInvalidFile or LoraIncompatible for a file that is not what was
-        admitted, or cannot be had.
+        With `prepare_ahead`, go on to the device, beside whatever it computes: encode prompts and control images, and
+        copy the adapters there. Raises LoraChanged, LoraDownloadFailed, LoraInvalidFile or LoraIncompatible for a file
+        that is not what was admitted, or cannot be had.
         """
         watch = Stopwatch(torch.device("cpu"))
         with watch.stage("load_control_images"):
             pictures = tuple(images.read(data, plan.exif) for data in control_images)
         with watch.stage("read_adapters"):
             adapters = tuple(self._adapter(use) for use in plan.adapters)
-        return Prepared(plan, pictures, adapters, watch)
+        prepared = Prepared(plan, pictures, adapters, watch)
+        return prepared if self._aside is None else self._prepare_on_device(prepared, self._aside)
+
+    def _prepare_on_device(self, prepared: Prepared, aside: devices.Aside) -> Prepared:
+        plan = prepared.plan
+        settle_thread(self.threads)
+        try:
+            with torch.no_grad(), aside.work():
+                watch = Stopwatch(self.device, prepared.watch.seconds)
+                given = self._encoders.conditions(plan, prepared.control_images, self._recipe(prepared), watch)
+                near = {}
+                with watch.stage("copy_adapters"):
+                    # What the weights have now is a hint: an edit runs beside this, and may change them.
+                    if self._denoiser.copies != "hooks" and scales_of(plan) != self._denoiser.scales:
+                        near = {
+                            use.id: adapter.on(self.device)
+                            for use, adapter in zip(plan.adapters, prepared.adapters, strict=True)
+                        }
+        except RuntimeError:
+            # No memory beside the running edit, or a dead device: `run` does it all, in its turn, and tells which.
+            logger.warning("an edit could not be prepared ahead", exc_info=True)
+            devices.free_cached_memory(self.device)
+            return prepared
+        return replace(prepared, given=given, near=near)
+
+    def _recipe(self, prepared: Prepared) -> Recipe:
+        plan = prepared.plan
+        sizes = [picture.facts.size for picture in prepared.control_images]
+        return make_recipe(self._spec, PROFILES[plan.profile], plan, sizes)
 
     def _adapter(self, use: AdapterUse) -> Adapter:
         pinned = self.device.type == "cuda"
@@ -153,25 +224,28 @@ class Engine:
         Raises EditCanceled when told to stop, LoraIncompatible, OutOfMemory, UnusableResult, and DeviceLost
         when the device's context died; `alive` is False from then on.
         """
-        torch.set_num_threads(self.threads)
+        settle_thread(self.threads)
         try:
             with torch.no_grad():
                 return self._run(prepared, on_step, should_stop)
         except torch.OutOfMemoryError as error:
             plan = prepared.plan
-            devices.free_cached_memory(self.device)
+            # The frames that failed hold what the edit had made so far.
+            traceback.clear_frames(error.__traceback__)
+            for device in self._devices:
+                devices.free_cached_memory(device)
             raise OutOfMemory(
                 f"a picture of {plan.width}x{plan.height} does not fit into this device's memory"
             ) from error
         except RuntimeError as error:
-            self.alive = devices.is_alive(self.device)
+            self.alive = all(map(devices.is_alive, self._devices))
             if self.alive:
                 raise
             raise DeviceLost("the device failed while it edited; its replica is being replaced") from error
 
     def _run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
-        plan, pipeline, pictures = prepared.plan, self._pipeline, prepared.control_images
-        recipe = make_recipe(self._spec, PROFILES[plan.profile], plan, [picture.facts.size for picture in pictures])
+        plan, pictures = prepared.plan, prepared.control_images
+        recipe = self._recipe(prepared)
         watch = Stopwatch(self.device, prepared.watch.seconds)
         compiled_before = graphs_compiled()
 
@@ -185,61 +259,32 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         on_step(0)
-        # The switch that diffusers' enable_tiling sets; its sizes of tiles are the class's own.
-        pipeline.vae.use_tiling = plan.vae_tiling
         with watch.stage("generate"):
-            with watch.stage("apply_adapters"):
-                swapped = self._apply(plan.adapters, prepared.adapters)
-            with watch.stage("encode_prompt"):
-                positive = self._encode(plan.prompt, pictures, recipe.encoder_sizes, recipe)
-                negative = None
-                if recipe.guided:
-                    negative = self._encode(plan.negative_prompt, pictures, recipe.negative_encoder_sizes, recipe)
-            with watch.stage("encode_control"):
-                pixels = [
-                    conditioning.control_pixels(pipeline, picture.image, resizes)
-                    for picture, resizes in zip(pictures, recipe.control_resizes, strict=True)
-                ]
-                control = [conditioning.encode_control(pipeline, each) for each in pixels]
-            with watch.stage("denoise"):
-                sizes = ((plan.width, plan.height), *recipe.control_sizes)
-                latents = denoise(
-                    pipeline.transformer,
-                    noise(plan.seed, plan.width, plan.height, self.device, positive.dtype),
-                    torch.cat(control, dim=1) if control else None,
-                    [(1, height // 16, width // 16) for width, height in sizes],
-                    positive,
-                    negative,
-                    plan.guidance_scale,
-                    recipe.guidance_rescaled,
-                    plan.steps,
-                    after_step,
-                    plan.sampler,
-                )
+            given = prepared.given or self._encoders.conditions(plan, pictures, recipe, watch)
+            given.lend()
+            with self._denoiser.working():
+                with watch.stage("apply_adapters"):
+                    swapped = self._apply(prepared)
+                with watch.stage("denoise"):
+                    latents = self._denoiser.denoise(plan, recipe, given, after_step)
             with watch.stage("decode"):
-                made = conditioning.decode_latents(pipeline, latents, plan.width, plan.height)
+                made = self._encoders.decode(latents, plan)
         record = effective(plan, self._spec, recipe, self._architecture, [picture.facts for picture in pictures])
         compilations = graphs_compiled() - compiled_before
-        return Edited(made, dict(watch.seconds), record, self._runtime(prepared), swapped, compilations)
+        runtime = self._runtime(prepared) | {"reused": given.reused}
+        return Edited(made, dict(watch.seconds), record, runtime, swapped, compilations)
 
-    def _encode(
-        self, text: str, pictures: Sequence[images.Picture], sizes: Sequence[Sequence[Size]], recipe: Recipe
-    ) -> torch.Tensor:
-        """A prompt's embeddings beside the control images, each resized to its `sizes` in turn."""
-        encoder = self._pipeline.text_encoder
-        seen = [
-            conditioning.encoder_image(picture.image, steps, encoder.device, encoder.dtype)
-            for picture, steps in zip(pictures, sizes, strict=True)
-        ]
-        return conditioning.encode_prompt(self._pipeline, text, seen, recipe)
-
-    def _apply(self, uses: Sequence[AdapterUse], adapters: Sequence[Adapter]) -> int:
+    def _apply(self, prepared: Prepared) -> int:
         """Set the weights, and say how many had to be; the same adapter twice adds up."""
-        stack: dict[str, tuple[Adapter, float]] = {}
-        for use, adapter in zip(uses, adapters, strict=True):
-            _, scale = stack.get(use.id, (adapter, 0.0))
-            stack[use.id] = (adapter, scale + use.scale)
-        return self._weights.apply(stack)
+        by_id = {use.id: adapter for use, adapter in zip(prepared.plan.adapters, prepared.adapters, strict=True)}
+        for changes in prepared.near.values():
+            # One of them stands for all: they lie in one piece of memory.
+            next(iter(changes.values())).moved(devices.lend)
+        uses = {adapter_id: (by_id[adapter_id], scale) for adapter_id, scale in scales_of(prepared.plan).items()}
+        swapped = self._denoiser.apply(uses, prepared.near)
+        # Their memory is free for the next edit's.
+        prepared.near.clear()
+        return swapped
 
     def _runtime(self, prepared: Prepared) -> dict[str, Any]:
         """What of an edit only this process knows."""
@@ -249,7 +294,12 @@ class Engine:
             "peak_memory_gib": round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2) if on_gpu else None,
             "dtype": str(self._pipeline.transformer.dtype).removeprefix("torch."),
             "threads": self.threads,
-            "adapter_weights": self._copies,
+            "adapter_weights": self._denoiser.copies,
+            "offload": self._config.offload,
+            "transformers": len(self._denoiser.transformers),
+            "attention": self._config.attention,
+            "compile": self._config.compile,
+            "recompilations": self.recompilations,
             "adapters": [
                 {"id": use.id, "sha256": adapter.sha256}
                 for use, adapter in zip(prepared.plan.adapters, prepared.adapters, strict=True)
@@ -259,8 +309,9 @@ class Engine:
         }
 
 
-def graphs_compiled() -> int:
-    """How many graphs torch.compile has made in this process; a recompilation is one more."""
-    # Its import takes a second, which a process that compiles nothing need not spend.
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    return dynamo.counters["stats"]["unique_graphs"] if dynamo else 0
+def scales_of(plan: EditPlan) -> dict[str, float]:
+    """The scale of each of a plan's adapters, by id; the same adapter twice adds up."""
+    scales: dict[str, float] = {}
+    for use in plan.adapters:
+        scales[use.id] = scales.get(use.id, 0.0) + use.scale
+    return scales

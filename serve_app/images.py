@@ -1,9 +1,11 @@
 """Pictures: decoding what clients send, with limits, and encoding what they get."""
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -45,6 +47,11 @@ class Picture:
 
     image: PIL.Image.Image
     facts: ControlImage
+
+    @cached_property
+    def digest(self) -> str:
+        """What the pixels are, however they were sent and turned."""
+        return hashlib.sha256(f"{self.image.size}".encode() + self.image.tobytes()).hexdigest()
 
 
 def read(data: bytes, exif: Literal["ignore", "apply"], max_pixels: int | None = None) -> Picture:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import TypeVar
 
-from serve_app.config import AUTO, AppConfig
+from serve_app.config import AUTO, AppConfig, ModelConfig
 from serve_app.errors import (
     ControlImageRequired,
     InvalidParameter,
@@ -127,6 +127,13 @@ def plan_edits(
     """One plan a prompt, every value effective. `control_images` maps a client's image string to its sha256."""
     profile, why_profile = _profile(request, config, adapters)
     divisor = divisor_of(spec, profile)
+    model = next((model for model in config.models if model.id == spec.id), ModelConfig(id=spec.id))
+    if model.quantization != "none" and profile.name != "reference":
+        raise InvalidParameter(
+            f"profile: {profile.name} promises the trainer's own pixels, and this service runs {spec.id} with "
+            f"quantization: {model.quantization}",
+            {"parameter": "profile"},
+        )
 
     def plan(index: int, prompt: Prompt) -> EditPlan:
         width = _default(prompt.width, spec.default_width)
@@ -147,7 +154,8 @@ def plan_edits(
             control_images=tuple(control_images[image] for image in prompt.control_images) if control_images else (),
             adapters=tuple(adapters),
             exif=request.exif,
-            vae_tiling=request.vae_tiling,
+            vae_tiling=request.vae_tiling or model.vae_tiling,
+            quantization=model.quantization,
             sampler=SAMPLER_NAMES.get(prompt.sampler or "", "flowmatch"),
             why={
                 "size": f"{width}x{height} ({asked}), each side floored to a multiple of {divisor}",

@@ -89,8 +89,8 @@ class EditPlan:
     `width` and `height` are pixels after snapping. `control_images` are the sha256 digests (hex) of the
     encoded files as the client sent them, in order; `adapters` are in request order. `exif` says whether the
     control images' EXIF rotation is obeyed; `vae_tiling` whether the VAE works in tiles, as the trainer's
-    low-memory setting has it; `sampler` names the schedule. `why` holds, for a person, how an effective value
-    came about.
+    low-memory setting has it; `sampler` names the schedule, `quantization` what the transformer's weights are rounded
+    to. `why` holds, for a person, how an effective value came about.
     """
 
     model: str
@@ -108,6 +108,7 @@ class EditPlan:
     exif: Literal["ignore", "apply"] = "ignore"
     vae_tiling: bool = False
     sampler: SamplerName = "flowmatch"
+    quantization: str = "none"
     why: dict[str, str] = field(default_factory=dict)
 
 

@@ -12,18 +12,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 from rich.console import Console
 
 from serve_app import device as devices
+from serve_app.canary import fixed_files, fixed_plan
 from serve_app.config import ModelConfig
 from serve_app.engine import Engine
 from serve_app.errors import ServiceError
-from serve_app.geometry import snap
-from serve_app.images import encode
 from serve_app.models import checkpoint
 from serve_app.models.registry import MODELS, ModelSpec
-from serve_app.tasks import EditPlan
 
 console = Console(soft_wrap=True, highlight=False, markup=False)
 
@@ -68,8 +65,8 @@ def verify(config: ModelConfig, model: str | None, size: int, steps: int) -> boo
         return False
     pipeline = checkpoint.read(folder, devices.dtype_for(device))
     engine = Engine(pipeline.to(device), spec, config)
-    plan = fixed_plan(spec, size, steps)
-    control_images = [encode(fixed_picture(), "png", {})] * len(plan.control_images)
+    plan = fixed_plan(spec, size, size, steps)
+    control_images = fixed_files(plan)
     pictures = []
     for number in (1, 2):
         started = time.perf_counter()
@@ -118,30 +115,6 @@ def revision_of(folder: Path) -> str | None:
     """The commit of a checkpoint in the hub's cache, whose folders are named `snapshots/<commit>`."""
     resolved = folder.resolve()
     return resolved.name if resolved.parent.name == "snapshots" else None
-
-
-def fixed_picture() -> PIL.Image.Image:
-    """A control image without a file: three gradients, one a channel."""
-    across = PIL.Image.linear_gradient("L")
-    return PIL.Image.merge(
-        "RGB", (across, across.transpose(PIL.Image.Transpose.ROTATE_90), PIL.Image.radial_gradient("L"))
-    )
-
-
-def fixed_plan(spec: ModelSpec, size: int, steps: int) -> EditPlan:
-    return EditPlan(
-        model=spec.id,
-        profile="reference",
-        prompt="a red house at night",
-        negative_prompt="",
-        width=max(64, snap(size, spec.resolution_divisor)),
-        height=max(64, snap(size, spec.resolution_divisor)),
-        steps=steps,
-        guidance_scale=spec.default_guidance_scale,
-        seed=42,
-        output_format="png",
-        control_images=("",) * min(1, spec.max_control_images),
-    )
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class Adapter:
         return self._memory.nbytes
 
     def on(self, device: torch.device) -> Mapping[str, Change]:
-        """The changes on `device`, by one copy."""
+        """The changes on `device`, by one copy that this thread's stream waits for."""
         if device.type == "cpu":
             return self.changes
         there = self._memory.to(device, non_blocking=True)

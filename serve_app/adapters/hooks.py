@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from serve_app.adapters.changes import Adapter, LowRank
+from serve_app.adapters.weights import NOTHING_NEAR, Near
 from serve_app.errors import LoraIncompatible
 from serve_app.models.checkpoint import Pipeline
 
@@ -17,9 +18,18 @@ class Hooks:
         self._transformer = pipeline.transformer
         self._hanging: set[str] = set()
 
+    def quantise(self) -> None:
+        """Raises ValueError: PEFT's layers add to what a linear computes, and no config asks for both."""
+        raise ValueError("adapters beside the weights and quantised weights do not go together")
+
+    def warm_up(self) -> None:
+        """Nothing: PEFT has no kernels of its own."""
+
     @torch.no_grad()
-    def apply(self, uses: Mapping[str, tuple[Adapter, float]]) -> int:
+    def apply(self, uses: Mapping[str, tuple[Adapter, float]], near: Mapping[str, Near] = NOTHING_NEAR) -> int:
         """Have these adapters (by id), each at its scale, and no others; the number of adapters newly hung.
+
+        `near` is of no use here: PEFT wants the files.
 
         Raises LoraIncompatible for a LoKr or a full difference, which PEFT's layers do not know.
         """

@@ -4,6 +4,7 @@
 writes four more bytes a weight. Here product and sum stay in registers, in fp32, and are rounded once.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,9 +21,11 @@ def add_product(target: Tensor, original: Tensor, left: Tensor, right: Tensor, f
     (rows, ranks), columns = left.shape, right.shape[1]
     grid = (triton.cdiv(rows, ROWS), triton.cdiv(columns, COLUMNS))
     strides = (*left.stride(), *right.stride())
-    _add_product[grid](
-        target, original, left, right, factor, rows, columns, ranks, *strides, BM=ROWS, BN=COLUMNS, BK=RANKS
-    )
+    # Triton launches on the current device, wherever the tensors lie.
+    with torch.cuda.device(target.device):
+        _add_product[grid](
+            target, original, left, right, factor, rows, columns, ranks, *strides, BM=ROWS, BN=COLUMNS, BK=RANKS
+        )
 
 
 # Without types: Triton looks up every name of a signature in its own language.

@@ -7,13 +7,14 @@ stacks and hundreds of swaps leave no trace: without adapters the weights are W0
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from serve_app.adapters.changes import Adapter, Change, Full, LowRank
 from serve_app.device import free_memory
+from serve_app.models.quantization import is_worth_it, quantise, quantised
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +23,16 @@ ROOM_TO_WORK = 6 * 2**30
 # What makes two states of one linear the same: who changes it, and how much.
 Stack = tuple[tuple[str, float], ...]
 ScaledChange = tuple[Change, float]
+# An adapter's changes on the device, by linear.
+Near = Mapping[str, Change]
+NOTHING_NEAR: Mapping[str, Near] = {}
 # (out, k) and (k, in) in 16 bits, and what their product is multiplied by.
 Product = tuple[Tensor, Tensor, float]
 # Linears whose changes are prepared at once: so many that launching is nothing beside their work, and so few
 # that the memory for it is.
 AT_ONCE = 64
+# The rank that most adapters have.
+USUAL_RANK = 32
 # A linear that is being written is in no state that anybody asks for.
 BEING_WRITTEN: Stack = (("", 0.0),)
 
@@ -50,6 +56,13 @@ def place_for_copies(transformer: nn.Module, device: torch.device) -> Literal["d
     return place
 
 
+class Parameters(NamedTuple):
+    """Of one linear."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
 class Weights:
     """The linears of one transformer. One caller at a time.
 
@@ -59,7 +72,15 @@ class Weights:
 
     def __init__(self, transformer: nn.Module, copies: Literal["device", "host"]) -> None:
         self._copies = copies
-        self._linears = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
+        # The parameters of now: they are what a forward reads even where accelerate has put others in their place.
+        self._linears = {
+            name: Parameters(module.weight, module.bias)
+            for name, module in transformer.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        self._transformer = transformer
+        # The linears whose weights are in eight bits.
+        self._quantised: set[str] = set()
         self._untouched: dict[tuple[str, str], Tensor] = {}
         self._stacks: dict[str, Stack] = {}
         if copies == "host":
@@ -68,11 +89,29 @@ class Weights:
                 self._original(name, "weight", linear.weight)
 
     @torch.no_grad()
-    def apply(self, uses: Mapping[str, tuple[Adapter, float]]) -> int:
+    def quantise(self) -> None:
+        """Go on in fp8; adapters are merged as before, from the weights as they are without any, and then rounded."""
+        self.apply({})
+        for name, module in self._transformer.named_modules():
+            if is_worth_it(name, module):
+                self._untouched.setdefault((name, "weight"), self._linears[name].weight)
+                self._linears[name] = Parameters(quantise(module), module.bias)
+                self._quantised.add(name)
+
+    def warm_up(self) -> None:
+        """Have the kernel compiled that the usual file needs, by one adapter that changes nothing."""
+        name, linear = next(iter(self._linears.items()))
+        (out, into), dtype = linear.weight.shape, linear.weight.dtype
+        nothing = LowRank(torch.zeros(out, USUAL_RANK, dtype=dtype), torch.zeros(USUAL_RANK, into, dtype=dtype), 1.0)
+        self.apply({"": (Adapter({name: nothing}, pinned=False), 1.0)})
+        self.apply({})
+
+    @torch.no_grad()
+    def apply(self, uses: Mapping[str, tuple[Adapter, float]], near: Mapping[str, Near] = NOTHING_NEAR) -> int:
         """Have these adapters (by id), each at its scale, and no others; the number of linears rewritten.
 
-        If it fails midway, the next call sets all right: each linear is as it was, as it should be, or known
-        to be neither.
+        `near` are the changes of those whose copy on the device was made beforehand. If it fails midway, the next
+        call sets all right: each linear is as it was, as it should be, or known to be neither.
         """
         wanted: dict[str, Stack] = {}
         for adapter_id, (adapter, scale) in uses.items():
@@ -82,7 +121,7 @@ class Weights:
         # Those that nobody changes any more come first: that needs no memory.
         names = [*(self._stacks.keys() - wanted.keys()), *wanted]
         stale = [name for name in names if self._stacks.get(name, ()) != wanted.get(name, ())]
-        changes = self._changes({name: wanted.get(name, ()) for name in stale}, uses)
+        changes = self._changes({name: wanted.get(name, ()) for name in stale}, uses, dict(near))
         for names in alike(changes):
             for name, product in zip(names, self._products(names, changes), strict=True):
                 self._stacks[name] = BEING_WRITTEN
@@ -91,10 +130,9 @@ class Weights:
         return len(stale)
 
     def _changes(
-        self, wanted: Mapping[str, Stack], uses: Mapping[str, tuple[Adapter, float]]
+        self, wanted: Mapping[str, Stack], uses: Mapping[str, tuple[Adapter, float]], near: dict[str, Near]
     ) -> dict[str, list[ScaledChange]]:
         """The changes of each linear, on its device, each with its scale."""
-        near: dict[str, Mapping[str, Change]] = {}
         for name, stack in wanted.items():
             for adapter_id, _ in stack:
                 if adapter_id not in near:
@@ -114,10 +152,13 @@ class Weights:
     def _write(self, name: str, changes: list[ScaledChange], product: Product | None) -> None:
         linear = self._linears[name]
         original = self._original(name, "weight", linear.weight)
+        target = torch.empty_like(original) if name in self._quantised else linear.weight
         if product is None:
-            write_weight(linear.weight, original, changes)
+            write_weight(target, original, changes)
         else:
-            write_product(linear.weight, original, product)
+            write_product(target, original, product)
+        if target is not linear.weight:
+            linear.weight.copy_(quantised(target))
         # Few files change a bias: one that never was changed is not copied.
         with_bias = any(isinstance(change, Full) and change.bias is not None for change, _ in changes)
         if linear.bias is not None and (with_bias or (name, "bias") in self._untouched):

@@ -63,7 +63,9 @@ class Constant:
 
 
 def load(config: ModelConfig, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Pipeline:
-    """The pipeline of a configured checkpoint on `device`, its parts checked against what the recipe assumes.
+    """The pipeline of a configured checkpoint, its parts checked against what the recipe assumes.
+
+    On `device`, or in host memory where the config offloads.
 
     Raises CheckpointRefused if it cannot be found, or with every key that differs and both values.
     """
@@ -72,7 +74,7 @@ def load(config: ModelConfig, spec: ModelSpec, device: torch.device, dtype: torc
     # Before the weights are read, which may take minutes.
     refuse_if_different(config.checkpoint, spec, constants(folder, spec))
     pipeline = read(folder, dtype)
-    return pipeline.to(device)
+    return pipeline.to(device) if config.offload == "none" else pipeline
 
 
 def read(folder: Path, dtype: torch.dtype) -> Pipeline:

@@ -31,8 +31,10 @@ def encoder_image(image: PIL.Image.Image, sizes: Sequence[Size], device: torch.d
     return pixels
 
 
-def encode_prompt(pipeline: Pipeline, text: str, images: Sequence[Tensor], recipe: Recipe) -> Tensor:
-    """The prompt's embeddings, (1, L, hidden): the text encoder's last hidden state behind the template.
+def encode_prompt(
+    pipeline: Pipeline, text: str, images: Sequence[Tensor], recipe: Recipe, device: torch.device
+) -> Tensor:
+    """The prompt's embeddings, (1, L, hidden), on `device`: the text encoder's last hidden state behind the template.
 
     Every token is valid, so no mask goes with them. `images` come from `encoder_image`.
     """
@@ -44,7 +46,7 @@ def encode_prompt(pipeline: Pipeline, text: str, images: Sequence[Tensor], recip
     else:
         limit = pipeline.tokenizer_max_length + dropped
         inputs = pipeline.tokenizer([prompt], max_length=limit, truncation=True, padding=True, return_tensors="pt")
-    inputs = inputs.to(encoder.device)
+    inputs = inputs.to(device)
     # The inner model: the head over the vocabulary would compute logits that nobody reads.
     hidden = encoder.model(
         input_ids=inputs["input_ids"],
@@ -93,10 +95,10 @@ def control_pixels(pipeline: Pipeline, image: PIL.Image.Image, resizes: Sequence
     return pipeline.image_processor.preprocess(image, image.height, image.width).unsqueeze(2)
 
 
-def encode_control(pipeline: Pipeline, pixels: Tensor) -> Tensor:
-    """The VAE's mode for `control_pixels`, normalised and packed: (1, H/16 * W/16, 64)."""
+def encode_control(pipeline: Pipeline, pixels: Tensor, device: torch.device) -> Tensor:
+    """The VAE's mode for `control_pixels`, normalised and packed, on `device`: (1, H/16 * W/16, 64)."""
     vae = pipeline.vae
-    latents = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype)).latent_dist.mode()
+    latents = vae.encode(pixels.to(device=device, dtype=vae.dtype)).latent_dist.mode()
     mean, std = (per_channel(torch.tensor(v), latents) for v in (vae.config.latents_mean, vae.config.latents_std))
     return pack((latents - mean) / std)
 

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from serve_app.models.branches import Branches, Shapes
 from serve_app.models.conditioning import pack
 from serve_app.models.recipe import scheduler_config, shift_of
 from serve_app.tasks import SamplerName
@@ -39,10 +40,10 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float, *, rescaled:
 
 
 def denoise(
-    transformer: QwenImageTransformer2DModel,
+    branches: Branches,
     latents: Tensor,
     control: Tensor | None,
-    shapes: list[tuple[int, int, int]],
+    shapes: Shapes,
     positive: Tensor,
     negative: Tensor | None,
     guidance_scale: float,
@@ -60,21 +61,13 @@ def denoise(
     """
     scheduler = schedule(steps, latents.shape[1], latents.device, sampler)
 
-    def predict(embeddings: Tensor, timestep: Tensor) -> Tensor:
-        predicted = transformer(
-            hidden_states=latents if control is None else torch.cat([latents, control], dim=1),
-            timestep=timestep.expand(1).to(latents.dtype) / 1000,
-            encoder_hidden_states=embeddings,
-            encoder_hidden_states_mask=None,
-            img_shapes=[shapes],
-            return_dict=False,
-        )[0]
-        return predicted[:, : latents.shape[1]]
-
+    prompts = [positive] if negative is None else [positive, negative]
+    target_tokens = latents.shape[1]
     for step, timestep in enumerate(scheduler.timesteps, start=1):
-        prediction = predict(positive, timestep)
-        if negative is not None:
-            unconditional = predict(negative, timestep)
+        hidden = latents if control is None else torch.cat([latents, control], dim=1)
+        time = timestep.expand(1).to(latents.dtype) / 1000
+        prediction, *rest = (each[:, :target_tokens] for each in branches.predict(hidden, time, shapes, prompts))
+        for unconditional in rest:
             prediction = guide(prediction, unconditional, guidance_scale, rescaled=guidance_rescaled)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         on_step(step)

@@ -19,6 +19,9 @@ from tests.conftest import ROOT, THREADS
 
 torch.set_num_threads(THREADS)
 
+# Computes everything every time: what goes through a pipeline's parts is recorded and compared.
+FORGETFUL = ModelConfig(threads=THREADS, prompt_cache_bytes=0, control_cache_bytes=0)
+
 CPU = torch.device("cpu")
 EDIT = MODELS["qwen_image_edit"]
 GOLDENS = Path(os.environ.get("GOLDENS", ROOT.parent / "shared/goldens"))
@@ -39,7 +42,7 @@ def bench() -> Callable[..., Bench]:
     @cache
     def bench(model: str, dtype: torch.dtype = torch.float32) -> Bench:
         pipeline = checkpoint.load(ModelConfig(id=model, checkpoint=MINIATURE_RANDOM), MODELS[model], CPU, dtype)
-        return Bench(pipeline, Engine(pipeline, MODELS[model], ModelConfig(threads=THREADS)))
+        return Bench(pipeline, Engine(pipeline, MODELS[model], FORGETFUL))
 
     return bench
 

@@ -3,6 +3,7 @@
 import pytest
 
 from serve_app.config import AppConfig, ModelConfig, ProfileName
+from serve_app.errors import InvalidParameter
 from serve_app.images import ControlImage
 from serve_app.models.architecture import PUBLISHED, architecture_of
 from serve_app.models.profile import PROFILES, profile_of_trainer
@@ -136,3 +137,20 @@ def test_architecture_is_read_from_a_directory(tmp_path):
     found = architecture_of(ModelConfig(checkpoint=str(tmp_path)))
     assert (found.num_layers, found.num_attention_heads, found.attention_head_dim) == (3, 4, 128)
     assert architecture_of(ModelConfig(checkpoint="Qwen/Qwen-Image-Edit")).adapted_modules == 840
+
+
+def test_vae_works_in_tiles_for_every_request_of_a_model_whose_config_says_so():
+    models = [{"id": "qwen_image_edit"}, {"id": "qwen_image", "vae_tiling": True}]
+    request = {"prompts": [{"prompt": "x"}]}
+    assert [plan.vae_tiling for plan in plans(request | {"model": "qwen_image"}, models=models)] == [True]
+    assert [plan.vae_tiling for plan in plans(request, models=models)] == [False]
+    assert [plan.vae_tiling for plan in plans(request | {"vae_tiling": True}, models=models)] == [True]
+
+
+def test_quantised_model_is_named_and_refuses_to_be_the_trainers_preview():
+    models = [{"id": "qwen_image_edit", "quantization": "fp8"}]
+    assert [plan.quantization for plan in plans({}, models=models)] == ["fp8"]
+    assert [plan.quantization for plan in plans({"profile": "trainer"})] == ["none"]
+    for request in ({"profile": "trainer"}, {"profile": "auto"}, {"profile": "trainer-0.6.0"}):
+        with pytest.raises(InvalidParameter, match=r"profile: trainer.* quantization: fp8"):
+            plans(request, models=models)

@@ -1,0 +1,339 @@
+"""One edit by stock diffusers with a PEFT adapter and by this engine, side by side in one process, on the same weights.
+
+    python -m benchmarks.beside_stock                        # one GPU, the published sizes, random weights in bf16
+    python -m benchmarks.beside_stock --tiny                 # the same on a CPU with the miniature: does it run?
+    python -m benchmarks.beside_stock --modes stock stock/cudnn eager compiled compiled/flash_4
+    python -m benchmarks.beside_stock --modes stock pair     # two GPUs: compiled, one guidance branch each
+    python -m benchmarks.beside_stock --modes stock eager fp8      # compiled, and the blocks' linears in fp8
+    python -m benchmarks.beside_stock --sizes 1024x1024 768x1344 --steps 8 25 --adapters 0 1 2
+
+An edit is timed from encoded control image to encoded JPEG, warm. `stock` is diffusers' own `__call__` in eager mode
+with the adapters as PEFT's layers; `/NAME` is the attention kernel. Ratios and PSNR are beside `stock` and `eager` of
+the same row. MFU is of the first GPU's forwards, against the best matrix product of the same run. Edits behind each
+other, of 8 steps at most, show what preparing the next one beside the current one does.
+"""
+
+import argparse
+import gc
+import io
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import diffusers
+import PIL.Image
+import torch
+
+from benchmarks.full_size import PHOTOGRAPH, PLAN, make_pipeline, write_lora
+from serve_app.adapters.maker import make_lora
+from serve_app.adapters.sources import fingerprint
+from serve_app.compare import difference
+from serve_app.config import ModelConfig
+from serve_app.device import dtype_for
+from serve_app.engine import Engine
+from serve_app.errors import UnusableResult
+from serve_app.images import encode
+from serve_app.models import architecture, miniature
+from serve_app.models.acceleration import BACKENDS, choose_attention
+from serve_app.models.checkpoint import Pipeline, read
+from serve_app.models.registry import MODELS
+from serve_app.tasks import AdapterUse, EditPlan
+from tests.engine.oracle import reference_edit
+
+
+@dataclass
+class Forwards:
+    """What the transformer did in one edit."""
+
+    flops: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Made:
+    """One edit: seconds from file to file, seconds by stage, the picture, bytes of the device at the peak."""
+
+    seconds: float
+    forwards: Forwards
+    image: PIL.Image.Image
+    peak_bytes: int
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bench:
+    pipeline: Pipeline
+    device: torch.device
+    loras: tuple[Path, ...]
+    threads: int
+
+    def finish(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    @contextmanager
+    def forwards(self) -> Iterator[Forwards]:
+        """Operations by the shapes that come, and seconds from the first forward's start to the last one's end."""
+        transformer, seen, started = self.pipeline.transformer, Forwards(), []
+        dimensions = architecture.from_config(transformer.config)
+
+        def before(module: object, arguments: tuple, inputs: dict) -> None:
+            if not started:
+                self.finish()
+                started.append(time.perf_counter())
+            tokens = (inputs["hidden_states"].shape[1], inputs["encoder_hidden_states"].shape[1])
+            seen.flops += dimensions.forward_flops(*tokens)
+
+        # Where the loop's last forward ends is seen by whoever decodes.
+        def decoding(module: object, arguments: tuple) -> None:
+            self.finish()
+            seen.seconds = time.perf_counter() - started[0]
+
+        hooks = (
+            transformer.register_forward_pre_hook(before, with_kwargs=True),
+            self.pipeline.vae.post_quant_conv.register_forward_pre_hook(decoding),
+        )
+        try:
+            yield seen
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def peak(self) -> Iterator[list[int]]:
+        bytes_: list[int] = []
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        yield bytes_
+        bytes_.append(torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0)
+
+    def plan(self, size: tuple[int, int], steps: int, adapters: int) -> EditPlan:
+        scale = 1.0 / max(1, adapters)
+        uses = tuple(AdapterUse(fingerprint(str(p)), p.name, str(p), scale) for p in self.loras[:adapters])
+        return replace(PLAN, width=size[0], height=size[1], steps=steps, adapters=uses)
+
+
+def stock_edit(bench: Bench, plan: EditPlan) -> Made:
+    started = time.perf_counter()
+    with bench.peak() as peak, bench.forwards() as forwards:
+        picture = PIL.Image.open(PHOTOGRAPH)
+        image = reference_edit(
+            bench.pipeline,
+            plan.model,
+            [picture],
+            prompt=plan.prompt,
+            negative=plan.negative_prompt,
+            width=plan.width,
+            height=plan.height,
+            steps=plan.steps,
+            guidance=plan.guidance_scale,
+            seed=plan.seed,
+        )
+        image.save(io.BytesIO(), "JPEG", quality=95)
+    return Made(time.perf_counter() - started, forwards, image, peak[0])
+
+
+def own_edit(bench: Bench, engine: Engine, plan: EditPlan) -> Made:
+    started = time.perf_counter()
+    with bench.peak() as peak, bench.forwards() as forwards:
+        edited = engine.edit(plan, [PHOTOGRAPH.read_bytes()])
+        encode(edited.image, "jpeg", {})
+    return Made(time.perf_counter() - started, forwards, edited.image, peak[0], edited.timings)
+
+
+def measure_stock(bench: Bench, kernel: str, plans: list[EditPlan]) -> list[Made]:
+    choose_attention(bench.pipeline.transformer, kernel)
+    made = []
+    for plan in plans:
+        names = [f"adapter_{i}" for i, _ in enumerate(plan.adapters)]
+        for name, use in zip(names, plan.adapters, strict=True):
+            bench.pipeline.load_lora_weights(use.url, adapter_name=name)
+        if names:
+            bench.pipeline.set_adapters(names, [use.scale for use in plan.adapters])
+        stock_edit(bench, replace(plan, steps=2))  # warm
+        made.append(stock_edit(bench, plan))
+        if names:
+            bench.pipeline.unload_lora_weights()
+    return made
+
+
+def measure_own(bench: Bench, mode: str, kernel: str, plans: list[EditPlan], copies: str) -> list[Made]:
+    sizes = tuple(dict.fromkeys((plan.width, plan.height) for plan in plans))
+    config = ModelConfig(
+        device=bench.device.type,
+        threads=bench.threads,
+        attention=kernel,
+        compile="none" if mode == "eager" else "regional",
+        quantization="fp8" if mode == "fp8" else "none",
+        warm_up=sizes,
+        adapter_weights=copies,
+        # Nothing is remembered: every edit is timed as if its prompt and picture were new.
+        prompt_cache_bytes=0,
+        control_cache_bytes=0,
+    )
+    choose_attention(bench.pipeline.transformer, "native")
+    linears = {m: m.weight for m in bench.pipeline.transformer.modules() if isinstance(m, torch.nn.Linear)}
+    another = torch.device("cuda", 1) if bench.device.type == "cuda" else bench.device
+    engine = Engine(bench.pipeline, MODELS[PLAN.model], config, second=another if mode == "pair" else None)
+    started = time.perf_counter()
+    try:
+        engine.make_ready()
+    except UnusableResult as error:
+        print(f"{mode}/{kernel}: {error}", flush=True)
+    print(json.dumps({"mode": f"{mode}/{kernel}", "ready_s": round(time.perf_counter() - started, 1)}), flush=True)
+    made = []
+    for plan in plans:
+        own_edit(bench, engine, replace(plan, steps=2))  # warm, with these adapters in host memory
+        engine.edit(replace(plan, steps=1, adapters=()), [PHOTOGRAPH.read_bytes()])  # so that the edit pays its swap
+        made.append(own_edit(bench, engine, plan))
+    if mode != "eager":
+        series(bench, engine, f"{mode}/{kernel}", replace(plans[0], steps=min(8, plans[0].steps)))
+    print(json.dumps({"mode": f"{mode}/{kernel}", "recompilations": engine.recompilations}), flush=True)
+    # The weights are the next mode's as well: back to what they were, and without what compiled them.
+    engine.edit(replace(plans[0], steps=1, adapters=()), [PHOTOGRAPH.read_bytes()])
+    for block in bench.pipeline.transformer.transformer_blocks:
+        block._compiled_call_impl = None
+    for module, weight in linears.items():
+        module.weight = weight
+    del engine
+    gc.collect()
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return made
+
+
+def series(bench: Bench, engine: Engine, mode: str, plan: EditPlan, count: int = 4) -> None:
+    """Edits behind each other, as an editor makes them: each prepared beside the one before, or all by itself."""
+    photograph = PHOTOGRAPH.read_bytes()
+    plans = [replace(plan, prompt=f"{plan.prompt} {i}", adapters=plan.adapters[i % 2 :]) for i in range(count)]
+    shown = {}
+    with ThreadPoolExecutor(1) as beside:
+        for name, ahead in (("in its turn", False), ("beside", True)):
+            denoised, prepared = [], engine.prepare(plans[0], [photograph])
+            started = time.perf_counter()
+            for index in range(count):
+                following = None
+                if ahead and index + 1 < count:
+                    following = beside.submit(engine.prepare, plans[index + 1], [photograph])
+                edited = engine.run(prepared)
+                denoised.append(edited.timings["denoise"] + edited.timings["decode"])
+                if following is not None:
+                    prepared = following.result()
+                elif index + 1 < count:
+                    prepared = engine.prepare(plans[index + 1], [photograph])
+            whole = time.perf_counter() - started
+            shown[name] = {
+                "edit_s": round(whole / count, 4),
+                "denoise_and_decode_s": round(sum(denoised) / count, 4),
+                "gap_s": round((whole - sum(denoised)) / count, 4),
+            }
+    print(json.dumps({"mode": mode, "next edit prepared": shown}), flush=True)
+
+
+def matmul_flops(device: torch.device) -> float:
+    """Operations a second of the best of some square products in the device's dtype, random data."""
+    sizes, dtype = ((4096, 8192, 16384), torch.bfloat16) if device.type == "cuda" else ((512, 1024), torch.float32)
+    best = 0.0
+    for size in sizes:
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        times = []
+        for _ in range(10):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            torch.mm(a, b)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        best = max(best, 2 * size**3 / statistics.median(times))
+    return best
+
+
+def table(plans: list[EditPlan], results: dict[str, list[Made]], peak_flops: float) -> None:
+    print(f"\nmatrix product: {peak_flops / 1e12:.3f} TFLOP/s\n")
+    print("| size | steps | adapters | mode | edit, s | stock / it | denoising, s | rest of the edit | MFU | peak, GiB "
+          "| PSNR to eager, dB | stages, s |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for index, plan in enumerate(plans):
+        stock = next((made[index] for mode, made in results.items() if mode.startswith("stock")), None)
+        eager = results.get("eager/native", [None] * len(plans))[index]
+        for mode, made in results.items():
+            it = made[index]
+            ratio = f"{stock.seconds / it.seconds:.2f}" if stock else ""
+            psnr = f"{difference(eager.image, it.image).psnr:.1f}" if eager else ""
+            stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in it.stages.items() if name != "generate")
+            print(
+                f"| {plan.width}x{plan.height} | {plan.steps} | {len(plan.adapters)} | {mode} | {it.seconds:.2f} "
+                f"| {ratio} | {it.forwards.seconds:.2f} | {1 - it.forwards.seconds / it.seconds:.1%} "
+                f"| {it.forwards.flops / it.forwards.seconds / peak_flops:.3f} | {it.peak_bytes / 2**30:.1f} "
+                f"| {psnr} | {stages} |"
+            )
+
+
+def make_bench(tiny: bool, folder: Path, adapters: int, threads: int) -> Bench:
+    spec = MODELS[PLAN.model]
+    device = torch.device("cpu" if tiny else "cuda")
+    torch.set_num_threads(threads)
+    pipeline = read(miniature.ensure(spec), dtype_for(device)) if tiny else make_pipeline(spec, device)
+    loras = tuple(folder / f"{seed}.safetensors" for seed in range(adapters))
+    for seed, path in enumerate(loras):
+        if tiny:
+            make_lora(pipeline.transformer, path, seed=seed)
+        else:
+            write_lora(path, seed)
+    return Bench(pipeline, device, loras, threads)
+
+
+def size_of(text: str) -> tuple[int, int]:
+    width, height = map(int, text.split("x"))
+    return width, height
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--sizes", nargs="+", type=size_of)
+    parser.add_argument("--steps", nargs="+", type=int)
+    parser.add_argument("--adapters", nargs="+", type=int, default=[1], help="how many an edit has")
+    modes = f"stock, eager, compiled, fp8, pair; each with /KERNEL of {', '.join(BACKENDS)}"
+    parser.add_argument("--modes", nargs="+", default=["stock", "eager", "compiled"], help=modes)
+    parser.add_argument("--copies", default="auto", choices=["auto", "device", "host"], help="of the untouched weights")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    sizes = options.sizes or ([(64, 64)] if options.tiny else [(1024, 1024)])
+    steps = options.steps or ([2] if options.tiny else [25])
+    versions = {module.__name__: module.__version__ for module in (torch, diffusers)}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = make_bench(options.tiny, Path(folder), max(options.adapters), options.threads)
+        name = "cpu" if options.tiny else torch.cuda.get_device_name()
+        print(json.dumps({"device": name, **versions, "date": time.strftime("%Y-%m-%d")}), flush=True)
+        plans = [bench.plan(*each) for each in itertools.product(sizes, steps, options.adapters)]
+        results: dict[str, list[Made]] = {}
+        peak_flops = matmul_flops(bench.device)
+        for mode in options.modes:
+            way, _, kernel = mode.partition("/")
+            kernel = kernel or "native"
+            if way == "stock":
+                results[f"{way}/{kernel}"] = measure_stock(bench, kernel, plans)
+            else:
+                results[f"{way}/{kernel}"] = measure_own(bench, way, kernel, plans, options.copies)
+            for plan, made in zip(plans, results[f"{way}/{kernel}"], strict=True):
+                row = {
+                    "mode": mode,
+                    "size": (plan.width, plan.height),
+                    "steps": plan.steps,
+                    "s": round(made.seconds, 3),
+                }
+                print(json.dumps(row), flush=True)
+        table(plans, results, max(peak_flops, matmul_flops(bench.device)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The transformer with all that concerns it: where it lies, how it computes, the adapters in its weights, its steps."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from serve_app.adapters.changes import Adapter
+from serve_app.adapters.hooks import Hooks
+from serve_app.adapters.weights import NOTHING_NEAR, Near, Weights, place_for_copies
+from serve_app.config import ModelConfig
+from serve_app.errors import CheckpointRefused
+from serve_app.models.acceleration import accelerate
+from serve_app.models.branches import Branches, twin
+from serve_app.models.checkpoint import Pipeline
+from serve_app.models.denoise import denoise, noise
+from serve_app.models.encoders import Conditions
+from serve_app.models.placement import Placement
+from serve_app.models.recipe import Recipe
+from serve_app.tasks import EditPlan
+
+
+class Denoiser:
+    """One pipeline's transformer, or two that are alike, one a device. One caller at a time.
+
+    `copies` is where the untouched weights lie; `scales` are those of the adapters (by id) that were set last.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, config: ModelConfig, device: torch.device, second: torch.device | None, threads: int
+    ) -> None:
+        """Raises CheckpointRefused where two devices have no room for what they need."""
+        self._config = config
+        self._device = device
+        self.scales: dict[str, float] = {}
+        self.copies = config.adapter_weights
+        if self.copies == "auto":
+            # Where the weights themselves have no place on the device, a copy has none either.
+            here = config.offload == "none"
+            self.copies = place_for_copies(pipeline.transformer, device) if here else "host"
+        self.transformers = [pipeline.transformer]
+        if second is not None:
+            if self.copies == "hooks":
+                raise CheckpointRefused("two devices need room for untouched copies of the weights")
+            self.transformers.append(twin(pipeline.transformer, second))
+        self._branches = Branches(self.transformers, threads)
+        self._weights: Sequence[Weights | Hooks] = (
+            [Hooks(pipeline)]
+            if self.copies == "hooks"
+            else [Weights(transformer, self.copies) for transformer in self.transformers]
+        )
+        # After the weights: they hold on to the tensors that offloading takes away from the modules.
+        self.placement = Placement(pipeline, device, config.offload)
+
+    def accelerate(self) -> None:
+        """Have it compute as the config says; what is slow the first time is left to the first edits."""
+        if self._config.quantization == "fp8":
+            for weights in self._weights:
+                weights.quantise()
+        for transformer in self.transformers:
+            accelerate(transformer, self._config)
+        with self.working():
+            for weights in self._weights:
+                weights.warm_up()
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Within, it is where it can compute."""
+        with self.placement.working(self.transformers[0]):
+            yield
+
+    def apply(self, uses: Mapping[str, tuple[Adapter, float]], near: Mapping[str, Near]) -> int:
+        """Have these adapters (by id), each at its scale, and no others; as `Weights.apply`."""
+        nearby = zip(self._weights, (near, NOTHING_NEAR), strict=False)
+        swapped = [weights.apply(uses, its) for weights, its in nearby]
+        self.scales = {adapter_id: scale for adapter_id, (_, scale) in uses.items()}
+        return swapped[0]
+
+    def denoise(self, plan: EditPlan, recipe: Recipe, given: Conditions, on_step: Callable[[int], None]) -> Tensor:
+        """Packed latents of the plan's picture. `on_step` is told each finished step and may raise to stop."""
+        sizes = ((plan.width, plan.height), *recipe.control_sizes)
+        return denoise(
+            self._branches,
+            noise(plan.seed, plan.width, plan.height, self._device, given.positive.dtype),
+            given.control,
+            [(1, height // 16, width // 16) for width, height in sizes],
+            given.positive,
+            given.negative,
+            plan.guidance_scale,
+            recipe.guidance_rescaled,
+            plan.steps,
+            on_step,
+            plan.sampler,
+        )

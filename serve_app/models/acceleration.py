@@ -1,0 +1,112 @@
+"""How the transformer computes: with which attention kernel, and compiled or not. Pixels differ in roundings alone.
+
+All of it is configuration, the same for every replica of a model: a picture must not depend on who made it.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from diffusers import QwenImageTransformer2DModel
+from diffusers.models import attention_dispatch
+from diffusers.models.attention_dispatch import AttentionBackendName
+from torch import Tensor
+
+from serve_app.config import AttentionName, ModelConfig
+
+# (queries, keys, values, scale), each (1, tokens, heads, width of a head), to the same shape.
+AttentionKernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
+
+# diffusers' names of its own backends.
+BACKENDS: dict[AttentionName, str] = {
+    "native": "native",
+    "cudnn": "_native_cudnn",
+    "flash": "_native_flash",
+    "flash_3": "_flash_3",
+    "flash_4": "flash_4_hub",
+}
+# Graphs that Dynamo may hold for one block before it gives up, which under `fullgraph` fails the edit.
+GRAPHS_OF_A_BLOCK = 64
+
+
+def changes_anything(config: ModelConfig) -> bool:
+    """Whether a replica computes otherwise than plain."""
+    return config.compile != "none" or config.attention != "native" or config.quantization != "none"
+
+
+def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig) -> None:
+    """Have `transformer` compute as the config says. Compiling itself waits for the first forward."""
+    if config.attention != "native":
+        choose_attention(transformer, config.attention)
+    if config.compile == "regional":
+        # Inductor and Triton keep what they compile there, and find it when the next process starts.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.compile_cache_folder
+        # One graph for all blocks: they are alike, and their weights are its inputs, so that adapters written into
+        # the weights change nothing that it depends on.
+        transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
+
+
+def settle_thread(threads: int) -> None:
+    """Set what torch keeps for each thread by itself: whoever computes calls this first, in its own thread.
+
+    The number of threads decides the last bits of a CPU's sums, and compiled code is guarded with it.
+    """
+    torch.set_num_threads(threads)
+    # Its import takes a second, which a process that compiles nothing need not spend.
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.config.recompile_limit = GRAPHS_OF_A_BLOCK
+
+
+def graphs_compiled() -> int:
+    """How many graphs torch.compile has made in this process; a recompilation is one more."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo.counters["stats"]["unique_graphs"] if dynamo else 0
+
+
+def installed_flash_4() -> AttentionKernel:
+    """FlashAttention-4's kernel out of the installed package. Raises ImportError."""
+    from flash_attn.cute import flash_attn_func
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        out = flash_attn_func(query, key, value, softmax_scale=scale)
+        return out[0] if isinstance(out, tuple) else out
+
+    return kernel
+
+
+def choose_attention(
+    transformer: QwenImageTransformer2DModel,
+    name: AttentionName,
+    flash_4: Callable[[], AttentionKernel] = installed_flash_4,
+) -> None:
+    """Set the kernel of every block. Raises ImportError for one that is not installed.
+
+    Not diffusers' `set_attention_backend`: that sets a default of the whole process as well, and takes
+    FlashAttention-4 from the hub alone.
+    """
+    backend = AttentionBackendName(BACKENDS[name])
+    if name == "flash_4":
+        taken_from_hub = attention_dispatch._HUB_KERNELS_REGISTRY[backend]
+        # An operator is made once: graphs that were compiled with it hold on to it.
+        taken_from_hub.kernel_fn = taken_from_hub.kernel_fn or as_operator(flash_4())
+    for module in transformer.modules():
+        if hasattr(getattr(module, "processor", None), "_attention_backend"):
+            module.processor._attention_backend = backend
+
+
+def as_operator(kernel: AttentionKernel) -> Callable[..., Tensor]:
+    """The kernel as one opaque operator: what is compiled around it does not look into it."""
+    operator = torch.library.custom_op(
+        "serve_app::attention",
+        lambda query, key, value, scale: kernel(query, key, value, scale),
+        mutates_args=(),
+        schema="(Tensor query, Tensor key, Tensor value, float? scale) -> Tensor",
+    )
+    operator.register_fake(lambda query, key, value, scale: torch.empty_like(query))
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None, causal: bool) -> Any:
+        return operator(q, k, v, softmax_scale)
+
+    return attention

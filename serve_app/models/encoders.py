@@ -1,0 +1,121 @@
+"""The parts around the transformer, with memory: prompts and control images into tensors, latents into a picture."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+from serve_app.device import Stopwatch, finish, lend
+from serve_app.geometry import Size
+from serve_app.images import Picture
+from serve_app.models import conditioning
+from serve_app.models.cache import TensorCache
+from serve_app.models.checkpoint import Pipeline
+from serve_app.models.placement import Placement
+from serve_app.models.recipe import Recipe, Resize
+from serve_app.tasks import EditPlan
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the transformer is given beside the latents, on the encoders' device and complete.
+
+    `positive` and `negative` (None without guidance) are prompt embeddings, (1, L, hidden); `control` is the packed
+    latents of all control images, in order, (1, tokens, 64), None without any. `reused` counts what was not computed
+    but remembered from an earlier edit.
+    """
+
+    positive: Tensor
+    negative: Tensor | None
+    control: Tensor | None
+    reused: dict[str, int] = field(default_factory=dict)
+
+    def lend(self) -> None:
+        """To be called by whoever uses them on another stream than the one that made them."""
+        for tensor in (self.positive, self.negative, self.control):
+            if tensor is not None:
+                lend(tensor)
+
+
+class Encoders:
+    """The text encoder and the VAE of one pipeline. Any thread may ask; each of the two does one thing at a time.
+
+    The VAE keeps the state of a running encoding or decoding in itself, and its tiling is a switch. What is
+    remembered is complete on the device before anybody else sees it.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, placement: Placement, prompt_cache_bytes: int, control_cache_bytes: int
+    ) -> None:
+        self._pipeline = pipeline
+        self._placement = placement
+        self._device = placement.device
+        self._prompts = TensorCache(prompt_cache_bytes)
+        self._controls = TensorCache(control_cache_bytes)
+        self._text_lock = threading.Lock()
+        self._vae_lock = threading.Lock()
+
+    def conditions(self, plan: EditPlan, pictures: Sequence[Picture], recipe: Recipe, watch: Stopwatch) -> Conditions:
+        """Encode a plan's prompts and control images, or remember them."""
+        with watch.stage("encode_prompt"), self._text_lock:
+            before = self._prompts.hits
+            positive = self._prompt(plan.prompt, pictures, recipe.encoder_sizes, recipe)
+            negative = None
+            if recipe.guided:
+                negative = self._prompt(plan.negative_prompt, pictures, recipe.negative_encoder_sizes, recipe)
+            prompts = self._prompts.hits - before
+            finish(self._device)
+        with watch.stage("encode_control"), self._vae_lock:
+            before = self._controls.hits
+            control = self._control(plan, pictures, recipe)
+            finish(self._device)
+            return Conditions(
+                positive, negative, control, {"prompts": prompts, "controls": self._controls.hits - before}
+            )
+
+    def decode(self, latents: Tensor, plan: EditPlan) -> PIL.Image.Image:
+        """The picture of packed latents. Raises UnusableResult."""
+        with self._vae_lock, self._placement.working(self._pipeline.vae):
+            self._set_tiling(plan)
+            return conditioning.decode_latents(self._pipeline, latents, plan.width, plan.height)
+
+    def _prompt(
+        self, text: str, pictures: Sequence[Picture], sizes: Sequence[Sequence[Size]], recipe: Recipe
+    ) -> Tensor:
+        """A prompt's embeddings beside the control images, each resized to its `sizes` in turn."""
+
+        def encode() -> Tensor:
+            encoder = self._pipeline.text_encoder
+            seen = [
+                conditioning.encoder_image(picture.image, steps, self._device, encoder.dtype)
+                for picture, steps in zip(pictures, sizes, strict=True)
+            ]
+            with self._placement.working(encoder):
+                return conditioning.encode_prompt(self._pipeline, text, seen, recipe, self._device)
+
+        seen = tuple((picture.digest, tuple(steps)) for picture, steps in zip(pictures, sizes, strict=True))
+        key = (recipe.prompt_prefix, text, seen, recipe.position_ids, recipe.max_prompt_tokens)
+        return lend(self._prompts.get(key, encode))
+
+    def _control(self, plan: EditPlan, pictures: Sequence[Picture], recipe: Recipe) -> Tensor | None:
+        self._set_tiling(plan)
+        latents = [
+            lend(self._control_latents(picture, resizes, plan))
+            for picture, resizes in zip(pictures, recipe.control_resizes, strict=True)
+        ]
+        return torch.cat(latents, dim=1) if latents else None
+
+    def _control_latents(self, picture: Picture, resizes: tuple[Resize, ...], plan: EditPlan) -> Tensor:
+        def encode() -> Tensor:
+            pixels = conditioning.control_pixels(self._pipeline, picture.image, resizes)
+            with self._placement.working(self._pipeline.vae):
+                return conditioning.encode_control(self._pipeline, pixels, self._device)
+
+        return self._controls.get((picture.digest, resizes, plan.vae_tiling), encode)
+
+    def _set_tiling(self, plan: EditPlan) -> None:
+        """The switch that diffusers' enable_tiling sets; its sizes of tiles are the class's own."""
+        self._pipeline.vae.use_tiling = plan.vae_tiling

@@ -1,0 +1,79 @@
+"""Two devices, one guidance branch each: the same pictures as one device makes, bit for bit."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from serve_app.app import editor_deployment
+from serve_app.config import ModelConfig
+from serve_app.engine import Engine
+from serve_app.errors import OutOfMemory
+from serve_app.models import miniature
+from serve_app.models.branches import twin
+from serve_app.models.registry import MODELS
+from tests.conftest import THREADS
+from tests.engine.conftest import CPU, use
+
+MODEL = MODELS["qwen_image_edit_plus_2511"]
+
+
+@pytest.fixture(scope="module")
+def paired() -> Engine:
+    return Engine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS), second=CPU)
+
+
+@pytest.fixture
+def second_forwards(paired):
+    """Counts the forwards of the second transformer."""
+    calls = []
+    hook = paired._denoiser.transformers[1].register_forward_pre_hook(lambda *_: calls.append(1))
+    yield calls
+    hook.remove()
+
+
+def test_pair_makes_the_pictures_of_one(paired, bench, make_plan, control_png, loras, second_forwards):
+    one, other = use(loras[0], 0.5), use(loras[1])
+    edits = ({"adapters": (one,)}, {"adapters": (other, one)}, {"guidance_scale": 1.0, "adapters": (other,)}, {})
+    for changes in edits:
+        plan, before = make_plan(model=MODEL.id, **changes), len(second_forwards)
+        made = paired.edit(plan, [control_png])
+        assert np.array_equal(
+            np.asarray(made.image), np.asarray(bench(MODEL.id).engine.edit(plan, [control_png]).image)
+        )
+        assert len(second_forwards) - before == (plan.steps if plan.guidance_scale > 1 else 0)
+        assert made.runtime["transformers"] == 2
+
+
+def test_what_fails_on_the_second_device_fails_that_edit_alone(paired, make_plan, control_png):
+    def fail(*_: object) -> None:
+        hook.remove()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = paired._denoiser.transformers[1].register_forward_pre_hook(fail)
+    with pytest.raises(OutOfMemory):
+        paired.edit(make_plan(model=MODEL.id), [control_png])
+    assert paired.edit(make_plan(model=MODEL.id), [control_png]).image
+
+
+def test_twin_shares_nothing_that_an_adapter_writes_to():
+    transformer = miniature.make(MODEL).transformer
+    other = twin(transformer, CPU)
+    for (name, mine), (its, theirs) in zip(transformer.named_parameters(), other.named_parameters(), strict=True):
+        assert name == its
+        assert torch.equal(mine, theirs)
+        assert mine.data_ptr() != theirs.data_ptr()
+
+
+def test_replica_of_two_gpus_asks_ray_for_two():
+    deployment = editor_deployment(ModelConfig(device="cuda", gpus_per_replica=2))
+    assert deployment.ray_actor_options["num_gpus"] == 2
+    assert editor_deployment(ModelConfig(device="cuda")).ray_actor_options["num_gpus"] == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"device": "cuda", "offload": "model"}, {"device": "cuda", "adapter_weights": "hooks"}]
+)
+def test_two_gpus_are_refused_where_there_cannot_be_two(options):
+    with pytest.raises(ValidationError, match="gpus_per_replica: two need"):
+        ModelConfig(gpus_per_replica=2, **options)

@@ -1,0 +1,118 @@
+"""Compiled blocks: the same picture within roundings, one graph for whatever comes, and warm before any traffic."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch._dynamo.utils import counters
+from torch.nn import functional as F
+
+from serve_app.compare import difference
+from serve_app.config import MINIATURE_RANDOM, ModelConfig
+from serve_app.engine import CANARY_STEPS, Engine
+from serve_app.errors import UnusableResult
+from serve_app.models import miniature
+from serve_app.models.acceleration import choose_attention
+from serve_app.models.registry import MODELS
+from tests.conftest import THREADS
+from tests.engine.conftest import use
+
+# Without control images, so that a forward is a matter of milliseconds.
+MODEL = MODELS["qwen_image"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> ModelConfig:
+    return ModelConfig(
+        id=MODEL.id,
+        checkpoint=MINIATURE_RANDOM,
+        device="cpu",
+        threads=THREADS,
+        compile="regional",
+        compile_cache_folder=str(tmp_path_factory.mktemp("compiled")),
+        warm_up=((96, 64), (256, 192)),
+    )
+
+
+@pytest.fixture(scope="module")
+def compiled(config) -> Engine:
+    return Engine.load(config)
+
+
+def test_adapters_scales_stacks_and_sizes_compile_nothing_anew(compiled, bench, make_plan, loras):
+    edits = (
+        {},
+        {"adapters": (use(loras[0]),)},
+        {"adapters": (use(loras[1]),), "prompt": "a much longer prompt, of other words"},
+        {"adapters": tuple(map(use, loras[:3]))},
+        {"adapters": (use(loras[0], -0.5),), "guidance_scale": 1.0},
+        {"width": 160, "height": 96, "negative_prompt": "blurry"},  # between the warmed sizes
+        {"width": 64, "height": 128, "adapters": (use(loras[3]),)},
+        {},
+    )
+    for changes in edits:
+        plan = make_plan(model=MODEL.id, control_images=(), **changes)
+        made = compiled.edit(plan, [])
+        assert made.runtime["recompilations"] == compiled.recompilations == 0
+        assert difference(made.image, bench(MODEL.id).engine.edit(plan, []).image).largest <= 1
+
+
+def test_thread_other_than_the_one_that_warmed_up_compiles_nothing_anew(compiled, make_plan):
+    """A replica loads in one thread and edits in another; Dynamo's guards look at state that threads have."""
+    plan = make_plan(model=MODEL.id, control_images=())
+    with ThreadPoolExecutor(1) as other:
+        made = other.submit(compiled.edit, plan, []).result()
+    assert made.runtime["recompilations"] == 0
+    assert made.image.tobytes() == compiled.edit(plan, []).image.tobytes()
+
+
+def test_graph_compiled_in_traffic_is_counted(compiled):
+    torch.compile(nn.Linear(2, 2), backend="eager")(torch.ones(1, 2))
+    assert compiled.recompilations == 1
+
+
+def test_second_start_finds_what_the_first_compiled(compiled, config):
+    torch._dynamo.reset()
+    counters.clear()
+    assert Engine.load(config).recompilations == 0
+    assert counters["inductor"]["fxgraph_cache_hit"] > 0
+    assert counters["inductor"]["fxgraph_cache_miss"] == 0
+
+
+def test_attention_kernel_of_an_installed_package_is_compiled_around(make_plan, bench):
+    """The kernel itself needs a GPU; whatever it is, it is one operator to what is compiled around it."""
+    called = []
+
+    def kernel(query, key, value, scale):
+        called.append(query.shape)
+        heads = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        return F.scaled_dot_product_attention(*heads, scale=scale).transpose(1, 2).contiguous()
+
+    engine = Engine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS))
+    transformer = engine._pipeline.transformer
+    choose_attention(transformer, "flash_4", lambda: kernel)
+    transformer.compile_repeated_blocks(fullgraph=True, dynamic=True, backend="aot_eager")
+    plan = make_plan(model=MODEL.id, control_images=())
+    made = engine.edit(plan, [])
+    assert len(called) == plan.steps * 2 * len(transformer.transformer_blocks)
+    assert difference(made.image, bench(MODEL.id).engine.edit(plan, []).image).largest <= 1
+
+
+def test_replica_that_makes_another_picture_once_it_is_warm_is_not_ready(config):
+    engine = Engine(miniature.make(MODEL), MODEL, config.model_copy(update={"compile": "none"}))
+    forwards = []
+
+    def go_wrong(transformer, arguments, output):
+        forwards.append(output)
+        return (-output[0],) if len(forwards) > CANARY_STEPS * 2 else output
+
+    engine._pipeline.transformer.register_forward_hook(go_wrong)
+    with pytest.raises(UnusableResult, match=r"a fixed edit is only .* dB like the one without"):
+        engine.make_ready()
+
+
+def test_compiling_without_sizes_to_warm_up_with_is_refused():
+    with pytest.raises(ValidationError, match="warm_up"):
+        ModelConfig(compile="regional")

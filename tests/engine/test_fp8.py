@@ -1,0 +1,66 @@
+"""Weights in eight bits: adapters go in from the untouched bf16 weights, and come out without a trace."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from serve_app.canary import likeness
+from serve_app.config import ModelConfig
+from serve_app.engine import Engine
+from serve_app.models import miniature
+from serve_app.models.quantization import is_worth_it, quantised
+from serve_app.models.registry import MODELS
+from tests.conftest import THREADS
+from tests.engine.conftest import use
+
+MODEL = MODELS["qwen_image"]
+
+
+@pytest.fixture(scope="module")
+def engines() -> tuple[Engine, Engine]:
+    """In bf16, and the same weights in fp8."""
+
+    def engine(**options: object) -> Engine:
+        pipeline = miniature.make(MODEL).to(torch.bfloat16)
+        made = Engine(pipeline, MODEL, ModelConfig(threads=THREADS, adapter_weights="device", **options))
+        made.make_ready()
+        return made
+
+    return engine(), engine(quantization="fp8", warm_up=[(64, 64)])
+
+
+def weights(engine: Engine) -> dict[str, torch.Tensor]:
+    return {
+        name: module.weight.detach().clone()
+        for name, module in engine._pipeline.transformer.named_modules()
+        if is_worth_it(name, module)
+    }
+
+
+def test_each_weight_is_the_rounding_of_the_merged_one_and_nothing_lasts(engines, make_plan, loras):
+    plain, rounded = engines
+    for adapters in ((use(loras[0]),), (use(loras[1], 0.5), use(loras[0])), (use(loras[0], -1.0),), ()):
+        plan = make_plan(model=MODEL.id, control_images=(), adapters=adapters)
+        expected, found = plain.edit(plan, []).image, rounded.edit(plan, []).image
+        merged, eighths = weights(plain), weights(rounded)
+        assert len(merged) == len(eighths) == 2 * 12
+        for name, weight in merged.items():
+            assert eighths[name].qdata.dtype == torch.float8_e4m3fn
+            assert torch.equal(eighths[name].dequantize(), quantised(weight).dequantize())
+        assert 6 < likeness(expected, found) < np.inf
+
+
+def test_only_linears_that_all_tokens_pass_are_rounded(engines):
+    names = weights(engines[1])
+    assert {name.split(".", 2)[2] for name in names} == {
+        *(f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0", "to_add_out")),
+        *(f"attn.add_{name}_proj" for name in "qkv"),
+        *(f"{stream}_mlp.net.{layer}" for stream in ("img", "txt") for layer in ("0.proj", "2")),
+    }
+
+
+@pytest.mark.parametrize("options", [{"offload": "model"}, {"adapter_weights": "hooks"}])
+def test_what_cannot_be_rounded_is_refused(options):
+    with pytest.raises(ValidationError, match="quantization: not with"):
+        ModelConfig(quantization="fp8", **options)
