@@ -124,11 +124,11 @@ async def test_error_of_the_request_is_not_tried_again(bench):
 
 async def test_edit_that_takes_too_long_fails_and_is_stopped(bench):
     bench.editors.gate.clear()
-    record = await bench.store.requests.create(new(deadline_s=0.3), is_stored)
+    record = await bench.store.requests.create(new(deadline_s=1.5), is_stored)
     async with bench.dispatching():
         record = await bench.ended(record.id)
         await bench.stopped()
-    assert record.error == "it was not finished within its deadline of 0.3 s"
+    assert record.error == "it was not finished within its deadline of 1.5 s"
 
 
 async def test_editor_that_hangs_costs_a_retry(bench):
