@@ -172,7 +172,7 @@ class Ingress:
         self.router.has_ended(editor)
         yield self._env.timeout(draw(self._stages.record_s, self._chance))
         picture.ended = self._env.now
-        self._line.claimed -= 1
+        self._line.claimed.remove(picture)
         self._in_flight -= 1
         self._done(picture)
         self._bell.ring()

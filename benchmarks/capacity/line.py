@@ -11,7 +11,7 @@ from serve_app.jobs.turns import first_turn, take_turns
 from serve_app.tasks import Priority
 
 
-@dataclass
+@dataclass(eq=False)
 class Picture:
     """One picture's life; times are seconds of the simulation, NaN until they have come."""
 
@@ -32,13 +32,19 @@ class Picture:
     def took(self) -> float:
         return self.ended - self.arrival.at
 
+    def left_s(self, now: float, flops_per_s: float) -> float:
+        """What is left of it on its device."""
+        done_s = 0.0 if math.isnan(self.began) else now - self.began
+        return max(0.0, self.arrival.shape.flops / flops_per_s - done_s)
+
 
 class Line:
     """`lock` is the line's row: whoever claims holds it, one at a time."""
 
     def __init__(self, env: simpy.Environment) -> None:
         self.lock = simpy.Resource(env)
-        self.claimed = 0
+        self.claimed: set[Picture] = set()
+        self.flops = 0.0  # that wait
         self._waiting: dict[Priority, list[tuple[int, float, int, Picture]]] = {each: [] for each in Priority}
         self._served = dict.fromkeys(Priority, 0)
         self._last: dict[tuple[Priority, str], int] = {}
@@ -48,19 +54,20 @@ class Line:
         return sum(map(len, self._waiting.values()))
 
     @property
-    def flops(self) -> float:
-        """Work that waits."""
-        return sum(entry[-1].arrival.shape.flops for heap in self._waiting.values() for entry in heap)
+    def oldest(self) -> float | None:
+        """When the picture was committed that has waited longest; None if none waits."""
+        return min((entry[1] for heap in self._waiting.values() for entry in heap), default=None)
 
     def add(self, picture: Picture) -> None:
         arrival = picture.arrival
         whose = arrival.priority, arrival.tenant
         turn = self._last[whose] = first_turn(self._served[arrival.priority], self._last.get(whose))
+        self.flops += arrival.shape.flops
         heapq.heappush(self._waiting[arrival.priority], (turn, picture.committed, arrival.number, picture))
 
     def take(self, capacity: int, limit: int) -> list[Picture]:
         """The next pictures, at most `limit`, no more than `capacity` claimed at a time."""
-        room = min(limit, capacity - self.claimed)
+        room = min(limit, capacity - len(self.claimed))
         if room <= 0:
             return []
         heads = {each: heapq.nsmallest(room, heap) for each, heap in self._waiting.items()}
@@ -71,5 +78,7 @@ class Line:
             # Each class is taken from its head on.
             heapq.heappop(self._waiting[picture.arrival.priority])
             self._served[picture.arrival.priority] = turn
-        self.claimed += len(taken)
-        return [entry[-1] for entry in taken]
+            self.flops -= picture.arrival.shape.flops
+        pictures = [entry[-1] for entry in taken]
+        self.claimed.update(pictures)
+        return pictures

@@ -11,13 +11,17 @@ from dataclasses import dataclass
 
 import simpy
 
-from benchmarks.capacity.editors import Disk, Editor, Process
+from benchmarks.capacity.editors import Process
+from benchmarks.capacity.fleet import Fleet, Scaler
 from benchmarks.capacity.ingresses import Ingress
 from benchmarks.capacity.line import Line, Picture
 from benchmarks.capacity.stages import Stages
-from benchmarks.capacity.workload import Arrival, adapter_name
+from benchmarks.capacity.workload import Arrival
 from serve_app.dispatch import CLAIMS_PER_EDITOR, MAX_IN_FLIGHT
-from serve_app.routing import HOME_UTILISATION
+from serve_app.scaling import Limits
+
+# How often the end of a run is looked for.
+ENDED_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -81,65 +85,52 @@ def ingresses_for(editors: int) -> int:
 
 
 class Simulation:
-    """One run. The same arguments are the same outcome."""
+    """One run. The same arguments are the same outcome. With `limits` the service's policy scales the editors."""
 
-    def __init__(self, stages: Stages, editors: int, ingresses: int | None = None, seed: int = 0) -> None:
-        self._env = simpy.Environment()
-        self._stages = stages
+    def __init__(
+        self,
+        stages: Stages,
+        editors: int,
+        ingresses: int | None = None,
+        limits: Limits | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._env = env = simpy.Environment()
         self._chance = random.Random(seed)
-        self._line = Line(self._env)
-        self._disk_places = stages.disk_bytes // stages.adapter_bytes
-        self._editors: dict[str, Editor] = {}
-        for _ in range(editors):
-            self._add_editor()
+        self._line = Line(env)
+        self.fleet = Fleet(env, stages, editors, self._chance)
         self._ended: list[Picture] = []
+        most = editors if limits is None else limits.max_replicas
         self._ingresses = [
-            Ingress(self._env, stages, self._line, self._editors, self._chance, self._ended.append)
-            for _ in range(ingresses_for(editors) if ingresses is None else ingresses)
+            Ingress(env, stages, self._line, self.fleet.editors, self._chance, self._ended.append)
+            for _ in range(ingresses_for(most) if ingresses is None else ingresses)
         ]
-        self._began, self._busy_before = 0.0, 0.0
-
-    def warm(self, shares: Sequence[float]) -> None:
-        """Begin as after a long time: adapters, most popular first, have the homes that routing would give them."""
-        places = len(self._editors) * (self._stages.cache_bytes // self._stages.adapter_bytes)
-        editors = list(self._editors.values())
-        homes: list[str] = []
-        for rank, share in enumerate(shares):
-            count = min(len(editors), max(1, round(share * len(editors) / HOME_UTILISATION)))
-            homes += [adapter_name(rank)] * count
-            if len(homes) >= places:
-                break
-        for place, adapter in enumerate(homes[:places]):
-            editors[place % len(editors)].warm(adapter)
+        if limits is not None:
+            Scaler(env, stages, self._line, self.fleet, limits)
+        self._before = (0.0, 0.0, 0.0)
 
     def run(self, arrivals: Iterable[Arrival], uncounted: int = 0) -> Outcome:
         """Until all of the arrivals have ended. The first `uncounted` of them only set the scene."""
         self._env.run(self._env.process(self._all(iter(arrivals), uncounted)))
-        counted = sorted((each for each in self._ended if each.arrival.number >= uncounted), key=_number)
-        seconds = self._env.now - self._began
-        gpu_s = sum(self._env.now - max(each.started, self._began) for each in self._editors.values())
-        busy_s = sum(each.busy_s for each in self._editors.values()) - self._busy_before
+        counted = [each for each in self._ended if each.arrival.number >= uncounted]
+        spent = (after - before for after, before in zip(self._spent(), self._before, strict=True))
         router_busy = max(each.router.busy_s for each in self._ingresses) / self._env.now
-        return Outcome(counted, gpu_s, busy_s, seconds, router_busy)
+        return Outcome(sorted(counted, key=_number), *spent, router_busy)
+
+    def _spent(self) -> tuple[float, float, float]:
+        return self.fleet.gpu_s, self.fleet.busy_s, self._env.now
 
     def _all(self, arrivals: Iterator[Arrival], uncounted: int) -> Process:
-        posts = []
+        posted = 0
         for arrival in arrivals:
+            posted += 1
             yield self._env.timeout(max(0.0, arrival.at - self._env.now))
             if arrival.number == uncounted:
-                self._began = self._env.now
-                self._busy_before = sum(each.busy_s for each in self._editors.values())
+                self._before = self._spent()
             ingress = self._chance.choice(self._ingresses)
-            posts.append(self._env.process(ingress.submit(Picture(arrival))))
-        while len(self._ended) < len(posts):
-            yield self._env.timeout(0.1)
-
-    def _add_editor(self) -> None:
-        number = len(self._editors)
-        if number % self._stages.replicas_a_node == 0:
-            self._disk = Disk(self._disk_places)
-        id = f"editor {number}"
-        self._editors[id] = Editor(self._env, id, self._stages, self._disk, self._chance)
+            self._env.process(ingress.submit(Picture(arrival)))
+        while len(self._ended) < posted:
+            yield self._env.timeout(ENDED_S)
 
 
 def _number(picture: Picture) -> int:

@@ -1,11 +1,11 @@
 """Who asks for what, and when: arrivals and popularity after published statistics, work by the service's own model.
 
-| constant | value | source |
-|---|---|---|
-| popularity of adapters | power law, exponent 1 | S-LoRA (arXiv 2311.03285), `alpha = 1` in its repository's benchmarks/exp_suite.py, which also tries 0.1 to 0.6 |
-| number of adapters | 10 to 50,000 | S-LoRA tries up to 2,000 on one card |
-| burstiness: coefficient of variation of the time between arrivals | 2 | S-LoRA tries 1 to 8 (`cv`, Gamma); BurstGPT (arXiv 2401.17644) models how many requests come at a time as Gamma |
-| a day's peak over its trough | 2 | "a constant baseline of roughly 50% of the invocations", Azure Functions (Shahrad et al., ATC 2020, section 3.3) |
+- Popularity of adapters: a power law with exponent 1. S-LoRA (arXiv 2311.03285) has `alpha = 1` nearly everywhere in
+  benchmarks/exp_suite.py of its repository, and tries 0.1 to 0.6 beside it, with up to 2,000 adapters.
+- Burstiness, the coefficient of variation of the times between arrivals: 2. The same file tries 1 to 8 (`cv`, of a
+  Gamma distribution); BurstGPT (arXiv 2401.17644) finds how many requests come at a time to be Gamma distributed.
+- A day's peak over its trough: 2. "A constant baseline of roughly 50% of the invocations": Azure Functions, Shahrad et
+  al., ATC 2020, section 3.3.
 
 That bursts last a minute, and the mix of edits, are assumptions of ours: no trace of editing services says.
 """
