@@ -151,7 +151,7 @@ class Editor:
         with self._device.request() as turn:
             yield turn
             picture.began = self._env.now
-            seconds = picture.arrival.shape.flops / stages.flops_per_s + draw(stages.work_s, chance)
+            seconds = picture.arrival.shape.flops / stages.flops_per_s + draw(stages.beside_s, chance)
             if picture.arrival.adapter != self._on_device:
                 seconds += draw(stages.swap_s, chance)
                 self._on_device = picture.arrival.adapter
@@ -159,7 +159,6 @@ class Editor:
             self.busy_s += seconds
         self.holdings.work_s.add(seconds)
         self._report()
-        yield self._env.timeout(draw(stages.store_s, chance))
         self.running -= 1
 
     def _name(self, adapter: str) -> None:

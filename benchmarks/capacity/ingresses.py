@@ -10,7 +10,7 @@ from benchmarks.capacity.line import Line, Picture
 from benchmarks.capacity.stages import Stages, draw
 from serve_app.config import JobsConfig
 from serve_app.dispatch import CLAIMS_PER_EDITOR, MAX_IN_FLIGHT, POLLS_PER_LEASE
-from serve_app.router import ROUTER
+from serve_app.router import PROBES_PER_S, ROUTER
 from serve_app.routing import Routing, Waiting
 
 POLL_S = JobsConfig().lease_s / POLLS_PER_LEASE
@@ -74,7 +74,7 @@ class Router:
         while True:
             if not self._waiting:
                 yield from self._bell.heard()
-            if self._env.now - self._probed > len(self._editors) / self._stages.probes_per_s:
+            if self._env.now - self._probed > len(self._editors) / PROBES_PER_S:
                 yield from self._busy(self._stages.probe_s * len(self._editors))
                 self._lengths = {id: editor.running for id, editor in self._editors.items()}
                 self._probed = self._env.now
@@ -98,7 +98,7 @@ class Router:
 
     def _price(self, editors: int) -> float:
         stages = self._stages
-        return stages.plan_s + editors * (stages.plan_replica_s + len(self._waiting) * stages.plan_pair_s)
+        return editors * (stages.plan_replica_s + len(self._waiting) * stages.plan_pair_s)
 
     def _busy(self, seconds: float) -> Process:
         self.busy_s += seconds
@@ -145,8 +145,11 @@ class Ingress:
 
     def submit(self, picture: Picture) -> Process:
         yield self._env.timeout(draw(self._stages.admit_s, self._chance))
-        picture.committed = self._env.now
-        self._line.add(picture)
+        with self._line.lock.request() as turn:
+            yield turn
+            yield self._env.timeout(draw(self._stages.commit_s, self._chance))
+            picture.committed = self._env.now
+            self._line.add(picture)
         self._bell.ring()
 
     def _claim_for_ever(self) -> Process:
@@ -160,12 +163,8 @@ class Ingress:
                 for picture in taken:
                     picture.claimed = self._env.now
                     self._in_flight += 1
-                    self._env.process(self._route(picture))
+                    self.router.route(picture)
             yield from self._bell.heard(within_s=POLL_S)
-
-    def _route(self, picture: Picture) -> Process:
-        yield self._env.timeout(draw(self._stages.route_s, self._chance))
-        self.router.route(picture)
 
     def _edit(self, picture: Picture, editor: Editor) -> Process:
         yield from editor.edit(picture)

@@ -71,28 +71,27 @@ def calibrated(seen: Sequence[Seen]) -> Stages:
     prepare = tuple(each.prepared - each.prepare for each in seen if not each.loads)
     loads = [each.prepared - each.prepare for each in seen if each.loads]
     occupied = occupied_s(seen)
-    plan_s, one, known, many = router_costs()
+    one, known, pair = router_costs()
     return Stages(
         admit_s=tuple(each.created - each.due for each in seen),
         claim_s=(CLAIM_S,),
-        plan_s=plan_s,
         plan_replica_s=known,
-        plan_pair_s=many,
+        plan_pair_s=pair,
         send_s=tuple(max(0.0, each.prepare - each.created - CLAIM_S - one) for each in alone),
         prepare_s=prepare,
         load_s=tuple(seconds - statistics.median(prepare) for seconds in loads),
-        work_s=tuple(occupied[each.number] - each.work_s for each in seen),
+        beside_s=tuple(occupied[each.number] - each.work_s for each in seen),
         flops_per_s=FLOPS_PER_S,
         record_s=tuple(each.finished - each.ended for each in seen),
         cache_bytes=PLACES * ADAPTER_BYTES,
     )
 
 
-def router_costs() -> tuple[float, float, float, float]:
-    """CPU seconds of a look: for itself, in all for one request and replica, for each replica, for each pair."""
+def router_costs() -> tuple[float, float, float]:
+    """CPU seconds of a look: for one replica and request in all; for each replica; for each pair."""
     (known, plan), (_, more) = look(256, 1), look(256, 50)
     pair = (more - plan) / 256 / 49
-    return 0.0, sum(look(1, 1)), (known + plan) / 256 - pair, pair
+    return sum(look(1, 1)), (known + plan) / 256 - pair, pair
 
 
 def simulated(stages: Stages, editors: int) -> list[Figures]:
@@ -107,7 +106,7 @@ def simulated(stages: Stages, editors: int) -> list[Figures]:
 def predict() -> None:
     seen = read(RUNS / "one.json")
     stages = calibrated(seen)
-    for name in ("admit_s", "send_s", "prepare_s", "load_s", "work_s", "record_s"):
+    for name in ("admit_s", "send_s", "prepare_s", "load_s", "beside_s", "record_s"):
         of_stage = sorted(getattr(stages, name))
         print(f"{name}: median {statistics.median(of_stage):.3f}, {of_stage[0]:.3f} to {of_stage[-1]:.3f} s")
     print("\nOne editor, the run that the stages are from:")

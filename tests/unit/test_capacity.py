@@ -18,7 +18,7 @@ from serve_app.tasks import Priority
 
 # Every edit takes 10 s; or 10 s on average, exponentially, of which the transformer takes nothing.
 FIXED = Stages(flops_per_s=Shape().flops / 10)
-EXPONENTIAL = Stages(flops_per_s=math.inf, work_s=tuple(-10 * math.log1p(-(i + 0.5) / 1000) for i in range(1000)))
+EXPONENTIAL = Stages(flops_per_s=math.inf, beside_s=tuple(-10 * math.log1p(-(i + 0.5) / 1000) for i in range(1000)))
 
 
 def poisson(utilisation: float, count: int, adapters: int = 0, editors: int = 1) -> list[Arrival]:
