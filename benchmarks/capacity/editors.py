@@ -14,13 +14,13 @@ from benchmarks.capacity.stages import Stages, draw
 from serve_app.adapters.cache import AdapterCache
 from serve_app.dispatch import CLAIMS_PER_EDITOR
 from serve_app.holdings import Holdings
-from serve_app.routing import MovingAverage, Replica, Report
+from serve_app.routing import REPORT_PERIOD_S, MovingAverage, Replica, Report
 
 Process = Generator[simpy.Event, Any, None]
 
-# When routers hear what a replica says of itself: Serve asks four times a second and passes it on; the name of a
-# set at the start of its load goes another way. As seen with Ray Serve 2.60.
-REPORT_PERIOD_S, REPORT_DELAY_S, NAME_DELAY_S = 0.25, 0.2, 0.1
+# How long a report takes through Serve to the routers, and the name of a set that begins to load, which goes another
+# way. As seen with Ray Serve 2.60.
+REPORT_DELAY_S, NAME_DELAY_S = 0.2, 0.1
 # One edit on the device and one being prepared, as deployed: as many as are claimed for it.
 SLOTS = CLAIMS_PER_EDITOR
 

@@ -10,12 +10,9 @@ from benchmarks.capacity.line import Line, Picture
 from benchmarks.capacity.stages import Stages, draw
 from serve_app.config import JobsConfig
 from serve_app.dispatch import CLAIMS_PER_EDITOR, MAX_IN_FLIGHT, POLLS_PER_LEASE
-from serve_app.router import PROBES_PER_S, ROUTER
-from serve_app.routing import Routing, Waiting
+from serve_app.routing import LOOK_S, PROBES_PER_S, Routing, Waiting
 
 POLL_S = JobsConfig().lease_s / POLLS_PER_LEASE
-# How long a request that found no replica waits until it asks again.
-LOOK_S = ROUTER.max_backoff_s
 
 
 class Bell:

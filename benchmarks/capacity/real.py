@@ -39,7 +39,7 @@ from serve_app.adapters.contents import Contents
 from serve_app.app import build_application, editor_name
 from serve_app.config import MINIATURE_RANDOM, AppConfig, ModelConfig
 from serve_app.demo import free_port
-from serve_app.editor import ADAPTER_BYTES
+from serve_app.holdings import ADAPTER_BYTES
 from serve_app.tasks import EditPlan
 from tests.postgres import PostgresServer
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from benchmarks.capacity.workload import forward_flops
 from serve_app.config import ModelConfig
-from serve_app.editor import ADAPTER_BYTES
+from serve_app.holdings import ADAPTER_BYTES
 from serve_app.scaling import UNMEASURED_COLD_START_S
 
 # Of one stage, all that was seen of it; an edit draws one.

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.capacity.simulation import Outcome, Simulation
 from benchmarks.capacity.stages import COMPILED_FORWARD_S, Stages, h200
 from benchmarks.capacity.workload import MIX, PEAK_OVER_TROUGH, Arrival, Shape, Traffic, day_factor, popularity
-from serve_app.editor import ADAPTER_BYTES
+from serve_app.holdings import ADAPTER_BYTES
 from serve_app.scaling import Limits
 from serve_app.tasks import Priority
 
