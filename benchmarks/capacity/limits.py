@@ -1,6 +1,7 @@
 """What each part of the design costs, so that it can be said where it breaks first.
 
     python -m benchmarks.capacity.limits plan         # CPU of a router's look, by replicas and waiting requests
+    python -m benchmarks.capacity.limits broadcast    # what Serve sends each router when a report changes
     python -m benchmarks.capacity.limits store        # transactions of the job store, SQLite and PostgreSQL
     python -m benchmarks.capacity.limits controller   # CPU of Serve's controller and of a probe, by replicas
 
@@ -11,15 +12,18 @@ import argparse
 import asyncio
 import itertools
 import os
+import pickle
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import ray
-from ray import serve
+from ray import cloudpickle, serve
+from ray.serve._private.common import DeploymentID, ReplicaID, RunningReplicaInfo
 from ray.util.state import list_actors
 
 from benchmarks.capacity.real import PacedEngine
@@ -29,7 +33,7 @@ from serve_app.config import SQLITE_PREFIX, JobsConfig, ModelConfig
 from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore
 from serve_app.router import ExpectedCostRouter
-from serve_app.routing import Routing, Waiting
+from serve_app.routing import Report, Routing, Waiting
 from tests.postgres import PostgresServer
 
 MODEL = "qwen_image_edit"
@@ -72,6 +76,39 @@ def look(replicas: int, waiting: int) -> tuple[float, float]:
         routing.plan(line, known, 0.0)
         seen.append((planned - began, time.process_time() - planned))
     return min(known for known, _ in seen), min(plan for _, plan in seen)
+
+
+def broadcast(replicas: int) -> tuple[float, float, int]:
+    """CPU seconds to put together and pickle every replica's state, and to read it; its bytes. Least of 5."""
+    seen = []
+    for _ in range(5):
+        began = time.process_time()
+        infos = [
+            RunningReplicaInfo(
+                replica_id=ReplicaID(f"{number:08d}", DeploymentID("Editor-qwen_image_edit", "edits")),
+                node_id=f"{number // 8:056x}",
+                node_ip=f"10.0.{number // 2048}.{number // 8 % 256}",
+                availability_zone=None,
+                actor_name=f"SERVE_REPLICA::edits#Editor-qwen_image_edit#{number:08d}",
+                max_ongoing_requests=2,
+                multiplexed_model_ids=[f"{number:08x}{place:08x}" for place in range(PLACES)],
+                routing_stats=asdict(Report(tuple(f"{number:08x}{place:08x}" for place in range(PLACES)), (), 17, 0.5)),
+            )
+            for number in range(replicas)
+        ]
+        data = cloudpickle.dumps(infos)
+        sent = time.process_time()
+        pickle.loads(data)
+        seen.append((sent - began, time.process_time() - sent))
+    return min(send for send, _ in seen), min(receive for _, receive in seen), len(data)
+
+
+def measure_broadcast() -> None:
+    print("| replicas | sender, ms | receiver, ms | MB |")
+    print("|---|---|---|---|")
+    for replicas in (4, 64, 256, 2000):
+        send_s, receive_s, size = broadcast(replicas)
+        print(f"| {replicas:,} | {send_s * 1e3:.2f} | {receive_s * 1e3:.2f} | {size / 1e6:.2f} |", flush=True)
 
 
 def measure_plan() -> None:
@@ -164,7 +201,12 @@ def measure_controller() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    measures = {"plan": measure_plan, "store": measure_store, "controller": measure_controller}
+    measures = {
+        "plan": measure_plan,
+        "broadcast": measure_broadcast,
+        "store": measure_store,
+        "controller": measure_controller,
+    }
     parser.add_argument("what", choices=measures)
     what = parser.parse_args().what
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")

@@ -1,6 +1,7 @@
 """How many GPUs for how many images, and what becomes of the design as it grows. Simulated, on H200s.
 
-    python -m benchmarks.capacity.sweep fleets      # 4 to 2,000 GPUs, 10 to 50,000 adapters
+    python -m benchmarks.capacity.sweep fleets      # 4 to 256 GPUs, 10 to 50,000 adapters
+    python -m benchmarks.capacity.sweep largest     # 2,000 GPUs; 10 minutes
     python -m benchmarks.capacity.sweep images      # the fewest GPUs for so many images an hour
     python -m benchmarks.capacity.sweep bursts      # the same for other bursts and other promises
     python -m benchmarks.capacity.sweep ingresses   # two ingresses, as shipped, beside as many as are needed
@@ -12,7 +13,7 @@
 
 import argparse
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from benchmarks.capacity.simulation import Outcome, Simulation
@@ -23,6 +24,7 @@ from serve_app.scaling import Limits
 UTILISATION, ADAPTERS = 0.6, 1000
 FLEETS = ((4, 10), (4, 1000), (16, 1000), (64, 10), (64, 1000), (64, 50_000), (256, 1000), (256, 50_000))
 LARGEST = ((2000, 10), (2000, 1000), (2000, 50_000))
+FLEET_REQUESTS, LARGEST_REQUESTS = 4000, 7000
 IMAGES = (100, 300, 1_000, 3_000, 10_000, 30_000)
 # Bursts last a minute: of fewer than a hundred of them little can be said.
 LEAST_S, LEAST_REQUESTS = 6000.0, 4000
@@ -56,11 +58,19 @@ class Sweep:
 
 
 def fleets(sweep: Sweep) -> None:
+    fleet_rows(sweep, FLEETS, FLEET_REQUESTS)
+
+
+def largest(sweep: Sweep) -> None:
+    fleet_rows(sweep, LARGEST, LARGEST_REQUESTS)
+
+
+def fleet_rows(sweep: Sweep, fleets: Iterable[tuple[int, int]], requests: int) -> None:
     print("| GPUs | adapters | images an hour | median | p95 | median wait | p95 wait | warm | loads a request |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for gpus, adapters in FLEETS + LARGEST:
+    for gpus, adapters in fleets:
         traffic = sweep.at(gpus, UTILISATION, Traffic(1.0, adapters, burstiness=1.0))
-        outcome = sweep.run(gpus, traffic, 4000 if gpus <= 256 else 12_000)
+        outcome = sweep.run(gpus, traffic, requests)
         print(
             f"| {gpus:,} | {adapters:,} | {traffic.per_s * 3600:,.0f} | {outcome.median_s:.1f} | {outcome.p95_s:.1f} "
             f"| {outcome.median_wait_s:.2f} | {outcome.p95_wait_s:.1f} | {outcome.warm:.0%} "
@@ -163,7 +173,7 @@ def days(sweep: Sweep) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sweeps: dict[str, Callable[[Sweep], None]] = {
-        each.__name__: each for each in (fleets, images, bursts, ingresses, line, days)
+        each.__name__: each for each in (fleets, largest, images, bursts, ingresses, line, days)
     }
     parser.add_argument("sweep", choices=sweeps)
     parser.add_argument("--price", type=float, default=3.0)
