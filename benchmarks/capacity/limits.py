@@ -16,7 +16,7 @@ import pickle
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,7 +38,7 @@ from tests.postgres import PostgresServer
 
 MODEL = "qwen_image_edit"
 PLACES = 14
-STORE_SECONDS, WORKERS, CLAIMS = 6.0, 32, 64
+STORE_SECONDS, WORKERS, CLAIMERS, CLAIMS = 6.0, 32, 4, 64
 IDLE_SECONDS, PROBES = 20.0, 2000
 
 
@@ -120,18 +120,27 @@ def measure_plan() -> None:
         print(f"| {replicas:,} | {waiting} | {known * 1e3:.2f} | {plan * 1e3:.2f} | {pair:.2f} |", flush=True)
 
 
-async def rate(calls: Iterator[Callable[[], Awaitable[object]]], workers: int) -> tuple[float, float]:
-    """Calls a second by so many workers, and this process's CPU seconds a call."""
-    done, end, cpu, began = 0, time.monotonic() + STORE_SECONDS, time.process_time(), time.monotonic()
+@dataclass(frozen=True)
+class Rate:
+    """`cpu_s` is this process's CPU for one call."""
+
+    calls: int
+    a_second: float
+    cpu_s: float
+
+
+async def rate(calls: Iterator[Callable[[], Awaitable[object]]], workers: int) -> Rate:
+    """By so many workers, until the calls or the time are used up."""
+    done, cpu, began = 0, time.process_time(), time.monotonic()
 
     async def work() -> None:
         nonlocal done
-        while time.monotonic() < end and (call := next(calls, None)) is not None:
+        while time.monotonic() < began + STORE_SECONDS and (call := next(calls, None)) is not None:
             await call()
             done += 1
 
     await asyncio.gather(*(work() for _ in range(workers)))
-    return done / (time.monotonic() - began), (time.process_time() - cpu) / done
+    return Rate(done, done / (time.monotonic() - began), (time.process_time() - cpu) / done)
 
 
 async def measure_one_store(name: str, url: str) -> None:
@@ -139,11 +148,12 @@ async def measure_one_store(name: str, url: str) -> None:
     await store.open()
     new = iter(requests(20_000, 0))
     posts = await rate((lambda: store.requests.create(next(new), lambda key: True) for _ in range(20_000)), WORKERS)
-    claims = await rate((lambda: store.queue.claim("bench", MODEL, 10**6, 1) for _ in itertools.count()), 4)
     held = await store.queue.claim("bench", MODEL, 10**6, CLAIMS)
     steps = await rate(progress(store, held), WORKERS)
-    for what, (a_second, cpu_s) in {"POST": posts, "claim of one": claims, "step": steps}.items():
-        print(f"| {name} | {what} | {a_second:.0f} | {cpu_s * 1e3:.2f} |", flush=True)
+    left = range(posts.calls - len(held))
+    claims = await rate((lambda: store.queue.claim("bench", MODEL, 10**6, 1) for _ in left), CLAIMERS)
+    for what, seen in {"POST": posts, "claim of one": claims, "step": steps}.items():
+        print(f"| {name} | {what} | {seen.a_second:.0f} | {seen.cpu_s * 1e3:.2f} |", flush=True)
     await store.close()
 
 

@@ -131,7 +131,7 @@ def ingresses(sweep: Sweep) -> None:
     print("|---|---|---|---|---|---|")
     for gpus, count in ((128, 2), (256, 2), (512, 2), (512, None)):
         traffic = sweep.at(gpus, 0.9, Traffic(1.0, ADAPTERS, burstiness=1.0))
-        outcome = sweep.run(gpus, traffic, 8000, count)
+        outcome = sweep.run(gpus, traffic, FLEET_REQUESTS, count)
         print(
             f"| {gpus} | {count or 'enough'} | {outcome.busy:.0%} | {outcome.median_wait_s:.1f} "
             f"| {outcome.p95_wait_s:.1f} | {outcome.router_busy:.2f} |",
@@ -145,7 +145,7 @@ def line(sweep: Sweep) -> None:
     for lock_s, gpus in itertools.product((0.005, 0.02, 0.05), (64, 256, 512)):
         slower = replace(sweep, stages=replace(sweep.stages, commit_s=(lock_s,), claim_s=(lock_s,)))
         traffic = sweep.at(gpus, 0.8, Traffic(1.0, ADAPTERS, burstiness=1.0))
-        outcome = slower.run(gpus, traffic, 6000)
+        outcome = slower.run(gpus, traffic, FLEET_REQUESTS)
         print(
             f"| {lock_s * 1e3:g} | {gpus} | {outcome.busy:.0%} | {outcome.median_wait_s:.1f} "
             f"| {outcome.p95_wait_s:.1f} |",
