@@ -10,7 +10,7 @@ from benchmarks.capacity.line import Line, Picture
 from benchmarks.capacity.stages import Stages, draw
 from serve_app.config import JobsConfig
 from serve_app.dispatch import CLAIMS_PER_EDITOR, MAX_IN_FLIGHT, POLLS_PER_LEASE
-from serve_app.routing import LOOK_S, PROBES_PER_S, Routing, Waiting
+from serve_app.routing import LOOK_S, Routing, Waiting
 
 POLL_S = JobsConfig().lease_s / POLLS_PER_LEASE
 
@@ -71,7 +71,7 @@ class Router:
         while True:
             if not self._waiting:
                 yield from self._bell.heard()
-            if self._env.now - self._probed > len(self._editors) / PROBES_PER_S:
+            if self._env.now - self._probed > len(self._editors) / self._stages.probes_per_s:
                 yield from self._busy(self._stages.probe_s * len(self._editors))
                 self._lengths = {id: editor.running for id, editor in self._editors.items()}
                 self._probed = self._env.now

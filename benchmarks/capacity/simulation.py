@@ -19,6 +19,7 @@ from benchmarks.capacity.stages import Stages
 from benchmarks.capacity.workload import Arrival
 from serve_app.dispatch import CLAIMS_PER_EDITOR, MAX_IN_FLIGHT
 from serve_app.scaling import Limits
+from serve_app.tasks import Priority
 
 # How often the end of a run is looked for.
 ENDED_S = 0.1
@@ -53,6 +54,12 @@ class Outcome:
     @property
     def p95_wait_s(self) -> float:
         return statistics.quantiles([each.waited for each in self.pictures], n=20)[-1]
+
+    @property
+    def urgent_p95_wait_s(self) -> float:
+        """Of interactive pictures alone: bulk waits for them, as long as they last."""
+        urgent = [each.waited for each in self.pictures if each.arrival.priority == Priority.INTERACTIVE]
+        return statistics.quantiles(urgent, n=20)[-1]
 
     @property
     def reloads(self) -> float:

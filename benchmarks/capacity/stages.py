@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from benchmarks.capacity.workload import forward_flops
 from serve_app.config import ModelConfig
 from serve_app.holdings import ADAPTER_BYTES
+from serve_app.routing import PROBES_PER_S
 from serve_app.scaling import UNMEASURED_COLD_START_S
 
 # Of one stage, all that was seen of it; an edit draws one.
@@ -19,7 +20,8 @@ class Stages:
     - `admit_s`: from the POST until its commit begins; `commit_s`: while that holds the line's row, one at a time;
       `claim_s`: the same for a claim.
     - `plan_replica_s`, `plan_pair_s`: what a router's look takes of its process, for each replica, and for each replica
-      with each request that waits; `probe_s`: asking one replica how many it has.
+      with each request that waits; `probe_s`: asking one replica how many it has, which
+      happens to `probes_per_s` of them.
     - `send_s`: from the router's choice until the editor begins to prepare; `prepare_s`: that, without loads.
     - `load_s`: an adapter from the node's disk into host memory; `fetch_s`: from its store to the disk.
     - `swap_s`: to other weights, on the device; `beside_s`: what else the device does beside the transformer;
@@ -34,6 +36,7 @@ class Stages:
     plan_replica_s: float = 0.0
     plan_pair_s: float = 0.0
     probe_s: float = 0.0
+    probes_per_s: float = PROBES_PER_S
     send_s: Seen = (0.0,)
     prepare_s: Seen = (0.0,)
     load_s: Seen = (0.0,)

@@ -101,7 +101,9 @@ class Traffic:
         names = [adapter_name(rank) for rank in range(self.adapters)]
         tenants = list(itertools.accumulate(popularity(self.tenants, EXPONENT)))
         shapes, shares = zip(*self.mix, strict=True)
-        for number, at in enumerate(self._times(chance)):
+        # Bursts have a chance of their own: the same ones come at any rate.
+        bursts = random.Random(-1 - seed)
+        for number, at in enumerate(self._times(chance, bursts)):
             yield Arrival(
                 number,
                 at,
@@ -111,11 +113,11 @@ class Traffic:
                 Priority.BULK if chance.random() < self.bulk else Priority.INTERACTIVE,
             )
 
-    def _times(self, chance: random.Random) -> Iterator[float]:
+    def _times(self, chance: random.Random, bursts: random.Random) -> Iterator[float]:
         """A Poisson process whose rate is drawn anew for each burst, and swings with the day."""
         for burst in itertools.count():
             start = burst * BURST_S
-            rate = self.per_s * burst_factor(self.burstiness, chance)
+            rate = self.per_s * burst_factor(self.burstiness, bursts)
             if self.days:
                 rate *= day_factor(start)
             at = start
