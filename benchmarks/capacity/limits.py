@@ -10,6 +10,7 @@ CPU seconds are the process's own, so that other work on the machine is not coun
 
 import argparse
 import asyncio
+import functools
 import itertools
 import os
 import pickle
@@ -24,11 +25,10 @@ import psutil
 import ray
 from ray import cloudpickle, serve
 from ray.serve._private.common import DeploymentID, ReplicaID, RunningReplicaInfo
-from ray.util.state import list_actors
 
 from benchmarks.capacity.real import PacedEngine
 from benchmarks.job_store import requests
-from serve_app.app import editor_deployment
+from serve_app.app import editor_deployment, editor_name
 from serve_app.config import SQLITE_PREFIX, JobsConfig, ModelConfig
 from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore
@@ -38,7 +38,7 @@ from tests.postgres import PostgresServer
 
 MODEL = "qwen_image_edit"
 PLACES = 14
-STORE_SECONDS, WORKERS, CLAIMERS, CLAIMS = 6.0, 32, 4, 64
+STORE_SECONDS, WORKERS, CLAIMERS, CLAIMS = 4.0, 32, 4, 64
 IDLE_SECONDS, PROBES = 20.0, 2000
 
 
@@ -158,8 +158,9 @@ async def measure_one_store(name: str, url: str) -> None:
 
 
 def progress(store: JobStore, held: list[Claim]) -> Iterator[Callable[[], Awaitable[object]]]:
-    for step, claim in itertools.product(itertools.count(1), held):
-        yield lambda claim=claim, step=step: store.queue.progress(claim, step)
+    for step in itertools.count(1):
+        for claim in held:
+            yield functools.partial(store.queue.progress, claim, step)
 
 
 def measure_store() -> None:
@@ -198,12 +199,11 @@ def measure_controller() -> None:
                 editors = editor_deployment(model).options(num_replicas=replicas)
                 serve.run(editors.bind(model, folder, PacedEngine), name="editors", route_prefix=None)
                 time.sleep(5)
-                actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
-                [controller] = [actor.pid for actor in actors if actor.class_name == "ServeController"]
-                names = [actor.name for actor in actors if actor.class_name.startswith("ServeReplica")]
-                share = cpu_of(controller, IDLE_SECONDS)
-                probe = probe_cost([ray.get_actor(name, namespace="serve") for name in names])
-                print(f"| {replicas} | {share:.3f} | {probe * 1e3:.2f} |", flush=True)
+                details = serve.context._get_global_client().get_serve_details()
+                found = details["applications"]["editors"]["deployments"][editor_name(MODEL)]["replicas"]
+                actors = [ray.get_actor(each["actor_name"], namespace="serve") for each in found]
+                share = cpu_of(details["controller_info"]["pid"], IDLE_SECONDS)
+                print(f"| {replicas} | {share:.3f} | {probe_cost(actors) * 1e3:.2f} |", flush=True)
     finally:
         serve.shutdown()
         ray.shutdown()

@@ -8,7 +8,7 @@
     python -m benchmarks.capacity.sweep probes      # routers that ask for queue lengths more often
     python -m benchmarks.capacity.sweep ingresses   # two ingresses, as shipped, beside as many as are needed
     python -m benchmarks.capacity.sweep line        # slower transactions on the line's row
-    python -m benchmarks.capacity.sweep days        # two days: the scaling policy beside a fixed fleet
+    python -m benchmarks.capacity.sweep days        # a day: the scaling policy beside a fixed fleet
 
 `--price` is dollars for a GPU and hour, `--forward-s` what one forward of 198 TFLOP takes.
 """
@@ -192,8 +192,8 @@ def line(sweep: Sweep) -> None:
 
 
 def days(sweep: Sweep) -> None:
-    traffic = Traffic(2000 / 3600, ADAPTERS, days=True)
-    requests = round(traffic.per_s * 2 * DAY_S)
+    traffic = Traffic(1000 / 3600, ADAPTERS, days=True)
+    requests = round(traffic.per_s * DAY_S)
     fixed, _ = enough(sweep, replace(traffic, days=False, per_s=traffic.per_s * 4 / 3), PROMISE_S)
     print("| GPUs | GPU-hours | busy | median wait | p95 wait | $ for 1,000 |")
     print("|---|---|---|---|---|---|")
