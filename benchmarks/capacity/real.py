@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +35,8 @@ from safetensors.numpy import save_file
 
 from benchmarks.capacity.stages import COMPILED_FORWARD_S, h200
 from benchmarks.capacity.workload import CONTROL, MODEL, PROMPT, Arrival, Shape, Traffic
-from benchmarks.routing import Edited, Prepared, TimedEngine
+from benchmarks.routing import Edited, TimedAdapter
+from serve_app.adapters.cache import AdapterCache
 from serve_app.adapters.contents import Contents
 from serve_app.app import build_application, editor_name
 from serve_app.config import MINIATURE_RANDOM, AppConfig, ModelConfig
@@ -63,35 +65,49 @@ def arrivals(editors: int) -> list[Arrival]:
     return list(itertools.takewhile(lambda each: each.at < SECONDS, traffic(editors).arrivals(seed=editors)))
 
 
-class PacedEngine(TimedEngine):
-    """Edits that sleep by their work. What an edit's `runtime` says is when things began and ended (epoch, s)."""
+@dataclass(frozen=True)
+class Prepared:
+    """Who has been prepared, when that began and ended (epoch, s), and how many adapters were loaded for it."""
+
+    plan: EditPlan
+    began: float
+    ended: float
+    loads: int
+
+
+class PacedEngine:
+    """`Engine`'s interface: the real host cache, loads and edits that sleep, an edit by its work.
+
+    An edit's `runtime` says when things began and ended.
+    """
 
     def __init__(self, config: ModelConfig, contents: Contents) -> None:
-        super().__init__(0.0, LOAD_S, config)
+        self.alive = True
+        self.adapters: AdapterCache[TimedAdapter] = AdapterCache(config.adapter_cache_bytes)
+        self._mine = threading.local()
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
-        self._mine.prepare = time.time()
-        prepared = super().prepare(plan, control_images)
-        return Paced(prepared.plan, prepared.loads, self._mine.prepare, time.time())
+        self._mine.loads, began = 0, time.time()
+        for use in plan.adapters:
+            self.adapters.get(use.id, self._load)
+        return Prepared(plan, began, time.time(), self._mine.loads)
+
+    def _load(self) -> TimedAdapter:
+        self._mine.loads += 1
+        time.sleep(LOAD_S)
+        return TimedAdapter()
 
     def run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
-        assert isinstance(prepared, Paced)
         plan, began = prepared.plan, time.time()
         end = time.monotonic() + Shape(plan.width, plan.height, plan.steps, plan.guidance_scale).flops / FLOPS_PER_S
         on_step(0)
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(left, STEP_S))
             on_step(1)
-        times = {"prepare": prepared.prepare, "prepared": prepared.prepared, "began": began, "ended": time.time()}
+        times = {"prepare": prepared.began, "prepared": prepared.ended, "began": began, "ended": time.time()}
         runtime = times | {"loads": prepared.loads, "pid": os.getpid()}
         seconds = {"generate": times["ended"] - began, "load_control_images": 0.0}
         return Edited(PIL.Image.new("RGB", (plan.width, plan.height)), runtime, seconds)
-
-
-@dataclass(frozen=True)
-class Paced(Prepared):
-    prepare: float
-    prepared: float
 
 
 def build(args: AppConfig) -> serve.Application:
