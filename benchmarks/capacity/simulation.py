@@ -27,12 +27,17 @@ ENDED_S = 0.1
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of the pictures that count: seconds from their arrival. `gpu_s` are the editors' seconds in that time."""
+    """Of the pictures that count, and of the time from the first one's arrival to the last one's end (s).
+
+    `gpu_s` are the editors' seconds in that time, `busy_s` their devices'. `busy` is the devices' share of it up to the
+    last arrival, `router_busy` the busiest router's of one core.
+    """
 
     pictures: Sequence[Picture]
     gpu_s: float
     busy_s: float
     seconds: float
+    busy: float
     router_busy: float
 
     @property
@@ -77,11 +82,6 @@ class Outcome:
         return statistics.fmean(not each.loads for each in self.pictures)
 
     @property
-    def busy(self) -> float:
-        """The share of the editors' time that their devices worked."""
-        return self.busy_s / self.gpu_s
-
-    @property
     def gpu_hours(self) -> float:
         return self.gpu_s / 3600
 
@@ -114,18 +114,24 @@ class Simulation:
         ]
         if limits is not None:
             Scaler(env, stages, self._line, self.fleet, limits)
-        self._before = (0.0, 0.0, 0.0)
+        self._began, self._before, self._at_last_arrival = 0.0, (0.0, 0.0), (0.0, 0.0)
 
     def run(self, arrivals: Iterable[Arrival], uncounted: int = 0) -> Outcome:
         """Until all of the arrivals have ended. The first `uncounted` of them only set the scene."""
         self._env.run(self._env.process(self._all(iter(arrivals), uncounted)))
         counted = [each for each in self._ended if each.arrival.number >= uncounted]
-        spent = (after - before for after, before in zip(self._spent(), self._before, strict=True))
-        router_busy = max(each.router.busy_s for each in self._ingresses) / self._env.now
-        return Outcome(sorted(counted, key=_number), *spent, router_busy)
+        busy_s, gpu_s = (each - before for each, before in zip(self._at_last_arrival, self._before, strict=True))
+        return Outcome(
+            sorted(counted, key=_number),
+            gpu_s=self.fleet.gpu_s - self._before[1],
+            busy_s=self.fleet.busy_s - self._before[0],
+            seconds=self._env.now - self._began,
+            busy=busy_s / gpu_s if gpu_s else 0.0,
+            router_busy=max(each.router.busy_s for each in self._ingresses) / self._env.now,
+        )
 
-    def _spent(self) -> tuple[float, float, float]:
-        return self.fleet.gpu_s, self.fleet.busy_s, self._env.now
+    def _spent(self) -> tuple[float, float]:
+        return self.fleet.busy_s, self.fleet.gpu_s
 
     def _all(self, arrivals: Iterator[Arrival], uncounted: int) -> Process:
         posted = 0
@@ -133,9 +139,10 @@ class Simulation:
             posted += 1
             yield self._env.timeout(max(0.0, arrival.at - self._env.now))
             if arrival.number == uncounted:
-                self._before = self._spent()
+                self._began, self._before = self._env.now, self._spent()
             ingress = self._chance.choice(self._ingresses)
             self._env.process(ingress.submit(Picture(arrival)))
+        self._at_last_arrival = self._spent()
         while len(self._ended) < posted:
             yield self._env.timeout(ENDED_S)
 

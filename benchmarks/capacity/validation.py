@@ -31,7 +31,7 @@ CLAIM_S = 0.005
 
 @dataclass(frozen=True)
 class Figures:
-    """What is compared. Seconds from when a request was due; `busy` is the devices' share of the time."""
+    """What is compared. Seconds from when a request was due; `busy` is the devices' share of the time to the last end."""
 
     p50_s: float
     p95_s: float
@@ -41,7 +41,8 @@ class Figures:
 
     @classmethod
     def of_outcome(cls, outcome: Outcome) -> Self:
-        return cls(outcome.median_s, outcome.p95_s, outcome.mean_wait_s, outcome.reloads, outcome.busy)
+        busy = outcome.busy_s / outcome.gpu_s
+        return cls(outcome.median_s, outcome.p95_s, outcome.mean_wait_s, outcome.reloads, busy)
 
     @classmethod
     def of_run(cls, seen: Sequence[Seen], editors: int) -> Self:
