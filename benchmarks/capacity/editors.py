@@ -4,7 +4,7 @@ import random
 from collections import OrderedDict, deque
 from collections.abc import Generator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import simpy
@@ -112,23 +112,26 @@ class Editor:
         # What is on its way to the routers: when it is there, and the report or the names.
         self._reports = deque([(0.0, Report())])
         self._namings: deque[tuple[float, frozenset[str]]] = deque([(0.0, frozenset())])
-        self._known: frozenset[str] = frozenset()
+        self._known = Replica(id, 0, SLOTS)
 
     def warm(self, adapter: str) -> None:
         """Hold an adapter from the start."""
         self._host.put(adapter)
         with self.holdings.loading(adapter, [adapter]):
             self._name(adapter)
-        self._reports = deque([(0.0, self.holdings.report())])
+        report = self.holdings.report()
+        self._reports = deque([(0.0, report)])
         self._namings = deque([(0.0, frozenset(self._named))])
-        self._known = self._reports[0][1].held_and_named(self._namings[0][1])
+        self._known = replace(self._known, held=report.held_and_named(self._named))
 
     def as_replica(self, running: int) -> Replica:
         """What a router that counts `running` requests here knows of it now."""
-        if any([self._arrived(self._reports), self._arrived(self._namings)]):
-            self._known = self._reports[0][1].held_and_named(self._namings[0][1])
-        report = self._reports[0][1]
-        return Replica(self.id, running, SLOTS, self._known, report.work_s, report.load_s)
+        news = any([self._arrived(self._reports), self._arrived(self._namings)])
+        if news or self._known.running != running:
+            report = self._reports[0][1]
+            held = report.held_and_named(self._namings[0][1]) if news else self._known.held
+            self._known = Replica(self.id, running, SLOTS, held, report.work_s, report.load_s)
+        return self._known
 
     def accept(self) -> bool:
         """Whether a slot was free; it is taken then."""

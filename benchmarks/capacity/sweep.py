@@ -1,7 +1,7 @@
 """How many GPUs for how many images, and what becomes of the design as it grows. Simulated, on H200s.
 
     python -m benchmarks.capacity.sweep fleets      # 4 to 256 GPUs, 10 to 50,000 adapters
-    python -m benchmarks.capacity.sweep largest     # 2,000 GPUs; 5 minutes
+    python -m benchmarks.capacity.sweep largest     # 2,000 GPUs; 3 minutes
     python -m benchmarks.capacity.sweep images      # the fewest GPUs for so many images an hour
     python -m benchmarks.capacity.sweep bursts      # the same for other bursts and other promises
     python -m benchmarks.capacity.sweep caches      # more host memory for adapters
@@ -26,7 +26,7 @@ from serve_app.scaling import Limits
 UTILISATION, ADAPTERS = 0.6, 1000
 FLEETS = ((4, 10), (4, 1000), (16, 1000), (64, 10), (64, 1000), (64, 50_000), (256, 1000), (256, 50_000))
 LARGEST = ((2000, 10), (2000, 1000), (2000, 50_000))
-FLEET_REQUESTS, LARGEST_REQUESTS = 4000, 4000
+FLEET_REQUESTS, LARGEST_REQUESTS = 4000, 1500
 IMAGES = (100, 300, 1_000, 3_000, 10_000)
 # Bursts last a minute: of fewer than a hundred of them little can be said.
 LEAST_S, LEAST_REQUESTS = 9000.0, 4000
@@ -51,7 +51,8 @@ class Sweep:
     def run(self, gpus: int, traffic: Traffic, requests: int, ingresses: int | None = None) -> Outcome:
         simulation = Simulation(self.stages, gpus, ingresses)
         simulation.fleet.warm(popularity(traffic.adapters, traffic.exponent))
-        uncounted = requests // 5
+        # Long enough for an empty fleet to fill.
+        uncounted = max(requests // 5, gpus // 2)
         return simulation.run(itertools.islice(traffic.arrivals(seed=1), uncounted + requests), uncounted)
 
     def cost(self, outcome: Outcome) -> float:

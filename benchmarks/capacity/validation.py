@@ -31,7 +31,7 @@ CLAIM_S = 0.005
 
 @dataclass(frozen=True)
 class Figures:
-    """What is compared. Seconds from when a request was due; `busy` is the devices' share of the time to the last end."""
+    """What is compared. Seconds from when a request was due; `busy`: the devices' share of the time to the last end."""
 
     p50_s: float
     p95_s: float
