@@ -8,10 +8,17 @@ from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from serve_app.routing import LOOK_S, PROBES_PER_S, REPORT_PERIOD_S, Replica, Report, Routing, Waiting
+from serve_app.routing import (
+    ANSWERS_WITHIN_S,
+    LOOK_S,
+    PROBES_PER_S,
+    REPORT_PERIOD_S,
+    Replica,
+    Report,
+    Routing,
+    Waiting,
+)
 
-# A replica that has not answered for so long is not known: no request is sent to where nobody may be.
-ANSWERS_WITHIN_S = 3.0
 # A chosen replica's queue length counts the request once it is sent: at the event loop's next turn.
 SENT_WITHIN_S = 0.1
 

@@ -28,6 +28,8 @@ PATIENCE = 0.5
 # How many queue lengths a second a router asks for while requests wait. Replicas have other callers too, so
 # only asking tells, and beside edits of seconds it costs nothing.
 PROBES_PER_S = 200
+# A replica that has not answered for so long is not known: no request is sent to where nobody may be.
+ANSWERS_WITHIN_S = 3.0
 # How often replicas report: held sets and seconds change as often as edits end.
 REPORT_PERIOD_S = 0.25
 # A waiting request asks again this often at least: a slot that another caller's edit has left is seen so late.

@@ -10,7 +10,7 @@ from benchmarks.capacity.line import Line, Picture
 from benchmarks.capacity.stages import Stages, draw
 from serve_app.config import JobsConfig
 from serve_app.dispatch import CLAIMS_PER_EDITOR, MAX_IN_FLIGHT, POLLS_PER_LEASE
-from serve_app.routing import LOOK_S, Routing, Waiting
+from serve_app.routing import ANSWERS_WITHIN_S, LOOK_S, Routing, Waiting
 
 POLL_S = JobsConfig().lease_s / POLLS_PER_LEASE
 
@@ -49,7 +49,7 @@ class Router:
         self._env, self._stages, self._editors, self._chance, self._send = env, stages, editors, chance, send
         self._routing = Routing()
         self._waiting: dict[str, tuple[Waiting, Picture]] = {}
-        self._lengths: dict[str, int] = {}
+        self._lengths: dict[str, tuple[int, float]] = {}  # and when that was known
         self._probed = float("-inf")
         self._changed = False
         self._bell = Bell(env)
@@ -65,7 +65,17 @@ class Router:
 
     def has_ended(self, editor: Editor) -> None:
         """A request of this router has left the editor."""
-        self._lengths[editor.id] = max(0, self._lengths.get(editor.id, 0) - 1)
+        if self._is_known(editor.id):
+            self._note(editor.id, max(0, self._length(editor.id) - 1))
+
+    def _length(self, editor_id: str) -> int:
+        return self._lengths.get(editor_id, (0, 0.0))[0]
+
+    def _note(self, editor_id: str, running: int) -> None:
+        self._lengths[editor_id] = running, self._env.now
+
+    def _is_known(self, editor_id: str) -> bool:
+        return self._env.now - self._lengths.get(editor_id, (0, float("-inf")))[1] <= ANSWERS_WITHIN_S
 
     def _run(self) -> Process:
         while True:
@@ -73,7 +83,7 @@ class Router:
                 yield from self._bell.heard()
             if self._env.now - self._probed > len(self._editors) / self._stages.probes_per_s:
                 yield from self._busy(self._stages.probe_s * len(self._editors))
-                self._lengths = {id: editor.running for id, editor in self._editors.items()}
+                self._lengths = {id: (editor.running, self._env.now) for id, editor in self._editors.items()}
                 self._probed = self._env.now
                 self._changed = True
             if self._changed:
@@ -83,8 +93,8 @@ class Router:
 
     def _plan(self) -> Process:
         self._changed = False
-        editors = list(self._editors.values())
-        known = [each.as_replica(self._lengths.get(each.id, 0)) for each in editors]
+        editors = [each for each in self._editors.values() if self._is_known(each.id)]
+        known = [each.as_replica(self._length(each.id)) for each in editors]
         starts = self._routing.plan([request for request, _ in self._waiting.values()], known, self._env.now)
         # The router plans anew after each start; the plans agree, so one stands for all, at the price of each.
         for id, editor_id in starts.items():
@@ -104,7 +114,7 @@ class Router:
     def _start(self, id: str, editor_id: str) -> None:
         request, picture = self._waiting.pop(id)
         self._routing.assigned(request, editor_id, self._env.now)
-        self._lengths[editor_id] = self._lengths.get(editor_id, 0) + 1
+        self._note(editor_id, self._length(editor_id) + 1)
         self._changed = True
         self._env.process(self._deliver(picture, editor_id))
 
@@ -113,10 +123,10 @@ class Router:
         editor = self._editors.get(editor_id)
         if editor is None or not editor.accept():
             # Another router was faster, or it has gone; the refusal says how many it has.
-            self._lengths[editor_id] = editor.running if editor else 0
+            self._note(editor_id, editor.running if editor else 0)
             self.route(picture)
             return
-        self._lengths[editor_id] = editor.running
+        self._note(editor_id, editor.running)
         picture.sent = self._env.now
         yield from self._send(picture, editor)
 

@@ -1,7 +1,7 @@
 """How many GPUs for how many images, and what becomes of the design as it grows. Simulated, on H200s.
 
     python -m benchmarks.capacity.sweep fleets      # 4 to 256 GPUs, 10 to 50,000 adapters
-    python -m benchmarks.capacity.sweep largest     # 2,000 GPUs; 3 minutes
+    python -m benchmarks.capacity.sweep largest     # 1,000 and 2,000 GPUs; 4 minutes
     python -m benchmarks.capacity.sweep images      # the fewest GPUs for so many images an hour
     python -m benchmarks.capacity.sweep bursts      # the same for other bursts and other promises
     python -m benchmarks.capacity.sweep caches      # more host memory for adapters
@@ -25,7 +25,7 @@ from serve_app.scaling import Limits
 
 UTILISATION, ADAPTERS = 0.6, 1000
 FLEETS = ((4, 10), (4, 1000), (16, 1000), (64, 10), (64, 1000), (64, 50_000), (256, 1000), (256, 50_000))
-LARGEST = ((2000, 10), (2000, 1000), (2000, 50_000))
+LARGEST = ((1000, 1000), (2000, 10), (2000, 1000), (2000, 50_000))
 FLEET_REQUESTS, LARGEST_REQUESTS = 4000, 1500
 IMAGES = (100, 300, 1_000, 3_000, 10_000)
 # Bursts last a minute: of fewer than a hundred of them little can be said.
