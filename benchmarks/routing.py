@@ -31,7 +31,8 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.adapters.cache import AdapterCache
 from serve_app.app import editor_deployment, editor_name
 from serve_app.config import ModelConfig
-from serve_app.editor import ADAPTER_BYTES, adapter_set_id
+from serve_app.editor import adapter_set_id
+from serve_app.holdings import ADAPTER_BYTES
 from serve_app.router import ROUTER
 from serve_app.tasks import AdapterUse, EditDone, EditPlan, EditTask
 

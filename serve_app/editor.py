@@ -25,7 +25,7 @@ from serve_app.artifacts import Artifacts
 from serve_app.config import EditorSettings, FetchConfig, ModelConfig
 from serve_app.dispatch import control_key, record_key
 from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError, StorageFailed
-from serve_app.holdings import Holdings
+from serve_app.holdings import ADAPTER_BYTES, Holdings
 from serve_app.tasks import AdapterUse, Alive, EditDone, EditEvent, EditPlan, EditTask, Stage, StepDone
 from serve_app.telemetry import (
     ADAPTER_EDITS,
@@ -54,8 +54,6 @@ STORAGE_PATIENCE_S, STORAGE_PAUSE_S = 120.0, 2.0
 WARM_UP_S, STAY_WARM_S = 60.0, 20.0
 # How often operators are told how full the host cache is (s).
 TELL_S = 5.0
-# A rank-32 adapter on all 840 linears at the published size: from it follows how many sets a replica names.
-ADAPTER_BYTES = 590_000_000
 
 # What of an edit's runtime is of that one run.
 OF_ONE_RUN = ("peak_memory_gib", "reused", "recompilations")

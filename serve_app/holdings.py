@@ -9,6 +9,8 @@ from serve_app.routing import MovingAverage, Report
 
 # Sets that a replica remembers. It may hold more stacks of its adapters than that, and names the latest.
 REMEMBERED_SETS = 256
+# A rank-32 adapter on all 840 linears at the published size: from it follows how many sets a replica names.
+ADAPTER_BYTES = 590_000_000
 
 
 class Adapters(Protocol):

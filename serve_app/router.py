@@ -8,13 +8,17 @@ from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from serve_app.routing import Replica, Report, Routing, Waiting
+from serve_app.routing import (
+    ANSWERS_WITHIN_S,
+    LOOK_S,
+    PROBES_PER_S,
+    REPORT_PERIOD_S,
+    Replica,
+    Report,
+    Routing,
+    Waiting,
+)
 
-# How many queue lengths a second a router asks for while requests wait. Replicas have other callers too, so
-# only asking tells, and beside edits of seconds it costs nothing.
-PROBES_PER_S = 200
-# A replica that has not answered for so long is not known: no request is sent to where nobody may be.
-ANSWERS_WITHIN_S = 3.0
 # A chosen replica's queue length counts the request once it is sent: at the event loop's next turn.
 SENT_WITHIN_S = 0.1
 
@@ -119,8 +123,6 @@ def _waiting(pending: PendingRequest) -> Waiting:
 
 ROUTER = RequestRouterConfig(
     request_router_class=ExpectedCostRouter,
-    # Held sets and seconds change as often as edits end.
-    request_routing_stats_period_s=0.25,
-    # A slot that another caller's edit has left is seen this late at most.
-    max_backoff_s=0.05,
+    request_routing_stats_period_s=REPORT_PERIOD_S,
+    max_backoff_s=LOOK_S,
 )

@@ -25,6 +25,15 @@ SURPLUS_HOME = 0.5
 # A request lets slots elsewhere go by for this much of a load, then it takes one. What it waits for was reckoned
 # to be the shorter way; other routers may have got there first.
 PATIENCE = 0.5
+# How many queue lengths a second a router asks for while requests wait. Replicas have other callers too, so
+# only asking tells, and beside edits of seconds it costs nothing.
+PROBES_PER_S = 200
+# A replica that has not answered for so long is not known: no request is sent to where nobody may be.
+ANSWERS_WITHIN_S = 3.0
+# How often replicas report: held sets and seconds change as often as edits end.
+REPORT_PERIOD_S = 0.25
+# A waiting request asks again this often at least: a slot that another caller's edit has left is seen so late.
+LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
