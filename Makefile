@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Ray phones home unless told not to.
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help demo serve test check drill benchmark clean
+.PHONY: help demo serve test check drill drill-nodes benchmark clean
 
 help:
 	@echo "make demo       start the service, edit the sample photograph, show the result, stop (MODEL=...)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test       all tests"
 	@echo "make check      what CI runs: lint, types, import contract, all tests"
 	@echo "make drill      kills whatever works on 60 requests and shows that none is lost; 5 minutes at most"
+	@echo "make drill-nodes  the same on several machines (network namespaces, so as root): one is killed, cut off, ..."
 	@echo "make benchmark  the HTTP path beside a running edit"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -41,6 +42,9 @@ check: $(VENV)/.installed
 
 drill: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.drill
+
+drill-nodes: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.drill.nodes
 
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/http_path.py

@@ -65,6 +65,8 @@ class Edited:
     runtime: dict[str, Any]
     timings: dict[str, float] = field(default_factory=dict)
     effective: dict[str, Any] = field(default_factory=dict)
+    swapped: int = 0
+    compilations: int = 0
 
 
 class TimedEngine:

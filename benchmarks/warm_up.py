@@ -3,7 +3,7 @@
     python -m benchmarks.warm_up
 
 The whole service with editors that sleep (`benchmarks.standin`): two editors, four, two again, at the same load for
-each. 40 adapters in Zipf traffic, room for eight in an editor's cache (the real one), a load as long as an edit.
+each. 40 adapters in Zipf traffic, room for eight in an editor's cache (the real one), a load half as long as an edit.
 Counted is what the edits' own records say: a reload is a call that the cache makes because it does not hold the
 adapter.
 """
@@ -30,7 +30,7 @@ from serve_app.config import MINIATURE_RANDOM
 from serve_app.editor import ADAPTER_BYTES
 
 ADAPTERS, PLACES = 40, 8
-STEPS = round(LOAD_S / STEP_S)
+STEPS = round(2 * LOAD_S / STEP_S)
 # Editors, and for how long (s); the first stretch fills caches and popularity.
 PHASES = ((2, 40.0), (4, 40.0), (2, 30.0))
 INGRESS = {"min_replicas": 2, "max_replicas": 2, "metrics_interval_s": 1}

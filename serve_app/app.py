@@ -27,6 +27,7 @@ from serve_app.models.registry import MODELS
 from serve_app.router import ROUTER
 from serve_app.service import Service
 
+# How long a number of editors counts; twice as long is waited for a new one while there is an old one.
 EDITORS_TTL_S = 1.0
 
 
@@ -56,18 +57,29 @@ class Ingress:
 
 
 class RunningEditors:
-    """How many running editors each model has, as Serve's controller knows it; asked once a second at most."""
+    """How many running editors each model has, as Serve's controller knows it; asked once a second at most.
 
-    def __init__(self, application: str, models: list[str]) -> None:
+    While the controller does not answer, it is what was known before: a head is away for a minute when it is replaced,
+    and editors work on.
+    """
+
+    def __init__(self, application: str, models: list[str], ttl_s: float = EDITORS_TTL_S) -> None:
         self._application = application
         self._models = models
+        self._ttl_s = ttl_s
         self._known: Mapping[str, DeploymentStatusOverview] = {}
         self._asked = float("-inf")
+        self._asking: asyncio.Task[Mapping[str, DeploymentStatusOverview]] | None = None
 
     async def __call__(self) -> Mapping[str, int]:
-        if time.monotonic() - self._asked > EDITORS_TTL_S:
-            self._known = await asyncio.to_thread(self._ask)
-            self._asked = time.monotonic()
+        # One at a time: two threads that read a status with an autoscaling policy in it make each other fail.
+        if self._asking is None and time.monotonic() - self._asked > self._ttl_s:
+            self._asking = asyncio.create_task(asyncio.to_thread(self._ask))
+        if (asking := self._asking) is not None:
+            await asyncio.wait([asking], timeout=2 * self._ttl_s if self._known else None)
+            if asking.done():
+                self._asking, self._asked = None, time.monotonic()
+                self._known = asking.result()
         return {model: known.replica_states.get("RUNNING", 0) for model, known in self._known.items()}
 
     def asleep(self) -> frozenset[str]:

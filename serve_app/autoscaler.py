@@ -101,11 +101,12 @@ class Autoscaler:
         before = self._decisions.get(id)
         if before is None or before.replicas != decision.replicas:
             logger.info(f"{id}: {counted(decision.replicas, 'replica')}: {decision.reason}")
-            tags = {"application": id.app_name, "deployment": id.name}
-            self._wanted.set(decision.replicas, tags)
-            if scaling.cold_start_s is not None:
-                self._cold_start.set(scaling.cold_start_s, tags)
         self._decisions[id] = decision
+        # Every time: Ray forgets a gauge that is not set anew.
+        tags = {"application": id.app_name, "deployment": id.name}
+        self._wanted.set(decision.replicas, tags)
+        if scaling.cold_start_s is not None:
+            self._cold_start.set(scaling.cold_start_s, tags)
 
 
 def latest(deployment: str, contexts: Iterable[AutoscalingContext], now: float) -> Backlog | None:

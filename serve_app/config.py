@@ -173,8 +173,9 @@ class JobsConfig(Frozen):
     """Where jobs live, how long they may take, how many may wait, and how long they are kept.
 
     A request has `deadline_s` from its POST to its end, the queue included, unless it says otherwise. A
-    dispatcher that has not been heard of for `lease_s` has lost what it had claimed, and an editor that makes
-    no step for `stall_s` has lost its edit; each picture is tried at most `max_attempts` times. At most
+    dispatcher that has not been heard of for `lease_s` has lost what it had claimed. An editor that makes no step for
+    `stall_s`, or is not heard of at all for `silence_s`, has lost its edit, and an edit that no editor says it has
+    after `silence_s` is asked for anew; each picture is tried at most `max_attempts` times. At most
     `max_queued_per_tenant` pictures of one tenant wait, and `max_queued` of all. A request is forgotten `keep_s`
     after its end, and sooner if the files of all take more than `keep_bytes`; that is looked at every `sweep_s`.
     """
@@ -183,6 +184,7 @@ class JobsConfig(Frozen):
     deadline_s: PositiveFloat = 86400.0
     lease_s: PositiveFloat = 10.0
     stall_s: PositiveFloat = 600.0
+    silence_s: PositiveFloat = 30.0
     max_attempts: PositiveInt = 3
     max_queued_per_tenant: PositiveInt = 5_000
     max_queued: PositiveInt = 20_000

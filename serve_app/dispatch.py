@@ -21,7 +21,7 @@ from serve_app.config import JobsConfig
 from serve_app.errors import EditorLost, EditorUnavailable, StorageFailed, StoreUnavailable, describe
 from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore, owner_name
-from serve_app.tasks import EditDone, EditEvent, EditTask, Status
+from serve_app.tasks import Alive, EditDone, EditEvent, EditTask, Stage, Status, StepDone
 from serve_app.telemetry import (
     ATTEMPTS,
     FOUND,
@@ -47,6 +47,9 @@ CLAIMS_PER_EDITOR = 2
 POLLS_PER_LEASE = 10
 # How soon a lost claim is noticed, a cancelled one above all: well within a denoising step.
 WATCH_S = 0.1
+# How often a picture may be claimed before it counts as an attempt too that its editor went away while it only waited
+# there: what kills an editor at once would else be tried for ever.
+FREE_CLAIMS = 10
 # Steps that follow each other faster than this are recorded together.
 PROGRESS_S = 0.25
 
@@ -98,6 +101,8 @@ class Dispatcher:
         self._claiming = asyncio.Lock()
         self._awake = asyncio.Event()
         self._poll_s = config.lease_s / POLLS_PER_LEASE
+        # When the database last answered, and until when nothing is taken over from others.
+        self._answered = self._indulgent_until = float("-inf")
 
     def wake(self) -> None:
         self._awake.set()
@@ -148,16 +153,28 @@ class Dispatcher:
         try:
             for model in await self._store.queue.expire():
                 self._meter.record(REQUESTS, model=model, status=Status.FAILED)
+            take_over = self._may_take_over()
             for model, editors in (await self._editor_count()).items():
                 room = MAX_IN_FLIGHT - len(self._work)
                 capacity = CLAIMS_PER_EDITOR * editors
-                for claim in await self._store.queue.claim(self._owner, model, capacity, room):
+                for claim in await self._store.queue.claim(self._owner, model, capacity, room, take_over):
                     clock = Clock()
                     task = asyncio.create_task(self._finish(claim, clock))
                     self._work[task] = claim, clock
                     task.add_done_callback(self._ended)
         except Exception:
             logger.exception("could not claim work; trying again")
+
+    def _may_take_over(self) -> bool:
+        """Whether a lease that ran out says that its owner is lost; asked when the database has just answered.
+
+        It has not answered others either while it did not answer here: after that they have a lease's time to renew.
+        """
+        now = time.monotonic()
+        if self._answered < now - self._config.lease_s and self._answered > float("-inf"):
+            self._indulgent_until = now + self._config.lease_s
+        self._answered = now
+        return now >= self._indulgent_until
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         # What could not be recorded is renewed no more, and is anybody's once its lease has run out.
@@ -277,27 +294,40 @@ class Dispatcher:
         return done if await asyncio.to_thread(self._artifacts.exists, done.key) else None
 
     async def _edit(self, claim: Claim, clock: "Clock") -> EditDone:
-        """Have the picture made. Raises what the editor raises, and EditorLost if it no longer gets on."""
+        """Have the picture made.
+
+        Raises what the editor raises, EditorLost if it no longer gets on, and EditorUnavailable if it had not begun.
+        """
         # The editor's spans belong to this attempt.
         task = replace(claim.task, traceparent=tracing.traceparent())
-        now = asyncio.get_running_loop().time
+        loop = asyncio.get_running_loop()
+        patience = Patience(self._config, loop.time())
         recorded = float("-inf")
         try:
-            async with asyncio.timeout(None) as patience, aclosing(self._editors.edit(task)) as events:
+            async with asyncio.timeout_at(patience.ends_at) as limit, aclosing(self._editors.edit(task)) as events:
                 async for event in events:
                     if isinstance(event, EditDone):
                         return event
-                    # Waiting for an editor takes what it takes: patience begins with the work.
-                    clock.start()
-                    patience.reschedule(now() + self._config.stall_s)
-                    if event.step == 0 or now() - recorded >= PROGRESS_S:
-                        recorded = now()
-                        await self._note_progress(claim, event.step)
+                    if isinstance(event, StepDone):
+                        clock.start()
+                        if event.step == 0 or loop.time() - recorded >= PROGRESS_S:
+                            # The database may be away for longer than an editor may be silent.
+                            limit.reschedule(None)
+                            await self._note_progress(claim, event.step)
+                            recorded = loop.time()
+                    patience.hear(event, loop.time())
+                    limit.reschedule(patience.ends_at)
+            loss: Exception = EditorLost("the editor's answer ended before the picture was there")
         except TimeoutError as error:
-            if not patience.expired():
+            if not limit.expired():
                 raise
-            raise EditorLost(f"the editor made no step for {self._config.stall_s:g} s") from error
-        raise EditorLost("the editor's answer ended before the picture was there")
+            loss = patience.loss()
+            loss.__cause__ = error
+        except EditorLost as error:
+            loss = error
+        if isinstance(loss, EditorLost) and patience.only_waited and claim.generation <= FREE_CLAIMS:
+            raise EditorUnavailable("the editor went away while another edit ran on it") from loss
+        raise loss
 
     async def _note_progress(self, claim: Claim, step: int) -> None:
         """Whether the claim still holds is the watch's business."""
@@ -305,6 +335,40 @@ class Dispatcher:
             await self._store.queue.progress(claim, step)
         except StoreUnavailable:
             logger.exception("could not record a step; the edit goes on")
+
+
+class Patience:
+    """How long an edit may go on without a word of its editor. Moments are the event loop's."""
+
+    def __init__(self, config: JobsConfig, now: float) -> None:
+        self._config = config
+        self._heard = False
+        self._silent_at = now + config.silence_s
+        self._stalled_at: float | None = None
+        self.only_waited = False
+
+    @property
+    def ends_at(self) -> float:
+        return self._silent_at if self._stalled_at is None else min(self._silent_at, self._stalled_at)
+
+    def hear(self, event: Alive | StepDone, now: float) -> None:
+        self._heard = True
+        self._silent_at = now + self._config.silence_s
+        stage = Stage.RUNNING if isinstance(event, StepDone) else event.stage
+        self.only_waited = stage is Stage.WAITING
+        if isinstance(event, StepDone):
+            self._stalled_at = now + self._config.stall_s
+        elif stage is Stage.STORING:
+            # Storage may be away for longer than a step takes.
+            self._stalled_at = None
+
+    def loss(self) -> EditorLost | EditorUnavailable:
+        """What it means that patience has ended."""
+        if not self._heard:
+            return EditorUnavailable(f"no editor took it up for {self._config.silence_s:g} s")
+        if self.ends_at == self._stalled_at:
+            return EditorLost(f"the editor made no step for {self._config.stall_s:g} s")
+        return EditorLost(f"the editor was not heard of for {self._config.silence_s:g} s")
 
 
 class Clock:

@@ -26,7 +26,7 @@ from serve_app.config import EditorSettings, FetchConfig, ModelConfig
 from serve_app.dispatch import control_key, record_key
 from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError, StorageFailed
 from serve_app.holdings import Holdings
-from serve_app.tasks import AdapterUse, EditDone, EditEvent, EditPlan, EditTask, StepDone
+from serve_app.tasks import AdapterUse, Alive, EditDone, EditEvent, EditPlan, EditTask, Stage, StepDone
 from serve_app.telemetry import (
     ADAPTER_EDITS,
     CACHE_BYTES,
@@ -46,10 +46,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# How often an editor says that it is there (s): a few times within any `silence_s` worth setting.
+ALIVE_S = 2.0
 # How long a picture is kept for storage that is away, and how often it is offered (s).
 STORAGE_PATIENCE_S, STORAGE_PAUSE_S = 120.0, 2.0
 # How long a start is put off for adapters at most, and how often those to be kept are looked after (s).
 WARM_UP_S, STAY_WARM_S = 60.0, 20.0
+# How often operators are told how full the host cache is (s).
+TELL_S = 5.0
 # A rank-32 adapter on all 840 linears at the published size: from it follows how many sets a replica names.
 ADAPTER_BYTES = 590_000_000
 
@@ -92,7 +96,7 @@ class Editor:
         self, config: ModelConfig, artifacts_url: str, limits: FetchConfig, load: EngineFactory = load_engine
     ) -> None:
         self._meter = meter.start("editor", [config.id])
-        self._model, self._evictions_told = config.id, 0
+        self._model = config.id
         self._artifacts = Artifacts(artifacts_url)
         self._engine = load(config, Contents(config, limits, self._artifacts))
         # One thread for the device: edits run one after the other, and the event loop stays free.
@@ -112,7 +116,8 @@ class Editor:
         self._config = config
         self._warm_up()
         # Serve calls this on the replica's event loop.
-        self._staying_warm = asyncio.get_running_loop().create_task(self._stay_warm())
+        loop = asyncio.get_running_loop()
+        self._beside = [loop.create_task(self._stay_warm()), loop.create_task(self._tell_of_cache())]
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """What Serve calls at the start and at a change of `user_config`, in place."""
@@ -187,10 +192,17 @@ class Editor:
         def on_step(step: int) -> None:
             loop.call_soon_threadsafe(events.put_nowait, StepDone(step, task.plan.steps))
 
-        work = asyncio.create_task(self._work(task, begun, on_step, stop.is_set))
+        def at_stage(stage: Stage) -> None:
+            events.put_nowait(Alive(stage))
+
+        alive = Alive(Stage.PREPARING)
+        work = asyncio.create_task(self._work(task, begun, at_stage, on_step, stop.is_set))
         work.add_done_callback(lambda _: events.put_nowait(None))
         try:
-            while (event := await events.get()) is not None:
+            yield alive
+            while (event := await _next_of(events, alive)) is not None:
+                if isinstance(event, Alive):
+                    alive = event
                 yield event
             yield work.result()
         finally:
@@ -204,17 +216,19 @@ class Editor:
         self,
         task: EditTask,
         begun: asyncio.Event,
+        at_stage: Callable[[Stage], None],
         on_step: Callable[[int], None],
         should_stop: Callable[[], bool],
     ) -> EditDone:
         about = tracing.about(task.request_id, task.traceparent)
         with about, tracing.span("edit", SpanKind.SERVER, model=self._model):
-            return await self._make(task, begun, on_step, should_stop)
+            return await self._make(task, begun, at_stage, on_step, should_stop)
 
     async def _make(
         self,
         task: EditTask,
         begun: asyncio.Event,
+        at_stage: Callable[[Stage], None],
         on_step: Callable[[int], None],
         should_stop: Callable[[], bool],
     ) -> EditDone:
@@ -226,10 +240,14 @@ class Editor:
             started = time.perf_counter()
             return self._engine.run(prepared, on_step, should_stop), time.perf_counter() - started
 
+        if self._device.locked():
+            at_stage(Stage.WAITING)
         async with self._device:
             begun.set()
+            at_stage(Stage.RUNNING)
             # In the request's context, which an executor's threads do not have.
             edited, seconds = await loop.run_in_executor(self._device_thread, contextvars.copy_context().run, run)
+        at_stage(Stage.STORING)
         self._holdings.work_s.add(seconds)
         with tracing.span("store"):
             done = await self._store_patiently(task, edited, should_stop)
@@ -247,12 +265,15 @@ class Editor:
             self._record(SWAP_SECONDS, edited.timings["apply_adapters"])
         self._record(COMPILATIONS, edited.compilations)
 
-    def _tell_of_cache(self) -> None:
-        adapters = self._engine.adapters
-        self._record(CACHE_BYTES, adapters.size_bytes)
-        evictions = adapters.given_up
-        self._record(EVICTIONS, evictions - self._evictions_told)
-        self._evictions_told = evictions
+    async def _tell_of_cache(self) -> None:
+        """Now and again, edits or none: Ray forgets a gauge that is not set anew."""
+        adapters, told = self._engine.adapters, 0
+        while True:
+            self._record(CACHE_BYTES, adapters.size_bytes)
+            given_up = adapters.given_up
+            self._record(EVICTIONS, given_up - told)
+            told = given_up
+            await asyncio.sleep(TELL_S)
 
     def _record(self, metric: Metric, value: float = 1.0, **tags: str) -> None:
         self._meter.record(metric, value, model=self._model, **tags)
@@ -269,10 +290,7 @@ class Editor:
             # Before the load: others who want this set should come here, not load it too. Only a name; the
             # adapters are the engine's to keep, and what it gives up or fails to load the holdings take back.
             await self._advertise(adapter_set_id(plan.adapters))
-            try:
-                return await asyncio.to_thread(prepare)
-            finally:
-                self._tell_of_cache()
+            return await asyncio.to_thread(prepare)
 
     def _control_image(self, sha256: str) -> bytes:
         """Raises EditError if it is gone, StorageFailed if it cannot be had now."""
@@ -320,6 +338,15 @@ class Editor:
         )
         self._artifacts.put_json(record_key(task.request_id, task.index), asdict(done))
         return done
+
+
+async def _next_of(events: asyncio.Queue[EditEvent | None], alive: Alive) -> EditEvent | None:
+    """The next event, or `alive` again when there was none for a while."""
+    try:
+        async with asyncio.timeout(ALIVE_S):
+            return await events.get()
+    except TimeoutError:
+        return alive
 
 
 class EditorHandles:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from typing import Any
 
+from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
@@ -12,6 +13,8 @@ from serve_app.routing import Replica, Report, Routing, Waiting
 # How many queue lengths a second a router asks for while requests wait. Replicas have other callers too, so
 # only asking tells, and beside edits of seconds it costs nothing.
 PROBES_PER_S = 200
+# A replica that has not answered for so long is not known: no request is sent to where nobody may be.
+ANSWERS_WITHIN_S = 3.0
 # A chosen replica's queue length counts the request once it is sent: at the event loop's next turn.
 SENT_WITHIN_S = 0.1
 
@@ -26,6 +29,7 @@ class ExpectedCostRouter(RequestRouter):  # type: ignore[misc]  # Ray
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._routing = Routing()
+        self._replica_queue_len_cache = ReplicaQueueLengthCache(staleness_timeout_s=ANSWERS_WITHIN_S)
         # Which waiting requests may start where, among which; None when something has changed since.
         self._starts: dict[str, str] | None = None
         self._planned: frozenset[str] = frozenset()

@@ -125,6 +125,22 @@ class EditTask:
     traceparent: str | None = None
 
 
+class Stage(StrEnum):
+    """How far an editor is with an edit."""
+
+    PREPARING = "preparing"
+    WAITING = "waiting"  # prepared; another edit runs on the device
+    RUNNING = "running"
+    STORING = "storing"  # nothing more to do for the device
+
+
+@dataclass(frozen=True)
+class Alive:
+    """The editor has the edit and is there: said at each stage's start, and again every few seconds."""
+
+    stage: Stage
+
+
 @dataclass(frozen=True)
 class StepDone:
     """`step` of `steps` denoising steps has run (1-based)."""
@@ -154,4 +170,4 @@ class EditDone:
     runtime: dict[str, Any] = field(default_factory=dict)
 
 
-EditEvent = StepDone | EditDone
+EditEvent = Alive | StepDone | EditDone

@@ -1,7 +1,7 @@
 """A PostgreSQL server for as long as a block lasts, from a wheel that carries the server's programs.
 
-It listens on a socket in its own folder and nowhere else, so that runs side by side never meet: the folder's
-permissions are its password. Benchmarks and drills use it too, so nothing here is pytest's.
+It listens on a socket in its own folder and nowhere else unless told to, so that runs side by side never meet: the
+folder's permissions are its password. Benchmarks and drills use it too, so nothing here is pytest's.
 """
 
 import itertools
@@ -41,11 +41,13 @@ class PostgresServer:
     """A server with databases of its own, in a temporary folder that goes with it.
 
     `with PostgresServer() as server: url = server.new_database()`. A `durable` one waits for the disk at each
-    commit, as a real one does; tests need not. Raises PostgresFailed if it does not start.
+    commit, as a real one does; tests need not. With an `address` it listens there too, and lets everybody in.
+    Raises PostgresFailed if it does not start.
     """
 
-    def __init__(self, durable: bool = False) -> None:
+    def __init__(self, durable: bool = False, address: str = "") -> None:
         self._durable = durable
+        self._address = address
         self._names = itertools.count(1)
 
     def __enter__(self) -> Self:
@@ -56,6 +58,9 @@ class PostgresServer:
         try:
             self._install()
             self._run("initdb", "--pgdata", self._data, "--username=postgres", "--encoding=UTF8", "--locale=C")
+            if self._address:
+                with (self._data / "pg_hba.conf").open("a") as rules:
+                    rules.write("host all all all trust\n")
             self._start()
         except BaseException:
             self.__exit__()
@@ -110,7 +115,7 @@ class PostgresServer:
 
     def _start(self) -> None:
         settings = {
-            "listen_addresses": "",
+            "listen_addresses": self._address,
             "unix_socket_directories": self.folder,
             "max_connections": 200,
             "fsync": "on" if self._durable else "off",

@@ -27,7 +27,7 @@ async def drill() -> list[str]:
         url = postgres.new_database()
         with Service(url) as service:
             await service.start()
-            async with Store(url) as store, Client(service.url) as client:
+            async with Store(url) as store, Client([service.url]) as client:
                 failures = FailureDrill(service, store, client)
                 try:
                     problems = await failures.run()

@@ -1,21 +1,20 @@
 """The drill's engine, which notes what it does, and the application around it.
 
 It is the real engine on the miniature of random weights. For the drill of cancelling, where steps are to be of one
-length on a machine of any load, it is a declared timed one.
+length on a machine of any load, it is the declared timed one of `benchmarks.drill.timed`.
 """
 
 # No `from __future__ import annotations` here: Serve reads the annotation of a builder to validate the args.
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import PIL.Image
 from ray import serve
 
-from benchmarks.drill.notes import TIMED, TIMED_STEP_S, Notes
+from benchmarks.drill import timed
+from benchmarks.drill.notes import TIMED, Notes
 from serve_app.adapters.contents import Contents
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
@@ -56,31 +55,15 @@ class DrillEngine:
             on_step(step)
 
         try:
-            run = self._run_timed if plan.prompt == TIMED else self._engine.run
-            edited = run(prepared, noted, should_stop)
+            if plan.prompt == TIMED:
+                edited = timed.run(plan, noted, should_stop)
+            else:
+                edited = self._engine.run(prepared, noted, should_stop)
         except EditCanceled:
             self._notes.write("stopped", plan, 0)
             raise
         self._notes.write("made", plan, plan.steps)
         return edited
-
-    def _run_timed(
-        self, prepared: "Prepared", on_step: Callable[[int], None], should_stop: Callable[[], bool]
-    ) -> "Edited":
-        """A picture of one colour, by the seed."""
-        from serve_app.engine import Edited
-
-        plan = prepared.plan
-        for step in range(plan.steps + 1):
-            if step:
-                time.sleep(TIMED_STEP_S)
-            elif should_stop():
-                raise EditCanceled("stopped before its first step")
-            on_step(step)
-            if should_stop():
-                raise EditCanceled(f"stopped after step {step} of {plan.steps}")
-        picture = PIL.Image.new("RGB", (plan.width, plan.height), (plan.seed % 256, 0, 0))
-        return Edited(picture, {"generate": plan.steps * TIMED_STEP_S, "load_control_images": 0.0}, {}, {})
 
 
 def load_drilled(config: ModelConfig, contents: Contents, notes: Notes) -> DrillEngine:

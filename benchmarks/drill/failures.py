@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from benchmarks.drill import verdict
-from benchmarks.drill.load import PROMPTS, Answer, Client, Order, make_orders
+from benchmarks.drill.load import EVERYTHING, PROMPTS, Answer, Client, Order, make_orders, make_undisturbed
 from benchmarks.drill.service import DrillFailed, Service
 from benchmarks.drill.store import Store
 from benchmarks.drill.verdict import CLUSTER, CONNECTION, EDITOR, INGRESS, KILLS_OF_EACH, Kill
@@ -16,8 +16,8 @@ REQUESTS = 60
 # Posted before the first kill, with each kill, and beside the kill of the cluster; together all of them.
 AT_FIRST, WITH_EACH, AT_LAST = 20, 2, 10
 PAUSE_S = (2.0, 4.0)
-# How long a victim is looked for, and how old an editor's word may be that it is running.
-PATIENCE_S, FRESH_S = 30, 1.0
+# How long a victim is looked for.
+PATIENCE_S = 30
 
 
 class FailureDrill:
@@ -36,7 +36,9 @@ class FailureDrill:
 
     async def run(self) -> list[str]:
         """What is not as it must be. Raises DrillFailed where no victim is found."""
-        undisturbed = await self._undisturbed()
+        undisturbed = await make_undisturbed(
+            self._client, [Order("plain", EVERYTHING), Order("with-lora", EVERYTHING, lora=True)]
+        )
         follower = asyncio.create_task(self._store.follow())
         try:
             await self._post(AT_FIRST)
@@ -53,19 +55,6 @@ class FailureDrill:
         finally:
             follower.cancel()
         return await self._problems(undisturbed)
-
-    async def _undisturbed(self) -> dict[tuple[int, bool], str]:
-        """The digest of each picture, as the service makes it while nothing is killed."""
-        pictures = {}
-        everything = tuple(range(len(PROMPTS)))
-        for order in (Order("plain", everything), Order("with-lora", everything, lora=True)):
-            request_id = await self._client.submit(order)
-            await self._client.wait(request_id)
-            answer = await self._client.answer(request_id)
-            if len(answer.images) != len(everything):
-                raise DrillFailed(f"the undisturbed run ended with {answer}")
-            pictures |= {order.pictures[number]: digest for number, digest in answer.images}
-        return pictures
 
     async def _post(self, count: int) -> None:
         for order in self._orders[len(self._accepted) :][:count]:
@@ -87,13 +76,9 @@ class FailureDrill:
 
     async def _kill_editor(self) -> Kill | None:
         """One that has just noted a step, not the last, of an image that is still to be made."""
-        unfinished = {image for image, seen in (await self._store.look()).items() if seen.is_running}
         running = [
-            note
-            for note in self._service.notes.latest().values()
-            if note.what == "step" and note.step < note.steps and note.at > time.time() - FRESH_S
+            note for note in self._service.notes.at_work(await self._store.running()) if self._service.owns(note.pid)
         ]
-        running = [note for note in running if note.image in unfinished and self._service.owns(note.pid)]
         if not running:
             return None
         note = self._random.choice(running)
@@ -120,7 +105,7 @@ class FailureDrill:
         ended = await self._store.end_one_in_use()
         if ended is None:
             return None
-        running = tuple(image for image, seen in (await self._store.look()).items() if seen.is_running)
+        running = await self._store.running()
         if not running:
             # It was about images that wait: not what is looked for.
             return None
@@ -132,7 +117,7 @@ class FailureDrill:
     async def _lose_the_cluster(self) -> None:
         """Kill all of Ray while images run, and start the service again; requests come in all the while."""
         deadline = time.monotonic() + PATIENCE_S
-        while not (running := tuple(image for image, seen in (await self._store.look()).items() if seen.is_running)):
+        while not (running := await self._store.running()):
             if time.monotonic() > deadline:
                 raise DrillFailed("the cluster was not seen at work")
             await asyncio.sleep(0.005)

@@ -4,8 +4,9 @@ import asyncio
 import base64
 import hashlib
 import io
+import itertools
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ import httpx
 import PIL.Image
 
 from benchmarks.drill.notes import TIMED
-from benchmarks.drill.service import MODEL, ROOT
+from benchmarks.drill.service import MODEL, ROOT, DrillFailed
 
 LORAS = [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": 1.0}]
 STEPS = 5
@@ -23,6 +24,7 @@ PROMPTS = (
     {"prompt": "sks in the snow", "seed": 2, "width": 96, "height": 64},
     {"prompt": "sks by the sea", "seed": 3, "width": 64, "height": 96},
 )
+EVERYTHING = tuple(range(len(PROMPTS)))
 ENDED = ("succeeded", "failed", "canceled")
 PAUSE_S = 0.3
 
@@ -92,10 +94,11 @@ class Answer:
 
 
 class Client:
-    """Asks by HTTP alone, and again where nobody answers: processes die in a drill."""
+    """Asks by HTTP alone, at each address in turn, and again where nobody answers: processes die in a drill."""
 
-    def __init__(self, url: str) -> None:
-        self._http = httpx.AsyncClient(base_url=url, timeout=20)
+    def __init__(self, urls: Sequence[str], timeout_s: float = 20) -> None:
+        self._http = httpx.AsyncClient(timeout=timeout_s)
+        self._urls = itertools.cycle(urls)
         self.asked_again = 0
 
     async def __aenter__(self) -> Self:
@@ -140,7 +143,7 @@ class Client:
         """The application's own answer; without one (or with its 503) the question is put again."""
         while True:
             try:
-                answer = await self._http.request(method, path, **arguments)
+                answer = await self._http.request(method, next(self._urls) + path, **arguments)
             except httpx.TransportError:
                 answer = None
             if answer is not None and _is_the_applications(answer):
@@ -150,6 +153,19 @@ class Client:
 
     async def _status(self, request_id: str) -> str:
         return (await self.ask("GET", f"/v1/requests/{request_id}/status")).raise_for_status().json()["status"]
+
+
+async def make_undisturbed(client: Client, orders: Iterable[Order]) -> dict[tuple[int, bool], str]:
+    """The digest of each picture, as the service makes it while nothing is killed. Raises DrillFailed."""
+    pictures = {}
+    for order in orders:
+        request_id = await client.submit(order)
+        await client.wait(request_id)
+        answer = await client.answer(request_id)
+        if len(answer.images) != len(order.images):
+            raise DrillFailed(f"the undisturbed run ended with {answer}")
+        pictures |= {order.pictures[number]: digest for number, digest in answer.images}
+    return pictures
 
 
 def _is_the_applications(answer: httpx.Response) -> bool:

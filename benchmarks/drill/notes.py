@@ -5,7 +5,7 @@ What an image is called stands in its negative prompt: without guidance that dec
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from serve_app.tasks import EditPlan
 
 # The prompt that asks for steps of a fixed time, and that time: a third of a real step at a megapixel on one H200.
 TIMED, TIMED_STEP_S = "timed", 0.3
+# How old an editor's word may be that it is running.
+FRESH_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,17 @@ class Notes:
         """The last note of each process."""
         self._refresh()
         return self._latest
+
+    def at_work(self, running: Container[str]) -> list[Note]:
+        """What processes have just noted that are in the middle of one of these images, not at its last step."""
+        return [
+            note
+            for note in self.latest().values()
+            if note.what == "step"
+            and note.step < note.steps
+            and note.at > time.time() - FRESH_S
+            and note.image in running
+        ]
 
     def of_image(self) -> Mapping[str, Sequence[Note]]:
         """The notes on each image, in the order of time."""

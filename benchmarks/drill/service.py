@@ -104,6 +104,16 @@ class Service:
         self._process.wait()
         return killed
 
+    def _config(self) -> dict[str, Any]:
+        return serve_config(
+            {"host": "127.0.0.1", "port": int(self.url.rpartition(":")[2])},
+            "benchmarks.drill.engine:build",
+            self.folder,
+            {"database_url": self._database_url, **JOBS},
+            {"num_replicas": INGRESSES},
+            {"num_replicas": EDITORS},
+        )
+
     async def _until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         async with httpx.AsyncClient(base_url=self.url, timeout=5) as client:
@@ -117,29 +127,36 @@ class Service:
         log = (self.folder / "log").read_text(errors="replace")
         raise DrillFailed(f"the service did not start; the end of its log:\n{log[-3000:]}")
 
-    def _config(self) -> dict[str, Any]:
-        """The config: all replicas of the drill fit on two cores, since Ray only counts them."""
-        args = {
-            # Small: sixty of its edits are made in a minute, however often some of them are lost.
-            "models": [{"id": MODEL, "checkpoint": MINIATURE_RANDOM, "device": "cpu", "threads": 1}],
-            "lora_root": str(ROOT / "tests/loras"),
-            "require_lora": False,
-            "jobs": {"database_url": self._database_url, **JOBS},
-            "artifacts_url": str(self.folder / "artifacts"),
-        }
-        deployments = [
-            {"name": "Ingress", "num_replicas": INGRESSES, "ray_actor_options": {"num_cpus": 0.1}},
-            {"name": f"Editor-{MODEL}", "num_replicas": EDITORS, "ray_actor_options": {"num_cpus": 0.3}},
-        ]
-        application = {
-            "name": "edits",
-            "route_prefix": "/",
-            "import_path": "benchmarks.drill.engine:build",
-            "args": args,
-            "deployments": deployments,
-        }
-        port = int(self.url.rpartition(":")[2])
-        return {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]}
+
+def serve_config(
+    http_options: dict[str, Any],
+    build: str,
+    folder: Path,
+    jobs: dict[str, Any],
+    ingresses: dict[str, Any],
+    editors: dict[str, Any],
+) -> dict[str, Any]:
+    """A serve config: all replicas of a drill fit on two cores, since Ray only counts them."""
+    args = {
+        # Small: sixty of its edits are made in a minute, however often some of them are lost.
+        "models": [{"id": MODEL, "checkpoint": MINIATURE_RANDOM, "device": "cpu", "threads": 1}],
+        "lora_root": str(ROOT / "tests/loras"),
+        "require_lora": False,
+        "jobs": jobs,
+        "artifacts_url": str(folder / "artifacts"),
+    }
+    deployments = [
+        {"name": "Ingress", "ray_actor_options": {"num_cpus": 0.1}, **ingresses},
+        {"name": f"Editor-{MODEL}", "ray_actor_options": {"num_cpus": 0.3}, **editors},
+    ]
+    application = {
+        "name": "edits",
+        "route_prefix": "/",
+        "import_path": build,
+        "args": args,
+        "deployments": deployments,
+    }
+    return {"http_options": http_options, "applications": [application]}
 
 
 def _is_alive_in(pid: int, leader: int) -> bool:

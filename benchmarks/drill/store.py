@@ -1,8 +1,10 @@
 """The drill's eyes on the job database: which image is whose, every change of that, and connections in use."""
 
 import asyncio
+import json
 import time
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Self
 
 import asyncpg
@@ -22,6 +24,13 @@ SELECT pid, state, query FROM (
         AND state IN ('active', 'idle in transaction') AND query ILIKE '%images%'
     ORDER BY random() LIMIT 1
 ) AS victim WHERE pg_terminate_backend(pid)
+"""
+REASONS = "SELECT plan ->> 'negative_prompt' AS image, reasons FROM images WHERE json_array_length(reasons) > 0"
+# A transaction of an address that holds the line of a model, as a claim and a POST do for its length.
+HOLDING_A_LINE = """
+SELECT true FROM pg_stat_activity AS activity JOIN pg_locks AS locks USING (pid)
+WHERE activity.client_addr = $1 AND activity.state = 'idle in transaction'
+    AND locks.relation = 'lines'::regclass AND locks.mode IN ('RowShareLock', 'RowExclusiveLock')
 """
 
 
@@ -88,13 +97,32 @@ class Store:
             history = self.history.setdefault(seen.image, [])
             if not history or _less_time(history[-1]) != _less_time(seen):
                 history.append(seen)
+        return self.latest()
+
+    def latest(self) -> dict[str, Seen]:
+        """Every image as it was seen last."""
         return {image: history[-1] for image, history in self.history.items()}
+
+    async def running(self) -> tuple[str, ...]:
+        """The images that editors are said to work on."""
+        return tuple(image for image, seen in (await self.look()).items() if seen.is_running)
 
     async def end_one_in_use(self) -> Connection | None:
         """End one connection of the service that is in a transaction on images. None if there is none right now."""
         async with self._turn:
             row = await self._connection.fetchrow(END_ONE_IN_USE, OWN_NAME)
         return Connection(*row.values()) if row else None
+
+    async def holds_a_line(self, address: str) -> bool:
+        """Whether a transaction from this address is open that holds the line of a model, and waits for its client."""
+        async with self._turn:
+            return bool(await self._connection.fetchval(HOLDING_A_LINE, ip_address(address)))
+
+    async def reasons(self) -> dict[str, list[str]]:
+        """How each lost attempt ended, for the images that had any."""
+        async with self._turn:
+            rows = await self._connection.fetch(REASONS)
+        return {image: json.loads(reasons) for image, reasons in rows}
 
     async def counts(self) -> tuple[int, int]:
         """How many requests there are, and how many images were booked as made."""

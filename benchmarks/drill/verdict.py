@@ -4,12 +4,17 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from benchmarks.drill.load import Answer, Order
 from benchmarks.drill.notes import Note
 from benchmarks.drill.store import Seen
 
 EDITOR, INGRESS, CONNECTION, CLUSTER = "editor", "ingress", "connection", "cluster"
+# What befalls several machines.
+NODE, CABLE, HEAD, HANG, SLOW, DATABASE, STORAGE = "node", "cable", "head", "hang", "slow", "database", "storage"
+# Of these, no editor's work is lost: an image gets on when the database shows its next change.
+WITHOUT_LOSS = (CONNECTION, HEAD, SLOW, DATABASE, STORAGE)
 KILLS_OF_EACH = 5
 
 
@@ -39,8 +44,8 @@ class Recovery:
 def recovery(kill: Kill, history: Mapping[str, Sequence[Seen]], notes: Mapping[str, Sequence[Note]]) -> Recovery | None:
     """None if one of the images never was taken up again or never ended.
 
-    An image is taken up again when another editor begins it or its result is recorded after all; after the
-    loss of a connection, when the database shows its next change.
+    An image is taken up again when another editor begins it or its result is recorded after all; where no editor was
+    hit, when the database shows its next change.
     """
     taken_up, ended = [], []
     for image in kill.images:
@@ -51,12 +56,33 @@ def recovery(kill: Kill, history: Mapping[str, Sequence[Seen]], notes: Mapping[s
             for note in notes.get(image, ())
             if note.at > kill.at and note.pid != kill.pid and note.what == "step" and note.step == 0
         ]
-        signs = end + ([seen.at for seen in later] if kill.kind == CONNECTION else begun)
+        signs = end + ([seen.at for seen in later] if kill.kind in WITHOUT_LOSS else begun)
         if not end or not signs:
             return None
         taken_up.append(min(signs) - kill.at)
         ended.append(min(end) - kill.at)
     return Recovery(max(taken_up), max(ended))
+
+
+def noticed_s(kill: Kill, history: Mapping[str, Sequence[Seen]]) -> float | None:
+    """Seconds until the first of its images was given back or handed on; None if none was."""
+    moments = []
+    for image in kill.images:
+        before = [seen.generation for seen in history[image] if seen.at <= kill.at]
+        later = [seen for seen in history[image] if seen.at > kill.at]
+        moments += [seen.at for seen in later if seen.state == "waiting" or seen.generation > max(before, default=0)]
+    return min(moments) - kill.at if moments else None
+
+
+def longest_pause_s(since: float, images: Iterable[str], history: Mapping[str, Sequence[Seen]]) -> float:
+    """The longest time from `since` on in which none of these images had its end."""
+    ends = sorted(seen.at for image in images for seen in history.get(image, ()) if seen.state == "ended")
+    return max((after - before for before, after in pairwise([since, *(at for at in ends if at > since)])), default=0.0)
+
+
+def slowest_s(images: Iterable[str], history: Mapping[str, Sequence[Seen]]) -> float:
+    """The longest that one of these images took, from its POST to its end."""
+    return max((history[image][-1].at - history[image][0].at for image in images if image in history), default=0.0)
 
 
 def misses(kills: Iterable[Kill], notes: Mapping[str, Sequence[Note]]) -> list[str]:
@@ -65,7 +91,7 @@ def misses(kills: Iterable[Kill], notes: Mapping[str, Sequence[Note]]) -> list[s
     problems = [
         f"the kill of {kill.kind} {kill.pid} hit nothing"
         for kill in kills
-        if not kill.images or (kill.kind == EDITOR and _had_made(kill, notes))
+        if not kill.images or (kill.kind == EDITOR and had_made(kill, notes))
     ]
     counts = Counter(kill.kind for kill in kills)
     for kind, least in ((EDITOR, KILLS_OF_EACH), (INGRESS, KILLS_OF_EACH), (CONNECTION, KILLS_OF_EACH), (CLUSTER, 1)):
@@ -74,10 +100,10 @@ def misses(kills: Iterable[Kill], notes: Mapping[str, Sequence[Note]]) -> list[s
     return problems
 
 
-def _had_made(kill: Kill, notes: Mapping[str, Sequence[Note]]) -> bool:
+def had_made(kill: Kill, notes: Mapping[str, Sequence[Note]]) -> bool:
     """Whether the last that an editor noted of its image was that it had made it."""
     own = [note for image in kill.images for note in notes.get(image, ()) if note.pid == kill.pid]
-    return not own or own[-1].what == "made"
+    return not own or max(own, key=lambda note: note.at).what == "made"
 
 
 def faults(order: Order, answer: Answer, undisturbed: Mapping[tuple[int, bool], str]) -> list[str]:

@@ -3,7 +3,9 @@
 import asyncio
 import functools
 import logging
+import socket
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ from sqlalchemy.exc import (
     ProgrammingError,
     SQLAlchemyError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from serve_app.errors import StoreUnavailable
@@ -38,10 +41,26 @@ logger = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 # How often a transaction is tried whose connection was lost, and how long is waited before the second try (s): each
-# pause is twice the one before.
-TRIES, PAUSE_S = 5, 0.1
-# SQLSTATEs of PostgreSQL: connection exceptions, operator intervention, deadlocks and the like.
-TRANSIENT_STATES = ("08", "57P", "40")
+# pause is twice the one before. No try begins after the last number.
+TRIES, PAUSE_S, PATIENCE_S = 5, 0.1, 8.0
+# How long PostgreSQL may be silent before its connection is given up, so that a new one is tried, and how long a client
+# may be silent in a transaction before PostgreSQL ends it (s). A peer that vanishes with its machine or its network
+# closes nothing: by their defaults one would wait a quarter of an hour, the other keep the transaction's locks for two.
+SERVER_SILENCE_S, CLIENT_SILENCE_S = 5, 10
+# SQLSTATEs of PostgreSQL: connection exceptions, operator intervention, deadlocks and the like, a silence too long.
+TRANSIENT_STATES = ("08", "57P", "40", "25P03")
+CONNECTING: dict[str, Any] = {
+    "timeout": SERVER_SILENCE_S,
+    "server_settings": {"idle_in_transaction_session_timeout": f"{CLIENT_SILENCE_S}s"},
+}
+# While an answer is awaited: asked for a sign of life after so long, so often, so many times; then, or when what was
+# sent is not acknowledged for so many milliseconds, it is over.
+KEEPALIVE = {
+    "TCP_KEEPIDLE": SERVER_SILENCE_S // 2,
+    "TCP_KEEPINTVL": 1,
+    "TCP_KEEPCNT": SERVER_SILENCE_S // 2,
+    "TCP_USER_TIMEOUT": SERVER_SILENCE_S * 1000,
+}
 # Locks of PostgreSQL that are not a row's: any two numbers that nothing else in this database uses.
 MIGRATION_LOCK, FILES_LOCK = 7_236_001, 7_236_002
 
@@ -54,8 +73,11 @@ class Database:
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         if self.is_sqlite and self._url.database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
+        arguments = {} if self.is_sqlite else CONNECTING
         # A pooled connection that the server has closed is noticed before it is used.
-        self._writer: AsyncEngine = create_async_engine(self._url, pool_pre_ping=not self.is_sqlite)
+        self._writer: AsyncEngine = create_async_engine(
+            self._url, pool_pre_ping=not self.is_sqlite, connect_args=arguments
+        )
         # Polls are most of the traffic: a read is one statement, without a transaction around it.
         self._reader: AsyncEngine = create_async_engine(
             self._url,
@@ -63,10 +85,11 @@ class Database:
             skip_autocommit_rollback=True,
             pool_reset_on_return=None,
             pool_pre_ping=not self.is_sqlite,
+            connect_args=arguments,
         )
+        for engine in (self._writer, self._reader):
+            sa.event.listen(engine.sync_engine, "connect", _configure_sqlite if self.is_sqlite else _watch_server)
         if self.is_sqlite:
-            for engine in (self._writer, self._reader):
-                sa.event.listen(engine.sync_engine, "connect", _configure_sqlite)
             sa.event.listen(self._writer.sync_engine, "begin", _begin_writing)
 
     async def open(self) -> None:
@@ -114,13 +137,14 @@ def transaction(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any,
     """
 
     async def persist(*args: P.args, **kwargs: P.kwargs) -> T:
+        began = time.monotonic()
         for tries in range(1, TRIES + 1):
             try:
                 return await method(*args, **kwargs)
             except (SQLAlchemyError, OSError) as error:
                 if not is_worth_another_try(error):
                     raise
-                if tries == TRIES:
+                if tries == TRIES or time.monotonic() - began > PATIENCE_S:
                     raise StoreUnavailable("the job database cannot be reached; try again") from error
                 logger.warning("lost the job database in %s; trying again", method.__name__, exc_info=error)
                 await asyncio.sleep(PAUSE_S * 2 ** (tries - 1))
@@ -141,8 +165,8 @@ def transaction(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any,
 def is_worth_another_try(error: BaseException) -> bool:
     """Whether a transaction failed for its connection or its neighbours, not for what it did."""
     if not isinstance(error, DBAPIError):
-        # asyncpg's own, of a server that cannot be connected to.
-        return isinstance(error, OSError)
+        # asyncpg's own, of a server that cannot be connected to; the pool's, whose connections all wait for it.
+        return isinstance(error, OSError | PoolTimeout)
     if isinstance(error.orig, sqlite3.Error):
         return isinstance(error, OperationalError)
     if isinstance(error, DataError | IntegrityError | ProgrammingError | NotSupportedError):
@@ -164,6 +188,19 @@ def migrate(connection: sa.Connection) -> None:
         logger.warning("the job database is at revision %s, which is newer than this version; working on", current)
         return
     command.upgrade(config, "head")
+
+
+def _watch_server(connection: Any, _: Any) -> None:
+    """Have the kernel give up a connection to PostgreSQL whose other end no longer acknowledges anything."""
+    # asyncpg has no option for it, and no public way to its socket.
+    peer: socket.socket = connection.driver_connection._transport.get_extra_info("socket")
+    if peer.family == socket.AF_UNIX:
+        return
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, seconds in KEEPALIVE.items():
+        # Not every system has every one.
+        if hasattr(socket, option):
+            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:

@@ -63,11 +63,11 @@ class Queue:
         self._config = config
 
     @transaction
-    async def claim(self, owner: str, model: str, capacity: int, limit: int) -> list[Claim]:
+    async def claim(self, owner: str, model: str, capacity: int, limit: int, take_over: bool = True) -> list[Claim]:
         """Take up to `limit` pictures of `model` for `owner`, in the order of the queue.
 
-        Whoever claims, no more than `capacity` are claimed at a time. Those of an owner that was lost come first;
-        one that had begun has lost an attempt.
+        Whoever claims, no more than `capacity` are claimed at a time. Those of an owner that was lost come first, if
+        they are to be taken over; one that had begun has lost an attempt.
         """
         async with self._database.reading() as connection:
             if not await self._is_anything_to_do(connection, model):
@@ -77,13 +77,14 @@ class Queue:
             line = (
                 await connection.execute(sa.select(tables.lines).where(lines.model == model).with_for_update())
             ).one()
-            held = sa.select(sa.func.count()).where(
-                _images.model == model, _images.state == CLAIMED, _images.lease_until >= tables.now()
-            )
+            held = sa.select(sa.func.count()).where(_images.model == model, _images.state == CLAIMED)
+            if take_over:
+                held = held.where(_images.lease_until >= tables.now())
             room = min(limit, capacity - (await connection.execute(held)).scalar_one())
             if room <= 0:
                 return []
-            lost = [await self._take_over(connection, owner, row) for row in await self._lost(connection, model, room)]
+            to_take_over = await self._lost(connection, model, room) if take_over else []
+            lost = [await self._take_over(connection, owner, row) for row in to_take_over]
             rows = lost + await self._take_next(connection, owner, line, room - len(lost))
             requests = tables.requests.c
             ids = {row.request_id for row in rows}

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from ray import serve
 
-from serve_app.editor import EditorHandles
-from serve_app.tasks import EditTask
+from serve_app.editor import ALIVE_S, EditorHandles
+from serve_app.tasks import Alive, EditDone, EditTask, Stage, StepDone
 from tests.service.standin import STEP_S, as_checkpoint, load_timed_engine
 
 STEPS = 20
@@ -131,12 +131,30 @@ async def test_edit_whose_caller_goes_away_stops_at_its_next_step(timed, notes, 
     task = EditTask("abandoned", 0, make_plan(steps=STEPS, seed=5, control_images=()))
     async with aclosing(EditorHandles({"qwen_image_edit": handle}).edit(task)) as events:
         async for event in events:
-            if event.step == 3:
+            if isinstance(event, StepDone) and event.step == 3:
                 break
     await asyncio.to_thread(notes.wait_for, "stopped 5 after")
     [line] = [line for line in notes.lines() if line.startswith("stopped 5")]
     assert int(line.split()[-1]) <= 6
     assert "made 5" not in notes.lines()
+
+
+async def test_editor_says_that_an_edit_waits_and_goes_on_saying_that_it_is_there(timed, make_plan):
+    handles = EditorHandles({"qwen_image_edit": serve.get_deployment_handle("Editor-qwen_image_edit", "timed")})
+    seconds = 1.5 * ALIVE_S
+
+    async def said(name: str, steps: int) -> list[object]:
+        task = EditTask(name, 0, make_plan(steps=steps, control_images=()))
+        return [event async for event in handles.edit(task) if not isinstance(event, EditDone)]
+
+    first = asyncio.create_task(said("first", int(seconds / STEP_S)))
+    await asyncio.sleep(seconds / 10)
+    second = await said("second", 1)
+    assert (await first)[:2] == [Alive(Stage.PREPARING), Alive(Stage.RUNNING)]
+    waiting, running = Alive(Stage.WAITING), Alive(Stage.RUNNING)
+    # Again while it waits, and otherwise once the device is its own.
+    waited = [waiting, waiting, running, StepDone(0, 1), StepDone(1, 1), Alive(Stage.STORING)]
+    assert second == [Alive(Stage.PREPARING), *waited]
 
 
 def test_killed_editor_costs_a_retry(timed, notes, body):

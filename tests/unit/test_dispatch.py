@@ -7,14 +7,17 @@ from dataclasses import asdict
 import pytest
 
 from serve_app.artifacts import Artifacts
-from serve_app.dispatch import Dispatcher
+from serve_app.dispatch import FREE_CLAIMS, Dispatcher
 from serve_app.errors import EditorLost, EditorUnavailable, LoraChanged
 from serve_app.jobs.store import JobStore
-from serve_app.tasks import Status
+from serve_app.tasks import Alive, EditEvent, Stage, Status, StepDone
 from tests.unit.conftest import ON_BOTH_DATABASES, InstantEditors
 from tests.unit.test_jobs import MODEL, PLAN, claim, is_stored, new
 
 pytestmark = ON_BOTH_DATABASES
+
+# What an editor says of an edit, with pauses (s), and how that ends.
+Says = list[EditEvent | float | Exception]
 
 
 class BusyEditors:
@@ -138,6 +141,86 @@ async def test_editor_that_hangs_costs_a_retry(bench):
         record = await bench.ended(record.id)
     assert record.status == Status.SUCCEEDED
     assert record.images[0].reasons == ("the editor made no step for 0.2 s",)
+
+
+class Saying:
+    """Editors that say what a test has them say of each edit, and then nothing or what makes the picture."""
+
+    def __init__(self, editors: InstantEditors, says: list[Says]) -> None:
+        self._editors = editors
+        self.says = says
+
+    async def edit(self, task):
+        if not self.says:
+            async for event in self._editors.edit(task):
+                yield event
+            return
+        for each in self.says.pop(0):
+            if isinstance(each, Exception):
+                raise each
+            if isinstance(each, float):
+                await asyncio.sleep(each)
+            else:
+                yield each
+
+
+SILENCE = 30.0
+
+
+async def saying(bench, *says: Says, **jobs: float):
+    """A request, when it has ended, whose editors said this of it, an edit each; after that they make its picture."""
+    bench.jobs = bench.jobs.model_copy(update=jobs)
+    bench.editors = Saying(bench.editors, list(says))
+    record = await bench.store.requests.create(new(), is_stored)
+    async with bench.dispatching():
+        record = await bench.ended(record.id)
+    assert not bench.editors.says
+    return record
+
+
+async def test_editor_that_is_not_heard_of_costs_a_retry(bench):
+    record = await saying(bench, [Alive(Stage.PREPARING), StepDone(0, 8), SILENCE], silence_s=0.3)
+    assert record.status == Status.SUCCEEDED
+    assert record.images[0].reasons == ("the editor was not heard of for 0.3 s",)
+
+
+async def test_editor_that_says_it_is_there_is_waited_for(bench):
+    begun = [StepDone(0, 8), *[0.1, Alive(Stage.RUNNING)] * 15, StepDone(1, 8), EditorLost("gone")]
+    record = await saying(bench, [Alive(Stage.PREPARING), *begun], silence_s=1)
+    assert record.images[0].reasons == ("gone",)
+
+
+async def test_picture_that_waits_for_storage_is_not_taken_for_one_that_makes_no_step(bench):
+    storing = [StepDone(8, 8), Alive(Stage.STORING), *[0.1, Alive(Stage.STORING)] * 6, EditorLost("gone")]
+    record = await saying(bench, [Alive(Stage.PREPARING), StepDone(0, 8), *storing], stall_s=0.3)
+    assert record.images[0].reasons == ("gone",)
+
+
+async def test_edit_that_no_editor_says_it_has_is_asked_for_anew_and_loses_no_attempt(bench):
+    record = await saying(bench, *[[SILENCE]] * (bench.jobs.max_attempts + 1), silence_s=0.2)
+    assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
+
+
+async def test_picture_that_only_waited_on_a_lost_editor_loses_no_attempt(bench):
+    lost = [Alive(Stage.PREPARING), Alive(Stage.WAITING), EditorLost("gone")]
+    silent = [Alive(Stage.PREPARING), Alive(Stage.WAITING), SILENCE]
+    record = await saying(bench, *[lost, silent] * bench.jobs.max_attempts, silence_s=0.2)
+    assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
+
+
+async def test_picture_that_was_being_prepared_on_a_lost_editor_loses_an_attempt(bench):
+    record = await saying(
+        bench,
+        [Alive(Stage.PREPARING), EditorLost("gone")],
+        [Alive(Stage.WAITING), Alive(Stage.RUNNING), EditorLost("gone")],
+    )
+    assert record.images[0].reasons == ("gone", "gone")
+
+
+async def test_picture_that_seems_to_kill_editors_while_it_waits_is_given_up(bench):
+    lost = [Alive(Stage.PREPARING), Alive(Stage.WAITING), EditorLost("gone")]
+    record = await saying(bench, *[lost] * (FREE_CLAIMS + bench.jobs.max_attempts))
+    assert record.error == "prompt 0: given up after 3 attempts (1: gone; 2: gone; 3: gone)"
 
 
 async def test_cancelled_edit_is_stopped_and_the_editor_is_free_for_the_next(bench):

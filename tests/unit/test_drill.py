@@ -4,6 +4,7 @@ import io
 import random
 import subprocess
 import sys
+import time
 
 import PIL.Image
 import psutil
@@ -14,7 +15,20 @@ from benchmarks.drill.cancelling import Cancelled
 from benchmarks.drill.load import Answer, Order, digest, make_orders
 from benchmarks.drill.notes import Note, Notes
 from benchmarks.drill.store import Seen
-from benchmarks.drill.verdict import CLUSTER, CONNECTION, EDITOR, INGRESS, Kill
+from benchmarks.drill.verdict import (
+    CABLE,
+    CLUSTER,
+    CONNECTION,
+    DATABASE,
+    EDITOR,
+    HANG,
+    HEAD,
+    INGRESS,
+    NODE,
+    SLOW,
+    STORAGE,
+    Kill,
+)
 
 UNDISTURBED = {(0, False): "zero", (1, False): "one"}
 ORDER = Order("r1", (0, 1))
@@ -38,6 +52,21 @@ def test_notes_come_back_as_they_were_written(tmp_path, make_plan):
     ]
     notes.write("made", make_plan(negative_prompt="r1.0", steps=8), 8)
     assert [each.what for each in reader.latest().values()] == ["made"]
+
+
+@pytest.mark.parametrize(
+    ("line", "is_at_work"),
+    [
+        ("{now} 7 step r1.0 3 8", True),
+        ("{now} 7 step r1.0 8 8", False),  # after its last step
+        ("{now} 7 made r1.0 8 8", False),
+        ("{now} 7 step r2.0 3 8", False),  # an image that nobody waits for
+        ("{before} 7 step r1.0 3 8", False),  # has not been heard of since
+    ],
+)
+def test_victim_is_in_the_middle_of_an_image(tmp_path, line, is_at_work):
+    (tmp_path / "notes").write_text(line.format(now=time.time(), before=time.time() - 5) + "\n")
+    assert bool(Notes(tmp_path / "notes").at_work(["r1.0"])) == is_at_work
 
 
 def test_half_a_note_is_read_once_it_is_whole(tmp_path):
@@ -117,6 +146,40 @@ def test_image_that_never_ended_has_no_recovery():
     history = {"r1.0": [seen(9.0, "claimed"), seen(12.0, "claimed", 2)]}
     assert verdict.recovery(kill, history, {"r1.0": [note(12.0, 2, "step", 0)]}) is None
     assert "never" in verdict.kill_rows([kill], 0.0, history, {})[-1]
+
+
+@pytest.mark.parametrize("kind", [DATABASE, HEAD, SLOW, STORAGE])
+def test_what_hits_no_editor_is_over_with_the_next_change(kind):
+    kill = Kill(10.0, kind, 0, ("r1.0",), "")
+    history = {"r1.0": [seen(9.0, "claimed"), seen(10.5, "claimed", step=2), seen(12.0, "ended")]}
+    assert verdict.recovery(kill, history, {}) == verdict.Recovery(0.5, 2.0)
+
+
+@pytest.mark.parametrize("kind", [NODE, CABLE, HANG])
+def test_steps_of_the_one_that_was_hit_are_no_recovery(kind):
+    kill = Kill(10.0, kind, 7, ("r1.0",), "")
+    history = {"r1.0": [seen(9.0, "claimed"), seen(10.5, "claimed", step=2), seen(15.0, "ended", 2)]}
+    notes = {"r1.0": [note(9.0, 7, "step", 0), note(11.0, 7, "step", 0), note(13.0, 8, "step", 0)]}
+    assert verdict.recovery(kill, history, notes) == verdict.Recovery(3.0, 5.0)
+
+
+def test_loss_is_noticed_when_the_first_image_is_given_back_or_handed_on():
+    kill = Kill(10.0, NODE, 1, ("r1.0", "r2.0"), "")
+    handed_on = [seen(9.0, "claimed"), seen(10.5, "claimed", step=2), seen(13.0, "claimed", 2), seen(15.0, "ended", 2)]
+    given_back = [seen(9.0, "claimed"), seen(12.0, "waiting"), seen(12.5, "claimed", 2), seen(15.0, "ended", 2)]
+    unmoved = [seen(9.0, "claimed"), seen(10.5, "claimed", step=2), seen(12.0, "ended")]
+    assert verdict.noticed_s(kill, {"r1.0": handed_on, "r2.0": given_back}) == 2.0
+    assert verdict.noticed_s(kill, {"r1.0": handed_on, "r2.0": unmoved}) == 3.0
+    assert verdict.noticed_s(kill, {"r1.0": unmoved, "r2.0": unmoved}) is None
+
+
+def test_longest_pause_is_between_ends_or_before_the_first():
+    def history(*ends: float) -> dict[str, list[Seen]]:
+        return {f"{number}": [seen(0.0, "claimed"), seen(at, "ended")] for number, at in enumerate(ends)}
+
+    assert verdict.longest_pause_s(10.0, ["0", "1", "2"], history(9.0, 12.0, 17.0)) == 5.0
+    assert verdict.longest_pause_s(10.0, ["0", "1", "2"], history(9.0, 16.0, 17.0)) == 6.0
+    assert verdict.longest_pause_s(10.0, ["0"], history(9.0)) == 0.0
 
 
 def test_images_are_counted_by_how_often_they_were_made():

@@ -1,0 +1,168 @@
+"""The service on several machines: a Ray cluster whose nodes are machines of a drill's network, and its database.
+
+A head without replicas and three nodes, each with a proxy, an ingress and an editor; PostgreSQL on a machine of its
+own. What the head knows lies in RocksDB on a volume, as KubeRay's `gcsFaultToleranceOptions` has it, so that a new
+head carries on. Editors are the timed ones. Artifact storage is a folder that every machine sees.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import yaml
+
+from benchmarks.drill.network import Machine, make_lan
+from benchmarks.drill.notes import Notes
+from benchmarks.drill.service import ROOT, DrillFailed, serve_config
+from tests.postgres import PostgresServer
+
+NODES = 3
+GCS_PORT, HTTP_PORT = 6379, 8000
+START_TIMEOUT_S = 90
+# A lease as in the other drill. The default patience with editors is for edits that take half a minute, and for a first
+# one that may compile. Attempts are left as they are: a fault that costs three fails the drill.
+JOBS = {"lease_s": 3, "stall_s": 10, "silence_s": 6}
+# How long it takes until a machine whose Ray has ended is replaced (s): a pod is rescheduled, a machine rebooted.
+REPLACED_AFTER_S = 5
+
+
+class Cluster:
+    """`async with Cluster(folder) as cluster: await cluster.start()`, in the namespaces of `network.isolated`.
+
+    A machine whose Ray has ended is replaced by an empty one of the same address.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.notes = Notes(folder / "notes")
+        self._storage = folder / "artifacts"
+        self._storage.mkdir()
+
+    async def __aenter__(self) -> Self:
+        make_lan()
+        self._stack = ExitStack()
+        self.head = self._machine("head", 1)
+        self.nodes = [self._machine(f"node-{number}", 1 + number) for number in range(1, NODES + 1)]
+        self.database = self._machine("database", 100)
+        with self.database.inside():
+            self.postgres = self._stack.enter_context(PostgresServer(address=self.database.address))
+        # The drill's own way to the database is the socket: it is there also when the machine is cut off.
+        self.local_database_url = self.postgres.new_database()
+        name = self.local_database_url.partition("@/")[2].partition("?")[0]
+        self.database_url = f"postgresql+asyncpg://postgres@{self.database.address}/{name}"
+        (self.folder / "serve_config.yaml").write_text(yaml.safe_dump(self._config()))
+        self._replacing = [asyncio.create_task(self._keep_up(machine)) for machine in (self.head, *self.nodes)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._replacing:
+            task.cancel()
+        for machine in (*self.nodes, self.head):
+            machine.kill()
+        self._stack.close()
+
+    def _machine(self, name: str, number: int) -> Machine:
+        machine = Machine(name, number, self.folder / "disks" / name)
+        # Each mounts the storage for itself.
+        subprocess.run(machine.command("mount", "--bind", str(self._storage), str(self._storage)), check=True)
+        return machine
+
+    def set_storage_writable(self, writable: bool) -> None:
+        """Whether the machines can write to artifact storage; without it they get an error at once."""
+        options = f"remount,bind,{'rw' if writable else 'ro'}"
+        for node in self.nodes:
+            subprocess.run(node.command("mount", "-o", options, str(self._storage)), check=True)
+
+    @property
+    def urls(self) -> list[str]:
+        return [f"http://{node.address}:{HTTP_PORT}" for node in self.nodes]
+
+    async def start(self) -> None:
+        """Returns when every node serves. Raises DrillFailed if one does not."""
+        # The command waits for the head.
+        self._run(self.head, "serve", "run", "--non-blocking", str(self.folder / "serve_config.yaml"))
+        await self.until_whole()
+
+    async def _keep_up(self, machine: Machine) -> None:
+        """Start Ray on a machine whenever it has ended there. A head carries on from what is on its volume."""
+        role = [f"--address={self.head.address}:{GCS_PORT}", "--num-cpus=1"]
+        if machine is self.head:
+            role = ["--head", f"--port={GCS_PORT}", "--num-cpus=0", "--include-dashboard=false"]
+        memory = f"--object-store-memory={100 * 2**20}"
+        command = ["ray", "start", "--block", f"--node-ip-address={machine.address}", memory, *role]
+        while True:
+            process = self._run(machine, *command)
+            while process.poll() is None:
+                await asyncio.sleep(0.1)
+            machine.kill()
+            await asyncio.sleep(REPLACED_AFTER_S)
+            machine.empty()
+
+    def _run(self, machine: Machine, *command: str) -> subprocess.Popen[bytes]:
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "disabled",
+            # Ray would kill workers, of each node at once, for what others use of this one machine's memory.
+            "RAY_memory_monitor_refresh_ms": "0",
+            "RAY_ADDRESS": f"{self.head.address}:{GCS_PORT}",
+            "RAY_gcs_storage": "rocksdb",
+            "RAY_gcs_storage_path": str(self.folder / "gcs"),
+        }
+        # Beside this interpreter, whatever the PATH says.
+        program = str(Path(sys.executable).with_name(command[0]))
+        with (self.folder / f"log-{machine.name}").open("ab") as log:
+            return subprocess.Popen(machine.command(program, *command[1:]), stdout=log, stderr=log, env=environment)
+
+    def editor(self, node: Machine) -> int | None:
+        """The process of the editor on a node, once its engine is loaded."""
+        return next((pid for pid in node.pids() if (self.folder / "editors" / str(pid)).exists()), None)
+
+    def node_of(self, pid: int) -> Machine | None:
+        return next((node for node in self.nodes if pid in node.pids()), None)
+
+    async def until_whole(self, replaced: int | None = None) -> float:
+        """When every node answers by HTTP and has an editor, none of them the process `replaced`."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        async with httpx.AsyncClient(timeout=2) as client:
+            while not all([await self._is_whole(client, node, replaced) for node in self.nodes]):
+                if time.monotonic() > deadline:
+                    raise DrillFailed(f"the cluster was not whole after {START_TIMEOUT_S} s:\n{self.ends_of_logs()}")
+                await asyncio.sleep(0.2)
+        return time.time()
+
+    async def _is_whole(self, client: httpx.AsyncClient, node: Machine, replaced: int | None) -> bool:
+        if self.editor(node) in (None, replaced):
+            return False
+        try:
+            return (await client.get(f"http://{node.address}:{HTTP_PORT}/ready")).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def ends_of_logs(self) -> str:
+        logs = sorted(self.folder.glob("log-*"))
+        return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-600:]}" for log in logs)
+
+    def set_slow(self, machines: Sequence[Machine]) -> None:
+        """From the next edits on, editors on these machines take five times as long, and no others."""
+        (self.folder / "slow").write_text("".join(f"{machine.address}\n" for machine in machines))
+
+    def _config(self) -> dict[str, Any]:
+        # One of each a node.
+        replicas = {"num_replicas": NODES, "max_replicas_per_node": 1}
+        config = serve_config(
+            {"host": "0.0.0.0", "port": HTTP_PORT},
+            "benchmarks.drill.timed:build",
+            self.folder,
+            {"database_url": self.database_url, **JOBS},
+            replicas,
+            replicas,
+        )
+        return {"proxy_location": "EveryNode", **config}

@@ -1,0 +1,205 @@
+"""Drills on several machines: what was accepted must end as if nothing had happened, whatever befalls one of them.
+
+python -m benchmarks.drill.nodes [NAME ...]      # make drill-nodes; as root, on Linux
+
+Machines are network namespaces of one host; see `cluster` for what runs on them and `scenarios` for what befalls them.
+While one request a second is posted, a node is killed, cut off, its editor stopped or slowed; the head is killed and
+started anew; the database is cut off; artifact storage refuses writes. Each takes 90 s at most. The exit code is 1 if
+a request does not end with its picture, if a picture differs from an undisturbed run's, or if a fault hit nothing.
+"""
+
+import argparse
+import asyncio
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Self
+
+from benchmarks.drill import verdict
+from benchmarks.drill.cluster import NODES, Cluster
+from benchmarks.drill.load import EVERYTHING, Client, Order, make_undisturbed
+from benchmarks.drill.network import isolated
+from benchmarks.drill.notes import Note
+from benchmarks.drill.scenarios import Scenarios
+from benchmarks.drill.service import DrillFailed
+from benchmarks.drill.store import Store
+from benchmarks.drill.verdict import CABLE, DATABASE, HANG, HEAD, NODE, SLOW, STORAGE, Kill
+
+NAMES = (NODE, CABLE, HEAD, HANG, SLOW, DATABASE, STORAGE)
+# Those that end with a new editor on the machine.
+REPLACED = (NODE, CABLE, HEAD)
+LIMIT_S = 90
+# Half of what three editors make; what is posted before a fault, and after it is over (s).
+EVERY_S, BEFORE_S, AFTER_S = 1.0, 4.0, 4.0
+# A balancer would not wait longer for an address.
+CLIENT_TIMEOUT_S = 5
+HEADER = (
+    "| drill | what was hit | images hit | noticed, s | taken up again, s | ended, s | longest pause, s "
+    "| slowest image, s | whole again, s | attempts lost | made twice | asked again | requests |"
+)
+
+
+class Load:
+    """Requests at a steady rate for as long as a block lasts; at its end the last ones are accepted."""
+
+    def __init__(self, name: str, client: Client) -> None:
+        self._name = name
+        self._client = client
+        self._posting: list[asyncio.Task[str]] = []
+        self.orders: list[Order] = []
+        self.request_ids: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        self._going_on = asyncio.create_task(self._post_for_ever())
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._going_on.cancel()
+        if kind is None:
+            self.request_ids = await asyncio.gather(*self._posting)
+        for task in self._posting:
+            task.cancel()
+
+    async def _post_for_ever(self) -> None:
+        while True:
+            number = len(self.orders)
+            self.orders.append(Order(f"{self._name}{number}", (number % len(EVERYTHING),), timed=True))
+            # Whoever has to ask again holds up nobody.
+            self._posting.append(asyncio.create_task(self._client.submit(self.orders[-1])))
+            await asyncio.sleep(EVERY_S)
+
+
+class NodesDrill:
+    """`run` one by name on a whole cluster; it prints its row and returns the problems.
+
+    `attempts` says why attempts were lost.
+    """
+
+    def __init__(self, cluster: Cluster, store: Store, client: Client, pictures: dict[tuple[int, bool], str]) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._client = client
+        self._pictures = pictures
+        self._scenarios = Scenarios(cluster, store)
+        self.attempts: list[str] = []
+
+    async def run(self, name: str) -> list[str]:
+        """Raises DrillFailed where nothing could be hit, or not all ended in time."""
+        asked_before, counted_before = self._client.asked_again, await self._store.counts()
+        following = asyncio.create_task(self._store.follow())
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                kill, load, becoming_whole = await self._befall(name)
+                await self._client.wait_for_all(load.request_ids)
+                await self._store.look()
+        except TimeoutError:
+            unfinished = [image for image, seen in self._store.latest().items() if seen.state != "ended"]
+            raise DrillFailed(f"{name}: not done after {LIMIT_S} s; unfinished: {unfinished}") from None
+        finally:
+            following.cancel()
+        whole_s = await becoming_whole - kill.at
+        images = [image for order in load.orders for image in order.images]
+        reasons = [
+            reason for image, lost in (await self._store.reasons()).items() if image in images for reason in lost
+        ]
+        print(self._row(kill, images, whole_s, len(reasons), self._client.asked_again - asked_before), flush=True)
+        self.attempts += [f"{name}: {reasons.count(reason)} attempts lost: {reason}" for reason in sorted(set(reasons))]
+        return await self._problems(kill, load, counted_before)
+
+    async def _befall(self, name: str) -> tuple[Kill, Load, asyncio.Task[float]]:
+        """Under load, until the cluster is whole again: what was hit, the load, and when it is whole."""
+        async with Load(name, self._client) as load:
+            await asyncio.sleep(BEFORE_S)
+            kill = await self._scenarios.by_name[name]()
+            becoming_whole = asyncio.create_task(self._cluster.until_whole(kill.pid if name in REPLACED else None))
+            if name != CABLE:
+                # Ray gives up a node that was cut off, also when it is back by then, later than a drill may take.
+                await becoming_whole
+            await asyncio.sleep(AFTER_S)
+        return kill, load, becoming_whole
+
+    async def _problems(self, kill: Kill, load: Load, before: tuple[int, int]) -> list[str]:
+        notes = self._cluster.notes.of_image()
+        problems = []
+        if not kill.images or (kill.kind in (NODE, CABLE, HANG) and verdict.had_made(kill, _until(kill, notes))):
+            problems.append(f"{kill.kind}: it hit nothing")
+        if kill.kind in (NODE, CABLE, HANG) and verdict.recovery(kill, self._store.history, notes) is None:
+            problems.append(f"{kill.kind}: an image that it hit was not taken up again")
+        for order, request_id in zip(load.orders, load.request_ids, strict=True):
+            problems += verdict.faults(order, await self._client.answer(request_id), self._pictures)
+        requests, booked = (now - then for now, then in zip(await self._store.counts(), before, strict=True))
+        if not requests == booked == len(load.orders):
+            problems.append(f"{kill.kind}: {len(load.orders)} posted, {requests} stored, {booked} booked as made")
+        return problems
+
+    def _row(self, kill: Kill, images: list[str], whole_s: float, lost: int, asked_again: int) -> str:
+        notes, history = self._cluster.notes.of_image(), self._store.history
+        felt = verdict.recovery(kill, history, notes)
+        noticed = verdict.noticed_s(kill, history)
+        times = [
+            f"{noticed:.1f}" if noticed is not None else "-",
+            *([f"{felt.taken_up_s:.1f}", f"{felt.ended_s:.1f}"] if felt else ["never", "never"]),
+            f"{verdict.longest_pause_s(kill.at, images, history):.1f}",
+            f"{verdict.slowest_s(images, history):.1f}",
+            f"{whole_s:.1f}",
+        ]
+        made = verdict.times_made(images, notes)
+        twice = sum(count for times_made, count in made.items() if times_made > 1)
+        cells = [kill.kind, kill.doing, len(kill.images), *times, lost, twice, asked_again, len(images)]
+        return f"| {' | '.join(map(str, cells))} |"
+
+
+def _until(kill: Kill, notes: dict[str, list[Note]]) -> dict[str, list[Note]]:
+    """What had been noted when it happened: who is stopped or cut off may go on later."""
+    return {image: [note for note in notes.get(image, ()) if note.at <= kill.at] for image in kill.images}
+
+
+async def drill(names: list[str], folder: Path) -> list[str]:
+    problems = []
+    async with Cluster(folder) as cluster:
+        began = time.monotonic()
+        await cluster.start()
+        print(f"{NODES} nodes and a head were whole after {time.monotonic() - began:.0f} s\n")
+        async with Store(cluster.local_database_url) as store, Client(cluster.urls, CLIENT_TIMEOUT_S) as client:
+            pictures = await make_undisturbed(client, [Order("undisturbed", EVERYTHING, timed=True)])
+            nodes_drill = NodesDrill(cluster, store, client, pictures)
+            print(HEADER + "\n" + "|---" * (HEADER.count("|") - 1) + "|", flush=True)
+            for name in names:
+                try:
+                    problems += await nodes_drill.run(name)
+                except DrillFailed as failure:
+                    problems.append(str(failure))
+                await cluster.until_whole()
+            print("\n".join(["", *nodes_drill.attempts]))
+    return problems
+
+
+async def main(names: list[str], logs: Path | None) -> None:
+    began = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="drill-"))
+    try:
+        problems = await drill(names, folder)
+    except DrillFailed as failure:
+        problems = [str(failure)]
+    finally:
+        if logs:
+            shutil.copytree(folder, logs, symlinks=True, ignore=shutil.ignore_patterns("sockets", "gcs"))
+    print(f"\nThe drills took {time.monotonic() - began:.0f} s.")
+    if problems:
+        sys.exit("\n".join(["They FAILED:", *problems]))
+    print("Every accepted request succeeded, with its picture, equal to that of an undisturbed run, booked once.")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(NAMES)} (all)")
+    parser.add_argument("--logs", type=Path, help="a folder, not there yet, for the logs of all machines")
+    parser.add_argument("--isolated", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(NAMES):
+        parser.error(f"there is no drill {', '.join(sorted(unknown))}")
+    if not arguments.isolated:
+        sys.exit(isolated([sys.executable, "-m", "benchmarks.drill.nodes", "--isolated", *sys.argv[1:]]))
+    asyncio.run(main(arguments.names or list(NAMES), arguments.logs and arguments.logs.absolute()))

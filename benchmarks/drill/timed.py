@@ -1,0 +1,87 @@
+"""A declared timed engine, and the application around it: for drills of what happens between processes.
+
+Steps take a fixed time and nothing of the processor; a picture is of one colour, by the seed. It imports no torch, so
+that a replica starts in the time that Ray takes. It is five times slower on machines that are named as slow.
+"""
+
+# No `from __future__ import annotations` here: Serve reads the annotation of a builder to validate the args.
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import PIL.Image
+import ray
+from ray import serve
+
+from benchmarks.drill.notes import TIMED_STEP_S, Notes
+from benchmarks.routing import Edited, Prepared, TimedAdapter
+from serve_app.adapters.cache import AdapterCache
+from serve_app.adapters.contents import Contents
+from serve_app.app import build_application
+from serve_app.config import AppConfig, ModelConfig
+from serve_app.errors import EditCanceled
+from serve_app.tasks import EditPlan
+
+SLOWER = 5
+
+
+def run(
+    plan: EditPlan, on_step: Callable[[int], None], should_stop: Callable[[], bool], step_s: float = TIMED_STEP_S
+) -> Edited:
+    for step in range(plan.steps + 1):
+        if step:
+            time.sleep(step_s)
+        elif should_stop():
+            raise EditCanceled("stopped before its first step")
+        on_step(step)
+        if should_stop():
+            raise EditCanceled(f"stopped after step {step} of {plan.steps}")
+    picture = PIL.Image.new("RGB", (plan.width, plan.height), (plan.seed % 256, 0, 0))
+    return Edited(picture, {}, {"generate": plan.steps * step_s, "load_control_images": 0.0})
+
+
+class TimedEngine:
+    """`Engine`'s interface. It puts a file with its process id into the folder `editors`.
+
+    `slow` is a file with the addresses of slow machines, a line each.
+    """
+
+    def __init__(self, config: ModelConfig, notes: Notes, editors: Path, slow: Path) -> None:
+        self.alive = True
+        self.adapters: AdapterCache[TimedAdapter] = AdapterCache(config.adapter_cache_bytes)
+        self._notes = notes
+        self._slow = slow
+        self._address = ray.util.get_node_ip_address()
+        editors.mkdir(exist_ok=True)
+        (editors / str(os.getpid())).touch()
+
+    def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
+        return Prepared(plan, loads=0)
+
+    def run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
+        plan = prepared.plan
+
+        def noted(step: int) -> None:
+            self._notes.write("step", plan, step)
+            on_step(step)
+
+        slow = self._slow.exists() and self._address in self._slow.read_text().splitlines()
+        try:
+            edited = run(plan, noted, should_stop, TIMED_STEP_S * (SLOWER if slow else 1))
+        except EditCanceled:
+            self._notes.write("stopped", plan, 0)
+            raise
+        self._notes.write("made", plan, plan.steps)
+        return edited
+
+
+def load_timed(config: ModelConfig, contents: Contents, folder: Path) -> TimedEngine:
+    return TimedEngine(config, Notes(folder / "notes"), folder / "editors", folder / "slow")
+
+
+def build(args: AppConfig) -> serve.Application:
+    """`serve_app.app:build` with this engine. Paths in the args are absolute; notes lie beside the artifacts."""
+    return build_application(args, partial(load_timed, folder=Path(args.artifacts_url).parent))
