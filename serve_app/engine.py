@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import diffusers
@@ -133,14 +134,12 @@ class Engine:
         with watch.stage("load_control_images"):
             pictures = tuple(images.read(data, plan.exif) for data in control_images)
         with watch.stage("read_adapters"):
-            adapters = tuple(self._adapter(use) for use in plan.adapters)
-        return Prepared(plan, pictures, adapters, watch)
+            loaded = self.adapters.get_all({use.id: partial(self._read, use) for use in plan.adapters})
+        return Prepared(plan, pictures, tuple(loaded[use.id] for use in plan.adapters), watch)
 
-    def _adapter(self, use: AdapterUse) -> Adapter:
+    def _read(self, use: AdapterUse) -> Adapter:
         pinned = self.device.type == "cuda"
-        return self.adapters.get(
-            use.id, lambda: read_adapter(use, self._contents, self._spec.id, self._linears, pinned=pinned)
-        )
+        return read_adapter(use, self._contents, self._spec.id, self._linears, pinned=pinned)
 
     def run(
         self,
