@@ -1,11 +1,12 @@
-"""What a request router is worth: ours beside Serve's default and its consistent hashing, on the same arrivals.
+"""What router and host cache are worth: ours beside Serve's default and its consistent hashing, on the same arrivals.
 
     python -m benchmarks.routing
 
-The shipped editor deployment, four replicas for each router, on engines that sleep: an edit takes `WORK_S`, the
-load of an adapter a multiple of that, and the host cache (the real one) has room for three. Three processes hold a
-handle to each and send what arrives: open loop, Poisson, 40 adapters in Zipf traffic. All routers get the same
-arrivals at the same time. A reload is a call that the cache makes because it does not hold the adapter.
+The shipped editor deployment, four replicas for each contender, on engines that sleep: an edit takes `--work-s`, the
+load of an adapter a multiple of that, and the host cache has room for three: the real one, or one that gives up the
+least recently used, as Serve's multiplexing does. Three processes hold a handle to each and send what arrives: open
+loop, Poisson, 40 adapters in Zipf traffic. Contenders of one run get the same arrivals at the same time, those of
+another run the same arrivals. A reload is a call that the cache makes because it does not hold the adapter.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import PIL.Image
 import ray
@@ -29,8 +31,9 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.adapters.cache import AdapterCache
+from serve_app.adapters.contents import Contents
 from serve_app.app import editor_deployment, editor_name
-from serve_app.config import ModelConfig
+from serve_app.config import FetchConfig, ModelConfig
 from serve_app.editor import adapter_set_id
 from serve_app.holdings import ADAPTER_BYTES
 from serve_app.router import ROUTER
@@ -38,25 +41,51 @@ from serve_app.tasks import AdapterUse, EditDone, EditPlan, EditTask
 
 REPLICAS, CALLERS, PLACES = 4, 3, 3
 EXPONENT, UTILISATION = 1.0, 0.6
-ROUTERS = {
-    "default": RequestRouterConfig(),
-    "consistent hash": RequestRouterConfig(
-        request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter",
-        request_router_kwargs={"num_fallback_replicas": 1},
-        max_backoff_s=0.05,
-    ),
-    "expected cost": ROUTER,
-}
+DEFAULT = RequestRouterConfig()
+HASHING = RequestRouterConfig(
+    request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter",
+    request_router_kwargs={"num_fallback_replicas": 1},
+    max_backoff_s=0.05,
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TimedAdapter:
     size_bytes: int = ADAPTER_BYTES
 
 
+class LeastRecentlyUsed(AdapterCache[TimedAdapter]):
+    """What Serve's multiplexing does with models: so many stay, whatever they are used."""
+
+    def _surplus(self) -> list[str]:
+        places = self._budget // ADAPTER_BYTES
+        return sorted(self._loaded, key=self._uses.latest)[: max(0, len(self._loaded) - places)]
+
+
+@dataclass(frozen=True)
+class Contender:
+    router: RequestRouterConfig
+    cache: type[AdapterCache[TimedAdapter]] = AdapterCache
+    places: int = PLACES
+
+
+# Ours holds the latest adapter beside its budget: with a place more, one by recency has as many.
+CONTENDERS = {
+    "default, recency": Contender(DEFAULT, LeastRecentlyUsed),
+    "hashing, recency": Contender(HASHING, LeastRecentlyUsed),
+    "ours": Contender(ROUTER),
+    "default, recency and a place more": Contender(DEFAULT, LeastRecentlyUsed, PLACES + 1),
+    "default, our cache": Contender(DEFAULT),
+    "hashing, our cache": Contender(HASHING),
+}
+
+
 @dataclass(frozen=True)
 class Prepared:
+    """The edit holds on to its adapters."""
+
     plan: EditPlan
+    adapters: dict[str, TimedAdapter]
     loads: int
 
 
@@ -71,29 +100,43 @@ class Edited:
 
 
 class TimedEngine:
-    """`Engine`'s interface: the real host cache, loads and edits that sleep."""
+    """`Engine`'s interface: a host cache, loads and edits that sleep."""
 
-    def __init__(self, work_s: float, load_s: float, config: ModelConfig) -> None:
+    def __init__(
+        self,
+        work_s: float,
+        load_s: float,
+        cache: type[AdapterCache[TimedAdapter]],
+        config: ModelConfig,
+        contents: Contents,
+    ) -> None:
         self.alive = True
-        self.adapters: AdapterCache[TimedAdapter] = AdapterCache(config.adapter_cache_bytes)
+        self.adapters = cache(config.adapter_cache_bytes)
         self._work_s, self._load_s = work_s, load_s
         self._mine = threading.local()
+        self._in_memory: WeakSet[TimedAdapter] = WeakSet()
+        self._most_in_memory = 0
+        self._lock = threading.Lock()
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
         self._mine.loads = 0
-        for use in plan.adapters:
-            self.adapters.get(use.id, self._load)
-        return Prepared(plan, self._mine.loads)
+        adapters = self.adapters.get_all({use.id: self._load for use in plan.adapters})
+        return Prepared(plan, adapters, self._mine.loads)
 
     def _load(self) -> TimedAdapter:
         self._mine.loads += 1
+        adapter = TimedAdapter()
+        with self._lock:
+            self._in_memory.add(adapter)
+            self._most_in_memory = max(self._most_in_memory, len(self._in_memory))
         time.sleep(self._load_s)
-        return TimedAdapter()
+        return adapter
 
     def run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
         on_step(0)
         time.sleep(self._work_s)
-        return Edited(PIL.Image.new("RGB", (prepared.plan.width, prepared.plan.height)), {"loads": prepared.loads})
+        runtime = {"loads": prepared.loads, "in_memory": self._most_in_memory}
+        return Edited(PIL.Image.new("RGB", (prepared.plan.width, prepared.plan.height)), runtime)
 
 
 @dataclass(frozen=True)
@@ -105,12 +148,16 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Served:
-    """Seconds since the arrival: until its work began, until its picture was there."""
+    """Seconds since the arrival: until its work began, until its picture was there.
+
+    `in_memory` is how many adapters its replica had in memory at once at most so far, those being loaded included.
+    """
 
     arrival: Arrival
     began: float
     done: float
     loads: int
+    in_memory: int
 
 
 def popularity(adapters: int) -> list[float]:
@@ -119,9 +166,9 @@ def popularity(adapters: int) -> list[float]:
 
 
 def without_routing(adapters: int, draws: int = 100_000) -> tuple[float, float]:
-    """Reloads a request if the most popular were held for ever, and if one cache had all the places."""
+    """Reloads a request if the most popular were held for ever, and if one cache by recency had all the places."""
     shares, places = popularity(adapters), REPLICAS * PLACES
-    cache: AdapterCache[TimedAdapter] = AdapterCache(places * ADAPTER_BYTES)
+    cache = LeastRecentlyUsed(places * ADAPTER_BYTES)
     loads = 0
 
     def load() -> TimedAdapter:
@@ -171,27 +218,29 @@ class Caller:
         began = float("nan")
         async for event in handle.edit.remote(work):
             if isinstance(event, EditDone):
-                return Served(arrival, began, time.time() - start - arrival.at, event.runtime["loads"])
+                done = time.time() - start - arrival.at
+                return Served(arrival, began, done, event.runtime["loads"], event.runtime["in_memory"])
             began = time.time() - start - arrival.at
         raise RuntimeError("an answer ended without its picture")
 
 
-def deploy(ratio: float, work_s: float, folder: str) -> dict[str, list[Any]]:
-    """An application for each router; its callers."""
-    model = ModelConfig(device="cpu", adapter_cache_bytes=PLACES * ADAPTER_BYTES)
-    engine = functools.partial(TimedEngine, work_s, ratio * work_s)
+def deploy(names: Sequence[str], ratio: float, work_s: float, folder: str) -> dict[str, list[Any]]:
+    """An application for each contender; its callers."""
     callers = {}
-    for name, config in ROUTERS.items():
-        editors = editor_deployment(model).options(num_replicas=REPLICAS, request_router_config=config)
-        application = name.replace(" ", "-")
-        serve.run(editors.bind(model, folder, engine), name=application, route_prefix=None)
+    for name in names:
+        contender = CONTENDERS[name]
+        model = ModelConfig(device="cpu", adapter_cache_bytes=contender.places * ADAPTER_BYTES)
+        engine = functools.partial(TimedEngine, work_s, ratio * work_s, contender.cache)
+        editors = editor_deployment(model).options(num_replicas=REPLICAS, request_router_config=contender.router)
+        application = name.replace(",", "").replace(" ", "-")
+        serve.run(editors.bind(model, folder, FetchConfig(), engine), name=application, route_prefix=None)
         callers[name] = [Caller.remote(application) for _ in range(CALLERS)]
     ray.get([caller.is_up.remote() for group in callers.values() for caller in group])
     return callers
 
 
 def measure(callers: dict[str, list[Any]], stream: list[Arrival]) -> dict[str, list[Served]]:
-    """What each router made of one stream of arrivals."""
+    """What each contender made of one stream of arrivals."""
     start = time.time() + 1
     answers = {
         name: [
@@ -216,10 +265,14 @@ def p95(served: list[Served]) -> float:
 
 
 def table(ratio: float, runs: dict[str, list[list[Served]]]) -> None:
-    """A row for each router over all its runs; of the p95, each run's too."""
-    print(f"\nload / work = {ratio:g}; {sum(map(len, runs['default']))} requests a router, times in seconds\n")
-    print("| router | reloads a request | median | p95 (each seed) | mean wait | longest wait of any adapter, median |")
-    print("|---|---|---|---|---|---|")
+    """A row for each contender over all its runs; of the p95, each run's too."""
+    counted = sum(map(len, next(iter(runs.values()))))
+    print(f"\nload / work = {ratio:g}; {counted} requests each, times in seconds\n")
+    print(
+        "| router, cache | reloads a request | median | p95 (each seed) | mean wait "
+        "| longest wait of any adapter, median | most adapters in a replica's memory |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for name, each_seed in runs.items():
         served = [each for run in each_seed for each in run]
         reloads = sum(each.loads for each in served) / len(served)
@@ -229,7 +282,7 @@ def table(ratio: float, runs: dict[str, list[list[Served]]]) -> None:
         longest = longest_waits(served)
         print(
             f"| {name} | {reloads:.2f} | {median:.2f} | {p95(served):.2f} ({seeds}) | {wait:.2f} "
-            f"| {max(longest):.2f}, {statistics.median(longest):.2f} |",
+            f"| {max(longest):.2f}, {statistics.median(longest):.2f} | {max(each.in_memory for each in served)} |",
             flush=True,
         )
 
@@ -242,9 +295,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--ratios", type=float, nargs="+", default=[1.5, 0.01], help="load / work")
     parser.add_argument("--adapters", type=int, default=40)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS)[:3])
     args = parser.parse_args()
     held, shared = without_routing(args.adapters)
-    print(f"reloads a request with the most popular held for ever: {held:.3f}; in one cache for all: {shared:.3f}")
+    print(f"reloads a request with the most popular held for ever: {held:.3f}; in one cache by recency: {shared:.3f}")
     ray.init(
         address="local",
         num_cpus=64,
@@ -257,7 +311,7 @@ def main() -> None:
     try:
         for ratio in args.ratios:
             with tempfile.TemporaryDirectory() as folder:
-                callers = deploy(ratio, args.work_s, folder)
+                callers = deploy(args.contenders, ratio, args.work_s, folder)
                 runs: dict[str, list[list[Served]]] = {name: [] for name in callers}
                 for seed in args.seeds:
                     stream = arrivals(seed, args.warm_up + args.requests, args.work_s, args.adapters)

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 import diffusers
@@ -176,7 +177,8 @@ class Engine:
         with watch.stage("load_control_images"):
             pictures = tuple(images.read(data, plan.exif) for data in control_images)
         with watch.stage("read_adapters"):
-            adapters = tuple(self._adapter(use) for use in plan.adapters)
+            loaded = self.adapters.get_all({use.id: partial(self._read, use) for use in plan.adapters})
+        adapters = tuple(loaded[use.id] for use in plan.adapters)
         prepared = Prepared(plan, pictures, adapters, watch)
         return prepared if self._aside is None else self._prepare_on_device(prepared, self._aside)
 
@@ -207,11 +209,9 @@ class Engine:
         sizes = [picture.facts.size for picture in prepared.control_images]
         return make_recipe(self._spec, PROFILES[plan.profile], plan, sizes)
 
-    def _adapter(self, use: AdapterUse) -> Adapter:
+    def _read(self, use: AdapterUse) -> Adapter:
         pinned = self.device.type == "cuda"
-        return self.adapters.get(
-            use.id, lambda: read_adapter(use, self._contents, self._spec.id, self._linears, pinned=pinned)
-        )
+        return read_adapter(use, self._contents, self._spec.id, self._linears, pinned=pinned)
 
     def run(
         self,

@@ -5,7 +5,7 @@ each other; they agree because they reckon alike, from what the replicas report 
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -17,14 +17,14 @@ UNMEASURED_LOAD_S = 1.0
 # An assignment counts as the replica's own word that it has the adapters, until that word must be here.
 CONFIRMED_WITHIN_S = 2.0
 # Popularity is counted over about so many requests; before a quarter of them has come, nobody is popular.
-REMEMBERED_REQUESTS = 200
+REMEMBERED_REQUESTS = 100
 # A set of adapters may have as many homes as its requests would keep busy to this share.
 HOME_UTILISATION = 0.6
 # A home more than that costs this much of a load on top: the place would have served other adapters.
 SURPLUS_HOME = 0.5
 # A request lets slots elsewhere go by for this much of a load, then it takes one. What it waits for was reckoned
 # to be the shorter way; other routers may have got there first.
-PATIENCE = 0.5
+PATIENCE = 1.5
 # How many queue lengths a second a router asks for while requests wait. Replicas have other callers too, so
 # only asking tells, and beside edits of seconds it costs nothing.
 PROBES_PER_S = 200
@@ -92,6 +92,8 @@ class _Outlook:
     held: set[str]
     work_s: float
     load_s: float
+    wanted: float
+    """The share of the requests that want what it holds."""
 
     @property
     def is_free(self) -> bool:
@@ -103,6 +105,7 @@ class Routing:
 
     def __init__(self) -> None:
         self._popularity: dict[str, float] = {}
+        self._requests = 0.0
         self._seen: frozenset[str] = frozenset()
         self._declined: dict[str, float] = {}
         self._assigned: dict[str, tuple[str, str, float]] = {}  # by request: replica, adapters, when
@@ -123,7 +126,8 @@ class Routing:
             elif any(outlook.is_free for outlook in outlooks):
                 self._declined.setdefault(request.id, now)
             best.backlog += 1
-            best.held.add(request.adapters)
+            if request.adapters:
+                best.held.add(request.adapters)
         return starts
 
     def assigned(self, request: Waiting, replica_id: str, now: float) -> None:
@@ -137,6 +141,7 @@ class Routing:
                 kept = 1 - 1 / REMEMBERED_REQUESTS
                 self._popularity = {id: count * kept for id, count in self._popularity.items() if count > 0.01}
                 self._popularity[request.adapters] = self._popularity.get(request.adapters, 0.0) + 1
+                self._requests = self._requests * kept + 1
         self._seen = frozenset(request.id for request in requests)
         self._declined = {id: since for id, since in self._declined.items() if id in self._seen}
         # Who waits again was turned away: another router was faster.
@@ -149,19 +154,23 @@ class Routing:
     def _outlooks(self, replicas: Sequence[Replica]) -> list[_Outlook]:
         assigned = defaultdict(set)
         for replica_id, adapters, _ in self._assigned.values():
-            assigned[replica_id].add(adapters)
+            if adapters:
+                assigned[replica_id].add(adapters)
         work_s = _typical([replica.work_s for replica in replicas], UNMEASURED_WORK_S)
         load_s = _typical([replica.load_s for replica in replicas], UNMEASURED_LOAD_S)
+        held = [{*replica.held, *assigned[replica.id]} for replica in replicas]
+        homes = Counter(adapters for sets in held for adapters in sets)
         return [
             _Outlook(
                 replica.id,
                 replica.running,
                 replica.slots,
-                {*replica.held, *assigned[replica.id]},
+                sets,
                 work_s if replica.work_s is None else replica.work_s,
                 load_s if replica.load_s is None else replica.load_s,
+                sum(self._share(adapters) / homes[adapters] for adapters in sets),
             )
-            for replica in replicas
+            for replica, sets in zip(replicas, held, strict=True)
         ]
 
     def _best(self, request: Waiting, outlooks: Sequence[_Outlook], now: float) -> _Outlook:
@@ -174,8 +183,11 @@ class Routing:
 
         def cost(outlook: _Outlook) -> tuple[float, bytes]:
             seconds = outlook.backlog * outlook.work_s
-            if request.adapters and request.adapters not in outlook.held:
-                seconds += outlook.load_s * (1 + surplus)
+            if request.adapters not in outlook.held:
+                # It could go elsewhere; the next request may want what is here, and would wait for this one.
+                seconds += outlook.wanted * outlook.work_s
+                if request.adapters:
+                    seconds += outlook.load_s * (1 + surplus)
             # Of equals every router takes the same one for the same adapters, so that they meet.
             key = f"{request.adapters or request.id} {outlook.id}"
             return seconds, hashlib.sha256(key.encode()).digest()
@@ -184,8 +196,11 @@ class Routing:
 
     def _home_limit(self, adapters: str, replicas: int) -> int:
         """On how many replicas a set may live before another home costs more: one, more if it is popular."""
-        seen = max(sum(self._popularity.values()), REMEMBERED_REQUESTS / 4)
-        return max(1, round(self._popularity.get(adapters, 0.0) / seen * replicas / HOME_UTILISATION))
+        return max(1, round(self._share(adapters) * replicas / HOME_UTILISATION))
+
+    def _share(self, adapters: str) -> float:
+        """Of the requests that this router saw lately."""
+        return self._popularity.get(adapters, 0.0) / max(self._requests, REMEMBERED_REQUESTS / 4)
 
 
 def _typical(measured: Iterable[float | None], unmeasured: float) -> float:

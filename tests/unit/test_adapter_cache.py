@@ -1,0 +1,184 @@
+"""Who stays in host memory: the most used, as far as the budget goes, and the latest edit's."""
+
+import random
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import pytest
+
+from serve_app.adapters.cache import HALF_LIFE, AdapterCache
+
+PLACES, SIZE = 3, 10
+
+
+@dataclass(frozen=True)
+class Sized:
+    size_bytes: int = SIZE
+
+
+class Counted:
+    """A cache and the loads that it asked for."""
+
+    def __init__(self, budget_bytes: int = PLACES * SIZE) -> None:
+        self.cache: AdapterCache[Sized] = AdapterCache(budget_bytes)
+        self.loads: list[str] = []
+
+    def use(self, *adapter_ids: str, size_bytes: int = SIZE) -> list[str]:
+        """One edit with these; those that had to be loaded for it."""
+        before = len(self.loads)
+        self.cache.get_all({adapter_id: self._load(adapter_id, size_bytes) for adapter_id in adapter_ids})
+        return self.loads[before:]
+
+    def use_each(self, adapter_ids: Iterable[str]) -> int:
+        return sum(len(self.use(adapter_id)) for adapter_id in adapter_ids)
+
+    def _load(self, adapter_id: str, size_bytes: int) -> Callable[[], Sized]:
+        def load() -> Sized:
+            self.loads.append(adapter_id)
+            return Sized(size_bytes)
+
+        return load
+
+
+@pytest.fixture
+def counted() -> Counted:
+    return Counted()
+
+
+def zipf(draws: int, adapters: int = 40, seed: int = 0) -> list[str]:
+    weights = [1 / (rank + 1) for rank in range(adapters)]
+    return [str(rank) for rank in random.Random(seed).choices(range(adapters), weights, k=draws)]
+
+
+def test_rarely_used_adapters_do_not_throw_out_popular_ones(counted):
+    counted.use_each("abc" * 5)
+    counted.use_each(f"once {n}" for n in range(20))
+    assert counted.use_each("abc") == 0
+
+
+def test_newcomer_is_there_for_the_next_edits_until_another_comes(counted):
+    counted.use_each("abc" * 5)
+    assert counted.use("new") == ["new"]
+    assert counted.use_each(["new", "a", "new"]) == 0
+    assert counted.use("newer") == ["newer"]
+    assert counted.use("new") == ["new"]
+
+
+def test_newcomer_that_is_used_more_takes_the_place_of_the_least_used(counted):
+    counted.use_each("aaaaabbbbbcc")
+    counted.use_each(["new"] * 4)
+    counted.use_each(["other", "another"])
+    assert counted.use_each(["a", "b", "new"]) == 0
+    assert not counted.cache.holds("c")
+
+
+def test_uses_count_while_the_adapter_is_not_here(counted):
+    counted.use_each("aaaaabbbbbcc")
+    for n in range(4):
+        counted.use("new")
+        counted.use(f"other {n}")
+    assert counted.use("new") == []
+
+
+def test_popularity_passes(counted):
+    counted.use_each("abc" * 50)
+    counted.use_each("xyz" * HALF_LIFE * 2 * PLACES)
+    counted.use("other")
+    assert counted.use_each("xyz") == 0
+
+
+def test_stack_of_newcomers_stays_together(counted):
+    counted.use_each("abc" * 5)
+    assert counted.use("up", "down") == ["up", "down"]
+    assert counted.use("up", "down") == []
+    counted.use("other")
+    assert not counted.cache.holds("up")
+    assert not counted.cache.holds("down")
+
+
+def test_adapter_larger_than_the_budget_stays_until_the_next_newcomer(counted):
+    counted.use_each("abc" * 5)
+    assert counted.use("large", size_bytes=1000) == ["large"]
+    assert counted.use_each(["large", "a", "b", "c"]) == 0
+    counted.use("other")
+    assert not counted.cache.holds("large")
+
+
+def test_large_newcomer_that_is_used_more_takes_several_places(counted):
+    counted.use_each("aaaaabc")
+    for _ in range(3):
+        counted.use("large", size_bytes=2 * SIZE)
+    counted.use("other")
+    assert counted.use_each(["a", "large"]) == 0
+    assert not counted.cache.holds("b")
+    assert not counted.cache.holds("c")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_budget_is_exceeded_by_the_latest_edit_alone(seed):
+    chance, counted, budget = random.Random(seed), Counted(budget_bytes=100), 100
+    for n in range(1000):
+        adapters = [f"{chance.randrange(30)} of edit {n % 7}" for _ in range(chance.randint(1, 3))]
+        size = chance.randint(1, 60)
+        counted.use(*adapters, size_bytes=size)
+        assert counted.cache.size_bytes <= budget + 3 * 60
+    assert counted.cache.size_bytes > budget / 2
+
+
+def test_popular_ones_are_as_good_as_held_for_ever():
+    counted, draws = Counted(budget_bytes=12 * SIZE), 20_000
+    shares = [1 / (rank + 1) for rank in range(40)]
+    held_for_ever = 1 - sum(shares[:12]) / sum(shares)
+    counted.use_each(zipf(draws))
+    assert len(counted.loads) / draws < held_for_ever + 0.02
+
+
+def test_it_follows_when_others_become_popular():
+    counted, draws = Counted(budget_bytes=12 * SIZE), 5000
+    counted.use_each(zipf(draws))
+    steady = len(counted.loads)
+    # The same traffic for adapters of other names: each popular one has to be loaded and to prove itself.
+    counted.use_each(f"new {adapter}" for adapter in zipf(draws, seed=1))
+    assert len(counted.loads) - steady < 1.1 * steady
+
+
+def test_failed_load_is_told_to_its_caller_and_throws_nobody_out(counted):
+    counted.use_each("abc" * 5)
+    counted.use("new")
+
+    def fail() -> Sized:
+        raise OSError("no such file")
+
+    for _ in range(20):
+        with pytest.raises(OSError, match="no such file"):
+            counted.cache.get("bad", fail)
+    assert not counted.cache.holds("bad")
+    assert counted.use_each(["a", "b", "c", "new"]) == 0
+    assert counted.use("bad") == ["bad"]
+
+
+def test_it_is_loaded_once_however_many_ask(counted):
+    asked, go_on = threading.Semaphore(0), threading.Event()
+    loads, got = [], []
+
+    def load() -> Sized:
+        loads.append(threading.get_ident())
+        assert go_on.wait(30)
+        return Sized()
+
+    def ask() -> None:
+        asked.release()
+        got.append(counted.cache.get("a", load))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert asked.acquire(timeout=30)
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert len(loads) == 1
+    assert len(got) == 8
+    assert len({id(adapter) for adapter in got}) == 1
