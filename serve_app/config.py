@@ -76,8 +76,8 @@ class ModelConfig(Frozen):
     `checkpoint` is `miniature`, `miniature-random`, a directory in diffusers' layout, or a hub id. `device: auto`
     is cuda where the cluster has a GPU. `threads` is the number of CPU threads of one editor (default: the machine's
     cores); another number changes the last bits of a picture. `adapter_cache_bytes` is what an editor keeps
-    of adapters in host memory, beside those that the latest edits use, `adapter_disk_bytes` what its node keeps
-    of remote ones in `adapter_disk_folder`. `adapter_weights` says where a copy of the weights lies that adapters
+    of adapters in host memory, beside those of the edits in hand, `adapter_disk_bytes` what its node keeps of remote
+    ones in `adapter_disk_folder`. `adapter_weights` says where a copy of the weights lies that adapters
     are merged from: on the `device`, in pinned memory of the `host`, or nowhere, with adapters as `hooks` beside the
     weights (slower, LoRA alone); `auto` measures what fits. `revision` pins a hub checkpoint to a branch, a
     tag or, best, a commit; `local_files_only` never asks the hub, what is not in its local cache is an error.

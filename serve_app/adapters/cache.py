@@ -1,12 +1,12 @@
-"""Adapters in host memory, by content: loaded once; those used most stay, by a byte budget, and the latest edit's.
+"""Adapters in host memory, by content: loaded once; those used most stay, by a byte budget.
 
 An edit needs its adapters, so whatever is asked for is loaded, and the question is who goes. With the least recently
 used first, adapters that are rarely wanted throw out those that often are. So uses are counted, each for less the
 longer ago it was (LRFU: D. Lee et al., "LRFU: a spectrum of policies that subsumes the least recently used and least
 frequently used policies", IEEE Transactions on Computers 50(12), 2001), also those of adapters that are not here: a
 newcomer has to be used more than one that is (TinyLFU: G. Einziger, R. Friedman, B. Manes, "TinyLFU: a highly
-efficient cache admission policy", ACM Transactions on Storage 13(4), 2017). Until it is, it has a place beside the
-budget, for as long as no other newcomer does.
+efficient cache admission policy", ACM Transactions on Storage 13(4), 2017). Until it is, it is in memory for as long as
+some edit holds it, and found there by others.
 
 What an adapter's place saves is the time of its loads, and both grow with its size: its uses alone decide.
 """
@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 from serve_app.routing import MovingAverage
 
@@ -65,7 +66,9 @@ class AdapterCache(Generic[T]):
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
-        self._loaded: dict[str, T] = {}
+        self._kept: dict[str, T] = {}
+        # Those that are kept and those that only edits hold.
+        self._here: WeakValueDictionary[str, T] = WeakValueDictionary()
         self._loading: dict[str, Future[T]] = {}
         self._uses = Uses()
         self._load_s = MovingAverage()
@@ -87,8 +90,10 @@ class AdapterCache(Generic[T]):
 
     def _get(self, adapter_id: str, load: Callable[[], T]) -> T:
         with self._lock:
-            if adapter_id in self._loaded:
-                return self._loaded[adapter_id]
+            here = self._here.get(adapter_id)
+            if here is not None:
+                self._keep(adapter_id, here)
+                return here
             other = self._loading.get(adapter_id)
             if other is None:
                 mine = self._loading[adapter_id] = Future()
@@ -104,22 +109,21 @@ class AdapterCache(Generic[T]):
             raise
         with self._lock:
             del self._loading[adapter_id]
-            self._loaded[adapter_id] = adapter
+            self._here[adapter_id] = adapter
             self._load_s.add(time.perf_counter() - started)
-            for surplus in self._surplus():
-                del self._loaded[surplus]
-                self._given_up += 1
+            self._keep(adapter_id, adapter)
         mine.set_result(adapter)
         return adapter
 
     def holds(self, adapter_id: str) -> bool:
         with self._lock:
-            return adapter_id in self._loaded
+            return adapter_id in self._here
 
     @property
     def size_bytes(self) -> int:
+        """What is kept: the budget at most."""
         with self._lock:
-            return sum(adapter.size_bytes for adapter in self._loaded.values())
+            return sum(adapter.size_bytes for adapter in self._kept.values())
 
     @property
     def given_up(self) -> int:
@@ -133,18 +137,26 @@ class AdapterCache(Generic[T]):
 
     @property
     def _half_life(self) -> int:
-        return HALF_LIFE * max(1, len(self._loaded))
+        return HALF_LIFE * max(1, len(self._kept))
+
+    def _keep(self, adapter_id: str, adapter: T) -> None:
+        """Keep what has just been used, unless all that the budget has room for is used more."""
+        if adapter_id in self._kept:
+            return
+        self._kept[adapter_id] = adapter
+        for surplus in self._surplus():
+            del self._kept[surplus]
+            self._given_up += 1
 
     def _surplus(self) -> list[str]:
-        """Who goes: whom the budget has no room for beside those used more, except the latest edit's of these."""
-        room, others = self._budget, []
-        for adapter_id in sorted(self._loaded, key=self._worth, reverse=True):
-            if self._loaded[adapter_id].size_bytes <= room:
-                room -= self._loaded[adapter_id].size_bytes
+        """Whom the budget has no room for beside those used more."""
+        room, surplus = self._budget, []
+        for adapter_id in sorted(self._kept, key=self._worth, reverse=True):
+            if self._kept[adapter_id].size_bytes <= room:
+                room -= self._kept[adapter_id].size_bytes
             else:
-                others.append(adapter_id)
-        latest = max(map(self._uses.latest, others), default=0)
-        return [adapter_id for adapter_id in others if self._uses.latest(adapter_id) < latest]
+                surplus.append(adapter_id)
+        return surplus
 
     def _worth(self, adapter_id: str) -> tuple[float, int]:
         return self._uses.count(adapter_id, self._half_life), self._uses.latest(adapter_id)
