@@ -70,7 +70,8 @@ def vae_quality(engine: Engine, picture: PIL.Image.Image) -> float:
     """Decibels of a photograph that is encoded and decoded again, through the service's own code."""
     pipeline = engine._pipeline
     pixels = conditioning.control_pixels(pipeline, picture, [])
-    made = conditioning.decode_latents(pipeline, conditioning.encode_control(pipeline, pixels), *picture.size)
+    latents = conditioning.encode_control(pipeline, pixels, engine.device)
+    made = conditioning.decode_latents(pipeline, latents, *picture.size)
     return decibels(as_tensor(made), as_tensor(picture))
 
 

@@ -141,7 +141,9 @@ def embed(pipeline: Pipeline, model: str, texts: Sequence[Text], picture: PIL.Im
     encoder = pipeline.text_encoder
     seen = [conditioning.encoder_image(picture, recipe.encoder_sizes[0], encoder.device, encoder.dtype)]
     prompts = {text.prompt for text in texts}
-    found = {prompt: conditioning.encode_prompt(pipeline, prompt, seen, recipe) for prompt in sorted(prompts)}
+    found = {
+        prompt: conditioning.encode_prompt(pipeline, prompt, seen, recipe, encoder.device) for prompt in sorted(prompts)
+    }
 
     def by_length(text: Text) -> int:
         return found[text.prompt].shape[1]
