@@ -9,7 +9,6 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from serve_app.routing import (
-    ANSWERS_WITHIN_S,
     LOOK_S,
     PROBES_PER_S,
     REPORT_PERIOD_S,
@@ -17,6 +16,7 @@ from serve_app.routing import (
     Report,
     Routing,
     Waiting,
+    answers_within_s,
 )
 
 # A chosen replica's queue length counts the request once it is sent: at the event loop's next turn.
@@ -33,7 +33,7 @@ class ExpectedCostRouter(RequestRouter):  # type: ignore[misc]  # Ray
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._routing = Routing()
-        self._replica_queue_len_cache = ReplicaQueueLengthCache(staleness_timeout_s=ANSWERS_WITHIN_S)
+        self._replica_queue_len_cache = ReplicaQueueLengthCache(staleness_timeout_s=answers_within_s(0))
         # Which waiting requests may start where, among which; None when something has changed since.
         self._starts: dict[str, str] | None = None
         self._planned: frozenset[str] = frozenset()
@@ -75,6 +75,8 @@ class ExpectedCostRouter(RequestRouter):  # type: ignore[misc]  # Ray
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         super().update_replicas(replicas)
+        # A setting of the constructor alone, and how many they will be is not known there.
+        self._replica_queue_len_cache._staleness_timeout_s = answers_within_s(len(replicas))
         self._starts = None
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:

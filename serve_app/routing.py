@@ -28,8 +28,9 @@ PATIENCE = 1.5
 # How many queue lengths a second a router asks for while requests wait. Replicas have other callers too, so
 # only asking tells, and beside edits of seconds it costs nothing.
 PROBES_PER_S = 200
-# A replica that has not answered for so long is not known: no request is sent to where nobody may be.
-ANSWERS_WITHIN_S = 3.0
+# A replica that has not answered for so long is not known: no request is sent to where nobody may be. Of many replicas
+# each is asked more rarely, and may be silent for so many rounds.
+ANSWERS_WITHIN_S, ANSWERS_WITHIN_ROUNDS = 3.0, 3
 # How often replicas report: held sets and seconds change as often as edits end.
 REPORT_PERIOD_S = 0.25
 # A waiting request asks again this often at least: a slot that another caller's edit has left is seen so late.
@@ -201,6 +202,11 @@ class Routing:
     def _share(self, adapters: str) -> float:
         """Of the requests that this router saw lately."""
         return self._popularity.get(adapters, 0.0) / max(self._requests, REMEMBERED_REQUESTS / 4)
+
+
+def answers_within_s(replicas: int) -> float:
+    """How long (s) what one of so many replicas has answered counts."""
+    return max(ANSWERS_WITHIN_S, ANSWERS_WITHIN_ROUNDS * replicas / PROBES_PER_S)
 
 
 def _typical(measured: Iterable[float | None], unmeasured: float) -> float:

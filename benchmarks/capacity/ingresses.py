@@ -10,7 +10,7 @@ from benchmarks.capacity.line import Line, Picture
 from benchmarks.capacity.stages import Stages, draw
 from serve_app.config import JobsConfig
 from serve_app.dispatch import CLAIMS_PER_EDITOR, MAX_IN_FLIGHT, POLLS_PER_LEASE
-from serve_app.routing import ANSWERS_WITHIN_S, LOOK_S, Routing, Waiting
+from serve_app.routing import LOOK_S, Routing, Waiting, answers_within_s
 
 POLL_S = JobsConfig().lease_s / POLLS_PER_LEASE
 
@@ -75,7 +75,8 @@ class Router:
         self._lengths[editor_id] = running, self._env.now
 
     def _is_known(self, editor_id: str) -> bool:
-        return self._env.now - self._lengths.get(editor_id, (0, float("-inf")))[1] <= ANSWERS_WITHIN_S
+        silent_s = self._env.now - self._lengths.get(editor_id, (0, float("-inf")))[1]
+        return silent_s <= answers_within_s(len(self._editors))
 
     def _run(self) -> Process:
         while True:

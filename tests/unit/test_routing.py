@@ -7,7 +7,16 @@ import pytest
 
 from serve_app.adapters.cache import AdapterCache
 from serve_app.holdings import Holdings
-from serve_app.routing import CONFIRMED_WITHIN_S, PATIENCE, Replica, Report, Routing, Waiting
+from serve_app.routing import (
+    CONFIRMED_WITHIN_S,
+    PATIENCE,
+    PROBES_PER_S,
+    Replica,
+    Report,
+    Routing,
+    Waiting,
+    answers_within_s,
+)
 
 WORK_S, LOAD_S = 1.0, 1.5
 
@@ -277,3 +286,10 @@ def test_seconds_are_measured(cache):
     report = holdings.report()
     assert 2.0 < report.work_s < 3.0
     assert 0 <= report.load_s == loaded < 0.1
+
+
+@pytest.mark.parametrize("replicas", [1, 64, 600, 2000])
+def test_no_replica_is_forgotten_before_it_is_asked_again(replicas):
+    a_round_s = replicas / PROBES_PER_S
+    assert answers_within_s(replicas) >= 2 * a_round_s
+    assert answers_within_s(4) == 3.0
