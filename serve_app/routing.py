@@ -189,8 +189,10 @@ class Routing:
                 seconds += outlook.wanted * outlook.work_s
                 if request.adapters:
                     seconds += outlook.load_s * (1 + surplus)
-            # Of equals every router takes the same one for the same adapters, so that they meet.
-            key = f"{request.adapters or request.id} {outlook.id}"
+            # Of equals that would load them every router takes the same one for the same adapters, so that they meet;
+            # of equals that need not, each request its own, or all routers would go to one that is idle at once.
+            meets = request.adapters and request.adapters not in outlook.held
+            key = f"{request.adapters if meets else request.id} {outlook.id}"
             return seconds, hashlib.sha256(key.encode()).digest()
 
         return min(outlooks if is_patient else free or outlooks, key=cost)
