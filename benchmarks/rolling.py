@@ -73,7 +73,7 @@ class Client:
         self.noticed.ends[status.json()["status"]] += 1
         self.noticed.seconds.append(time.monotonic() - started)
         result = await self.call("result", "GET", urls["result_url"])
-        if result is not None:
+        if result is not None and result.json()["outputs"] is not None:
             lost = result.json()["metadata"]["attempts_lost"]
             self.noticed.attempts_lost += itertools.chain.from_iterable(lost)
             for picture in result.json()["outputs"]["images"]:

@@ -53,9 +53,8 @@ class TimedEngine:
         if not control_images and not self.IS_WARMED_UP:
             raise EditError("this engine stays cold")
         self._mine.loads = 0
-        for use in plan.adapters:
-            self.adapters.get(use.id, self._load)
-        return Prepared(plan, self._mine.loads)
+        adapters = self.adapters.get_all({use.id: self._load for use in plan.adapters})
+        return Prepared(plan, adapters, self._mine.loads)
 
     def _load(self) -> TimedAdapter:
         self._mine.loads += 1

@@ -128,15 +128,17 @@ class Editor:
         warm = self._read_warm()
         held: list[tuple[AdapterUse, ...]] = []
         for uses in (*warm.kept, *warm.hottest):
-            is_full = not all(self._engine.adapters.holds(use.id) for uses in held for use in uses)
-            if is_full or time.monotonic() > until:
+            if not all(map(self._is_held, held)) or time.monotonic() > until:
                 break
             with self._loading(uses):
                 if self._load(uses):
                     held.append(uses)
-        # The cache gives up first what was used longest ago: the most important ones should not be that.
-        for uses in reversed(held):
+        # Each has been used once. The cache gives up first what was used least and longest ago: not the important ones.
+        for uses in filter(self._is_held, reversed(held)):
             self._load(uses)
+
+    def _is_held(self, uses: tuple[AdapterUse, ...]) -> bool:
+        return all(self._engine.adapters.holds(use.id) for use in uses)
 
     async def _stay_warm(self) -> None:
         """Hold what is to be kept, whatever else is asked for."""
