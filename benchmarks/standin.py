@@ -28,6 +28,7 @@ from serve_app.app import build_application, editor_name
 from serve_app.config import MINIATURE_RANDOM, AppConfig, ModelConfig
 from serve_app.demo import free_port
 from serve_app.errors import EditCanceled, EditError
+from serve_app.tasks import AdapterUse
 
 ROOT = Path(__file__).parents[1]
 MODEL = "qwen_image_edit"
@@ -49,9 +50,13 @@ class TimedEngine:
         self.adapters: AdapterCache[TimedAdapter] = AdapterCache(config.adapter_cache_bytes)
         self._mine = threading.local()
 
-    def prepare(self, plan: Any, control_images: Sequence[bytes]) -> Prepared:
-        if not control_images and not self.IS_WARMED_UP:
+    def hold(self, uses: Sequence[AdapterUse]) -> None:
+        if not self.IS_WARMED_UP:
             raise EditError("this engine stays cold")
+        self._mine.loads = 0
+        self.adapters.get_all({use.id: self._load for use in uses})
+
+    def prepare(self, plan: Any, control_images: Sequence[bytes]) -> Prepared:
         self._mine.loads = 0
         adapters = self.adapters.get_all({use.id: self._load for use in plan.adapters})
         return Prepared(plan, adapters, self._mine.loads)

@@ -29,6 +29,10 @@ from serve_app.service import Service
 
 # How long a number of editors counts; twice as long is waited for a new one while there is an old one.
 EDITORS_TTL_S = 1.0
+# How long the first answer is waited for (s).
+FIRST_ANSWER_S = 10.0
+
+logger = logging.getLogger(__name__)
 
 
 @serve.ingress()
@@ -76,11 +80,18 @@ class RunningEditors:
         if self._asking is None and time.monotonic() - self._asked > self._ttl_s:
             self._asking = asyncio.create_task(asyncio.to_thread(self._ask))
         if (asking := self._asking) is not None:
-            await asyncio.wait([asking], timeout=2 * self._ttl_s if self._known else None)
-            if asking.done():
+            await asyncio.wait([asking], timeout=2 * self._ttl_s if self._known else FIRST_ANSWER_S)
+            if asking.done() and self._asking is asking:
                 self._asking, self._asked = None, time.monotonic()
-                self._known = asking.result()
+                self._take(asking)
         return {model: known.replica_states.get("RUNNING", 0) for model, known in self._known.items()}
+
+    def _take(self, answer: asyncio.Task[Mapping[str, DeploymentStatusOverview]]) -> None:
+        """Know what was answered; a controller that fails, or is new and knows nothing yet, says nothing."""
+        if answer.exception() is not None:
+            logger.warning("Serve's controller did not say how many editors run", exc_info=answer.exception())
+        elif answer.result():
+            self._known = answer.result()
 
     def asleep(self) -> frozenset[str]:
         """The models without an editor that are as they should be: there is nothing to do, or one is being started."""

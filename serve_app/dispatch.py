@@ -248,7 +248,7 @@ class Dispatcher:
             logger.exception("picture %s of %s could not be recorded", task.index, task.request_id)
             return UNRECORDED
         except Exception as error:
-            await self._give_back(claim, error, clock.seconds)
+            await self._give_back(claim, error, clock)
             return describe(error).code
 
     async def _succeed(self, claim: Claim, done: EditDone) -> None:
@@ -268,13 +268,14 @@ class Dispatcher:
                 logger.exception("could not record what became of an edit; trying again")
                 await asyncio.sleep(self._poll_s)
 
-    async def _give_back(self, claim: Claim, error: Exception, gpu_seconds: float) -> None:
+    async def _give_back(self, claim: Claim, error: Exception, clock: "Clock") -> None:
         """Have an edit that failed tried again, or fail it for good."""
-        task, description = claim.task, describe(error)
+        task, description, gpu_seconds = claim.task, describe(error), clock.seconds
         logger.warning("picture %s of %s: %s", task.index, task.request_id, description.message, exc_info=error)
-        # Who was turned away before the start has not tried: it waits for an editor as long as it takes.
-        is_attempt = not isinstance(error, EditorUnavailable)
-        reasons = (*claim.reasons, description.message) if is_attempt else claim.reasons
+        # Who was turned away before the start has not tried: it waits for an editor, or for what it is to be made of,
+        # as long as it takes.
+        waits = isinstance(error, EditorUnavailable) or (isinstance(error, StorageFailed) and not clock.was_started)
+        reasons = claim.reasons if waits else (*claim.reasons, description.message)
         if description.retryable and len(reasons) < self._config.max_attempts:
             await asyncio.sleep(self._poll_s)
             await self._surely(claim, lambda: self._store.queue.retry(claim, reasons, gpu_seconds))

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -38,7 +39,7 @@ from serve_app.telemetry import (
     SWAPS,
     Metric,
 )
-from serve_app.warmth import Warm, read_warm
+from serve_app.warmth import Warm, fill, read_warm
 
 if TYPE_CHECKING:
     # The client's end lives in ingress processes, which never import torch.
@@ -48,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 # How often an editor says that it is there (s): a few times within any `silence_s` worth setting.
 ALIVE_S = 2.0
+# How long an edit may take to stop (s): longer than any step, than decoding, and than storage is waited for.
+STOPS_WITHIN_S = 300.0
 # How long a picture is kept for storage that is away, and how often it is offered (s).
 STORAGE_PATIENCE_S, STORAGE_PAUSE_S = 120.0, 2.0
 # How long a start is put off for adapters at most, and how often those to be kept are looked after (s).
@@ -102,6 +105,8 @@ class Editor:
         self._device_thread = ThreadPoolExecutor(1, "device", initializer=None if on_gpu else yield_to_others)
         # Waited for here and not in the thread's own queue, where nothing could be cancelled.
         self._device = asyncio.Lock()
+        # Since when edits whose caller has gone have not ended (s, monotonic).
+        self._stopping: dict[asyncio.Task[EditDone], float] = {}
 
         names = max(1, config.adapter_cache_bytes // ADAPTER_BYTES)
         self._holdings = Holdings(self._engine.adapters, names)
@@ -124,18 +129,13 @@ class Editor:
 
     def _warm_up(self) -> None:
         """Bring what is most asked for into host memory, before there is traffic that would wait for it."""
-        until = time.monotonic() + WARM_UP_S
-        warm = self._read_warm()
-        held: list[tuple[AdapterUse, ...]] = []
-        for uses in (*warm.kept, *warm.hottest):
-            if not all(map(self._is_held, held)) or time.monotonic() > until:
-                break
+
+        def load(uses: tuple[AdapterUse, ...]) -> bool:
             with self._loading(uses):
-                if self._load(uses):
-                    held.append(uses)
-        # Each has been used once. The cache gives up first what was used least and longest ago: not the important ones.
-        for uses in filter(self._is_held, reversed(held)):
-            self._load(uses)
+                return self._load(uses)
+
+        warm, until = self._read_warm(), time.monotonic() + WARM_UP_S
+        fill(takewhile(lambda _: time.monotonic() < until, (*warm.kept, *warm.hottest)), load, self._is_held)
 
     def _is_held(self, uses: tuple[AdapterUse, ...]) -> bool:
         return all(self._engine.adapters.holds(use.id) for use in uses)
@@ -160,9 +160,8 @@ class Editor:
 
     def _load(self, uses: tuple[AdapterUse, ...]) -> bool:
         """Have adapters in host memory as for an edit; whether they are. Blocks."""
-        plan = EditPlan(self._config.id, "reference", "", "", 32, 32, 1, 1.0, 0, "png", (), uses)
         try:
-            self._engine.prepare(plan, [])
+            self._engine.hold(uses)
         except Exception:
             # Whoever asks for them is told why they cannot be had; the replica is as good without.
             logger.exception("%s cannot be kept warm", [use.path for use in uses])
@@ -173,6 +172,8 @@ class Editor:
         """Serve replaces a replica whose health check raises: its device cannot be brought back."""
         if not self._engine.alive:
             raise DeviceLost("the device's context is dead")
+        if any(time.monotonic() - since > STOPS_WITHIN_S for since in self._stopping.values()):
+            raise DeviceLost("the device hangs: an edit that was told to stop has not")
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """What Serve takes to the routers: see `serve_app.routing.Report`."""
@@ -210,7 +211,12 @@ class Editor:
             if not begun.is_set():
                 work.cancel()
             # The slot is not free before the thread is: two edits would share the device.
+            self._stopping[work] = time.monotonic()
             await asyncio.wait([work])
+            del self._stopping[work]
+            # Nobody may be there any more to be told how it ended.
+            if not work.cancelled():
+                work.exception()
 
     async def _work(
         self,

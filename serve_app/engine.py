@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from serve_app.config import FetchConfig, ModelConfig
 from serve_app.denoiser import Denoiser
 from serve_app.device import Stopwatch
 from serve_app.effective import effective
-from serve_app.errors import DeviceLost, EditCanceled, OutOfMemory, UnusableResult
+from serve_app.errors import CheckpointRefused, DeviceLost, EditCanceled, OutOfMemory, UnusableResult
 from serve_app.models import architecture, checkpoint
 from serve_app.models.acceleration import changes_anything, graphs_compiled, settle_thread
 from serve_app.models.encoders import Conditions, Encoders
@@ -108,6 +109,7 @@ class Engine:
         if ahead is None:
             ahead = self.device.type == "cuda" and offload == "none"
         self._aside = devices.Aside(self.device) if ahead else None
+        self._preparing = threading.Lock()
         self._architecture = architecture.from_config(pipeline.transformer.config)
         self._linears = self._architecture.linears
         self._denoiser = Denoiser(pipeline, config, self.device, second, self.threads)
@@ -119,6 +121,11 @@ class Engine:
     def load(cls, config: ModelConfig, contents: Contents | None = None) -> Self:
         """The engine for a configured model. Raises CheckpointRefused."""
         spec, device = MODELS[config.id], devices.choose(config.device)
+        if config.gpus_per_replica > 1 and torch.cuda.device_count() < config.gpus_per_replica:
+            raise CheckpointRefused(
+                f"gpus_per_replica: {config.gpus_per_replica}, but this replica sees {torch.cuda.device_count()}: the "
+                "ray_actor_options of a serve config replace the code's, so num_gpus has to stand there"
+            )
         pipeline = checkpoint.load(config, spec, device, devices.dtype_for(device))
         second = torch.device("cuda", 1) if config.gpus_per_replica == 2 else None
         engine = cls(pipeline, spec, config, contents, second)
@@ -177,16 +184,26 @@ class Engine:
         with watch.stage("load_control_images"):
             pictures = tuple(images.read(data, plan.exif) for data in control_images)
         with watch.stage("read_adapters"):
-            loaded = self.adapters.get_all({use.id: partial(self._read, use) for use in plan.adapters})
-        adapters = tuple(loaded[use.id] for use in plan.adapters)
+            adapters = self.hold(plan.adapters)
         prepared = Prepared(plan, pictures, adapters, watch)
         return prepared if self._aside is None else self._prepare_on_device(prepared, self._aside)
+
+    def hold(self, uses: Sequence[AdapterUse]) -> tuple[Adapter, ...]:
+        """The adapters of one edit, in host memory. Raises as `prepare`, and DeviceLost."""
+        try:
+            loaded = self.adapters.get_all({use.id: partial(self._read, use) for use in uses})
+        except RuntimeError as error:
+            # Pinning memory takes the device's context.
+            self._raise_if_lost(error)
+            raise
+        return tuple(loaded[use.id] for use in uses)
 
     def _prepare_on_device(self, prepared: Prepared, aside: devices.Aside) -> Prepared:
         plan = prepared.plan
         settle_thread(self.threads)
         try:
-            with torch.no_grad(), aside.work():
+            # One at a time, those that were cancelled meanwhile included: there is memory for one beside the edit.
+            with self._preparing, torch.no_grad(), aside.work():
                 watch = Stopwatch(self.device, prepared.watch.seconds)
                 given = self._encoders.conditions(plan, prepared.control_images, self._recipe(prepared), watch)
                 near = {}
@@ -197,10 +214,11 @@ class Engine:
                             use.id: adapter.on(self.device)
                             for use, adapter in zip(plan.adapters, prepared.adapters, strict=True)
                         }
-        except RuntimeError:
+        except RuntimeError as error:
             # No memory beside the running edit, or a dead device: `run` does it all, in its turn, and tells which.
             logger.warning("an edit could not be prepared ahead", exc_info=True)
-            devices.free_cached_memory(self.device)
+            if isinstance(error, torch.OutOfMemoryError):
+                devices.free_cached_memory(self.device)
             return prepared
         return replace(prepared, given=given, near=near)
 
@@ -238,9 +256,13 @@ class Engine:
                 f"a picture of {plan.width}x{plan.height} does not fit into this device's memory"
             ) from error
         except RuntimeError as error:
-            self.alive = all(map(devices.is_alive, self._devices))
-            if self.alive:
-                raise
+            self._raise_if_lost(error)
+            raise
+
+    def _raise_if_lost(self, error: RuntimeError) -> None:
+        """Raise DeviceLost if the device has not survived what failed with `error`."""
+        self.alive = all(map(devices.is_alive, self._devices))
+        if not self.alive:
             raise DeviceLost("the device failed while it edited; its replica is being replaced") from error
 
     def _run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:

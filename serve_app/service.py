@@ -56,6 +56,9 @@ logger = logging.getLogger(__name__)
 TRIES = 3
 # How long a watcher's view of its place in the queue may be old, and how long an unchanged request is believed (s).
 POSITION_S, UNCHANGED_S = 1.0, 15.0
+# How long a stream of events lasts (s), so that an ingress which is to go is not held by its watchers; they resume with
+# another. Less than a drained pod has (120 s).
+STREAM_S = 90.0
 
 
 class Service:
@@ -262,13 +265,14 @@ class Service:
         return record
 
     async def events(self, record: RequestRecord, since: int, base_url: str) -> AsyncIterator[RequestEvent]:
-        """What happens to a request from its version `since` on, until it ends."""
+        """What happens to a request from its version `since` on, until it ends or `STREAM_S` are over."""
         position: int | None = None
+        until = time.monotonic() + STREAM_S
         while True:
             for event in events_since(record, since, base_url):
                 yield event
             since = record.version
-            if record.status.ended:
+            if record.status.ended or time.monotonic() > until:
                 return
             standing, _ = await self.standing(record.id, Caller(record.tenant))
             if standing.queue_position is not None and standing.queue_position != position:

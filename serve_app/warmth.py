@@ -47,6 +47,24 @@ def read_warm(artifacts: Artifacts, model: str) -> Warm:
     return _warm.validate_python(stored) if stored else Warm()
 
 
+def fill(sets: Iterable[AdapterSet], load: Callable[[AdapterSet], bool], is_held: Callable[[AdapterSet], bool]) -> None:
+    """Load sets, the most important ones first, until the cache is full; the first of them are those that stay.
+
+    `load` says whether it could, and may make room by giving up others.
+    """
+    held: list[AdapterSet] = []
+    for uses in sets:
+        if load(uses):
+            held.append(uses)
+        if not all(map(is_held, held)):
+            # Each has been used once, and of those the latest stays: this one is too many.
+            held.pop()
+            break
+    # The most important one is used last, and comes back if it had to make room.
+    for uses in reversed(held):
+        load(uses)
+
+
 def hottest(recent: Iterable[AdapterSet]) -> list[AdapterSet]:
     """The distinct sets, whatever their scales, those that occur most first."""
     known: dict[frozenset[str], AdapterSet] = {}

@@ -116,6 +116,8 @@ class Database:
         """A transaction beside which no other begins to refer to a file."""
         async with self.writing() as connection:
             if not self.is_sqlite:
+                # Files take their time, and the server would take the silence for a client that is gone.
+                await connection.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(FILES_LOCK)))
             yield connection
 

@@ -19,7 +19,7 @@ from serve_app.config import AppConfig, ModelConfig
 from serve_app.engine import Edited, Prepared, Stopwatch
 from serve_app.errors import DeviceLost, EditCanceled
 from serve_app.models.architecture import MINIATURE_ARCHITECTURE
-from serve_app.tasks import EditPlan
+from serve_app.tasks import AdapterUse, EditPlan
 
 STEP_S = 0.1
 
@@ -43,9 +43,10 @@ class TimedEngine:
         self.adapters: AdapterCache[Adapter] = AdapterCache(config.adapter_cache_bytes)
         self._note(f"started {os.getpid()}")
 
+    def hold(self, uses: Sequence[AdapterUse]) -> None:
+        self._note(f"warmed up {' '.join(use.path for use in uses)}")
+
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
-        if not control_images:
-            self._note(f"warmed up {' '.join(use.path for use in plan.adapters)}")
         return Prepared(plan, (), (), Stopwatch(torch.device("cpu")))
 
     def run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:

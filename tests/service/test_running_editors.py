@@ -35,3 +35,25 @@ async def test_what_was_known_counts_while_the_controller_does_not_answer():
     controller.answers.set()
     while await controller() != {MODEL: 2}:
         await asyncio.sleep(0.02)
+
+
+class Failing(Controller):
+    """Its controller fails, and then a new one knows nothing."""
+
+    def _ask(self) -> dict[str, DeploymentStatusOverview]:
+        answers = super()._ask()
+        if self.editors == 1:
+            raise ConnectionError("the controller died")
+        return answers if self.editors else {}
+
+
+async def test_what_was_known_counts_when_the_controller_fails_or_is_new():
+    controller = Failing()
+    assert await controller() == {MODEL: 3}
+    for editors in (1, 0):
+        controller.editors = editors
+        await asyncio.sleep(0.2)
+        assert await controller() == {MODEL: 3}
+    controller.editors = 2
+    while await controller() != {MODEL: 2}:
+        await asyncio.sleep(0.02)

@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.artifacts import Artifacts
 from serve_app.dispatch import FREE_CLAIMS, Dispatcher
-from serve_app.errors import EditorLost, EditorUnavailable, LoraChanged
+from serve_app.errors import EditorLost, EditorUnavailable, LoraChanged, StorageFailed
 from serve_app.jobs.store import JobStore
 from serve_app.tasks import Alive, EditEvent, Stage, Status, StepDone
 from tests.unit.conftest import ON_BOTH_DATABASES, InstantEditors
@@ -205,6 +205,12 @@ async def test_picture_that_only_waited_on_a_lost_editor_loses_no_attempt(bench)
     lost = [Alive(Stage.PREPARING), Alive(Stage.WAITING), EditorLost("gone")]
     silent = [Alive(Stage.PREPARING), Alive(Stage.WAITING), SILENCE]
     record = await saying(bench, *[lost, silent] * bench.jobs.max_attempts, silence_s=0.2)
+    assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
+
+
+async def test_picture_whose_control_image_cannot_be_read_now_loses_no_attempt(bench):
+    away = [Alive(Stage.PREPARING), StorageFailed("away")]
+    record = await saying(bench, *[away] * (bench.jobs.max_attempts + 1))
     assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
 
 

@@ -107,7 +107,7 @@ class SteadyEditors(InstantEditors):
 
 async def test_database_that_was_away_for_longer_than_a_lease_costs_no_work_that_goes_on(relay, tmp_path):
     # Shorter than the database is away, longer than a step.
-    config = JobsConfig(database_url=relay.url, lease_s=0.6, silence_s=2.5, stall_s=2.5)
+    config = JobsConfig(database_url=relay.url, lease_s=0.6, stall_s=2.5).model_copy(update={"silence_s": 2.5})
     artifacts = Artifacts(str(tmp_path / "artifacts"))
     editors = SteadyEditors(artifacts)
     stores = [JobStore(config) for _ in range(3)]

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from serve_app.adapters.cache import AdapterCache
 from serve_app.artifacts import Artifacts
 from serve_app.errors import LoraNotFound
 from serve_app.jobs.records import NewImage
 from serve_app.jobs.store import JobStore
 from serve_app.tasks import AdapterUse
-from serve_app.warmth import Warm, Warmth, hottest, read_warm
+from serve_app.warmth import Warm, Warmth, fill, hottest, read_warm
 from tests.unit.test_jobs import MODEL, PLAN, is_stored, new
 
 
@@ -64,3 +65,23 @@ async def until(is_so) -> None:
     async with asyncio.timeout(15):
         while not is_so():
             await asyncio.sleep(0.02)
+
+
+class Sized:
+    size_bytes = 10
+
+
+@pytest.mark.parametrize("places", [1, 2, 5, 14, 30])
+def test_of_more_sets_than_fit_the_most_important_ones_stay(places):
+    cache: AdapterCache[Sized] = AdapterCache(10 * places)
+    sets = [(use(str(number)),) for number in range(20)]
+
+    def load(uses: tuple[AdapterUse, ...]) -> bool:
+        if uses == sets[1]:
+            return False
+        cache.get_all({each.id: Sized for each in uses})
+        return True
+
+    fill(sets, load, lambda uses: all(cache.holds(each.id) for each in uses))
+    loadable = [uses for uses in sets if uses != sets[1]]
+    assert [uses for uses in loadable if cache.holds(uses[0].id)] == loadable[:places]
