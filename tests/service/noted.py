@@ -10,8 +10,6 @@ from serve_app.adapters.contents import Contents
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.engine import Engine, Prepared
-from serve_app.models import checkpoint
-from serve_app.models.registry import ModelSpec
 from serve_app.tasks import EditPlan
 
 
@@ -22,15 +20,9 @@ def notes_file(config: ModelConfig) -> Path:
 class NotedEngine(Engine):
     """A line an edit, before it is made: the process, held or read, the adapters' paths."""
 
-    def __init__(
-        self, pipeline: checkpoint.Pipeline, spec: ModelSpec, config: ModelConfig, contents: Contents | None = None
-    ) -> None:
-        super().__init__(pipeline, spec, config, contents)
-        self._notes = notes_file(config)
-
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
         held = all(self.adapters.holds(use.id) for use in plan.adapters)
-        with self._notes.open("a") as file:
+        with notes_file(self._config).open("a") as file:
             file.write(f"{os.getpid()} {'held' if held else 'read'} {' '.join(use.path for use in plan.adapters)}\n")
         return super().prepare(plan, control_images)
 

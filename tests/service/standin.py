@@ -45,6 +45,7 @@ class TimedEngine:
 
     def hold(self, uses: Sequence[AdapterUse]) -> None:
         self._note(f"warmed up {' '.join(use.path for use in uses)}")
+        self.adapters.get_all({use.id: lambda: Adapter({}, pinned=False) for use in uses})
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
         return Prepared(plan, (), (), Stopwatch(torch.device("cpu")))
