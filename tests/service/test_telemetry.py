@@ -102,6 +102,8 @@ def told(cluster: int, tmp_path_factory: pytest.TempPathFactory, make_body: Any)
     client = httpx.Client(base_url=f"http://127.0.0.1:{cluster}/{NAME}", timeout=30)
     service = Deployed(NAME, client, folder, AppConfig.model_validate(args), load_engine)
     service.wait_until_ready()
+    # Ray loses what is counted before it has begun to export a process' metrics, which on a busy machine takes seconds.
+    eventually(lambda: len(told_by("edits_editors")) == 2 and len(told_by("edits_adapter_cache_bytes")) == 1, 60)
     try:
         yield Told(receiver, _work(service, receiver.url, make_body))
     finally:
@@ -131,6 +133,10 @@ def samples() -> dict[str, list[Any]]:
             if sample.labels.get("application") == NAME:
                 found[sample.name].append(sample)
     return found
+
+
+def told_by(name: str) -> set[str]:
+    return {sample.labels["WorkerId"] for sample in samples()[f"ray_{name}"]}
 
 
 def eventually(is_so: Any, seconds: float = 30) -> Any:
