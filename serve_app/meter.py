@@ -9,6 +9,9 @@ from ray.serve import metrics
 from serve_app import tracing
 from serve_app.telemetry import METRICS, MODEL, Kind, Meter, Metric
 
+# Values of a tag that are few enough to be told before they occur.
+FEW = 5
+
 
 def start(role: str, models: Sequence[str]) -> Meter:
     """In a replica's constructor. `role` is what its spans say they come from; `models` are those it serves."""
@@ -40,7 +43,13 @@ class RayMeter:
             made.observe(value, tags)
 
     def _begin_at_zero(self, metric: Metric, models: Sequence[str]) -> None:
-        """So that the first of what happens rarely is an increase. Ray's public `inc` refuses 0."""
+        """So that the first of what happens rarely is an increase. Ray's public `inc` refuses 0.
+
+        Not what has many values: Ray's agent keeps the series of every process that was ever on its node, and takes
+        no new ones of a metric beyond a limit.
+        """
+        if any(len(known) > FEW for known in metric.tags.values()):
+            return
         values = [models if key in MODEL else known for key, known in metric.tags.items()]
         for tags in product(*values):
             self._made[metric.name]._record(0.0, dict(zip(metric.tags, tags, strict=True)))
