@@ -285,6 +285,19 @@ def table(ratio: float, runs: dict[str, list[list[Served]]]) -> None:
         )
 
 
+def start_ray() -> None:
+    """A Ray of this run's own, for what is to be timed."""
+    ray.init(
+        address="local",
+        num_cpus=64,
+        include_dashboard=False,
+        log_to_driver=False,
+        namespace="serve",
+        # Ray runs workers at a low priority: whatever else the machine does would be measured with them.
+        _system_config={"worker_niceness": 0},
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work-s", type=float, default=0.5)
@@ -297,15 +310,7 @@ def main() -> None:
     args = parser.parse_args()
     held, shared = without_routing(args.adapters)
     print(f"reloads a request with the most popular held for ever: {held:.3f}; in one cache by recency: {shared:.3f}")
-    ray.init(
-        address="local",
-        num_cpus=64,
-        include_dashboard=False,
-        log_to_driver=False,
-        namespace="serve",
-        # Ray runs workers at a low priority: whatever else the machine does would be measured with them.
-        _system_config={"worker_niceness": 0},
-    )
+    start_ray()
     try:
         for ratio in args.ratios:
             with tempfile.TemporaryDirectory() as folder:

@@ -116,7 +116,6 @@ class Editor:
             return set_id
 
         self._advertise = advertise
-        self._config = config
         self._warm_up()
         # Serve calls this on the replica's event loop.
         loop = asyncio.get_running_loop()
@@ -150,7 +149,7 @@ class Editor:
 
     def _read_warm(self) -> Warm:
         try:
-            return read_warm(self._artifacts, self._config.id)
+            return read_warm(self._artifacts, self._model)
         except (OSError, ValueError):
             logger.exception("could not read which adapters should be warm")
             return Warm()
@@ -290,8 +289,7 @@ class Editor:
 
         if not plan.adapters:
             return await asyncio.to_thread(prepare)
-        warm = all(self._engine.adapters.holds(use.id) for use in plan.adapters)
-        self._record(ADAPTER_EDITS, warm="true" if warm else "false")
+        self._record(ADAPTER_EDITS, warm="true" if self._is_held(plan.adapters) else "false")
         with self._loading(plan.adapters):
             # Before the load: others who want this set should come here, not load it too. Only a name; the
             # adapters are the engine's to keep, and what it gives up or fails to load the holdings take back.

@@ -35,7 +35,7 @@ from safetensors.numpy import save_file
 
 from benchmarks.capacity.stages import COMPILED_FORWARD_S, h200
 from benchmarks.capacity.workload import CONTROL, MODEL, PROMPT, Arrival, Shape, Traffic
-from benchmarks.routing import Edited, TimedAdapter
+from benchmarks.routing import Edited, TimedAdapter, start_ray
 from serve_app.adapters.cache import AdapterCache
 from serve_app.adapters.contents import Contents
 from serve_app.app import build_application, editor_name
@@ -237,18 +237,10 @@ def _running(deployment: str) -> int:
     return found.replica_states.get("RUNNING", 0) if found else 0
 
 
-def start_ray() -> str:
+def start_serve() -> str:
     """A Ray and a Serve of this run's own; where it answers."""
     port = free_port()
-    ray.init(
-        address="local",
-        num_cpus=64,
-        include_dashboard=False,
-        log_to_driver=False,
-        namespace="serve",
-        # Ray runs workers at a low priority: whatever else the machine does would be measured with them.
-        _system_config={"worker_niceness": 0},
-    )
+    start_ray()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     return f"http://127.0.0.1:{port}"
 
@@ -256,7 +248,7 @@ def start_ray() -> str:
 def run(editors: int) -> dict[str, Any]:
     load = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as folder, PostgresServer(durable=True) as postgres:
-        url = start_ray()
+        url = start_serve()
         try:
             deploy(editors, Path(folder), postgres.new_database())
             seen = asyncio.run(Client(url).run(arrivals(editors)))

@@ -20,7 +20,7 @@ from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.editor import load_engine
 from serve_app.errors import EditCanceled
-from serve_app.tasks import EditPlan
+from serve_app.tasks import AdapterUse, EditPlan
 
 if TYPE_CHECKING:
     # Ingresses read this module too, and never import torch.
@@ -43,6 +43,9 @@ class DrillEngine:
     @property
     def adapters(self) -> "AdapterCache[Adapter]":
         return self._engine.adapters
+
+    def hold(self, uses: Sequence[AdapterUse]) -> "tuple[Adapter, ...]":
+        return self._engine.hold(uses)
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> "Prepared":
         return self._engine.prepare(plan, control_images)

@@ -59,7 +59,7 @@ class TimedEngine:
         (editors / str(os.getpid())).touch()
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
-        return Prepared(plan, loads=0)
+        return Prepared(plan, adapters={}, loads=0)
 
     def run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
         plan = prepared.plan
