@@ -1,14 +1,10 @@
-"""The real engine, noting which process made an edit and whether it had the adapters. For configs of tests."""
+"""The real engine, noting which process made an edit and whether it had the adapters."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ray import serve
-
-from serve_app.adapters.contents import Contents
-from serve_app.app import build_application
-from serve_app.config import AppConfig, ModelConfig
+from serve_app.config import ModelConfig
 from serve_app.engine import Engine, Prepared
 from serve_app.tasks import EditPlan
 
@@ -25,12 +21,3 @@ class NotedEngine(Engine):
         with notes_file(self._config).open("a") as file:
             file.write(f"{os.getpid()} {'held' if held else 'read'} {' '.join(use.path for use in plan.adapters)}\n")
         return super().prepare(plan, control_images)
-
-
-def load(config: ModelConfig, contents: Contents) -> Engine:
-    return NotedEngine.load(config, contents)
-
-
-def build(args: AppConfig) -> serve.Application:
-    """`serve_app.app:build` with this engine. Paths in `args` are absolute."""
-    return build_application(args, load)

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import PIL.Image
 import torch
-from ray import serve
 
 from serve_app.adapters.cache import AdapterCache
 from serve_app.adapters.changes import Adapter
 from serve_app.adapters.contents import Contents
-from serve_app.app import build_application
-from serve_app.config import AppConfig, ModelConfig
+from serve_app.config import ModelConfig
 from serve_app.engine import Edited, Prepared, Stopwatch
 from serve_app.errors import DeviceLost, EditCanceled
 from serve_app.models.architecture import MINIATURE_ARCHITECTURE
@@ -72,12 +70,3 @@ class TimedEngine:
     def _note(self, text: str) -> None:
         with (self._notes / "notes").open("a") as file:
             file.write(text + "\n")
-
-
-def load_timed_engine(config: ModelConfig, contents: Contents) -> TimedEngine:
-    return TimedEngine(config, contents)
-
-
-def build(args: AppConfig) -> serve.Application:
-    """`serve_app.app:build` with this engine, for configs of tests. Paths in them are absolute."""
-    return build_application(args, load_timed_engine)

@@ -16,7 +16,8 @@ from ray import serve
 
 from serve_app.editor import ALIVE_S, EditorHandles
 from serve_app.tasks import Alive, EditDone, EditTask, Stage, StepDone
-from tests.service.standin import STEP_S, as_checkpoint, load_timed_engine
+from tests.service.builds import load_timed_engine
+from tests.service.standin import STEP_S, as_checkpoint
 
 STEPS = 20
 LORAS = [{"path": "my_lora_job/my_lora.safetensors"}]

@@ -27,7 +27,7 @@ def declared(cluster, tmp_path):
             "models": [{"checkpoint": str(tmp_path), "device": "cpu"}],
             "jobs": {"database_url": f"sqlite+aiosqlite:///{tmp_path}/jobs.sqlite3"},
         }
-        known = {"name": "declared", "route_prefix": "/declared", "import_path": "tests.service.standin:build"}
+        known = {"name": "declared", "route_prefix": "/declared", "import_path": "tests.service.builds:timed"}
         return declare(known | {"args": paths | args} | application)
 
     yield deploy
@@ -35,7 +35,7 @@ def declared(cluster, tmp_path):
 
 
 def test_unknown_key_fails_the_deploy_and_is_named(declared):
-    status = declared({"lora_rot": "x"})
+    status = declared({"lora_rot": "x"}, import_path="serve_app.app:build")
     assert status.status == "DEPLOY_FAILED"
     assert "lora_rot" in status.message
 

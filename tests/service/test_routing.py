@@ -13,8 +13,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app.adapters.maker import make_lora
 from serve_app.config import MINIATURE_RANDOM, AppConfig
+from tests.service.builds import load_noted_engine
 from tests.service.conftest import Deployed
-from tests.service.noted import load, notes_file
+from tests.service.noted import notes_file
 
 REPLICAS = 3
 LORAS = [f"job_{index}/lora.safetensors" for index in range(6)]
@@ -62,12 +63,12 @@ def fleet(cluster, engine, tmp_path_factory):
         "models": [{"checkpoint": MINIATURE_RANDOM, "threads": 1, "device": "cpu", "adapter_disk_folder": str(folder)}],
         "jobs": {"database_url": f"sqlite+aiosqlite:///{folder}/jobs.sqlite3", "lease_s": 3},
     }
-    declared = {"name": "fleet", "route_prefix": "/fleet", "import_path": "tests.service.noted:build", "args": args}
+    declared = {"name": "fleet", "route_prefix": "/fleet", "import_path": "tests.service.builds:noted", "args": args}
     declared["deployments"] = [{"name": EDITOR, "num_replicas": REPLICAS}]
     schema = ServeDeploySchema.model_validate({"applications": [declared]})
     serve.context._get_global_client().deploy_apps(schema)
     client = httpx.Client(base_url=f"http://127.0.0.1:{cluster}/fleet", timeout=30)
-    fleet = Fleet("fleet", client, folder, AppConfig.model_validate(args), load)
+    fleet = Fleet("fleet", client, folder, AppConfig.model_validate(args), load_noted_engine)
     fleet.wait_for_replicas()
     yield fleet
     serve.delete("fleet")
