@@ -21,6 +21,7 @@ from torch._dynamo.utils import counters
 
 from serve_app.adapters.changes import Adapter, Kronecker, LowRank
 from serve_app.adapters.weights import Weights
+from serve_app.models.acceleration import compile_blocks
 from serve_app.models.architecture import PUBLISHED
 
 Stack = dict[str, tuple[Adapter, float]]
@@ -154,7 +155,7 @@ def measure_compiled(transformer: QwenImageTransformer2DModel) -> None:
         "img_shapes": [[(1, side, side)]],
         "return_dict": False,
     }
-    transformer.compile_repeated_blocks(fullgraph=True)
+    compile_blocks(transformer)
 
     def forward() -> torch.Tensor:
         return transformer(**inputs)[0].clone()

@@ -86,6 +86,8 @@ class ModelConfig(Frozen):
     `offload` keeps the model in host memory, for a card without room for it: `model` brings each part to the device for
     its stage, `sequential` each layer for its forward. `vae_tiling` has the VAE work in tiles for every request.
     `quantization: fp8` has the blocks' linears in eight bits (needs torchao), refused for the trainer's profiles.
+    `feature_cache` has a step that changes the first block's work by less than this share since the last whole forward
+    take over the other blocks' from there (0.1: a tenth), refused for the trainer's profiles as well.
     `gpus_per_replica: 2` gives each of the two guidance branches a GPU, with a copy of the transformer on both.
     `prepare_ahead` has the next edit's prompts and control images encoded and its adapters copied to the device while
     the current edit denoises; null: on CUDA alone, since on a CPU it would take cores from the edit.
@@ -107,6 +109,7 @@ class ModelConfig(Frozen):
     offload: Literal["none", "model", "sequential"] = "none"
     vae_tiling: bool = False
     quantization: QuantizationName = "none"
+    feature_cache: PositiveFloat | None = None
     gpus_per_replica: Literal[1, 2] = 1
     prepare_ahead: bool | None = None
     attention: AttentionName = "native"
@@ -115,6 +118,13 @@ class ModelConfig(Frozen):
     warm_up: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
     revision: str | None = None
     local_files_only: bool = False
+
+    @property
+    def lossy(self) -> str:
+        """The levers that change a picture by more than roundings, as they stand in the config; "" if none is set."""
+        quantization = self.quantization if self.quantization != "none" else None
+        levers = {"quantization": quantization, "feature_cache": self.feature_cache}
+        return ", ".join(f"{name}: {value}" for name, value in levers.items() if value is not None)
 
     @model_validator(mode="after")
     def _revision_is_of_a_hub_checkpoint(self) -> Self:
@@ -130,6 +140,8 @@ class ModelConfig(Frozen):
             raise ValueError("offload: not with compile, prepare_ahead or adapter_weights: device")
         if self.quantization != "none" and (self.offload != "none" or self.adapter_weights == "hooks"):
             raise ValueError("quantization: not with offload or adapter_weights: hooks")
+        if self.feature_cache is not None and self.offload != "none":
+            raise ValueError("feature_cache: not with offload")
         return self
 
     @model_validator(mode="after")

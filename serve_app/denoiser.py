@@ -80,16 +80,17 @@ class Denoiser:
     def denoise(self, plan: EditPlan, recipe: Recipe, given: Conditions, on_step: Callable[[int], None]) -> Tensor:
         """Packed latents of the plan's picture. `on_step` is told each finished step and may raise to stop."""
         sizes = ((plan.width, plan.height), *recipe.control_sizes)
-        return denoise(
-            self._branches,
-            noise(plan.seed, plan.width, plan.height, self._device, given.positive.dtype),
-            given.control,
-            [(1, height // 16, width // 16) for width, height in sizes],
-            given.positive,
-            given.negative,
-            plan.guidance_scale,
-            recipe.guidance_rescaled,
-            plan.steps,
-            on_step,
-            plan.sampler,
-        )
+        with self._branches.one_picture():
+            return denoise(
+                self._branches,
+                noise(plan.seed, plan.width, plan.height, self._device, given.positive.dtype),
+                given.control,
+                [(1, height // 16, width // 16) for width, height in sizes],
+                given.positive,
+                given.negative,
+                plan.guidance_scale,
+                recipe.guidance_rescaled,
+                plan.steps,
+                on_step,
+                plan.sampler,
+            )

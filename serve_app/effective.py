@@ -48,6 +48,7 @@ def effective(
         "exif": plan.exif,
         "vae_tiling": plan.vae_tiling,
         "quantization": plan.quantization,
+        "feature_cache": plan.feature_cache,
         "why": plan.why,
         "guidance": _guidance(plan, recipe),
         "forwards": recipe.forwards,

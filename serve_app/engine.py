@@ -151,7 +151,7 @@ class Engine:
         if found < LEAST_LIKENESS_DB:
             raise UnusableResult(
                 f"a fixed edit is only {found:.1f} dB like the one without compile: {config.compile}, "
-                f"attention: {config.attention}, quantization: {config.quantization}"
+                f"attention: {config.attention}" + (config.lossy and f", {config.lossy}")
             )
 
     def _fixed_edit(self, width: int, height: int, steps: int) -> PIL.Image.Image:

@@ -128,10 +128,10 @@ def plan_edits(
     profile, why_profile = _profile(request, config, adapters)
     divisor = divisor_of(spec, profile)
     model = next((model for model in config.models if model.id == spec.id), ModelConfig(id=spec.id))
-    if model.quantization != "none" and profile.name != "reference":
+    if model.lossy and profile.name != "reference":
         raise InvalidParameter(
             f"profile: {profile.name} promises the trainer's own pixels, and this service runs {spec.id} with "
-            f"quantization: {model.quantization}",
+            f"{model.lossy}",
             {"parameter": "profile"},
         )
 
@@ -156,6 +156,7 @@ def plan_edits(
             exif=request.exif,
             vae_tiling=request.vae_tiling or model.vae_tiling,
             quantization=model.quantization,
+            feature_cache=model.feature_cache,
             sampler=SAMPLER_NAMES.get(prompt.sampler or "", "flowmatch"),
             why={
                 "size": f"{width}x{height} ({asked}), each side floored to a multiple of {divisor}",

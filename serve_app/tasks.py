@@ -90,7 +90,8 @@ class EditPlan:
     encoded files as the client sent them, in order; `adapters` are in request order. `exif` says whether the
     control images' EXIF rotation is obeyed; `vae_tiling` whether the VAE works in tiles, as the trainer's
     low-memory setting has it; `sampler` names the schedule, `quantization` what the transformer's weights are rounded
-    to. `why` holds, for a person, how an effective value came about.
+    to, `feature_cache` below which change of its first block a forward leaves out the others. `why` holds, for a
+    person, how an effective value came about.
     """
 
     model: str
@@ -109,6 +110,7 @@ class EditPlan:
     vae_tiling: bool = False
     sampler: SamplerName = "flowmatch"
     quantization: str = "none"
+    feature_cache: float | None = None
     why: dict[str, str] = field(default_factory=dict)
 
 

@@ -1,4 +1,4 @@
-"""How the transformer computes: with which attention kernel, and compiled or not. Pixels differ in roundings alone.
+"""How the transformer computes: with which attention kernel, compiled or not, every block at every step or not.
 
 All of it is configuration, the same for every replica of a model: a picture must not depend on who made it.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
-from diffusers import QwenImageTransformer2DModel
+from diffusers import FirstBlockCacheConfig, QwenImageTransformer2DModel
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor
@@ -33,7 +33,7 @@ GRAPHS_OF_A_BLOCK = 64
 
 def changes_anything(config: ModelConfig) -> bool:
     """Whether a replica computes otherwise than plain."""
-    return config.compile != "none" or config.attention != "native" or config.quantization != "none"
+    return config.compile != "none" or config.attention != "native" or bool(config.lossy)
 
 
 def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig) -> None:
@@ -43,9 +43,20 @@ def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig) ->
     if config.compile == "regional":
         # Inductor and Triton keep what they compile there, and find it when the next process starts.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.compile_cache_folder
-        # One graph for all blocks: they are alike, and their weights are its inputs, so that adapters written into
-        # the weights change nothing that it depends on.
-        transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
+        compile_blocks(transformer)
+    if config.feature_cache is not None:
+        transformer.enable_cache(FirstBlockCacheConfig(config.feature_cache))
+
+
+def compile_blocks(transformer: QwenImageTransformer2DModel, backend: str | Callable[..., Any] = "inductor") -> None:
+    """One graph for all blocks: they are alike, and their weights are its inputs, so that adapters written into the
+    weights change nothing that it depends on.
+
+    Not diffusers' `compile_repeated_blocks`: it compiles what hooks have become part of, and those of the feature
+    cache, set later, decide by values, which no graph can.
+    """
+    for block in transformer.transformer_blocks:
+        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True, backend=backend)
 
 
 def settle_thread(threads: int) -> None:

@@ -1,9 +1,9 @@
 """The transformer's forwards of one step: one guidance branch after the other, or each on a device of its own."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from diffusers import QwenImageTransformer2DModel
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from serve_app.models.acceleration import settle_thread
 
 Shapes = list[tuple[int, int, int]]
+
+BRANCHES = ("positive", "negative")
 
 
 def twin(transformer: QwenImageTransformer2DModel, device: torch.device) -> QwenImageTransformer2DModel:
@@ -33,9 +35,20 @@ class Branches:
     """
 
     def __init__(self, transformers: Sequence[QwenImageTransformer2DModel], threads: int) -> None:
+        self._transformers = transformers
         self._first, *rest = transformers
         self._second = next(iter(rest), None)
         self._launcher = ThreadPoolExecutor(1, "branch", settle_thread, (threads,))
+
+    @contextmanager
+    def one_picture(self) -> Iterator[None]:
+        """Around the steps of a picture: what a feature cache remembers of them ends with it."""
+        try:
+            yield
+        finally:
+            for transformer in self._transformers:
+                if transformer.is_cache_enabled:
+                    transformer._reset_stateful_cache()
 
     def predict(self, hidden: Tensor, timestep: Tensor, shapes: Shapes, prompts: Sequence[Tensor]) -> list[Tensor]:
         """What the transformer predicts for each of `prompts`, on `hidden`'s device.
@@ -46,10 +59,13 @@ class Branches:
         first, *rest = prompts
         second = self._second
         if second is None or not rest:
-            return [forward(self._first, hidden, timestep, shapes, prompt) for prompt in prompts]
+            return [
+                forward(self._first, hidden, timestep, shapes, prompt, branch)
+                for branch, prompt in zip(BRANCHES, prompts, strict=False)
+            ]
         over, then, negative = (tensor.to(second.device, non_blocking=True) for tensor in (hidden, timestep, *rest))
         coming = self._launcher.submit(forward_there, second, over, then, shapes, negative)
-        mine = forward(self._first, hidden, timestep, shapes, first)
+        mine = forward(self._first, hidden, timestep, shapes, first, BRANCHES[0])
         return [mine, coming.result().to(hidden.device, non_blocking=True)]
 
 
@@ -60,18 +76,25 @@ def forward_there(
     """`forward` for a thread of its own."""
     # Kernels that are launched by hand go to the thread's current device.
     with torch.cuda.device(hidden.device) if hidden.is_cuda else nullcontext():
-        return forward(transformer, hidden, timestep, shapes, prompt)
+        return forward(transformer, hidden, timestep, shapes, prompt, BRANCHES[1])
 
 
 def forward(
-    transformer: QwenImageTransformer2DModel, hidden: Tensor, timestep: Tensor, shapes: Shapes, prompt: Tensor
+    transformer: QwenImageTransformer2DModel,
+    hidden: Tensor,
+    timestep: Tensor,
+    shapes: Shapes,
+    prompt: Tensor,
+    branch: str,
 ) -> Tensor:
-    predicted: Tensor = transformer(
-        hidden_states=hidden,
-        timestep=timestep,
-        encoder_hidden_states=prompt,
-        encoder_hidden_states_mask=None,
-        img_shapes=[shapes],
-        return_dict=False,
-    )[0]
+    """What it predicts. A feature cache remembers by `branch`."""
+    with transformer.cache_context(branch) if transformer.is_cache_enabled else nullcontext():
+        predicted: Tensor = transformer(
+            hidden_states=hidden,
+            timestep=timestep,
+            encoder_hidden_states=prompt,
+            encoder_hidden_states_mask=None,
+            img_shapes=[shapes],
+            return_dict=False,
+        )[0]
     return predicted

@@ -14,7 +14,7 @@ from serve_app.config import MINIATURE_RANDOM, ModelConfig
 from serve_app.engine import CANARY_STEPS, Engine
 from serve_app.errors import UnusableResult
 from serve_app.models import miniature
-from serve_app.models.acceleration import choose_attention
+from serve_app.models.acceleration import choose_attention, compile_blocks
 from serve_app.models.registry import MODELS
 from tests.conftest import THREADS
 from tests.engine.conftest import use
@@ -93,7 +93,7 @@ def test_attention_kernel_of_an_installed_package_is_compiled_around(make_plan, 
     engine = Engine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS))
     transformer = engine._pipeline.transformer
     choose_attention(transformer, "flash_4", lambda: kernel)
-    transformer.compile_repeated_blocks(fullgraph=True, dynamic=True, backend="aot_eager")
+    compile_blocks(transformer, "aot_eager")
     plan = make_plan(model=MODEL.id, control_images=())
     made = engine.edit(plan, [])
     assert len(called) == plan.steps * 2 * len(transformer.transformer_blocks)

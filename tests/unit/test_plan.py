@@ -147,10 +147,11 @@ def test_vae_works_in_tiles_for_every_request_of_a_model_whose_config_says_so():
     assert [plan.vae_tiling for plan in plans(request | {"vae_tiling": True}, models=models)] == [True]
 
 
-def test_quantised_model_is_named_and_refuses_to_be_the_trainers_preview():
-    models = [{"id": "qwen_image_edit", "quantization": "fp8"}]
-    assert [plan.quantization for plan in plans({}, models=models)] == ["fp8"]
-    assert [plan.quantization for plan in plans({"profile": "trainer"})] == ["none"]
+@pytest.mark.parametrize(("lever", "value", "unset"), [("quantization", "fp8", "none"), ("feature_cache", 0.1, None)])
+def test_lossy_lever_is_named_and_refuses_to_be_the_trainers_preview(lever, value, unset):
+    models = [{"id": "qwen_image_edit", lever: value}]
+    assert [getattr(plan, lever) for plan in plans({}, models=models)] == [value]
+    assert [getattr(plan, lever) for plan in plans({"profile": "trainer"})] == [unset]
     for request in ({"profile": "trainer"}, {"profile": "auto"}, {"profile": "trainer-0.6.0"}):
-        with pytest.raises(InvalidParameter, match=r"profile: trainer.* quantization: fp8"):
+        with pytest.raises(InvalidParameter, match=rf"profile: trainer.* {lever}: {value}"):
             plans(request, models=models)

@@ -1,0 +1,124 @@
+"""What the lossy levers cost in pixels and buy in time, on a checkpoint whose pictures mean something.
+
+    python -m benchmarks.losses                                   # the trained miniature; on 2 cores half an hour
+    python -m benchmarks.losses --levers feature_cache=0.1 quantization=fp8 --compile
+    python -m benchmarks.losses --checkpoint PATH --model qwen_image_edit_plus
+
+One edit a prompt and lever, the defaults of the model, beside the same edit without a lever in the same run. The
+relative error is that of the final latents, |with - without| / |without|; the blocks' share is how many of them
+were computed (not with --compile).
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import PIL.Image
+import torch
+
+from benchmarks.full_size import PHOTOGRAPH, PLAN
+from serve_app.compare import difference
+from serve_app.config import MINIATURE, ModelConfig
+from serve_app.engine import Engine
+from serve_app.models.registry import MODELS
+from serve_app.tasks import EditPlan
+
+PROMPTS = ("invert the colours", "make it black and white", "mirror the picture")
+LEVERS = ("feature_cache=0.02", "feature_cache=0.05", "feature_cache=0.1", "feature_cache=0.2", "quantization=fp8")
+
+
+@dataclass(frozen=True)
+class Made:
+    """One edit: its picture, final latents, seconds of denoising, and how many blocks were computed."""
+
+    image: PIL.Image.Image
+    latents: torch.Tensor
+    seconds: float
+    blocks: int
+
+
+@contextmanager
+def watched(engine: Engine, count_blocks: bool) -> Iterator[tuple[list[torch.Tensor], list[int]]]:
+    """The latents that are decoded, and an entry a block computed."""
+    latents: list[torch.Tensor] = []
+    blocks: list[int] = []
+    pipeline = engine._pipeline
+    hooks = [
+        pipeline.vae.post_quant_conv.register_forward_pre_hook(lambda _, given: latents.append(given[0].float().cpu()))
+    ]
+    if count_blocks:
+        hooks += [
+            block.attn.register_forward_pre_hook(lambda *_: blocks.append(1))
+            for block in pipeline.transformer.transformer_blocks
+        ]
+    try:
+        yield latents, blocks
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def edits(config: ModelConfig, plans: Sequence[EditPlan]) -> list[Made]:
+    engine = Engine.load(config)
+    made = []
+    photograph = PHOTOGRAPH.read_bytes()
+    for plan in plans:
+        with watched(engine, config.compile == "none") as (latents, blocks):
+            edited = engine.edit(plan, [photograph])
+        made.append(Made(edited.image, latents[-1], edited.timings["denoise"], len(blocks)))
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default=MINIATURE)
+    parser.add_argument("--model", default=PLAN.model, choices=MODELS)
+    parser.add_argument("--levers", nargs="+", default=LEVERS, metavar="KEY=VALUE", help="keys of models[]")
+    parser.add_argument("--prompts", nargs="+", default=PROMPTS)
+    parser.add_argument("--steps", type=int, help="default: the model's")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    spec = MODELS[options.model]
+    size = (spec.default_width, spec.default_height)
+    given = {"id": spec.id, "checkpoint": options.checkpoint, "threads": options.threads}
+    if options.compile:
+        given |= {"compile": "regional", "warm_up": [size]}
+    plans = [
+        EditPlan(
+            spec.id,
+            "reference",
+            prompt,
+            "",
+            *size,
+            options.steps or spec.default_steps,
+            spec.default_guidance_scale,
+            42,
+            "png",
+            ("0" * 64,) * min(1, spec.max_control_images),
+        )
+        for prompt in options.prompts
+    ]
+    print(f"{options.checkpoint}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")
+    plain = edits(ModelConfig.model_validate(given), plans)
+    print("| lever | prompt | denoising, s | without / with | blocks computed | PSNR, dB | relative error of latents |")
+    print("|---|---|---|---|---|---|---|")
+    for lever in options.levers:
+        key, _, value = lever.partition("=")
+        for plan, without, it in zip(
+            plans, plain, edits(ModelConfig.model_validate(given | {key: value}), plans), strict=True
+        ):
+            error = float((it.latents - without.latents).norm() / without.latents.norm())
+            share = f"{it.blocks / without.blocks:.0%}" if without.blocks else ""
+            psnr = difference(without.image, it.image).psnr
+            print(
+                f"| {lever} | {plan.prompt} | {it.seconds:.2f} | {without.seconds / it.seconds:.2f} | {share} "
+                f"| {psnr:.1f} | {error:.4f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

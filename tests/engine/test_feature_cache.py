@@ -1,0 +1,116 @@
+"""Steps that leave blocks out: which ones, never beyond a picture, and nothing else about an edit is another."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from serve_app.config import ModelConfig
+from serve_app.engine import Edited, Engine
+from serve_app.errors import EditCanceled
+from serve_app.models import miniature
+from serve_app.models.acceleration import compile_blocks
+from serve_app.models.registry import MODELS
+from serve_app.tasks import EditPlan
+from tests.conftest import THREADS
+from tests.engine.conftest import CPU, use
+
+MODEL = MODELS["qwen_image"]
+# Of the change that the first block makes: below any that there is, and above all.
+NEVER, ALWAYS = 1e-6, 1e6
+STEPS = 4
+
+
+class Counted:
+    """An engine, and how often each block of its transformers was computed."""
+
+    def __init__(self, threshold: float | None, second: torch.device | None = None) -> None:
+        config = ModelConfig(id=MODEL.id, threads=THREADS, feature_cache=threshold, warm_up=((64, 64),))
+        self.engine = Engine(miniature.make(MODEL), MODEL, config, second=second)
+        self.engine.make_ready()
+        transformers = self.engine._denoiser.transformers
+        self.blocks = [0] * len(transformers[0].transformer_blocks)
+        for transformer in transformers:
+            for index, block in enumerate(transformer.transformer_blocks):
+                block.attn.register_forward_pre_hook(lambda *_, index=index: self._count(index))
+
+    def _count(self, index: int) -> None:
+        self.blocks[index] += 1
+
+    def edit(self, plan: EditPlan, **options: object) -> Edited:
+        self.blocks = [0] * len(self.blocks)
+        return self.engine.edit(plan, [], **options)
+
+
+@pytest.fixture
+def plan(make_plan):
+    return make_plan(model=MODEL.id, control_images=(), steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def always() -> Counted:
+    return Counted(ALWAYS)
+
+
+def pixels(edited: Edited) -> np.ndarray:
+    return np.asarray(edited.image).astype(int)
+
+
+def test_without_a_small_change_nothing_is_left_out_and_every_bit_is_the_plain_one(plan, bench):
+    counted = Counted(NEVER)
+    made = counted.edit(plan)
+    assert counted.blocks == [2 * STEPS] * len(counted.blocks)
+    assert np.array_equal(pixels(made), pixels(bench(MODEL.id).engine.edit(plan, [])))
+
+
+def test_after_a_branchs_first_forward_all_but_the_first_block_are_left_out(plan, bench, always):
+    made = always.edit(plan)
+    assert always.blocks == [2 * STEPS] + [2] * (len(always.blocks) - 1)
+    assert not np.array_equal(pixels(made), pixels(bench(MODEL.id).engine.edit(plan, [])))
+
+
+def test_nothing_is_remembered_beyond_a_picture(plan, make_plan, loras, always):
+    expected = pixels(always.edit(plan))
+    others = (
+        {"seed": 7},
+        {"width": 64, "height": 128, "negative_prompt": "blurry"},
+        {"guidance_scale": 1.0},
+        {"adapters": (use(loras[0]),)},
+    )
+    for changes in others:
+        always.edit(make_plan(model=MODEL.id, control_images=(), steps=STEPS, **changes))
+        assert np.array_equal(pixels(always.edit(plan)), expected)
+    with pytest.raises(EditCanceled):
+        always.edit(make_plan(model=MODEL.id, control_images=(), seed=8), should_stop=lambda: always.blocks[0] > 1)
+    assert np.array_equal(pixels(always.edit(plan)), expected)
+
+
+def test_pair_makes_the_pictures_of_one(plan, always):
+    paired = Counted(ALWAYS, second=CPU)
+    assert np.array_equal(pixels(paired.edit(plan)), pixels(always.edit(plan)))
+    assert paired.blocks == always.blocks
+
+
+def test_compiled_blocks_are_left_out_as_well_and_compiled_once(plan, always):
+    engine = Engine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS, feature_cache=ALWAYS))
+    transformer = engine._pipeline.transformer
+    called = []
+
+    def counted(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        return lambda *arguments: called.append(graph) or graph(*arguments)
+
+    compile_blocks(transformer, counted)
+    engine._denoiser.accelerate()
+    made = [engine.edit(plan, []) for _ in range(2)]
+    torch._dynamo.reset()
+    assert [edited.compilations for edited in made] == [1, 0]
+    plain = always.edit(plan)
+    assert len(called) == len(made) * sum(always.blocks)
+    assert np.array_equal(pixels(made[1]), pixels(plain))
+
+
+def test_it_is_refused_where_layers_come_and_go():
+    with pytest.raises(ValidationError, match="feature_cache: not with offload"):
+        ModelConfig(feature_cache=0.1, offload="model")
