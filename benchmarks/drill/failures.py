@@ -16,6 +16,8 @@ REQUESTS = 60
 # Posted before the first kill, with each kill, and beside the kill of the cluster; together all of them.
 AT_FIRST, WITH_EACH, AT_LAST = 20, 2, 10
 PAUSE_S = (2.0, 4.0)
+# So many that the work lasts until the last kill, however fast the machine is.
+STEPS = 10
 # How long a victim is looked for.
 PATIENCE_S = 30
 
@@ -28,7 +30,7 @@ class FailureDrill:
         self._store = store
         self._client = client
         self._random = random.Random(SEED)
-        self._orders = make_orders(REQUESTS, self._random)
+        self._orders = make_orders(REQUESTS, self._random, STEPS)
         self._accepted: dict[str, str] = {}
         self._began = time.time()
         self._restart_s: float | None = None
@@ -37,7 +39,8 @@ class FailureDrill:
     async def run(self) -> list[str]:
         """What is not as it must be. Raises DrillFailed where no victim is found."""
         undisturbed = await make_undisturbed(
-            self._client, [Order("plain", EVERYTHING), Order("with-lora", EVERYTHING, lora=True)]
+            self._client,
+            [Order("plain", EVERYTHING, steps=STEPS), Order("with-lora", EVERYTHING, lora=True, steps=STEPS)],
         )
         follower = asyncio.create_task(self._store.follow())
         try:
@@ -71,6 +74,8 @@ class FailureDrill:
         while (kill := await attempts[kind]()) is None:
             if time.monotonic() > deadline:
                 raise DrillFailed(f"no {kind} was seen at work for {PATIENCE_S} s: the kill would hit nothing")
+            if all(seen.state == "ended" for seen in (await self._store.look()).values()):
+                await self._post(1)
             await asyncio.sleep(0.005)
         self._kills.append(kill)
 

@@ -40,6 +40,7 @@ class Order:
     prompts: tuple[int, ...]
     lora: bool = False
     timed: bool = False
+    steps: int = STEPS
 
     @property
     def images(self) -> list[str]:
@@ -53,7 +54,7 @@ class Order:
 
     def body(self) -> dict[str, Any]:
         # Without guidance there is no negative prompt in the work, so it can say what an image is called.
-        common = {"sample_steps": STEPS, "guidance_scale": 1, "ctrl_img": CONTROL}
+        common = {"sample_steps": self.steps, "guidance_scale": 1, "ctrl_img": CONTROL}
         if self.timed:
             common |= {"prompt": TIMED}
         prompts = [
@@ -62,13 +63,14 @@ class Order:
         return {"model": MODEL, "prompts": prompts, "loras": LORAS if self.lora else [], "output_format": "png"}
 
 
-def make_orders(count: int, randomness: random.Random) -> list[Order]:
+def make_orders(count: int, randomness: random.Random, steps: int = STEPS) -> list[Order]:
     """Requests for one image or, one in ten, for two."""
     return [
         Order(
             f"r{number}",
             tuple(randomness.randrange(len(PROMPTS)) for _ in range(2 if number % 10 == 0 else 1)),
             randomness.random() < 0.5,
+            steps=steps,
         )
         for number in range(count)
     ]
