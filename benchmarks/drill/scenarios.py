@@ -16,6 +16,8 @@ from benchmarks.drill.verdict import CABLE, DATABASE, HANG, HEAD, NODE, SLOW, ST
 
 # How long a victim is looked for, and how long what comes back stays away (s).
 PATIENCE_S, AWAY_S = 20, 30
+# How often a node whose editor works is frozen and looked at, before another one is.
+LOOKS = 20
 Scenario = Callable[[], Awaitable[Kill]]
 
 
@@ -46,19 +48,22 @@ class Scenarios:
     async def _cut_node_off(self) -> Kill:
         """Cut the cable of a node while its ingress is in a transaction that holds the line of the model."""
         deadline = time.monotonic() + PATIENCE_S
-        while True:
+        at = None
+        while at is None:
+            if time.monotonic() > deadline:
+                raise DrillFailed(f"no node was seen to hold a line for {PATIENCE_S} s")
             node, note = await self._node_at_work()
-            # With the node frozen there is time to look: what it holds now it still holds when it is cut off.
-            if await self._store.holds_a_line(node.address):
-                with _frozen(node):
-                    if await self._store.holds_a_line(node.address):
+            pids = node.pids()
+            for _ in range(LOOKS):
+                # A line is held for milliseconds: with the node frozen there is time to look, and what it holds now it
+                # still holds when it is cut off.
+                with _frozen(pids):
+                    if await self._store.holds_a_line(node.address) and note.image in await self._store.running():
                         images = await self._images_of(node, note)
                         at = time.time()
                         node.cut()
                         break
-            if time.monotonic() > deadline:
-                raise DrillFailed(f"no node was seen to hold a line for {PATIENCE_S} s")
-            await asyncio.sleep(0.002)
+                await asyncio.sleep(0.005)
         await asyncio.sleep(AWAY_S)
         node.join()
         return Kill(at, CABLE, note.pid, images, f"{node.name}, in a transaction, {_step(note)}")
@@ -140,9 +145,8 @@ class Scenarios:
 
 
 @contextmanager
-def _frozen(machine: Machine) -> Iterator[None]:
-    """Every process of a machine stopped for the length of a block."""
-    pids = machine.pids()
+def _frozen(pids: Sequence[int]) -> Iterator[None]:
+    """Processes stopped for the length of a block."""
     _send(pids, signal.SIGSTOP)
     try:
         yield
