@@ -5,7 +5,6 @@
     python -m benchmarks.beside_stock --modes stock stock/cudnn eager compiled compiled/flash_4
     python -m benchmarks.beside_stock --modes stock pair     # two GPUs: compiled, one guidance branch each
     python -m benchmarks.beside_stock --modes stock eager fp8      # compiled, and the blocks' linears in fp8
-    python -m benchmarks.beside_stock --modes stock eager cached   # compiled, and with a feature cache of 0.1
     python -m benchmarks.beside_stock --sizes 1024x1024 768x1344 --steps 8 25 --adapters 0 1 2
 
 An edit is timed from encoded control image to encoded JPEG, warm. `stock` is diffusers' own `__call__` in eager mode
@@ -47,8 +46,6 @@ from serve_app.models.checkpoint import Pipeline, read
 from serve_app.models.registry import MODELS
 from serve_app.tasks import AdapterUse, EditPlan
 from tests.engine.oracle import reference_edit
-
-FEATURE_CACHE = 0.1
 
 
 @dataclass
@@ -175,7 +172,6 @@ def measure_own(bench: Bench, mode: str, kernel: str, plans: list[EditPlan], cop
         attention=kernel,
         compile="none" if mode == "eager" else "regional",
         quantization="fp8" if mode == "fp8" else "none",
-        feature_cache=FEATURE_CACHE if mode == "cached" else None,
         warm_up=sizes,
         adapter_weights=copies,
         # Nothing is remembered: every edit is timed as if its prompt and picture were new.
@@ -202,8 +198,6 @@ def measure_own(bench: Bench, mode: str, kernel: str, plans: list[EditPlan], cop
     print(json.dumps({"mode": f"{mode}/{kernel}", "recompilations": engine.recompilations}), flush=True)
     # The weights are the next mode's as well: back to what they were, and without what compiled them.
     engine.edit(replace(plans[0], steps=1, adapters=()), [PHOTOGRAPH.read_bytes()])
-    if mode == "cached":
-        bench.pipeline.transformer.disable_cache()
     for block in bench.pipeline.transformer.transformer_blocks:
         vars(block).pop("forward", None)
     for module, weight in linears.items():
@@ -308,7 +302,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=size_of)
     parser.add_argument("--steps", nargs="+", type=int)
     parser.add_argument("--adapters", nargs="+", type=int, default=[1], help="how many an edit has")
-    modes = f"stock, eager, compiled, fp8, cached, pair; each with /KERNEL of {', '.join(BACKENDS)}"
+    modes = f"stock, eager, compiled, fp8, pair; each with /KERNEL of {', '.join(BACKENDS)}"
     parser.add_argument("--modes", nargs="+", default=["stock", "eager", "compiled"], help=modes)
     parser.add_argument("--copies", default="auto", choices=["auto", "device", "host"], help="of the untouched weights")
     parser.add_argument("--threads", type=int, default=2)

@@ -109,7 +109,7 @@ class ModelConfig(Frozen):
     offload: Literal["none", "model", "sequential"] = "none"
     vae_tiling: bool = False
     quantization: QuantizationName = "none"
-    feature_cache: PositiveFloat | None = None
+    feature_cache: Annotated[float, Field(gt=0, lt=1)] | None = None
     gpus_per_replica: Literal[1, 2] = 1
     prepare_ahead: bool | None = None
     attention: AttentionName = "native"

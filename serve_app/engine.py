@@ -321,6 +321,8 @@ class Engine:
             "transformers": len(self._denoiser.transformers),
             "attention": self._config.attention,
             "compile": self._config.compile,
+            "quantization": self._config.quantization,
+            "feature_cache": self._config.feature_cache,
             "recompilations": self.recompilations,
             "adapters": [
                 {"id": use.id, "sha256": adapter.sha256}

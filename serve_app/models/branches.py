@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -17,7 +17,10 @@ BRANCHES = ("positive", "negative")
 
 
 def twin(transformer: QwenImageTransformer2DModel, device: torch.device) -> QwenImageTransformer2DModel:
-    """A transformer with the same weights on another device; nothing but the weights is copied there."""
+    """A transformer with the same weights on another device; nothing but the weights is copied there.
+
+    Of one that is not compiled yet: what is compiled keeps its own weights.
+    """
     # What the copying of the modules takes for the copies of these tensors.
     tensors: list[Tensor] = [*transformer.parameters(), *transformer.buffers()]
     copies: dict[int, Tensor] = {}
@@ -61,11 +64,15 @@ class Branches:
         if second is None or not rest:
             return [
                 forward(self._first, hidden, timestep, shapes, prompt, branch)
-                for branch, prompt in zip(BRANCHES, prompts, strict=False)
+                for branch, prompt in zip(BRANCHES[: len(prompts)], prompts, strict=True)
             ]
         over, then, negative = (tensor.to(second.device, non_blocking=True) for tensor in (hidden, timestep, *rest))
         coming = self._launcher.submit(forward_there, second, over, then, shapes, negative)
-        mine = forward(self._first, hidden, timestep, shapes, first, BRANCHES[0])
+        try:
+            mine = forward(self._first, hidden, timestep, shapes, first, BRANCHES[0])
+        finally:
+            # Where this one fails, the other one must not go on beside what comes next.
+            wait([coming])
         return [mine, coming.result().to(hidden.device, non_blocking=True)]
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from serve_app.config import ModelConfig
 from serve_app.engine import Edited, Engine
-from serve_app.errors import EditCanceled
+from serve_app.errors import EditCanceled, OutOfMemory
 from serve_app.models import miniature
 from serve_app.models.acceleration import compile_blocks
 from serve_app.models.registry import MODELS
@@ -23,12 +23,16 @@ NEVER, ALWAYS = 1e-6, 1e6
 STEPS = 4
 
 
+def with_cache(threshold: float, **options: object) -> ModelConfig:
+    """Past the config's own bounds."""
+    return ModelConfig(id=MODEL.id, threads=THREADS, **options).model_copy(update={"feature_cache": threshold})
+
+
 class Counted:
     """An engine, and how often each block of its transformers was computed."""
 
-    def __init__(self, threshold: float | None, second: torch.device | None = None) -> None:
-        config = ModelConfig(id=MODEL.id, threads=THREADS, feature_cache=threshold, warm_up=((64, 64),))
-        self.engine = Engine(miniature.make(MODEL), MODEL, config, second=second)
+    def __init__(self, threshold: float, second: torch.device | None = None) -> None:
+        self.engine = Engine(miniature.make(MODEL), MODEL, with_cache(threshold, warm_up=((64, 64),)), second=second)
         self.engine.make_ready()
         transformers = self.engine._denoiser.transformers
         self.blocks = [0] * len(transformers[0].transformer_blocks)
@@ -91,10 +95,21 @@ def test_pair_makes_the_pictures_of_one(plan, always):
     paired = Counted(ALWAYS, second=CPU)
     assert np.array_equal(pixels(paired.edit(plan)), pixels(always.edit(plan)))
     assert paired.blocks == always.blocks
+    first = paired.engine._denoiser.transformers[0]
+
+    def fail(*_: object) -> None:
+        hook.remove()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = first.register_forward_pre_hook(fail)
+    with pytest.raises(OutOfMemory):
+        paired.edit(plan)
+    # The other branch's forward was under way, and is not remembered.
+    assert np.array_equal(pixels(paired.edit(plan)), pixels(always.edit(plan)))
 
 
 def test_compiled_blocks_are_left_out_as_well_and_compiled_once(plan, always):
-    engine = Engine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS, feature_cache=ALWAYS))
+    engine = Engine(miniature.make(MODEL), MODEL, with_cache(ALWAYS))
     transformer = engine._pipeline.transformer
     called = []
 
@@ -103,8 +118,10 @@ def test_compiled_blocks_are_left_out_as_well_and_compiled_once(plan, always):
 
     compile_blocks(transformer, counted)
     engine._denoiser.accelerate()
-    made = [engine.edit(plan, []) for _ in range(2)]
-    torch._dynamo.reset()
+    try:
+        made = [engine.edit(plan, []) for _ in range(2)]
+    finally:
+        torch._dynamo.reset()
     assert [edited.compilations for edited in made] == [1, 0]
     plain = always.edit(plan)
     assert len(called) == len(made) * sum(always.blocks)
@@ -114,3 +131,9 @@ def test_compiled_blocks_are_left_out_as_well_and_compiled_once(plan, always):
 def test_it_is_refused_where_layers_come_and_go():
     with pytest.raises(ValidationError, match="feature_cache: not with offload"):
         ModelConfig(feature_cache=0.1, offload="model")
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 30.0])
+def test_threshold_is_a_share(share):
+    with pytest.raises(ValidationError, match="feature_cache"):
+        ModelConfig(feature_cache=share)
