@@ -35,6 +35,16 @@ class Bench:
     engine: Engine
 
 
+def run_out_of_memory_once(module: torch.nn.Module) -> None:
+    """At its next forward."""
+
+    def fail(*_: object) -> None:
+        hook.remove()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = module.register_forward_pre_hook(fail)
+
+
 @pytest.fixture(scope="session")
 def bench() -> Callable[..., Bench]:
     """The miniature of random weights of a model, loaded as an editor does."""

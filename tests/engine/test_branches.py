@@ -13,7 +13,7 @@ from serve_app.models import miniature
 from serve_app.models.branches import twin
 from serve_app.models.registry import MODELS
 from tests.conftest import THREADS
-from tests.engine.conftest import CPU, use
+from tests.engine.conftest import CPU, run_out_of_memory_once, use
 
 MODEL = MODELS["qwen_image_edit_plus_2511"]
 
@@ -46,11 +46,7 @@ def test_pair_makes_the_pictures_of_one(paired, bench, make_plan, control_png, l
 
 
 def test_what_fails_on_the_second_device_fails_that_edit_alone(paired, make_plan, control_png):
-    def fail(*_: object) -> None:
-        hook.remove()
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    hook = paired._denoiser.transformers[1].register_forward_pre_hook(fail)
+    run_out_of_memory_once(paired._denoiser.transformers[1])
     with pytest.raises(OutOfMemory):
         paired.edit(make_plan(model=MODEL.id), [control_png])
     assert paired.edit(make_plan(model=MODEL.id), [control_png]).image

@@ -1,5 +1,6 @@
 """Steps that leave blocks out: which ones, never beyond a picture, and nothing else about an edit is another."""
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +16,7 @@ from serve_app.models.acceleration import compile_blocks
 from serve_app.models.registry import MODELS
 from serve_app.tasks import EditPlan
 from tests.conftest import THREADS
-from tests.engine.conftest import CPU, use
+from tests.engine.conftest import CPU, run_out_of_memory_once, use
 
 MODEL = MODELS["qwen_image"]
 # Of the change that the first block makes: below any that there is, and above all.
@@ -95,16 +96,16 @@ def test_pair_makes_the_pictures_of_one(plan, always):
     paired = Counted(ALWAYS, second=CPU)
     assert np.array_equal(pixels(paired.edit(plan)), pixels(always.edit(plan)))
     assert paired.blocks == always.blocks
-    first = paired.engine._denoiser.transformers[0]
 
-    def fail(*_: object) -> None:
-        hook.remove()
-        raise torch.OutOfMemoryError("CUDA out of memory")
 
-    hook = first.register_forward_pre_hook(fail)
+def test_forward_of_the_other_branch_of_an_edit_that_failed_is_not_remembered(plan, make_plan, always):
+    paired = Counted(ALWAYS, second=CPU)
+    first, second = paired.engine._denoiser.transformers
+    run_out_of_memory_once(first)
+    slow = second.register_forward_pre_hook(lambda *_: time.sleep(0.3))
     with pytest.raises(OutOfMemory):
-        paired.edit(plan)
-    # The other branch's forward was under way, and is not remembered.
+        paired.edit(make_plan(model=MODEL.id, control_images=(), seed=7))
+    slow.remove()
     assert np.array_equal(pixels(paired.edit(plan)), pixels(always.edit(plan)))
 
 
