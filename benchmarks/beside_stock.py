@@ -36,7 +36,7 @@ from serve_app.adapters.maker import make_lora
 from serve_app.adapters.sources import fingerprint
 from serve_app.compare import difference
 from serve_app.config import ModelConfig
-from serve_app.device import dtype_for
+from serve_app.device import dtype_for, free_cached_memory
 from serve_app.engine import Engine
 from serve_app.errors import UnusableResult
 from serve_app.images import encode
@@ -204,8 +204,7 @@ def measure_own(bench: Bench, mode: str, kernel: str, plans: list[EditPlan], cop
         module.weight = weight
     del engine
     gc.collect()
-    if bench.device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_cached_memory(bench.device)
     return made
 
 

@@ -14,14 +14,16 @@ import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import PIL.Image
 import torch
 
 from benchmarks.full_size import PHOTOGRAPH, PLAN
+from serve_app.canary import fixed_plan
 from serve_app.compare import difference
 from serve_app.config import MINIATURE, ModelConfig
+from serve_app.device import free_cached_memory
 from serve_app.engine import Engine
 from serve_app.models.registry import MODELS
 from serve_app.tasks import EditPlan
@@ -67,14 +69,24 @@ def edits(config: ModelConfig, plans: Sequence[EditPlan]) -> list[Made]:
     photograph = PHOTOGRAPH.read_bytes()
     for plan in plans:
         with watched(engine, config.compile == "none") as (latents, blocks):
-            edited = engine.edit(plan, [photograph])
+            edited = engine.edit(plan, [photograph] * len(plan.control_images))
         made.append(Made(edited.image, latents[-1], edited.timings["denoise"], len(blocks)))
     # There may be no room for two.
+    device = engine.device
     del engine
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_cached_memory(device)
     return made
+
+
+def row(lever: str, plan: EditPlan, without: Made, it: Made) -> str:
+    error = float((it.latents - without.latents).norm() / without.latents.norm())
+    share = f"{it.blocks / without.blocks:.0%}" if without.blocks else ""
+    psnr = difference(without.image, it.image).psnr
+    return (
+        f"| {lever} | {plan.prompt} | {it.seconds:.2f} | {without.seconds / it.seconds:.2f} | {share} "
+        f"| {psnr:.1f} | {error:.4f} |"
+    )
 
 
 def main() -> None:
@@ -93,38 +105,17 @@ def main() -> None:
     given = {"id": spec.id, "checkpoint": options.checkpoint, "threads": options.threads, "warm_up": [size]}
     if options.compile:
         given |= {"compile": "regional"}
-    plans = [
-        EditPlan(
-            spec.id,
-            "reference",
-            prompt,
-            "",
-            *size,
-            options.steps or spec.default_steps,
-            spec.default_guidance_scale,
-            42,
-            "png",
-            ("0" * 64,) * min(1, spec.max_control_images),
-        )
-        for prompt in options.prompts
-    ]
+    plan = fixed_plan(spec, *size, options.steps or spec.default_steps)
+    plans = [replace(plan, prompt=prompt) for prompt in options.prompts]
     print(f"{options.checkpoint}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")
     plain = edits(ModelConfig.model_validate(given), plans)
     print("| lever | prompt | denoising, s | without / with | blocks computed | PSNR, dB | relative error of latents |")
     print("|---|---|---|---|---|---|---|")
     for lever in options.levers:
         key, _, value = lever.partition("=")
-        for plan, without, it in zip(
-            plans, plain, edits(ModelConfig.model_validate(given | {key: value}), plans), strict=True
-        ):
-            error = float((it.latents - without.latents).norm() / without.latents.norm())
-            share = f"{it.blocks / without.blocks:.0%}" if without.blocks else ""
-            psnr = difference(without.image, it.image).psnr
-            print(
-                f"| {lever} | {plan.prompt} | {it.seconds:.2f} | {without.seconds / it.seconds:.2f} | {share} "
-                f"| {psnr:.1f} | {error:.4f} |",
-                flush=True,
-            )
+        made = edits(ModelConfig.model_validate(given | {key: value}), plans)
+        for each in zip(plans, plain, made, strict=True):
+            print(row(lever, *each), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from serve_app.adapters.hooks import Hooks
 from serve_app.adapters.weights import NOTHING_NEAR, Near, Weights, place_for_copies
 from serve_app.config import ModelConfig
 from serve_app.errors import CheckpointRefused
-from serve_app.models.acceleration import accelerate
+from serve_app.models.acceleration import accelerate, forget_features
 from serve_app.models.branches import Branches, twin
 from serve_app.models.checkpoint import Pipeline
 from serve_app.models.denoise import denoise, noise
@@ -80,7 +80,7 @@ class Denoiser:
     def denoise(self, plan: EditPlan, recipe: Recipe, given: Conditions, on_step: Callable[[int], None]) -> Tensor:
         """Packed latents of the plan's picture. `on_step` is told each finished step and may raise to stop."""
         sizes = ((plan.width, plan.height), *recipe.control_sizes)
-        with self._branches.one_picture():
+        try:
             return denoise(
                 self._branches,
                 noise(plan.seed, plan.width, plan.height, self._device, given.positive.dtype),
@@ -94,3 +94,6 @@ class Denoiser:
                 on_step,
                 plan.sampler,
             )
+        finally:
+            for transformer in self.transformers:
+                forget_features(transformer)

@@ -48,25 +48,29 @@ class Scenarios:
     async def _cut_node_off(self) -> Kill:
         """Cut the cable of a node while its ingress is in a transaction that holds the line of the model."""
         deadline = time.monotonic() + PATIENCE_S
-        at = None
-        while at is None:
+        kill = None
+        while kill is None:
             if time.monotonic() > deadline:
                 raise DrillFailed(f"no node was seen to hold a line for {PATIENCE_S} s")
             node, note = await self._node_at_work()
-            pids = node.pids()
-            for _ in range(LOOKS):
-                # A line is held for milliseconds: with the node frozen there is time to look, and what it holds now it
-                # still holds when it is cut off.
-                with _frozen(pids):
-                    if await self._store.holds_a_line(node.address) and note.image in await self._store.running():
-                        images = await self._images_of(node, note)
-                        at = time.time()
-                        node.cut()
-                        break
-                await asyncio.sleep(0.005)
+            kill = await self._cut_off_holding_a_line(node, note)
         await asyncio.sleep(AWAY_S)
         node.join()
-        return Kill(at, CABLE, note.pid, images, f"{node.name}, in a transaction, {_step(note)}")
+        return kill
+
+    async def _cut_off_holding_a_line(self, node: Machine, note: Note) -> Kill | None:
+        pids = node.pids()
+        for _ in range(LOOKS):
+            # A line is held for milliseconds: with the node frozen there is time to look, and what it holds now it
+            # still holds when it is cut off.
+            with _frozen(pids):
+                if await self._store.holds_a_line(node.address) and note.image in await self._store.running():
+                    images = await self._images_of(node, note)
+                    at = time.time()
+                    node.cut()
+                    return Kill(at, CABLE, note.pid, images, f"{node.name}, in a transaction, {_step(note)}")
+            await asyncio.sleep(0.005)
+        return None
 
     async def _lose_head(self) -> Kill:
         """Kill every process of the head; the next head has to replace an editor."""

@@ -48,6 +48,12 @@ def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig) ->
         transformer.enable_cache(FirstBlockCacheConfig(config.feature_cache))
 
 
+def forget_features(transformer: QwenImageTransformer2DModel) -> None:
+    """Drop what a feature cache remembers of a picture's steps."""
+    if transformer.is_cache_enabled:
+        transformer._reset_stateful_cache()
+
+
 def compile_blocks(transformer: QwenImageTransformer2DModel, backend: str | Callable[..., Any] = "inductor") -> None:
     """One graph for all blocks: they are alike, and their weights are its inputs, so that adapters written into the
     weights change nothing that it depends on.

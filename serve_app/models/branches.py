@@ -1,9 +1,9 @@
 """The transformer's forwards of one step: one guidance branch after the other, or each on a device of its own."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from diffusers import QwenImageTransformer2DModel
@@ -38,20 +38,9 @@ class Branches:
     """
 
     def __init__(self, transformers: Sequence[QwenImageTransformer2DModel], threads: int) -> None:
-        self._transformers = transformers
         self._first, *rest = transformers
         self._second = next(iter(rest), None)
         self._launcher = ThreadPoolExecutor(1, "branch", settle_thread, (threads,))
-
-    @contextmanager
-    def one_picture(self) -> Iterator[None]:
-        """Around the steps of a picture: what a feature cache remembers of them ends with it."""
-        try:
-            yield
-        finally:
-            for transformer in self._transformers:
-                if transformer.is_cache_enabled:
-                    transformer._reset_stateful_cache()
 
     def predict(self, hidden: Tensor, timestep: Tensor, shapes: Shapes, prompts: Sequence[Tensor]) -> list[Tensor]:
         """What the transformer predicts for each of `prompts`, on `hidden`'s device.

@@ -15,15 +15,28 @@ from serve_app import tracing
 from serve_app.adapters.cache import AdapterCache
 from serve_app.artifacts import Artifacts
 from serve_app.backlog import BacklogReport
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, WebhooksConfig
 from serve_app.dispatch import Dispatcher
 from serve_app.errors import EditorLost, OutOfMemory
 from serve_app.ingress import create_app
 from serve_app.jobs.store import JobStore
 from serve_app.service import Service
+from serve_app.sweeper import Sweeper
 from serve_app.tasks import Priority
-from serve_app.telemetry import ATTEMPTS, LEASES_LOST, REQUESTS, SUBMISSIONS, Kind, Metric
+from serve_app.telemetry import (
+    ATTEMPTS,
+    LEASES_LOST,
+    REQUESTS,
+    SUBMISSIONS,
+    SWEEPS,
+    SWEPT,
+    WEBHOOKS,
+    Kind,
+    Metric,
+)
+from serve_app.webhooks import Deliverer
 from tests.unit.conftest import ON_BOTH_DATABASES, InstantEditors
+from tests.unit.receivers import LOOPBACK, Receiver, announce, payload
 from tests.unit.test_jobs import DONE, MODEL, claim, is_stored, new
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -150,6 +163,36 @@ async def test_the_backlog_is_what_waits_and_what_it_takes(config):
     assert 0 < meter.values["edits_oldest_waiting_seconds", MODEL] < 60
     # All are as large as the one that was measured.
     assert meter.values["edits_waiting_gpu_seconds", MODEL] == pytest.approx(3 * DONE.timings["generate"])
+    await store.close()
+
+
+async def test_a_sweep_is_told_with_what_it_removed(config):
+    store, meter = JobStore(config.jobs), Recorder()
+    await store.open()
+    record = await store.requests.create(new(), is_stored)
+    await store.requests.cancel(record.id)
+    jobs = config.jobs.model_copy(update={"keep_s": 1e-6})
+    await Sweeper(store, Artifacts(config.artifacts_url), jobs, meter).sweep()
+    assert meter.of(SWEEPS) == {("finished",): 1}
+    assert meter.of(SWEPT)[("requests",)] == 1
+    await store.close()
+
+
+async def test_posts_to_webhooks_are_told_by_what_became_of_them(config, make_plan, web_server):
+    store, meter, receiver = JobStore(config.jobs), Recorder(), Receiver()
+    await store.open()
+    receiver.statuses = [200, 410, 500]
+    url = await web_server(receiver.answer)
+    deliverer = Deliverer(store.outbox, WebhooksConfig.model_validate(LOOPBACK), payload, meter)
+    running = asyncio.create_task(deliverer.run())
+    for told_of in range(1, 4):
+        await announce(store, make_plan, url)
+        async with asyncio.timeout(20):
+            while sum(meter.of(WEBHOOKS).values()) < told_of:
+                await asyncio.sleep(0.02)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert meter.of(WEBHOOKS) == {("delivered",): 1, ("given_up",): 1, ("retried",): 1}
     await store.close()
 
 
