@@ -6,14 +6,20 @@
     python -m benchmarks.beside_stock --modes stock pair     # two GPUs: compiled, one guidance branch each
     python -m benchmarks.beside_stock --modes stock eager fp8      # compiled, and the blocks' linears in fp8
     python -m benchmarks.beside_stock --sizes 1024x1024 768x1344 --steps 8 25 --adapters 0 1 2
+    python -m benchmarks.beside_stock --modes stock service        # from POST to the picture's bytes, through Ray
+    python -m benchmarks.beside_stock --modes compiled --kernels   # and what the GPU's time goes to
 
 An edit is timed from encoded control image to encoded JPEG, warm. `stock` is diffusers' own `__call__` in eager mode
 with the adapters as PEFT's layers; `/NAME` is the attention kernel. Ratios and PSNR are beside `stock` and `eager` of
-the same row. MFU is of the first GPU's forwards, against the best matrix product of the same run. Edits behind each
-other, of 8 steps at most, show what preparing the next one beside the current one does.
+the same row, and so is the relative error of the latents that are decoded. MFU is of the first GPU's forwards, against
+the best matrix product of the same run. Edits behind each other, of 8 steps at most, show what preparing the next one
+beside the current one does, and one of a size that was not warmed up, twice, what a new size costs. `service` is
+cluster/serve_config.gpu.yaml's model, in processes of its own, after the others have gone; it has no MFU. A mode that
+fails here is said and left out.
 """
 
 import argparse
+import base64
 import gc
 import io
 import itertools
@@ -21,21 +27,28 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import diffusers
+import httpx
 import PIL.Image
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.full_size import PHOTOGRAPH, PLAN, make_pipeline, write_lora
+from benchmarks.full_size import PHOTOGRAPH, PLAN, gpu_profile, make_pipeline, request, serving, write_lora
 from serve_app.adapters.maker import make_lora
 from serve_app.adapters.sources import fingerprint
 from serve_app.compare import difference
 from serve_app.config import ModelConfig
+from serve_app.demo import free_port
 from serve_app.device import dtype_for, free_cached_memory
 from serve_app.engine import Engine
 from serve_app.errors import UnusableResult
@@ -54,6 +67,7 @@ class Forwards:
 
     flops: int = 0
     seconds: float = 0.0
+    latents: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,7 @@ class Bench:
         def decoding(module: object, arguments: tuple) -> None:
             self.finish()
             seen.seconds = time.perf_counter() - started[0]
+            seen.latents = arguments[0].float().cpu()
 
         hooks = (
             transformer.register_forward_pre_hook(before, with_kwargs=True),
@@ -164,7 +179,7 @@ def measure_stock(bench: Bench, kernel: str, plans: list[EditPlan]) -> list[Made
     return made
 
 
-def measure_own(bench: Bench, mode: str, kernel: str, plans: list[EditPlan], copies: str) -> list[Made]:
+def measure_own(bench: Bench, mode: str, kernel: str, plans: list[EditPlan], copies: str, kernels: bool) -> list[Made]:
     sizes = tuple(dict.fromkeys((plan.width, plan.height) for plan in plans))
     config = ModelConfig(
         device=bench.device.type,
@@ -194,7 +209,11 @@ def measure_own(bench: Bench, mode: str, kernel: str, plans: list[EditPlan], cop
         engine.edit(replace(plan, steps=1, adapters=()), [PHOTOGRAPH.read_bytes()])  # so that the edit pays its swap
         made.append(own_edit(bench, engine, plan))
     if mode != "eager":
-        series(bench, engine, f"{mode}/{kernel}", replace(plans[0], steps=min(8, plans[0].steps)))
+        short = replace(plans[0], steps=min(8, plans[0].steps))
+        series(bench, engine, f"{mode}/{kernel}", short)
+        new_size(bench, engine, f"{mode}/{kernel}", short)
+    if kernels:
+        print(device_time(partial(own_edit, bench, engine, replace(plans[0], steps=2))), flush=True)
     print(json.dumps({"mode": f"{mode}/{kernel}", "recompilations": engine.recompilations}), flush=True)
     # The weights are the next mode's as well: back to what they were, and without what compiled them.
     engine.edit(replace(plans[0], steps=1, adapters=()), [PHOTOGRAPH.read_bytes()])
@@ -236,6 +255,66 @@ def series(bench: Bench, engine: Engine, mode: str, plan: EditPlan, count: int =
     print(json.dumps({"mode": mode, "next edit prepared": shown}), flush=True)
 
 
+def new_size(bench: Bench, engine: Engine, mode: str, plan: EditPlan) -> None:
+    """Two edits of a size that nothing was warmed up with: what the first one pays beside the second."""
+    plan = replace(plan, width=plan.width * 7 // 8 // 16 * 16, height=plan.height * 9 // 8 // 16 * 16)
+    compiled = engine.recompilations
+    first, again = (own_edit(bench, engine, plan).seconds for _ in range(2))
+    seen = {"size": (plan.width, plan.height), "first_s": round(first, 3), "again_s": round(again, 3)}
+    seen |= {"first / again": round(first / again, 3), "recompilations": engine.recompilations - compiled}
+    print(json.dumps({"mode": mode, "new size": seen}), flush=True)
+
+
+def device_time(call: Callable[[], object], most: int = 25) -> str:
+    """A table of what the device computed in a call: by kernel, the longest first."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        call()
+    events = [event for event in profiler.key_averages() if event.device_type != DeviceType.CPU]
+    whole = sum(event.self_device_time_total for event in events)
+    rows = ["| kernel | times | ms | share |", "|---|---|---|---|"]
+    for event in sorted(events, key=lambda event: -event.self_device_time_total)[:most]:
+        took = event.self_device_time_total
+        rows.append(f"| {event.key[:110]} | {event.count} | {took / 1e3:.1f} | {took / whole:.1%} |")
+    return "\n".join(rows)
+
+
+def served_edits(folder: Path, plans: list[EditPlan]) -> list[Made]:
+    """The same edits from POST to the picture's bytes, by the service as the GPU profile runs it."""
+    made = []
+    with serving(folder, free_port(), gpu_profile()) as url, httpx.Client(base_url=url, timeout=60) as client:
+        for plan in plans:
+            # The first one reads the adapters, the second makes the one after it pay its swap.
+            request(client, request_for(replace(plan, steps=2)))
+            request(client, request_for(replace(plan, steps=1, adapters=())))
+            started = time.perf_counter()
+            done = request(client, request_for(plan))
+            if done.result["error"] is not None:
+                raise RuntimeError(done.result["error"])
+            [image] = done.result["outputs"]["images"]
+            data = client.get(image["url"]).raise_for_status().content
+            took = time.perf_counter() - started
+            [stages] = done.result["metadata"]["timings"]["prompts"]
+            runtime = done.result["metadata"]["runtime"]
+            peak = int((runtime["peak_memory_gib"] or 0) * 2**30)
+            picture = PIL.Image.open(io.BytesIO(data)).convert("RGB")
+            made.append(Made(took, Forwards(seconds=stages["denoise"]), picture, peak, stages))
+    return made
+
+
+def request_for(plan: EditPlan) -> dict[str, Any]:
+    prompt = {
+        "prompt": plan.prompt,
+        "ctrl_img": base64.b64encode(PHOTOGRAPH.read_bytes()).decode(),
+        "width": plan.width,
+        "height": plan.height,
+        "sample_steps": plan.steps,
+        "guidance_scale": plan.guidance_scale,
+        "seed": plan.seed,
+    }
+    loras = [{"path": use.name, "network_multiplier": use.scale} for use in plan.adapters]
+    return {"model": plan.model, "prompts": [prompt], "loras": loras}
+
+
 def matmul_flops(device: torch.device) -> float:
     """Operations a second of the best of some square products in the device's dtype, random data."""
     sizes, dtype = ((4096, 8192, 16384), torch.bfloat16) if device.type == "cuda" else ((512, 1024), torch.float32)
@@ -258,22 +337,28 @@ def matmul_flops(device: torch.device) -> float:
 def table(plans: list[EditPlan], results: dict[str, list[Made]], peak_flops: float) -> None:
     print(f"\nmatrix product: {peak_flops / 1e12:.3f} TFLOP/s\n")
     print("| size | steps | adapters | mode | edit, s | stock / it | denoising, s | rest of the edit | MFU | peak, GiB "
-          "| PSNR to eager, dB | stages, s |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+          "| PSNR to eager, dB | error of latents | stages, s |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for index, plan in enumerate(plans):
         stock = next((made[index] for mode, made in results.items() if mode.startswith("stock")), None)
-        eager = results.get("eager/native", [None] * len(plans))[index]
+        eager = results["eager/native"][index] if "eager/native" in results else None
         for mode, made in results.items():
             it = made[index]
+            forwards = it.forwards
             ratio = f"{stock.seconds / it.seconds:.2f}" if stock else ""
+            mfu = f"{forwards.flops / forwards.seconds / peak_flops:.3f}" if forwards.flops else ""
             psnr = f"{difference(eager.image, it.image).psnr:.1f}" if eager else ""
+            error = f"{relative(forwards, eager.forwards):.4f}" if eager and forwards.latents is not None else ""
             stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in it.stages.items() if name != "generate")
             print(
                 f"| {plan.width}x{plan.height} | {plan.steps} | {len(plan.adapters)} | {mode} | {it.seconds:.2f} "
-                f"| {ratio} | {it.forwards.seconds:.2f} | {1 - it.forwards.seconds / it.seconds:.1%} "
-                f"| {it.forwards.flops / it.forwards.seconds / peak_flops:.3f} | {it.peak_bytes / 2**30:.1f} "
-                f"| {psnr} | {stages} |"
+                f"| {ratio} | {forwards.seconds:.2f} | {1 - forwards.seconds / it.seconds:.1%} | {mfu} "
+                f"| {it.peak_bytes / 2**30:.1f} | {psnr} | {error} | {stages} |"
             )
+
+
+def relative(it: Forwards, expected: Forwards) -> float:
+    return float((it.latents - expected.latents).norm() / expected.latents.norm())
 
 
 def make_bench(tiny: bool, folder: Path, adapters: int, threads: int) -> Bench:
@@ -301,8 +386,9 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=size_of)
     parser.add_argument("--steps", nargs="+", type=int)
     parser.add_argument("--adapters", nargs="+", type=int, default=[1], help="how many an edit has")
-    modes = f"stock, eager, compiled, fp8, pair; each with /KERNEL of {', '.join(BACKENDS)}"
+    modes = f"stock, eager, compiled, fp8, pair, service; each but the last with /KERNEL of {', '.join(BACKENDS)}"
     parser.add_argument("--modes", nargs="+", default=["stock", "eager", "compiled"], help=modes)
+    parser.add_argument("--kernels", action="store_true", help="print what the device's time goes to")
     parser.add_argument("--copies", default="auto", choices=["auto", "device", "host"], help="of the untouched weights")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -319,19 +405,25 @@ def main() -> None:
         for mode in options.modes:
             way, _, kernel = mode.partition("/")
             kernel = kernel or "native"
-            if way == "stock":
-                results[f"{way}/{kernel}"] = measure_stock(bench, kernel, plans)
-            else:
-                results[f"{way}/{kernel}"] = measure_own(bench, way, kernel, plans, options.copies)
-            for plan, made in zip(plans, results[f"{way}/{kernel}"], strict=True):
-                row = {
-                    "mode": mode,
-                    "size": (plan.width, plan.height),
-                    "steps": plan.steps,
-                    "s": round(made.seconds, 3),
-                }
-                print(json.dumps(row), flush=True)
-        table(plans, results, max(peak_flops, matmul_flops(bench.device)))
+            if way == "service":
+                continue
+            try:
+                if way == "stock":
+                    made = measure_stock(bench, kernel, plans)
+                else:
+                    made = measure_own(bench, way, kernel, plans, options.copies, options.kernels)
+            except Exception:
+                print(f"{mode} failed:\n{traceback.format_exc()}", flush=True)
+                continue
+            results[f"{way}/{kernel}"] = made
+            table(plans, results, peak_flops := max(peak_flops, matmul_flops(bench.device)))
+        if "service" in options.modes:
+            # Its editor needs the device's memory.
+            del bench
+            gc.collect()
+            free_cached_memory(torch.device("cuda"))
+            results["service"] = served_edits(Path(folder), plans)
+            table(plans, results, peak_flops)
 
 
 if __name__ == "__main__":

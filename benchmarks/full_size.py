@@ -14,11 +14,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import httpx
 import PIL.Image
 import torch
 import yaml
@@ -206,8 +207,6 @@ def write_lora(path: Path, seed: int, rank: int = 32) -> None:
 
 def measure_service(options: Mapping[str, Any], port: int = 8123) -> None:
     """The documented request over HTTP: twice bare (the first one finds the GPU cold), then with LoRAs."""
-    import httpx
-
     with tempfile.TemporaryDirectory() as folder:
         for seed in (1, 2):
             write_lora(Path(folder, f"{seed}.safetensors"), seed)
@@ -217,23 +216,38 @@ def measure_service(options: Mapping[str, Any], port: int = 8123) -> None:
         stacks = ([], [], [one], [two], [one], [one | {"network_multiplier": 0.5}], [one, two], [])
         with serving(Path(folder), port, options) as url, httpx.Client(base_url=url, timeout=60) as client:
             for stack in stacks:
-                started = time.perf_counter()
-                submitted = client.post("/v1/inference", json=body | {"loras": stack}).raise_for_status().json()
-                posted = time.perf_counter() - started
-                while (status := client.get(submitted["status_url"]).json())["finished_at"] is None:
-                    time.sleep(0.05)
-                took = time.perf_counter() - started
-                result = client.get(submitted["result_url"]).json()
+                done = request(client, body | {"loras": stack})
                 report(
                     loras=stack,
-                    **{key: status[key] for key in ("created_at", "started_at", "finished_at")},
-                    post_s=round(posted, 2),
-                    status=result["status"],
-                    error=result["error"],
-                    post_to_finished_s=round(took, 2),
-                    timings=result["metadata"]["timings"]["prompts"],
-                    runtime=result["metadata"]["runtime"],
+                    **{key: done.status[key] for key in ("created_at", "started_at", "finished_at")},
+                    post_s=round(done.posted, 2),
+                    status=done.result["status"],
+                    error=done.result["error"],
+                    post_to_finished_s=round(done.took, 2),
+                    timings=done.result["metadata"]["timings"]["prompts"],
+                    runtime=done.result["metadata"]["runtime"],
                 )
+
+
+@dataclass(frozen=True)
+class Done:
+    """A request that ended: seconds from its POST to the answer, and to when it was seen to have ended."""
+
+    posted: float
+    took: float
+    status: dict[str, Any]
+    result: dict[str, Any]
+
+
+def request(client: httpx.Client, body: dict[str, Any]) -> Done:
+    """POST a request and ask how it is, every 50 ms, until it ended."""
+    started = time.perf_counter()
+    submitted = client.post("/v1/inference", json=body).raise_for_status().json()
+    posted = time.perf_counter() - started
+    while (status := client.get(submitted["status_url"]).json())["finished_at"] is None:
+        time.sleep(0.05)
+    took = time.perf_counter() - started
+    return Done(posted, took, status, client.get(submitted["result_url"]).json())
 
 
 def report(**facts: object) -> None:
