@@ -40,6 +40,8 @@ import diffusers
 import httpx
 import PIL.Image
 import torch
+from diffusers.models.activations import GELU
+from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -49,7 +51,7 @@ from serve_app.adapters.sources import fingerprint
 from serve_app.compare import difference
 from serve_app.config import ModelConfig
 from serve_app.demo import free_port
-from serve_app.device import dtype_for, free_cached_memory
+from serve_app.device import dtype_for, finish, free_cached_memory
 from serve_app.engine import Engine
 from serve_app.errors import UnusableResult
 from serve_app.images import encode
@@ -88,10 +90,6 @@ class Bench:
     loras: tuple[Path, ...]
     threads: int
 
-    def finish(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
     @contextmanager
     def forwards(self) -> Iterator[Forwards]:
         """Operations by the shapes that come, and seconds from the first forward's start to the last one's end."""
@@ -100,14 +98,14 @@ class Bench:
 
         def before(module: object, arguments: tuple, inputs: dict) -> None:
             if not started:
-                self.finish()
+                finish(self.device)
                 started.append(time.perf_counter())
             tokens = (inputs["hidden_states"].shape[1], inputs["encoder_hidden_states"].shape[1])
             seen.flops += dimensions.forward_flops(*tokens)
 
         # Where the loop's last forward ends is seen by whoever decodes.
         def decoding(module: object, arguments: tuple) -> None:
-            self.finish()
+            finish(self.device)
             seen.seconds = time.perf_counter() - started[0]
             seen.latents = arguments[0].float().cpu()
 
@@ -219,6 +217,10 @@ def measure_own(bench: Bench, mode: str, kernel: str, plans: list[EditPlan], cop
     engine.edit(replace(plans[0], steps=1, adapters=()), [PHOTOGRAPH.read_bytes()])
     for block in bench.pipeline.transformer.transformer_blocks:
         vars(block).pop("forward", None)
+        block.attn.set_processor(QwenDoubleStreamAttnProcessor2_0())
+        for mlp in (block.img_mlp, block.txt_mlp):
+            gelu = GELU(1, 1, approximate="tanh")
+            gelu.proj, mlp.net[0] = mlp.net[0].proj, gelu
     for module, weight in linears.items():
         module.weight = weight
     del engine
@@ -315,22 +317,24 @@ def request_for(plan: EditPlan) -> dict[str, Any]:
     return {"model": plan.model, "prompts": [prompt], "loras": loras}
 
 
-def matmul_flops(device: torch.device) -> float:
-    """Operations a second of the best of some square products in the device's dtype, random data."""
+def matmul_flops(device: torch.device, seconds: float = 0.0) -> float:
+    """Operations a second of the best of some square products in the device's dtype, random data.
+
+    The best of ten each; with `seconds` the mean of the largest one over so long, when a card has come to the clock
+    that its power allows.
+    """
     sizes, dtype = ((4096, 8192, 16384), torch.bfloat16) if device.type == "cuda" else ((512, 1024), torch.float32)
     best = 0.0
-    for size in sizes:
+    for size in sizes[-1:] if seconds else sizes:
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        times = []
-        for _ in range(10):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+        times: list[float] = []
+        while len(times) < 10 or sum(times) < seconds:
+            finish(device)
             started = time.perf_counter()
             torch.mm(a, b)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            finish(device)
             times.append(time.perf_counter() - started)
-        best = max(best, 2 * size**3 / statistics.median(times))
+        best = max(best, 2 * size**3 / (statistics.mean(times) if seconds else statistics.median(times)))
     return best
 
 
@@ -402,6 +406,8 @@ def main() -> None:
         plans = [bench.plan(*each) for each in itertools.product(sizes, steps, options.adapters)]
         results: dict[str, list[Made]] = {}
         peak_flops = matmul_flops(bench.device)
+        lasting = matmul_flops(bench.device, seconds=0.1 if options.tiny else 5)
+        print(json.dumps({"matrix product, TFLOP/s": peak_flops / 1e12, "for seconds": lasting / 1e12}), flush=True)
         for mode in options.modes:
             way, _, kernel = mode.partition("/")
             kernel = kernel or "native"

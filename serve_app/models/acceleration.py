@@ -15,6 +15,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor
 
 from serve_app.config import AttentionName, ModelConfig
+from serve_app.models.fusion import fuse
 
 # (queries, keys, values, scale), each (1, tokens, heads, width of a head), to the same shape.
 AttentionKernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
@@ -43,6 +44,8 @@ def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig) ->
     if config.compile == "regional":
         # Inductor and Triton keep what they compile there, and find it when the next process starts.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.compile_cache_folder
+        plain = config.quantization == "none" and config.adapter_weights != "hooks"
+        fuse(transformer, with_gelu=plain and transformer.device.type == "cuda")
         compile_blocks(transformer)
     if config.feature_cache is not None:
         transformer.enable_cache(FirstBlockCacheConfig(config.feature_cache))

@@ -1,7 +1,7 @@
 """The parts around the transformer, with memory: prompts and control images into tensors, latents into a picture."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import PIL.Image
@@ -11,7 +11,7 @@ from torch import Tensor
 from serve_app.device import Stopwatch, finish, lend
 from serve_app.geometry import Size
 from serve_app.images import Picture
-from serve_app.models import conditioning
+from serve_app.models import conditioning, vision
 from serve_app.models.cache import TensorCache
 from serve_app.models.checkpoint import Pipeline
 from serve_app.models.placement import Placement
@@ -54,18 +54,22 @@ class Encoders:
         self._placement = placement
         self._device = placement.device
         self._prompts = TensorCache(prompt_cache_bytes)
+        self._sights = TensorCache(control_cache_bytes)
         self._controls = TensorCache(control_cache_bytes)
         self._text_lock = threading.Lock()
         self._vae_lock = threading.Lock()
+        vision.attend_to_windows_at_once(pipeline.text_encoder.model.visual)
 
     def conditions(self, plan: EditPlan, pictures: Sequence[Picture], recipe: Recipe, watch: Stopwatch) -> Conditions:
         """Encode a plan's prompts and control images, or remember them."""
         with watch.stage("encode_prompt"), self._text_lock:
             before = self._prompts.hits
-            positive = self._prompt(plan.prompt, pictures, recipe.encoder_sizes, recipe)
+            # Both prompts are read beside the same pictures, which are looked at once even if nothing is remembered.
+            seen: dict[Hashable, Tensor] = {}
+            positive = self._prompt(plan.prompt, pictures, recipe.encoder_sizes, recipe, seen)
             negative = None
             if recipe.guided:
-                negative = self._prompt(plan.negative_prompt, pictures, recipe.negative_encoder_sizes, recipe)
+                negative = self._prompt(plan.negative_prompt, pictures, recipe.negative_encoder_sizes, recipe, seen)
             prompts = self._prompts.hits - before
             finish(self._device)
         with watch.stage("encode_control"), self._vae_lock:
@@ -83,20 +87,33 @@ class Encoders:
             return conditioning.decode_latents(self._pipeline, latents, plan.width, plan.height)
 
     def _prompt(
-        self, text: str, pictures: Sequence[Picture], sizes: Sequence[Sequence[Size]], recipe: Recipe
+        self,
+        text: str,
+        pictures: Sequence[Picture],
+        sizes: Sequence[Sequence[Size]],
+        recipe: Recipe,
+        shared: dict[Hashable, Tensor],
     ) -> Tensor:
-        """A prompt's embeddings beside the control images, each resized to its `sizes` in turn."""
+        """A prompt's embeddings beside the control images, each resized to its `sizes` in turn.
+
+        `shared` are what the vision encoder saw for this edit's prompts.
+        """
+        seen = tuple((picture.digest, tuple(steps)) for picture, steps in zip(pictures, sizes, strict=True))
+
+        def see(look: Callable[[], Tensor]) -> Tensor:
+            if seen not in shared:
+                shared[seen] = lend(self._sights.get(seen, look))
+            return shared[seen]
 
         def encode() -> Tensor:
             encoder = self._pipeline.text_encoder
-            seen = [
+            images = [
                 conditioning.encoder_image(picture.image, steps, self._device, encoder.dtype)
                 for picture, steps in zip(pictures, sizes, strict=True)
             ]
-            with self._placement.working(encoder):
-                return conditioning.encode_prompt(self._pipeline, text, seen, recipe, self._device)
+            with self._placement.working(encoder), vision.seeing(encoder.model.visual, see):
+                return conditioning.encode_prompt(self._pipeline, text, images, recipe, self._device)
 
-        seen = tuple((picture.digest, tuple(steps)) for picture, steps in zip(pictures, sizes, strict=True))
         key = (recipe.prompt_prefix, text, seen, recipe.position_ids, recipe.max_prompt_tokens)
         return lend(self._prompts.get(key, encode))
 

@@ -1,0 +1,101 @@
+"""The blocks' arithmetic in a form that a compiler makes few kernels of. Other roundings, the same mathematics.
+
+Compiled as diffusers writes it, a block multiplies complex numbers, for which Inductor has no code of its own, and
+writes its widest activations (tokens x 12288) twice: without their GELU and with it.
+"""
+
+import torch
+from diffusers import QwenImageTransformer2DModel
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+
+def fuse(transformer: QwenImageTransformer2DModel, *, with_gelu: bool) -> None:
+    """Have the blocks compute so. `with_gelu`: linears of plain weights on CUDA apply the GELU that follows them."""
+    for block in transformer.transformer_blocks:
+        block.attn.set_processor(JointAttention(block.attn.processor._attention_backend))
+        if with_gelu:
+            for mlp in (block.img_mlp, block.txt_mlp):
+                mlp.net[0] = LinearGelu(mlp.net[0].proj)
+
+
+class JointAttention:
+    """diffusers' `QwenDoubleStreamAttnProcessor2_0` without a mask, its rotary embedding in real numbers."""
+
+    def __init__(self, backend: AttentionBackendName | None) -> None:
+        self._attention_backend = backend
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_hidden_states_mask: None,
+        attention_mask: None,
+        image_rotary_emb: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """The pictures' stream, (1, tokens, width), and the text's. The angles are (tokens, half a head), complex."""
+        pictures, text = hidden_states, encoder_hidden_states
+        turn_pictures, turn_text = image_rotary_emb
+        width = attn.inner_dim // attn.heads
+
+        def heads(states: Tensor) -> Tensor:
+            return states.view(*states.shape[:-1], -1, width)
+
+        query = torch.cat(
+            [
+                rotated(attn.norm_added_q(heads(attn.add_q_proj(text))), turn_text),
+                rotated(attn.norm_q(heads(attn.to_q(pictures))), turn_pictures),
+            ],
+            dim=1,
+        )
+        key = torch.cat(
+            [
+                rotated(attn.norm_added_k(heads(attn.add_k_proj(text))), turn_text),
+                rotated(attn.norm_k(heads(attn.to_k(pictures))), turn_pictures),
+            ],
+            dim=1,
+        )
+        value = torch.cat([heads(attn.add_v_proj(text)), heads(attn.to_v(pictures))], dim=1)
+        out = dispatch_attention_fn(query, key, value, backend=self._attention_backend).flatten(2, 3)
+        text_out, pictures_out = out.split([text.shape[1], pictures.shape[1]], dim=1)
+        return attn.to_out[0](pictures_out.contiguous()), attn.to_add_out(text_out.contiguous())
+
+
+def rotated(states: Tensor, turns: Tensor) -> Tensor:
+    """Pairs of `states` (1, tokens, heads, width) as complex numbers, multiplied in fp32 by `turns` (tokens, width/2).
+
+    (a + bi)(c + di) is written as (a, b) * (c, c) + (b, a) * (-d, d): without a pair's parts apart, it is one kernel.
+    """
+    parts = torch.view_as_real(turns)
+    cosines = parts[..., :1].expand(-1, -1, 2).flatten(1).unsqueeze(1)
+    signs = torch.arange(-1, 2, 2, device=turns.device)
+    sines = (parts[..., 1:] * signs).flatten(1).unsqueeze(1)
+    swapped = states.view(*states.shape[:-1], -1, 2).flip(-1).flatten(-2)
+    return (states.float() * cosines + swapped.float() * sines).type_as(states)
+
+
+class LinearGelu(nn.Module):
+    """diffusers' `GELU` (of its tanh form), in the epilogue of the matrix product, before it is rounded."""
+
+    def __init__(self, proj: nn.Linear) -> None:
+        super().__init__()
+        self.proj = proj
+
+    def forward(self, states: Tensor) -> Tensor:
+        made: Tensor = linear_gelu(states, self.proj.weight, self.proj.bias)
+        return made
+
+
+# An operator of its own: Inductor would take torch's apart again.
+@torch.library.custom_op("serve_app::linear_gelu", mutates_args=())
+def linear_gelu(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """gelu(states (..., in) @ weight (out, in)^T + bias), the tanh form, on CUDA."""
+    out = torch._addmm_activation(bias, states.flatten(0, -2), weight.t(), use_gelu=True)
+    return out.view(*states.shape[:-1], -1)
+
+
+@linear_gelu.register_fake
+def _(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return states.new_empty((*states.shape[:-1], weight.shape[0]))
