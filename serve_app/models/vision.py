@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 # transformers tells the lengths of the windows, instead of calling for each one, to a kernel with "flash" in its name.
 NAME = "flash_windows_by_length"
 
 
-def attend_to_windows_at_once(visual: nn.Module) -> None:
+def attend_to_windows_at_once(visual: PreTrainedModel) -> None:
     """Have the vision transformer attend within all windows of one length in one call: the same numbers."""
     AttentionInterface.register(NAME, attend)
     visual.config._attn_implementation = NAME
