@@ -299,7 +299,7 @@ def served_edits(folder: Path, plans: list[EditPlan]) -> list[Made]:
             data = client.get(image["url"]).raise_for_status().content
             took = time.perf_counter() - started
             [stages] = done.result["metadata"]["timings"]["prompts"]
-            runtime = done.result["metadata"]["runtime"]
+            [runtime] = done.result["metadata"]["runtime"]
             peak = int((runtime["peak_memory_gib"] or 0) * 2**30)
             picture = PIL.Image.open(io.BytesIO(data)).convert("RGB")
             made.append(Made(took, Forwards(seconds=stages["denoise"]), picture, peak, stages))
