@@ -178,7 +178,9 @@ def measure_stock(bench: Bench, kernel: str, plans: list[EditPlan]) -> list[Made
     return made
 
 
-def measure_own(bench: Bench, mode: str, kernel: str, plans: list[EditPlan], copies: str, kernels: bool) -> list[Made]:
+def measure_own(
+    bench: Bench, mode: str, kernel: str, plans: list[EditPlan], copies: str, *, kernels: bool, only_edits: bool
+) -> list[Made]:
     sizes = tuple(dict.fromkeys((plan.width, plan.height) for plan in plans))
     config = ModelConfig(
         device=bench.device.type,
@@ -207,7 +209,7 @@ def measure_own(bench: Bench, mode: str, kernel: str, plans: list[EditPlan], cop
         own_edit(bench, engine, replace(plan, steps=2))  # warm, with these adapters in host memory
         engine.edit(replace(plan, steps=1, adapters=()), [PHOTOGRAPH.read_bytes()])  # so that the edit pays its swap
         made.append(own_edit(bench, engine, plan))
-    if mode != "eager":
+    if mode != "eager" and not only_edits:
         short = replace(plans[0], steps=min(8, plans[0].steps))
         series(bench, engine, f"{mode}/{kernel}", short)
         new_size(bench, engine, f"{mode}/{kernel}", short)
@@ -397,6 +399,7 @@ def main() -> None:
     modes = f"stock, eager, compiled, fp8, pair, service; each but the last with /KERNEL of {', '.join(BACKENDS)}"
     parser.add_argument("--modes", nargs="+", default=["stock", "eager", "compiled"], help=modes)
     parser.add_argument("--kernels", action="store_true", help="print what the device's time goes to")
+    parser.add_argument("--only-edits", action="store_true", help="neither edits behind each other nor a new size")
     parser.add_argument("--copies", default="auto", choices=["auto", "device", "host"], help="of the untouched weights")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -421,7 +424,8 @@ def main() -> None:
                 if way == "stock":
                     made = measure_stock(bench, kernel, plans)
                 else:
-                    made = measure_own(bench, way, kernel, plans, options.copies, options.kernels)
+                    extras = {"kernels": options.kernels, "only_edits": options.only_edits}
+                    made = measure_own(bench, way, kernel, plans, options.copies, **extras)
             except Exception:
                 print(f"{mode} failed:\n{traceback.format_exc()}", flush=True)
                 continue
