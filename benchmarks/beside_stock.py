@@ -319,7 +319,7 @@ def request_for(plan: EditPlan, picture: bytes) -> dict[str, Any]:
         "guidance_scale": plan.guidance_scale,
         "seed": plan.seed,
     }
-    loras = [{"path": use.name, "network_multiplier": use.scale} for use in plan.adapters]
+    loras = [{"path": Path(use.url).name, "network_multiplier": use.scale} for use in plan.adapters]
     return {"model": plan.model, "prompts": [prompt], "loras": loras}
 
 
