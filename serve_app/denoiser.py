@@ -59,7 +59,7 @@ class Denoiser:
             for weights in self._weights:
                 weights.quantise()
         for transformer in self.transformers:
-            accelerate(transformer, self._config)
+            accelerate(transformer, self._config, merged=self.copies != "hooks")
         with self.working():
             for weights in self._weights:
                 weights.warm_up()

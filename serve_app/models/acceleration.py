@@ -37,15 +37,19 @@ def changes_anything(config: ModelConfig) -> bool:
     return config.compile != "none" or config.attention != "native" or bool(config.lossy)
 
 
-def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig) -> None:
-    """Have `transformer` compute as the config says. Compiling itself waits for the first forward."""
+def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig, *, merged: bool) -> None:
+    """Have `transformer` compute as the config says. Compiling itself waits for the first forward.
+
+    `merged`: adapters go into the weights, not beside them.
+    """
     if config.attention != "native":
         choose_attention(transformer, config.attention)
     if config.compile == "regional":
         # Inductor and Triton keep what they compile there, and find it when the next process starts.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.compile_cache_folder
-        plain = config.quantization == "none" and config.adapter_weights != "hooks"
-        fuse(transformer, with_gelu=plain and transformer.device.type == "cuda")
+        # On a CPU torch's fused GELU is another form of it.
+        plain = merged and config.quantization == "none" and transformer.device.type == "cuda"
+        fuse(transformer, with_gelu=plain)
         compile_blocks(transformer)
     if config.feature_cache is not None:
         transformer.enable_cache(FirstBlockCacheConfig(config.feature_cache))

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 
 def fuse(transformer: QwenImageTransformer2DModel, *, with_gelu: bool) -> None:
-    """Have the blocks compute so. `with_gelu`: linears of plain weights on CUDA apply the GELU that follows them."""
+    """Have the blocks compute so.
+
+    `with_gelu`: linears apply the GELU that follows them; for weights that are all there is to a linear, in a dtype
+    of torch, on CUDA.
+    """
     for block in transformer.transformer_blocks:
         block.attn.set_processor(JointAttention(block.attn.processor._attention_backend))
         if with_gelu:

@@ -1,0 +1,83 @@
+"""What is written anew for the compiler: the same mathematics as diffusers' own."""
+
+import pytest
+import torch
+from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
+from torch import nn
+from torch.nn import functional as F
+
+from serve_app.config import ModelConfig
+from serve_app.models import miniature
+from serve_app.models.acceleration import accelerate
+from serve_app.models.fusion import LinearGelu, fuse, linear_gelu, rotated
+
+
+@pytest.fixture
+def transformer() -> nn.Module:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return miniature.make_transformer(zero_cond_t=False).eval()
+
+
+def forward(transformer: nn.Module) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    width = transformer.config.joint_attention_dim
+    with torch.no_grad():
+        return transformer(
+            hidden_states=torch.randn(1, 2 * 6, 64, generator=generator),
+            encoder_hidden_states=torch.randn(1, 7, width, generator=generator),
+            encoder_hidden_states_mask=None,
+            timestep=torch.tensor([0.5]),
+            img_shapes=[[(1, 2, 3), (1, 3, 2)]],
+            return_dict=False,
+        )[0]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
+def test_turns_are_those_of_complex_numbers(dtype, tolerance):
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(1, 5, 3, 16, generator=generator).to(dtype)
+    turns = torch.polar(torch.ones(5, 8), torch.randn(5, 8, generator=generator) * 3)
+    found, expected = rotated(states, turns), apply_rotary_emb_qwen(states, turns, use_real=False)
+    assert found.dtype == dtype
+    assert torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_forward_is_the_same(transformer):
+    expected = forward(transformer)
+    fuse(transformer, with_gelu=False)
+    found = forward(transformer)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found, expected.roll(1, dims=1), rtol=1e-2, atol=1e-2)
+
+
+def test_gelu_goes_with_its_linear_under_the_same_name(transformer):
+    """The adapters' files name the linears. On a CPU torch's fused GELU is the exact one: 5e-4 apart at most."""
+    names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    expected = forward(transformer)
+    fuse(transformer, with_gelu=True)
+    assert [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)] == names
+    assert sum(isinstance(module, LinearGelu) for module in transformer.modules()) == 2 * len(
+        transformer.transformer_blocks
+    )
+    found = forward(transformer)
+    assert not torch.equal(found, expected)
+    assert torch.allclose(found, expected, atol=5e-3)
+
+
+def test_operator_is_linear_and_gelu():
+    generator = torch.Generator().manual_seed(0)
+    states, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((1, 5, 8), (12, 8), (12,)))
+    found = linear_gelu(states, weight, bias)
+    assert torch.allclose(found, F.gelu(F.linear(states, weight, bias)), atol=1e-6)
+    torch.library.opcheck(linear_gelu, (states, weight, bias), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_adapters_beside_the_weights_are_not_passed_by(transformer, merged, tmp_path, monkeypatch):
+    """PEFT's layers stand in the linears' places; a GELU fused with the weights would not see them."""
+    monkeypatch.setattr(type(transformer), "device", torch.device("cuda"))
+    config = ModelConfig(compile="regional", warm_up=[(64, 64)], compile_cache_folder=str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    accelerate(transformer, config, merged=merged)
+    assert any(isinstance(module, LinearGelu) for module in transformer.modules()) == merged

@@ -1,0 +1,77 @@
+"""The vision encoder: all windows at once are each by itself, and pictures are looked at once."""
+
+import pytest
+import torch
+
+from serve_app.config import ModelConfig
+from serve_app.engine import Engine
+from serve_app.models import vision
+from serve_app.models.registry import MODELS
+from tests.conftest import THREADS, as_png, noise_picture
+from tests.engine.conftest import EDIT, FORGETFUL
+
+PLUS = "qwen_image_edit_plus"
+PICTURE = as_png(noise_picture(64, 48))
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        pytest.param([[1, 40, 40]], id="windows of several lengths"),
+        pytest.param([[1, 4, 4]], id="less than a window"),
+        pytest.param([[1, 12, 20], [1, 16, 8]], id="two pictures"),
+    ],
+)
+def test_windows_at_once_are_each_window_by_itself(bench, grid):
+    visual = bench(EDIT.id).pipeline.text_encoder.model.visual
+    grids = torch.tensor(grid)
+    config = visual.config
+    width = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    pixels = torch.randn(int(grids.prod(-1).sum()), width, generator=torch.Generator().manual_seed(0))
+    assert config._attn_implementation == vision.NAME
+    with torch.no_grad():
+        found = visual(pixels, grid_thw=grids).pooler_output
+        try:
+            config._attn_implementation = "sdpa"
+            expected = visual(pixels, grid_thw=grids).pooler_output
+        finally:
+            config._attn_implementation = vision.NAME
+    assert torch.equal(found, expected)
+
+
+def looks(engine: Engine, monkeypatch) -> list[int]:
+    """An entry for each time that the vision encoder computes."""
+    seen: list[int] = []
+    visual = engine._pipeline.text_encoder.model.visual
+    look = visual.forward
+    monkeypatch.setattr(visual, "forward", lambda *args, **kwargs: seen.append(1) or look(*args, **kwargs))
+    return seen
+
+
+def test_pictures_are_looked_at_once_for_both_prompts(bench, make_plan, monkeypatch):
+    engine = bench(EDIT.id).engine
+    assert engine._config == FORGETFUL
+    seen = looks(engine, monkeypatch)
+    for count in (1, 2):
+        engine.edit(make_plan(steps=1), [PICTURE])
+        assert len(seen) == count
+    # Restored as it was found.
+    assert engine._pipeline.text_encoder.model.visual.forward.__name__ == "<lambda>"
+
+
+def test_pictures_of_other_sizes_for_the_negative_prompt_are_looked_at_apart(bench, make_plan, monkeypatch):
+    seen = looks(bench(PLUS).engine, monkeypatch)
+    bench(PLUS).engine.edit(make_plan(model=PLUS, steps=1, profile="trainer"), [as_png(noise_picture(120, 80))])
+    assert len(seen) == 2
+
+
+def test_what_was_seen_is_remembered_for_another_prompt(bench, make_plan, monkeypatch):
+    engine = Engine(bench(EDIT.id).pipeline, MODELS[EDIT.id], ModelConfig(threads=THREADS))
+    seen = looks(engine, monkeypatch)
+    pictures = []
+    for prompt in ("one", "another"):
+        plan = make_plan(steps=1, prompt=prompt, negative_prompt=f"not {prompt}")
+        pictures.append((engine.edit(plan, [PICTURE]).image, bench(EDIT.id).engine.edit(plan, [PICTURE]).image))
+    # One by the engine that remembers, one for each edit by the other.
+    assert len(seen) == 3
+    assert all(found.tobytes() == expected.tobytes() for found, expected in pictures)
