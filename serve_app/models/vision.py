@@ -4,7 +4,7 @@ transformers attends within one window after the other: a picture of 1024x1024 h
 layers, and the launching takes longer than the computing.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
@@ -12,11 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 # transformers tells the lengths of the windows, instead of calling for each one, to a kernel with "flash" in its name.
 NAME = "flash_windows_by_length"
+
+# By the tensor that a picture's layers share: asking the device waits until it has caught up.
+_lengths: MutableMapping[Tensor, tuple[int, ...]] = WeakIdKeyDictionary()
 
 
 def attend_to_windows_at_once(visual: PreTrainedModel) -> None:
@@ -40,7 +44,9 @@ def attend(
 
     The result is (1, tokens, heads, width).
     """
-    lengths = tuple(cu_seq_lens_q.diff().tolist())
+    lengths = _lengths.get(cu_seq_lens_q)
+    if lengths is None:
+        lengths = _lengths[cu_seq_lens_q] = tuple(cu_seq_lens_q.diff().tolist())
     attended = partial(F.scaled_dot_product_attention, scale=scaling)
     if len(lengths) == 1:
         return attended(query, key, value).transpose(1, 2), None
