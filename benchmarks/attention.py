@@ -1,5 +1,7 @@
 """Which attention kernel this machine is fastest with, at the published sizes; proposes a line for the config.
 
+Prompts differ in length: the last column is what the first call of a length costs beside the second.
+
 python -m benchmarks.attention            # 1024x1024 with one control image and about 1400 tokens of text
 python -m benchmarks.attention --tiny     # on a CPU, to see that it runs
 """
@@ -7,10 +9,13 @@ python -m benchmarks.attention --tiny     # on a CPU, to see that it runs
 import argparse
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
+from serve_app.device import finish
 from serve_app.models import miniature
 from serve_app.models.acceleration import BACKENDS, choose_attention
 from serve_app.models.registry import MODELS
@@ -30,33 +35,33 @@ def main() -> None:
     with torch.no_grad():
         transformer = miniature.make_transformer(zero_cond_t=False)
     expected = dispatch_attention_fn(*inputs, backend=AttentionBackendName.NATIVE)
-    print("| kernel | ms | TFLOP/s | error beside native (rms) |\n|---|---|---|---|")
+    print("| kernel | ms | TFLOP/s | error beside native (rms) | a new length, ms more |\n|---|---|---|---|---|")
     found: dict[str, float] = {}
     for name in BACKENDS:
         try:
             choose_attention(transformer, name)
             backend = AttentionBackendName(BACKENDS[name])
-            error = (dispatch_attention_fn(*inputs, backend=backend) - expected).float().square().mean().sqrt().item()
-            found[name] = seconds(lambda: dispatch_attention_fn(*inputs, backend=backend), device, options.runs)  # noqa: B023
+            call = partial(dispatch_attention_fn, *inputs, backend=backend)
+            error = (call() - expected).float().square().mean().sqrt().item()
+            times = [seconds(call, device) for _ in range(options.runs + 3)]
+            shorter = partial(dispatch_attention_fn, *(each[:, 1:].contiguous() for each in inputs), backend=backend)
+            first, again = seconds(shorter, device), seconds(shorter, device)
+            found[name] = statistics.median(times[3:])
         except (ImportError, RuntimeError, ValueError, TypeError, AssertionError) as failure:
-            print(f"| {name} | not here: {str(failure).splitlines()[0][:80]} | | |")
+            print(f"| {name} | not here: {str(failure).splitlines()[0][:80]} | | | |")
             continue
         flops = 4 * tokens**2 * heads * WIDTH / found[name]
-        print(f"| {name} | {found[name] * 1e3:.3f} | {flops / 1e12:.2f} | {error:.2e} |")
+        row = f"| {name} | {found[name] * 1e3:.3f} | {flops / 1e12:.2f} | {error:.2e} | {(first - again) * 1e3:.1f} |"
+        print(row)
     print(f"\nmodels: - {{id: {MODELS['qwen_image_edit'].id}, attention: {min(found, key=found.__getitem__)}}}")
 
 
-def seconds(call, device: torch.device, runs: int) -> float:
-    times = []
-    for _ in range(runs + 3):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[3:])
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    finish(device)
+    started = time.perf_counter()
+    call()
+    finish(device)
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

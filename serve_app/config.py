@@ -81,8 +81,9 @@ class ModelConfig(Frozen):
     are merged from: on the `device`, in pinned memory of the `host`, or nowhere, with adapters as `hooks` beside the
     weights (slower, LoRA alone); `auto` measures what fits. `revision` pins a hub checkpoint to a branch, a
     tag or, best, a commit; `local_files_only` never asks the hub, what is not in its local cache is an error.
-    `prompt_cache_bytes` and `control_cache_bytes` are what an editor keeps on its device of prompts' embeddings and
-    of control images' latents, for edits that ask for the same again; 0 keeps none.
+    `prompt_cache_bytes` and `control_cache_bytes` are what an editor keeps on its device of prompts' embeddings (with
+    what the vision encoder saw beside them) and of control images' latents, for edits that ask for the same again; 0
+    keeps none.
     `offload` keeps the model in host memory, for a card without room for it: `model` brings each part to the device for
     its stage, `sequential` each layer for its forward. `vae_tiling` has the VAE work in tiles for every request.
     `quantization: fp8` has the blocks' linears in eight bits (needs torchao), refused for the trainer's profiles.

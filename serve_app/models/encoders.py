@@ -40,6 +40,17 @@ class Conditions:
                 lend(tensor)
 
 
+@dataclass
+class Reading:
+    """The prompts of one edit: what the vision encoder saw for them, and how many embeddings were remembered.
+
+    Both prompts are read beside the same pictures, which are looked at once even if nothing outlasts the edit.
+    """
+
+    seen: dict[Hashable, Tensor] = field(default_factory=dict)
+    remembered: int = 0
+
+
 class Encoders:
     """The text encoder and the VAE of one pipeline. Any thread may ask; each of the two does one thing at a time.
 
@@ -54,7 +65,6 @@ class Encoders:
         self._placement = placement
         self._device = placement.device
         self._prompts = TensorCache(prompt_cache_bytes)
-        self._sights = TensorCache(control_cache_bytes)
         self._controls = TensorCache(control_cache_bytes)
         self._text_lock = threading.Lock()
         self._vae_lock = threading.Lock()
@@ -63,22 +73,18 @@ class Encoders:
     def conditions(self, plan: EditPlan, pictures: Sequence[Picture], recipe: Recipe, watch: Stopwatch) -> Conditions:
         """Encode a plan's prompts and control images, or remember them."""
         with watch.stage("encode_prompt"), self._text_lock:
-            before = self._prompts.hits
-            # Both prompts are read beside the same pictures, which are looked at once even if nothing is remembered.
-            seen: dict[Hashable, Tensor] = {}
-            positive = self._prompt(plan.prompt, pictures, recipe.encoder_sizes, recipe, seen)
+            reading = Reading()
+            positive = self._prompt(plan.prompt, pictures, recipe.encoder_sizes, recipe, reading)
             negative = None
             if recipe.guided:
-                negative = self._prompt(plan.negative_prompt, pictures, recipe.negative_encoder_sizes, recipe, seen)
-            prompts = self._prompts.hits - before
+                negative = self._prompt(plan.negative_prompt, pictures, recipe.negative_encoder_sizes, recipe, reading)
             finish(self._device)
         with watch.stage("encode_control"), self._vae_lock:
             before = self._controls.hits
             control = self._control(plan, pictures, recipe)
             finish(self._device)
-            return Conditions(
-                positive, negative, control, {"prompts": prompts, "controls": self._controls.hits - before}
-            )
+            reused = {"prompts": reading.remembered, "controls": self._controls.hits - before}
+            return Conditions(positive, negative, control, reused)
 
     def decode(self, latents: Tensor, plan: EditPlan) -> PIL.Image.Image:
         """The picture of packed latents. Raises UnusableResult."""
@@ -92,20 +98,18 @@ class Encoders:
         pictures: Sequence[Picture],
         sizes: Sequence[Sequence[Size]],
         recipe: Recipe,
-        shared: dict[Hashable, Tensor],
+        reading: Reading,
     ) -> Tensor:
-        """A prompt's embeddings beside the control images, each resized to its `sizes` in turn.
-
-        `shared` are what the vision encoder saw for this edit's prompts.
-        """
+        """A prompt's embeddings beside the control images, each resized to its `sizes` in turn."""
         seen = tuple((picture.digest, tuple(steps)) for picture, steps in zip(pictures, sizes, strict=True))
 
         def see(look: Callable[[], Tensor]) -> Tensor:
-            if seen not in shared:
-                shared[seen] = lend(self._sights.get(seen, look))
-            return shared[seen]
+            if seen not in reading.seen:
+                reading.seen[seen] = lend(self._prompts.get(("seen", seen), look))
+            return reading.seen[seen]
 
         def encode() -> Tensor:
+            reading.remembered -= 1
             encoder = self._pipeline.text_encoder
             images = [
                 conditioning.encoder_image(picture.image, steps, self._device, encoder.dtype)
@@ -115,6 +119,7 @@ class Encoders:
                 return conditioning.encode_prompt(self._pipeline, text, images, recipe, self._device)
 
         key = (recipe.prompt_prefix, text, seen, recipe.position_ids, recipe.max_prompt_tokens)
+        reading.remembered += 1
         return lend(self._prompts.get(key, encode))
 
     def _control(self, plan: EditPlan, pictures: Sequence[Picture], recipe: Recipe) -> Tensor | None:
