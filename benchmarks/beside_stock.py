@@ -24,11 +24,10 @@ import gc
 import io
 import itertools
 import json
-import statistics
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -40,12 +39,12 @@ import diffusers
 import httpx
 import PIL.Image
 import torch
+from diffusers import QwenImageTransformer2DModel
 from diffusers.models.activations import GELU
 from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
 from PIL import ImageOps
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.chip import device_time, matmul_flops
 from benchmarks.full_size import PHOTOGRAPH, PLAN, gpu_profile, make_pipeline, request, serving, write_lora
 from serve_app.adapters.maker import make_lora
 from serve_app.adapters.sources import fingerprint
@@ -216,20 +215,25 @@ def measure_own(
     if kernels:
         print(device_time(partial(own_edit, bench, engine, replace(plans[0], steps=2))), flush=True)
     print(json.dumps({"mode": f"{mode}/{kernel}", "recompilations": engine.recompilations}), flush=True)
-    # The weights are the next mode's as well: back to what they were, and without what compiled them.
+    # The weights are the next mode's as well: without an adapter, and without what compiled and quantised them.
     engine.edit(replace(plans[0], steps=1, adapters=()), [PHOTOGRAPH.read_bytes()])
-    for block in bench.pipeline.transformer.transformer_blocks:
-        vars(block).pop("forward", None)
-        block.attn.set_processor(QwenDoubleStreamAttnProcessor2_0())
-        for mlp in (block.img_mlp, block.txt_mlp):
-            gelu = GELU(1, 1, approximate="tanh")
-            gelu.proj, mlp.net[0] = mlp.net[0].proj, gelu
+    make_plain(bench.pipeline.transformer)
     for module, weight in linears.items():
         module.weight = weight
     del engine
     gc.collect()
     free_cached_memory(bench.device)
     return made
+
+
+def make_plain(transformer: QwenImageTransformer2DModel) -> None:
+    """Undo what `accelerate` did to the blocks."""
+    for block in transformer.transformer_blocks:
+        vars(block).pop("forward", None)
+        block.attn.set_processor(QwenDoubleStreamAttnProcessor2_0())
+        for mlp in (block.img_mlp, block.txt_mlp):
+            gelu = GELU(1, 1, approximate="tanh")
+            gelu.proj, mlp.net[0] = mlp.net[0].proj, gelu
 
 
 def series(bench: Bench, engine: Engine, mode: str, plan: EditPlan, count: int = 4) -> None:
@@ -270,19 +274,6 @@ def new_size(bench: Bench, engine: Engine, mode: str, plan: EditPlan) -> None:
     print(json.dumps({"mode": mode, "new size": seen}), flush=True)
 
 
-def device_time(call: Callable[[], object], most: int = 25) -> str:
-    """A table of what the device computed in a call: by kernel, the longest first."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        call()
-    events = [event for event in profiler.key_averages() if event.device_type != DeviceType.CPU]
-    whole = sum(event.self_device_time_total for event in events)
-    rows = ["| kernel | times | ms | share |", "|---|---|---|---|"]
-    for event in sorted(events, key=lambda event: -event.self_device_time_total)[:most]:
-        took = event.self_device_time_total
-        rows.append(f"| {event.key[:110]} | {event.count} | {took / 1e3:.1f} | {took / whole:.1%} |")
-    return "\n".join(rows)
-
-
 def served_edits(folder: Path, plans: list[EditPlan]) -> list[Made]:
     """The same edits from POST to the picture's bytes, by the service as the GPU profile runs it."""
     made = []
@@ -321,27 +312,6 @@ def request_for(plan: EditPlan, picture: bytes) -> dict[str, Any]:
     }
     loras = [{"path": Path(use.url).name, "network_multiplier": use.scale} for use in plan.adapters]
     return {"model": plan.model, "prompts": [prompt], "loras": loras}
-
-
-def matmul_flops(device: torch.device, seconds: float = 0.0) -> float:
-    """Operations a second of the best of some square products in the device's dtype, random data.
-
-    The best of ten each; with `seconds` the mean of the largest one over so long, when a card has come to the clock
-    that its power allows.
-    """
-    sizes, dtype = ((4096, 8192, 16384), torch.bfloat16) if device.type == "cuda" else ((512, 1024), torch.float32)
-    best = 0.0
-    for size in sizes[-1:] if seconds else sizes:
-        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        times: list[float] = []
-        while len(times) < 10 or sum(times) < seconds:
-            finish(device)
-            started = time.perf_counter()
-            torch.mm(a, b)
-            finish(device)
-            times.append(time.perf_counter() - started)
-        best = max(best, 2 * size**3 / (statistics.mean(times) if seconds else statistics.median(times)))
-    return best
 
 
 def table(plans: list[EditPlan], results: dict[str, list[Made]], peak_flops: float) -> None:

@@ -1,0 +1,45 @@
+"""What a device can do, and what it did."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from serve_app.device import finish
+
+
+def matmul_flops(device: torch.device, seconds: float = 0.0) -> float:
+    """Operations a second of the best of some square products in the device's dtype, random data.
+
+    The best of ten each; with `seconds` the mean of the largest one over so long, when a card has come to the clock
+    that its power allows.
+    """
+    sizes, dtype = ((4096, 8192, 16384), torch.bfloat16) if device.type == "cuda" else ((512, 1024), torch.float32)
+    best = 0.0
+    for size in sizes[-1:] if seconds else sizes:
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        times: list[float] = []
+        while len(times) < 10 or sum(times) < seconds:
+            finish(device)
+            started = time.perf_counter()
+            torch.mm(a, b)
+            finish(device)
+            times.append(time.perf_counter() - started)
+        best = max(best, 2 * size**3 / (statistics.mean(times) if seconds else statistics.median(times)))
+    return best
+
+
+def device_time(call: Callable[[], object], most: int = 25) -> str:
+    """A table of what the device computed in a call: by kernel, the longest first."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        call()
+    events = [event for event in profiler.key_averages() if event.device_type != DeviceType.CPU]
+    whole = sum(event.self_device_time_total for event in events)
+    rows = ["| kernel | times | ms | share |", "|---|---|---|---|"]
+    for event in sorted(events, key=lambda event: -event.self_device_time_total)[:most]:
+        took = event.self_device_time_total
+        rows.append(f"| {event.key[:110]} | {event.count} | {took / 1e3:.1f} | {took / whole:.1%} |")
+    return "\n".join(rows)
