@@ -54,6 +54,7 @@ from serve_app.demo import free_port
 from serve_app.device import dtype_for, finish, free_cached_memory
 from serve_app.engine import Engine
 from serve_app.errors import UnusableResult
+from serve_app.geometry import Size
 from serve_app.images import encode
 from serve_app.models import architecture, miniature
 from serve_app.models.acceleration import BACKENDS, choose_attention
@@ -61,6 +62,9 @@ from serve_app.models.checkpoint import Pipeline, read
 from serve_app.models.registry import MODELS
 from serve_app.tasks import AdapterUse, EditPlan
 from tests.engine.oracle import reference_edit
+
+# How a file of that kind begins.
+JPEG = b"\xff\xd8\xff"
 
 
 @dataclass
@@ -78,7 +82,7 @@ class Made:
 
     seconds: float
     forwards: Forwards
-    image: PIL.Image.Image
+    image: PIL.Image.Image | None
     peak_bytes: int
     stages: dict[str, float] = field(default_factory=dict)
 
@@ -127,7 +131,7 @@ class Bench:
         yield bytes_
         bytes_.append(torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0)
 
-    def plan(self, size: tuple[int, int], steps: int, adapters: int) -> EditPlan:
+    def plan(self, size: Size, steps: int, adapters: int) -> EditPlan:
         scale = 1.0 / max(1, adapters)
         uses = tuple(AdapterUse(fingerprint(str(p)), p.name, str(p), scale) for p in self.loras[:adapters])
         return replace(PLAN, width=size[0], height=size[1], steps=steps, adapters=uses)
@@ -165,64 +169,73 @@ def measure_stock(bench: Bench, kernel: str, plans: list[EditPlan]) -> list[Made
     choose_attention(bench.pipeline.transformer, kernel)
     made = []
     for plan in plans:
-        names = [f"adapter_{i}" for i, _ in enumerate(plan.adapters)]
-        for name, use in zip(names, plan.adapters, strict=True):
-            bench.pipeline.load_lora_weights(use.url, adapter_name=name)
-        if names:
-            bench.pipeline.set_adapters(names, [use.scale for use in plan.adapters])
-        stock_edit(bench, replace(plan, steps=2))  # warm
-        made.append(stock_edit(bench, plan))
-        if names:
+        try:
+            names = [f"adapter_{i}" for i, _ in enumerate(plan.adapters)]
+            for name, use in zip(names, plan.adapters, strict=True):
+                bench.pipeline.load_lora_weights(use.url, adapter_name=name)
+            if names:
+                bench.pipeline.set_adapters(names, [use.scale for use in plan.adapters])
+            stock_edit(bench, replace(plan, steps=2))  # warm
+            made.append(stock_edit(bench, plan))
+        finally:
             bench.pipeline.unload_lora_weights()
     return made
 
 
-def measure_own(
-    bench: Bench, mode: str, kernel: str, plans: list[EditPlan], copies: str, *, kernels: bool, only_edits: bool
-) -> list[Made]:
-    sizes = tuple(dict.fromkeys((plan.width, plan.height) for plan in plans))
+@contextmanager
+def own_engine(
+    bench: Bench, mode: str, kernel: str, sizes: tuple[tuple[int, int], ...], copies: str
+) -> Iterator[Engine]:
+    """An engine that is ready, of the pipeline's own weights; afterwards all is as it was, for the next mode."""
     config = ModelConfig(
         device=bench.device.type,
         threads=bench.threads,
         attention=kernel,
         compile="none" if mode == "eager" else "regional",
         quantization="fp8" if mode == "fp8" else "none",
-        warm_up=sizes,
+        warm_up=tuple(sizes),
         adapter_weights=copies,
         # Nothing is remembered: every edit is timed as if its prompt and picture were new.
         prompt_cache_bytes=0,
         control_cache_bytes=0,
     )
-    choose_attention(bench.pipeline.transformer, "native")
-    linears = {m: m.weight for m in bench.pipeline.transformer.modules() if isinstance(m, torch.nn.Linear)}
+    transformer = bench.pipeline.transformer
+    choose_attention(transformer, "native")
+    linears = {m: m.weight for m in transformer.modules() if isinstance(m, torch.nn.Linear)}
     another = torch.device("cuda", 1) if bench.device.type == "cuda" else bench.device
     engine = Engine(bench.pipeline, MODELS[PLAN.model], config, second=another if mode == "pair" else None)
     started = time.perf_counter()
     try:
-        engine.make_ready()
-    except UnusableResult as error:
-        print(f"{mode}/{kernel}: {error}", flush=True)
-    print(json.dumps({"mode": f"{mode}/{kernel}", "ready_s": round(time.perf_counter() - started, 1)}), flush=True)
+        try:
+            engine.make_ready()
+        except UnusableResult as error:
+            print(f"{mode}/{kernel}: {error}", flush=True)
+        print(json.dumps({"mode": f"{mode}/{kernel}", "ready_s": round(time.perf_counter() - started, 1)}), flush=True)
+        yield engine
+    finally:
+        engine._denoiser.apply({}, {})
+        make_plain(transformer)
+        for module, weight in linears.items():
+            module.weight = weight
+
+
+def measure_own(
+    bench: Bench, mode: str, kernel: str, plans: list[EditPlan], copies: str, *, kernels: bool, only_edits: bool
+) -> list[Made]:
+    sizes = list(dict.fromkeys((plan.width, plan.height) for plan in plans))
     made = []
-    for plan in plans:
-        own_edit(bench, engine, replace(plan, steps=2))  # warm, with these adapters in host memory
-        engine.edit(replace(plan, steps=1, adapters=()), [PHOTOGRAPH.read_bytes()])  # so that the edit pays its swap
-        made.append(own_edit(bench, engine, plan))
-    if mode != "eager" and not only_edits:
-        short = replace(plans[0], steps=min(8, plans[0].steps))
-        series(bench, engine, f"{mode}/{kernel}", short)
-        new_size(bench, engine, f"{mode}/{kernel}", short)
-    if kernels:
-        print(device_time(partial(own_edit, bench, engine, replace(plans[0], steps=2))), flush=True)
-    print(json.dumps({"mode": f"{mode}/{kernel}", "recompilations": engine.recompilations}), flush=True)
-    # The weights are the next mode's as well: without an adapter, and without what compiled and quantised them.
-    engine.edit(replace(plans[0], steps=1, adapters=()), [PHOTOGRAPH.read_bytes()])
-    make_plain(bench.pipeline.transformer)
-    for module, weight in linears.items():
-        module.weight = weight
-    del engine
-    gc.collect()
-    free_cached_memory(bench.device)
+    with own_engine(bench, mode, kernel, sizes, copies) as engine:
+        for plan in plans:
+            own_edit(bench, engine, replace(plan, steps=2))  # warm, with these adapters in host memory
+            engine.edit(replace(plan, steps=1, adapters=()), [PHOTOGRAPH.read_bytes()])  # so that it pays its swap
+            made.append(own_edit(bench, engine, plan))
+        if mode != "eager" and not only_edits:
+            short = replace(plans[0], steps=min(8, plans[0].steps))
+            series(bench, engine, f"{mode}/{kernel}", short)
+            new_size(bench, engine, f"{mode}/{kernel}", short)
+        if kernels:
+            print(device_time(partial(own_edit, bench, engine, replace(plans[0], steps=2))), flush=True)
+        print(json.dumps({"mode": f"{mode}/{kernel}", "recompilations": engine.recompilations}), flush=True)
     return made
 
 
@@ -294,8 +307,10 @@ def served_edits(folder: Path, plans: list[EditPlan]) -> list[Made]:
             [stages] = done.result["metadata"]["timings"]["prompts"]
             [runtime] = done.result["metadata"]["runtime"]
             peak = int((runtime["peak_memory_gib"] or 0) * 2**30)
-            picture = PIL.Image.open(io.BytesIO(data)).convert("RGB")
-            made.append(Made(took, Forwards(seconds=stages["denoise"]), picture, peak, stages))
+            if not data.startswith(JPEG):
+                raise RuntimeError("the artifact is no JPEG")
+            # Its picture has been through JPEG, so it is not compared.
+            made.append(Made(took, Forwards(seconds=stages["denoise"]), None, peak, stages))
     return made
 
 
@@ -327,8 +342,8 @@ def table(plans: list[EditPlan], results: dict[str, list[Made]], peak_flops: flo
             forwards = it.forwards
             ratio = f"{stock.seconds / it.seconds:.2f}" if stock else ""
             mfu = f"{forwards.flops / forwards.seconds / peak_flops:.3f}" if forwards.flops else ""
-            psnr = f"{difference(eager.image, it.image).psnr:.1f}" if eager else ""
-            error = f"{relative(forwards, eager.forwards):.4f}" if eager and forwards.latents is not None else ""
+            psnr = f"{difference(eager.image, it.image).psnr:.1f}" if eager and it.image else ""
+            error = f"{relative(forwards, eager.forwards):.4f}" if eager and it.image else ""
             stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in it.stages.items() if name != "generate")
             print(
                 f"| {plan.width}x{plan.height} | {plan.steps} | {len(plan.adapters)} | {mode} | {it.seconds:.2f} "
@@ -355,7 +370,7 @@ def make_bench(tiny: bool, folder: Path, adapters: int, threads: int) -> Bench:
     return Bench(pipeline, device, loras, threads)
 
 
-def size_of(text: str) -> tuple[int, int]:
+def size_of(text: str) -> Size:
     width, height = map(int, text.split("x"))
     return width, height
 
@@ -373,11 +388,14 @@ def main() -> None:
     parser.add_argument("--copies", default="auto", choices=["auto", "device", "host"], help="of the untouched weights")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    if options.tiny and "service" in options.modes:
+        parser.error("the service is of the published size: not with --tiny")
     sizes = options.sizes or ([(64, 64)] if options.tiny else [(1024, 1024)])
     steps = options.steps or ([2] if options.tiny else [25])
     versions = {module.__name__: module.__version__ for module in (torch, diffusers)}
     with tempfile.TemporaryDirectory() as folder:
         bench = make_bench(options.tiny, Path(folder), max(options.adapters), options.threads)
+        device = bench.device.type
         name = "cpu" if options.tiny else torch.cuda.get_device_name()
         print(json.dumps({"device": name, **versions, "date": time.strftime("%Y-%m-%d")}), flush=True)
         plans = [bench.plan(*each) for each in itertools.product(sizes, steps, options.adapters)]
@@ -385,28 +403,28 @@ def main() -> None:
         peak_flops = matmul_flops(bench.device)
         lasting = matmul_flops(bench.device, seconds=0.1 if options.tiny else 5)
         print(json.dumps({"matrix product, TFLOP/s": peak_flops / 1e12, "for seconds": lasting / 1e12}), flush=True)
-        for mode in options.modes:
+        # The service's editor needs the device's memory.
+        for mode in sorted(options.modes, key=lambda mode: mode == "service"):
             way, _, kernel = mode.partition("/")
             kernel = kernel or "native"
             if way == "service":
-                continue
+                bench = None
+            # What the mode before left.
+            gc.collect()
+            free_cached_memory(torch.device(device))
             try:
-                if way == "stock":
-                    made = measure_stock(bench, kernel, plans)
+                if way == "service":
+                    results[mode] = served_edits(Path(folder), plans)
+                elif way == "stock":
+                    results[f"{way}/{kernel}"] = measure_stock(bench, kernel, plans)
                 else:
                     extras = {"kernels": options.kernels, "only_edits": options.only_edits}
-                    made = measure_own(bench, way, kernel, plans, options.copies, **extras)
+                    results[f"{way}/{kernel}"] = measure_own(bench, way, kernel, plans, options.copies, **extras)
             except Exception:
                 print(f"{mode} failed:\n{traceback.format_exc()}", flush=True)
                 continue
-            results[f"{way}/{kernel}"] = made
-            table(plans, results, peak_flops := max(peak_flops, matmul_flops(bench.device)))
-        if "service" in options.modes:
-            # Its editor needs the device's memory.
-            del bench
-            gc.collect()
-            free_cached_memory(torch.device("cuda"))
-            results["service"] = served_edits(Path(folder), plans)
+            if bench is not None:
+                peak_flops = max(peak_flops, matmul_flops(bench.device))
             table(plans, results, peak_flops)
 
 

@@ -15,6 +15,9 @@ class TensorCache:
         self.size_bytes = 0
         self.hits = 0
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept
+
     def get(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """The tensor of `key`, by `compute` if it is not here. `key` names everything that decides it."""
         if key in self._kept:

@@ -1,7 +1,8 @@
 """The parts around the transformer, with memory: prompts and control images into tensors, latents into a picture."""
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import PIL.Image
@@ -42,12 +43,12 @@ class Conditions:
 
 @dataclass
 class Reading:
-    """The prompts of one edit: what the vision encoder saw for them, and how many embeddings were remembered.
+    """The prompts of one edit: what the vision encoder made of its pictures, and how many embeddings were remembered.
 
     Both prompts are read beside the same pictures, which are looked at once even if nothing outlasts the edit.
     """
 
-    seen: dict[Hashable, Tensor] = field(default_factory=dict)
+    sights: dict[Hashable, Tensor] = field(default_factory=dict)
     remembered: int = 0
 
 
@@ -72,19 +73,26 @@ class Encoders:
 
     def conditions(self, plan: EditPlan, pictures: Sequence[Picture], recipe: Recipe, watch: Stopwatch) -> Conditions:
         """Encode a plan's prompts and control images, or remember them."""
-        with watch.stage("encode_prompt"), self._text_lock:
+        with watch.stage("encode_prompt"), self._alone(self._text_lock):
             reading = Reading()
             positive = self._prompt(plan.prompt, pictures, recipe.encoder_sizes, recipe, reading)
             negative = None
             if recipe.guided:
                 negative = self._prompt(plan.negative_prompt, pictures, recipe.negative_encoder_sizes, recipe, reading)
-            finish(self._device)
-        with watch.stage("encode_control"), self._vae_lock:
+        with watch.stage("encode_control"), self._alone(self._vae_lock):
             before = self._controls.hits
             control = self._control(plan, pictures, recipe)
-            finish(self._device)
             reused = {"prompts": reading.remembered, "controls": self._controls.hits - before}
-            return Conditions(positive, negative, control, reused)
+        return Conditions(positive, negative, control, reused)
+
+    @contextmanager
+    def _alone(self, lock: threading.Lock) -> Iterator[None]:
+        """Within, nobody else; what was queued is complete before anybody is let in, also if something failed."""
+        with lock:
+            try:
+                yield
+            finally:
+                finish(self._device)
 
     def decode(self, latents: Tensor, plan: EditPlan) -> PIL.Image.Image:
         """The picture of packed latents. Raises UnusableResult."""
@@ -101,15 +109,14 @@ class Encoders:
         reading: Reading,
     ) -> Tensor:
         """A prompt's embeddings beside the control images, each resized to its `sizes` in turn."""
-        seen = tuple((picture.digest, tuple(steps)) for picture, steps in zip(pictures, sizes, strict=True))
+        shown = tuple((picture.digest, tuple(steps)) for picture, steps in zip(pictures, sizes, strict=True))
 
         def see(look: Callable[[], Tensor]) -> Tensor:
-            if seen not in reading.seen:
-                reading.seen[seen] = lend(self._prompts.get(("seen", seen), look))
-            return reading.seen[seen]
+            if shown not in reading.sights:
+                reading.sights[shown] = lend(self._prompts.get(("sight", shown), look))
+            return reading.sights[shown]
 
         def encode() -> Tensor:
-            reading.remembered -= 1
             encoder = self._pipeline.text_encoder
             images = [
                 conditioning.encoder_image(picture.image, steps, self._device, encoder.dtype)
@@ -118,8 +125,8 @@ class Encoders:
             with self._placement.working(encoder), vision.seeing(encoder.model.visual, see):
                 return conditioning.encode_prompt(self._pipeline, text, images, recipe, self._device)
 
-        key = (recipe.prompt_prefix, text, seen, recipe.position_ids, recipe.max_prompt_tokens)
-        reading.remembered += 1
+        key = (recipe.prompt_prefix, text, shown, recipe.position_ids, recipe.max_prompt_tokens)
+        reading.remembered += key in self._prompts
         return lend(self._prompts.get(key, encode))
 
     def _control(self, plan: EditPlan, pictures: Sequence[Picture], recipe: Recipe) -> Tensor | None:

@@ -4,9 +4,10 @@ transformers attends within one window after the other: a picture of 1024x1024 h
 layers, and the launching takes longer than the computing.
 """
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 # transformers tells the lengths of the windows, instead of calling for each one, to a kernel with "flash" in its name.
 NAME = "flash_windows_by_length"
 
-# By the tensor that a picture's layers share: asking the device waits until it has caught up.
-_lengths: MutableMapping[Tensor, tuple[int, ...]] = WeakIdKeyDictionary()
+# By the tensor of ends that a picture's layers share: asking the device for them waits until it has caught up.
+_rows: MutableMapping[Tensor, list[Tensor]] = WeakIdKeyDictionary()
 
 
 def attend_to_windows_at_once(visual: PreTrainedModel) -> None:
@@ -44,29 +45,26 @@ def attend(
 
     The result is (1, tokens, heads, width).
     """
-    lengths = _lengths.get(cu_seq_lens_q)
-    if lengths is None:
-        lengths = _lengths[cu_seq_lens_q] = tuple(cu_seq_lens_q.diff().tolist())
     attended = partial(F.scaled_dot_product_attention, scale=scaling)
-    if len(lengths) == 1:
+    if len(cu_seq_lens_q) == 2:
         return attended(query, key, value).transpose(1, 2), None
+    if cu_seq_lens_q not in _rows:
+        _rows[cu_seq_lens_q] = rows_by_length(cu_seq_lens_q)
     # (tokens, heads, width)
     streams = [stream[0].transpose(0, 1) for stream in (query, key, value)]
     out = torch.empty_like(streams[0], memory_format=torch.contiguous_format)
-    for rows in rows_by_length(lengths, query.device):
+    for rows in _rows[cu_seq_lens_q]:
         queries, keys, values = (stream[rows].transpose(1, 2) for stream in streams)
         out[rows] = attended(queries, keys, values).transpose(1, 2)
     return out.unsqueeze(0), None
 
 
-@lru_cache(maxsize=64)
-def rows_by_length(lengths: Sequence[int], device: torch.device) -> list[Tensor]:
-    """For each length of a window, the tokens of all such windows: (windows, length)."""
-    ends = torch.tensor(lengths).cumsum(0).tolist()
+def rows_by_length(ends: Tensor) -> list[Tensor]:
+    """For each length of a window, the tokens of all such windows: (windows, length), where `ends` lies."""
     rows: dict[int, list[Tensor]] = {}
-    for length, end in zip(lengths, ends, strict=True):
-        rows.setdefault(length, []).append(torch.arange(end - length, end))
-    return [torch.stack(each).to(device) for each in rows.values()]
+    for start, end in pairwise(ends.tolist()):
+        rows.setdefault(end - start, []).append(torch.arange(start, end))
+    return [torch.stack(each).to(ends.device) for each in rows.values()]
 
 
 @contextmanager

@@ -38,15 +38,26 @@ def shown(pixels: torch.Tensor, area: int, *, upside_down: bool) -> torch.Tensor
     return torch.nn.functional.interpolate(pixels, size=size, mode="bilinear")
 
 
+def encode_prompt(pipeline, text: str, **images) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The pipeline's own, its vision encoder attending as transformers ships it, whatever an engine has set."""
+    config = pipeline.text_encoder.model.visual.config
+    found = config._attn_implementation
+    config._attn_implementation = "sdpa"
+    try:
+        return pipeline.encode_prompt(text, **images)
+    finally:
+        config._attn_implementation = found
+
+
 def reference_prompt(pipeline, model: str, pictures: Sequence[PIL.Image.Image], text: str) -> torch.Tensor:
     if model in T2I:
-        embeddings, mask = pipeline.encode_prompt(text)
+        embeddings, mask = encode_prompt(pipeline, text)
     elif model == "qwen_image_edit":
         image = shown(for_encoder(pipeline, pictures[0]), 1024 * 1024, upside_down=True)
-        embeddings, mask = pipeline.encode_prompt(text, image=image)
+        embeddings, mask = encode_prompt(pipeline, text, image=image)
     else:
         images = [shown(for_encoder(pipeline, picture), 384 * 384, upside_down=True) for picture in pictures]
-        embeddings, mask = pipeline.encode_prompt(text, image=images)
+        embeddings, mask = encode_prompt(pipeline, text, image=images)
     assert mask is None
     return embeddings
 
@@ -111,12 +122,12 @@ def trainer_edit(
 
     def encode(text: str) -> torch.Tensor:
         if t2i:
-            return pipeline.encode_prompt(text)[0][:, :512]
+            return encode_prompt(pipeline, text)[0][:, :512]
         if edit:
-            return pipeline.encode_prompt(text, image=shown(tensors[0], 1024 * 1024, upside_down=False))[0]
+            return encode_prompt(pipeline, text, image=shown(tensors[0], 1024 * 1024, upside_down=False))[0]
         for i, tensor in enumerate(tensors):
             tensors[i] = shown(tensor, 384 * 384, upside_down=False)
-        return pipeline.encode_prompt(text, image=tensors)[0]
+        return encode_prompt(pipeline, text, image=tensors)[0]
 
     positive = encode(prompt)
     unconditional = encode(negative) if guidance > 1 else None

@@ -11,6 +11,7 @@ from serve_app import images
 from serve_app.config import ModelConfig
 from serve_app.device import Stopwatch
 from serve_app.engine import Engine
+from serve_app.models import encoders as encoders_module
 from serve_app.models.cache import TensorCache
 from serve_app.models.encoders import Conditions, Encoders
 from serve_app.models.placement import Placement
@@ -18,7 +19,7 @@ from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
 from tests.conftest import THREADS, noise_picture
-from tests.engine.conftest import CPU, EDIT
+from tests.engine.conftest import CPU, EDIT, run_out_of_memory_once
 
 PLUS = "qwen_image_edit_plus"
 
@@ -93,6 +94,18 @@ def test_edit_says_what_was_remembered_for_it(bench, make_plan):
     )
     assert np.array_equal(np.asarray(first.image), np.asarray(again.image))
     assert again.timings["encode_control"] < first.timings["encode_control"]
+
+
+def test_what_is_remembered_is_complete_also_where_something_failed(bench, make_plan, monkeypatch):
+    """The next one to ask may be on another stream of the device than the one that computed."""
+    pipeline = bench(EDIT.id).pipeline
+    remembering, finished = Encoders(pipeline, Placement(pipeline, CPU, "none"), 2**30, 2**30), []
+    monkeypatch.setattr(encoders_module, "finish", finished.append)
+    run_out_of_memory_once(pipeline.text_encoder.model.language_model)
+    with pytest.raises(torch.OutOfMemoryError):
+        conditions(remembering, make_plan(), (PICTURE,))
+    assert finished == [CPU]
+    assert remembering._prompts.size_bytes > 0
 
 
 def test_least_recently_used_tensors_are_given_up_by_bytes():

@@ -22,8 +22,10 @@ PICTURE = as_png(noise_picture(64, 48))
         pytest.param([[1, 12, 20], [1, 16, 8]], id="two pictures"),
     ],
 )
-def test_windows_at_once_are_each_window_by_itself(bench, grid):
+def test_windows_at_once_are_each_window_by_itself(bench, grid, monkeypatch):
     visual = bench(EDIT.id).pipeline.text_encoder.model.visual
+    # One layer of windows, and one in which each picture is a whole.
+    monkeypatch.setattr(visual, "fullatt_block_indexes", [len(visual.blocks) - 1])
     grids = torch.tensor(grid)
     config = visual.config
     width = config.in_channels * config.temporal_patch_size * config.patch_size**2
