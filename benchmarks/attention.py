@@ -8,14 +8,12 @@ python -m benchmarks.attention --tiny     # on a CPU, to see that it runs
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
-from serve_app.device import finish
+from benchmarks.chip import seconds
 from serve_app.models import miniature
 from serve_app.models.acceleration import BACKENDS, choose_attention
 from serve_app.models.registry import MODELS
@@ -54,14 +52,6 @@ def main() -> None:
         row = f"| {name} | {found[name] * 1e3:.3f} | {flops / 1e12:.2f} | {error:.2e} | {(first - again) * 1e3:.1f} |"
         print(row)
     print(f"\nmodels: - {{id: {MODELS['qwen_image_edit'].id}, attention: {min(found, key=found.__getitem__)}}}")
-
-
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    finish(device)
-    started = time.perf_counter()
-    call()
-    finish(device)
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

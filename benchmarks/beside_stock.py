@@ -19,150 +19,35 @@ fails here is said and left out.
 """
 
 import argparse
-import base64
 import gc
-import io
 import itertools
 import json
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import diffusers
-import httpx
-import PIL.Image
 import torch
-from diffusers import QwenImageTransformer2DModel
-from diffusers.models.activations import GELU
-from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
-from PIL import ImageOps
 
 from benchmarks.chip import device_time, matmul_flops
-from benchmarks.full_size import PHOTOGRAPH, PLAN, gpu_profile, make_pipeline, request, serving, write_lora
-from serve_app.adapters.maker import make_lora
-from serve_app.adapters.sources import fingerprint
+from benchmarks.edits import Bench, Made, make_bench, own_edit, served_edits, stock_edit
+from benchmarks.full_size import PHOTOGRAPH, PLAN
+from benchmarks.losses import relative_error
 from serve_app.compare import difference
 from serve_app.config import ModelConfig
-from serve_app.demo import free_port
-from serve_app.device import dtype_for, finish, free_cached_memory
+from serve_app.device import free_cached_memory
 from serve_app.engine import Engine
 from serve_app.errors import UnusableResult
 from serve_app.geometry import Size
-from serve_app.images import encode
-from serve_app.models import architecture, miniature
 from serve_app.models.acceleration import BACKENDS, choose_attention
-from serve_app.models.checkpoint import Pipeline, read
 from serve_app.models.registry import MODELS
-from serve_app.tasks import AdapterUse, EditPlan
-from tests.engine.oracle import reference_edit
-
-# How a file of that kind begins.
-JPEG = b"\xff\xd8\xff"
-
-
-@dataclass
-class Forwards:
-    """What the transformer did in one edit."""
-
-    flops: int = 0
-    seconds: float = 0.0
-    latents: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Made:
-    """One edit: seconds from file to file, seconds by stage, the picture, bytes of the device at the peak."""
-
-    seconds: float
-    forwards: Forwards
-    image: PIL.Image.Image | None
-    peak_bytes: int
-    stages: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Bench:
-    pipeline: Pipeline
-    device: torch.device
-    loras: tuple[Path, ...]
-    threads: int
-
-    @contextmanager
-    def forwards(self) -> Iterator[Forwards]:
-        """Operations by the shapes that come, and seconds from the first forward's start to the last one's end."""
-        transformer, seen, started = self.pipeline.transformer, Forwards(), []
-        dimensions = architecture.from_config(transformer.config)
-
-        def before(module: object, arguments: tuple, inputs: dict) -> None:
-            if not started:
-                finish(self.device)
-                started.append(time.perf_counter())
-            tokens = (inputs["hidden_states"].shape[1], inputs["encoder_hidden_states"].shape[1])
-            seen.flops += dimensions.forward_flops(*tokens)
-
-        # Where the loop's last forward ends is seen by whoever decodes.
-        def decoding(module: object, arguments: tuple) -> None:
-            finish(self.device)
-            seen.seconds = time.perf_counter() - started[0]
-            seen.latents = arguments[0].float().cpu()
-
-        hooks = (
-            transformer.register_forward_pre_hook(before, with_kwargs=True),
-            self.pipeline.vae.post_quant_conv.register_forward_pre_hook(decoding),
-        )
-        try:
-            yield seen
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    @contextmanager
-    def peak(self) -> Iterator[list[int]]:
-        bytes_: list[int] = []
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        yield bytes_
-        bytes_.append(torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0)
-
-    def plan(self, size: Size, steps: int, adapters: int) -> EditPlan:
-        scale = 1.0 / max(1, adapters)
-        uses = tuple(AdapterUse(fingerprint(str(p)), p.name, str(p), scale) for p in self.loras[:adapters])
-        return replace(PLAN, width=size[0], height=size[1], steps=steps, adapters=uses)
-
-
-def stock_edit(bench: Bench, plan: EditPlan) -> Made:
-    started = time.perf_counter()
-    with bench.peak() as peak, bench.forwards() as forwards:
-        picture = PIL.Image.open(PHOTOGRAPH)
-        image = reference_edit(
-            bench.pipeline,
-            plan.model,
-            [picture],
-            prompt=plan.prompt,
-            negative=plan.negative_prompt,
-            width=plan.width,
-            height=plan.height,
-            steps=plan.steps,
-            guidance=plan.guidance_scale,
-            seed=plan.seed,
-        )
-        image.save(io.BytesIO(), "JPEG", quality=95)
-    return Made(time.perf_counter() - started, forwards, image, peak[0])
-
-
-def own_edit(bench: Bench, engine: Engine, plan: EditPlan) -> Made:
-    started = time.perf_counter()
-    with bench.peak() as peak, bench.forwards() as forwards:
-        edited = engine.edit(plan, [PHOTOGRAPH.read_bytes()])
-        encode(edited.image, "jpeg", {})
-    return Made(time.perf_counter() - started, forwards, edited.image, peak[0], edited.timings)
+from serve_app.tasks import EditPlan
 
 
 def measure_stock(bench: Bench, kernel: str, plans: list[EditPlan]) -> list[Made]:
@@ -183,9 +68,7 @@ def measure_stock(bench: Bench, kernel: str, plans: list[EditPlan]) -> list[Made
 
 
 @contextmanager
-def own_engine(
-    bench: Bench, mode: str, kernel: str, sizes: tuple[tuple[int, int], ...], copies: str
-) -> Iterator[Engine]:
+def own_engine(bench: Bench, mode: str, kernel: str, sizes: Iterable[Size], copies: str) -> Iterator[Engine]:
     """An engine that is ready, of the pipeline's own weights; afterwards all is as it was, for the next mode."""
     config = ModelConfig(
         device=bench.device.type,
@@ -202,27 +85,36 @@ def own_engine(
     transformer = bench.pipeline.transformer
     choose_attention(transformer, "native")
     linears = {m: m.weight for m in transformer.modules() if isinstance(m, torch.nn.Linear)}
+    blocks = [(b, b.attn.processor, b.img_mlp.net[0], b.txt_mlp.net[0]) for b in transformer.transformer_blocks]
     another = torch.device("cuda", 1) if bench.device.type == "cuda" else bench.device
     engine = Engine(bench.pipeline, MODELS[PLAN.model], config, second=another if mode == "pair" else None)
-    started = time.perf_counter()
     try:
-        try:
-            engine.make_ready()
-        except UnusableResult as error:
-            print(f"{mode}/{kernel}: {error}", flush=True)
-        print(json.dumps({"mode": f"{mode}/{kernel}", "ready_s": round(time.perf_counter() - started, 1)}), flush=True)
+        make_ready(engine, f"{mode}/{kernel}")
         yield engine
     finally:
         engine._denoiser.apply({}, {})
-        make_plain(transformer)
+        for block, processor, pictures, text in blocks:
+            vars(block).pop("forward", None)
+            block.attn.set_processor(processor)
+            block.img_mlp.net[0], block.txt_mlp.net[0] = pictures, text
         for module, weight in linears.items():
             module.weight = weight
+
+
+def make_ready(engine: Engine, mode: str) -> None:
+    started = time.perf_counter()
+    try:
+        engine.make_ready()
+    except UnusableResult as error:
+        # What an engine refuses to serve is measured all the same.
+        print(f"{mode}: {error}", flush=True)
+    print(json.dumps({"mode": mode, "ready_s": round(time.perf_counter() - started, 1)}), flush=True)
 
 
 def measure_own(
     bench: Bench, mode: str, kernel: str, plans: list[EditPlan], copies: str, *, kernels: bool, only_edits: bool
 ) -> list[Made]:
-    sizes = list(dict.fromkeys((plan.width, plan.height) for plan in plans))
+    sizes = dict.fromkeys((plan.width, plan.height) for plan in plans)
     made = []
     with own_engine(bench, mode, kernel, sizes, copies) as engine:
         for plan in plans:
@@ -237,16 +129,6 @@ def measure_own(
             print(device_time(partial(own_edit, bench, engine, replace(plans[0], steps=2))), flush=True)
         print(json.dumps({"mode": f"{mode}/{kernel}", "recompilations": engine.recompilations}), flush=True)
     return made
-
-
-def make_plain(transformer: QwenImageTransformer2DModel) -> None:
-    """Undo what `accelerate` did to the blocks."""
-    for block in transformer.transformer_blocks:
-        vars(block).pop("forward", None)
-        block.attn.set_processor(QwenDoubleStreamAttnProcessor2_0())
-        for mlp in (block.img_mlp, block.txt_mlp):
-            gelu = GELU(1, 1, approximate="tanh")
-            gelu.proj, mlp.net[0] = mlp.net[0].proj, gelu
 
 
 def series(bench: Bench, engine: Engine, mode: str, plan: EditPlan, count: int = 4) -> None:
@@ -287,48 +169,6 @@ def new_size(bench: Bench, engine: Engine, mode: str, plan: EditPlan) -> None:
     print(json.dumps({"mode": mode, "new size": seen}), flush=True)
 
 
-def served_edits(folder: Path, plans: list[EditPlan]) -> list[Made]:
-    """The same edits from POST to the picture's bytes, by the service as the GPU profile runs it."""
-    made = []
-    with serving(folder, free_port(), gpu_profile()) as url, httpx.Client(base_url=url, timeout=60) as client:
-        for plan in plans:
-            # The first one reads the adapters, the second makes the one after it pay its swap. Nothing else of what is
-            # timed has been seen before.
-            mirrored = encode(ImageOps.mirror(PIL.Image.open(PHOTOGRAPH)), "jpeg", {})
-            request(client, request_for(replace(plan, prompt="another", negative_prompt="one", steps=2), mirrored))
-            request(client, request_for(replace(plan, prompt="a third", steps=1, adapters=()), mirrored))
-            started = time.perf_counter()
-            done = request(client, request_for(plan, PHOTOGRAPH.read_bytes()))
-            if done.result["error"] is not None:
-                raise RuntimeError(done.result["error"])
-            [image] = done.result["outputs"]["images"]
-            data = client.get(image["url"]).raise_for_status().content
-            took = time.perf_counter() - started
-            [stages] = done.result["metadata"]["timings"]["prompts"]
-            [runtime] = done.result["metadata"]["runtime"]
-            peak = int((runtime["peak_memory_gib"] or 0) * 2**30)
-            if not data.startswith(JPEG):
-                raise RuntimeError("the artifact is no JPEG")
-            # Its picture has been through JPEG, so it is not compared.
-            made.append(Made(took, Forwards(seconds=stages["denoise"]), None, peak, stages))
-    return made
-
-
-def request_for(plan: EditPlan, picture: bytes) -> dict[str, Any]:
-    prompt = {
-        "prompt": plan.prompt,
-        "neg": plan.negative_prompt,
-        "ctrl_img": base64.b64encode(picture).decode(),
-        "width": plan.width,
-        "height": plan.height,
-        "sample_steps": plan.steps,
-        "guidance_scale": plan.guidance_scale,
-        "seed": plan.seed,
-    }
-    loras = [{"path": Path(use.url).name, "network_multiplier": use.scale} for use in plan.adapters]
-    return {"model": plan.model, "prompts": [prompt], "loras": loras}
-
-
 def table(plans: list[EditPlan], results: dict[str, list[Made]], peak_flops: float) -> None:
     print(f"\nmatrix product: {peak_flops / 1e12:.3f} TFLOP/s\n")
     print("| size | steps | adapters | mode | edit, s | stock / it | denoising, s | rest of the edit | MFU | peak, GiB "
@@ -343,7 +183,7 @@ def table(plans: list[EditPlan], results: dict[str, list[Made]], peak_flops: flo
             ratio = f"{stock.seconds / it.seconds:.2f}" if stock else ""
             mfu = f"{forwards.flops / forwards.seconds / peak_flops:.3f}" if forwards.flops else ""
             psnr = f"{difference(eager.image, it.image).psnr:.1f}" if eager and it.image else ""
-            error = f"{relative(forwards, eager.forwards):.4f}" if eager and it.image else ""
+            error = f"{relative_error(forwards.latents, eager.forwards.latents):.4f}" if eager and it.image else ""
             stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in it.stages.items() if name != "generate")
             print(
                 f"| {plan.width}x{plan.height} | {plan.steps} | {len(plan.adapters)} | {mode} | {it.seconds:.2f} "
@@ -352,30 +192,12 @@ def table(plans: list[EditPlan], results: dict[str, list[Made]], peak_flops: flo
             )
 
 
-def relative(it: Forwards, expected: Forwards) -> float:
-    return float((it.latents - expected.latents).norm() / expected.latents.norm())
-
-
-def make_bench(tiny: bool, folder: Path, adapters: int, threads: int) -> Bench:
-    spec = MODELS[PLAN.model]
-    device = torch.device("cpu" if tiny else "cuda")
-    torch.set_num_threads(threads)
-    pipeline = read(miniature.ensure(spec), dtype_for(device)) if tiny else make_pipeline(spec, device)
-    loras = tuple(folder / f"{seed}.safetensors" for seed in range(adapters))
-    for seed, path in enumerate(loras):
-        if tiny:
-            make_lora(pipeline.transformer, path, seed=seed)
-        else:
-            write_lora(path, seed)
-    return Bench(pipeline, device, loras, threads)
-
-
 def size_of(text: str) -> Size:
     width, height = map(int, text.split("x"))
     return width, height
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--sizes", nargs="+", type=size_of)
@@ -390,18 +212,23 @@ def main() -> None:
     options = parser.parse_args()
     if options.tiny and "service" in options.modes:
         parser.error("the service is of the published size: not with --tiny")
+    return options
+
+
+def main() -> None:
+    options = arguments()
     sizes = options.sizes or ([(64, 64)] if options.tiny else [(1024, 1024)])
     steps = options.steps or ([2] if options.tiny else [25])
     versions = {module.__name__: module.__version__ for module in (torch, diffusers)}
     with tempfile.TemporaryDirectory() as folder:
         bench = make_bench(options.tiny, Path(folder), max(options.adapters), options.threads)
-        device = bench.device.type
+        device = bench.device
         name = "cpu" if options.tiny else torch.cuda.get_device_name()
         print(json.dumps({"device": name, **versions, "date": time.strftime("%Y-%m-%d")}), flush=True)
         plans = [bench.plan(*each) for each in itertools.product(sizes, steps, options.adapters)]
         results: dict[str, list[Made]] = {}
-        peak_flops = matmul_flops(bench.device)
-        lasting = matmul_flops(bench.device, seconds=0.1 if options.tiny else 5)
+        peak_flops = matmul_flops(device)
+        lasting = matmul_flops(device, lasting_s=0.1 if options.tiny else 5)
         print(json.dumps({"matrix product, TFLOP/s": peak_flops / 1e12, "for seconds": lasting / 1e12}), flush=True)
         # The service's editor needs the device's memory.
         for mode in sorted(options.modes, key=lambda mode: mode == "service"):
@@ -411,7 +238,7 @@ def main() -> None:
                 bench = None
             # What the mode before left.
             gc.collect()
-            free_cached_memory(torch.device(device))
+            free_cached_memory(device)
             try:
                 if way == "service":
                     results[mode] = served_edits(Path(folder), plans)
@@ -424,7 +251,7 @@ def main() -> None:
                 print(f"{mode} failed:\n{traceback.format_exc()}", flush=True)
                 continue
             if bench is not None:
-                peak_flops = max(peak_flops, matmul_flops(bench.device))
+                peak_flops = max(peak_flops, matmul_flops(device))
             table(plans, results, peak_flops)
 
 

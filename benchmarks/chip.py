@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.autograd import DeviceType
@@ -11,24 +12,29 @@ from torch.profiler import ProfilerActivity, profile
 from serve_app.device import finish
 
 
-def matmul_flops(device: torch.device, seconds: float = 0.0) -> float:
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """From when the device is idle until it is again."""
+    finish(device)
+    started = time.perf_counter()
+    call()
+    finish(device)
+    return time.perf_counter() - started
+
+
+def matmul_flops(device: torch.device, lasting_s: float = 0.0) -> float:
     """Operations a second of the best of some square products in the device's dtype, random data.
 
-    The best of ten each; with `seconds` the mean of the largest one over so long, when a card has come to the clock
+    The best of ten each; with `lasting_s` the mean of the largest one over so long, when a card has come to the clock
     that its power allows.
     """
     sizes, dtype = ((4096, 8192, 16384), torch.bfloat16) if device.type == "cuda" else ((512, 1024), torch.float32)
     best = 0.0
-    for size in sizes[-1:] if seconds else sizes:
+    for size in sizes[-1:] if lasting_s else sizes:
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         times: list[float] = []
-        while len(times) < 10 or sum(times) < seconds:
-            finish(device)
-            started = time.perf_counter()
-            torch.mm(a, b)
-            finish(device)
-            times.append(time.perf_counter() - started)
-        best = max(best, 2 * size**3 / (statistics.mean(times) if seconds else statistics.median(times)))
+        while len(times) < 10 or sum(times) < lasting_s:
+            times.append(seconds(partial(torch.mm, a, b), device))
+        best = max(best, 2 * size**3 / (statistics.mean(times) if lasting_s else statistics.median(times)))
     return best
 
 

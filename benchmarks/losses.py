@@ -79,8 +79,13 @@ def edits(config: ModelConfig, plans: Sequence[EditPlan]) -> list[Made]:
     return made
 
 
+def relative_error(latents: torch.Tensor, expected: torch.Tensor) -> float:
+    """|latents - expected| / |expected|."""
+    return float((latents - expected).norm() / expected.norm())
+
+
 def row(lever: str, plan: EditPlan, without: Made, it: Made) -> str:
-    error = float((it.latents - without.latents).norm() / without.latents.norm())
+    error = relative_error(it.latents, without.latents)
     share = f"{it.blocks / without.blocks:.0%}" if without.blocks else ""
     psnr = difference(without.image, it.image).psnr
     return (

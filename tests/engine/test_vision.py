@@ -33,11 +33,8 @@ def test_windows_at_once_are_each_window_by_itself(bench, grid, monkeypatch):
     assert config._attn_implementation == vision.NAME
     with torch.no_grad():
         found = visual(pixels, grid_thw=grids).pooler_output
-        try:
-            config._attn_implementation = "sdpa"
-            expected = visual(pixels, grid_thw=grids).pooler_output
-        finally:
-            config._attn_implementation = vision.NAME
+        monkeypatch.setattr(config, "_attn_implementation", "sdpa")
+        expected = visual(pixels, grid_thw=grids).pooler_output
     assert torch.equal(found, expected)
 
 

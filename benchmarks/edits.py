@@ -1,0 +1,182 @@
+"""One edit in each way that there is: by stock diffusers with PEFT, by this engine, and through the service."""
+
+import base64
+import io
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import PIL.Image
+import torch
+from PIL import ImageOps
+
+from benchmarks.full_size import PHOTOGRAPH, PLAN, gpu_profile, make_pipeline, request, serving, write_lora
+from serve_app.adapters.maker import make_lora
+from serve_app.adapters.sources import fingerprint
+from serve_app.demo import free_port
+from serve_app.device import dtype_for, finish
+from serve_app.engine import Engine
+from serve_app.geometry import Size
+from serve_app.images import encode
+from serve_app.models import architecture, miniature
+from serve_app.models.checkpoint import Pipeline, read
+from serve_app.models.registry import MODELS
+from serve_app.tasks import AdapterUse, EditPlan
+from tests.engine.oracle import reference_edit
+
+
+@dataclass
+class Forwards:
+    """What the transformer did in one edit: operations, seconds, and the packed latents that it ended with."""
+
+    flops: int = 0
+    seconds: float = 0.0
+    latents: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """One edit: seconds from file to file, seconds by stage, the picture, bytes of the device at the peak."""
+
+    seconds: float
+    forwards: Forwards
+    image: PIL.Image.Image | None
+    peak_bytes: int
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bench:
+    pipeline: Pipeline
+    device: torch.device
+    loras: tuple[Path, ...]
+    threads: int
+
+    @contextmanager
+    def forwards(self) -> Iterator[Forwards]:
+        """Operations by the shapes that come, and seconds from the first forward's start to the last one's end."""
+        transformer, seen, started = self.pipeline.transformer, Forwards(), []
+        dimensions = architecture.from_config(transformer.config)
+
+        def before(module: object, arguments: tuple, inputs: dict) -> None:
+            if not started:
+                finish(self.device)
+                started.append(time.perf_counter())
+            tokens = (inputs["hidden_states"].shape[1], inputs["encoder_hidden_states"].shape[1])
+            seen.flops += dimensions.forward_flops(*tokens)
+
+        # Where the loop's last forward ends is seen by whoever decodes.
+        def decoding(module: object, arguments: tuple) -> None:
+            finish(self.device)
+            seen.seconds = time.perf_counter() - started[0]
+            seen.latents = arguments[0].float().cpu()
+
+        hooks = (
+            transformer.register_forward_pre_hook(before, with_kwargs=True),
+            self.pipeline.vae.post_quant_conv.register_forward_pre_hook(decoding),
+        )
+        try:
+            yield seen
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def peak(self) -> Iterator[list[int]]:
+        bytes_: list[int] = []
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        yield bytes_
+        bytes_.append(torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0)
+
+    def plan(self, size: Size, steps: int, adapters: int) -> EditPlan:
+        scale = 1.0 / max(1, adapters)
+        uses = tuple(AdapterUse(fingerprint(str(p)), p.name, str(p), scale) for p in self.loras[:adapters])
+        return replace(PLAN, width=size[0], height=size[1], steps=steps, adapters=uses)
+
+
+def stock_edit(bench: Bench, plan: EditPlan) -> Made:
+    started = time.perf_counter()
+    with bench.peak() as peak, bench.forwards() as forwards:
+        picture = PIL.Image.open(PHOTOGRAPH)
+        image = reference_edit(
+            bench.pipeline,
+            plan.model,
+            [picture],
+            prompt=plan.prompt,
+            negative=plan.negative_prompt,
+            width=plan.width,
+            height=plan.height,
+            steps=plan.steps,
+            guidance=plan.guidance_scale,
+            seed=plan.seed,
+        )
+        image.save(io.BytesIO(), "JPEG", quality=95)
+    return Made(time.perf_counter() - started, forwards, image, peak[0])
+
+
+def own_edit(bench: Bench, engine: Engine, plan: EditPlan) -> Made:
+    started = time.perf_counter()
+    with bench.peak() as peak, bench.forwards() as forwards:
+        edited = engine.edit(plan, [PHOTOGRAPH.read_bytes()])
+        encode(edited.image, "jpeg", {})
+    return Made(time.perf_counter() - started, forwards, edited.image, peak[0], edited.timings)
+
+
+def make_bench(tiny: bool, folder: Path, adapters: int, threads: int) -> Bench:
+    spec = MODELS[PLAN.model]
+    device = torch.device("cpu" if tiny else "cuda")
+    torch.set_num_threads(threads)
+    pipeline = read(miniature.ensure(spec), dtype_for(device)) if tiny else make_pipeline(spec, device)
+    loras = tuple(folder / f"{seed}.safetensors" for seed in range(adapters))
+    for seed, path in enumerate(loras):
+        if tiny:
+            make_lora(pipeline.transformer, path, seed=seed)
+        else:
+            write_lora(path, seed)
+    return Bench(pipeline, device, loras, threads)
+
+
+def served_edits(folder: Path, plans: list[EditPlan]) -> list[Made]:
+    """The same edits from POST to the picture's bytes, by the service as the GPU profile runs it."""
+    made = []
+    with serving(folder, free_port(), gpu_profile()) as url, httpx.Client(base_url=url, timeout=60) as client:
+        for plan in plans:
+            # The first one reads the adapters, the second makes the one after it pay its swap. Nothing else of what is
+            # timed has been seen before.
+            mirrored = encode(ImageOps.mirror(PIL.Image.open(PHOTOGRAPH)), "jpeg", {})
+            request(client, request_for(replace(plan, prompt="another", negative_prompt="one", steps=2), mirrored))
+            request(client, request_for(replace(plan, prompt="a third", steps=1, adapters=()), mirrored))
+            started = time.perf_counter()
+            done = request(client, request_for(plan, PHOTOGRAPH.read_bytes()))
+            if done.result["error"] is not None:
+                raise RuntimeError(done.result["error"])
+            [image] = done.result["outputs"]["images"]
+            data = client.get(image["url"]).raise_for_status().content
+            took = time.perf_counter() - started
+            [stages] = done.result["metadata"]["timings"]["prompts"]
+            [runtime] = done.result["metadata"]["runtime"]
+            peak = int((runtime["peak_memory_gib"] or 0) * 2**30)
+            PIL.Image.open(io.BytesIO(data)).load()
+            # Its picture has been through JPEG, so it is not compared.
+            made.append(Made(took, Forwards(seconds=stages["denoise"]), None, peak, stages))
+    return made
+
+
+def request_for(plan: EditPlan, picture: bytes) -> dict[str, Any]:
+    prompt = {
+        "prompt": plan.prompt,
+        "neg": plan.negative_prompt,
+        "ctrl_img": base64.b64encode(picture).decode(),
+        "width": plan.width,
+        "height": plan.height,
+        "sample_steps": plan.steps,
+        "guidance_scale": plan.guidance_scale,
+        "seed": plan.seed,
+    }
+    loras = [{"path": Path(use.url).name, "network_multiplier": use.scale} for use in plan.adapters]
+    return {"model": plan.model, "prompts": [prompt], "loras": loras}
