@@ -1,6 +1,7 @@
 """One Ray cluster for all tests of this folder, with logical CPUs, and applications on it."""
 
 import io
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -44,8 +45,8 @@ class Deployed:
         serve.run(build_application(self.config, self.load), name=self.name, route_prefix=f"/{self.name}")
         self.wait_until_ready()
 
-    def stop(self) -> None:
-        serve.delete(self.name)
+    def stop(self, *, wait: bool = True) -> None:
+        serve.delete(self.name, _blocking=wait)
 
     def wait_until_ready(self, seconds: float = 90) -> None:
         deadline = time.monotonic() + seconds
@@ -95,7 +96,8 @@ class Deployed:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[int]:
     """The HTTP port of Serve on a cluster that this run started and ends."""
-    port = free_port()
+    # Serve gives up on a proxy that takes five seconds to start, as it does on a busy machine.
+    os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
     ray.init(
         address="local",
         num_cpus=LOGICAL_CPUS,
@@ -106,6 +108,8 @@ def cluster() -> Iterator[int]:
         # it, and one that takes longer on a busy machine is lost with all that was counted since the one before.
         _system_config={"metrics_report_interval_ms": 4000},
     )
+    # Only now: Ray's own processes have taken their ports.
+    port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield port
     serve.shutdown()
@@ -134,7 +138,7 @@ def deploy(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     yield deploy
     # Idle replicas ask the database and report to Serve: together they would slow the modules that follow.
     for application in deployed:
-        application.stop()
+        application.stop(wait=False)
         application.client.close()
 
 

@@ -20,6 +20,8 @@ from tests.service.builds import load_timed_engine
 from tests.service.standin import STEP_S, as_checkpoint
 
 STEPS = 20
+# An edit that is to be stopped: what stops it has fifteen seconds, however busy the machine is.
+MANY_STEPS = 150
 LORAS = [{"path": "my_lora_job/my_lora.safetensors"}]
 
 
@@ -60,7 +62,7 @@ def timed(deploy, folder, postgres):
 @pytest.fixture
 def body(make_body):
     def body(images: int = 1, **prompt: object) -> dict:
-        body = make_body(sample_steps=STEPS, loras=LORAS, **prompt)
+        body = make_body(**{"sample_steps": STEPS, "loras": LORAS} | prompt)
         body["prompts"] *= images
         return body
 
@@ -105,14 +107,14 @@ def test_watcher_is_told_of_a_step_within_a_second(timed, body):
 
 
 def test_cancelled_edit_stops_at_its_next_step_and_the_next_one_starts(timed, notes, body):
-    running = timed.submit(body(seed=101))
+    running = timed.submit(body(seed=101, sample_steps=MANY_STEPS))
     waiting = timed.submit(body(seed=102))
     timed.wait(running, begun)
     step = timed.client.delete(f"/v1/requests/{running}").json()["progress"]["steps_done"]
     assert timed.result(waiting)["status"] == "succeeded"
     [line] = [line for line in notes.lines() if line.startswith("stopped 101")]
-    # It went on while the answer came, the dispatcher looked and the editor was told.
-    assert int(line.split()[-1]) <= step + 6
+    # It went on while the answer came, the dispatcher looked and the editor was told: half a second, or two when busy.
+    assert int(line.split()[-1]) <= step + 20
     assert "made 101" not in notes.lines()
     assert timed.status(running)["status"] == "canceled"
 
@@ -129,14 +131,14 @@ def test_cancelled_edit_that_was_prepared_makes_room_while_another_runs(timed, n
 
 async def test_edit_whose_caller_goes_away_stops_at_its_next_step(timed, notes, make_plan):
     handle = serve.get_deployment_handle("Editor-qwen_image_edit", "timed")
-    task = EditTask("abandoned", 0, make_plan(steps=STEPS, seed=5, control_images=()))
+    task = EditTask("abandoned", 0, make_plan(steps=MANY_STEPS, seed=5, control_images=()))
     async with aclosing(EditorHandles({"qwen_image_edit": handle}).edit(task)) as events:
         async for event in events:
             if isinstance(event, StepDone) and event.step == 3:
                 break
     await asyncio.to_thread(notes.wait_for, "stopped 5 after")
     [line] = [line for line in notes.lines() if line.startswith("stopped 5")]
-    assert int(line.split()[-1]) <= 6
+    assert int(line.split()[-1]) <= 20
     assert "made 5" not in notes.lines()
 
 
