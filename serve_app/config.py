@@ -91,7 +91,8 @@ class ModelConfig(Frozen):
     take over the other blocks' from there (0.1: a tenth), refused for the trainer's profiles as well.
     `gpus_per_replica: 2` gives each of the two guidance branches a GPU, with a copy of the transformer on both.
     `prepare_ahead` has the next edit's prompts and control images encoded and its adapters copied to the device while
-    the current edit denoises; null: on CUDA alone, since on a CPU it would take cores from the edit.
+    the current edit denoises; null: on CUDA alone, since on a CPU it would take cores from the edit, and not with
+    `attention: cudnn` or `flash` without `compile`, which nothing else may compute beside.
     `attention` is the transformer's kernel; `compile: regional` compiles its blocks, once for all sizes, and keeps what
     it compiled in `compile_cache_folder`. A replica is ready once it has made an edit of each size (width, height) of
     `warm_up`, and a fixed one that is as it was before all that.
@@ -127,6 +128,11 @@ class ModelConfig(Frozen):
         levers = {"quantization": quantization, "feature_cache": self.feature_cache}
         return ", ".join(f"{name}: {value}" for name, value in levers.items() if value is not None)
 
+    @property
+    def switches_kernels(self) -> bool:
+        """Whether each call of the transformer's attention sets for the whole process which kernels torch may take."""
+        return self.attention in ("cudnn", "flash") and self.compile == "none"
+
     @model_validator(mode="after")
     def _revision_is_of_a_hub_checkpoint(self) -> Self:
         if self.revision is not None and self.checkpoint in EMBEDDED:
@@ -157,6 +163,17 @@ class ModelConfig(Frozen):
     def _what_is_compiled_is_warm(self) -> Self:
         if self.compile != "none" and not self.warm_up:
             raise ValueError("compile: name the sizes to warm_up with, or the first requests would wait for it")
+        if self.compile != "none" and self.adapter_weights == "hooks":
+            raise ValueError("compile: not with adapter_weights: hooks, where each adapter would be compiled anew")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_set_for_the_process_is_set_alone(self) -> Self:
+        if self.switches_kernels and (self.prepare_ahead or self.gpus_per_replica == 2):
+            raise ValueError(
+                f"attention: {self.attention} without compile is not for two threads (prepare_ahead: true, "
+                "gpus_per_replica: 2): torch's switch between kernels is the whole process's"
+            )
         return self
 
 

@@ -14,7 +14,7 @@ from serve_app.errors import CheckpointRefused
 from serve_app.models.acceleration import accelerate, forget_features
 from serve_app.models.branches import Branches, twin
 from serve_app.models.checkpoint import Pipeline
-from serve_app.models.denoise import denoise, noise
+from serve_app.models.denoise import denoise, noise, refuse_too_long
 from serve_app.models.encoders import Conditions
 from serve_app.models.placement import Placement
 from serve_app.models.recipe import Recipe
@@ -30,7 +30,7 @@ class Denoiser:
     def __init__(
         self, pipeline: Pipeline, config: ModelConfig, device: torch.device, second: torch.device | None, threads: int
     ) -> None:
-        """Raises CheckpointRefused where two devices have no room for what they need."""
+        """Raises CheckpointRefused where there is no room for what the config needs."""
         self._config = config
         self._device = device
         self.scales: dict[str, float] = {}
@@ -38,11 +38,15 @@ class Denoiser:
         if self.copies == "auto":
             # Where the weights themselves have no place on the device, a copy has none either.
             here = config.offload == "none"
-            self.copies = place_for_copies(pipeline.transformer, device) if here else "host"
+            transformers = 1 if second is None else 2
+            self.copies = place_for_copies(pipeline.transformer, device, transformers) if here else "host"
+        if self.copies == "hooks" and (second is not None or config.compile != "none"):
+            raise CheckpointRefused(
+                "gpus_per_replica: 2 and compile need room for untouched copies of the weights, on the device or in "
+                "host memory: there is none"
+            )
         self.transformers = [pipeline.transformer]
         if second is not None:
-            if self.copies == "hooks":
-                raise CheckpointRefused("two devices need room for untouched copies of the weights")
             self.transformers.append(twin(pipeline.transformer, second))
         self._branches = Branches(self.transformers, threads)
         self._weights: Sequence[Weights | Hooks] = (
@@ -59,7 +63,7 @@ class Denoiser:
             for weights in self._weights:
                 weights.quantise()
         for transformer in self.transformers:
-            accelerate(transformer, self._config, merged=self.copies != "hooks")
+            accelerate(transformer, self._config)
         with self.working():
             for weights in self._weights:
                 weights.warm_up()
@@ -78,8 +82,14 @@ class Denoiser:
         return swapped[0]
 
     def denoise(self, plan: EditPlan, recipe: Recipe, given: Conditions, on_step: Callable[[int], None]) -> Tensor:
-        """Packed latents of the plan's picture. `on_step` is told each finished step and may raise to stop."""
+        """Packed latents of the plan's picture. `on_step` is told each finished step and may raise to stop.
+
+        Raises InvalidParameter for a prompt that is too long.
+        """
         sizes = ((plan.width, plan.height), *recipe.control_sizes)
+        for prompt in (given.positive, given.negative):
+            if prompt is not None:
+                refuse_too_long(prompt.shape[1], sizes)
         try:
             return denoise(
                 self._branches,

@@ -1,10 +1,12 @@
 """The device that an editor computes on: which one, in which dtype, and whether it still works."""
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import torch
@@ -13,6 +15,11 @@ from torch import Tensor
 from serve_app import tracing
 
 logger = logging.getLogger(__name__)
+
+# How the driver and torch's libraries (cuBLAS, cuDNN) say it.
+OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")
+# This process's own, in a container.
+CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass
@@ -82,18 +89,43 @@ def is_alive(device: torch.device) -> bool:
     """
     try:
         total = torch.ones(8, device=device).sum().item()
+    except torch.OutOfMemoryError:
+        return True
     except RuntimeError:
         logger.exception("the device %s does not answer any more", device)
         return False
     return total == 8.0
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the device is what was missing, whoever wanted it: torch's allocator, a library, the driver."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, torch.OutOfMemoryError) or any(words in str(seen) for words in OUT_OF_MEMORY):
+            return True
+        seen = seen.__cause__
+    return False
+
+
 def free_memory(device: torch.device) -> int:
-    """Bytes that could be allocated now: on the card, or of the machine for the CPU."""
+    """Bytes that could be allocated now: on the card, or for the CPU of the machine and of this process's container."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(psutil.virtual_memory().available)
+    return min(int(psutil.virtual_memory().available), free_in_container(CGROUP))
+
+
+def free_in_container(cgroup: Path) -> int:
+    """Bytes below the limit of the control group (version 2) whose files these are; a great many without a limit.
+
+    Files that the kernel remembers count as free, as they do for Kubernetes.
+    """
+    try:
+        limit, used, details = ((cgroup / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
+        [remembered] = [line.split()[1] for line in details.splitlines() if line.startswith("inactive_file ")]
+        return int(limit) - int(used) + int(remembered)
+    except (OSError, ValueError):
+        return sys.maxsize
 
 
 def free_cached_memory(device: torch.device) -> None:

@@ -99,10 +99,16 @@ class Editor:
         self._meter = meter.start("editor", [config.id])
         self._model = config.id
         self._artifacts = Artifacts(artifacts_url)
-        self._engine = load(config, Contents(config, limits, self._artifacts))
         # One thread for the device: edits run one after the other, and the event loop stays free.
         on_gpu = ray.get_runtime_context().get_accelerator_ids().get("GPU")
         self._device_thread = ThreadPoolExecutor(1, "device", initializer=None if on_gpu else yield_to_others)
+        contents = Contents(config, limits, self._artifacts)
+        if on_gpu:
+            # In the thread that edits: cuDNN remembers by thread what it has planned for the sizes of the warm-up.
+            self._engine = self._device_thread.submit(load, config, contents).result()
+        else:
+            # Not in a thread that waits for an idle core: a start should end soon.
+            self._engine = load(config, contents)
         # Waited for here and not in the thread's own queue, where nothing could be cancelled.
         self._device = asyncio.Lock()
         # Since when edits whose caller has gone have not ended (s, monotonic).
@@ -216,6 +222,8 @@ class Editor:
             # Nobody may be there any more to be told how it ended.
             if not work.cancelled():
                 work.exception()
+            # Its error's traceback leads back here: together they would keep what the edit has on the device.
+            del work
 
     async def _work(
         self,

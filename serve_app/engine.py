@@ -1,11 +1,13 @@
 """The engine: a checkpoint, adapters and a plan in, a picture and its timings out. One process, no Ray."""
 
+import contextvars
 import logging
 import os
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
@@ -107,8 +109,11 @@ class Engine:
         self._devices = [self.device] if second is None else [self.device, second]
         ahead = config.prepare_ahead
         if ahead is None:
-            ahead = self.device.type == "cuda" and offload == "none"
+            ahead = self.device.type == "cuda" and offload == "none" and not config.switches_kernels
         self._aside = devices.Aside(self.device) if ahead else None
+        # One thread: there is memory for one edit beside the current one, and cuDNN remembers by thread what it has
+        # planned for a size.
+        self._beside = ThreadPoolExecutor(1, "beside", settle_thread, (self.threads,))
         self._preparing = threading.Lock()
         self._architecture = architecture.from_config(pipeline.transformer.config)
         self._linears = self._architecture.linears
@@ -186,7 +191,11 @@ class Engine:
         with watch.stage("read_adapters"):
             adapters = self.hold(plan.adapters)
         prepared = Prepared(plan, pictures, adapters, watch)
-        return prepared if self._aside is None else self._prepare_on_device(prepared, self._aside)
+        if self._aside is None:
+            return prepared
+        # In the caller's context, which says whose span this is.
+        context = contextvars.copy_context()
+        return self._beside.submit(context.run, self._prepare_on_device, prepared, self._aside).result()
 
     def hold(self, uses: Sequence[AdapterUse]) -> tuple[Adapter, ...]:
         """The adapters of one edit, in host memory. Raises as `prepare`, and DeviceLost."""
@@ -200,9 +209,7 @@ class Engine:
 
     def _prepare_on_device(self, prepared: Prepared, aside: devices.Aside) -> Prepared:
         plan = prepared.plan
-        settle_thread(self.threads)
         try:
-            # One at a time, those that were cancelled meanwhile included: there is memory for one beside the edit.
             with self._preparing, torch.no_grad(), aside.work():
                 watch = Stopwatch(self.device, prepared.watch.seconds)
                 given = self._encoders.conditions(plan, prepared.control_images, self._recipe(prepared), watch)
@@ -217,7 +224,7 @@ class Engine:
         except RuntimeError as error:
             # No memory beside the running edit, or a dead device: `run` does it all, in its turn, and tells which.
             logger.warning("an edit could not be prepared ahead", exc_info=True)
-            if isinstance(error, torch.OutOfMemoryError):
+            if devices.is_out_of_memory(error):
                 devices.free_cached_memory(self.device)
             return prepared
         return replace(prepared, given=given, near=near)
@@ -245,19 +252,36 @@ class Engine:
         settle_thread(self.threads)
         try:
             with torch.no_grad():
-                return self._run(prepared, on_step, should_stop)
-        except torch.OutOfMemoryError as error:
+                return self._run_beside(prepared, on_step, should_stop)
+        except RuntimeError as error:
+            self._raise_if_lost(error)
+            if not devices.is_out_of_memory(error):
+                raise
+            self._free(error)
             plan = prepared.plan
-            # The frames that failed hold what the edit had made so far.
-            traceback.clear_frames(error.__traceback__)
-            for device in self._devices:
-                devices.free_cached_memory(device)
             raise OutOfMemory(
                 f"a picture of {plan.width}x{plan.height} does not fit into this device's memory"
             ) from error
+
+    def _run_beside(
+        self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]
+    ) -> Edited:
+        """Run; once more if what was missing was memory, and another edit was being prepared with some meanwhile."""
+        try:
+            return self._run(prepared, on_step, should_stop)
         except RuntimeError as error:
-            self._raise_if_lost(error)
-            raise
+            if not (self._preparing.locked() and devices.is_out_of_memory(error)):
+                raise
+            logger.warning("out of memory beside an edit that was being prepared; once more without", exc_info=True)
+            self._free(error)
+        with self._preparing:
+            return self._run(prepared, on_step, should_stop)
+
+    def _free(self, error: RuntimeError) -> None:
+        """Give back what the frames that failed hold of the edit, and what torch keeps."""
+        traceback.clear_frames(error.__traceback__)
+        for device in self._devices:
+            devices.free_cached_memory(device)
 
     def _raise_if_lost(self, error: RuntimeError) -> None:
         """Raise DeviceLost if the device has not survived what failed with `error`."""
@@ -303,10 +327,11 @@ class Engine:
             # One of them stands for all: they lie in one piece of memory.
             next(iter(changes.values())).moved(devices.lend)
         uses = {adapter_id: (by_id[adapter_id], scale) for adapter_id, scale in scales_of(prepared.plan).items()}
-        swapped = self._denoiser.apply(uses, prepared.near)
-        # Their memory is free for the next edit's.
-        prepared.near.clear()
-        return swapped
+        try:
+            return self._denoiser.apply(uses, prepared.near)
+        finally:
+            # Their memory is free for the next edit's.
+            prepared.near.clear()
 
     def _runtime(self, prepared: Prepared) -> dict[str, Any]:
         """What of an edit only this process knows."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from serve_app.adapters.formats import Layout, Module
+from serve_app.adapters.pieces import Pieces
 
 Move = Callable[[Tensor], Tensor]
 
@@ -67,52 +68,26 @@ Change = LowRank | Kronecker | Full
 
 
 class Adapter:
-    """An adapter in host memory: its changes by module, in the dtype of its file, in one piece of memory.
+    """An adapter in host memory: its changes by module, in the dtype of its file.
 
     `pinned` memory is copied to a GPU at full speed and without waiting. `sha256` is its file's, None if it has none.
     """
 
     def __init__(self, changes: Mapping[str, Change], *, pinned: bool, sha256: str | None = None) -> None:
         self.sha256 = sha256
-        sizes: list[int] = []
-
-        def count(tensor: Tensor) -> Tensor:
-            sizes.append(_aligned(tensor.nbytes))
-            return tensor
-
-        for change in changes.values():
-            change.moved(count)
-        self._memory = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=pinned)
-        end = 0
-
-        def take(tensor: Tensor) -> Tensor:
-            nonlocal end
-            place = self._memory[end : end + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            end += _aligned(tensor.nbytes)
-            return place.copy_(tensor)
-
-        self.changes = {name: change.moved(take) for name, change in changes.items()}
+        self._pieces = Pieces(pinned=pinned)
+        self.changes = {name: change.moved(self._pieces.take) for name, change in changes.items()}
 
     @property
     def size_bytes(self) -> int:
-        return self._memory.nbytes
+        return self._pieces.size_bytes
 
     def on(self, device: torch.device) -> Mapping[str, Change]:
-        """The changes on `device`, by one copy that this thread's stream waits for."""
+        """The changes on `device`, by a copy that this thread's stream waits for, in one piece of its memory."""
         if device.type == "cpu":
             return self.changes
-        there = self._memory.to(device, non_blocking=True)
-
-        def move(tensor: Tensor) -> Tensor:
-            start = tensor.data_ptr() - self._memory.data_ptr()
-            return there[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-
-        return {name: change.moved(move) for name, change in self.changes.items()}
-
-
-def _aligned(size: int) -> int:
-    """`size` in bytes, up to the next multiple of what the matrix units like to load."""
-    return -(-size // 256) * 256
+        there = self._pieces.on(device)
+        return {name: change.moved(there) for name, change in self.changes.items()}
 
 
 def read_changes(layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Change]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.adapters.changes import Adapter, Change, Full, LowRank
+from serve_app.adapters.pieces import Pieces
 from serve_app.device import free_memory
 from serve_app.models.quantization import is_worth_it, quantise, quantised
 
@@ -33,18 +34,25 @@ Product = tuple[Tensor, Tensor, float]
 AT_ONCE = 64
 # The rank that most adapters have.
 USUAL_RANK = 32
+# What copies of the weights in pinned memory lie in (bytes): little of it is left unused.
+LARGEST_PIECE = 2**30
 # A linear that is being written is in no state that anybody asks for.
 BEING_WRITTEN: Stack = (("", 0.0),)
 
 
-def place_for_copies(transformer: nn.Module, device: torch.device) -> Literal["device", "host", "hooks"]:
-    """Where there is room for a copy of every linear: on the device, else in host memory, else nowhere."""
+def place_for_copies(
+    transformer: nn.Module, device: torch.device, transformers: int = 1
+) -> Literal["device", "host", "hooks"]:
+    """Where there is room for a copy of every linear: on the device, else in host memory, else nowhere.
+
+    In host memory there has to be room for as many as there are transformers, which each have a device.
+    """
     needed = sum(p.nbytes for m in transformer.modules() if isinstance(m, nn.Linear) for p in m.parameters())
     free, free_host = free_memory(device), free_memory(torch.device("cpu"))
     place: Literal["device", "host", "hooks"] = "hooks"
     if free >= needed + ROOM_TO_WORK:
         place = "device"
-    elif device.type != "cpu" and free_host >= needed + ROOM_TO_WORK:
+    elif device.type != "cpu" and free_host >= needed * transformers + ROOM_TO_WORK:
         place = "host"
     logger.info(
         "adapters: %s (a copy of the linears takes %.1f GiB; free: %.1f GiB on %s, %.1f GiB of the host)",
@@ -82,6 +90,7 @@ class Weights:
         # The linears whose weights are in eight bits.
         self._quantised: set[str] = set()
         self._untouched: dict[tuple[str, str], Tensor] = {}
+        self._pinned = Pieces(pinned=True, largest=LARGEST_PIECE)
         self._stacks: dict[str, Stack] = {}
         if copies == "host":
             # Pinning takes most of a minute at the published size: no request waits for it.
@@ -169,9 +178,7 @@ class Weights:
         key = (name, parameter)
         if key not in self._untouched:
             pinned = self._copies == "host" and value.is_cuda
-            self._untouched[key] = (
-                torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value) if pinned else value.clone()
-            )
+            self._untouched[key] = self._pinned.take(value) if pinned else value.clone()
         return self._untouched[key].to(value.device, non_blocking=True)
 
 

@@ -13,6 +13,7 @@ from diffusers import FirstBlockCacheConfig, QwenImageTransformer2DModel
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor
+from torch.fx.experimental import _config as symbols
 
 from serve_app.config import AttentionName, ModelConfig
 from serve_app.models.fusion import fuse
@@ -37,18 +38,15 @@ def changes_anything(config: ModelConfig) -> bool:
     return config.compile != "none" or config.attention != "native" or bool(config.lossy)
 
 
-def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig, *, merged: bool) -> None:
-    """Have `transformer` compute as the config says. Compiling itself waits for the first forward.
-
-    `merged`: adapters go into the weights, not beside them.
-    """
+def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig) -> None:
+    """Have `transformer` compute as the config says. Compiling itself waits for the first forward."""
     if config.attention != "native":
         choose_attention(transformer, config.attention)
     if config.compile == "regional":
         # Inductor and Triton keep what they compile there, and find it when the next process starts.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.compile_cache_folder
         # On a CPU torch's fused GELU is another form of it.
-        plain = merged and config.quantization == "none" and transformer.device.type == "cuda"
+        plain = config.quantization == "none" and transformer.device.type == "cuda"
         fuse(transformer, with_gelu=plain)
         compile_blocks(transformer)
     if config.feature_cache is not None:
@@ -81,6 +79,9 @@ def settle_thread(threads: int) -> None:
     # Its import takes a second, which a process that compiles nothing need not spend.
     if dynamo := sys.modules.get("torch._dynamo"):
         dynamo.config.recompile_limit = GRAPHS_OF_A_BLOCK
+        # A picture of as many tokens as a block is wide (768x1024 at the published size) would have them taken for one
+        # number, which is no other for another picture.
+        symbols.use_duck_shape = False
 
 
 def graphs_compiled() -> int:

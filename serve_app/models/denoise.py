@@ -1,6 +1,6 @@
 """The denoising loop over the transformer: noise, sigmas, guidance, steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -8,10 +8,30 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from serve_app.errors import InvalidParameter
+from serve_app.geometry import Size
 from serve_app.models.branches import Branches, Shapes
 from serve_app.models.conditioning import pack
 from serve_app.models.recipe import scheduler_config, shift_of
 from serve_app.tasks import SamplerName
+
+# Positions that the transformer knows: the rows of a table in diffusers' `QwenEmbedRope`, which does not say when they
+# have run out.
+POSITIONS = 4096
+
+
+def refuse_too_long(tokens: int, sizes: Sequence[Size]) -> None:
+    """Raise InvalidParameter where so many tokens of a prompt have no positions beside pictures of these sizes.
+
+    A picture's rows and columns of 16 pixels count from its middle, and text begins behind the longest half.
+    """
+    room = POSITIONS - max(max(size) // 16 // 2 for size in sizes)
+    if tokens > room:
+        raise InvalidParameter(
+            f"the prompt with its control images is of {tokens} tokens, and with pictures of this size the model takes "
+            f"{room}: shorten the prompt or the negative prompt",
+            {"parameter": "prompt", "tokens": tokens, "most": room},
+        )
 
 
 def noise(seed: int, width: int, height: int, device: torch.device, dtype: torch.dtype) -> Tensor:

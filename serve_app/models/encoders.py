@@ -96,8 +96,7 @@ class Encoders:
 
     def decode(self, latents: Tensor, plan: EditPlan) -> PIL.Image.Image:
         """The picture of packed latents. Raises UnusableResult."""
-        with self._vae_lock, self._placement.working(self._pipeline.vae):
-            self._set_tiling(plan)
+        with self._vae_lock, self._vae(plan):
             return conditioning.decode_latents(self._pipeline, latents, plan.width, plan.height)
 
     def _prompt(
@@ -130,7 +129,6 @@ class Encoders:
         return lend(self._prompts.get(key, encode))
 
     def _control(self, plan: EditPlan, pictures: Sequence[Picture], recipe: Recipe) -> Tensor | None:
-        self._set_tiling(plan)
         latents = [
             lend(self._control_latents(picture, resizes, plan))
             for picture, resizes in zip(pictures, recipe.control_resizes, strict=True)
@@ -140,11 +138,19 @@ class Encoders:
     def _control_latents(self, picture: Picture, resizes: tuple[Resize, ...], plan: EditPlan) -> Tensor:
         def encode() -> Tensor:
             pixels = conditioning.control_pixels(self._pipeline, picture.image, resizes)
-            with self._placement.working(self._pipeline.vae):
+            with self._vae(plan):
                 return conditioning.encode_control(self._pipeline, pixels, self._device)
 
         return self._controls.get((picture.digest, resizes, plan.vae_tiling), encode)
 
-    def _set_tiling(self, plan: EditPlan) -> None:
-        """The switch that diffusers' enable_tiling sets; its sizes of tiles are the class's own."""
-        self._pipeline.vae.use_tiling = plan.vae_tiling
+    @contextmanager
+    def _vae(self, plan: EditPlan) -> Iterator[None]:
+        """The VAE works within. What it remembers of one picture goes, also of one that was too much for it."""
+        vae = self._pipeline.vae
+        # The switch that diffusers' enable_tiling sets; its sizes of tiles are the class's own.
+        vae.use_tiling = plan.vae_tiling
+        try:
+            with self._placement.working(vae):
+                yield
+        finally:
+            vae.clear_cache()

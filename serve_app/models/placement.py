@@ -34,8 +34,9 @@ class Placement:
         if not self._moves:
             yield
             return
-        part.to(self.device)
         try:
+            # It moves one weight after another: where there is no room for all, those that were moved come back.
+            part.to(self.device)
             yield
         finally:
             part.to(HOST)

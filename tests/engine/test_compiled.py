@@ -60,7 +60,7 @@ def test_adapters_scales_stacks_and_sizes_compile_nothing_anew(compiled, bench, 
 
 
 def test_thread_other_than_the_one_that_warmed_up_compiles_nothing_anew(compiled, make_plan):
-    """A replica loads in one thread and edits in another; Dynamo's guards look at state that threads have."""
+    """As a replica without a GPU loads and edits; Dynamo's guards look at state that threads have."""
     plan = make_plan(model=MODEL.id, control_images=())
     with ThreadPoolExecutor(1) as other:
         made = other.submit(compiled.edit, plan, []).result()
@@ -79,6 +79,14 @@ def test_second_start_finds_what_the_first_compiled(compiled, config):
     assert Engine.load(config).recompilations == 0
     assert counters["inductor"]["fxgraph_cache_hit"] > 0
     assert counters["inductor"]["fxgraph_cache_miss"] == 0
+
+
+def test_picture_of_as_many_tokens_as_a_block_is_wide_warms_up_for_others_too(config, make_plan):
+    torch._dynamo.reset()
+    engine = Engine.load(config.model_copy(update={"warm_up": ((64, 64),)}))
+    width = engine._pipeline.transformer.inner_dim
+    assert width == 64 // 16 * 64 // 16
+    assert engine.edit(make_plan(model=MODEL.id, control_images=(), width=96), []).runtime["recompilations"] == 0
 
 
 def test_attention_kernel_of_an_installed_package_is_compiled_around(make_plan, bench):

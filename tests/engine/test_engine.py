@@ -18,6 +18,7 @@ from serve_app.engine import Engine, graphs_compiled
 from serve_app.errors import (
     CheckpointRefused,
     EditCanceled,
+    InvalidParameter,
     LoraChanged,
     LoraIncompatible,
     LoraInvalidFile,
@@ -136,6 +137,11 @@ def test_steps_are_reported_from_zero(engine, make_plan, control_png):
     steps: list[int] = []
     engine.edit(make_plan(steps=4), [control_png], on_step=steps.append)
     assert steps == [0, 1, 2, 3, 4]
+
+
+def test_prompt_that_the_transformer_has_no_positions_for_is_refused(engine, make_plan, control_png):
+    with pytest.raises(InvalidParameter, match=r"tokens, and with pictures of this size the model takes 4\d+: shorten"):
+        engine.edit(make_plan(prompt="\u56f3" * 4096), [control_png])
 
 
 def test_edit_stops_at_the_step_at_which_it_is_told(engine, make_plan, control_png):

@@ -1,19 +1,25 @@
 """Cards without room: weights that wait in host memory, and edits that do not fit."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
+from serve_app import denoiser
 from serve_app.config import ModelConfig
+from serve_app.device import free_in_container
 from serve_app.engine import Engine
-from serve_app.errors import OutOfMemory
+from serve_app.errors import CheckpointRefused, InvalidParameter, OutOfMemory
 from serve_app.models import miniature
+from serve_app.models.denoise import refuse_too_long
 from serve_app.models.placement import HOST, Placement
 from serve_app.models.registry import MODELS
 from tests.conftest import THREADS
-from tests.engine.conftest import use
+from tests.engine.conftest import run_out_of_memory_once, use
 
 # Without control images: quick.
 MODEL = MODELS["qwen_image"]
@@ -57,6 +63,22 @@ def test_part_is_on_the_device_for_its_stage_alone_whatever_happens_there():
     with pytest.raises(RuntimeError, match="out of luck"):
         compute_and_fail()
     assert moves == [torch.device("cuda"), HOST]
+
+
+def test_part_that_there_is_no_room_for_leaves_none_of_itself_on_the_device():
+    class Part(nn.Module):
+        device = HOST
+
+        def to(self, device):
+            # A weight has moved when there is no room for the next.
+            self.device = device
+            if device != HOST:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    part = Part()
+    with pytest.raises(torch.OutOfMemoryError), Placement(None, torch.device("cuda"), "model").working(part):
+        pass
+    assert part.device == HOST
 
 
 @pytest.mark.parametrize(
@@ -103,3 +125,104 @@ def test_memory_of_an_edit_that_did_not_fit_is_not_held_by_its_error(make_plan):
         small.edit(make_plan(model=MODEL.id, control_images=()), [])
     assert told.value.__cause__ is not None
     assert held == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+)
+def test_memory_is_what_was_missing_whoever_wanted_it(make_plan, error):
+    def fail(*_: object) -> None:
+        try:
+            raise error
+        except RuntimeError as cause:
+            raise RuntimeError("the compiler failed") from cause
+
+    small = engine()
+    small._pipeline.transformer.register_forward_pre_hook(fail)
+    with pytest.raises(OutOfMemory):
+        small.edit(make_plan(model=MODEL.id, control_images=()), [])
+    assert small.alive
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(make_plan):
+    broken = engine()
+    broken._pipeline.transformer.register_forward_pre_hook(lambda *_: [][0])
+    with pytest.raises(IndexError):
+        broken.edit(make_plan(model=MODEL.id, control_images=()), [])
+
+
+def test_edit_that_found_no_memory_beside_another_is_made_without_it(make_plan):
+    """The other one is being prepared when the memory runs out, and cannot end before that."""
+    ahead = Engine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS, prepare_ahead=True))
+    plan = make_plan(model=MODEL.id, control_images=(), prompt="the one")
+    prepared, failed, encoding = ahead.prepare(plan, []), threading.Event(), threading.Event()
+
+    def wait_for_failure(*_: object) -> None:
+        hooks.pop().remove()
+        encoding.set()
+        assert failed.wait(10)
+
+    def fail(*_: object) -> None:
+        hooks.pop(0).remove()
+        assert encoding.wait(10)
+        failed.set()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    parts = ahead._pipeline
+    hooks = [
+        parts.transformer.register_forward_pre_hook(fail),
+        parts.text_encoder.model.register_forward_pre_hook(wait_for_failure),
+    ]
+    with ThreadPoolExecutor(1) as beside:
+        other = beside.submit(ahead.prepare, make_plan(model=MODEL.id, control_images=(), prompt="the other"), [])
+        made = ahead.run(prepared)
+        assert other.result().given is not None
+    assert np.array_equal(np.asarray(made.image), pixels(engine(), plan))
+
+
+def test_vae_keeps_nothing_of_a_picture_that_was_too_large_for_it(make_plan):
+    small = engine()
+    vae = small._pipeline.vae
+    last = vae.decoder.conv_out
+    run_out_of_memory_once(last)
+    with pytest.raises(OutOfMemory):
+        small.edit(make_plan(model=MODEL.id, control_images=()), [])
+    assert all(kept is None for kept in vae._feat_map)
+
+
+@pytest.mark.parametrize("attention", ["cudnn", "flash"])
+@pytest.mark.parametrize("options", [{"prepare_ahead": True}, {"gpus_per_replica": 2, "device": "cuda"}])
+def test_switch_of_the_whole_process_is_not_for_two_threads(attention, options):
+    with pytest.raises(ValidationError, match="without compile is not for two threads"):
+        ModelConfig(attention=attention, **options)
+    ModelConfig(attention=attention, compile="regional", warm_up=[(64, 64)], **options)
+
+
+def test_compiling_beside_adapters_as_hooks_is_refused_named_or_found(monkeypatch):
+    compiled = {"compile": "regional", "warm_up": [(64, 64)]}
+    with pytest.raises(ValidationError, match="compile: not with adapter_weights: hooks"):
+        ModelConfig(adapter_weights="hooks", **compiled)
+    monkeypatch.setattr(denoiser, "place_for_copies", lambda *_: "hooks")
+    with pytest.raises(CheckpointRefused, match="compile need room for untouched copies"):
+        engine(**compiled)
+
+
+def test_room_in_a_container_is_what_its_limit_leaves(tmp_path):
+    assert free_in_container(tmp_path) > 2**60
+    for name, text in {"max": "1000\n", "current": "700\n", "stat": "anon 500\ninactive_file 150\n"}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert free_in_container(tmp_path) == 450
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_in_container(tmp_path) > 2**60
+
+
+def test_prompt_without_positions_for_all_of_it_is_refused_by_name():
+    refuse_too_long(4096 - 32, [(1024, 768), (64, 64)])
+    with pytest.raises(InvalidParameter, match=r"is of 4065 tokens, .* the model takes 4064: shorten") as refused:
+        refuse_too_long(4096 - 31, [(1024, 768), (64, 64)])
+    assert refused.value.details == {"parameter": "prompt", "tokens": 4065, "most": 4064}
