@@ -40,10 +40,10 @@ class Denoiser:
             here = config.offload == "none"
             transformers = 1 if second is None else 2
             self.copies = place_for_copies(pipeline.transformer, device, transformers) if here else "host"
-        if self.copies == "hooks" and (second is not None or config.compile != "none"):
+        if self.copies == "hooks" and (second or config.compile != "none" or config.quantization != "none"):
             raise CheckpointRefused(
-                "gpus_per_replica: 2 and compile need room for untouched copies of the weights, on the device or in "
-                "host memory: there is none"
+                "gpus_per_replica: 2, compile and quantization need room for untouched copies of the weights, on the "
+                "device or in host memory: there is none"
             )
         self.transformers = [pipeline.transformer]
         if second is not None:

@@ -16,8 +16,8 @@ from serve_app import tracing
 
 logger = logging.getLogger(__name__)
 
-# How the driver and torch's libraries (cuBLAS, cuDNN) say it.
-OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")
+# How the driver, cuBLAS and cuDNN say it; torch says the last where none of cuDNN's ways found room.
+OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "unable to find an engine")
 # This process's own, in a container.
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -89,9 +89,9 @@ def is_alive(device: torch.device) -> bool:
     """
     try:
         total = torch.ones(8, device=device).sum().item()
-    except torch.OutOfMemoryError:
-        return True
-    except RuntimeError:
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            return True
         logger.exception("the device %s does not answer any more", device)
         return False
     return total == 8.0
@@ -118,13 +118,13 @@ def free_memory(device: torch.device) -> int:
 def free_in_container(cgroup: Path) -> int:
     """Bytes below the limit of the control group (version 2) whose files these are; a great many without a limit.
 
-    Files that the kernel remembers count as free, as they do for Kubernetes.
+    Files that the kernel remembers count as free: it forgets them first.
     """
     try:
         limit, used, details = ((cgroup / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
-        [remembered] = [line.split()[1] for line in details.splitlines() if line.startswith("inactive_file ")]
-        return int(limit) - int(used) + int(remembered)
-    except (OSError, ValueError):
+        named = dict(line.split() for line in details.splitlines())
+        return int(limit) - int(used) + int(named["active_file"]) + int(named["inactive_file"])
+    except (OSError, ValueError, KeyError):
         return sys.maxsize
 
 

@@ -25,7 +25,7 @@ from serve_app.adapters.contents import Contents
 from serve_app.artifacts import Artifacts
 from serve_app.config import EditorSettings, FetchConfig, ModelConfig
 from serve_app.dispatch import control_key, record_key
-from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError, StorageFailed
+from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError, StorageFailed, let_go
 from serve_app.holdings import ADAPTER_BYTES, Holdings
 from serve_app.tasks import AdapterUse, Alive, EditDone, EditEvent, EditPlan, EditTask, Stage, StepDone
 from serve_app.telemetry import (
@@ -219,11 +219,10 @@ class Editor:
             self._stopping[work] = time.monotonic()
             await asyncio.wait([work])
             del self._stopping[work]
-            # Nobody may be there any more to be told how it ended.
+            # Nobody may be there any more to be told how it ended. An error that is told is kept by whoever passes it
+            # on, and what the edit has on the device is not to be kept with it.
             if not work.cancelled():
-                work.exception()
-            # Its error's traceback leads back here: together they would keep what the edit has on the device.
-            del work
+                let_go(work.exception())
 
     async def _work(
         self,

@@ -5,7 +5,6 @@ import logging
 import os
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from serve_app.config import FetchConfig, ModelConfig
 from serve_app.denoiser import Denoiser
 from serve_app.device import Stopwatch
 from serve_app.effective import effective
-from serve_app.errors import CheckpointRefused, DeviceLost, EditCanceled, OutOfMemory, UnusableResult
+from serve_app.errors import CheckpointRefused, DeviceLost, EditCanceled, OutOfMemory, UnusableResult, let_go
 from serve_app.models import architecture, checkpoint
 from serve_app.models.acceleration import changes_anything, graphs_compiled, settle_thread
 from serve_app.models.encoders import Conditions, Encoders
@@ -225,7 +224,7 @@ class Engine:
             # No memory beside the running edit, or a dead device: `run` does it all, in its turn, and tells which.
             logger.warning("an edit could not be prepared ahead", exc_info=True)
             if devices.is_out_of_memory(error):
-                devices.free_cached_memory(self.device)
+                self._free(error)
             return prepared
         return replace(prepared, given=given, near=near)
 
@@ -272,14 +271,14 @@ class Engine:
         except RuntimeError as error:
             if not (self._preparing.locked() and devices.is_out_of_memory(error)):
                 raise
-            logger.warning("out of memory beside an edit that was being prepared; once more without", exc_info=True)
+            logger.warning("out of memory beside an edit that was being prepared; once more after it", exc_info=True)
             self._free(error)
         with self._preparing:
             return self._run(prepared, on_step, should_stop)
 
     def _free(self, error: RuntimeError) -> None:
         """Give back what the frames that failed hold of the edit, and what torch keeps."""
-        traceback.clear_frames(error.__traceback__)
+        let_go(error)
         for device in self._devices:
             devices.free_cached_memory(device)
 

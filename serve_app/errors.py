@@ -43,6 +43,7 @@ An error carries one message and, where a client needs facts, a dict of details.
 Ray rebuilds an exception on the other side from its `args`.
 """
 
+import traceback
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -245,3 +246,10 @@ def describe(error: BaseException) -> ErrorDescription:
     if isinstance(error, ServiceError):
         return ErrorDescription(error.code, error.message, error.status, error.retryable, error.details)
     return ErrorDescription("INTERNAL_ERROR", "the service failed to handle this; its log says why", 500)
+
+
+def let_go(error: BaseException | None) -> None:
+    """Clear what the frames that failed hold, those of what the error came from too; their lines stay to be logged."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

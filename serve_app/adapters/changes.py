@@ -83,7 +83,7 @@ class Adapter:
         return self._pieces.size_bytes
 
     def on(self, device: torch.device) -> Mapping[str, Change]:
-        """The changes on `device`, by a copy that this thread's stream waits for, in one piece of its memory."""
+        """The changes on `device`, by a copy that this thread's stream waits for, in one allocation."""
         if device.type == "cpu":
             return self.changes
         there = self._pieces.on(device)

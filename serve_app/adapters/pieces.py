@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-SMALLEST, LARGEST = 2**20, 32 * 2**20
+SMALLEST, LARGEST = 2**20, 64 * 2**20
 
 
 class Pieces:

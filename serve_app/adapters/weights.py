@@ -19,7 +19,7 @@ from serve_app.models.quantization import is_worth_it, quantise, quantised
 
 logger = logging.getLogger(__name__)
 
-# What an edit takes beside the weights, at 2048x2048 (bytes).
+# What an edit takes beside the weights of the published size, at 2048x2048 (bytes).
 ROOM_TO_WORK = 6 * 2**30
 # What makes two states of one linear the same: who changes it, and how much.
 Stack = tuple[tuple[str, float], ...]
@@ -45,14 +45,16 @@ def place_for_copies(
 ) -> Literal["device", "host", "hooks"]:
     """Where there is room for a copy of every linear: on the device, else in host memory, else nowhere.
 
-    In host memory there has to be room for as many as there are transformers, which each have a device.
+    In host memory there has to be room for as many as there are transformers, which each have a device, and for what
+    pieces leave unused.
     """
     needed = sum(p.nbytes for m in transformer.modules() if isinstance(m, nn.Linear) for p in m.parameters())
+    room = min(ROOM_TO_WORK, needed)
     free, free_host = free_memory(device), free_memory(torch.device("cpu"))
     place: Literal["device", "host", "hooks"] = "hooks"
-    if free >= needed + ROOM_TO_WORK:
+    if free >= needed + room:
         place = "device"
-    elif device.type != "cpu" and free_host >= needed * transformers + ROOM_TO_WORK:
+    elif device.type != "cpu" and free_host >= 1.1 * needed * transformers + room:
         place = "host"
     logger.info(
         "adapters: %s (a copy of the linears takes %.1f GiB; free: %.1f GiB on %s, %.1f GiB of the host)",

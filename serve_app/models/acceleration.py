@@ -4,11 +4,11 @@ All of it is configuration, the same for every replica of a model: a picture mus
 """
 
 import os
-import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
+import torch._dynamo as dynamo
 from diffusers import FirstBlockCacheConfig, QwenImageTransformer2DModel
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName
@@ -76,18 +76,15 @@ def settle_thread(threads: int) -> None:
     The number of threads decides the last bits of a CPU's sums, and compiled code is guarded with it.
     """
     torch.set_num_threads(threads)
-    # Its import takes a second, which a process that compiles nothing need not spend.
-    if dynamo := sys.modules.get("torch._dynamo"):
-        dynamo.config.recompile_limit = GRAPHS_OF_A_BLOCK
-        # A picture of as many tokens as a block is wide (768x1024 at the published size) would have them taken for one
-        # number, which is no other for another picture.
-        symbols.use_duck_shape = False
+    dynamo.config.recompile_limit = GRAPHS_OF_A_BLOCK
+    # A picture of as many tokens as a block is wide (768x1024 at the published size) would have them taken for one
+    # number, which is no other for another picture.
+    symbols.use_duck_shape = False
 
 
 def graphs_compiled() -> int:
     """How many graphs torch.compile has made in this process; a recompilation is one more."""
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    return dynamo.counters["stats"]["unique_graphs"] if dynamo else 0
+    return dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def installed_flash_4() -> AttentionKernel:

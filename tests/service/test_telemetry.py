@@ -183,6 +183,7 @@ def counted(told: Told) -> dict[str, list[Any]]:
         done = all(total(name, found, **tags) for name, tags, most in COUNTS if most)
         if done or time.monotonic() > deadline:
             return found
+        time.sleep(0.2)
 
 
 @pytest.mark.parametrize(("name", "tags", "most"), COUNTS)
