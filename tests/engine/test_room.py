@@ -210,7 +210,7 @@ def test_switch_of_the_whole_process_is_not_for_two_threads(attention, options):
 
 @pytest.mark.parametrize("options", [{"compile": "regional", "warm_up": [(64, 64)]}, {"quantization": "fp8"}])
 def test_what_needs_merged_adapters_is_refused_with_hooks_named_or_found(monkeypatch, options):
-    with pytest.raises(ValidationError, match="not with .*adapter_weights: hooks"):
+    with pytest.raises(ValidationError, match=r"not with .*adapter_weights: hooks"):
         ModelConfig(adapter_weights="hooks", **options)
     monkeypatch.setattr(denoiser, "place_for_copies", lambda *_: "hooks")
     with pytest.raises(CheckpointRefused, match="need room for untouched copies of the weights"):
