@@ -41,7 +41,7 @@ BEING_WRITTEN: Stack = (("", 0.0),)
 
 
 def place_for_copies(
-    transformer: nn.Module, device: torch.device, transformers: int = 1
+    transformer: nn.Module, device: torch.device, transformers: int
 ) -> Literal["device", "host", "hooks"]:
     """Where there is room for a copy of every linear: on the device, else in host memory, else nowhere.
 
