@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,6 +30,7 @@ LORA = {"path": "my_lora_job/my_lora.safetensors"}
 # The client's own trace, of which the POST becomes a part.
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+Samples = dict[str, list[Any]]
 STAGES = {"apply_adapters", "encode_prompt", "encode_control", "denoise", "decode"}
 
 
@@ -123,7 +124,7 @@ def _work(service: Deployed, receiver_url: str, make_body: Any) -> str:
     return request_id
 
 
-def samples() -> dict[str, list[Any]]:
+def samples() -> Samples:
     """What Ray's endpoint tells of the application, by name."""
     port = ray.nodes()[0]["MetricsExportPort"]
     text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
@@ -147,10 +148,17 @@ def eventually(is_so: Any, seconds: float = 30) -> Any:
     return found
 
 
-def total(name: str, found: dict[str, list[Any]] | None = None, **tags: str) -> float:
-    """The sum of a metric's samples that have these tags, of what is `found` or of what is told now."""
-    samples_of_it = (samples() if found is None else found)[f"ray_{name}"]
-    return sum(sample.value for sample in samples_of_it if tags.items() <= sample.labels.items())
+def told_once(is_so: Callable[[Samples], bool]) -> Samples:
+    """What is told once it is so, or half a minute later: Ray takes a second or two to tell what was counted."""
+    deadline = time.monotonic() + 30
+    while not is_so(found := samples()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def total(found: Samples, name: str, **tags: str) -> float:
+    """The sum of a metric's samples that have these tags."""
+    return sum(sample.value for sample in found[f"ray_{name}"] if tags.items() <= sample.labels.items())
 
 
 MODEL = {"model": "qwen_image_edit"}
@@ -175,47 +183,44 @@ COUNTS = [
 
 
 @pytest.fixture(scope="module")
-def counted(told: Told) -> dict[str, list[Any]]:
-    """What is told once all that was done is, or half a minute later: Ray takes a second or two to tell it."""
-    deadline = time.monotonic() + 30
-    while True:
-        found = samples()
-        done = all(total(name, found, **tags) for name, tags, most in COUNTS if most)
-        if done or time.monotonic() > deadline:
-            return found
-        time.sleep(0.2)
+def counted(told: Told) -> Samples:
+    return told_once(lambda found: all(total(found, name, **tags) for name, tags, most in COUNTS if most))
 
 
 @pytest.mark.parametrize(("name", "tags", "most"), COUNTS)
-def test_a_counter_says_what_happened(counted: dict, name: str, tags: dict[str, str], most: float) -> None:
-    counts = total(name, counted, **tags)
+def test_a_counter_says_what_happened(counted: Samples, name: str, tags: dict[str, str], most: float) -> None:
+    counts = total(counted, name, **tags)
     assert min(most, 1) <= counts <= most, counted[f"ray_{name}"]
 
 
 def test_cold_and_warm_edits_are_told_apart(told: Told) -> None:
     # The first pictures are prepared at the same time, so that both may find the adapter missing; the last does not.
-    eventually(lambda: min(total("edits_adapter_edits_total", warm=warm) for warm in ("false", "true")) >= 1)
+    eventually(lambda: min(total(samples(), "edits_adapter_edits_total", warm=warm) for warm in ("false", "true")) >= 1)
 
 
 def test_a_gauge_says_how_it_stands(told: Told) -> None:
     ingresses = 2
-    eventually(lambda: total("edits_editors") == ingresses)
-    assert total("edits_waiting") == 0
-    assert total("edits_claimed") == 0
-    assert total("edits_oldest_waiting_seconds") == 0
-    eventually(lambda: total("edits_adapter_cache_bytes") > 10_000)
+    # Ingresses look every few seconds: what they told last may be of when there was work.
+    at_rest = ("edits_waiting", "edits_claimed", "edits_oldest_waiting_seconds")
+    found = told_once(
+        lambda found: total(found, "edits_editors") == ingresses and not any(total(found, name) for name in at_rest)
+    )
+    assert total(found, "edits_editors") == ingresses
+    assert total(found, "edits_waiting") == 0
+    assert total(found, "edits_claimed") == 0
+    assert total(found, "edits_oldest_waiting_seconds") == 0
+    eventually(lambda: total(samples(), "edits_adapter_cache_bytes") > 10_000)
 
 
 def test_seconds_are_those_of_the_edits(told: Told) -> None:
-    assert 0 < eventually(lambda: total("edits_swap_seconds_total")) < total("edits_gpu_seconds_total") < 120
+    swapping = eventually(lambda: total(samples(), "edits_swap_seconds_total"))
+    assert 0 < swapping < total(samples(), "edits_gpu_seconds_total") < 120
 
 
 def test_every_metric_is_exported_with_its_tags_and_no_others(told: Told) -> None:
     endings = {Kind.HISTOGRAM: "_count"}
     names = {f"ray_{metric.name}{endings.get(metric.kind, '')}" for metric in METRICS}
-    deadline = time.monotonic() + 30
-    while names - (found := samples()).keys() and time.monotonic() < deadline:
-        time.sleep(0.2)
+    found = told_once(lambda found: names <= found.keys())
     assert names - found.keys() == set()
     assert found.keys() >= RAYS
     added = {"application", "deployment", "replica", "Component", "NodeAddress", "SessionName", "Version", "WorkerId"}
