@@ -26,7 +26,7 @@ from serve_app.models import architecture, miniature
 from serve_app.models.checkpoint import Pipeline, read
 from serve_app.models.registry import MODELS
 from serve_app.tasks import AdapterUse, EditPlan
-from tests.engine.oracle import reference_edit
+from tests.engine.oracle import edit_by_oracle
 
 
 @dataclass
@@ -102,19 +102,7 @@ class Bench:
 def stock_edit(bench: Bench, plan: EditPlan) -> Made:
     started = time.perf_counter()
     with bench.peak() as peak, bench.forwards() as forwards:
-        picture = PIL.Image.open(PHOTOGRAPH)
-        image = reference_edit(
-            bench.pipeline,
-            plan.model,
-            [picture],
-            prompt=plan.prompt,
-            negative=plan.negative_prompt,
-            width=plan.width,
-            height=plan.height,
-            steps=plan.steps,
-            guidance=plan.guidance_scale,
-            seed=plan.seed,
-        )
+        image = edit_by_oracle(bench.pipeline, plan, [PIL.Image.open(PHOTOGRAPH)])
         image.save(io.BytesIO(), "JPEG", quality=95)
     return Made(time.perf_counter() - started, forwards, image, peak[0])
 

@@ -14,7 +14,7 @@ from serve_app.errors import CheckpointRefused
 from serve_app.models.acceleration import accelerate, forget_features
 from serve_app.models.branches import Branches, twin
 from serve_app.models.checkpoint import Pipeline
-from serve_app.models.denoise import denoise, noise, refuse_too_long
+from serve_app.models.denoise import denoise, noise
 from serve_app.models.encoders import Conditions
 from serve_app.models.placement import Placement
 from serve_app.models.recipe import Recipe
@@ -87,9 +87,6 @@ class Denoiser:
         Raises InvalidParameter for a prompt that is too long.
         """
         sizes = ((plan.width, plan.height), *recipe.control_sizes)
-        for prompt in (given.positive, given.negative):
-            if prompt is not None:
-                refuse_too_long(prompt.shape[1], sizes)
         try:
             return denoise(
                 self._branches,

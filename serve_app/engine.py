@@ -111,7 +111,7 @@ class Engine:
             ahead = self.device.type == "cuda" and offload == "none" and not config.switches_kernels
         self._aside = devices.Aside(self.device) if ahead else None
         # One thread: there is memory for one edit beside the current one, and cuDNN remembers by thread what it has
-        # planned for a size.
+        # planned for a size. Whoever holds the lock has that memory.
         self._beside = ThreadPoolExecutor(1, "beside", settle_thread, (self.threads,))
         self._preparing = threading.Lock()
         self._architecture = architecture.from_config(pipeline.transformer.config)

@@ -17,9 +17,11 @@ class Pieces:
     """Copies of tensors in host memory. Pinned, a GPU copies from there at full speed, and nobody waits for it.
 
     Pinned pieces are of powers of two up to `largest` bytes, unless a tensor takes more; else each tensor has its own.
+    `size_bytes` is what the pieces take, unused ends included.
     """
 
     def __init__(self, *, pinned: bool, largest: int = LARGEST) -> None:
+        self.size_bytes = 0
         self._pinned = pinned
         self._largest = largest
         self._pieces: list[Tensor] = []
@@ -28,17 +30,13 @@ class Pieces:
         self._length = 0
         self._starts: dict[int, int] = {}
 
-    @property
-    def size_bytes(self) -> int:
-        """What the pieces take, unused ends included."""
-        return sum(piece.nbytes for piece in self._pieces)
-
     def take(self, tensor: Tensor) -> Tensor:
         """A copy of `tensor`, from whichever device; complete when this returns."""
         size = aligned(tensor.nbytes)
         if not self._pieces or self._used[-1] + size > self._pieces[-1].nbytes:
             self._pieces.append(allocate(self._next_size(size), pinned=self._pinned))
             self._used.append(0)
+            self.size_bytes += self._pieces[-1].nbytes
         begin = self._used[-1]
         copy = self._pieces[-1][begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         self._starts[copy.data_ptr()] = self._length

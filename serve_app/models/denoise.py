@@ -1,6 +1,6 @@
 """The denoising loop over the transformer: noise, sigmas, guidance, steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -9,7 +9,6 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from serve_app.errors import InvalidParameter
-from serve_app.geometry import Size
 from serve_app.models.branches import Branches, Shapes
 from serve_app.models.conditioning import pack
 from serve_app.models.recipe import scheduler_config, shift_of
@@ -20,12 +19,12 @@ from serve_app.tasks import SamplerName
 POSITIONS = 4096
 
 
-def refuse_too_long(tokens: int, sizes: Sequence[Size]) -> None:
-    """Raise InvalidParameter where so many tokens of a prompt have no positions beside pictures of these sizes.
+def refuse_too_long(tokens: int, shapes: Shapes) -> None:
+    """Raise InvalidParameter where so many tokens of a prompt have no positions beside pictures of these shapes.
 
-    A picture's rows and columns of 16 pixels count from its middle, and text begins behind the longest half.
+    A picture's rows and columns count from its middle, and text begins behind the longest half.
     """
-    room = POSITIONS - max(max(size) // 16 // 2 for size in sizes)
+    room = POSITIONS - max(max(rows, columns) // 2 for _, rows, columns in shapes)
     if tokens > room:
         raise InvalidParameter(
             f"the prompt with its control images is of {tokens} tokens, and with pictures of this size the model takes "
@@ -77,11 +76,12 @@ def denoise(
     `latents` and `control` (of all control images, in order) are packed, (1, tokens, 64); `shapes` are
     (1, height/16, width/16) of the target and of each control image, in pixels; `positive` and `negative` are
     prompt embeddings. Without `negative` there is one forward a step. `on_step` is told the number of each
-    finished step (1-based) and may raise to stop.
+    finished step (1-based) and may raise to stop. Raises InvalidParameter for a prompt that is too long.
     """
-    scheduler = schedule(steps, latents.shape[1], latents.device, sampler)
-
     prompts = [positive] if negative is None else [positive, negative]
+    for prompt in prompts:
+        refuse_too_long(prompt.shape[1], shapes)
+    scheduler = schedule(steps, latents.shape[1], latents.device, sampler)
     target_tokens = latents.shape[1]
     for step, timestep in enumerate(scheduler.timesteps, start=1):
         hidden = latents if control is None else torch.cat([latents, control], dim=1)

@@ -161,7 +161,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(make_plan):
         broken.edit(make_plan(model=MODEL.id, control_images=()), [])
 
 
-def test_edit_that_found_no_memory_beside_another_is_made_without_it(make_plan):
+def test_edit_that_found_no_memory_beside_another_is_made_after_it(make_plan):
     """The other one is being prepared when the memory runs out, and cannot end before that."""
     ahead = Engine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS, prepare_ahead=True))
     plan = make_plan(model=MODEL.id, control_images=(), prompt="the one")
@@ -193,8 +193,7 @@ def test_edit_that_found_no_memory_beside_another_is_made_without_it(make_plan):
 def test_vae_keeps_nothing_of_a_picture_that_was_too_large_for_it(make_plan):
     small = engine()
     vae = small._pipeline.vae
-    last = vae.decoder.conv_out
-    run_out_of_memory_once(last)
+    run_out_of_memory_once(vae.decoder.conv_out)
     with pytest.raises(OutOfMemory):
         small.edit(make_plan(model=MODEL.id, control_images=()), [])
     assert all(kept is None for kept in vae._feat_map)
@@ -231,7 +230,8 @@ def test_room_in_a_container_is_what_its_limit_leaves(tmp_path):
 
 
 def test_prompt_without_positions_for_all_of_it_is_refused_by_name():
-    refuse_too_long(4096 - 32, [(1024, 768), (64, 64)])
+    shapes = [(1, 48, 64), (1, 4, 4)]
+    refuse_too_long(4096 - 32, shapes)
     with pytest.raises(InvalidParameter, match=r"is of 4065 tokens, .* the model takes 4064: shorten") as refused:
-        refuse_too_long(4096 - 31, [(1024, 768), (64, 64)])
+        refuse_too_long(4096 - 31, shapes)
     assert refused.value.details == {"parameter": "prompt", "tokens": 4065, "most": 4064}
