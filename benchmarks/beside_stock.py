@@ -6,7 +6,7 @@
     python -m benchmarks.beside_stock --modes stock pair     # two GPUs: compiled, one guidance branch each
     python -m benchmarks.beside_stock --modes stock eager fp8      # compiled, and the blocks' linears in fp8
     python -m benchmarks.beside_stock --sizes 1024x1024 768x1344 --steps 8 25 --adapters 0 1 2
-    python -m benchmarks.beside_stock --modes stock service        # from POST to the picture's bytes, through Ray
+    python -m benchmarks.beside_stock --modes stock service service_fp8    # from POST to the picture's bytes
     python -m benchmarks.beside_stock --modes compiled --kernels   # and what the GPU's time goes to
 
 An edit is timed from encoded control image to encoded JPEG, warm. `stock` is diffusers' own `__call__` in eager mode
@@ -14,8 +14,8 @@ with the adapters as PEFT's layers; `/NAME` is the attention kernel. Ratios and 
 the same row, and so is the relative error of the latents that are decoded. MFU is of the first GPU's forwards, against
 the best matrix product of the same run. Edits behind each other, of 8 steps at most, show what preparing the next one
 beside the current one does, and one of a size that was not warmed up, twice, what a new size costs. `service` is
-cluster/serve_config.gpu.yaml's model, in processes of its own, after the others have gone; it has no MFU. A mode that
-fails here is said and left out.
+cluster/serve_config.gpu.yaml's model, through Ray, in processes of its own, after the others have gone; it has no MFU.
+A mode that fails here is said and left out.
 """
 
 import argparse
@@ -85,7 +85,10 @@ def own_engine(bench: Bench, mode: str, kernel: str, sizes: Iterable[Size], copi
     transformer = bench.pipeline.transformer
     choose_attention(transformer, "native")
     linears = {m: m.weight for m in transformer.modules() if isinstance(m, torch.nn.Linear)}
-    blocks = [(b, b.attn.processor, b.img_mlp.net[0], b.txt_mlp.net[0]) for b in transformer.transformer_blocks]
+    blocks = [
+        (b, b.attn.processor, b.img_mlp.net[0], b.txt_mlp.net[0], b.img_mod, b.txt_mod)
+        for b in transformer.transformer_blocks
+    ]
     another = torch.device("cuda", 1) if bench.device.type == "cuda" else bench.device
     engine = Engine(bench.pipeline, MODELS[PLAN.model], config, second=another if mode == "pair" else None)
     try:
@@ -93,10 +96,11 @@ def own_engine(bench: Bench, mode: str, kernel: str, sizes: Iterable[Size], copi
         yield engine
     finally:
         engine._denoiser.apply({}, {})
-        for block, processor, pictures, text in blocks:
+        for block, processor, pictures, text, *modulations in blocks:
             vars(block).pop("forward", None)
             block.attn.set_processor(processor)
             block.img_mlp.net[0], block.txt_mlp.net[0] = pictures, text
+            block.img_mod, block.txt_mod = modulations
         for module, weight in linears.items():
             module.weight = weight
 
@@ -192,6 +196,10 @@ def table(plans: list[EditPlan], results: dict[str, list[Made]], peak_flops: flo
             )
 
 
+def is_served(mode: str) -> bool:
+    return mode.startswith("service")
+
+
 def size_of(text: str) -> Size:
     width, height = map(int, text.split("x"))
     return width, height
@@ -203,14 +211,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", type=size_of)
     parser.add_argument("--steps", nargs="+", type=int)
     parser.add_argument("--adapters", nargs="+", type=int, default=[1], help="how many an edit has")
-    modes = f"stock, eager, compiled, fp8, pair, service; each but the last with /KERNEL of {', '.join(BACKENDS)}"
+    modes = f"stock, eager, compiled, fp8, pair, service, service_fp8; each with /KERNEL of {', '.join(BACKENDS)}"
     parser.add_argument("--modes", nargs="+", default=["stock", "eager", "compiled"], help=modes)
     parser.add_argument("--kernels", action="store_true", help="print what the device's time goes to")
     parser.add_argument("--only-edits", action="store_true", help="neither edits behind each other nor a new size")
     parser.add_argument("--copies", default="auto", choices=["auto", "device", "host"], help="of the untouched weights")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    if options.tiny and "service" in options.modes:
+    if options.tiny and any(map(is_served, options.modes)):
         parser.error("the service is of the published size: not with --tiny")
     return options
 
@@ -231,17 +239,18 @@ def main() -> None:
         lasting = matmul_flops(device, lasting_s=0.1 if options.tiny else 5)
         print(json.dumps({"matrix product, TFLOP/s": peak_flops / 1e12, "for seconds": lasting / 1e12}), flush=True)
         # The service's editor needs the device's memory.
-        for mode in sorted(options.modes, key=lambda mode: mode == "service"):
+        for mode in sorted(options.modes, key=is_served):
             way, _, kernel = mode.partition("/")
             kernel = kernel or "native"
-            if way == "service":
+            if is_served(mode):
                 bench = None
             # What the mode before left.
             gc.collect()
             free_cached_memory(device)
             try:
-                if way == "service":
-                    results[mode] = served_edits(Path(folder), plans)
+                if is_served(mode):
+                    levers = {"attention": kernel, "quantization": "fp8" if way == "service_fp8" else "none"}
+                    results[f"{way}/{kernel}"] = served_edits(Path(folder), plans, levers)
                 elif way == "stock":
                     results[f"{way}/{kernel}"] = measure_stock(bench, kernel, plans)
                 else:

@@ -3,7 +3,7 @@
 import base64
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -129,10 +129,11 @@ def make_bench(tiny: bool, folder: Path, adapters: int, threads: int) -> Bench:
     return Bench(pipeline, device, loras, threads)
 
 
-def served_edits(folder: Path, plans: list[EditPlan]) -> list[Made]:
-    """The same edits from POST to the picture's bytes, by the service as the GPU profile runs it."""
+def served_edits(folder: Path, plans: list[EditPlan], options: Mapping[str, Any]) -> list[Made]:
+    """The same edits from POST to the picture's bytes, by the service as the GPU profile with `options` runs it."""
     made = []
-    with serving(folder, free_port(), gpu_profile()) as url, httpx.Client(base_url=url, timeout=60) as client:
+    profile = gpu_profile() | dict(options)
+    with serving(folder, free_port(), profile) as url, httpx.Client(base_url=url, timeout=60) as client:
         for plan in plans:
             # The first one reads the adapters, the second makes the one after it pay its swap. Nothing else of what is
             # timed has been seen before.

@@ -49,6 +49,13 @@ def forms(device: torch.device, dtype: torch.dtype, *, tiny: bool) -> Iterator[F
         compiled(lambda x: F.gelu(F.linear(x, linear.weight, linear.bias), approximate="tanh"), states),
         compiled(lambda x: linear_gelu(x, linear.weight, linear.bias), states),
     )
+    modulation = nn.Linear(heads * width, 6 * heads * width, device=device, dtype=dtype)
+    times = torch.randn(25, heads * width, device=device, dtype=dtype)
+    yield (
+        "a block's modulation, 25 steps",
+        lambda: torch.cat([modulation(time) for time in times.split(1)]),
+        lambda: modulation(times),
+    )
     turns = torch.polar(*(torch.rand(tokens, width // 2, device=device) for _ in range(2)))
     norm = nn.RMSNorm(width, device=device, dtype=dtype)
     queries = states.view(1, tokens, heads, width)

@@ -16,6 +16,7 @@ from serve_app.models.branches import Branches, twin
 from serve_app.models.checkpoint import Pipeline
 from serve_app.models.denoise import denoise, noise
 from serve_app.models.encoders import Conditions
+from serve_app.models.fusion import forget_modulations
 from serve_app.models.placement import Placement
 from serve_app.models.recipe import Recipe
 from serve_app.tasks import EditPlan
@@ -104,3 +105,4 @@ class Denoiser:
         finally:
             for transformer in self.transformers:
                 forget_features(transformer)
+                forget_modulations(transformer)

@@ -10,6 +10,7 @@ from diffusers import QwenImageTransformer2DModel
 from torch import Tensor, nn
 
 from serve_app.models.acceleration import settle_thread
+from serve_app.models.fusion import modulate
 
 Shapes = list[tuple[int, int, int]]
 
@@ -42,21 +43,26 @@ class Branches:
         self._second = next(iter(rest), None)
         self._launcher = ThreadPoolExecutor(1, "branch", settle_thread, (threads,))
 
-    def predict(self, hidden: Tensor, timestep: Tensor, shapes: Shapes, prompts: Sequence[Tensor]) -> list[Tensor]:
+    def predict(
+        self, hidden: Tensor, times: Tensor, step: int, shapes: Shapes, prompts: Sequence[Tensor]
+    ) -> list[Tensor]:
         """What the transformer predicts for each of `prompts`, on `hidden`'s device.
 
-        `hidden` are packed latents, the control images' behind the noisy ones, (1, tokens, 64), `timestep` is (1,), in
-        [0, 1]; `shapes` are (1, height/16, width/16) of each picture, in pixels.
+        `hidden` are packed latents, the control images' behind the noisy ones, (1, tokens, 64); `times` (steps,) are
+        those of the whole picture, in [0, 1], and `step` is the index of one; a picture's steps come in their order.
+        `shapes` are (1, height/16, width/16) of each picture, in pixels.
         """
         first, *rest = prompts
         second = self._second
+        timestep = times[step : step + 1]
+        modulate(self._first, times, step)
         if second is None or not rest:
             return [
                 forward(self._first, hidden, timestep, shapes, prompt, branch)
                 for branch, prompt in zip(BRANCHES[: len(prompts)], prompts, strict=True)
             ]
-        over, then, negative = (tensor.to(second.device, non_blocking=True) for tensor in (hidden, timestep, *rest))
-        coming = self._launcher.submit(forward_there, second, over, then, shapes, negative)
+        over, then, negative = (tensor.to(second.device, non_blocking=True) for tensor in (hidden, times, *rest))
+        coming = self._launcher.submit(forward_there, second, over, then, step, shapes, negative)
         try:
             mine = forward(self._first, hidden, timestep, shapes, first, BRANCHES[0])
         finally:
@@ -67,12 +73,18 @@ class Branches:
 
 @torch.no_grad()
 def forward_there(
-    transformer: QwenImageTransformer2DModel, hidden: Tensor, timestep: Tensor, shapes: Shapes, prompt: Tensor
+    transformer: QwenImageTransformer2DModel,
+    hidden: Tensor,
+    times: Tensor,
+    step: int,
+    shapes: Shapes,
+    prompt: Tensor,
 ) -> Tensor:
-    """`forward` for a thread of its own."""
+    """`modulate` and `forward` for a thread of its own."""
     # Kernels that are launched by hand go to the thread's current device.
     with torch.cuda.device(hidden.device) if hidden.is_cuda else nullcontext():
-        return forward(transformer, hidden, timestep, shapes, prompt, BRANCHES[1])
+        modulate(transformer, times, step)
+        return forward(transformer, hidden, times[step : step + 1], shapes, prompt, BRANCHES[1])
 
 
 def forward(

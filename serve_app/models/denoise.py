@@ -83,12 +83,13 @@ def denoise(
         refuse_too_long(prompt.shape[1], shapes)
     scheduler = schedule(steps, latents.shape[1], latents.device, sampler)
     target_tokens = latents.shape[1]
-    for step, timestep in enumerate(scheduler.timesteps, start=1):
+    times = scheduler.timesteps.to(latents.dtype) / 1000
+    for step, timestep in enumerate(scheduler.timesteps):
         hidden = latents if control is None else torch.cat([latents, control], dim=1)
-        time = timestep.expand(1).to(latents.dtype) / 1000
-        prediction, *rest = (each[:, :target_tokens] for each in branches.predict(hidden, time, shapes, prompts))
+        predictions = branches.predict(hidden, times, step, shapes, prompts)
+        prediction, *rest = (each[:, :target_tokens] for each in predictions)
         for unconditional in rest:
             prediction = guide(prediction, unconditional, guidance_scale, rescaled=guidance_rescaled)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
-        on_step(step)
+        on_step(step + 1)
     return latents

@@ -15,6 +15,7 @@ from serve_app.engine import CANARY_STEPS, Engine
 from serve_app.errors import UnusableResult
 from serve_app.models import miniature
 from serve_app.models.acceleration import choose_attention, compile_blocks
+from serve_app.models.fusion import STEPS_AT_ONCE
 from serve_app.models.registry import MODELS
 from tests.conftest import THREADS
 from tests.engine.conftest import use
@@ -50,6 +51,7 @@ def test_adapters_scales_stacks_and_sizes_compile_nothing_anew(compiled, bench, 
         {"adapters": (use(loras[0], -0.5),), "guidance_scale": 1.0},
         {"width": 160, "height": 96, "negative_prompt": "blurry"},  # between the warmed sizes
         {"width": 64, "height": 128, "adapters": (use(loras[3]),)},
+        {"steps": STEPS_AT_ONCE + 1},
         {},
     )
     for changes in edits:

@@ -7,19 +7,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from serve_app.config import ModelConfig
-from serve_app.models import miniature
+from serve_app.models import fusion, miniature
 from serve_app.models.acceleration import accelerate
-from serve_app.models.fusion import LinearGelu, fuse, linear_gelu, rotated
+from serve_app.models.fusion import LinearGelu, forget_modulations, fuse, linear_gelu, modulate, rotated
 
 
-@pytest.fixture
-def transformer() -> nn.Module:
+@pytest.fixture(params=[False], ids=[""])
+def transformer(request) -> nn.Module:
     torch.manual_seed(0)
     with torch.no_grad():
-        return miniature.make_transformer(zero_cond_t=False).eval()
+        return miniature.make_transformer(zero_cond_t=request.param).eval()
 
 
-def forward(transformer: nn.Module) -> torch.Tensor:
+def forward(transformer: nn.Module, time: float = 0.5) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     width = transformer.config.joint_attention_dim
     with torch.no_grad():
@@ -27,7 +27,7 @@ def forward(transformer: nn.Module) -> torch.Tensor:
             hidden_states=torch.randn(1, 2 * 6, 64, generator=generator),
             encoder_hidden_states=torch.randn(1, 7, width, generator=generator),
             encoder_hidden_states_mask=None,
-            timestep=torch.tensor([0.5]),
+            timestep=torch.tensor([time]),
             img_shapes=[[(1, 2, 3), (1, 3, 2)]],
             return_dict=False,
         )[0]
@@ -49,6 +49,30 @@ def test_forward_is_the_same(transformer):
     found = forward(transformer)
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(found, expected.roll(1, dims=1), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("transformer", [False, True], ids=["", "zero_cond_t"], indirect=True)
+def test_modulations_of_many_steps_are_made_at_once(transformer, monkeypatch):
+    monkeypatch.setattr(fusion, "STEPS_AT_ONCE", 2)
+    times = [0.9, 0.6, 0.3]
+    expected = [forward(transformer, time) for time in times]
+    fuse(transformer, with_gelu=False)
+    made = []
+    for block in transformer.transformer_blocks:
+        for modulation in (block.img_mod, block.txt_mod):
+            modulation[1].register_forward_hook(lambda *_: made.append(1))
+    for step, time in enumerate(times):
+        with torch.no_grad():
+            modulate(transformer, torch.tensor(times), step)
+        # Both branches read what was made.
+        for _ in range(2):
+            found = forward(transformer, time)
+            assert torch.allclose(found, expected[step], rtol=1e-4, atol=1e-5)
+            assert not torch.allclose(found, expected[step - 1], rtol=1e-2, atol=1e-2)
+    assert len(made) == 2 * 2 * len(transformer.transformer_blocks)
+    # What another picture sees is its own.
+    forget_modulations(transformer)
+    assert torch.allclose(forward(transformer, times[0]), expected[0], rtol=1e-4, atol=1e-5)
 
 
 def test_gelu_goes_with_its_linear_under_the_same_name(transformer):
