@@ -3,7 +3,7 @@
     python -m benchmarks.beside_stock                        # one GPU, the published sizes, random weights in bf16
     python -m benchmarks.beside_stock --tiny                 # the same on a CPU with the miniature: does it run?
     python -m benchmarks.beside_stock --modes stock stock/cudnn eager compiled compiled/flash_4
-    python -m benchmarks.beside_stock --modes stock pair     # two GPUs: compiled, one guidance branch each
+    python -m benchmarks.beside_stock --modes stock pair service_pair   # two GPUs: compiled, a guidance branch each
     python -m benchmarks.beside_stock --modes stock eager fp8      # compiled, and the blocks' linears in fp8
     python -m benchmarks.beside_stock --sizes 1024x1024 768x1344 --steps 8 25 --adapters 0 1 2
     python -m benchmarks.beside_stock --modes stock service service_fp8    # from POST to the picture's bytes
@@ -48,6 +48,13 @@ from serve_app.geometry import Size
 from serve_app.models.acceleration import BACKENDS, choose_attention
 from serve_app.models.registry import MODELS
 from serve_app.tasks import EditPlan
+
+# The service's modes, and what each sets beside the GPU profile.
+SERVED: dict[str, dict[str, object]] = {
+    "service": {},
+    "service_fp8": {"quantization": "fp8"},
+    "service_pair": {"gpus_per_replica": 2},
+}
 
 
 def measure_stock(bench: Bench, kernel: str, plans: list[EditPlan]) -> list[Made]:
@@ -196,8 +203,10 @@ def table(plans: list[EditPlan], results: dict[str, list[Made]], peak_flops: flo
             )
 
 
-def is_served(mode: str) -> bool:
-    return mode.startswith("service")
+def parts_of(mode: str) -> tuple[str, str]:
+    """The way an edit is made, and the attention kernel."""
+    way, _, kernel = mode.partition("/")
+    return way, kernel or "native"
 
 
 def size_of(text: str) -> Size:
@@ -211,14 +220,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", type=size_of)
     parser.add_argument("--steps", nargs="+", type=int)
     parser.add_argument("--adapters", nargs="+", type=int, default=[1], help="how many an edit has")
-    modes = f"stock, eager, compiled, fp8, pair, service, service_fp8; each with /KERNEL of {', '.join(BACKENDS)}"
+    modes = f"stock, eager, compiled, fp8, pair, {', '.join(SERVED)}; each with /KERNEL of {', '.join(BACKENDS)}"
     parser.add_argument("--modes", nargs="+", default=["stock", "eager", "compiled"], help=modes)
     parser.add_argument("--kernels", action="store_true", help="print what the device's time goes to")
     parser.add_argument("--only-edits", action="store_true", help="neither edits behind each other nor a new size")
     parser.add_argument("--copies", default="auto", choices=["auto", "device", "host"], help="of the untouched weights")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    if options.tiny and any(map(is_served, options.modes)):
+    if options.tiny and any(parts_of(mode)[0] in SERVED for mode in options.modes):
         parser.error("the service is of the published size: not with --tiny")
     return options
 
@@ -239,23 +248,21 @@ def main() -> None:
         lasting = matmul_flops(device, lasting_s=0.1 if options.tiny else 5)
         print(json.dumps({"matrix product, TFLOP/s": peak_flops / 1e12, "for seconds": lasting / 1e12}), flush=True)
         # The service's editor needs the device's memory.
-        for mode in sorted(options.modes, key=is_served):
-            way, _, kernel = mode.partition("/")
-            kernel = kernel or "native"
-            if is_served(mode):
+        for way, kernel in sorted(map(parts_of, options.modes), key=lambda mode: mode[0] in SERVED):
+            mode = f"{way}/{kernel}"
+            if way in SERVED:
                 bench = None
             # What the mode before left.
             gc.collect()
             free_cached_memory(device)
             try:
-                if is_served(mode):
-                    levers = {"attention": kernel, "quantization": "fp8" if way == "service_fp8" else "none"}
-                    results[f"{way}/{kernel}"] = served_edits(Path(folder), plans, levers)
+                if way in SERVED:
+                    results[mode] = served_edits(Path(folder), plans, {"attention": kernel} | SERVED[way])
                 elif way == "stock":
-                    results[f"{way}/{kernel}"] = measure_stock(bench, kernel, plans)
+                    results[mode] = measure_stock(bench, kernel, plans)
                 else:
                     extras = {"kernels": options.kernels, "only_edits": options.only_edits}
-                    results[f"{way}/{kernel}"] = measure_own(bench, way, kernel, plans, options.copies, **extras)
+                    results[mode] = measure_own(bench, way, kernel, plans, options.copies, **extras)
             except Exception:
                 print(f"{mode} failed:\n{traceback.format_exc()}", flush=True)
                 continue

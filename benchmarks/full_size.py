@@ -107,13 +107,14 @@ def gpu_profile() -> dict[str, Any]:
 
 @contextmanager
 def serving(folder: Path, port: int, options: Mapping[str, Any]) -> Iterator[str]:
-    """The service on one GPU of this machine, its LoRA root and data in `folder`; the address."""
+    """The service with one editor on this machine, its LoRA root and data in `folder`; the address."""
     import ray
     from ray import serve
 
     from serve_app.app import build_application
 
-    ray.init(address="local", num_gpus=1, include_dashboard=False, namespace="serve", log_to_driver=False)
+    gpus = options.get("gpus_per_replica", 1)
+    ray.init(address="local", num_gpus=gpus, include_dashboard=False, namespace="serve", log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         # The engine is made here, so the checkpoint's name only says which dimensions an ingress expects.
