@@ -241,12 +241,12 @@ class Done:
 
 
 def request(client: httpx.Client, body: dict[str, Any]) -> Done:
-    """POST a request and ask how it is, every 50 ms, until it ended."""
+    """POST a request and ask how it is, every 10 ms, until it ended."""
     started = time.perf_counter()
     submitted = client.post("/v1/inference", json=body).raise_for_status().json()
     posted = time.perf_counter() - started
     while (status := client.get(submitted["status_url"]).json())["finished_at"] is None:
-        time.sleep(0.05)
+        time.sleep(0.01)
     took = time.perf_counter() - started
     return Done(posted, took, status, client.get(submitted["result_url"]).json())
 

@@ -364,13 +364,12 @@ class EditorHandles:
     """The caller's end: Serve handles by model id. Every error of Ray becomes one of ours here."""
 
     def __init__(self, handles: Mapping[str, DeploymentHandle]) -> None:
-        self._handles = handles
+        # With its first options a handle starts to learn where the replicas are: before there is a request.
+        self._handles = {model: handle.options(stream=True) for model, handle in handles.items()}
 
     async def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
         """The events of one edit. Raises what the editor raised, or EditorLost, which is worth another try."""
-        handle = self._handles[task.plan.model].options(
-            stream=True, multiplexed_model_id=adapter_set_id(task.plan.adapters)
-        )
+        handle = self._handles[task.plan.model].options(multiplexed_model_id=adapter_set_id(task.plan.adapters))
         response = handle.edit.remote(task)
         try:
             async for event in response:

@@ -36,7 +36,9 @@ class Modulation(nn.Sequential):
     now: Tensor | None = None
 
     def forward(self, time: Tensor) -> Tensor:
-        made: Tensor = super().forward(time) if self.now is None else self.now
+        if self.now is not None:
+            return self.now
+        made: Tensor = super().forward(time)  # type: ignore[no-untyped-call]
         return made
 
 

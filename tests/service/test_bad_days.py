@@ -129,6 +129,15 @@ def test_cancelled_edit_that_was_prepared_makes_room_while_another_runs(timed, n
     assert made == ["made 111", "made 113"]
 
 
+async def test_caller_knows_where_editors_are_before_its_first_edit(timed):
+    """What it learns then took the first request of each ingress a second on a busy machine."""
+    handle = serve.get_deployment_handle("Editor-qwen_image_edit", "timed")
+    EditorHandles({"qwen_image_edit": handle})
+    async with asyncio.timeout(30):
+        while not handle.running_replicas_populated():
+            await asyncio.sleep(0.05)
+
+
 async def test_edit_whose_caller_goes_away_stops_at_its_next_step(timed, notes, make_plan):
     handle = serve.get_deployment_handle("Editor-qwen_image_edit", "timed")
     task = EditTask("abandoned", 0, make_plan(steps=MANY_STEPS, seed=5, control_images=()))
