@@ -187,7 +187,7 @@ def table(plans: list[EditPlan], results: dict[str, list[Made]], peak_flops: flo
     print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for index, plan in enumerate(plans):
         stock = next((made[index] for mode, made in results.items() if mode.startswith("stock")), None)
-        eager = results["eager/native"][index] if "eager/native" in results else None
+        eager = next((made[index] for mode, made in results.items() if mode.startswith("eager")), None)
         for mode, made in results.items():
             it = made[index]
             forwards = it.forwards
@@ -203,10 +203,8 @@ def table(plans: list[EditPlan], results: dict[str, list[Made]], peak_flops: flo
             )
 
 
-def parts_of(mode: str) -> tuple[str, str]:
-    """The way an edit is made, and the attention kernel."""
-    way, _, kernel = mode.partition("/")
-    return way, kernel or "native"
+def is_served(mode: str) -> bool:
+    return mode.partition("/")[0] in SERVED
 
 
 def size_of(text: str) -> Size:
@@ -227,7 +225,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--copies", default="auto", choices=["auto", "device", "host"], help="of the untouched weights")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    if options.tiny and any(parts_of(mode)[0] in SERVED for mode in options.modes):
+    if options.tiny and any(map(is_served, options.modes)):
         parser.error("the service is of the published size: not with --tiny")
     return options
 
@@ -248,21 +246,22 @@ def main() -> None:
         lasting = matmul_flops(device, lasting_s=0.1 if options.tiny else 5)
         print(json.dumps({"matrix product, TFLOP/s": peak_flops / 1e12, "for seconds": lasting / 1e12}), flush=True)
         # The service's editor needs the device's memory.
-        for way, kernel in sorted(map(parts_of, options.modes), key=lambda mode: mode[0] in SERVED):
-            mode = f"{way}/{kernel}"
-            if way in SERVED:
+        for mode in sorted(options.modes, key=is_served):
+            way, _, kernel = mode.partition("/")
+            if is_served(mode):
                 bench = None
             # What the mode before left.
             gc.collect()
             free_cached_memory(device)
             try:
-                if way in SERVED:
-                    results[mode] = served_edits(Path(folder), plans, {"attention": kernel} | SERVED[way])
+                if is_served(mode):
+                    levers = SERVED[way] | ({"attention": kernel} if kernel else {})
+                    results[mode] = served_edits(Path(folder), plans, levers)
                 elif way == "stock":
-                    results[mode] = measure_stock(bench, kernel, plans)
+                    results[mode] = measure_stock(bench, kernel or "native", plans)
                 else:
                     extras = {"kernels": options.kernels, "only_edits": options.only_edits}
-                    results[mode] = measure_own(bench, way, kernel, plans, options.copies, **extras)
+                    results[mode] = measure_own(bench, way, kernel or "native", plans, options.copies, **extras)
             except Exception:
                 print(f"{mode} failed:\n{traceback.format_exc()}", flush=True)
                 continue

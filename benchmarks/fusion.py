@@ -52,7 +52,7 @@ def forms(device: torch.device, dtype: torch.dtype, *, tiny: bool) -> Iterator[F
     modulation = nn.Linear(heads * width, 6 * heads * width, device=device, dtype=dtype)
     times = torch.randn(25, heads * width, device=device, dtype=dtype)
     yield (
-        "a block's modulation, 25 steps",
+        "one modulation, 25 steps",
         lambda: torch.cat([modulation(time) for time in times.split(1)]),
         lambda: modulation(times),
     )

@@ -55,8 +55,8 @@ class Branches:
         first, *rest = prompts
         second = self._second
         timestep = times[step : step + 1]
-        modulate(self._first, times, step)
         if second is None or not rest:
+            modulate(self._first, times, step)
             return [
                 forward(self._first, hidden, timestep, shapes, prompt, branch)
                 for branch, prompt in zip(BRANCHES[: len(prompts)], prompts, strict=True)
@@ -64,6 +64,7 @@ class Branches:
         over, then, negative = (tensor.to(second.device, non_blocking=True) for tensor in (hidden, times, *rest))
         coming = self._launcher.submit(forward_there, second, over, then, step, shapes, negative)
         try:
+            modulate(self._first, times, step)
             mine = forward(self._first, hidden, timestep, shapes, first, BRANCHES[0])
         finally:
             # Where this one fails, the other one must not go on beside what comes next.

@@ -11,7 +11,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-# Steps whose modulations are made at once: 142 MB at the published size.
+# Steps whose modulations are made at once: 142 MB a device at the published size, 212 MB with `zero_cond_t`.
 STEPS_AT_ONCE = 32
 
 
@@ -37,9 +37,17 @@ class Modulation(nn.Sequential):
 
     def forward(self, time: Tensor) -> Tensor:
         if self.now is not None:
+            # As wide as the linear would make it, whatever a compiler takes an attribute's width for.
+            torch._check(self.now.shape[-1] == self[1].out_features)
             return self.now
         made: Tensor = super().forward(time)  # type: ignore[no-untyped-call]
         return made
+
+    def set(self, index: int) -> None:
+        """Have the next forwards give what was made for one of the steps."""
+        made = self.of_steps
+        # Not as a view of all steps: compiled code would depend on how many there are.
+        self.now = None if made is None else made[index].detach()
 
 
 def modulate(transformer: QwenImageTransformer2DModel, times: Tensor, step: int) -> None:
@@ -48,10 +56,9 @@ def modulate(transformer: QwenImageTransformer2DModel, times: Tensor, step: int)
     Every `STEPS_AT_ONCE` steps the modulations are made, as one product a linear, from the weights as they are then.
     Nothing happens where the blocks are diffusers' own.
     """
-    streams = [(block.img_mod, block.txt_mod) for block in transformer.transformer_blocks]
-    if not isinstance(streams[0][0], Modulation):
-        return
-    if (index := step % STEPS_AT_ONCE) == 0:
+    streams = modulations(transformer)
+    index = step % STEPS_AT_ONCE
+    if streams and index == 0:
         some = times[step : step + STEPS_AT_ONCE]
         text_time = transformer.time_text_embed(some, times)
         pictures_time = text_time
@@ -65,14 +72,20 @@ def modulate(transformer: QwenImageTransformer2DModel, times: Tensor, step: int)
                 modulation.of_steps = modulation(time).view(len(some), -1, modulation[1].out_features)
     for stream in streams:
         for modulation in stream:
-            modulation.now = modulation.of_steps[index]
+            modulation.set(index)
 
 
 def forget_modulations(transformer: QwenImageTransformer2DModel) -> None:
     """Have the next forwards compute their modulations themselves."""
-    for module in transformer.modules():
-        if isinstance(module, Modulation):
-            module.of_steps = module.now = None
+    for stream in modulations(transformer):
+        for modulation in stream:
+            modulation.of_steps = modulation.now = None
+
+
+def modulations(transformer: QwenImageTransformer2DModel) -> list[tuple[Modulation, Modulation]]:
+    """Of each block, the pictures' and the text's; none where the blocks are diffusers' own."""
+    streams = [(block.img_mod, block.txt_mod) for block in transformer.transformer_blocks]
+    return streams if isinstance(streams[0][0], Modulation) else []
 
 
 class JointAttention:

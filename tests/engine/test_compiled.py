@@ -15,7 +15,7 @@ from serve_app.engine import CANARY_STEPS, Engine
 from serve_app.errors import UnusableResult
 from serve_app.models import miniature
 from serve_app.models.acceleration import choose_attention, compile_blocks
-from serve_app.models.fusion import STEPS_AT_ONCE
+from serve_app.models.fusion import STEPS_AT_ONCE, fuse
 from serve_app.models.registry import MODELS
 from tests.conftest import THREADS
 from tests.engine.conftest import use
@@ -89,6 +89,15 @@ def test_picture_of_as_many_tokens_as_a_block_is_wide_warms_up_for_others_too(co
     width = engine._pipeline.transformer.inner_dim
     assert width == 64 // 16 * 64 // 16
     assert engine.edit(make_plan(model=MODEL.id, control_images=(), width=96), []).runtime["recompilations"] == 0
+
+
+def test_number_of_steps_compiles_nothing_anew_whichever_came_first(make_plan):
+    torch._dynamo.reset()
+    engine = Engine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS))
+    fuse(engine._pipeline.transformer, with_gelu=False)
+    compile_blocks(engine._pipeline.transformer, "eager")
+    plans = [make_plan(model=MODEL.id, control_images=(), steps=steps) for steps in (4, 1, STEPS_AT_ONCE + 1)]
+    assert [engine.edit(plan, []).compilations for plan in plans] == [1, 0, 0]
 
 
 def test_attention_kernel_of_an_installed_package_is_compiled_around(make_plan, bench):

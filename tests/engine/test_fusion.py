@@ -6,10 +6,27 @@ from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb
 from torch import nn
 from torch.nn import functional as F
 
+from serve_app.compare import difference
 from serve_app.config import ModelConfig
+from serve_app.engine import Engine
+from serve_app.errors import EditCanceled, OutOfMemory
 from serve_app.models import fusion, miniature
 from serve_app.models.acceleration import accelerate
-from serve_app.models.fusion import LinearGelu, forget_modulations, fuse, linear_gelu, modulate, rotated
+from serve_app.models.fusion import (
+    LinearGelu,
+    forget_modulations,
+    fuse,
+    linear_gelu,
+    modulate,
+    modulations,
+    rotated,
+)
+from serve_app.models.registry import MODELS
+from tests.conftest import THREADS
+from tests.engine.conftest import CPU, run_out_of_memory_once
+
+# With control images at another time than the target.
+MODEL = MODELS["qwen_image_edit_plus_2511"]
 
 
 @pytest.fixture(params=[False], ids=[""])
@@ -52,27 +69,74 @@ def test_forward_is_the_same(transformer):
 
 
 @pytest.mark.parametrize("transformer", [False, True], ids=["", "zero_cond_t"], indirect=True)
-def test_modulations_of_many_steps_are_made_at_once(transformer, monkeypatch):
+def test_modulations_are_those_of_the_step(transformer, monkeypatch):
     monkeypatch.setattr(fusion, "STEPS_AT_ONCE", 2)
     times = [0.9, 0.6, 0.3]
     expected = [forward(transformer, time) for time in times]
     fuse(transformer, with_gelu=False)
-    made = []
-    for block in transformer.transformer_blocks:
-        for modulation in (block.img_mod, block.txt_mod):
-            modulation[1].register_forward_hook(lambda *_: made.append(1))
     for step, time in enumerate(times):
         with torch.no_grad():
             modulate(transformer, torch.tensor(times), step)
-        # Both branches read what was made.
-        for _ in range(2):
-            found = forward(transformer, time)
-            assert torch.allclose(found, expected[step], rtol=1e-4, atol=1e-5)
-            assert not torch.allclose(found, expected[step - 1], rtol=1e-2, atol=1e-2)
-    assert len(made) == 2 * 2 * len(transformer.transformer_blocks)
+        found = forward(transformer, time)
+        assert torch.allclose(found, expected[step], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(found, expected[step - 1], rtol=1e-2, atol=1e-2)
     # What another picture sees is its own.
     forget_modulations(transformer)
     assert torch.allclose(forward(transformer, times[0]), expected[0], rtol=1e-4, atol=1e-5)
+
+
+class Fused:
+    """An engine with fused blocks, and how many products their modulations were made by."""
+
+    def __init__(self, second: torch.device | None = None) -> None:
+        self.engine = Engine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS), second=second)
+        self.transformers = self.engine._denoiser.transformers
+        self.products = 0
+        for transformer in self.transformers:
+            fuse(transformer, with_gelu=False)
+        self.modulations = [
+            modulation
+            for transformer in self.transformers
+            for stream in modulations(transformer)
+            for modulation in stream
+        ]
+        for modulation in self.modulations:
+            modulation[1].register_forward_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.products += 1
+
+    def keeps_anything(self) -> bool:
+        return any(m.now is not None or m.of_steps is not None for m in self.modulations)
+
+
+def test_modulations_of_many_steps_are_made_at_once_on_each_device(monkeypatch, bench, make_plan, control_png):
+    monkeypatch.setattr(fusion, "STEPS_AT_ONCE", 2)
+    one, pair = Fused(), Fused(second=CPU)
+    for steps, times in ((1, 1), (5, 3)):
+        plan = make_plan(model=MODEL.id, steps=steps)
+        expected = bench(MODEL.id).engine.edit(plan, [control_png]).image
+        pictures = []
+        for fused in (one, pair):
+            fused.products = 0
+            pictures.append(fused.engine.edit(plan, [control_png]).image)
+            assert fused.products == times * len(fused.modulations)
+            assert not fused.keeps_anything()
+        assert pictures[0].tobytes() == pictures[1].tobytes()
+        assert difference(pictures[0], expected).largest <= 1
+
+
+def test_modulations_of_an_edit_that_did_not_end_are_gone(make_plan, control_png):
+    fused = Fused(second=CPU)
+    plan = make_plan(model=MODEL.id)
+    for transformer in fused.transformers:
+        run_out_of_memory_once(transformer.transformer_blocks[-1].txt_mod[1])
+        with pytest.raises(OutOfMemory):
+            fused.engine.edit(plan, [control_png])
+        assert not fused.keeps_anything()
+    with pytest.raises(EditCanceled):
+        fused.engine.edit(plan, [control_png], should_stop=lambda: fused.products > 0)
+    assert not fused.keeps_anything()
 
 
 def test_gelu_goes_with_its_linear_under_the_same_name(transformer):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from serve_app.editor import ALIVE_S, EditorHandles
 from serve_app.tasks import Alive, EditDone, EditTask, Stage, StepDone
@@ -130,8 +131,9 @@ def test_cancelled_edit_that_was_prepared_makes_room_while_another_runs(timed, n
 
 
 async def test_caller_knows_where_editors_are_before_its_first_edit(timed):
-    """What it learns then took the first request of each ingress a second on a busy machine."""
-    handle = serve.get_deployment_handle("Editor-qwen_image_edit", "timed")
+    """An ingress would else look for them with its first request: a second on a busy machine."""
+    # One of its own: `serve.get_deployment_handle` gives the same one to whoever asks.
+    handle = DeploymentHandle("Editor-qwen_image_edit", "timed")
     EditorHandles({"qwen_image_edit": handle})
     async with asyncio.timeout(30):
         while not handle.running_replicas_populated():
