@@ -97,7 +97,9 @@ def test_number_of_steps_compiles_nothing_anew_whichever_came_first(make_plan):
     fuse(engine._pipeline.transformer, with_gelu=False)
     compile_blocks(engine._pipeline.transformer, "eager")
     plans = [make_plan(model=MODEL.id, control_images=(), steps=steps) for steps in (4, 1, STEPS_AT_ONCE + 1)]
-    assert [engine.edit(plan, []).compilations for plan in plans] == [1, 0, 0]
+    first, *others = [engine.edit(plan, []).compilations for plan in plans]
+    assert first > 0
+    assert others == [0, 0]
 
 
 def test_attention_kernel_of_an_installed_package_is_compiled_around(make_plan, bench):

@@ -123,7 +123,9 @@ def test_compiled_blocks_are_left_out_as_well_and_compiled_once(plan, always):
         made = [engine.edit(plan, []) for _ in range(2)]
     finally:
         torch._dynamo.reset()
-    assert [edited.compilations for edited in made] == [1, 0]
+    # One graph, or with older versions of torch one more for the first block, whose input is a view.
+    assert made[0].compilations in (1, 2)
+    assert made[1].compilations == 0
     plain = always.edit(plan)
     assert len(called) == len(made) * sum(always.blocks)
     assert np.array_equal(pixels(made[1]), pixels(plain))
