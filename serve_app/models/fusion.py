@@ -5,6 +5,8 @@ writes its widest activations (tokens x 12288) twice: without their GELU and wit
 all weights, those of the modulations, for one vector that depends on the time alone.
 """
 
+from itertools import cycle
+
 import torch
 from diffusers import QwenImageTransformer2DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
@@ -56,9 +58,9 @@ def modulate(transformer: QwenImageTransformer2DModel, times: Tensor, step: int)
     Every `STEPS_AT_ONCE` steps the modulations are made, as one product a linear, from the weights as they are then.
     Nothing happens where the blocks are diffusers' own.
     """
-    streams = modulations(transformer)
+    found = modulations(transformer)
     index = step % STEPS_AT_ONCE
-    if streams and index == 0:
+    if found and index == 0:
         some = times[step : step + STEPS_AT_ONCE]
         text_time = transformer.time_text_embed(some, times)
         pictures_time = text_time
@@ -66,26 +68,23 @@ def modulate(transformer: QwenImageTransformer2DModel, times: Tensor, step: int)
             # Control images are at time 0, whatever the step.
             both = torch.stack([some, torch.zeros_like(some)], dim=1).flatten()
             pictures_time = transformer.time_text_embed(both, times)
-        for pictures, text in streams:
-            for modulation, time in ((pictures, pictures_time), (text, text_time)):
-                modulation.now = None
-                modulation.of_steps = modulation(time).view(len(some), -1, modulation[1].out_features)
-    for stream in streams:
-        for modulation in stream:
-            modulation.set(index)
+        for modulation, time in zip(found, cycle((pictures_time, text_time)), strict=False):
+            modulation.now = None
+            modulation.of_steps = modulation(time).view(len(some), -1, modulation[1].out_features)
+    for modulation in found:
+        modulation.set(index)
 
 
 def forget_modulations(transformer: QwenImageTransformer2DModel) -> None:
     """Have the next forwards compute their modulations themselves."""
-    for stream in modulations(transformer):
-        for modulation in stream:
-            modulation.of_steps = modulation.now = None
+    for modulation in modulations(transformer):
+        modulation.of_steps = modulation.now = None
 
 
-def modulations(transformer: QwenImageTransformer2DModel) -> list[tuple[Modulation, Modulation]]:
-    """Of each block, the pictures' and the text's; none where the blocks are diffusers' own."""
-    streams = [(block.img_mod, block.txt_mod) for block in transformer.transformer_blocks]
-    return streams if isinstance(streams[0][0], Modulation) else []
+def modulations(transformer: QwenImageTransformer2DModel) -> list[Modulation]:
+    """Of each block in turn the pictures' and the text's; none where the blocks are diffusers' own."""
+    streams = [stream for block in transformer.transformer_blocks for stream in (block.img_mod, block.txt_mod)]
+    return streams if isinstance(streams[0], Modulation) else []
 
 
 class JointAttention:

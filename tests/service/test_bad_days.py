@@ -135,9 +135,10 @@ async def test_caller_knows_where_editors_are_before_its_first_edit(timed):
     # One of its own: `serve.get_deployment_handle` gives the same one to whoever asks.
     handle = DeploymentHandle("Editor-qwen_image_edit", "timed")
     EditorHandles({"qwen_image_edit": handle})
-    async with asyncio.timeout(30):
-        while not handle.running_replicas_populated():
-            await asyncio.sleep(0.05)
+    deadline = time.monotonic() + 30
+    while not handle.running_replicas_populated() and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    assert handle.running_replicas_populated()
 
 
 async def test_edit_whose_caller_goes_away_stops_at_its_next_step(timed, notes, make_plan):

@@ -195,7 +195,9 @@ def test_a_counter_says_what_happened(counted: Samples, name: str, tags: dict[st
 
 def test_cold_and_warm_edits_are_told_apart(told: Told) -> None:
     # The first pictures are prepared at the same time, so that both may find the adapter missing; the last does not.
-    eventually(lambda: min(total(samples(), "edits_adapter_edits_total", warm=warm) for warm in ("false", "true")) >= 1)
+    assert eventually(
+        lambda: min(total(samples(), "edits_adapter_edits_total", warm=warm) for warm in ("false", "true")) >= 1
+    )
 
 
 def test_a_gauge_says_how_it_stands(told: Told) -> None:
@@ -209,7 +211,7 @@ def test_a_gauge_says_how_it_stands(told: Told) -> None:
     assert total(found, "edits_waiting") == 0
     assert total(found, "edits_claimed") == 0
     assert total(found, "edits_oldest_waiting_seconds") == 0
-    eventually(lambda: total(samples(), "edits_adapter_cache_bytes") > 10_000)
+    assert eventually(lambda: total(samples(), "edits_adapter_cache_bytes") > 10_000)
 
 
 def test_seconds_are_those_of_the_edits(told: Told) -> None:
