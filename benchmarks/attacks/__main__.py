@@ -1,0 +1,230 @@
+"""Attacks of one tenant on another: what the waiting tenant feels, and what memory and storage the service takes.
+
+    python -m benchmarks.attacks                        # every attack; 12 minutes at most
+    python -m benchmarks.attacks slow_bodies costly_images
+
+It starts `edits-server run` with two tenants and an editor that only sleeps, on loopback, measures the waiting tenant
+alone, then next to each attack of `benchmarks.attacks.red`, and stops what it started. It fails if one of the waiting
+tenant's medians is more than three times its quiet one, if one of its requests fails, or if a process of the service
+takes more than `MEMORY_MB`.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from aiohttp import ClientError, ClientSession, web
+
+from benchmarks.attacks.blue import Blue, Seen
+from benchmarks.attacks.files import small_png
+from benchmarks.attacks.red import ATTACK_S, ATTACKS, MAX_QUEUED
+from benchmarks.drill.service import kill_session, serve_config
+from serve_app.config import SQLITE_PREFIX
+from serve_app.demo import free_port
+from serve_app.keys import new_key
+
+ROOT = Path(__file__).parents[2]
+START_S, STOP_S = 120.0, 60.0
+QUIET_ROUNDS, ROUNDS = 30, 30
+# How long the attack is under way before the waiting tenant is measured, and how long the service rests after it (s).
+HEAD_START_S, REST_S = 1.0, 3.0
+SLOWER = 3.0
+# What one process of the service may take (resident).
+MEMORY_MB = 1500.0
+
+
+class Service:
+    """The service in a session of its own, by which its processes are found."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder = folder
+        self.port = port
+        self.keys = {tenant: new_key() for tenant in ("red", "blue")}
+
+    def start(self) -> None:
+        shutil.copytree(ROOT / "samples/loras", self.folder / "loras")
+        hashes = {tenant: [sha256] for tenant, (_, sha256) in self.keys.items()}
+        (self.folder / "keys.yaml").write_text(yaml.safe_dump({"tenants": hashes}))
+        (self.folder / "serve_config.yaml").write_text(yaml.safe_dump(self._config()))
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(self.folder)}
+        command = [str(Path(sys.executable).parent / "edits-server"), "run", str(self.folder / "serve_config.yaml")]
+        with (self.folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+    async def until_ready(self) -> None:
+        """Raises RuntimeError if it is not ready in time."""
+        deadline = time.monotonic() + START_S
+        async with ClientSession() as session:
+            while time.monotonic() < deadline and self._process.poll() is None:
+                with suppress(ClientError):
+                    async with session.get(f"http://127.0.0.1:{self.port}/ready") as answer:
+                        if answer.status == 200:
+                            return
+                await asyncio.sleep(0.3)
+        raise RuntimeError(f"the service did not start:\n{(self.folder / 'log').read_text(errors='replace')[-3000:]}")
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_S)
+        kill_session(self._process.pid)
+
+    def processes(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            with suppress(ProcessLookupError, psutil.Error):
+                if os.getsid(process.pid) == self._process.pid:
+                    yield process
+
+    def stored_mb(self) -> float:
+        files = (path for path in self.folder.rglob("*") if path.is_file() and "session" not in str(path))
+        return sum(path.stat().st_size for path in files) / 1e6
+
+    def _config(self) -> dict[str, Any]:
+        config = serve_config(
+            {"host": "127.0.0.1", "port": self.port},
+            "benchmarks.drill.timed:build",
+            self.folder,
+            {
+                "database_url": f"{SQLITE_PREFIX}{self.folder}/jobs.sqlite3",
+                "max_queued_per_tenant": MAX_QUEUED,
+                "max_queued": 10 * MAX_QUEUED,
+            },
+            {"num_replicas": 2},
+            {"num_replicas": 1},
+        )
+        args = config["applications"][0]["args"]
+        args["models"][0]["checkpoint"] = "miniature"
+        args["lora_root"] = str(self.folder / "loras")
+        args["auth"] = {"keys_file": str(self.folder / "keys.yaml")}
+        args["fetch"] = {"allowed_networks": ["127.0.0.0/8"]}
+        return config
+
+
+class PeakMemory:
+    """The largest resident size (MB) of one process of the service since `reset`, looked at four times a second."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._end = threading.Event()
+        self.mb, self.name = 0.0, ""
+
+    def reset(self) -> None:
+        self.mb, self.name = 0.0, ""
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._watch, daemon=True)
+        thread.start()
+        yield
+        self._end.set()
+        thread.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.25):
+            for process in self._service.processes():
+                with suppress(psutil.Error):
+                    mb = process.memory_info().rss / 1e6
+                    if mb > self.mb:
+                        self.mb, self.name = mb, process.name()
+
+
+@asynccontextmanager
+async def image_server() -> AsyncIterator[str]:
+    """The waiting tenant's own server, which answers at once; the URL of an image."""
+
+    async def handler(asked: web.Request) -> web.Response:
+        return web.Response(body=small_png())
+
+    application = web.Application()
+    application.router.add_get("/{path:.*}", handler)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/image.png"
+    await runner.cleanup()
+
+
+async def attacked(name: str, service: Service, blue: Blue) -> tuple[Seen, dict[str, int]]:
+    """What the waiting tenant saw during an attack, and what the attacker was answered."""
+    arguments = [name, str(service.port), service.keys["red"][0], str(service.folder / "loras")]
+    red = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.attacks.red", *arguments), stdout=subprocess.PIPE, cwd=ROOT
+    )
+    ended = asyncio.Event()
+    answers = asyncio.create_task(red.communicate())
+    answers.add_done_callback(lambda _: ended.set())
+    await asyncio.sleep(HEAD_START_S)
+    seen = await blue.watch(ROUNDS, ended)
+    output, _ = await asyncio.wait_for(answers, 2 * ATTACK_S + 60)
+    return seen, json.loads(output)
+
+
+async def measure(names: list[str]) -> bool:
+    """Print a row per attack; whether the waiting tenant was left alone by all of them."""
+    folder = Path(tempfile.mkdtemp(prefix="attacks-"))
+    service = Service(folder, free_port())
+    service.start()
+    try:
+        await service.until_ready()
+        memory = PeakMemory(service)
+        async with image_server() as image_url:
+            blue = Blue(service.port, service.keys["blue"][0], image_url)
+            await blue.prepare()
+            with memory.watched():
+                quiet = await blue.watch(QUIET_ROUNDS, asyncio.Event())
+                print(
+                    "| attack | POST | status | image | health | largest process, MB | stored, MB | attacker was told |"
+                )
+                print("|---|---|---|---|---|---|---|---|")
+                print(row("none (medians, ms)", [f"{1e3 * quiet.median(kind):.0f}" for kind in quiet.seconds], memory))
+                return all([await held(name, service, blue, quiet, memory) for name in names])
+    finally:
+        service.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def held(name: str, service: Service, blue: Blue, quiet: Seen, memory: PeakMemory) -> bool:
+    """Print one attack's row; whether the waiting tenant and the memory stayed within bounds."""
+    memory.reset()
+    stored = service.stored_mb()
+    seen, answers = await attacked(name, service, blue)
+    ratios = {kind: seen.median(kind) / quiet.median(kind) for kind in seen.seconds}
+    told = ", ".join(f"{count}x {answer}" for answer, count in answers.items())
+    columns = [f"{ratio:.1f}x" for ratio in ratios.values()]
+    print(row(name, columns, memory, f"{service.stored_mb() - stored:.0f}", told), flush=True)
+    for failure in seen.failures[:3]:
+        print(f"  blue: {failure}")
+    await asyncio.sleep(REST_S)
+    # Written so that a median of nothing, which is no number, does not pass.
+    return all(ratio <= SLOWER for ratio in ratios.values()) and not seen.failures and memory.mb <= MEMORY_MB
+
+
+def row(name: str, columns: list[str], memory: PeakMemory, stored: str = "", told: str = "") -> str:
+    return f"| {name} | {' | '.join(columns)} | {memory.mb:.0f} ({memory.name}) | {stored} | {told} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("attacks", nargs="*", choices=[*ATTACKS, []], help="which attacks; default: all")
+    names = parser.parse_args().attacks or list(ATTACKS)
+    if not asyncio.run(measure(names)):
+        sys.exit("the waiting tenant was held up, or a process took more memory than stated")
+    print("The waiting tenant was left alone by every attack.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The waiting tenant: how long its POST, its status and its image take."""
+
+import asyncio
+import base64
+import statistics
+import time
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from benchmarks.attacks.files import small_png
+
+# One request that is not answered within this is counted with it (s).
+GIVEN_UP_S = 60.0
+PAUSE_S = 0.1
+KINDS = ("post", "status", "image", "health")
+
+
+@dataclass
+class Seen:
+    """Seconds of each request by kind, and what was not answered well."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    failures: list[str] = field(default_factory=list)
+
+    def median(self, kind: str) -> float:
+        return statistics.median(self.seconds[kind]) if self.seconds[kind] else float("nan")
+
+
+class Blue:
+    """A client that does the same again and again: post a small edit, ask for a status, get an image."""
+
+    def __init__(self, port: int, key: str, image_url: str) -> None:
+        self._base = f"http://127.0.0.1:{port}"
+        self._headers = {"Authorization": f"Bearer {key}"}
+        # One control image in the body and one by its URL, so that a POST needs all that others may occupy.
+        self._controls = [base64.b64encode(small_png()).decode(), image_url]
+        self._finished = ""
+        self._seed = 0
+
+    async def prepare(self) -> None:
+        """Have one finished request to ask about. Raises RuntimeError if it does not succeed."""
+        async with aiohttp.ClientSession(self._base, headers=self._headers) as session:
+            async with session.post("/v1/inference", json=self._body()) as answer:
+                if answer.status != 200:
+                    raise RuntimeError(f"blue's request was refused: {await answer.text()}")
+                request_id = (await answer.json())["request_id"]
+            for _ in range(300):
+                async with session.get(f"/v1/requests/{request_id}/status") as answer:
+                    status = (await answer.json())["status"]
+                if status == "succeeded":
+                    self._finished = request_id
+                    return
+                await asyncio.sleep(0.1)
+        raise RuntimeError("blue's first request did not succeed")
+
+    async def watch(self, rounds: int, until: asyncio.Event) -> Seen:
+        """`rounds` rounds, and no more once `until` is set."""
+        seen = Seen()
+        async with aiohttp.ClientSession(self._base, headers=self._headers) as session:
+            for _ in range(rounds):
+                if until.is_set():
+                    break
+                await self._timed(session, seen, "post", "/v1/inference", json=self._body())
+                await self._timed(session, seen, "status", f"/v1/requests/{self._finished}/status")
+                await self._timed(session, seen, "image", f"/v1/requests/{self._finished}/images/0")
+                await self._timed(session, seen, "health", "/health")
+                await asyncio.sleep(PAUSE_S)
+        return seen
+
+    async def _timed(self, session: aiohttp.ClientSession, seen: Seen, kind: str, path: str, **options: object) -> None:
+        started = time.perf_counter()
+        method = "POST" if options else "GET"
+        try:
+            async with asyncio.timeout(GIVEN_UP_S), session.request(method, path, **options) as answer:
+                body = await answer.read()
+                if answer.status != 200:
+                    seen.failures.append(f"{kind}: {answer.status} {body[:200]!r}")
+        except (aiohttp.ClientError, OSError) as error:
+            seen.failures.append(f"{kind}: {type(error).__name__}")
+        seen.seconds[kind].append(time.perf_counter() - started)
+
+    def _body(self) -> dict[str, object]:
+        self._seed += 1
+        options = {"prompt": "x", "width": 64, "height": 64, "sample_steps": 1, "seed": self._seed}
+        prompts = [options | {"ctrl_img": control} for control in self._controls]
+        return {"model": "qwen_image_edit", "prompts": prompts, "loras": [{"path": "my_lora_job/my_lora.safetensors"}]}
