@@ -1,0 +1,142 @@
+"""An editor, without Ray around it, whose caller goes away at any moment."""
+
+import asyncio
+import threading
+import time
+from contextlib import aclosing
+from types import SimpleNamespace
+
+import pytest
+
+from serve_app import editor
+from serve_app.adapters.cache import AdapterCache
+from serve_app.config import FetchConfig, ModelConfig
+from serve_app.editor import Editor, TimeLimits
+from serve_app.errors import DeviceLost, EditCanceled
+from serve_app.tasks import EditDone, EditTask, StepDone
+from serve_app.telemetry import NO_METER
+from tests.cancelling import after_ticks, cancelled_at_each_await
+
+STEPS = 2
+
+
+class QuickEngine:
+    """Real threads, no model. It notes if two edits share it. With `gate` cleared, an edit stays at its last step."""
+
+    def __init__(self) -> None:
+        self.alive = True
+        self.adapters: AdapterCache = AdapterCache(1000)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.running = self.most_running = self.begun = 0
+
+    def prepare(self, plan, control_images):
+        return plan
+
+    def run(self, prepared, on_step, should_stop):
+        self.begun += 1
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        try:
+            for step in range(STEPS + 1):
+                on_step(step)
+                if step == STEPS:
+                    self.gate.wait(10)
+                if should_stop():
+                    raise EditCanceled("stopped")
+            return SimpleNamespace(timings={}, swapped=0, compilations=0)
+        finally:
+            self.running -= 1
+
+
+@pytest.fixture
+async def replica(tmp_path, monkeypatch):
+    """A replica whose edits are stored nowhere."""
+    context = SimpleNamespace(get_accelerator_ids=dict)
+    monkeypatch.setattr(editor.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(editor.meter, "start", lambda *_: NO_METER)
+    monkeypatch.setattr(editor, "yield_to_others", lambda: None)
+    monkeypatch.setattr(Editor, "_store", lambda *_: EditDone("", "", "png", 8, 8, 0, 0, "", {}, {}))
+    replica = Editor(ModelConfig(), str(tmp_path), FetchConfig(), lambda *_: QuickEngine(), TimeLimits(stopping_s=0))
+    yield replica
+    replica._engine.gate.set()
+    for task in replica._beside:
+        task.cancel()
+
+
+@pytest.fixture
+def task(make_plan) -> EditTask:
+    return EditTask("request", 0, make_plan(steps=STEPS, control_images=()))
+
+
+def assert_healthy(replica: Editor) -> None:
+    """It raises for an edit that stops for longer than `stopping_s`, which is 0 here."""
+    time.sleep(0.001)
+    assert not replica._stopping
+    replica.check_health()
+
+
+async def consume(replica: Editor, task: EditTask) -> list:
+    async with aclosing(replica.edit(task)) as events:
+        return [event async for event in events]
+
+
+async def test_edit_without_a_disturbance_ends_with_its_picture(replica, task):
+    events = await consume(replica, task)
+    assert isinstance(events[-1], EditDone)
+    assert_healthy(replica)
+
+
+@pytest.mark.parametrize("ticks", range(6))
+async def test_editor_stays_healthy_when_its_caller_goes_just_after_the_picture(replica, task, ticks):
+    done = asyncio.Event()
+
+    async def consume_and_go_on() -> None:
+        async for event in replica.edit(task):
+            if isinstance(event, EditDone):
+                done.set()
+
+    caller = asyncio.create_task(consume_and_go_on())
+    await done.wait()
+    await after_ticks(ticks, caller.cancel)
+    await asyncio.wait([caller])
+    await asyncio.sleep(0.01)
+    assert_healthy(replica)
+
+
+async def test_editor_stays_healthy_wherever_its_caller_is_cancelled(replica, task):
+    async def check() -> None:
+        # An edit that was told to stop before the device was its own ends without being waited for.
+        async with asyncio.timeout(5):
+            while replica._engine.running or replica._stopping:
+                await asyncio.sleep(0.001)
+        assert_healthy(replica)
+
+    runs = await cancelled_at_each_await(lambda: consume(replica, task), check)
+    assert runs > 4
+    assert replica._engine.most_running == 1
+
+
+async def test_call_does_not_end_before_the_device_is_free_however_often_it_is_cancelled(replica, task):
+    engine = replica._engine
+    engine.gate.clear()
+    began = asyncio.Event()
+
+    async def consume() -> None:
+        async for event in replica.edit(task):
+            if isinstance(event, StepDone) and event.step == STEPS:
+                began.set()
+
+    caller = asyncio.create_task(consume())
+    await began.wait()
+    for _ in range(3):
+        caller.cancel()
+        await asyncio.sleep(0.02)
+        assert not caller.done()
+    with pytest.raises(DeviceLost, match="hangs"):
+        replica.check_health()
+    engine.gate.set()
+    await asyncio.wait([caller])
+    assert caller.cancelled()
+    assert engine.running == 0
+    assert_healthy(replica)
