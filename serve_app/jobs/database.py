@@ -101,8 +101,11 @@ class Database:
             await connection.run_sync(migrate)
 
     async def close(self) -> None:
-        await self._writer.dispose()
-        await self._reader.dispose()
+        async def dispose() -> None:
+            await self._writer.dispose()
+            await self._reader.dispose()
+
+        await background.to_the_end(dispose())
 
     def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A connection for single statements."""

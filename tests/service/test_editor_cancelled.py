@@ -11,7 +11,7 @@ import pytest
 from serve_app import editor
 from serve_app.adapters.cache import AdapterCache
 from serve_app.config import FetchConfig, ModelConfig
-from serve_app.editor import Editor, TimeLimits
+from serve_app.editor import Editor, EditorHandles, TimeLimits
 from serve_app.errors import DeviceLost, EditCanceled
 from serve_app.tasks import EditDone, EditTask, StepDone
 from serve_app.telemetry import NO_METER
@@ -140,3 +140,40 @@ async def test_call_does_not_end_before_the_device_is_free_however_often_it_is_c
     assert caller.cancelled()
     assert engine.running == 0
     assert_healthy(replica)
+
+
+class Response:
+    """An answer of Serve's handle: one step, and then nothing for a moment."""
+
+    def __init__(self) -> None:
+        self.cancelled = 0
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+    async def __aiter__(self):
+        yield StepDone(0, STEPS)
+        await asyncio.sleep(0.001)
+        yield EditDone("", "", "png", 8, 8, 0, 0, "", {}, {})
+
+
+async def test_editor_is_told_when_its_caller_goes_away_wherever_that_is(task):
+    responses = []
+
+    def remote(_: EditTask) -> Response:
+        responses.append(Response())
+        return responses[-1]
+
+    handle = SimpleNamespace(edit=SimpleNamespace(remote=remote))
+    handle.options = lambda **_: handle
+    handles = EditorHandles({task.plan.model: handle})
+
+    async def use() -> None:
+        async with aclosing(handles.edit(task)) as events:
+            async for _ in events:
+                await asyncio.sleep(0)
+
+    async def check() -> None:
+        assert responses.pop().cancelled == 1
+
+    assert await cancelled_at_each_await(use, check) > 2
