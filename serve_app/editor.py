@@ -53,6 +53,9 @@ ALIVE_S = 2.0
 STORAGE_PAUSE_S = 2.0
 # How long a start is put off for adapters at most, and how often those to be kept are looked after (s).
 WARM_UP_S, STAY_WARM_S = 60.0, 20.0
+# What reading an adapter may raise: for what is in its file, for its store, or for the lack of memory. Any other error
+# is a mistake in the code.
+UNREADABLE = (ServiceError, OSError, RuntimeError, ValueError, ArithmeticError, LookupError)
 # How often operators are told how full the host cache is (s).
 TELL_S = 5.0
 
@@ -181,8 +184,8 @@ class Editor:
         """Have adapters in host memory as for an edit; whether they are. Blocks."""
         try:
             self._engine.hold(uses)
-        except Exception:
-            # Whoever asks for them is told why they cannot be had; the replica is as good without.
+        except UNREADABLE:
+            # The requests that name them are told why they cannot be read. The replica works without them.
             logger.exception("%s cannot be kept warm", [use.path for use in uses])
             return False
         return True

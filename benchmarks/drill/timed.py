@@ -23,7 +23,7 @@ from serve_app.adapters.contents import Contents
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.errors import EditCanceled
-from serve_app.tasks import EditPlan
+from serve_app.tasks import AdapterUse, EditPlan
 
 SLOWER = 5
 
@@ -57,6 +57,9 @@ class TimedEngine:
         self._address = ray.util.get_node_ip_address()
         editors.mkdir(exist_ok=True)
         (editors / str(os.getpid())).touch()
+
+    def hold(self, uses: Sequence[AdapterUse]) -> None:
+        """It has no use for adapters."""
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
         return Prepared(plan, adapters={}, loads=0)

@@ -1,63 +1,23 @@
 """An editor, without Ray around it, whose caller goes away at any moment."""
 
 import asyncio
-import threading
 import time
 from contextlib import aclosing
 from types import SimpleNamespace
 
 import pytest
 
-from serve_app import editor
-from serve_app.adapters.cache import AdapterCache
-from serve_app.config import FetchConfig, ModelConfig
 from serve_app.editor import Editor, EditorHandles, TimeLimits
-from serve_app.errors import DeviceLost, EditCanceled
+from serve_app.errors import DeviceLost
 from serve_app.tasks import EditDone, EditTask, StepDone
-from serve_app.telemetry import NO_METER
 from tests.cancelling import after_ticks, cancelled_at_each_await
-
-STEPS = 2
-
-
-class QuickEngine:
-    """Real threads, no model. It notes if two edits share it. With `gate` cleared, an edit stays at its last step."""
-
-    def __init__(self) -> None:
-        self.alive = True
-        self.adapters: AdapterCache = AdapterCache(1000)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.running = self.most_running = self.begun = 0
-
-    def prepare(self, plan, control_images):
-        return plan
-
-    def run(self, prepared, on_step, should_stop):
-        self.begun += 1
-        self.running += 1
-        self.most_running = max(self.running, self.most_running)
-        try:
-            for step in range(STEPS + 1):
-                on_step(step)
-                if step == STEPS:
-                    self.gate.wait(10)
-                if should_stop():
-                    raise EditCanceled("stopped")
-            return SimpleNamespace(timings={}, swapped=0, compilations=0)
-        finally:
-            self.running -= 1
+from tests.service.bare import STEPS, QuickEngine, bare_editor
 
 
 @pytest.fixture
 async def replica(tmp_path, monkeypatch):
-    """A replica whose edits are stored nowhere."""
-    context = SimpleNamespace(get_accelerator_ids=dict)
-    monkeypatch.setattr(editor.ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(editor.meter, "start", lambda *_: NO_METER)
-    monkeypatch.setattr(editor, "yield_to_others", lambda: None)
-    monkeypatch.setattr(Editor, "_store", lambda *_: EditDone("", "", "png", 8, 8, 0, 0, "", {}, {}))
-    replica = Editor(ModelConfig(), str(tmp_path), FetchConfig(), lambda *_: QuickEngine(), TimeLimits(stopping_s=0))
+    """Any edit that was told to stop and has not is one that hangs."""
+    replica = bare_editor(tmp_path, monkeypatch, lambda *_: QuickEngine(), TimeLimits(stopping_s=0))
     yield replica
     replica._engine.gate.set()
     for task in replica._beside:
