@@ -76,6 +76,9 @@ class TimeLimits:
     storage_s: float = 120.0
 
 
+TIME_LIMITS = TimeLimits()
+
+
 def load_engine(config: ModelConfig, contents: Contents) -> "Engine":
     """The real engine, imported where it is needed only."""
     from serve_app.engine import Engine
@@ -111,7 +114,7 @@ class Editor:
         artifacts_url: str,
         limits: FetchConfig,
         load: EngineFactory = load_engine,
-        time_limits: TimeLimits = TimeLimits(),
+        time_limits: TimeLimits = TIME_LIMITS,
     ) -> None:
         self._time_limits = time_limits
         self._meter = meter.start("editor", [config.id])
