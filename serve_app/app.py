@@ -131,7 +131,12 @@ class PlacementLog:
         if now - self._looked < LOOK_S:
             return
         self._looked = now
-        found = unplaced_replicas(self._application)
+        try:
+            found = unplaced_replicas(self._application)
+        except Exception:
+            # The caller has other questions to Serve, which do not depend on this one.
+            logger.exception("could not ask Serve which replicas have no machine")
+            return
         self._logged = {name: at for name, at in self._logged.items() if name in found and now - at < REPEAT_S}
         for name in found.keys() - self._logged.keys():
             self._logged[name] = now

@@ -4,10 +4,10 @@ python -m benchmarks.drill      # make drill
 
 60 requests over three editors and two ingresses, on a PostgreSQL server and a Ray cluster of its own, on
 loopback. Editors, ingresses and connections to the database are killed at random while they are seen at work,
-then the whole cluster. What is left of it then has to stand 50 cancellations among 100 requests, and 250 cancellations at
-random moments among 500 edits, after which every editor has to be the one that it was. Time limits of minutes are
-shortened so that they act within the drill. Seeds are fixed; it takes at most five minutes and ends what it started.
-The exit code is 1 if anything is not as it must be.
+then the whole cluster. What is left of it then has to stand 50 cancellations among 100 requests, and then 250
+cancellations at random moments among 500 edits, after which every editor has to be the one that it was. Time limits
+of minutes are shortened so that they act within the drill. Seeds are fixed; it takes at most five minutes and ends
+what it started. The exit code is 1 if anything is not as it must be.
 """
 
 import asyncio

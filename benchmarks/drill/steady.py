@@ -23,7 +23,7 @@ BATCH = 10
 WAITING, MADE = -1, STEPS + 1
 # How long after its moment a cancellation is sent at most (s): while an edit waits, and otherwise.
 LATEST_WAITING_S, LATEST_S = 20.0, 0.2
-# Serve checks an editor every two seconds and replaces it after the third failure: longer than the time limit by so much.
+# Serve checks an editor every two seconds and replaces it after the third failure: so much later than the time limit.
 HEALTH_CHECKS_S = 8.0
 
 
