@@ -116,10 +116,12 @@ class TimedEngine:
         self._most_in_memory = 0
         self._lock = threading.Lock()
 
-    def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
+    def hold(self, uses: Sequence[AdapterUse]) -> dict[str, TimedAdapter]:
         self._mine.loads = 0
-        adapters = self.adapters.get_all({use.id: self._load for use in plan.adapters})
-        return Prepared(plan, adapters, self._mine.loads)
+        return self.adapters.get_all({use.id: self._load for use in uses})
+
+    def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
+        return Prepared(plan, self.hold(plan.adapters), self._mine.loads)
 
     def _load(self) -> TimedAdapter:
         self._mine.loads += 1

@@ -21,9 +21,10 @@ from starlette.types import ASGIApp
 from serve_app import meter
 from serve_app.autoscaler import to_stats
 from serve_app.config import AppConfig, IngressSettings, JobsConfig, ModelConfig
-from serve_app.editor import Editor, EditorHandles, EngineFactory, load_engine
+from serve_app.editor import TIME_LIMITS, Editor, EditorHandles, EngineFactory, TimeLimits, load_engine
 from serve_app.ingress import create_app
 from serve_app.models.registry import MODELS
+from serve_app.placement import EDITOR_CPUS, GPU_EDITOR_CPUS, INGRESS_CPUS, Machine, fleets, unplaced
 from serve_app.router import ROUTER
 from serve_app.service import Service
 
@@ -31,6 +32,8 @@ from serve_app.service import Service
 EDITORS_TTL_S = 1.0
 # How long the first answer is waited for (s).
 FIRST_ANSWER_S = 10.0
+# How often replicas without a machine are looked for, and how often the log names the same ones (s).
+LOOK_S, REPEAT_S = 5.0, 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +77,7 @@ class RunningEditors:
         self._known: Mapping[str, DeploymentStatusOverview] = {}
         self._asked = float("-inf")
         self._asking: asyncio.Task[Mapping[str, DeploymentStatusOverview]] | None = None
+        self._placement = PlacementLog(application)
 
     async def __call__(self) -> Mapping[str, int]:
         # One at a time: two threads that read a status with an autoscaling policy in it make each other fail.
@@ -105,7 +109,46 @@ class RunningEditors:
     def _ask(self) -> Mapping[str, DeploymentStatusOverview]:
         application = serve.status().applications.get(self._application)
         deployments = application.deployments if application else {}
+        if any("STARTING" in deployment.replica_states for deployment in deployments.values()):
+            self._placement.look()
         return {model: deployments[editor_name(model)] for model in self._models if editor_name(model) in deployments}
+
+
+class PlacementLog:
+    """Names replicas that no machine has room for in the log, once they have waited and every minute after that.
+
+    Serve itself waits for ever. Any process of the cluster may look, as often as it likes.
+    """
+
+    def __init__(self, application: str) -> None:
+        self._application = application
+        self._looked = float("-inf")
+        self._logged: dict[str, float] = {}
+
+    def look(self) -> None:
+        """Blocks: asks Serve's controller."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_S:
+            return
+        self._looked = now
+        try:
+            found = unplaced_replicas(self._application)
+        except Exception:
+            # The caller has other questions to Serve, which do not depend on this one.
+            logger.exception("could not ask Serve which replicas have no machine")
+            return
+        self._logged = {name: at for name, at in self._logged.items() if name in found and now - at < REPEAT_S}
+        for name in found.keys() - self._logged.keys():
+            self._logged[name] = now
+            logger.warning(found[name])
+
+
+def unplaced_replicas(application: str) -> dict[str, str]:
+    """Why which deployments of an application have replicas without a machine. Blocks: asks Serve's controller."""
+    client = serve.context._get_global_client(raise_if_no_controller_running=False)
+    details = client.get_serve_details()["applications"].get(application) if client else None
+    machines = [Machine(node["Resources"], node.get("Labels", {})) for node in ray.nodes() if node["Alive"]]
+    return unplaced(fleets(details, time.time()), machines) if details else {}
 
 
 def editor_name(model_id: str) -> str:
@@ -117,9 +160,11 @@ def build(args: AppConfig) -> serve.Application:
     return build_application(args.resolved(config_folder()))
 
 
-def build_application(config: AppConfig, load: EngineFactory = load_engine) -> serve.Application:
-    """The application for a resolved config. `load` makes a replica's engine."""
-    editors = {model.id: _editor(model, config, load) for model in config.models}
+def build_application(
+    config: AppConfig, load: EngineFactory = load_engine, time_limits: TimeLimits = TIME_LIMITS
+) -> serve.Application:
+    """The application for a resolved config. `load` makes a replica's engine; a drill shortens its time limits."""
+    editors = {model.id: _editor(model, config, load, time_limits) for model in config.models}
     ingress = serve.deployment(Ingress).options(
         name="Ingress",
         # Two, so that one may die without a second of silence.
@@ -127,7 +172,7 @@ def build_application(config: AppConfig, load: EngineFactory = load_engine) -> s
         # Polls are cheap and many; admission is the job store's business.
         max_ongoing_requests=1000,
         graceful_shutdown_timeout_s=shutdown_s(config.jobs),
-        ray_actor_options={"num_cpus": 0.25},
+        ray_actor_options={"num_cpus": INGRESS_CPUS},
         # A line a poll would be most of the log, and much of the work of a poll.
         logging_config={"enable_access_log": False},
     )
@@ -142,17 +187,19 @@ def shutdown_s(jobs: JobsConfig) -> float:
     return 2 * jobs.stall_s
 
 
-def _editor(model: ModelConfig, config: AppConfig, load: EngineFactory) -> serve.Application:
+def _editor(model: ModelConfig, config: AppConfig, load: EngineFactory, time_limits: TimeLimits) -> serve.Application:
     if model.id not in MODELS:
         raise ValueError(f"models: there is no model {model.id!r}; there is: {', '.join(MODELS)}")
     deployment = editor_deployment(model).options(graceful_shutdown_timeout_s=shutdown_s(config.jobs))
-    return deployment.bind(model, config.artifacts_url, config.fetch, load)
+    return deployment.bind(model, config.artifacts_url, config.fetch, load, time_limits)
 
 
 def editor_deployment(model: ModelConfig) -> serve.Deployment:
     """The editors of a model, as they ship."""
     needs_gpu = model.device == "cuda" or (model.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
-    resources: dict[str, Any] = {"num_cpus": 1, "num_gpus": model.gpus_per_replica if needs_gpu else 0}
+    resources: dict[str, Any] = {"num_cpus": EDITOR_CPUS}
+    if needs_gpu:
+        resources = {"num_cpus": GPU_EDITOR_CPUS, "num_gpus": model.gpus_per_replica}
     return serve.deployment(Editor).options(
         name=editor_name(model.id),
         # One edit on the device and one being prepared; the rest waits where it can be counted.

@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanKind
 from pydantic import TypeAdapter
 from sqlalchemy.exc import SQLAlchemyError
 
-from serve_app import tracing
+from serve_app import background, tracing
 from serve_app.artifacts import Artifacts
 from serve_app.config import JobsConfig
 from serve_app.errors import EditorLost, EditorUnavailable, StorageFailed, StoreUnavailable, describe
@@ -109,7 +109,7 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Claim and work until cancelled; then stop the work and give it back."""
-        beside = [asyncio.create_task(self._renew_for_ever()), asyncio.create_task(self._watch_for_ever())]
+        beside = [background.begin(self._renew_for_ever()), background.begin(self._watch_for_ever())]
         try:
             while True:
                 self._awake.clear()
@@ -119,13 +119,16 @@ class Dispatcher:
                     async with asyncio.timeout(self._poll_s):
                         await self._awake.wait()
         finally:
-            for task in (*beside, *self._work):
-                task.cancel()
-            await asyncio.gather(*beside, *self._work, return_exceptions=True)
             try:
-                await self._store.queue.release(self._owner)
-            except StoreUnavailable:
-                logger.exception("could not give the work back; its leases run out")
+                await background.end(*beside, *self._work)
+            finally:
+                await self._release()
+
+    async def _release(self) -> None:
+        try:
+            await self._store.queue.release(self._owner)
+        except StoreUnavailable:
+            logger.exception("could not give the work back; its leases run out")
 
     async def drain(self, seconds: float) -> None:
         """Claim no more, give back what no editor has begun, and let the rest end, for so long at most."""
@@ -133,9 +136,7 @@ class Dispatcher:
         async with self._claiming:
             begun = {task for task, (_, clock) in self._work.items() if clock.was_started}
             not_begun = {task: claim for task, (claim, _) in self._work.items() if task not in begun}
-        for task in not_begun:
-            task.cancel()
-        await asyncio.gather(*not_begun, return_exceptions=True)
+        await background.end(*not_begun)
         try:
             for claim in not_begun.values():
                 await self._store.queue.retry(claim, claim.reasons, 0.0)
@@ -203,7 +204,8 @@ class Dispatcher:
                 logger.exception("could not look at the claims; trying again")
                 continue
             for task, (claim, _) in work:
-                if (claim.task.request_id, claim.task.index, claim.generation) not in held:
+                # Once: a second cancellation would cut its clean-up short.
+                if (claim.task.request_id, claim.task.index, claim.generation) not in held and not task.cancelling():
                     task.cancel()
 
     async def _finish(self, claim: Claim, clock: "Clock") -> None:
@@ -241,7 +243,7 @@ class Dispatcher:
             return FOUND if found else MADE
         except asyncio.CancelledError:
             if clock.seconds:
-                await self._store.queue.charge(claim, clock.seconds)
+                await self._charge(claim, clock.seconds)
             raise
         except (SQLAlchemyError, OSError):
             # The store or the storage, not the edit: its lease runs out, and somebody takes it up again.
@@ -252,18 +254,33 @@ class Dispatcher:
             return describe(error).code
 
     async def _succeed(self, claim: Claim, done: EditDone) -> None:
-        recorded = await self._surely(claim, lambda: self._store.queue.succeed(claim, done, self._artifacts.exists))
-        if not recorded:
-            await self._store.queue.charge(claim, done.timings.get("generate", 0.0))
+        async def write() -> Status | None:
+            status = await self._store.queue.succeed(claim, done, self._artifacts.exists)
+            if status is None:
+                await self._charge(claim, done.timings.get("generate", 0.0))
+            return status
 
-    async def _surely(self, claim: Claim, write: Callable[[], Awaitable[Status | None]]) -> Status | None:
+        await self._surely(claim, write)
+
+    async def _charge(self, claim: Claim, gpu_seconds: float) -> None:
+        """Book what a claim that is lost has used."""
+        try:
+            await self._store.queue.charge(claim, gpu_seconds)
+        except (SQLAlchemyError, StoreUnavailable):
+            logger.exception("%.1f GPU seconds of %s could not be booked", gpu_seconds, claim.task.request_id)
+
+    async def _surely(self, claim: Claim, write: Callable[[], Awaitable[Status | None]]) -> None:
         """Write what became of an edit, however long the store is away: what was made should not be made again."""
+
+        async def record() -> None:
+            status = await write()
+            if status is not None and status.ended:
+                self._meter.record(REQUESTS, model=claim.task.plan.model, status=status)
+
         while True:
             try:
-                status = await write()
-                if status is not None and status.ended:
-                    self._meter.record(REQUESTS, model=claim.task.plan.model, status=status)
-                return status
+                # A cancellation does not come between what belongs together.
+                return await background.to_the_end(record())
             except (StoreUnavailable, StorageFailed):
                 logger.exception("could not record what became of an edit; trying again")
                 await asyncio.sleep(self._poll_s)

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app import images, meter, tracing
+from serve_app import background, images, meter, tracing
 from serve_app.adapters.contents import Contents
 from serve_app.artifacts import Artifacts
 from serve_app.config import EditorSettings, FetchConfig, ModelConfig
@@ -49,12 +49,13 @@ logger = logging.getLogger(__name__)
 
 # How often an editor says that it is there (s): a few times within any `silence_s` worth setting.
 ALIVE_S = 2.0
-# How long an edit may take to stop (s): longer than any step, than decoding, and than storage is waited for.
-STOPS_WITHIN_S = 300.0
-# How long a picture is kept for storage that is away, and how often it is offered (s).
-STORAGE_PATIENCE_S, STORAGE_PAUSE_S = 120.0, 2.0
+# How long an editor waits between two tries to store a picture (s).
+STORAGE_PAUSE_S = 2.0
 # How long a start is put off for adapters at most, and how often those to be kept are looked after (s).
 WARM_UP_S, STAY_WARM_S = 60.0, 20.0
+# What reading an adapter may raise: for what is in its file, for its store, or for the lack of memory. Any other error
+# is a mistake in the code.
+UNREADABLE = (ServiceError, OSError, RuntimeError, ValueError, ArithmeticError, LookupError)
 # How often operators are told how full the host cache is (s).
 TELL_S = 5.0
 
@@ -62,6 +63,20 @@ TELL_S = 5.0
 OF_ONE_RUN = ("peak_memory_gib", "reused", "recompilations")
 
 EngineFactory = Callable[[ModelConfig, Contents], "Engine"]
+
+
+@dataclass(frozen=True)
+class TimeLimits:
+    """How long an editor waits (s): for an edit that was told to stop, and for storage that refuses a picture.
+
+    Stopping may take longer than any step, than decoding, and than storage is waited for.
+    """
+
+    stopping_s: float = 300.0
+    storage_s: float = 120.0
+
+
+TIME_LIMITS = TimeLimits()
 
 
 def load_engine(config: ModelConfig, contents: Contents) -> "Engine":
@@ -94,8 +109,14 @@ class Editor:
     """A replica: one engine, one edit at a time on its device, the next one prepared meanwhile."""
 
     def __init__(
-        self, config: ModelConfig, artifacts_url: str, limits: FetchConfig, load: EngineFactory = load_engine
+        self,
+        config: ModelConfig,
+        artifacts_url: str,
+        limits: FetchConfig,
+        load: EngineFactory = load_engine,
+        time_limits: TimeLimits = TIME_LIMITS,
     ) -> None:
+        self._time_limits = time_limits
         self._meter = meter.start("editor", [config.id])
         self._model = config.id
         self._artifacts = Artifacts(artifacts_url)
@@ -111,7 +132,7 @@ class Editor:
             self._engine = load(config, contents)
         # Waited for here and not in the thread's own queue, where nothing could be cancelled.
         self._device = asyncio.Lock()
-        # Since when edits whose caller has gone have not ended (s, monotonic).
+        # Edits whose caller has gone and that have not stopped yet, with the moment since when (s, monotonic).
         self._stopping: dict[asyncio.Task[EditDone], float] = {}
 
         names = max(1, config.adapter_cache_bytes // ADAPTER_BYTES)
@@ -124,8 +145,7 @@ class Editor:
         self._advertise = advertise
         self._warm_up()
         # Serve calls this on the replica's event loop.
-        loop = asyncio.get_running_loop()
-        self._beside = [loop.create_task(self._stay_warm()), loop.create_task(self._tell_of_cache())]
+        self._beside = [background.begin(self._stay_warm()), background.begin(self._tell_of_cache())]
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """What Serve calls at the start and at a change of `user_config`, in place."""
@@ -167,8 +187,8 @@ class Editor:
         """Have adapters in host memory as for an edit; whether they are. Blocks."""
         try:
             self._engine.hold(uses)
-        except Exception:
-            # Whoever asks for them is told why they cannot be had; the replica is as good without.
+        except UNREADABLE:
+            # The requests that name them are told why they cannot be read. The replica works without them.
             logger.exception("%s cannot be kept warm", [use.path for use in uses])
             return False
         return True
@@ -177,7 +197,7 @@ class Editor:
         """Serve replaces a replica whose health check raises: its device cannot be brought back."""
         if not self._engine.alive:
             raise DeviceLost("the device's context is dead")
-        if any(time.monotonic() - since > STOPS_WITHIN_S for since in self._stopping.values()):
+        if any(time.monotonic() - since > self._time_limits.stopping_s for since in self._stopping.values()):
             raise DeviceLost("the device hangs: an edit that was told to stop has not")
 
     async def record_routing_stats(self) -> dict[str, Any]:
@@ -204,6 +224,7 @@ class Editor:
         alive = Alive(Stage.PREPARING)
         work = asyncio.create_task(self._work(task, begun, at_stage, on_step, stop.is_set))
         work.add_done_callback(lambda _: events.put_nowait(None))
+        work.add_done_callback(self._forget)
         try:
             yield alive
             while (event := await _next_of(events, alive)) is not None:
@@ -215,14 +236,19 @@ class Editor:
             stop.set()
             if not begun.is_set():
                 work.cancel()
-            # The slot is not free before the thread is: two edits would share the device.
-            self._stopping[work] = time.monotonic()
-            await asyncio.wait([work])
-            del self._stopping[work]
-            # Nobody may be there any more to be told how it ended. An error that is told is kept by whoever passes it
-            # on, and what the edit has on the device is not to be kept with it.
-            if not work.cancelled():
-                let_go(work.exception())
+            if not work.done():
+                self._stopping[work] = time.monotonic()
+            # The call does not end before the device thread is free. Nothing may follow this await: a cancellation
+            # of the caller skips it. What is to be cleaned up after the edit is `_forget`'s.
+            await background.until_done(work)
+
+    def _forget(self, work: asyncio.Task[EditDone]) -> None:
+        """Clean up after an edit, at the moment when it ends."""
+        self._stopping.pop(work, None)
+        if not work.cancelled():
+            # The caller may keep the error for a while, and what the edit has on the device must not stay with it.
+            # Reading it here also says that somebody has seen it: the caller may be gone.
+            let_go(work.exception())
 
     async def _work(
         self,
@@ -314,7 +340,7 @@ class Editor:
 
     async def _store_patiently(self, task: EditTask, edited: "Edited", should_stop: Callable[[], bool]) -> EditDone:
         """Store a finished picture, though storage be away for a while: the device is free for others meanwhile."""
-        patience = time.monotonic() + STORAGE_PATIENCE_S
+        patience = time.monotonic() + self._time_limits.storage_s
         while True:
             try:
                 return await asyncio.to_thread(self._store, task, edited)

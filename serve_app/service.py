@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from opentelemetry.trace import SpanKind
 
-from serve_app import plan, tracing
+from serve_app import background, plan, tracing
 from serve_app.adapters.shelf import Shelf
 from serve_app.adapters.sources import LoraSources
 from serve_app.admission import Admission, Admitted, gather_all
@@ -89,45 +89,42 @@ class Service:
         self._exits = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        # What was started is stopped as well if the start fails or is cancelled half way.
+        async with AsyncExitStack() as exits:
+            await self._start(exits)
+            self._exits = exits.pop_all()
+        return self
+
+    async def _start(self, exits: AsyncExitStack) -> None:
         config = self.config
         self._artifacts = Artifacts(config.artifacts_url)
         self._fetcher = Fetcher(config.fetch)
-        self._exits.push_async_callback(self._fetcher.close)
+        exits.push_async_callback(self._fetcher.close)
         sources = LoraSources(config.lora_root, self._fetcher, self._artifacts, config.fetch.hub_hosts)
         self._admission = Admission(config, self._fetcher, sources, self._architectures)
         self._shelf = Shelf(sources, {id: of_one.linears for id, of_one in self._architectures.items()})
         self._store = JobStore(config.jobs)
-        self._exits.push_async_callback(self._store.close)
+        exits.push_async_callback(self._store.close)
         await self._store.open()
         self._watch = Watch(self._store)
-        self._run_until_exit(self._watch.run())
+        _run(exits, self._watch.run())
         self._dispatcher = Dispatcher(
             self._store, self._editors, self._artifacts, config.jobs, self._editors_of_each_model, self._meter
         )
-        self._run_until_exit(self._dispatcher.run())
-        self._run_until_exit(BacklogReport(self.backlogs, self._editors_of_each_model, self._meter).run())
+        _run(exits, self._dispatcher.run())
+        _run(exits, BacklogReport(self.backlogs, self._editors_of_each_model, self._meter).run())
         models = [model.id for model in config.models]
         self._warmth = Warmth(self._store, self._artifacts, self._admission.named_adapter, models)
-        self._run_until_exit(self._warmth.run())
-        self._run_until_exit(Sweeper(self._store, self._artifacts, config.jobs, self._meter).run())
+        _run(exits, self._warmth.run())
+        _run(exits, Sweeper(self._store, self._artifacts, config.jobs, self._meter).run())
         if config.webhooks.secret is not None:
-            self._run_until_exit(Deliverer(self._store.outbox, config.webhooks, self._payload, self._meter).run())
-        return self
-
-    def _run_until_exit(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-
-        async def stop() -> None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-
-        self._exits.push_async_callback(stop)
+            _run(exits, Deliverer(self._store.outbox, config.webhooks, self._payload, self._meter).run())
+        # The first thing at the exit: all the rest still works for what drains.
+        exits.push_async_callback(self._dispatcher.drain, self._drain_s)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._dispatcher.drain(self._drain_s)
         await self._exits.aclose()
 
     def reconfigure(self, settings: IngressSettings) -> None:
@@ -359,6 +356,11 @@ class Service:
     async def _editors_of_each_model(self) -> dict[str, int]:
         running = await self._editor_count()
         return {model.id: running.get(model.id, 0) for model in self.config.models}
+
+
+def _run(exits: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` from now on until the exit."""
+    exits.push_async_callback(background.end, background.begin(work))
 
 
 def refuse_others(tenant: str, request_id: str, caller: Caller) -> None:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from opentelemetry.trace import SpanKind
 from standardwebhooks import Webhook
 
-from serve_app import tracing
+from serve_app import background, tracing
 from serve_app.config import FetchConfig, WebhooksConfig
 from serve_app.errors import FetchFailed, InvalidParameter
 from serve_app.fetch import Fetcher
@@ -106,10 +106,10 @@ class Deliverer:
                 else:
                     await asyncio.sleep(POLL_S)
         finally:
-            for task in self._work:
-                task.cancel()
-            await asyncio.gather(*self._work, return_exceptions=True)
-            await self._fetcher.close()
+            try:
+                await background.end(*self._work)
+            finally:
+                await self._fetcher.close()
 
     async def _take(self) -> bool:
         """Begin what is due and has room; whether there was any."""

@@ -42,7 +42,7 @@ from serve_app.app import build_application, editor_name
 from serve_app.config import MINIATURE_RANDOM, AppConfig, ModelConfig
 from serve_app.demo import free_port
 from serve_app.holdings import ADAPTER_BYTES
-from serve_app.tasks import EditPlan
+from serve_app.tasks import AdapterUse, EditPlan
 from tests.postgres import PostgresServer
 
 FASTER, LOAD_S, PLACES, ADAPTERS = 7.0, 1.0, 3, 24
@@ -86,10 +86,14 @@ class PacedEngine:
         self.adapters: AdapterCache[TimedAdapter] = AdapterCache(config.adapter_cache_bytes)
         self._mine = threading.local()
 
-    def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
-        self._mine.loads, began = 0, time.time()
-        for use in plan.adapters:
+    def hold(self, uses: Sequence[AdapterUse]) -> None:
+        self._mine.loads = 0
+        for use in uses:
             self.adapters.get(use.id, self._load)
+
+    def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
+        began = time.time()
+        self.hold(plan.adapters)
         return Prepared(plan, began, time.time(), self._mine.loads)
 
     def _load(self) -> TimedAdapter:

@@ -4,8 +4,10 @@ python -m benchmarks.drill      # make drill
 
 60 requests over three editors and two ingresses, on a PostgreSQL server and a Ray cluster of its own, on
 loopback. Editors, ingresses and connections to the database are killed at random while they are seen at work,
-then the whole cluster. What is left of it then has to stand 50 cancellations among 100 requests. Seeds are fixed;
-it takes at most five minutes and ends what it started. The exit code is 1 if anything is not as it must be.
+then the whole cluster. What is left of it then has to stand 50 cancellations among 100 requests, and then 250
+cancellations at random moments among 500 edits, after which every editor has to be the one that it was. Time limits
+of minutes are shortened so that they act within the drill. Seeds are fixed; it takes at most five minutes and ends
+what it started. The exit code is 1 if anything is not as it must be.
 """
 
 import asyncio
@@ -16,6 +18,7 @@ from benchmarks.drill.cancelling import CancelDrill
 from benchmarks.drill.failures import FailureDrill
 from benchmarks.drill.load import Client
 from benchmarks.drill.service import DrillFailed, Service
+from benchmarks.drill.steady import SteadyDrill
 from benchmarks.drill.store import Store
 from tests.postgres import PostgresServer
 
@@ -34,7 +37,9 @@ async def drill() -> list[str]:
                 finally:
                     print("\n".join(failures.report()))
                 print("\nCancel under load:")
-                return problems + await CancelDrill(service, client).run()
+                problems += await CancelDrill(service, client).run()
+                print("\nCancel at random moments:")
+                return problems + await SteadyDrill(service, client).run()
 
 
 async def main() -> None:

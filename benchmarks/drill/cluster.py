@@ -19,7 +19,7 @@ import httpx
 import yaml
 
 from benchmarks.drill.network import Machine, make_lan
-from benchmarks.drill.notes import Notes
+from benchmarks.drill.notes import EDITOR_FILES, Notes
 from benchmarks.drill.service import ROOT, DrillFailed, serve_config
 from tests.postgres import PostgresServer
 
@@ -123,7 +123,7 @@ class Cluster:
 
     def editor(self, node: Machine) -> int | None:
         """The process of the editor on a node, once its engine is loaded."""
-        return next((pid for pid in node.pids() if (self.folder / "editors" / str(pid)).exists()), None)
+        return next((pid for pid in node.pids() if (self.folder / EDITOR_FILES / str(pid)).exists()), None)
 
     def node_of(self, pid: int) -> Machine | None:
         return next((node for node in self.nodes if pid in node.pids()), None)

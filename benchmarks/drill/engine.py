@@ -1,6 +1,6 @@
 """The drill's engine, which notes what it does, and the application around it.
 
-It is the real engine on the miniature of random weights. For the drill of cancelling, where steps are to be of one
+It is the real engine on the miniature of random weights. For the drills of cancelling, where steps are to be of one
 length on a machine of any load, it is the declared timed one of `benchmarks.drill.timed`.
 """
 
@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING
 from ray import serve
 
 from benchmarks.drill import timed
-from benchmarks.drill.notes import TIMED, Notes
+from benchmarks.drill.notes import QUICK, QUICK_STEP_S, TIMED, TIMED_STEP_S, Notes, register_editor
+from benchmarks.drill.service import TIME_LIMITS
 from serve_app.adapters.contents import Contents
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.editor import load_engine
 from serve_app.errors import EditCanceled
 from serve_app.tasks import AdapterUse, EditPlan
+
+STEP_S = {TIMED: TIMED_STEP_S, QUICK: QUICK_STEP_S}
 
 if TYPE_CHECKING:
     # Ingresses read this module too, and never import torch.
@@ -58,8 +61,8 @@ class DrillEngine:
             on_step(step)
 
         try:
-            if plan.prompt == TIMED:
-                edited = timed.run(plan, noted, should_stop)
+            if plan.prompt in STEP_S:
+                edited = timed.run(plan, noted, should_stop, STEP_S[plan.prompt])
             else:
                 edited = self._engine.run(prepared, noted, should_stop)
         except EditCanceled:
@@ -69,11 +72,13 @@ class DrillEngine:
         return edited
 
 
-def load_drilled(config: ModelConfig, contents: Contents, notes: Notes) -> DrillEngine:
-    return DrillEngine(load_engine(config, contents), notes)
+def load_drilled(config: ModelConfig, contents: Contents, folder: Path) -> DrillEngine:
+    engine = DrillEngine(load_engine(config, contents), Notes(folder / "notes"))
+    register_editor(folder)
+    return engine
 
 
 def build(args: AppConfig) -> serve.Application:
     """`serve_app.app:build` with this engine. Paths in the args are absolute; notes lie beside the artifacts."""
-    notes = Notes(Path(args.artifacts_url).parent / "notes")
-    return build_application(args, partial(load_drilled, notes=notes))
+    load = partial(load_drilled, folder=Path(args.artifacts_url).parent)
+    return build_application(args, load, TIME_LIMITS)

@@ -23,17 +23,20 @@ import httpx
 import psutil
 import yaml
 
-from benchmarks.drill.notes import Notes
+from benchmarks.drill.notes import EDITOR_FILES, Notes
 from serve_app.config import MINIATURE_RANDOM
 from serve_app.demo import free_port
+from serve_app.editor import TimeLimits
 
 ROOT = Path(__file__).parents[2]
 MODEL = "qwen_image_edit"
 EDITORS, INGRESSES = 3, 2
 START_TIMEOUT_S = 90
 # What an ingress held is anybody's after this long: a third of the default. Attempts are not what is drilled: so
-# many kills in a minute hit one picture more than the usual three times.
-JOBS = {"lease_s": 3, "max_attempts": 10}
+# many kills in a minute hit one picture more than the usual three times. Whatever acts after minutes by default acts
+# within the drill.
+JOBS = {"lease_s": 3, "max_attempts": 10, "silence_s": 10, "stall_s": 20}
+TIME_LIMITS = TimeLimits(stopping_s=5, storage_s=10)
 # `serve run` on a Ray of its own without the dashboard, whose ten processes are not drilled and take seconds to start.
 SERVE_RUN = """
 import ray
@@ -91,6 +94,17 @@ class Service:
     def owns(self, pid: int) -> bool:
         """Whether this is a living process of the service."""
         return _is_alive_in(pid, self._process.pid)
+
+    def editors(self) -> frozenset[int]:
+        """The processes of the editors that are there."""
+        return frozenset(pid for pid in self._registered() if self.owns(pid))
+
+    def started(self) -> int:
+        """How many editors were started so far, those that are gone among them."""
+        return len(self._registered())
+
+    def _registered(self) -> list[int]:
+        return [int(file.name) for file in (self.folder / EDITOR_FILES).iterdir()]
 
     def kill(self, pid: int) -> None:
         """SIGKILL for one process of the service. Raises DrillFailed for any other."""

@@ -6,7 +6,6 @@ that a replica starts in the time that Ray takes. It is five times slower on mac
 
 # No `from __future__ import annotations` here: Serve reads the annotation of a builder to validate the args.
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,14 +15,14 @@ import PIL.Image
 import ray
 from ray import serve
 
-from benchmarks.drill.notes import TIMED_STEP_S, Notes
+from benchmarks.drill.notes import TIMED_STEP_S, Notes, register_editor
 from benchmarks.routing import Edited, Prepared, TimedAdapter
 from serve_app.adapters.cache import AdapterCache
 from serve_app.adapters.contents import Contents
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.errors import EditCanceled
-from serve_app.tasks import EditPlan
+from serve_app.tasks import AdapterUse, EditPlan
 
 SLOWER = 5
 
@@ -44,19 +43,18 @@ def run(
 
 
 class TimedEngine:
-    """`Engine`'s interface. It puts a file with its process id into the folder `editors`.
+    """`Engine`'s interface. The file `slow` in its folder has the addresses of slow machines, a line each."""
 
-    `slow` is a file with the addresses of slow machines, a line each.
-    """
-
-    def __init__(self, config: ModelConfig, notes: Notes, editors: Path, slow: Path) -> None:
+    def __init__(self, config: ModelConfig, folder: Path) -> None:
         self.alive = True
         self.adapters: AdapterCache[TimedAdapter] = AdapterCache(config.adapter_cache_bytes)
-        self._notes = notes
-        self._slow = slow
+        self._notes = Notes(folder / "notes")
+        self._slow = folder / "slow"
         self._address = ray.util.get_node_ip_address()
-        editors.mkdir(exist_ok=True)
-        (editors / str(os.getpid())).touch()
+        register_editor(folder)
+
+    def hold(self, uses: Sequence[AdapterUse]) -> None:
+        """It has no use for adapters."""
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
         return Prepared(plan, adapters={}, loads=0)
@@ -79,7 +77,7 @@ class TimedEngine:
 
 
 def load_timed(config: ModelConfig, contents: Contents, folder: Path) -> TimedEngine:
-    return TimedEngine(config, Notes(folder / "notes"), folder / "editors", folder / "slow")
+    return TimedEngine(config, folder)
 
 
 def build(args: AppConfig) -> serve.Application:

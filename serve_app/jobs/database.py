@@ -29,6 +29,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from serve_app import background
 from serve_app.errors import StoreUnavailable
 
 P = ParamSpec("P")
@@ -100,8 +101,11 @@ class Database:
             await connection.run_sync(migrate)
 
     async def close(self) -> None:
-        await self._writer.dispose()
-        await self._reader.dispose()
+        async def dispose() -> None:
+            await self._writer.dispose()
+            await self._reader.dispose()
+
+        await background.to_the_end(dispose())
 
     def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A connection for single statements."""
@@ -154,12 +158,7 @@ def transaction(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any,
 
     @functools.wraps(method)
     async def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        whole = asyncio.ensure_future(persist(*args, **kwargs))
-        try:
-            return await asyncio.shield(whole)
-        except asyncio.CancelledError:
-            await asyncio.wait([whole])
-            raise
+        return await background.to_the_end(persist(*args, **kwargs))
 
     return call
 

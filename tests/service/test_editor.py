@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -32,6 +33,7 @@ async def test_error_of_an_edit_does_not_keep_what_the_edit_had():
             raise UnusableResult("no picture") from error
 
     replica = SimpleNamespace(_engine=SimpleNamespace(alive=True), _stopping={}, _work=work)
+    replica._forget = partial(Editor._forget, replica)
     gc.collect()
     gc.disable()
     try:

@@ -3,9 +3,11 @@
 import asyncio
 import threading
 
+import pytest
 from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, DeploymentStatusTrigger
 
-from serve_app.app import RunningEditors
+from serve_app import app
+from serve_app.app import PlacementLog, RunningEditors
 
 MODEL = "qwen_image_edit"
 
@@ -57,3 +59,50 @@ async def test_what_was_known_counts_when_the_controller_fails_or_is_new():
     controller.editors = 2
     while await controller() != {MODEL: 2}:
         await asyncio.sleep(0.02)
+
+
+class Unplaced:
+    """What is found of replicas without a machine, and how often that was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.found: dict[str, str] | Exception = {}
+        self.asked = 0
+        monkeypatch.setattr(app, "unplaced_replicas", self)
+        monkeypatch.setattr(app, "LOOK_S", 0.0)
+
+    def __call__(self, application: str) -> dict[str, str]:
+        self.asked += 1
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+def test_replicas_without_a_machine_are_named_in_the_log_and_not_at_every_look(monkeypatch, caplog):
+    unplaced, log = Unplaced(monkeypatch), PlacementLog("edits")
+    unplaced.found = {"Ingress": "Ingress: no machine"}
+    for _ in range(3):
+        log.look()
+    assert caplog.messages == ["Ingress: no machine"]
+    unplaced.found = {}
+    log.look()
+    unplaced.found = {"Ingress": "Ingress: no machine again"}
+    log.look()
+    assert caplog.messages[1:] == ["Ingress: no machine again"]
+    monkeypatch.setattr(app, "REPEAT_S", 0.0)
+    log.look()
+    assert caplog.messages[2:] == ["Ingress: no machine again"]
+
+
+def test_serve_is_asked_now_and_again_however_often_somebody_looks(monkeypatch):
+    unplaced, log = Unplaced(monkeypatch), PlacementLog("edits")
+    monkeypatch.setattr(app, "LOOK_S", 60.0)
+    for _ in range(3):
+        log.look()
+    assert unplaced.asked == 1
+
+
+def test_look_that_fails_is_logged_and_hinders_nobody(monkeypatch, caplog):
+    unplaced, log = Unplaced(monkeypatch), PlacementLog("edits")
+    unplaced.found = ConnectionError("the controller died")
+    log.look()
+    assert "could not ask Serve" in caplog.text

@@ -10,7 +10,7 @@ import PIL.Image
 import psutil
 import pytest
 
-from benchmarks.drill import cancelling, verdict
+from benchmarks.drill import cancelling, steady, verdict
 from benchmarks.drill.cancelling import Cancelled
 from benchmarks.drill.load import Answer, Order, digest, make_orders
 from benchmarks.drill.notes import Note, Notes
@@ -250,3 +250,30 @@ def test_digest_is_of_the_pixels_alone():
     assert digest(encoded("PNG", 1)) == digest(encoded("BMP", 1))
     assert digest(encoded("PNG", 1)) != digest(encoded("PNG", 2))
     assert digest(encoded("PNG", 1, (2, 8))) != digest(encoded("PNG", 1))
+
+
+EVERYBODY = frozenset({1, 2, 3})
+ENDS = {"cancelled": ("canceled", "succeeded"), "other": ("succeeded",)}
+
+
+@pytest.mark.parametrize(
+    ("after", "started", "statuses", "problem"),
+    [
+        (frozenset({1, 2, 4}), 1, ENDS, "1 healthy editors were replaced: [3]"),
+        (EVERYBODY, 1, ENDS, "1 editors were started, though none was killed"),
+        (EVERYBODY, 0, ENDS | {"other": ("succeeded", "failed")}, "1 other requests ended as failed"),
+        (EVERYBODY, 0, ENDS | {"cancelled": ("failed",)}, "1 cancelled requests ended as failed"),
+    ],
+)
+def test_editor_that_was_replaced_without_a_fault_and_request_that_was_lost_are_seen(after, started, statuses, problem):
+    assert steady.faults(EVERYBODY, EVERYBODY, 0, ENDS) == []
+    assert problem in steady.faults(EVERYBODY, after, started, statuses)
+
+
+@pytest.mark.parametrize(
+    ("moment", "is_due"), [(steady.WAITING, True), (0, True), (3, True), (4, False), (steady.MADE, False)]
+)
+def test_cancellation_is_due_once_its_edit_has_come_so_far(moment, is_due):
+    notes = [note(float(step), 1, "step", step) for step in range(4)]
+    assert steady.Cancellation("id", "r1.0", moment, 0.0).is_due(notes) == is_due
+    assert steady.Cancellation("id", "r1.0", moment, 0.0).is_due([*notes, note(9.0, 1, "made", 3)])

@@ -1,0 +1,145 @@
+"""Resident memory of every process of the service over 200 edits on one editor, with the real engine on the miniature.
+
+python -m benchmarks.memory
+
+Edits are small and few steps long; adapters, control images, sizes and prompts take turns. The table shows MiB before
+the first edit and after each 50. The exit code is 1 if a process has a trend: if it grew by more than 16 MiB from edit
+100 to edit 200. By then every cache of the editor has seen each of the inputs many times.
+"""
+
+import base64
+import io
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import PIL.Image
+import psutil
+
+from benchmarks.standin import EDITOR, MODEL, ROOT, cluster, declared, deploy, wait_until_running
+
+EDITS, EVERY = 200, 50
+# What may be allocated between two looks without a trend: pages that malloc keeps, a log's buffers.
+TREND_MIB, FROM_EDIT = 16.0, 100
+LORA = ROOT / "tests/loras/my_lora_job/my_lora.safetensors"
+ADAPTERS, PICTURES = 5, 12
+SIZES = ((64, 64), (96, 64), (64, 96), (128, 128))
+PROMPTS = ("at night", "in the snow", "by the sea")
+START_TIMEOUT_S, EDIT_TIMEOUT_S = 120, 60
+
+Memory = dict[str, float]
+
+
+def make_loras(folder: Path) -> list[str]:
+    """Copies of one file under several names: to the service each is an adapter of its own."""
+    names = [f"adapter-{number}.safetensors" for number in range(ADAPTERS)]
+    folder.mkdir()
+    for name in names:
+        shutil.copy(LORA, folder / name)
+    return names
+
+
+def picture(number: int) -> str:
+    pixels = np.random.default_rng(number).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def body(number: int, loras: list[str]) -> dict[str, Any]:
+    width, height = SIZES[number % len(SIZES)]
+    prompt = {
+        "prompt": PROMPTS[number % len(PROMPTS)],
+        "ctrl_img": picture(number % PICTURES),
+        "width": width,
+        "height": height,
+        "sample_steps": 2,
+        "seed": number,
+    }
+    chosen = [{"path": path} for path in loras[number % ADAPTERS :][: number % 3]]
+    return {"model": MODEL, "prompts": [prompt], "loras": chosen}
+
+
+def edit(client: httpx.Client, request: dict[str, Any]) -> None:
+    """Make one edit, look at it as a client does, and fetch its picture."""
+    id_ = client.post("/v1/inference", json=request).raise_for_status().json()["request_id"]
+    deadline = time.monotonic() + EDIT_TIMEOUT_S
+    while (status := client.get(f"/v1/requests/{id_}/status").json()["status"]) in ("in_queue", "in_progress"):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"request {id_} is still {status}")
+        time.sleep(0.05)
+    result = client.get(f"/v1/requests/{id_}/result").raise_for_status().json()
+    if status != "succeeded":
+        raise RuntimeError(f"request {id_} is {status}: {result['error']}")
+    client.get(httpx.URL(result["outputs"]["images"][0]["url"]).path).raise_for_status()
+
+
+def resident() -> Memory:
+    """MiB of every process below this one, by what it is and its id."""
+    found: Memory = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            title = process.cmdline()[0] if process.cmdline() else process.name()
+            found[f"{Path(title.split()[0]).name} {process.pid}"] = process.memory_info().rss / 2**20
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def is_of_the_service(name: str) -> bool:
+    """Ray keeps idle workers and ends them as it likes."""
+    return "IDLE" not in name
+
+
+def measure(client: httpx.Client, loras: list[str]) -> dict[int, Memory]:
+    seen = {0: resident()}
+    for number in range(1, EDITS + 1):
+        edit(client, body(number, loras))
+        if number % EVERY == 0:
+            seen[number] = resident()
+    return seen
+
+
+def table(seen: dict[int, Memory]) -> list[str]:
+    names = sorted(name for name in seen[EDITS] if is_of_the_service(name))
+    heads = ["process", *(f"after {number}" if number else "start" for number in seen), f"from {FROM_EDIT} on"]
+    rows = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for name in names:
+        values = [f"{memory[name]:.0f}" if name in memory else "-" for memory in seen.values()]
+        rows.append(f"| {name.rpartition(' ')[0]} | {' | '.join(values)} | {growth(seen, name):+.1f} |")
+    return rows
+
+
+def growth(seen: dict[int, Memory], name: str) -> float:
+    return seen[EDITS][name] - seen[FROM_EDIT].get(name, 0.0)
+
+
+def main() -> None:
+    # A proxy takes longer to start on a busy machine than Serve waits.
+    os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
+    folder = Path(tempfile.mkdtemp(prefix="memory-"))
+    try:
+        loras = make_loras(folder / "loras")
+        deployments = [{"name": EDITOR, "num_replicas": 1}]
+        application = declared(folder, deployments, lora_root=str(folder / "loras"))
+        with cluster() as url, httpx.Client(base_url=url, timeout=30) as client:
+            deploy(application | {"import_path": "serve_app.app:build"})
+            wait_until_running(START_TIMEOUT_S)
+            seen = measure(client, loras)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print("\n".join(table(seen)))
+    names = [name for name in seen[EDITS] if is_of_the_service(name) and growth(seen, name) > TREND_MIB]
+    if names:
+        sys.exit(f"It FAILED: more than {TREND_MIB:g} MiB from edit {FROM_EDIT} on: {', '.join(names)}")
+    print(f"No process grew by more than {TREND_MIB:g} MiB from edit {FROM_EDIT} to edit {EDITS}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What an editor does with an error while it brings adapters into host memory before there is traffic."""
+
+from dataclasses import asdict
+
+import pytest
+
+from serve_app.artifacts import Artifacts
+from serve_app.config import ModelConfig
+from serve_app.editor import TimeLimits
+from serve_app.errors import LoraChanged
+from serve_app.tasks import AdapterUse
+from serve_app.warmth import Warm
+from tests.service.bare import QuickEngine, bare_editor
+
+USES = (AdapterUse("id", "lora.safetensors", "/loras/lora.safetensors", 1.0),)
+
+
+class WithoutHold(QuickEngine):
+    """A stand-in that lacks a method of the engine."""
+
+    hold = None
+
+
+class Refusing(QuickEngine):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def hold(self, uses):
+        raise self._error
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Start an editor with an engine that is to hold one adapter from the start."""
+    Artifacts(str(tmp_path)).put_json(f"warm/{ModelConfig().id}.json", asdict(Warm(kept=(USES,))))
+    replicas = []
+
+    def start(engine: QuickEngine) -> None:
+        replicas.append(bare_editor(tmp_path, monkeypatch, lambda *_: engine, TimeLimits()))
+
+    yield start
+    for replica in replicas:
+        for task in replica._beside:
+            task.cancel()
+
+
+async def test_mistake_in_the_code_fails_the_start(start):
+    with pytest.raises(TypeError, match="not callable"):
+        start(WithoutHold())
+
+
+@pytest.mark.parametrize(
+    "error", [LoraChanged("changed"), OSError("away"), RuntimeError("no memory"), ZeroDivisionError(), KeyError("x")]
+)
+async def test_adapter_that_cannot_be_read_is_named_and_does_not_hinder_the_start(start, caplog, error):
+    start(Refusing(error))
+    assert "['lora.safetensors'] cannot be kept warm" in caplog.text

@@ -1,0 +1,273 @@
+"""What is cleaned up when whoever works is cancelled, at any await and once more during the clean-up."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from serve_app import background
+from serve_app.artifacts import Artifacts
+from serve_app.config import JobsConfig, WebhooksConfig
+from serve_app.dispatch import WATCH_S, Dispatcher
+from serve_app.errors import StoreUnavailable
+from serve_app.jobs.store import JobStore
+from serve_app.service import Service
+from serve_app.tasks import EditDone, StepDone
+from serve_app.watch import Watch
+from serve_app.webhooks import Deliverer
+from tests.cancelling import cancelled_at_each_await
+from tests.unit.conftest import InstantEditors
+from tests.unit.receivers import SECRET
+from tests.unit.test_jobs import MODEL, claim, is_stored, new
+
+
+@pytest.fixture
+async def store(database_url):
+    store = JobStore(JobsConfig(database_url=database_url, lease_s=0.3))
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def one_editor() -> dict[str, int]:
+    return {MODEL: 1}
+
+
+def connections_in_use(store: JobStore) -> int:
+    database = store._database
+    return database._writer.pool.checkedout() + database._reader.pool.checkedout()
+
+
+async def test_waiting_for_tasks_outlasts_cancellations():
+    held = asyncio.Event()
+    work = asyncio.create_task(held.wait())
+    waiting = asyncio.create_task(background.until_done(work))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    held.set()
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+
+
+async def test_what_is_done_to_the_end_is_done_however_often_its_caller_is_cancelled():
+    done = []
+
+    async def work() -> int:
+        for _ in range(3):
+            await asyncio.sleep(0.001)
+        done.append(1)
+        return 7
+
+    async def check() -> None:
+        assert done.pop() == 1
+        assert not done
+
+    assert await background.to_the_end(work()) == 7
+    await check()
+    assert await cancelled_at_each_await(lambda: background.to_the_end(work()), check) > 1
+
+
+async def test_failure_of_a_task_beside_is_in_the_log_at_once(caplog):
+    async def fails() -> None:
+        raise AttributeError("no such thing")
+
+    task = background.begin(fails())
+    await asyncio.wait([task])
+    await asyncio.sleep(0)
+    assert "fails failed and does not run any more" in caplog.text
+    assert "no such thing" in caplog.text
+
+
+async def test_watcher_that_goes_away_is_forgotten(store):
+    watch = Watch(store)
+
+    async def check() -> None:
+        assert not watch._waiters
+        assert not watch._somebody.is_set()
+
+    assert await cancelled_at_each_await(lambda: watch.changed("request", 0, 0.01), check)
+
+
+async def test_transaction_that_has_begun_ends_and_gives_its_connection_back(store):
+    made = []
+
+    async def create() -> None:
+        made.append(new())
+        await store.requests.create(made[-1], is_stored)
+
+    async def check() -> None:
+        assert connections_in_use(store) == 0
+        assert (await store.requests.get(made[-1].id)).id == made[-1].id
+
+    assert await cancelled_at_each_await(create, check)
+
+
+async def test_reading_that_is_cancelled_gives_its_connection_back(store):
+    record = await store.requests.create(new(), is_stored)
+
+    async def check() -> None:
+        assert connections_in_use(store) == 0
+
+    assert await cancelled_at_each_await(lambda: store.requests.get(record.id), check)
+
+
+async def test_service_that_is_cancelled_at_its_start_or_exit_leaves_nothing_behind(config):
+    services: list[Service] = []
+
+    async def once() -> None:
+        services.append(Service(config, InstantEditors(Artifacts(config.artifacts_url)), one_editor))
+        async with services[-1]:
+            await asyncio.sleep(0)
+
+    async def check() -> None:
+        running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        assert not running
+        assert services[-1]._fetcher._session.closed
+        assert connections_in_use(services[-1]._store) == 0
+
+    assert await cancelled_at_each_await(once, check) > 5
+
+
+async def test_service_whose_store_does_not_open_leaves_nothing_behind(config, monkeypatch):
+    async def away(_: JobStore) -> None:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(JobStore, "open", away)
+    service = Service(config, InstantEditors(Artifacts(config.artifacts_url)), one_editor)
+    with pytest.raises(StoreUnavailable):
+        await service.__aenter__()
+    assert service._fetcher._session.closed
+
+
+class SlowToStop:
+    """Editors that begin and then stay; each takes its time to stop, and counts how often it is told to."""
+
+    def __init__(self, stopping_s: float) -> None:
+        self.begun = asyncio.Event()
+        self.told_to_stop = 0
+        self._stopping_s = stopping_s
+
+    async def edit(self, task):
+        yield StepDone(0, 9)
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.told_to_stop += 1
+            try:
+                await asyncio.sleep(self._stopping_s)
+            except asyncio.CancelledError:
+                self.told_to_stop += 1
+            raise
+
+
+async def test_dispatcher_gives_its_work_back_wherever_it_is_cancelled(store, config):
+    record = await store.requests.create(new(2), is_stored)
+
+    async def dispatch() -> None:
+        editors = SlowToStop(0.001)
+        run = Dispatcher(store, editors, Artifacts(config.artifacts_url), config.jobs, one_editor).run()
+        running = asyncio.create_task(run)
+        try:
+            await editors.begun.wait()
+            raise asyncio.CancelledError
+        finally:
+            running.cancel()
+            for _ in range(20):
+                await asyncio.sleep(0)
+                # Again and again while it cleans up.
+                running.cancel()
+            await asyncio.wait([running])
+
+    with pytest.raises(asyncio.CancelledError):
+        await dispatch()
+    assert connections_in_use(store) == 0
+    assert len(await claim(store, "another", limit=2)) == 2, record
+
+
+async def test_edit_whose_claim_is_lost_is_told_so_once(store, config):
+    """Its end may take longer than the dispatcher takes to look again; a second cancellation would cut it short."""
+    editors = SlowToStop(5 * WATCH_S)
+    record = await store.requests.create(new(), is_stored)
+    dispatcher = Dispatcher(store, editors, Artifacts(config.artifacts_url), config.jobs, one_editor)
+    running = asyncio.create_task(dispatcher.run())
+    await editors.begun.wait()
+    await store.requests.cancel(record.id)
+    async with asyncio.timeout(5):
+        while dispatcher._work:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.wait([running])
+    assert editors.told_to_stop == 1
+
+
+class LostJustNow:
+    """A queue in which a claim is lost at the moment when its result is to be recorded, with slow answers."""
+
+    def __init__(self) -> None:
+        self.charged: list[float] = []
+
+    async def succeed(self, *_: object) -> None:
+        await asyncio.sleep(0.001)
+
+    async def charge(self, claim: object, seconds: float) -> None:
+        await asyncio.sleep(0.001)
+        self.charged.append(seconds)
+
+
+async def test_seconds_of_a_picture_that_is_not_wanted_any_more_are_booked_wherever_it_is_cancelled(store, config):
+    queue = LostJustNow()
+    dispatcher = Dispatcher(
+        SimpleNamespace(queue=queue), SlowToStop(0), Artifacts(config.artifacts_url), config.jobs, one_editor
+    )
+    await store.requests.create(new(), is_stored)
+    [mine] = await claim(store)
+    done = EditDone("k", "u", "png", 8, 8, 0, 3, "cd", {"generate": 2.0}, {})
+
+    async def check() -> None:
+        assert queue.charged.pop() == 2.0
+        assert not queue.charged
+
+    assert await cancelled_at_each_await(lambda: dispatcher._succeed(mine, done), check)
+
+
+async def test_deliverer_closes_its_connections_wherever_it_is_cancelled(store):
+    deliverers = []
+
+    async def deliver() -> None:
+        deliverers.append(Deliverer(store.outbox, WebhooksConfig(secret=SECRET), one_editor))
+
+        async def slow() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.001)
+
+        work = asyncio.create_task(slow())
+        deliverers[-1]._work[work] = "host"
+        work.add_done_callback(deliverers[-1]._work.pop)
+        await asyncio.sleep(0)
+        async with asyncio.timeout(0.05):
+            await deliverers[-1].run()
+
+    async def check() -> None:
+        assert not deliverers[-1]._work
+        assert deliverers[-1]._fetcher._session.closed
+
+    with pytest.raises(TimeoutError):
+        await deliver()
+    await check()
+    await cancelled_twice(deliver, check)
+
+
+async def cancelled_twice(make, check) -> None:
+    task = asyncio.create_task(make())
+    await asyncio.sleep(0.01)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait([task])
+    await check()
