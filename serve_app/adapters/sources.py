@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -22,6 +22,7 @@ from serve_app.fetch import DISK_FULL, Fetcher
 
 # The path of a page on the model hub: /<owner>/<repository>/blob|tree/<revision>/...
 MAX_PATH_BYTES = 250
+HTTPS_PORT = 443
 HUB_SCHEME = "hf://"
 HUB_PATH = re.compile(r"^hf://(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)$", re.IGNORECASE)
 HUB_PAGE = re.compile(r"^(/[^/]+/[^/]+)/(blob|tree)(/.*)$")
@@ -166,6 +167,10 @@ class LoraSources:
         try:
             # The token is the hub's: no other host that the request names gets to see it.
             needs_token = token is not None and of_hub
+            if needs_token and not is_origin(url, self._hub_hosts):
+                raise FetchFailed(
+                    "hf_token is sent over https to the hub's own port alone; name the file with https://"
+                )
             if not needs_token and url == name and (file := await self._admit_url(url)):
                 return file
             return await self._download(url, {"Authorization": f"Bearer {token}"} if needs_token else {})
@@ -186,7 +191,9 @@ class LoraSources:
             if not path.isprintable():
                 raise ValueError("not text")
             url = hub_url(path, self._hub_hosts[0]) if path.lower().startswith(HUB_SCHEME) else path
-            of_hub = urlsplit(url).hostname in self._hub_hosts
+            of_hub = urlsplit(url).hostname in {urlsplit(f"//{host}").hostname for host in self._hub_hosts}
+            # The port is looked at too, so that one that is no number is found here.
+            _ = urlsplit(url).port
         except ValueError as error:
             raise LoraDownloadFailed("the path of a LoRA is not a valid http or https URL") from error
         return (file_url(url) if of_hub else url), of_hub
@@ -237,6 +244,13 @@ class LoraSources:
             await asyncio.to_thread(self._artifacts.put_file, key, target)
         kept = self._artifacts.url(key)
         return AdmittedFile(await asyncio.to_thread(fingerprint, kept), kept, size, header)
+
+
+def is_origin(url: str, hosts: Iterable[str]) -> bool:
+    """Whether `url` is https, of one of these hosts (`host` or `host:port`), and of its port. Raises ValueError."""
+    parts = urlsplit(url)
+    origins = ((host.hostname, host.port or HTTPS_PORT) for host in (urlsplit(f"//{name}") for name in hosts))
+    return parts.scheme == "https" and (parts.hostname, parts.port or HTTPS_PORT) in origins
 
 
 def hub_url(path: str, host: str) -> str:

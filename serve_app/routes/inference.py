@@ -30,6 +30,7 @@ EXPLAIN_ERRORS = (
     errors.LoraIncompatible,
     errors.LoraDownloadFailed,
     errors.BodyTooLarge,
+    errors.Overloaded,
 )
 SUBMIT_ERRORS = (*EXPLAIN_ERRORS, errors.IdempotencyConflict, errors.QueueFull)
 MAX_WAIT_S = 300.0
