@@ -45,10 +45,7 @@ class Admission:
         """Everything up to the plans, in the contract's order of checks. Raises RequestError."""
         spec = plan.find_model(request, self._config)
         plan.check_loras(request, spec, self._config)
-        for lora in request.loras:
-            self._sources.check_path(lora.path)
-        for lora in request.loras:
-            await asyncio.to_thread(self._sources.check_exists, lora.path)
+        await self._sources.check([lora.path for lora in request.loras])
         plan.check_control_images(request, spec)
         control_files = await self._control_files(request, spec)
         plan.check_parameters(request, spec, self._config)
@@ -79,8 +76,7 @@ class Admission:
 
     async def named_adapter(self, path: str, model: str) -> AdapterUse:
         """The LoRA that a request for `model` would name so. Raises RequestError."""
-        self._sources.check_path(path)
-        await asyncio.to_thread(self._sources.check_exists, path)
+        await self._sources.check([path])
         return await self.adapter(Lora(path=path), None, MODELS[model])
 
     async def _control_files(self, request: InferenceRequest, spec: ModelSpec) -> dict[str, "ControlFile"]:

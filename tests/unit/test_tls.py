@@ -173,9 +173,13 @@ def test_file_that_needs_the_token_is_kept_and_the_token_is_not(hub, application
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
 
 
-def test_token_goes_to_the_hub_of_hub_paths(hub, server, make_body):
-    finished(hub, make_body(loras=[{"path": "hf://owner/repo/a.safetensors"}], hf_token="hf_secret"))
-    assert tokens(server) == ["Bearer hf_secret"]
+@pytest.mark.parametrize("path", ["hf://owner/repo/a.safetensors", "https://{host}/owner/repo/blob/main/a.safetensors"])
+def test_token_goes_to_the_hub_for_its_own_paths_and_pages(hub, server, make_body, path):
+    host = server.url.removeprefix("https://").partition("/")[0]
+    finished(hub, make_body(loras=[{"path": path.format(host=host)}], hf_token="hf_secret"))
+    assert [(path, token) for path, _, token in server.requests] == [
+        ("/owner/repo/resolve/main/a.safetensors", "Bearer hf_secret")
+    ]
 
 
 def test_token_is_refused_for_plain_http_to_the_hub(hub, server, make_body):
