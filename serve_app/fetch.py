@@ -93,13 +93,19 @@ class Fetcher:
     async def close(self) -> None:
         await self._session.close()
 
-    async def get(self, url: str, tenant: str = "", announced: Callable[[int], None] = lambda size: None) -> bytes:
+    async def get(
+        self,
+        url: str,
+        tenant: str = "",
+        max_bytes: int | None = None,
+        announced: Callable[[int], None] = lambda size: None,
+    ) -> bytes:
         """The body of one control image. `announced` is told its size as soon as its server says it.
 
-        Raises FetchFailed with the reason, or Overloaded.
+        Raises FetchFailed with the reason, or Overloaded. Without `max_bytes` the config's limit holds.
         """
-        body = bytearray()
-        async for chunk in self._body(url, tenant, self._config.max_bytes, self._config.timeout_s, {}, announced):
+        body, limits = bytearray(), self._config
+        async for chunk in self._body(url, tenant, max_bytes or limits.max_bytes, limits.timeout_s, {}, announced):
             body += chunk
         return bytes(body)
 
@@ -130,7 +136,7 @@ class Fetcher:
         async with self._response(url, tenant, self._config.timeout_s, ranged(start, end, version)) as response:
             remote = Remote.of(response)
             if (remote.size or 0) > self._config.max_lora_bytes:
-                raise FetchFailed(f"it is larger than {self._config.max_lora_bytes} bytes")
+                raise too_large(self._config.max_lora_bytes)
             if remote.start not in (0, start):
                 raise FetchFailed("its server sent another range than it was asked for")
             if response.status != 416:
@@ -163,13 +169,13 @@ class Fetcher:
                 raise FetchFailed(f"its server answered {response.status}", {"status": response.status})
             if (length := response.content_length) is not None:
                 if length > max_bytes:
-                    raise FetchFailed(f"it is larger than {max_bytes} bytes")
+                    raise too_large(max_bytes)
                 announced(length)
             began = time.monotonic()
             async for chunk in response.content.iter_chunked(CHUNK_BYTES):
                 received += len(chunk)
                 if received > max_bytes:
-                    raise FetchFailed(f"it is larger than {max_bytes} bytes")
+                    raise too_large(max_bytes)
                 seconds = time.monotonic() - began
                 if seconds > self._config.timeout_s and received < MIN_RATE * seconds:
                     raise FetchFailed(f"its server sends less than {MIN_RATE} bytes per second")
@@ -245,6 +251,10 @@ class Fetcher:
         denied = any(address in network for network in limits.denied_networks)
         if denied or not (allowed or is_public(address)):
             raise AddressRefused("its address is not a public one, and those are refused")
+
+
+def too_large(max_bytes: int) -> FetchFailed:
+    return FetchFailed(f"it is larger than {max_bytes} bytes", {"max_bytes": max_bytes})
 
 
 def ranged(start: int, end: int | None, version: str) -> dict[str, str]:

@@ -206,8 +206,8 @@ class LoraSources:
             return False
         return True
 
-    async def admit(self, path: str, token: str | None) -> AdmittedFile:
-        """The file that `path` names, its header read. Raises LoraInvalidFile or LoraDownloadFailed."""
+    async def admit(self, path: str, token: str | None, tenant: str) -> AdmittedFile:
+        """The file that `path` names, its header read. Raises LoraInvalidFile, LoraDownloadFailed or Overloaded."""
         if not is_url(path):
             return await self.ask(lambda: self.read(self.find(path)))
         url, of_hub = self._file_url(path)
@@ -219,9 +219,10 @@ class LoraSources:
                 raise FetchFailed(
                     "hf_token is sent over https to the hub's own port alone; name the file with https://"
                 )
-            if not needs_token and url == name and (file := await self._admit_url(url)):
+            if not needs_token and url == name and (file := await self._admit_url(url, tenant)):
                 return file
-            return await self._download(url, {"Authorization": f"Bearer {token}"} if needs_token else {})
+            headers = {"Authorization": f"Bearer {token}"} if needs_token else {}
+            return await self._download(url, headers, tenant)
         except FetchFailed as error:
             raise LoraDownloadFailed(
                 f"the LoRA at {name!r} could not be downloaded: {error.message}", {"lora_path": name}
@@ -268,28 +269,28 @@ class LoraSources:
         opened: BinaryIO = filesystem.open(path, "rb", block_size=BEGINNING_BYTES)
         return opened
 
-    async def _admit_url(self, url: str) -> AdmittedFile | None:
+    async def _admit_url(self, url: str, tenant: str) -> AdmittedFile | None:
         """The file at `url`, of which its beginning alone is read; None if its server does not pin it down.
 
         Raises LoraInvalidFile or FetchFailed.
         """
-        beginning, remote = await self._fetcher.read(url, 0, BEGINNING_BYTES)
+        beginning, remote = await self._fetcher.read(url, 0, BEGINNING_BYTES, tenant=tenant)
         if remote.size is None or not remote.version:
             return None
         length = header_end(beginning)
         if len(beginning) < length <= remote.size:
-            rest, again = await self._fetcher.read(url, len(beginning), length, remote.version)
+            rest, again = await self._fetcher.read(url, len(beginning), length, remote.version, tenant)
             if (again.version or remote.version, again.size) != (remote.version, remote.size):
                 raise FetchFailed("it changed while it was read")
             beginning += rest
         header = await asyncio.to_thread(read_header, BytesIO(beginning), remote.size, url)
         return AdmittedFile(identity(url, remote.size, remote.version), url, remote.size, header, remote.version)
 
-    async def _download(self, url: str, headers: Mapping[str, str]) -> AdmittedFile:
+    async def _download(self, url: str, headers: Mapping[str, str], tenant: str) -> AdmittedFile:
         """The file at `url`, downloaded and kept. Raises LoraInvalidFile or FetchFailed."""
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "adapter"
-            digest = await self._fetcher.download(url, target, headers)
+            digest = await self._fetcher.download(url, target, headers, tenant)
             size = target.stat().st_size
             # Only a file with a sound header is kept.
             with target.open("rb") as file:
