@@ -4,15 +4,18 @@ import asyncio
 import base64
 import binascii
 import hashlib
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 from typing import Any, Literal, Self, TypeVar
 
 from serve_app import images, plan
 from serve_app.adapters.receipts import understand
 from serve_app.adapters.sources import LoraSources
+from serve_app.budget import Hold
 from serve_app.config import AppConfig
+from serve_app.downloads import Downloads
 from serve_app.effective import effective, without_secrets
 from serve_app.errors import ControlImageInvalid, FetchFailed
 from serve_app.fetch import Fetcher
@@ -25,6 +28,9 @@ from serve_app.tasks import AdapterUse, EditPlan
 from serve_app.webhooks import check_webhook
 
 T = TypeVar("T")
+
+# How many control images of one request are fetched or decoded at a time.
+IMAGES_AT_ONCE = 8
 
 # What a client may send by mistake where a picture's content belongs.
 MAX_PATH, IMAGE_SUFFIXES = 1000, (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -41,21 +47,22 @@ class Admission:
         self._sources = sources
         self._architectures = architectures
 
-    async def admit(self, request: InferenceRequest) -> "Admitted":
-        """Everything up to the plans, in the contract's order of checks. Raises RequestError."""
+    async def admit(self, request: InferenceRequest, room: Hold) -> "Admitted":
+        """Everything up to the plans, in the contract's order of checks. Raises RequestError or Overloaded.
+
+        `room` is of the request's tenant, and from here on holds what its downloaded control images take.
+        """
         spec = plan.find_model(request, self._config)
         plan.check_loras(request, spec, self._config)
-        for lora in request.loras:
-            self._sources.check_path(lora.path)
-        for lora in request.loras:
-            await asyncio.to_thread(self._sources.check_exists, lora.path)
+        await self._sources.check([lora.path for lora in request.loras])
         plan.check_control_images(request, spec)
-        control_files = await self._control_files(request, spec)
+        plan.check_counts(request, spec, self._config)
+        control_files = await self._control_files(request, spec, room)
         plan.check_parameters(request, spec, self._config)
         if request.webhook_url is not None:
             check_webhook(request.webhook_url, self._config.webhooks)
         token = request.hf_token.get_secret_value() if request.hf_token else None
-        adapters = await gather_all(self.adapter(lora, token, spec) for lora in request.loras)
+        adapters = await gather_all(self.adapter(lora, token, spec, room.tenant) for lora in request.loras)
         digests = {image: file.sha256 for image, file in control_files.items()}
         plans = plan.plan_edits(request, spec, self._config, digests, adapters)
         notes = plan.exif_notes(plans, {file.sha256: file.facts for file in control_files.values()})
@@ -70,21 +77,23 @@ class Admission:
         recipe = make_recipe(spec, PROFILES[edit.profile], edit, [image.size for image in images])
         return effective(edit, spec, recipe, self._architectures[spec.id], images)
 
-    async def adapter(self, lora: Lora, token: str | None, spec: ModelSpec) -> AdapterUse:
-        """What a request's LoRA is. Raises LoraNotFound, LoraInvalidFile, LoraDownloadFailed or LoraIncompatible."""
-        file = await self._sources.admit(lora.path, token)
+    async def adapter(self, lora: Lora, token: str | None, spec: ModelSpec, tenant: str) -> AdapterUse:
+        """What a request's LoRA is.
+
+        Raises LoraNotFound, LoraInvalidFile, LoraDownloadFailed, LoraIncompatible or Overloaded.
+        """
+        file = await self._sources.admit(lora.path, token, tenant)
         path, linears = without_secrets(lora.path), self._architectures[spec.id].linears
         receipt = await asyncio.to_thread(understand, file.header, file.size_bytes, path, spec.id, linears)
         return AdapterUse(file.id, path, file.url, lora.network_multiplier, receipt, file.version)
 
     async def named_adapter(self, path: str, model: str) -> AdapterUse:
         """The LoRA that a request for `model` would name so. Raises RequestError."""
-        self._sources.check_path(path)
-        await asyncio.to_thread(self._sources.check_exists, path)
-        return await self.adapter(Lora(path=path), None, MODELS[model])
+        await self._sources.check([path])
+        return await self.adapter(Lora(path=path), None, MODELS[model], "")
 
-    async def _control_files(self, request: InferenceRequest, spec: ModelSpec) -> dict[str, "ControlFile"]:
-        """The file behind each distinct image string, all fetched at once. Raises ControlImageInvalid."""
+    async def _control_files(self, request: InferenceRequest, spec: ModelSpec, room: Hold) -> dict[str, "ControlFile"]:
+        """The file behind each distinct image string. Raises ControlImageInvalid or Overloaded."""
         if not spec.requires_control_image:
             return {}
         # The first prompt that uses an image is the one that an error names.
@@ -92,13 +101,20 @@ class Admission:
         for index, prompt in enumerate(request.prompts):
             for image in prompt.control_images:
                 first_use.setdefault(image, index)
-        files = await gather_all(self._control_file(image, index, request.exif) for image, index in first_use.items())
+        downloads = Downloads(self._fetcher, room, self._config.fetch.max_bytes)
+        await downloads.expect(sum(map(plan.is_image_url, first_use)))
+        files = await gather_few(
+            [partial(self._control_file, image, index, request.exif, downloads) for image, index in first_use.items()],
+            IMAGES_AT_ONCE,
+        )
         return dict(zip(first_use, files, strict=True))
 
-    async def _control_file(self, image: str, prompt_index: int, exif: Literal["ignore", "apply"]) -> "ControlFile":
+    async def _control_file(
+        self, image: str, prompt_index: int, exif: Literal["ignore", "apply"], downloads: Downloads
+    ) -> "ControlFile":
         limits = self._config.fetch
         try:
-            data = await self._fetcher.get(image) if image.startswith("http") else decode_base64(image)
+            data = await downloads.get(image) if plan.is_image_url(image) else decode_base64(image)
             if len(data) > limits.max_bytes:
                 raise ControlImageInvalid(f"it is larger than {limits.max_bytes} bytes")
             return await asyncio.to_thread(ControlFile.of, data, exif, limits.max_pixels)
@@ -147,6 +163,24 @@ def decode_base64(text: str) -> bytes:
         return base64.b64decode(payload)
     except (binascii.Error, ValueError) as error:
         raise ControlImageInvalid("it is neither an http(s) URL nor base64") from error
+
+
+async def gather_few(calls: Sequence[Callable[[], Awaitable[T]]], at_once: int) -> list[T]:
+    """The results in order, of so many calls at a time; none is begun after an error, which is raised as there."""
+    places, failed = asyncio.Semaphore(at_once), asyncio.Event()
+
+    async def call_in_turn(call: Callable[[], Awaitable[T]]) -> T:
+        async with places:
+            if failed.is_set():
+                # An earlier call failed, since they are begun in order: its error is the one that is raised.
+                raise asyncio.CancelledError
+            try:
+                return await call()
+            except BaseException:
+                failed.set()
+                raise
+
+    return await gather_all(map(call_in_turn, calls))
 
 
 async def gather_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:

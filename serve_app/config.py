@@ -183,9 +183,15 @@ class FetchConfig(Frozen):
     `max_bytes` and `max_pixels` hold for one control image (base64 ones too), `max_lora_bytes` for one
     adapter. `timeout_s` is for one whole download of an image or of an adapter's header, and for the silence of a
     server that sends an adapter; `lora_timeout_s` for one whole download of an adapter.
+    `max_urls` is the number of different control image URLs of one request.
+    `budget_bytes` is what one ingress holds in memory at a time of request bodies that are being checked, and as much
+    again of control images from URLs; `connections` how many downloads it makes at a time. Where there are API keys,
+    one tenant gets at most half of each. Whoever waits for them longer than `patience_s` gets 503 OVERLOADED; that time
+    is no part of `timeout_s`.
     Addresses that are not public are refused unless `allow_private_addresses` is set or one of
-    `allowed_networks` (CIDR) holds them. `hub_hosts` are the model hub's: their page URLs are understood, and
-    a request's `hf_token` goes to them alone.
+    `allowed_networks` (CIDR) holds them; those in `denied_networks` are always refused. `hub_hosts` are the model
+    hub's, each a host or `host:port`: their page URLs are understood, and a request's `hf_token` goes to them alone,
+    over https to that port (443 if none is named).
     """
 
     max_bytes: PositiveInt = 20_000_000
@@ -194,9 +200,14 @@ class FetchConfig(Frozen):
     timeout_s: PositiveFloat = 10.0
     lora_timeout_s: PositiveFloat = 300.0
     max_redirects: int = Field(default=5, ge=0)
+    max_urls: PositiveInt = 500
+    budget_bytes: PositiveInt = 400_000_000
+    connections: PositiveInt = 64
+    patience_s: PositiveFloat = 5.0
     allow_private_addresses: bool = False
     hub_hosts: tuple[str, ...] = ("huggingface.co",)
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    denied_networks: tuple[IPv4Network | IPv6Network, ...] = ()
 
 
 class JobsConfig(Frozen):
@@ -235,7 +246,7 @@ class WebhooksConfig(Frozen):
 
     `secret` is `whsec_` and the base64 of 24 to 64 random bytes, as the Standard Webhooks specification has
     it. A receiver has `timeout_s` to answer, and gets at most `max_attempts` tries: 15 take a day. Addresses
-    that are not public are refused as in `fetch`.
+    that are not public, and those in `denied_networks`, are refused as in `fetch`.
     """
 
     secret: Annotated[Url | None, Field(repr=False)] = None
@@ -243,6 +254,7 @@ class WebhooksConfig(Frozen):
     max_attempts: PositiveInt = 15
     allow_private_addresses: bool = False
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    denied_networks: tuple[IPv4Network | IPv6Network, ...] = ()
 
     @field_validator("secret")
     @classmethod

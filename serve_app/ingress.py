@@ -1,17 +1,28 @@
 """The HTTP application around a service."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Scope
 
 from serve_app.errors import ServiceError
 from serve_app.middleware import BodyLimit, DropRayHeaders, NameRequest
+from serve_app.room import HoldBody
 from serve_app.routes import inference, models, operation, requests
 from serve_app.service import Service
 from serve_app.wire import answer_error, answer_shape_error
+
+
+def _tenant_of(service: Service) -> Callable[[Scope], str]:
+    def tenant_of(scope: Scope) -> str:
+        headers = Headers(scope=scope)
+        return service.tenant(headers.get("authorization"), headers.get("x-api-key"))
+
+    return tenant_of
 
 
 def create_app(service: Service) -> FastAPI:
@@ -34,6 +45,9 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(ServiceError, answer_error)
     app.add_exception_handler(Exception, answer_error)
     app.add_middleware(BodyLimit, max_bytes=service.config.max_body_bytes)
+    app.add_middleware(
+        HoldBody, memory=service.bodies, max_bytes=service.config.max_body_bytes, tenant_of=_tenant_of(service)
+    )
     app.add_middleware(DropRayHeaders)
     app.add_middleware(NameRequest)
     app.add_middleware(

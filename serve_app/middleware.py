@@ -66,6 +66,8 @@ class BodyLimit:
             await error_response(error)(scope, receive, send)
             return
         messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        # One copy is enough: this frame stays until the request is answered.
+        del body
 
         async def replay() -> Message:
             return messages.pop() if messages else await receive()

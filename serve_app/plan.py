@@ -88,11 +88,29 @@ def check_control_images(request: InferenceRequest, spec: ModelSpec) -> None:
             )
 
 
-def check_parameters(request: InferenceRequest, spec: ModelSpec, config: AppConfig) -> None:
-    """Raise InvalidParameter for a value that is well formed and still cannot be served."""
+def check_counts(request: InferenceRequest, spec: ModelSpec, config: AppConfig) -> None:
+    """Raise InvalidParameter for more prompts or control images than may be. To be checked before any is fetched."""
     limit = min(config.jobs.max_queued_per_tenant, config.jobs.max_queued)
     if len(request.prompts) > limit:
         raise InvalidParameter(f"{len(request.prompts)} prompts were sent; more than {limit} pictures may never wait")
+    if not spec.requires_control_image:
+        return
+    images = {image for prompt in request.prompts for image in prompt.control_images}
+    urls = sum(map(is_image_url, images))
+    if urls > config.fetch.max_urls:
+        raise InvalidParameter(
+            f"{urls} different URLs of control images were sent; one request may name {config.fetch.max_urls}: send "
+            "its prompts in several requests"
+        )
+
+
+def is_image_url(image: str) -> bool:
+    """Whether a control image is a URL, as the contract has it; otherwise it is base64."""
+    return image.startswith("http")
+
+
+def check_parameters(request: InferenceRequest, spec: ModelSpec, config: AppConfig) -> None:
+    """Raise InvalidParameter for a value that is well formed and still cannot be served."""
     for index, prompt in enumerate(request.prompts):
         if prompt.resolution == "High":
             raise InvalidParameter(

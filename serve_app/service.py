@@ -20,9 +20,18 @@ from serve_app.adapters.sources import LoraSources
 from serve_app.admission import Admission, Admitted, gather_all
 from serve_app.artifacts import Artifacts
 from serve_app.backlog import BacklogReport
+from serve_app.budget import Budget, Hold
 from serve_app.config import AppConfig, IngressSettings
 from serve_app.dispatch import Dispatcher, EditorCount, Editors, control_key, record_key
-from serve_app.errors import FilesGone, HistoryUnavailable, ImageNotFound, RequestNotFound, StoreUnavailable, describe
+from serve_app.errors import (
+    FilesGone,
+    HistoryUnavailable,
+    ImageNotFound,
+    RequestNotFound,
+    StoreUnavailable,
+    Unauthorized,
+    describe,
+)
 from serve_app.events import RequestEvent, events_since, payload_of
 from serve_app.fetch import Fetcher
 from serve_app.jobs.records import (
@@ -87,6 +96,12 @@ class Service:
         # Before anything is started: a checkpoint that is not there fails the deploy.
         self._architectures = {model.id: architecture_of(model) for model in config.models}
         self._exits = AsyncExitStack()
+        limits = config.fetch
+        # Without keys all callers are one tenant, and there is nobody to keep anything for.
+        self._tenants_part = 2 if config.auth.keys_file else 1
+        share = limits.budget_bytes // self._tenants_part
+        self.bodies = Budget(limits.budget_bytes, share, limits.patience_s, "this request's body")
+        self._images = Budget(limits.budget_bytes, share, limits.patience_s, "this request's control images")
 
     async def __aenter__(self) -> Self:
         # What was started is stopped as well if the start fails or is cancelled half way.
@@ -98,7 +113,7 @@ class Service:
     async def _start(self, exits: AsyncExitStack) -> None:
         config = self.config
         self._artifacts = Artifacts(config.artifacts_url)
-        self._fetcher = Fetcher(config.fetch)
+        self._fetcher = Fetcher(config.fetch, config.fetch.connections // self._tenants_part)
         exits.push_async_callback(self._fetcher.close)
         sources = LoraSources(config.lora_root, self._fetcher, self._artifacts, config.fetch.hub_hosts)
         self._admission = Admission(config, self._fetcher, sources, self._architectures)
@@ -138,6 +153,13 @@ class Service:
         """Who sends these two headers. Raises Unauthorized."""
         return self._keys.caller(authorization, x_api_key)
 
+    def tenant(self, authorization: str | None, x_api_key: str | None) -> str:
+        """Whose share of the memory a request takes, by the same headers; callers without a key share one."""
+        try:
+            return self.caller(authorization, x_api_key).tenant
+        except Unauthorized:
+            return ""
+
     async def submit(
         self, request: InferenceRequest, caller: Caller, base_url: str, idempotency_key: str | None = None
     ) -> RequestRecord:
@@ -149,7 +171,8 @@ class Service:
         model = request.model if request.model in self._architectures else NO_MODEL
         with tracing.about(request_id), tracing.span("POST /v1/inference", SpanKind.SERVER, model=model):
             try:
-                record = await self._submit(request_id, request, caller, base_url, idempotency_key)
+                with self._images.hold(caller.tenant) as room:
+                    record = await self._submit(request_id, request, caller, base_url, idempotency_key, room)
             except Exception as error:
                 self._meter.record(SUBMISSIONS, model=model, code=describe(error).code)
                 raise
@@ -159,7 +182,13 @@ class Service:
             return record
 
     async def _submit(
-        self, request_id: str, request: InferenceRequest, caller: Caller, base_url: str, idempotency_key: str | None
+        self,
+        request_id: str,
+        request: InferenceRequest,
+        caller: Caller,
+        base_url: str,
+        idempotency_key: str | None,
+        room: Hold,
     ) -> RequestRecord:
         digest = None
         if idempotency_key is not None:
@@ -169,7 +198,7 @@ class Service:
             if earlier is not None:
                 return earlier
         for tries in range(1, TRIES + 1):
-            admitted = await self._admission.admit(request)
+            admitted = await self._admission.admit(request, room)
             new = self._new_request(request_id, request, admitted, caller, base_url)
             new = replace(new, idempotency_key=idempotency_key, body_sha256=digest)
             await gather_all(
@@ -227,12 +256,13 @@ class Service:
         """What a picture is predicted to take (FLOP)."""
         return float(self._admission.effective(admitted, edit)["transformer_flops_estimated"])
 
-    async def explain(self, request: InferenceRequest) -> Explanation:
+    async def explain(self, request: InferenceRequest, caller: Caller) -> Explanation:
         """What `submit` would have done with the same request: the same checks and errors, and no job.
 
         A LoRA that the request names by a URL with secrets is downloaded and kept, for the request that follows.
         """
-        admitted = await self._admission.admit(request)
+        with self._images.hold(caller.tenant) as room:
+            admitted = await self._admission.admit(request, room)
         return Explanation(
             model=admitted.spec.id,
             effective=[self._admission.effective(admitted, edit) for edit in admitted.plans],

@@ -94,6 +94,7 @@ class Deliverer:
                 timeout_s=config.timeout_s,
                 allow_private_addresses=config.allow_private_addresses,
                 allowed_networks=config.allowed_networks,
+                denied_networks=config.denied_networks,
             )
         )
         try:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ssl import SSLContext
 
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
@@ -17,7 +18,7 @@ class LoraServer:
     After the first response it is as `later` says, by field. A response breaks off after `breaks_off_after` bytes of
     its body, `times_broken_off` times, and falls silent after `silent_after` bytes until `end` is set; before each
     4096 bytes it waits `pause_s`. `requests` are the paths, ranges and tokens that were asked for, `sent` the bytes of
-    bodies that went out.
+    bodies that went out. With a `location` every answer is a redirect there.
     """
 
     content: bytes = b""
@@ -31,6 +32,7 @@ class LoraServer:
     breaks_off_after: int | None = None
     times_broken_off: int = 1_000_000
     silent_after: int | None = None
+    location: str | None = None
     pause_s: float = 0.0
     url: str = ""
     sent: int = 0
@@ -49,6 +51,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         mood, asked = self.mood, self.headers.get("Range")
         mood.requests.append((self.path, asked, self.headers.get("Authorization")))
+        if mood.location is not None:
+            self.send_response(302)
+            self.send_header("Location", mood.location)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         content, version = mood.content, mood.etag or mood.last_modified
         place = RANGE.match(asked or "") if mood.knows_ranges else None
         if place and self.headers.get("If-Range") not in (None, version):
@@ -99,11 +107,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def lora_server(content: bytes) -> Iterator[LoraServer]:
+def lora_server(content: bytes, tls: SSLContext | None = None) -> Iterator[LoraServer]:
     mood = LoraServer(content)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("OwnHandler", (Handler,), {"mood": mood}))
     server.daemon_threads = True
-    mood.url = f"http://127.0.0.1:{server.server_address[1]}/a.safetensors"
+    if tls is not None:
+        # The handshake is the handler's thread's: one that fails must not end the server.
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    mood.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_address[1]}/a.safetensors"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     yield mood

@@ -12,6 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from serve_app.adapters.disk import DiskCache
 from serve_app.adapters.header import read_header
+from serve_app.adapters.local import open_regular
 from serve_app.adapters.sources import fingerprint, open_store
 from serve_app.adapters.stores import fetch, refuse_changed
 from serve_app.artifacts import Artifacts
@@ -91,7 +92,8 @@ class Contents:
             filesystem, path = open_store(use.url)
             if isinstance(filesystem, LocalFileSystem):
                 refuse_changed(use, fingerprint(use.url))
-                return Path(path).read_bytes()
+                with open_regular(Path(path)) as file:
+                    return file.read()
         bring = partial(fetch, use, config=self._limits)
         check = partial(_check, use)
         try:

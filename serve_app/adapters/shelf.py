@@ -1,8 +1,7 @@
 """What lies under the LoRA root, with what each file's header says. For people who look for an adapter."""
 
-import asyncio
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from serve_app.adapters.formats import Shape
 from serve_app.adapters.receipts import understand
@@ -33,11 +32,11 @@ class Shelf:
     async def page(self, search: str, cursor: str, limit: int) -> LoraList:
         """As `Service.loras`."""
         page: list[LoraInfo] = []
-        for file in await asyncio.to_thread(self._sources.files):
+        for file in await self._sources.ask(self._sources.files):
             if file.path <= cursor:
                 continue
             # In turn, so that no page reads more headers than it shows or searches.
-            info = await asyncio.to_thread(self._describe, file)
+            info = await self._sources.ask(partial(self._describe, file))
             words = (info.path, info.receipt.trigger_word or "", info.receipt.kind) if info.receipt else (info.path,)
             if any(search.lower() in word.lower() for word in words):
                 page.append(info)
@@ -48,10 +47,10 @@ class Shelf:
     async def one(self, path: str) -> LoraInfo:
         """One file. Raises LoraUnknown, or LoraDownloadFailed if its store does not answer."""
         try:
-            file = await asyncio.to_thread(self._sources.find, path)
+            file = await self._sources.ask(partial(self._sources.find, path))
         except (LoraNotFound, LoraPathForbidden) as error:
             raise LoraUnknown(error.message, error.details) from error
-        return await asyncio.to_thread(self._describe, file)
+        return await self._sources.ask(partial(self._describe, file))
 
     def _describe(self, file: StoredFile) -> LoraInfo:
         try:

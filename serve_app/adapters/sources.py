@@ -1,27 +1,34 @@
 """Where adapter files come from: the LoRA root, or a download. And what makes two files the same adapter."""
 
 import asyncio
+import errno
 import hashlib
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from os.path import realpath
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from serve_app.adapters.header import Header, header_end, read_header
+from serve_app.adapters.local import NotRegular, open_regular
 from serve_app.artifacts import Artifacts
 from serve_app.effective import without_secrets
-from serve_app.errors import FetchFailed, LoraDownloadFailed, LoraNotFound, LoraPathForbidden
+from serve_app.errors import FetchFailed, LoraDownloadFailed, LoraNotFound, LoraPathForbidden, Overloaded
 from serve_app.fetch import DISK_FULL, Fetcher
+from serve_app.threads import Threads
+
+T = TypeVar("T")
 
 # The path of a page on the model hub: /<owner>/<repository>/blob|tree/<revision>/...
 MAX_PATH_BYTES = 250
+HTTPS_PORT = 443
 HUB_SCHEME = "hf://"
 HUB_PATH = re.compile(r"^hf://(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)$", re.IGNORECASE)
 HUB_PAGE = re.compile(r"^(/[^/]+/[^/]+)/(blob|tree)(/.*)$")
@@ -31,6 +38,8 @@ HUB_PAGE = re.compile(r"^(/[^/]+/[^/]+)/(blob|tree)(/.*)$")
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
 # What is read of a file at first: the header of most adapters.
 BEGINNING_BYTES = 512 * 2**10
+# How many looks into the LoRA root are under way at a time; how long the next one waits and each may take (s).
+ROOT_THREADS, ROOT_PATIENCE_S, ROOT_TIMEOUT_S = 16, 5.0, 30.0
 
 
 def open_store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -97,22 +106,49 @@ class LoraSources:
         self._base = str(Path(base).resolve()) if self._is_local else base.rstrip("/")
         self._fetcher = fetcher
         self._artifacts = artifacts
+        self._threads = Threads(ROOT_THREADS, ROOT_PATIENCE_S, "a look into the LoRA root")
+
+    async def ask(self, look: Callable[[], T]) -> T:
+        """What `look` finds, which calls methods of this class that block.
+
+        It has a thread of this LoRA root's own: a store that hangs holds up neither other work nor, for long, whoever
+        asks. Raises Overloaded, and what `look` raises.
+        """
+        try:
+            return await self._threads.run(look, ROOT_TIMEOUT_S)
+        except TimeoutError as error:
+            raise Overloaded(
+                "the store of the LoRA files does not answer at the moment; send it again later"
+            ) from error
+
+    async def check(self, paths: Sequence[str]) -> None:
+        """Raise LoraPathForbidden for the first path that leaves the root, else LoraNotFound for the first missing."""
+
+        def look() -> None:
+            for path in paths:
+                self.check_path(path)
+            for path in paths:
+                self.check_exists(path)
+
+        if not all(map(is_url, paths)):
+            await self.ask(look)
 
     def check_path(self, path: str) -> None:
-        """Raise LoraPathForbidden if `path` leaves the LoRA root: absolute, by `..`, or by a symbolic link."""
+        """Raise LoraPathForbidden if `path` leaves the LoRA root: absolute, by `..`, or by a symbolic link. Blocks."""
         if is_url(path):
             return
         relative, windows = PurePosixPath(path), PureWindowsPath(path)
         if len(path.encode("utf-8", "replace")) > MAX_PATH_BYTES or (not path.isprintable() and "\0" not in path):
             raise LoraNotFound("a LoRA path is too long or not text", {"lora_path": ascii(path[:100])})
         leaves = relative.is_absolute() or windows.anchor or ".." in windows.parts or "\0" in path
-        if leaves or (self._is_local and not Path(self._base, path).resolve().is_relative_to(self._base)):
+        # Not Path.resolve, which raises RuntimeError for links that lead in a circle: those are no files, see `find`.
+        if leaves or (self._is_local and not Path(realpath(f"{self._base}/{path}")).is_relative_to(self._base)):
             raise LoraPathForbidden(
                 f"the LoRA path {path!r} leads out of the LoRA root; give one relative to it", {"lora_path": path}
             )
 
     def check_exists(self, path: str) -> None:
-        """Raise LoraNotFound if `path` is not a file under the LoRA root. URLs are not asked here."""
+        """Raise LoraNotFound if `path` is not a file under the LoRA root. URLs are not asked here. Blocks."""
         if not is_url(path):
             self.find(path)
 
@@ -121,9 +157,20 @@ class LoraSources:
         if not self._filesystem.isdir(self._base):
             return []
         found = self._filesystem.find(self._base, detail=True)
-        paths = {path.removeprefix(self._base).lstrip("/"): info for path, info in found.items()}
-        allowed = sorted(path for path in paths if path.endswith(".safetensors") and self._is_allowed(path))
-        return [self._stored(path, paths[path]) for path in allowed]
+        paths = {whole.removeprefix(self._base).lstrip("/"): whole for whole in found if whole.endswith(".safetensors")}
+        allowed = ((path, self._of_file(paths[path], found)) for path in sorted(paths) if self._is_allowed(path))
+        return [self._stored(path, info) for path, info in allowed if info is not None]
+
+    def _of_file(self, whole: str, found: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+        """What is known of a file that was found, or of what a link leads to; None for pipes, devices and the like."""
+        info = found[whole]
+        if info.get("islink"):
+            try:
+                info = self._filesystem.info(whole)
+            except OSError:
+                # It leads nowhere, or in a circle.
+                return None
+        return info if info["type"] == "file" else None
 
     def find(self, path: str) -> StoredFile:
         """One file under the LoRA root, by a single look-up. Blocks.
@@ -136,9 +183,11 @@ class LoraSources:
         except (FileNotFoundError, NotADirectoryError):
             info = {"type": "nothing"}
         except OSError as error:
-            raise LoraDownloadFailed(
-                f"the store of the LoRA file {path!r} could not be read", {"lora_path": path}
-            ) from error
+            if error.errno != errno.ELOOP:
+                raise LoraDownloadFailed(
+                    f"the store of the LoRA file {path!r} could not be read", {"lora_path": path}
+                ) from error
+            info = {"type": "nothing"}
         if info["type"] != "file":
             raise LoraNotFound(
                 f"there is no LoRA file {path!r} under the LoRA root; GET /v1/loras lists them", {"lora_path": path}
@@ -157,18 +206,23 @@ class LoraSources:
             return False
         return True
 
-    async def admit(self, path: str, token: str | None) -> AdmittedFile:
-        """The file that `path` names, its header read. Raises LoraInvalidFile or LoraDownloadFailed."""
+    async def admit(self, path: str, token: str | None, tenant: str) -> AdmittedFile:
+        """The file that `path` names, its header read. Raises LoraInvalidFile, LoraDownloadFailed or Overloaded."""
         if not is_url(path):
-            return await asyncio.to_thread(lambda: self.read(self.find(path)))
+            return await self.ask(lambda: self.read(self.find(path)))
         url, of_hub = self._file_url(path)
         name = without_secrets(url)
         try:
             # The token is the hub's: no other host that the request names gets to see it.
             needs_token = token is not None and of_hub
-            if not needs_token and url == name and (file := await self._admit_url(url)):
+            if needs_token and not is_origin(url, self._hub_hosts):
+                raise FetchFailed(
+                    "hf_token is sent over https to the hub's own port alone; name the file with https://"
+                )
+            if not needs_token and url == name and (file := await self._admit_url(url, tenant)):
                 return file
-            return await self._download(url, {"Authorization": f"Bearer {token}"} if needs_token else {})
+            headers = {"Authorization": f"Bearer {token}"} if needs_token else {}
+            return await self._download(url, headers, tenant)
         except FetchFailed as error:
             raise LoraDownloadFailed(
                 f"the LoRA at {name!r} could not be downloaded: {error.message}", {"lora_path": name}
@@ -186,7 +240,9 @@ class LoraSources:
             if not path.isprintable():
                 raise ValueError("not text")
             url = hub_url(path, self._hub_hosts[0]) if path.lower().startswith(HUB_SCHEME) else path
-            of_hub = urlsplit(url).hostname in self._hub_hosts
+            of_hub = urlsplit(url).hostname in {urlsplit(f"//{host}").hostname for host in self._hub_hosts}
+            # The port is looked at too, so that one that is no number is found here.
+            _ = urlsplit(url).port
         except ValueError as error:
             raise LoraDownloadFailed("the path of a LoRA is not a valid http or https URL") from error
         return (file_url(url) if of_hub else url), of_hub
@@ -198,37 +254,43 @@ class LoraSources:
         """
         details = {"lora_path": file.path}
         try:
-            filesystem, path = open_store(file.url)
-            with filesystem.open(path, "rb", block_size=BEGINNING_BYTES) as opened:
+            with self._opened(file.url) as opened:
                 header = read_header(opened, file.size_bytes, file.path)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotRegular) as error:
             raise LoraNotFound(f"the LoRA file {file.path!r} is no longer there", details) from error
         except OSError as error:
             raise LoraDownloadFailed(f"the store of the LoRA file {file.path!r} could not be read", details) from error
         return AdmittedFile(file.id, file.url, file.size_bytes, header)
 
-    async def _admit_url(self, url: str) -> AdmittedFile | None:
+    def _opened(self, url: str) -> BinaryIO:
+        filesystem, path = open_store(url)
+        if self._is_local:
+            return open_regular(Path(path))
+        opened: BinaryIO = filesystem.open(path, "rb", block_size=BEGINNING_BYTES)
+        return opened
+
+    async def _admit_url(self, url: str, tenant: str) -> AdmittedFile | None:
         """The file at `url`, of which its beginning alone is read; None if its server does not pin it down.
 
         Raises LoraInvalidFile or FetchFailed.
         """
-        beginning, remote = await self._fetcher.read(url, 0, BEGINNING_BYTES)
+        beginning, remote = await self._fetcher.read(url, 0, BEGINNING_BYTES, tenant=tenant)
         if remote.size is None or not remote.version:
             return None
         length = header_end(beginning)
         if len(beginning) < length <= remote.size:
-            rest, again = await self._fetcher.read(url, len(beginning), length, remote.version)
+            rest, again = await self._fetcher.read(url, len(beginning), length, remote.version, tenant)
             if (again.version or remote.version, again.size) != (remote.version, remote.size):
                 raise FetchFailed("it changed while it was read")
             beginning += rest
         header = await asyncio.to_thread(read_header, BytesIO(beginning), remote.size, url)
         return AdmittedFile(identity(url, remote.size, remote.version), url, remote.size, header, remote.version)
 
-    async def _download(self, url: str, headers: Mapping[str, str]) -> AdmittedFile:
+    async def _download(self, url: str, headers: Mapping[str, str], tenant: str) -> AdmittedFile:
         """The file at `url`, downloaded and kept. Raises LoraInvalidFile or FetchFailed."""
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "adapter"
-            digest = await self._fetcher.download(url, target, headers)
+            digest = await self._fetcher.download(url, target, headers, tenant)
             size = target.stat().st_size
             # Only a file with a sound header is kept.
             with target.open("rb") as file:
@@ -237,6 +299,13 @@ class LoraSources:
             await asyncio.to_thread(self._artifacts.put_file, key, target)
         kept = self._artifacts.url(key)
         return AdmittedFile(await asyncio.to_thread(fingerprint, kept), kept, size, header)
+
+
+def is_origin(url: str, hosts: Iterable[str]) -> bool:
+    """Whether `url` is https, of one of these hosts (`host` or `host:port`), and of its port. Raises ValueError."""
+    parts = urlsplit(url)
+    origins = ((host.hostname, host.port or HTTPS_PORT) for host in (urlsplit(f"//{name}") for name in hosts))
+    return parts.scheme == "https" and (parts.hostname, parts.port or HTTPS_PORT) in origins
 
 
 def hub_url(path: str, host: str) -> str:

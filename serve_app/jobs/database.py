@@ -30,7 +30,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from serve_app import background
-from serve_app.errors import StoreUnavailable
+from serve_app.errors import StorageFailed, StoreUnavailable
+from serve_app.threads import Threads
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,6 +63,9 @@ KEEPALIVE = {
     "TCP_KEEPCNT": SERVER_SILENCE_S // 2,
     "TCP_USER_TIMEOUT": SERVER_SILENCE_S * 1000,
 }
+# How many transactions look into artifact storage at a time, at least as many as there are connections; and how long
+# one may (s): shorter than others wait for its lock (`busy_timeout`).
+STORAGE_THREADS, STORAGE_S = 16, 25.0
 # Locks of PostgreSQL that are not a row's: any two numbers that nothing else in this database uses.
 MIGRATION_LOCK, FILES_LOCK = 7_236_001, 7_236_002
 
@@ -71,6 +75,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._url = sa.make_url(url)
+        self._threads = Threads(STORAGE_THREADS, STORAGE_S, "a look into artifact storage")
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         if self.is_sqlite and self._url.database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
@@ -129,6 +134,20 @@ class Database:
         """Wait until nobody removes files; from here to this transaction's end nobody does."""
         if not self.is_sqlite:
             await connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(FILES_LOCK)))
+
+    async def ask_storage(self, call: Callable[[], T]) -> T:
+        """What a blocking look into artifact storage finds, from within a transaction. Raises StorageFailed.
+
+        Its threads are the transactions' own: whoever holds a lock must not wait for a thread that others let hang.
+        """
+        try:
+            return await self._threads.run(call, STORAGE_S)
+        except TimeoutError as error:
+            raise StorageFailed("artifact storage does not answer") from error
+
+    async def delete_files(self, call: Callable[[], None]) -> None:
+        """The same for deleting, without a limit: it has to end before the transaction that it happens in."""
+        await self._threads.run(call)
 
     def insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
         """An INSERT that knows ON CONFLICT."""

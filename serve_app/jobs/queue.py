@@ -4,7 +4,6 @@ A dispatcher claims a picture for as long as it renews its lease. Every write of
 claim's generation and is refused once the claim is lost: to a newer one, to a cancellation or to a deadline.
 """
 
-import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import asdict
@@ -245,7 +244,7 @@ class Queue:
         """
         async with self._database.writing() as connection:
             await self._database.about_to_refer_to_files(connection)
-            if not await asyncio.to_thread(is_stored, done.key):
+            if not await self._database.ask_storage(functools.partial(is_stored, done.key)):
                 raise EditorLost("its picture is no longer stored")
             request = await changes.start(connection, claim.task.request_id)
             await self._write(

@@ -1,6 +1,5 @@
 """Requests: taken in, looked at, cancelled, listed."""
 
-import asyncio
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -40,12 +39,12 @@ class Requests:
         """Commit a new request; the earlier one if its idempotency key has been used for the same body.
 
         Raises QueueFull, IdempotencyConflict if the key was used for another body, and FilesGone if one of its
-        files was deleted meanwhile, since nothing needed it yet.
+        files was deleted meanwhile, since nothing needed it yet; StorageFailed if storage does not say.
         """
         try:
             async with self._database.writing() as connection:
                 await self._database.about_to_refer_to_files(connection)
-                if not await asyncio.to_thread(lambda: all(map(is_stored, new.files))):
+                if not await self._database.ask_storage(lambda: all(map(is_stored, new.files))):
                     raise FilesGone("a file of this request was deleted meanwhile; send it again")
                 line = await self._line(connection, new.model)
                 await self._refuse_when_full(connection, new)

@@ -1,7 +1,7 @@
 """What is no longer kept: requests past their age or beyond their bytes, and files that no request needs."""
 
-import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -103,7 +103,7 @@ class Retention:
 
     async def _delete_unneeded(self, connection: AsyncConnection, keys: Sequence[str], delete: Delete) -> None:
         if unneeded := await self._unneeded(connection, keys):
-            await asyncio.to_thread(delete, unneeded)
+            await self._database.delete_files(partial(delete, unneeded))
 
     async def _unneeded(self, connection: AsyncConnection, keys: Sequence[str]) -> list[str]:
         needed = set((await connection.execute(sa.select(_files.key).where(_files.key.in_(keys)))).scalars())

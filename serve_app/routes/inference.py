@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Depends, Header, Query, Request
 
 from serve_app import errors
 from serve_app.answers import result_of
 from serve_app.keys import Caller
+from serve_app.room import release
 from serve_app.routes.caller import KEYS_IN_DOCS, base_url_of, caller_of
 from serve_app.schemas import Explanation, InferenceRequest, RequestResult, ShapeErrors, Submitted
 from serve_app.service import Service
@@ -30,6 +31,7 @@ EXPLAIN_ERRORS = (
     errors.LoraIncompatible,
     errors.LoraDownloadFailed,
     errors.BodyTooLarge,
+    errors.Overloaded,
 )
 SUBMIT_ERRORS = (*EXPLAIN_ERRORS, errors.IdempotencyConflict, errors.QueueFull)
 MAX_WAIT_S = 300.0
@@ -42,6 +44,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/inference", responses=error_docs(*SUBMIT_ERRORS))
     async def submit(
+        request: Request,
         body: InferenceRequest,
         caller: Annotated[Caller, IsCaller],
         base_url: Annotated[str, BaseUrl],
@@ -55,6 +58,7 @@ def router(service: Service) -> APIRouter:
         """
         record = await service.submit(body, caller, base_url, idempotency_key)
         if wait:
+            await release(request, body)
             record = await service.ended(record, wait)
             if record.status.ended:
                 return result_of(record, base_url)
@@ -66,9 +70,9 @@ def router(service: Service) -> APIRouter:
             created_at=record.created_at,
         )
 
-    @routes.post("/v1/explain", dependencies=[IsCaller], responses=error_docs(*EXPLAIN_ERRORS))
-    async def explain(body: InferenceRequest) -> Explanation:
+    @routes.post("/v1/explain", responses=error_docs(*EXPLAIN_ERRORS))
+    async def explain(body: InferenceRequest, caller: Annotated[Caller, IsCaller]) -> Explanation:
         """What would be done with a request, to the last size and kernel; nothing is made."""
-        return await service.explain(body)
+        return await service.explain(body, caller)
 
     return routes

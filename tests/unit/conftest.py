@@ -78,7 +78,8 @@ class Application:
         self.config = config
         self.editors = InstantEditors(Artifacts(config.artifacts_url))
         self.running = {model.id: 1 for model in config.models}
-        self.app = create_app(Service(config, self.editors, self._editor_count))
+        self.service = Service(config, self.editors, self._editor_count)
+        self.app = create_app(self.service)
 
     async def _editor_count(self) -> Mapping[str, int]:
         return self.running

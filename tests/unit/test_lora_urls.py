@@ -95,15 +95,6 @@ def test_file_that_its_server_does_not_pin_down_is_kept(server, submit, tmp_path
     assert kept(tmp_path) == [server.content]
 
 
-def test_what_needs_the_requests_token_is_kept_and_the_token_is_not(server, application, client, make_body, tmp_path):
-    server.content = safetensors_bytes()
-    finished(client, make_body(loras=[{"path": server.url}], hf_token="hf_secret"))
-    assert [token for _, _, token in server.requests] == ["Bearer hf_secret"]
-    assert kept(tmp_path) == [server.content]
-    [use] = application.editors.tasks[0].plan.adapters
-    assert (use.version, use.url.startswith(str(tmp_path))) == ("", True)
-
-
 @pytest.mark.parametrize("secret", ["user:hunter2@", "?X-Signature=hunter2"])
 def test_secrets_of_a_url_are_used_and_neither_stored_nor_returned(server, client, submit, make_body, tmp_path, secret):
     server.content = safetensors_bytes()

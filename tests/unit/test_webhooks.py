@@ -308,3 +308,12 @@ async def test_both_sides_mean_the_same_by_a_host(store, make_plan, url):
     await asyncio.sleep(0.01)
     assert await store.outbox.take(9, 0.0, 9, [delivery.host]) == []
     assert len(await store.outbox.take(9, 0.0, 9, [delivery.host + "x"])) == 1
+
+
+async def test_receiver_in_a_denied_network_is_refused(store, make_plan, web_server):
+    receiver = Receiver()
+    await announce(store, make_plan, await web_server(receiver.answer))
+    async with delivering(store, denied_networks=["127.0.0.0/8"]):
+        await until(lambda: all_failed(store))
+    [row] = await rows(store)
+    assert ("not a public one" in row.error, receiver.posts) == (True, [])

@@ -1,0 +1,300 @@
+"""What one tenant's requests may take of memory, downloads and connections, and that others get theirs."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from aiohttp import web
+
+from serve_app.admission import IMAGES_AT_ONCE
+from serve_app.budget import Budget
+from serve_app.config import AppConfig, FetchConfig
+from serve_app.errors import FetchFailed
+from serve_app.fetch import Fetcher
+from serve_app.room import COPIES, HoldBody
+from serve_app.service import Service
+from tests.unit.conftest import Application
+
+Start = Callable[..., Awaitable[httpx.AsyncClient]]
+
+
+@pytest.fixture
+async def start(config: AppConfig, tmp_path: Path) -> AsyncIterator[Start]:
+    """Start a service with tenants red and blue, whose keys are their names, and these settings of `fetch`."""
+    hashes = {name: [hashlib.sha256(name.encode()).hexdigest()] for name in ("red", "blue")}
+    (tmp_path / "keys.yaml").write_text(yaml.safe_dump({"tenants": hashes}))
+    async with AsyncExitStack() as exits:
+
+        async def start(changes: dict[str, Any] = {}, **fetch: object) -> httpx.AsyncClient:  # noqa: B006  # read
+            changed = config.model_dump() | {"auth": {"keys_file": str(tmp_path / "keys.yaml")}} | changes
+            changed["fetch"] = {"allow_private_addresses": True, "timeout_s": 2, **fetch}
+            application = Application(AppConfig.model_validate(changed))
+            await exits.enter_async_context(application.app.router.lifespan_context(application.app))
+            transport = httpx.ASGITransport(application.app)
+            client = httpx.AsyncClient(transport=transport, base_url="http://service", timeout=30)
+            client.application = application  # type: ignore[attr-defined]
+            return await exits.enter_async_context(client)
+
+        yield start
+
+
+def service_of(client: httpx.AsyncClient) -> Service:
+    application: Application = client.application  # type: ignore[attr-defined]
+    return application.service
+
+
+class ImageServer:
+    """A server of one picture under any path. `pause_s` is before each answer; `says_length` whether it tells it."""
+
+    def __init__(self, picture: bytes) -> None:
+        self.picture = picture
+        self.pause_s = 0.0
+        self.says_length = True
+        self.status = 200
+        self.requests = self.running = self.most = 0
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.requests += 1
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            if "slow" in request.path:
+                await asyncio.sleep(30)
+            await asyncio.sleep(self.pause_s)
+            if self.says_length or self.status != 200:
+                return web.Response(body=self.picture, status=self.status)
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await response.write(self.picture)
+            return response
+        finally:
+            self.running -= 1
+
+
+@pytest.fixture
+def images(control_png: bytes) -> ImageServer:
+    return ImageServer(control_png)
+
+
+@pytest.fixture
+async def url(images: ImageServer, web_server) -> str:
+    return str(await web_server(images.answer))
+
+
+@pytest.fixture
+def body_of(make_body) -> Callable[..., dict]:
+    """A request with these control images."""
+
+    def body_of(*images: str) -> dict:
+        body = make_body()
+        body["prompts"] = [body["prompts"][0] | {"ctrl_img": image} for image in images]
+        return body
+
+    return body_of
+
+
+async def post(client: httpx.AsyncClient, tenant: str, body: dict, route: str = "/v1/inference") -> httpx.Response:
+    return await client.post(route, json=body, headers={"X-API-Key": tenant})
+
+
+def error_of(answer: httpx.Response) -> dict:
+    return answer.json()["detail"]["error"]
+
+
+async def test_slow_downloads_of_one_tenant_leave_others_their_connections(start, url, body_of):
+    client = await start(connections=4, patience_s=0.5, timeout_s=1.5)
+    slow = [
+        asyncio.create_task(post(client, "red", body_of(f"{url}/slow/{number}"), "/v1/explain")) for number in range(20)
+    ]
+    await asyncio.sleep(0.2)
+    began = time.monotonic()
+    answer = await post(client, "blue", body_of(f"{url}/picture"))
+    assert (answer.status_code, time.monotonic() - began < 0.5) == (200, True)
+    answers = await asyncio.gather(*slow)
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert len(refused) == 18
+    for answer in refused:
+        assert (error_of(answer)["code"], answer.headers["Retry-After"]) == ("OVERLOADED", "5")
+    # Those that had a connection are the server's own fault.
+    blamed = [error_of(answer) for answer in answers if answer.status_code == 400]
+    assert [error["code"] for error in blamed] == ["CONTROL_IMAGE_INVALID"] * 2
+    assert service_of(client)._images.held == 0
+
+
+async def test_time_in_our_own_line_is_no_time_of_the_server(images, url):
+    images.pause_s = 0.3
+    fetcher = Fetcher(FetchConfig(allow_private_addresses=True, timeout_s=0.6, connections=1))
+    bodies = await asyncio.gather(*(fetcher.get(f"{url}/{number}") for number in range(4)))
+    assert (bodies, images.most) == ([images.picture] * 4, 1)
+    await fetcher.close()
+
+
+async def test_download_that_drips_is_given_up(web_server, tmp_path):
+    async def drip(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(200):
+            await response.write(b"x")
+            await asyncio.sleep(0.05)
+        return response
+
+    fetcher = Fetcher(FetchConfig(allow_private_addresses=True, timeout_s=0.3, lora_timeout_s=20))
+    began = time.monotonic()
+    with pytest.raises(FetchFailed, match="sends less than"):
+        await fetcher.download(await web_server(drip), tmp_path / "file", {})
+    assert time.monotonic() - began < 3
+    await fetcher.close()
+
+
+async def test_request_downloads_no_more_at_a_time_than_it_holds(start, images, url, body_of):
+    """Each image may be as large as the limit, until its server says how large it is."""
+    images.says_length, images.pause_s = False, 0.02
+    size = len(images.picture)
+    client = await start(max_bytes=size, budget_bytes=4 * size)
+    answer = await post(client, "red", body_of(*(f"{url}/{number}" for number in range(50))))
+    assert (images.most, images.requests) == (2, 2)
+    error = error_of(answer)
+    assert (error["code"], "together are larger than" in error["message"]) == ("CONTROL_IMAGE_INVALID", True)
+    assert error["details"]["prompt_index"] == 2
+    assert service_of(client)._images.held == 0
+
+
+async def test_what_images_do_not_take_is_used_for_others(start, images, url, body_of):
+    """Of two tenants that hold all there is, one waits for the other's answer alone."""
+    images.pause_s = 0.02
+    size = len(images.picture)
+    client = await start(max_bytes=10 * size, budget_bytes=30 * size * 2)
+    many = body_of(*(f"{url}/{number}" for number in range(25)))
+    answers = await asyncio.gather(*(post(client, tenant, many) for tenant in ("red", "blue", "red", "blue")))
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert images.most <= 2 * IMAGES_AT_ONCE
+    assert service_of(client)._images.held == 0
+
+
+async def test_memory_for_images_is_waited_for_and_then_refused(start, images, url, body_of):
+    client = await start(max_bytes=100_000, budget_bytes=200_000, patience_s=0.3, timeout_s=1)
+    slow = asyncio.create_task(post(client, "red", body_of(f"{url}/slow")))
+    await asyncio.sleep(0.1)
+    again, blue = await asyncio.gather(*(post(client, tenant, body_of(f"{url}/x")) for tenant in ("red", "blue")))
+    assert (again.status_code, error_of(again)["code"], blue.status_code) == (503, "OVERLOADED", 200)
+    assert (await slow).status_code == 400
+
+
+async def test_request_with_more_prompts_than_may_wait_makes_no_download(start, images, url, body_of, config):
+    client = await start({"jobs": config.jobs.model_dump() | {"max_queued_per_tenant": 5}})
+    answer = await post(client, "red", body_of(*(f"{url}/{number}" for number in range(6))))
+    assert (answer.status_code, error_of(answer)["code"], images.requests) == (400, "INVALID_PARAMETER", 0)
+
+
+async def test_request_with_too_many_urls_makes_no_download(start, images, url, body_of):
+    client = await start(max_urls=5)
+    answer = await post(client, "red", body_of(*(f"{url}/{number}" for number in range(6))))
+    assert (answer.status_code, error_of(answer)["code"], images.requests) == (400, "INVALID_PARAMETER", 0)
+    assert (await post(client, "red", body_of(*[f"{url}/1"] * 20))).status_code == 200
+    assert images.requests == 1
+
+
+async def test_nothing_more_is_downloaded_after_an_image_that_failed(start, images, url, body_of):
+    images.status = 404
+    client = await start()
+    answer = await post(client, "red", body_of(*(f"{url}/{number}" for number in range(100))))
+    assert (answer.status_code, error_of(answer)["details"]["prompt_index"]) == (400, 0)
+    assert images.requests <= 2 * IMAGES_AT_ONCE
+
+
+async def test_waiting_for_a_result_does_not_hold_the_parsed_body(start, make_body):
+    client = await start()
+    application: Application = client.application
+    application.editors.gate.clear()
+    bodies = service_of(client).bodies
+    waiting = asyncio.create_task(client.post("/v1/inference?wait=20", json=make_body(), headers={"X-API-Key": "red"}))
+    while not application.editors.tasks:
+        await asyncio.sleep(0.01)
+    held = bodies.held
+    application.editors.gate.set()
+    answer = await waiting
+    assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
+    assert 0 < held == int(answer.request.headers["content-length"])
+    assert bodies.held == 0
+
+
+class Bodies:
+    """An application around which HoldBody lies, and requests to it that send their bodies as the test says."""
+
+    def __init__(self, total: int, share: int, max_bytes: int = 100) -> None:
+        self.memory = Budget(total, share, 0.2, "this body")
+        self.asked = 0
+        self.app = HoldBody(self._application, self.memory, max_bytes, lambda scope: scope["tenant"])
+        self.read = asyncio.Event()
+
+    async def _application(self, scope, receive, send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        self.read.set()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def request(self, tenant: str, *parts: bytes, length: int | None, slow: bool = False) -> int:
+        """The status of the answer."""
+        statuses: list[int] = []
+        left = list(parts)
+
+        async def receive() -> dict[str, Any]:
+            self.asked += 1
+            if slow:
+                await asyncio.sleep(30)
+            return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        header = (b"transfer-encoding", b"chunked") if length is None else (b"content-length", str(length).encode())
+        await self.app({"type": "http", "tenant": tenant, "headers": [header]}, receive, send)
+        return statuses[0]
+
+
+async def test_bodies_that_do_not_come_leave_room_for_other_tenants():
+    bodies = Bodies(total=4 * COPIES * 100, share=2 * COPIES * 100)
+    slow = [asyncio.create_task(bodies.request("red", b"", length=100, slow=True)) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert await bodies.request("blue", bytes(100), length=100) == 200
+    asked = bodies.asked
+    assert await bodies.request("red", bytes(100), length=100) == 503
+    # None of its body was read.
+    assert bodies.asked == asked
+    for task in slow:
+        task.cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
+    assert bodies.memory.held == 0
+    assert await bodies.request("red", bytes(100), length=100) == 200
+
+
+async def test_body_of_unknown_length_counts_as_the_longest_until_it_is_here():
+    bodies = Bodies(total=COPIES * 100, share=COPIES * 100)
+    held: list[int] = []
+
+    async def look(scope, receive, send) -> None:
+        held.append(bodies.memory.held)
+        while (await receive()).get("more_body"):
+            pass
+        held.append(bodies.memory.held)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    bodies.app = HoldBody(look, bodies.memory, 100, lambda scope: scope["tenant"])
+    assert await bodies.request("red", bytes(5), bytes(6), length=None) == 200
+    assert held == [COPIES * 100, COPIES * 11]
+
+
+@pytest.mark.parametrize("length", [0, 101, int("9" * 30)])
+async def test_requests_without_a_body_and_those_that_are_refused_for_it_do_not_wait(length):
+    bodies = Bodies(total=COPIES * 100, share=COPIES * 100)
+    with bodies.memory.hold("red") as hold:
+        await hold.take(COPIES * 100)
+        assert await bodies.request("red", b"", length=length) == 200
