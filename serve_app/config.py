@@ -283,6 +283,8 @@ class AppConfig(Frozen):
     `base_url`: what status and result URLs start with; null: as the client addressed us.
     `lora_root`: the folder below which `loras[].path` is looked up.
     `require_lora: false` allows requests with an empty `loras`.
+    `allowed_hosts`: the names under which the service answers, without ports; `*` stands for any characters.
+    A body must arrive within `body_timeout_s`.
     """
 
     models: tuple[ModelConfig, ...] = Field(default=(ModelConfig(),), min_length=1)
@@ -292,7 +294,9 @@ class AppConfig(Frozen):
     require_lora: bool = True
     base_url: Url | None = None
     cors_origins: tuple[str, ...] = ("*",)
+    allowed_hosts: tuple[str, ...] = Field(default=("*",), min_length=1)
     max_body_bytes: PositiveInt = 64_000_000
+    body_timeout_s: PositiveFloat = 120.0
     max_prompt_chars: PositiveInt = 20_000
     fetch: FetchConfig = FetchConfig()
     jobs: JobsConfig = JobsConfig()

@@ -5,13 +5,26 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from serve_app.errors import ServiceError
-from serve_app.middleware import BodyLimit, DropRayHeaders, NameRequest
+from serve_app.access import Authenticate, CheckHost
+from serve_app.bodies import BodyLimit
+from serve_app.middleware import AnswerErrors, AnswerHead, DropRayHeaders, NameRequest, ProtectAnswers
 from serve_app.routes import inference, models, operation, requests
 from serve_app.service import Service
-from serve_app.wire import answer_error, answer_shape_error
+from serve_app.wire import answer_http_error, answer_shape_error
+
+# What a script in a browser may read of an answer, besides what every browser permits. Serve adds X-Request-ID.
+EXPOSED_HEADERS = (
+    "Allow",
+    "Content-Disposition",
+    "ETag",
+    "Location",
+    "Retry-After",
+    "WWW-Authenticate",
+    "X-Request-ID",
+)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -27,16 +40,32 @@ def create_app(service: Service) -> FastAPI:
         description="Edits pictures with LoRAs that ostris/ai-toolkit trained for Qwen-Image-Edit.",
         version="1",
         lifespan=lifespan,
+        # A redirect would name the host that the client named.
+        redirect_slashes=False,
     )
     for routes in (operation, models, inference, requests):
         app.include_router(routes.router(service))
     app.add_exception_handler(RequestValidationError, answer_shape_error)
-    app.add_exception_handler(ServiceError, answer_error)
-    app.add_exception_handler(Exception, answer_error)
-    app.add_middleware(BodyLimit, max_bytes=service.config.max_body_bytes)
-    app.add_middleware(DropRayHeaders)
-    app.add_middleware(NameRequest)
-    app.add_middleware(
-        CORSMiddleware, allow_origins=service.config.cors_origins, allow_methods=["*"], allow_headers=["*"]
-    )
+    app.add_exception_handler(HTTPException, answer_http_error)
+    _add_middleware(app, service)
     return app
+
+
+def _add_middleware(app: FastAPI, service: Service) -> None:
+    """From the inside out: a request passes these from the last to the first."""
+    config = service.config
+    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
+    app.add_middleware(Authenticate, caller_of=service.caller)
+    app.add_middleware(CheckHost, allowed_hosts=config.allowed_hosts)
+    app.add_middleware(DropRayHeaders)
+    app.add_middleware(AnswerErrors)
+    app.add_middleware(NameRequest)
+    app.add_middleware(AnswerHead)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=config.cors_origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED_HEADERS,
+    )
+    app.add_middleware(ProtectAnswers)
