@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from serve_app import schemas
 from serve_app.access import Authenticate, CheckHost
 from serve_app.bodies import BodyLimit
 from serve_app.middleware import AnswerErrors, AnswerHead, DropRayHeaders, NameRequest, ProtectAnswers
@@ -27,6 +29,17 @@ EXPOSED_HEADERS = (
 )
 
 
+class Application(FastAPI):
+    """FastAPI that keeps the nulls in the examples of `schemas`; its own document drops fields that are null."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        for name, schema in document["components"]["schemas"].items():
+            if "examples" in schema:
+                schema["examples"] = getattr(schemas, name).model_config["json_schema_extra"]["examples"]
+        return document
+
+
 def create_app(service: Service) -> FastAPI:
     """The whole HTTP application around `service`, which it starts and stops with its lifespan."""
 
@@ -35,7 +48,7 @@ def create_app(service: Service) -> FastAPI:
         async with service:
             yield
 
-    app = FastAPI(
+    app = Application(
         title="Image-editing LoRAs",
         description="Edits pictures with LoRAs that ostris/ai-toolkit trained for Qwen-Image-Edit.",
         version="1",

@@ -184,6 +184,5 @@ def test_only_the_configured_hosts_are_answered(client_with, make_body):
 
 def test_probes_are_answered_under_any_host(client_with):
     client = client_with(allowed_hosts=["edits.example"])
-    assert [client.get(path, headers={"Host": "10.0.0.7:8000"}).status_code for path in ("/health", "/ready")] == [
-        200
-    ] * 2
+    for path in ("/health", "/ready"):
+        assert client.get(path, headers={"Host": "10.0.0.7:8000"}).status_code == 200
