@@ -7,16 +7,19 @@ import re
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import parse_qs, urlsplit
 
 from platformdirs import user_cache_path
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SecretStr,
     field_validator,
     model_validator,
 )
@@ -28,6 +31,9 @@ MINIATURE = "miniature"
 MINIATURE_RANDOM = "miniature-random"
 EMBEDDED = (MINIATURE, MINIATURE_RANDOM)
 AUTO = "auto"
+
+# An environment variable, as a config names it.
+VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -42,8 +48,8 @@ AttentionName = Literal["native", "cudnn", "flash", "flash_3", "flash_4"]
 QuantizationName = Literal["none", "fp8"]
 
 
-def expand_variables(url: str) -> str:
-    """`url` with each `${NAME}` replaced by that environment variable, so that passwords stay out of files.
+def expand_variables(text: str) -> str:
+    """`text` with each `${NAME}` replaced by that environment variable.
 
     Raises ValueError that names a variable which is not set.
     """
@@ -54,7 +60,25 @@ def expand_variables(url: str) -> str:
             raise ValueError(f"the environment variable {name} is not set")
         return os.environ[name]
 
-    return re.sub(r"\$\{(\w+)\}", value, url)
+    return VARIABLE.sub(value, text)
+
+
+def expand_url(url: str) -> str:
+    """`url` with its variables expanded. Raises ValueError if a password stands in it: Serve logs the config."""
+    parts = urlsplit(url)
+    passwords = (parts.password, *parse_qs(parts.query).get("password", []))
+    if any(password and not VARIABLE.search(password) for password in passwords):
+        raise ValueError("put the password into an environment variable and write ${ITS_NAME} here: Serve logs this")
+    return expand_variables(url)
+
+
+def read_secret(value: Any) -> Any:
+    """The value of the environment variable that the config names. A SecretStr, which only code has, stays as it is."""
+    if not isinstance(value, str):
+        return value
+    if not VARIABLE.fullmatch(value):
+        raise ValueError("put the secret into an environment variable and write ${ITS_NAME} here: Serve logs this")
+    return expand_variables(value)
 
 
 def wants_spans() -> bool:
@@ -63,11 +87,13 @@ def wants_spans() -> bool:
     return any(os.environ.get(name) for name in endpoints) and os.environ.get("OTEL_TRACES_EXPORTER") != "none"
 
 
-Url = Annotated[str, AfterValidator(expand_variables)]
+Url = Annotated[str, AfterValidator(expand_url)]
+Secret = Annotated[SecretStr, BeforeValidator(read_secret)]
 
 
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # An error names the key. Its value may hold a secret, and Serve logs the error.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class ModelConfig(Frozen):
@@ -221,7 +247,8 @@ class JobsConfig(Frozen):
     after its end, and sooner if the files of all take more than `keep_bytes`; that is looked at every `sweep_s`.
     """
 
-    database_url: Url = SQLITE_PREFIX + "data/jobs.sqlite3"
+    # It may hold a password.
+    database_url: Annotated[Url, Field(repr=False)] = SQLITE_PREFIX + "data/jobs.sqlite3"
     deadline_s: PositiveFloat = 86400.0
     lease_s: PositiveFloat = 10.0
     stall_s: PositiveFloat = 600.0
@@ -244,12 +271,13 @@ class AuthConfig(Frozen):
 class WebhooksConfig(Frozen):
     """How webhooks are delivered. Without a `secret` to sign them with there are none.
 
-    `secret` is `whsec_` and the base64 of 24 to 64 random bytes, as the Standard Webhooks specification has
-    it. A receiver has `timeout_s` to answer, and gets at most `max_attempts` tries: 15 take a day. Addresses
-    that are not public, and those in `denied_networks`, are refused as in `fetch`.
+    `secret` names the environment variable that holds it, as `${NAME}`: `whsec_` and the base64 of 24 to 64 random
+    bytes, as the Standard Webhooks specification has it. A receiver has `timeout_s` to answer, and gets at most
+    `max_attempts` tries: 15 take a day. Addresses that are not public, and those in `denied_networks`, are refused as
+    in `fetch`.
     """
 
-    secret: Annotated[Url | None, Field(repr=False)] = None
+    secret: Secret | None = None
     timeout_s: PositiveFloat = 10.0
     max_attempts: PositiveInt = 15
     allow_private_addresses: bool = False
@@ -258,14 +286,15 @@ class WebhooksConfig(Frozen):
 
     @field_validator("secret")
     @classmethod
-    def _secret_can_sign(cls, secret: str | None) -> str | None:
+    def _secret_can_sign(cls, secret: SecretStr | None) -> SecretStr | None:
         if secret is None:
             return None
+        text = secret.get_secret_value()
         try:
-            key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+            key = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
         except (binascii.Error, ValueError):
             key = b""
-        if not secret.startswith(SECRET_PREFIX) or not 24 <= len(key) <= 64:
+        if not text.startswith(SECRET_PREFIX) or not 24 <= len(key) <= 64:
             raise ValueError(f"a webhook secret is {SECRET_PREFIX} and the base64 of 24 to 64 random bytes")
         return secret
 
@@ -295,6 +324,8 @@ class AppConfig(Frozen):
     `base_url`: what status and result URLs start with; null: as the client addressed us.
     `lora_root`: the folder below which `loras[].path` is looked up.
     `require_lora: false` allows requests with an empty `loras`.
+    `allowed_hosts`: the names under which the service answers, without ports; `*` stands for any characters.
+    A body must arrive within `body_timeout_s`.
     """
 
     models: tuple[ModelConfig, ...] = Field(default=(ModelConfig(),), min_length=1)
@@ -304,7 +335,9 @@ class AppConfig(Frozen):
     require_lora: bool = True
     base_url: Url | None = None
     cors_origins: tuple[str, ...] = ("*",)
+    allowed_hosts: tuple[str, ...] = Field(default=("*",), min_length=1)
     max_body_bytes: PositiveInt = 64_000_000
+    body_timeout_s: PositiveFloat = 120.0
     max_prompt_chars: PositiveInt = 20_000
     fetch: FetchConfig = FetchConfig()
     jobs: JobsConfig = JobsConfig()

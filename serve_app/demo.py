@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from serve_app import strict_yaml
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.models.registry import MODELS, ModelSpec
 
@@ -39,6 +40,8 @@ TRIGGER, LORA = "sks", "my_lora_job/my_lora.safetensors"
 # Few, and one forward each: what the miniature makes is as good as with the 25 and guidance of a request's defaults.
 STEPS, GUIDANCE = 8, 1.0
 STOP_TIMEOUT_S = 30
+# What the demo takes from no config.
+LEFT_OUT = ("auth", "webhooks", "base_url", "allowed_hosts")
 
 console = Console()
 
@@ -76,11 +79,15 @@ def free_port() -> int:
 
 
 def write_config(port: int, model: ModelSpec) -> Path:
-    """A copy of serve_config.yaml for `port` and one model: paths absolute, data in `out/`, which starts empty."""
-    config: dict[str, Any] = yaml.safe_load(Path("serve_config.yaml").read_text())
+    """A copy of serve_config.yaml for `port` and one model: paths absolute, data in `out/`, which starts empty.
+
+    Without keys, webhooks and public names, of which the demo on a loopback port needs none. No secret is written.
+    """
+    config: dict[str, Any] = strict_yaml.load(Path("serve_config.yaml").read_text())
     config["http_options"]["port"] = port
     [application] = config["applications"]
-    args = AppConfig.model_validate(application["args"]).resolved(Path.cwd())
+    given = {key: value for key, value in application["args"].items() if key not in LEFT_OUT}
+    args = AppConfig.model_validate(given).resolved(Path.cwd())
     data = (OUT / "data").absolute()
     shutil.rmtree(data, ignore_errors=True)
     jobs = args.jobs.model_copy(update={"database_url": f"sqlite+aiosqlite:///{data}/jobs.sqlite3"})
@@ -89,10 +96,20 @@ def write_config(port: int, model: ModelSpec) -> Path:
     names = ("Ingress", f"Editor-{model.id}")
     application["deployments"] = [each for each in application["deployments"] if each["name"] in names]
     args = args.model_copy(update={"models": (served,), "jobs": jobs, "artifacts_url": f"{data}/artifacts"})
-    application["args"] = args.model_dump(mode="json")
+    application["args"] = args.model_dump(mode="json", exclude=set(LEFT_OUT))
+    if "://" in args.lora_root:
+        # As it stands in the file: what its variables stand for may be secret.
+        application["args"]["lora_root"] = given["lora_root"]
     target = OUT / "serve_config.yaml"
-    target.write_text(yaml.safe_dump(config))
+    write_private(target, yaml.safe_dump(config))
     return target
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file that only this user can read, whatever stood there before."""
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(text)
 
 
 @contextmanager

@@ -19,6 +19,10 @@ ServiceError
 │   ├── LoraDownloadFailed          LORA_DOWNLOAD_FAILED
 │   ├── LoraChanged                 LORA_CHANGED
 │   ├── BodyTooLarge                BODY_TOO_LARGE, 413
+│   ├── BodyTimeout                 BODY_TIMEOUT, 408
+│   ├── HostNotAllowed              HOST_NOT_ALLOWED
+│   ├── NotFound                    NOT_FOUND, 404
+│   ├── MethodNotAllowed            METHOD_NOT_ALLOWED, 405
 │   ├── Unauthorized                UNAUTHORIZED, 401
 │   ├── HistoryUnavailable          HISTORY_UNAVAILABLE, 403
 │   ├── RequestNotFound             REQUEST_NOT_FOUND, 404
@@ -32,8 +36,8 @@ ServiceError
 │   ├── DeviceLost                  retryable: the device's context is dead, the replica is replaced
 │   ├── EditorLost                  retryable: the replica or its node went away in mid-edit
 │   └── EditorUnavailable           retryable, and no attempt: nobody took the edit up
+├── Overloaded                      retryable: this ingress has no room for more work at the moment (status 503)
 ├── StoreUnavailable                the job database cannot be reached (status 503)
-├── Overloaded                      retryable: a request waited too long for memory, connections or threads (status 503)
 ├── FetchFailed                     a download failed; carries the reason only
 ├── StorageFailed                   retryable: artifact storage did not do what it was asked to (status 503)
 │   └── FilesGone                   what a request needs was deleted before it was committed
@@ -141,6 +145,27 @@ class LoraChanged(RequestError):
 class BodyTooLarge(RequestError):
     code = "BODY_TOO_LARGE"
     status = 413
+
+
+class BodyTimeout(RequestError):
+    code = "BODY_TIMEOUT"
+    status = 408
+
+
+class HostNotAllowed(RequestError):
+    code = "HOST_NOT_ALLOWED"
+
+
+class NotFound(RequestError):
+    """No route has this path."""
+
+    code = "NOT_FOUND"
+    status = 404
+
+
+class MethodNotAllowed(RequestError):
+    code = "METHOD_NOT_ALLOWED"
+    status = 405
 
 
 class RequestNotFound(RequestError):

@@ -24,6 +24,7 @@ from typing import Annotated
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from serve_app import strict_yaml
 from serve_app.config import AuthConfig
 from serve_app.errors import KeysRefused, Unauthorized
 
@@ -112,13 +113,14 @@ class Keys:
 def read_keys(path: Path) -> dict[str, Caller]:
     """Who has the key with which SHA-256 (hex). Raises KeysRefused, which says what is wrong and quotes no hash."""
     try:
-        file = KeysFile.model_validate(yaml.safe_load(path.read_text()))
+        file = KeysFile.model_validate(strict_yaml.load(path.read_text()))
     except (OSError, UnicodeDecodeError) as error:
         raise KeysRefused(f"{path} cannot be read") from error
     except yaml.YAMLError as error:
-        # Its own text quotes what stands there.
+        # The error's own text quotes the file.
+        what = "has one entry twice" if isinstance(error, strict_yaml.DuplicateKey) else "is not YAML"
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        raise KeysRefused(f"{path} is not YAML" + (f", see its line {mark.line + 1}" if mark else "")) from None
+        raise KeysRefused(f"{path} {what}" + (f", see its line {mark.line + 1}" if mark else "")) from None
     except ValidationError as error:
         raise KeysRefused(f"{path}: {_what_is_wrong(error)}") from None
     callers: dict[str, Caller] = {}

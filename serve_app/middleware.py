@@ -1,11 +1,15 @@
-"""What every HTTP request passes before its route."""
+"""What every HTTP request and every answer passes, whatever the route."""
 
-from starlette.datastructures import Headers
+import logging
+
+import anyio
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import tracing
-from serve_app.errors import BodyTooLarge
 from serve_app.wire import error_response
+
+logger = logging.getLogger(__name__)
 
 # What Ray Serve takes from a request's headers: a client must not steer its routing or time-outs.
 RAY_HEADERS = frozenset(
@@ -44,43 +48,76 @@ class NameRequest:
             await self._app(scope, receive, send)
 
 
-class BodyLimit:
-    """Refuses a body of more than `max_bytes` with 413, by its announced length or as it comes in.
+class ProtectAnswers:
+    """Tells browsers to take an answer for what it says it is, and caches to keep it from others.
 
-    The body is read here, whole: every route that takes one parses it whole anyway, and a refusal from
-    within a route's own reading would come out as a broken body.
+    A route that has a `Cache-Control: private` of its own keeps it.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        async def protected(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                if "private" not in headers.get("Cache-Control", ""):
+                    headers["Cache-Control"] = "private, no-store"
+            await send(message)
+
+        await self._app(scope, receive, protected)
+
+
+class AnswerHead:
+    """Answers HEAD as GET without the body, for every route that takes GET."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
-        announced = dict(scope["headers"]).get(b"content-length", b"")
-        body = None if announced.isdigit() and int(announced) > self._max_bytes else await self._read(receive)
-        if body is None:
-            error = BodyTooLarge(f"the body is larger than {self._max_bytes} bytes; send large images as URLs")
-            await error_response(error)(scope, receive, send)
-            return
-        messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-        # One copy is enough: this frame stays until the request is answered.
-        del body
+        with anyio.CancelScope() as answering:
 
-        async def replay() -> Message:
-            return messages.pop() if messages else await receive()
+            async def without_body(message: Message) -> None:
+                if message["type"] != "http.response.body":
+                    await send(message)
+                    return
+                await send({"type": "http.response.body"})
+                if message.get("more_body", False):
+                    # A stream, which may last long and has nothing more to say here.
+                    answering.cancel()
 
-        await self._app(scope, replay, send)
+            await self._app({**scope, "method": "GET"}, receive, without_body)
 
-    async def _read(self, receive: Receive) -> bytearray | None:
-        """The body, None if it is too large or its sender went away."""
-        body = bytearray()
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if len(body) > self._max_bytes or message["type"] == "http.disconnect":
-                return None
-            if not message.get("more_body", False):
-                return body
+
+class AnswerErrors:
+    """Answers any error in the contract's shape, and logs those that are the service's own.
+
+    It lies within the CORS middleware, so that a browser may read the answer. FastAPI's handler for `Exception`
+    lies outside of all middleware.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception as error:
+            if started or scope["type"] != "http":
+                # The server cuts the answer off, so that nobody takes it for complete.
+                raise
+            response = error_response(error)
+            if response.status_code >= 500:
+                logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            await response(scope, receive, send)

@@ -29,7 +29,6 @@ from serve_app.errors import (
     ImageNotFound,
     RequestNotFound,
     StoreUnavailable,
-    Unauthorized,
     describe,
 )
 from serve_app.events import RequestEvent, events_since, payload_of
@@ -152,13 +151,6 @@ class Service:
     def caller(self, authorization: str | None, x_api_key: str | None) -> Caller:
         """Who sends these two headers. Raises Unauthorized."""
         return self._keys.caller(authorization, x_api_key)
-
-    def tenant(self, authorization: str | None, x_api_key: str | None) -> str:
-        """Whose share of the memory a request takes, by the same headers; callers without a key share one."""
-        try:
-            return self.caller(authorization, x_api_key).tenant
-        except Unauthorized:
-            return ""
 
     async def submit(
         self, request: InferenceRequest, caller: Caller, base_url: str, idempotency_key: str | None = None
@@ -339,8 +331,8 @@ class Service:
             raise HistoryUnavailable("this service has no API keys, so it does not tell who has asked for what")
         return which if caller.is_operator else replace(which, tenant=caller.tenant)
 
-    async def picture(self, request_id: str, index: int, caller: Caller) -> tuple[EditDone, bytes]:
-        """A finished picture and its file. Raises RequestNotFound or ImageNotFound."""
+    async def picture(self, request_id: str, index: int, caller: Caller) -> EditDone:
+        """A finished picture. Raises RequestNotFound or ImageNotFound."""
         record = await self.request(request_id, caller)
         details = {"request_id": request_id, "image": index}
         if not 0 <= index < len(record.images):
@@ -349,9 +341,14 @@ class Service:
         if done is None:
             what = "was deleted" if record.purged else f"is {record.images[index].status}, not finished"
             raise ImageNotFound(f"image {index} of request {request_id!r} {what}", details)
+        return done
+
+    async def picture_file(self, request_id: str, index: int, done: EditDone) -> bytes:
+        """The file of a finished picture. Raises ImageNotFound."""
         try:
-            return done, await asyncio.to_thread(self._artifacts.get, done.key)
+            return await asyncio.to_thread(self._artifacts.get, done.key)
         except FileNotFoundError as error:
+            details = {"request_id": request_id, "image": index}
             raise ImageNotFound(f"image {index} of request {request_id!r} is no longer stored", details) from error
 
     def models(self) -> list[ModelSpec]:

@@ -84,7 +84,7 @@ class Deliverer:
         self._config = config
         self._payload = payload
         self._meter = meter
-        self._signer = Webhook(config.secret)
+        self._signer = Webhook(config.secret.get_secret_value())
         self._work: dict[asyncio.Task[None], str] = {}
 
     async def run(self) -> None:

@@ -1,15 +1,19 @@
 """What an error looks like on the wire."""
 
-import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
 
-from serve_app import tracing
 from serve_app.errors import (
+    BodyTimeout,
     ErrorDescription,
+    MethodNotAllowed,
+    NotFound,
     Overloaded,
     QueueFull,
     ServiceError,
@@ -20,31 +24,35 @@ from serve_app.errors import (
 )
 from serve_app.schemas import ErrorBody
 
-logger = logging.getLogger(__name__)
-
 # What a client may do about it, by code.
 HEADERS = {
     # About what an edit takes, after which there is room for the next.
     QueueFull.code: {"Retry-After": "10"},
     StoreUnavailable.code: {"Retry-After": "2"},
     StorageFailed.code: {"Retry-After": "2"},
-    Overloaded.code: {"Retry-After": "5"},
+    Overloaded.code: {"Retry-After": "2"},
+    # The rest of the body is not waited for.
+    BodyTimeout.code: {"Connection": "close"},
     Unauthorized.code: {"WWW-Authenticate": "Bearer"},
 }
 
 
-def error_response(error: Exception) -> JSONResponse:
+def error_response(error: Exception, headers: Mapping[str, str] = {}) -> JSONResponse:
     description = describe(error)
-    return JSONResponse(_body(description), status_code=description.status, headers=HEADERS.get(description.code))
+    headers = {**HEADERS.get(description.code, {}), **headers}
+    return JSONResponse(_body(description), status_code=description.status, headers=headers)
 
 
-async def answer_error(request: Request, error: Exception) -> JSONResponse:
-    response = error_response(error)
-    if response.status_code >= 500:
-        # What nobody foresaw gets here from outside of all middleware.
-        with tracing.about_http(request.url.path, request.headers):
-            logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return response
+async def answer_http_error(request: Request, error: Exception) -> Response:
+    """An error of the router in the contract's shape."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == NotFound.status:
+        return error_response(NotFound("there is no such route; GET /docs lists the routes"))
+    if error.status_code == MethodNotAllowed.status:
+        allowed = (error.headers or {}).get("Allow", "").replace("GET", "GET, HEAD")
+        refusal = MethodNotAllowed(f"this route does not take {request.method}; it takes {allowed}")
+        return error_response(refusal, {"Allow": allowed})
+    return await http_exception_handler(request, error)
 
 
 async def answer_shape_error(request: Request, error: Exception) -> JSONResponse:

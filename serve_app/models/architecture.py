@@ -3,13 +3,13 @@
 Free of torch, so that an ingress may read it.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from serve_app.config import MINIATURE, MINIATURE_RANDOM, ModelConfig
+from serve_app.models.configs import read_config
 
 # The linears of one block, which adapters are trained on (ostris/ai-toolkit 0.12.26): (out, in) in widths.
 BLOCK_LINEARS = {
@@ -93,12 +93,15 @@ TRAINED_MINIATURE = Path(__file__).parent.parent / "miniature"
 
 
 def architecture_of(model: ModelConfig) -> Architecture:
-    """The dimensions behind a configured checkpoint; those of a hub id are the published ones."""
+    """The dimensions behind a configured checkpoint; those of a hub id are the published ones.
+
+    Raises CheckpointRefused.
+    """
     if model.checkpoint == MINIATURE_RANDOM:
         return MINIATURE_ARCHITECTURE
     folder = TRAINED_MINIATURE if model.checkpoint == MINIATURE else Path(model.checkpoint)
     file = folder / "transformer/config.json"
-    return from_config(json.loads(file.read_text())) if file.is_file() else PUBLISHED
+    return from_config(read_config(file)) if file.is_file() else PUBLISHED
 
 
 def from_config(config: Mapping[str, Any]) -> Architecture:

@@ -1,8 +1,8 @@
 """Loading a checkpoint: one path for the miniatures, for a directory in diffusers' layout and for a hub id."""
 
-import json
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,13 +18,15 @@ from diffusers import (
     QwenImageTransformer2DModel,
 )
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
+from safetensors import safe_open
+from tokenizers import Tokenizer
 from transformers import Qwen2VLProcessor
 from transformers.utils import logging as transformers_logging
 
 from serve_app.config import MINIATURE, MINIATURE_RANDOM, ModelConfig
 from serve_app.errors import CheckpointRefused
 from serve_app.models import miniature, trained
+from serve_app.models.configs import read_config
 from serve_app.models.recipe import SCHEDULER_CONFIG
 from serve_app.models.registry import ModelSpec
 
@@ -81,11 +83,13 @@ def read(folder: Path, dtype: torch.dtype) -> Pipeline:
     """The pipeline in `folder`, in host memory and for inference alone. Raises CheckpointRefused."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    try:
+    with _refused(f"diffusers cannot read the checkpoint in {folder}", folder):
         pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        # The cause is for the operator's log: a missing part, a truncated file, a config of another class.
-        raise CheckpointRefused(f"diffusers cannot read the checkpoint in {folder}: {error}") from error
+    for part in pipeline.components.keys() & {"tokenizer", "processor"}:
+        component = getattr(pipeline, part)
+        if not getattr(component, "tokenizer", component)("a").input_ids:
+            # Where its files are missing, transformers makes a tokenizer that knows no words.
+            raise CheckpointRefused(f"the tokenizer in {folder / part} knows no words; its files are missing")
     pipeline.set_progress_bar_config(disable=True)
     for module in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
         module.eval().requires_grad_(False)
@@ -122,17 +126,47 @@ def constants(folder: Path, spec: ModelSpec) -> list[Constant]:
     Widths, depths and latent statistics are the checkpoint's own. Raises CheckpointRefused if it is none.
     """
     try:
-        found = json.loads((folder / "model_index.json").read_text())["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = read_config(folder / "model_index.json")["_class_name"]
+    except (CheckpointRefused, KeyError) as error:
         raise CheckpointRefused(f"{folder} has no model_index.json in diffusers' layout") from error
     kind = Constant("model_index.json", "_class_name", found, spec.pipeline)
     if found != spec.pipeline:
         # Another pipeline has other parts.
         return [kind]
-    try:
+    with _refused(f"the configs of the checkpoint in {folder} cannot be read", folder):
         return [kind, *_constants_of_parts(folder, spec)]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointRefused(f"the configs of the checkpoint in {folder} cannot be read: {error}") from error
+
+
+@contextmanager
+def _refused(what: str, folder: Path) -> Iterator[None]:
+    """Raises any error as CheckpointRefused.
+
+    Its text is for the operator's log: a missing part, a truncated file, a config of another class. The libraries
+    raise nearly every kind of error for a broken file, and tokenizers raises Exception itself.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointRefused(f"{what}: {broken_file(folder) or error}") from error
+
+
+def broken_file(folder: Path) -> str | None:
+    """Which file of a checkpoint cannot be read, and why. The libraries' own errors seldom name it."""
+    for file in sorted(folder.rglob("*.*")):
+        try:
+            if file.suffix == ".json":
+                read_config(file)
+            if file.name == "tokenizer.json":
+                Tokenizer.from_file(str(file))
+            if file.suffix == ".safetensors":
+                with safe_open(file, "numpy"):
+                    pass
+        except CheckpointRefused as error:
+            return error.message
+        # What tokenizers raises is no more precise.
+        except Exception as error:
+            return f"{file} cannot be read: {error}"
+    return None
 
 
 def _constants_of_parts(folder: Path, spec: ModelSpec) -> Iterator[Constant]:

@@ -1,6 +1,7 @@
 """Who calls, and under which address: what most routes ask first."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
@@ -15,13 +16,13 @@ KEYS_IN_DOCS = [
 ]
 
 
-def caller_of(service: Service) -> Callable[..., Caller]:
-    """A dependency: who calls. Raises Unauthorized."""
-
-    def caller(request: Request) -> Caller:
-        return service.caller(request.headers.get("authorization"), request.headers.get("x-api-key"))
-
+def caller_of(request: Request) -> Caller:
+    """A dependency: who calls, as `serve_app.access` found out before the route was reached."""
+    caller: Caller = request.state.caller
     return caller
+
+
+CallerOfRequest = Annotated[Caller, Depends(caller_of)]
 
 
 def base_url_of(service: Service) -> Callable[[Request], str]:

@@ -6,9 +6,8 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 
 from serve_app import errors
 from serve_app.answers import result_of
-from serve_app.keys import Caller
-from serve_app.room import release
-from serve_app.routes.caller import KEYS_IN_DOCS, base_url_of, caller_of
+from serve_app.bodies import release
+from serve_app.routes.caller import KEYS_IN_DOCS, CallerOfRequest, base_url_of
 from serve_app.schemas import Explanation, InferenceRequest, RequestResult, ShapeErrors, Submitted
 from serve_app.service import Service
 from serve_app.wire import error_docs
@@ -31,6 +30,7 @@ EXPLAIN_ERRORS = (
     errors.LoraIncompatible,
     errors.LoraDownloadFailed,
     errors.BodyTooLarge,
+    errors.BodyTimeout,
     errors.Overloaded,
 )
 SUBMIT_ERRORS = (*EXPLAIN_ERRORS, errors.IdempotencyConflict, errors.QueueFull)
@@ -40,13 +40,13 @@ MAX_KEY = 255
 
 def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["inference"], dependencies=KEYS_IN_DOCS, responses={422: {"model": ShapeErrors}})
-    IsCaller, BaseUrl = Depends(caller_of(service)), Depends(base_url_of(service))
+    BaseUrl = Depends(base_url_of(service))
 
     @routes.post("/v1/inference", responses=error_docs(*SUBMIT_ERRORS))
     async def submit(
         request: Request,
         body: InferenceRequest,
-        caller: Annotated[Caller, IsCaller],
+        caller: CallerOfRequest,
         base_url: Annotated[str, BaseUrl],
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the result.")] = 0,
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_KEY)] = None,
@@ -71,7 +71,7 @@ def router(service: Service) -> APIRouter:
         )
 
     @routes.post("/v1/explain", responses=error_docs(*EXPLAIN_ERRORS))
-    async def explain(body: InferenceRequest, caller: Annotated[Caller, IsCaller]) -> Explanation:
+    async def explain(body: InferenceRequest, caller: CallerOfRequest) -> Explanation:
         """What would be done with a request, to the last size and kernel; nothing is made."""
         return await service.explain(body, caller)
 

@@ -13,8 +13,7 @@ from serve_app import errors
 from serve_app.answers import result_of, status_of
 from serve_app.jobs.records import HistoryFilter, RequestRecord, Summary
 from serve_app.jobs.requests import refuse_malformed
-from serve_app.keys import Caller
-from serve_app.routes.caller import KEYS_IN_DOCS, base_url_of, caller_of
+from serve_app.routes.caller import KEYS_IN_DOCS, CallerOfRequest, base_url_of
 from serve_app.routes.models import DEFAULT_PAGE, MAX_PAGE
 from serve_app.schemas import History, HistoryEntry, RequestResult, RequestStatus, TenantUsage, UsageList
 from serve_app.service import Service
@@ -38,17 +37,15 @@ def router(service: Service) -> APIRouter:
 
 
 def _add_views(routes: APIRouter, service: Service) -> None:
-    IsCaller, BaseUrl = Depends(caller_of(service)), Depends(base_url_of(service))
+    BaseUrl = Depends(base_url_of(service))
 
     @routes.get("/v1/requests/{request_id}/status", responses=NOT_FOUND)
-    async def status(request_id: str, caller: Annotated[Caller, IsCaller]) -> RequestStatus:
+    async def status(request_id: str, caller: CallerOfRequest) -> RequestStatus:
         """Where a request stands."""
         return status_of(*await service.standing(request_id, caller))
 
     @routes.get("/v1/requests/{request_id}/result", responses=NOT_FOUND)
-    async def result(
-        request_id: str, caller: Annotated[Caller, IsCaller], base_url: Annotated[str, BaseUrl]
-    ) -> RequestResult:
+    async def result(request_id: str, caller: CallerOfRequest, base_url: Annotated[str, BaseUrl]) -> RequestResult:
         """What came of a request; `outputs` is null until it succeeded."""
         return result_of(await service.request(request_id, caller), base_url)
 
@@ -56,15 +53,23 @@ def _add_views(routes: APIRouter, service: Service) -> None:
         "/v1/requests/{request_id}/images/{n}",
         response_class=Response,
         responses=error_docs(errors.Unauthorized, errors.RequestNotFound, errors.ImageNotFound)
-        | {200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}}},
+        | {200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}}}
+        | {304: {"description": "`If-None-Match` names the picture's ETag"}},
     )
-    async def image(request_id: str, n: int, caller: Annotated[Caller, IsCaller]) -> Response:
+    async def image(
+        request_id: str, n: int, caller: CallerOfRequest, if_none_match: Annotated[list[str] | None, Header()] = None
+    ) -> Response:
         """The picture number `n` (from 0, in prompt order), as soon as it is finished."""
-        done, data = await service.picture(request_id, n, caller)
-        return Response(data, media_type=MEDIA_TYPES[done.format], headers={"ETag": f'"{done.sha256}"'})
+        done = await service.picture(request_id, n, caller)
+        # A browser keeps the picture, but asks again each time: the request may have been purged meanwhile.
+        headers = {"ETag": f'"{done.sha256}"', "Cache-Control": "private, no-cache"}
+        if names_etag(if_none_match or [], headers["ETag"]):
+            return Response(status_code=304, headers=headers)
+        data = await service.picture_file(request_id, n, done)
+        return Response(data, media_type=MEDIA_TYPES[done.format], headers=headers)
 
     @routes.delete("/v1/requests/{request_id}", responses=NOT_FOUND)
-    async def delete(request_id: str, caller: Annotated[Caller, IsCaller], purge: bool = False) -> RequestStatus:
+    async def delete(request_id: str, caller: CallerOfRequest, purge: bool = False) -> RequestStatus:
         """Cancel a request, if it has not ended: what waits at once, what runs at its next step.
 
         With `purge` its pictures and control images are deleted for good. Doing it twice does no harm.
@@ -72,7 +77,7 @@ def _add_views(routes: APIRouter, service: Service) -> None:
         return status_of(*await service.cancel(request_id, caller, purge=purge))
 
     @routes.post("/v1/requests/{request_id}/cancel", responses=NOT_FOUND)
-    async def cancel(request_id: str, caller: Annotated[Caller, IsCaller]) -> RequestStatus:
+    async def cancel(request_id: str, caller: CallerOfRequest) -> RequestStatus:
         """The same as DELETE."""
         return status_of(*await service.cancel(request_id, caller, purge=False))
 
@@ -80,7 +85,7 @@ def _add_views(routes: APIRouter, service: Service) -> None:
 def _add_events(routes: APIRouter, service: Service) -> None:
     async def watched(
         request_id: str,
-        caller: Annotated[Caller, Depends(caller_of(service))],
+        caller: CallerOfRequest,
         last_event_id: Annotated[str | None, Header()] = None,
     ) -> tuple[RequestRecord, int]:
         """The request, and what its watcher has seen. Before the answer begins, so that errors have their status."""
@@ -107,12 +112,11 @@ def _add_events(routes: APIRouter, service: Service) -> None:
 
 
 def _add_history(routes: APIRouter, service: Service) -> None:
-    IsCaller = Depends(caller_of(service))
     responses = error_docs(errors.Unauthorized, errors.HistoryUnavailable, errors.InvalidParameter)
 
     @routes.get("/v1/requests", responses=responses)
     async def history(
-        caller: Annotated[Caller, IsCaller],
+        caller: CallerOfRequest,
         status: Status | None = None,
         model: Annotated[str | None, Query(pattern=TEXT)] = None,
         lora: Annotated[str | None, Query(pattern=TEXT, description="A `loras[].path`.")] = None,
@@ -122,7 +126,7 @@ def _add_history(routes: APIRouter, service: Service) -> None:
         cursor: str | None = None,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE,
     ) -> History:
-        """Requests of the key's tenant, newest first."""
+        """Requests of the key's tenant, newest first. Without API keys nobody sees a history: 403."""
         which = HistoryFilter(tenant, status, model, lora, _seconds(since), _seconds(until))
         before = _read_cursor(cursor) if cursor else None
         rows = await service.history(which, before, limit + 1, caller)
@@ -130,10 +134,16 @@ def _add_history(routes: APIRouter, service: Service) -> None:
         return History(requests=page, next_cursor=_cursor_after(rows[limit - 1]) if len(rows) > limit else None)
 
     @routes.get("/v1/usage", responses=responses)
-    async def usage(caller: Annotated[Caller, IsCaller]) -> UsageList:
-        """GPU seconds and pictures of the key's tenant, since the beginning."""
+    async def usage(caller: CallerOfRequest) -> UsageList:
+        """GPU seconds and pictures of the key's tenant, since the beginning. Without API keys: 403."""
         rows = await service.usage(caller)
         return UsageList(usage=[TenantUsage.model_validate(row, from_attributes=True) for row in rows])
+
+
+def names_etag(if_none_match: list[str], etag: str) -> bool:
+    """Whether one of these headers names `etag`, by weak comparison (RFC 9110, 13.1.2)."""
+    named = [tag.strip() for header in if_none_match for tag in header.split(",")]
+    return any(tag == "*" or tag.removeprefix("W/") == etag for tag in named)
 
 
 def _seconds(moment: datetime | None) -> float | None:

@@ -88,8 +88,10 @@ def told(cluster: int, tmp_path_factory: pytest.TempPathFactory, make_body: Any)
         "artifacts_url": f"{folder}/artifacts",
         "models": [{"checkpoint": MINIATURE_RANDOM, "threads": 2, "device": "cpu"}],
         "jobs": {"database_url": f"sqlite+aiosqlite:///{folder}/jobs.sqlite3"},
-        "webhooks": {"secret": SECRET, "allow_private_addresses": True},
+        "webhooks": {"secret": "${WEBHOOK_SECRET}", "allow_private_addresses": True},
     }
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    variables["WEBHOOK_SECRET"] = SECRET
     application = {
         "name": NAME,
         "route_prefix": f"/{NAME}",
@@ -97,11 +99,11 @@ def told(cluster: int, tmp_path_factory: pytest.TempPathFactory, make_body: Any)
         "args": args,
         "logging_config": JSON_LINES,
         "deployments": [{"name": "Ingress", "logging_config": JSON_LINES}],
-        "runtime_env": {"env_vars": {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}},
+        "runtime_env": {"env_vars": variables},
     }
     declare(application)
     client = httpx.Client(base_url=f"http://127.0.0.1:{cluster}/{NAME}", timeout=30)
-    service = Deployed(NAME, client, folder, AppConfig.model_validate(args), load_engine)
+    service = Deployed(NAME, client, folder, AppConfig.model_validate(args | {"webhooks": {}}), load_engine)
     service.wait_until_ready()
     # Ray loses what is counted before it has begun to export a process' metrics, which on a busy machine takes seconds.
     eventually(lambda: len(told_by("edits_editors")) == 2 and len(told_by("edits_adapter_cache_bytes")) == 1, 60)

@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from aiohttp import web
+from pydantic import SecretStr
 
 from serve_app.config import WebhooksConfig
 from serve_app.jobs import tables
@@ -17,7 +18,7 @@ from serve_app.jobs.store import JobStore
 from serve_app.webhooks import Deliverer, PayloadOf
 
 SECRET = "whsec_" + "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
-LOOPBACK = {"secret": SECRET, "allowed_networks": ["127.0.0.0/8"], "timeout_s": 5}
+LOOPBACK = {"secret": SecretStr(SECRET), "allowed_networks": ["127.0.0.0/8"], "timeout_s": 5}
 
 
 class Receiver:

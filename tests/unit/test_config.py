@@ -54,3 +54,45 @@ def test_variables_are_expanded_and_a_missing_one_is_named(monkeypatch):
 def test_model_may_stand_once():
     with pytest.raises(ValidationError, match="each id may stand once"):
         AppConfig.model_validate({"models": [{}, {}]})
+
+
+LITERAL = "whsec_" + "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+
+
+@pytest.mark.parametrize(
+    ("args", "key"),
+    [
+        ({"webhooks": {"secret": LITERAL}}, "webhooks.secret"),
+        ({"webhooks": {"secret": f"{LITERAL}${{HOME}}"}}, "webhooks.secret"),
+        ({"jobs": {"database_url": "postgresql+asyncpg://edits:word-in-the-file@host/edits"}}, "jobs.database_url"),
+        ({"jobs": {"database_url": "postgresql+asyncpg://host/x?password=word-in-the-file"}}, "jobs.database_url"),
+        ({"lora_root": "s3://key:word-in-the-file@bucket/loras"}, "lora_root"),
+        ({"artifacts_url": "s3://key:word-in-the-file@bucket/a"}, "artifacts_url"),
+    ],
+)
+def test_secret_in_the_file_is_refused_and_not_repeated(args, key):
+    with pytest.raises(ValidationError, match="environment variable and write") as caught:
+        AppConfig.model_validate(args)
+    [error] = caught.value.errors()
+    assert ".".join(str(part) for part in error["loc"]) == key
+    for secret in (LITERAL, "word-in-the-file"):
+        assert secret not in str(caught.value)
+
+
+def test_secrets_of_the_environment_are_taken_and_not_shown(monkeypatch):
+    monkeypatch.setenv("PASSWORD", "a-password")
+    monkeypatch.setenv("SECRET", LITERAL)
+    url = "postgresql+asyncpg://edits:${PASSWORD}@host/edits"
+    config = AppConfig.model_validate({"jobs": {"database_url": url}, "webhooks": {"secret": "${SECRET}"}})
+    assert config.jobs.database_url == "postgresql+asyncpg://edits:a-password@host/edits"
+    assert config.webhooks.secret.get_secret_value() == LITERAL
+    for secret in (LITERAL, "a-password"):
+        assert secret not in repr(config)
+        assert secret not in str(config)
+
+
+def test_mistake_next_to_a_secret_does_not_show_it():
+    with pytest.raises(ValidationError) as caught:
+        AppConfig.model_validate({"webhooks": {"secrets": LITERAL}})
+    assert LITERAL not in str(caught.value)
+    assert "secrets" in str(caught.value)

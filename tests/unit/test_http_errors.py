@@ -336,7 +336,7 @@ def test_error_of_an_edit_is_a_string_in_the_result(application, client, make_bo
 def test_rays_headers_do_not_reach_the_application(config, name):
     from starlette.testclient import TestClient
 
-    from serve_app.ingress import DropRayHeaders
+    from serve_app.middleware import DropRayHeaders
 
     seen = []
 

@@ -14,11 +14,13 @@ import yaml
 from aiohttp import web
 
 from serve_app.admission import IMAGES_AT_ONCE
+from serve_app.bodies import COPIES, HoldBody
 from serve_app.budget import Budget
 from serve_app.config import AppConfig, FetchConfig
 from serve_app.errors import FetchFailed
 from serve_app.fetch import Fetcher
-from serve_app.room import COPIES, HoldBody
+from serve_app.keys import Caller
+from serve_app.middleware import AnswerErrors
 from serve_app.service import Service
 from tests.unit.conftest import Application
 
@@ -231,7 +233,7 @@ class Bodies:
     def __init__(self, total: int, share: int, max_bytes: int = 100) -> None:
         self.memory = Budget(total, share, 0.2, "this body")
         self.asked = 0
-        self.app = HoldBody(self._application, self.memory, max_bytes, lambda scope: scope["tenant"])
+        self.app = AnswerErrors(HoldBody(self._application, self.memory, max_bytes))
         self.read = asyncio.Event()
 
     async def _application(self, scope, receive, send) -> None:
@@ -256,7 +258,14 @@ class Bodies:
                 statuses.append(message["status"])
 
         header = (b"transfer-encoding", b"chunked") if length is None else (b"content-length", str(length).encode())
-        await self.app({"type": "http", "tenant": tenant, "headers": [header]}, receive, send)
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/",
+            "state": {"caller": Caller(tenant)},
+            "headers": [header],
+        }
+        await self.app(scope, receive, send)
         return statuses[0]
 
 
@@ -287,7 +296,7 @@ async def test_body_of_unknown_length_counts_as_the_longest_until_it_is_here():
         held.append(bodies.memory.held)
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    bodies.app = HoldBody(look, bodies.memory, 100, lambda scope: scope["tenant"])
+    bodies.app = HoldBody(look, bodies.memory, 100)
     assert await bodies.request("red", bytes(5), bytes(6), length=None) == 200
     assert held == [COPIES * 100, COPIES * 11]
 

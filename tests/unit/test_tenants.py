@@ -6,6 +6,7 @@ import time
 import pytest
 import yaml
 from aiohttp import web
+from pydantic import SecretStr
 from standardwebhooks import Webhook
 from starlette.testclient import TestClient
 
@@ -119,7 +120,7 @@ async def test_webhook_is_signed_and_tells_the_result(config, make_body, web_ser
         return web.Response()
 
     url = await web_server(receive)
-    webhooks = WebhooksConfig(secret=SECRET, allow_private_addresses=True)
+    webhooks = WebhooksConfig(secret=SecretStr(SECRET), allow_private_addresses=True)
     application = Application(config.model_copy(update={"webhooks": webhooks}))
 
     def use_it() -> dict:
@@ -141,7 +142,7 @@ async def test_webhook_is_signed_and_tells_the_result(config, make_body, web_ser
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "http://user:word@host/", "not a url"])
 def test_webhook_that_cannot_be_posted_to_is_refused(config, make_body, url):
-    application = Application(config.model_copy(update={"webhooks": WebhooksConfig(secret=SECRET)}))
+    application = Application(config.model_copy(update={"webhooks": WebhooksConfig(secret=SecretStr(SECRET))}))
     with TestClient(application.app) as client:
         answer = client.post("/v1/inference", json=make_body() | {"webhook_url": url})
     assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (400, "INVALID_PARAMETER")

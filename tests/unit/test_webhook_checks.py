@@ -1,7 +1,7 @@
 """Which webhooks are accepted, what signs them, and how long they are tried."""
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from serve_app import webhooks
 from serve_app.config import WebhooksConfig
@@ -9,7 +9,7 @@ from serve_app.errors import InvalidParameter
 from serve_app.webhooks import check_webhook, delay_after
 from tests.unit.receivers import SECRET
 
-WITH_SECRET = WebhooksConfig(secret=SECRET)
+WITH_SECRET = WebhooksConfig(secret=SecretStr(SECRET))
 
 
 def test_attempts_take_about_a_day(monkeypatch):
@@ -78,5 +78,6 @@ def test_secret_that_cannot_sign_is_refused(secret, monkeypatch):
 def test_secret_comes_from_the_environment_and_is_not_shown(monkeypatch):
     monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
     config = WebhooksConfig.model_validate({"secret": "${WEBHOOK_SECRET}"})
-    assert config.secret == SECRET
+    assert config.secret == SecretStr(SECRET)
     assert SECRET not in repr(config)
+    assert SECRET not in str(config.model_dump(mode="json"))

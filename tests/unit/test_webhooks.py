@@ -208,6 +208,7 @@ async def test_deliverers_share_an_outbox_and_deliver_once(store, make_plan, web
 # A service that is killed while its webhook is with the receiver, which has it and will say so.
 DELIVER = """
 import asyncio, sys
+from pydantic import SecretStr
 from serve_app.config import JobsConfig, WebhooksConfig
 from serve_app.jobs.store import JobStore
 from serve_app.webhooks import Deliverer
@@ -218,7 +219,7 @@ async def payload(delivery):
 async def main():
     store = JobStore(JobsConfig(database_url=sys.argv[1]))
     await store.open()
-    config = WebhooksConfig(secret=sys.argv[2], allow_private_addresses=True)
+    config = WebhooksConfig(secret=SecretStr(sys.argv[2]), allow_private_addresses=True)
     await Deliverer(store.outbox, config, payload).run()
 
 asyncio.run(main())

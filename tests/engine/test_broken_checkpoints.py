@@ -1,0 +1,70 @@
+"""A file of a checkpoint that cannot be read is named, whatever the libraries say of it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from serve_app import verify
+from serve_app.config import ModelConfig
+from serve_app.errors import CheckpointRefused
+from serve_app.models import checkpoint, miniature
+from serve_app.models.architecture import architecture_of
+from serve_app.models.registry import MODELS
+
+SPEC = MODELS["qwen_image_edit"]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return Path(shutil.copytree(miniature.ensure(SPEC), tmp_path / "checkpoint"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"{nope", b"{}", b"[]", b"", b"\xff", b'{"added_tokens": [], "model": {"type": "?"}}']
+)
+@pytest.mark.parametrize("part", ["tokenizer", "processor"])
+def test_broken_tokenizer_is_named(folder, capsys, part, content):
+    file = folder / part / "tokenizer.json"
+    file.write_bytes(content)
+    config = ModelConfig(checkpoint=str(folder), device="cpu")
+    with pytest.raises(CheckpointRefused) as caught:
+        checkpoint.load(config, SPEC, torch.device("cpu"), torch.float32)
+    assert str(file) in str(caught.value)
+    assert verify.main([str(folder), "--device", "cpu", "--size", "64"]) == 1
+    assert f"{file}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "processor"])
+def test_missing_tokenizer_is_refused(folder, part):
+    (folder / part / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointRefused, match=f"the tokenizer in {folder / part} knows no words"):
+        checkpoint.read(folder, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer/tokenizer_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "scheduler/scheduler_config.json",
+        "processor/processor_config.json",
+    ],
+)
+def test_other_broken_files_are_named(folder, name):
+    (folder / name).write_bytes(b"[]")
+    with pytest.raises(CheckpointRefused) as caught:
+        checkpoint.load(ModelConfig(checkpoint=str(folder)), SPEC, torch.device("cpu"), torch.float32)
+    assert str(folder / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_ingress_names_a_broken_config_of_the_transformer(folder, content):
+    file = folder / "transformer/config.json"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointRefused, match=str(file)):
+        architecture_of(ModelConfig(checkpoint=str(folder)))
