@@ -4,6 +4,7 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from pydantic import SecretStr
 
 from serve_app import background
 from serve_app.artifacts import Artifacts
@@ -238,7 +239,7 @@ async def test_deliverer_closes_its_connections_wherever_it_is_cancelled(store):
     deliverers = []
 
     async def deliver() -> None:
-        deliverers.append(Deliverer(store.outbox, WebhooksConfig(secret=SECRET), one_editor))
+        deliverers.append(Deliverer(store.outbox, WebhooksConfig(secret=SecretStr(SECRET)), one_editor))
 
         async def slow() -> None:
             try:
