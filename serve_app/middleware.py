@@ -118,6 +118,9 @@ class AnswerErrors:
                 # The server cuts the answer off, so that nobody takes it for complete.
                 raise
             response = error_response(error)
-            if response.status_code >= 500:
+            if response.status_code == 500:
                 logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            elif response.status_code > 500:
+                # Foreseen, and many at once when something is away or busy: a traceback each would say nothing more.
+                logger.warning("%s %s: %s", scope["method"], scope["path"], error)
             await response(scope, receive, send)

@@ -30,7 +30,7 @@ HEADERS = {
     QueueFull.code: {"Retry-After": "10"},
     StoreUnavailable.code: {"Retry-After": "2"},
     StorageFailed.code: {"Retry-After": "2"},
-    Overloaded.code: {"Retry-After": "2"},
+    Overloaded.code: {"Retry-After": "5"},
     # The rest of the body is not waited for.
     BodyTimeout.code: {"Connection": "close"},
     Unauthorized.code: {"WWW-Authenticate": "Bearer"},
