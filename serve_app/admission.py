@@ -1,21 +1,20 @@
 """Requests are checked, and what they name is fetched, before anything is committed. No HTTP, no Ray, no torch."""
 
 import asyncio
-import base64
-import binascii
 import hashlib
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, TypeVar
 
 from serve_app import images, plan
 from serve_app.adapters.receipts import understand
 from serve_app.adapters.sources import LoraSources
 from serve_app.config import AppConfig
+from serve_app.decoding.pool import Decoders
 from serve_app.effective import effective, without_secrets
 from serve_app.errors import ControlImageInvalid, FetchFailed
 from serve_app.fetch import Fetcher
+from serve_app.inline import decode_inline
 from serve_app.models.architecture import Architecture
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import make_recipe
@@ -26,23 +25,26 @@ from serve_app.webhooks import check_webhook
 
 T = TypeVar("T")
 
-# What a client may send by mistake where a picture's content belongs.
-MAX_PATH, IMAGE_SUFFIXES = 1000, (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-
 
 class Admission:
     """`architectures` are those of the served models, by id."""
 
     def __init__(
-        self, config: AppConfig, fetcher: Fetcher, sources: LoraSources, architectures: Mapping[str, Architecture]
+        self,
+        config: AppConfig,
+        fetcher: Fetcher,
+        decoders: Decoders,
+        sources: LoraSources,
+        architectures: Mapping[str, Architecture],
     ) -> None:
         self._config = config
         self._fetcher = fetcher
+        self._decoders = decoders
         self._sources = sources
         self._architectures = architectures
 
-    async def admit(self, request: InferenceRequest) -> "Admitted":
-        """Everything up to the plans, in the contract's order of checks. Raises RequestError."""
+    async def admit(self, request: InferenceRequest, tenant: str) -> "Admitted":
+        """Everything up to the plans, in the contract's order of checks. Raises RequestError or Overloaded."""
         spec = plan.find_model(request, self._config)
         plan.check_loras(request, spec, self._config)
         for lora in request.loras:
@@ -50,7 +52,7 @@ class Admission:
         for lora in request.loras:
             await asyncio.to_thread(self._sources.check_exists, lora.path)
         plan.check_control_images(request, spec)
-        control_files = await self._control_files(request, spec)
+        control_files = await self._control_files(request, spec, tenant)
         plan.check_parameters(request, spec, self._config)
         if request.webhook_url is not None:
             check_webhook(request.webhook_url, self._config.webhooks)
@@ -83,8 +85,8 @@ class Admission:
         await asyncio.to_thread(self._sources.check_exists, path)
         return await self.adapter(Lora(path=path), None, MODELS[model])
 
-    async def _control_files(self, request: InferenceRequest, spec: ModelSpec) -> dict[str, "ControlFile"]:
-        """The file behind each distinct image string, all fetched at once. Raises ControlImageInvalid."""
+    async def _control_files(self, request: InferenceRequest, spec: ModelSpec, tenant: str) -> dict[str, "ControlFile"]:
+        """The file behind each distinct image string, all fetched at once. Raises ControlImageInvalid or Overloaded."""
         if not spec.requires_control_image:
             return {}
         # The first prompt that uses an image is the one that an error names.
@@ -92,16 +94,21 @@ class Admission:
         for index, prompt in enumerate(request.prompts):
             for image in prompt.control_images:
                 first_use.setdefault(image, index)
-        files = await gather_all(self._control_file(image, index, request.exif) for image, index in first_use.items())
+        files = await gather_all(
+            self._control_file(image, index, request.exif, tenant) for image, index in first_use.items()
+        )
         return dict(zip(first_use, files, strict=True))
 
-    async def _control_file(self, image: str, prompt_index: int, exif: Literal["ignore", "apply"]) -> "ControlFile":
-        limits = self._config.fetch
+    async def _control_file(
+        self, image: str, prompt_index: int, exif: Literal["ignore", "apply"], tenant: str
+    ) -> "ControlFile":
+        max_bytes = self._config.fetch.max_bytes
         try:
-            data = await self._fetcher.get(image) if image.startswith("http") else decode_base64(image)
-            if len(data) > limits.max_bytes:
-                raise ControlImageInvalid(f"it is larger than {limits.max_bytes} bytes")
-            return await asyncio.to_thread(ControlFile.of, data, exif, limits.max_pixels)
+            data = await self._fetcher.get(image) if image.startswith("http") else decode_inline(image, max_bytes)
+            if len(data) > max_bytes:
+                raise ControlImageInvalid(f"it is larger than {max_bytes} bytes")
+            facts = await self._decoders.facts(data, exif, tenant)
+            return ControlFile(data, await asyncio.to_thread(sha256_of, data), facts)
         except (FetchFailed, ControlImageInvalid) as error:
             raise ControlImageInvalid(
                 f"the control image of prompt {prompt_index} cannot be used: {error.message}",
@@ -116,11 +123,6 @@ class ControlFile:
     data: bytes
     sha256: str
     facts: images.ControlImage
-
-    @classmethod
-    def of(cls, data: bytes, exif: Literal["ignore", "apply"], max_pixels: int) -> Self:
-        """Raises ControlImageInvalid, with the reason alone. The pixels are not kept."""
-        return cls(data, hashlib.sha256(data).hexdigest(), images.read(data, exif, max_pixels).facts)
 
 
 @dataclass(frozen=True)
@@ -138,15 +140,8 @@ class Admitted:
     notes: list[str]
 
 
-def decode_base64(text: str) -> bytes:
-    """The bytes of raw base64 or of a `data:` URL. Raises ControlImageInvalid."""
-    payload = text.partition(",")[2] if text.startswith("data:") else text
-    if len(text) < MAX_PATH and PurePath(text).suffix.lower() in IMAGE_SUFFIXES:
-        raise ControlImageInvalid(f"{text!r} looks like a path, and none is read: send base64 or an http(s) URL")
-    try:
-        return base64.b64decode(payload)
-    except (binascii.Error, ValueError) as error:
-        raise ControlImageInvalid("it is neither an http(s) URL nor base64") from error
+def sha256_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 async def gather_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:

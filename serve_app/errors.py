@@ -33,6 +33,7 @@ ServiceError
 │   ├── EditorLost                  retryable: the replica or its node went away in mid-edit
 │   └── EditorUnavailable           retryable, and no attempt: nobody took the edit up
 ├── StoreUnavailable                the job database cannot be reached (status 503)
+├── Overloaded                      retryable: a request waited too long for memory, connections or threads (status 503)
 ├── FetchFailed                     a download failed; carries the reason only
 ├── StorageFailed                   retryable: artifact storage did not do what it was asked to (status 503)
 │   └── FilesGone                   what a request needs was deleted before it was committed
@@ -175,6 +176,14 @@ class QueueFull(RequestError):
 class StoreUnavailable(ServiceError):
     code = "STORE_UNAVAILABLE"
     status = 503
+
+
+class Overloaded(ServiceError):
+    """For want of what other requests hold, never for what this one names."""
+
+    code = "OVERLOADED"
+    status = 503
+    retryable = True
 
 
 class EditError(ServiceError):

@@ -21,6 +21,7 @@ from serve_app.admission import Admission, Admitted, gather_all
 from serve_app.artifacts import Artifacts
 from serve_app.backlog import BacklogReport
 from serve_app.config import AppConfig, IngressSettings
+from serve_app.decoding.pool import PROCESSES, Decoders
 from serve_app.dispatch import Dispatcher, EditorCount, Editors, control_key, record_key
 from serve_app.errors import FilesGone, HistoryUnavailable, ImageNotFound, RequestNotFound, StoreUnavailable, describe
 from serve_app.events import RequestEvent, events_since, payload_of
@@ -93,8 +94,11 @@ class Service:
         self._artifacts = Artifacts(config.artifacts_url)
         self._fetcher = Fetcher(config.fetch)
         self._exits.push_async_callback(self._fetcher.close)
+        # Without keys all callers are one tenant, and there is nobody to keep a process for.
+        decoders = Decoders(config.fetch, PROCESSES - 1 if config.auth.keys_file else PROCESSES)
+        self._exits.push_async_callback(decoders.close)
         sources = LoraSources(config.lora_root, self._fetcher, self._artifacts, config.fetch.hub_hosts)
-        self._admission = Admission(config, self._fetcher, sources, self._architectures)
+        self._admission = Admission(config, self._fetcher, decoders, sources, self._architectures)
         self._shelf = Shelf(sources, {id: of_one.linears for id, of_one in self._architectures.items()})
         self._store = JobStore(config.jobs)
         self._exits.push_async_callback(self._store.close)
@@ -172,7 +176,7 @@ class Service:
             if earlier is not None:
                 return earlier
         for tries in range(1, TRIES + 1):
-            admitted = await self._admission.admit(request)
+            admitted = await self._admission.admit(request, caller.tenant)
             new = self._new_request(request_id, request, admitted, caller, base_url)
             new = replace(new, idempotency_key=idempotency_key, body_sha256=digest)
             await gather_all(
@@ -230,12 +234,12 @@ class Service:
         """What a picture is predicted to take (FLOP)."""
         return float(self._admission.effective(admitted, edit)["transformer_flops_estimated"])
 
-    async def explain(self, request: InferenceRequest) -> Explanation:
+    async def explain(self, request: InferenceRequest, caller: Caller) -> Explanation:
         """What `submit` would have done with the same request: the same checks and errors, and no job.
 
         A LoRA that the request names by a URL with secrets is downloaded and kept, for the request that follows.
         """
-        admitted = await self._admission.admit(request)
+        admitted = await self._admission.admit(request, caller.tenant)
         return Explanation(
             model=admitted.spec.id,
             effective=[self._admission.effective(admitted, edit) for edit in admitted.plans],

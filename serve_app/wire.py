@@ -10,8 +10,9 @@ from fastapi.responses import JSONResponse
 from serve_app import tracing
 from serve_app.errors import (
     ErrorDescription,
+    Overloaded,
     QueueFull,
-    RequestError,
+    ServiceError,
     StorageFailed,
     StoreUnavailable,
     Unauthorized,
@@ -27,6 +28,7 @@ HEADERS = {
     QueueFull.code: {"Retry-After": "10"},
     StoreUnavailable.code: {"Retry-After": "2"},
     StorageFailed.code: {"Retry-After": "2"},
+    Overloaded.code: {"Retry-After": "5"},
     Unauthorized.code: {"WWW-Authenticate": "Bearer"},
 }
 
@@ -52,7 +54,7 @@ async def answer_shape_error(request: Request, error: Exception) -> JSONResponse
     return JSONResponse({"detail": faults}, status_code=422)
 
 
-def error_docs(*kinds: type[RequestError]) -> dict[int | str, dict[str, Any]]:
+def error_docs(*kinds: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's `responses` for these errors, by status, with an example each."""
     docs: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:

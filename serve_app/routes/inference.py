@@ -30,6 +30,7 @@ EXPLAIN_ERRORS = (
     errors.LoraIncompatible,
     errors.LoraDownloadFailed,
     errors.BodyTooLarge,
+    errors.Overloaded,
 )
 SUBMIT_ERRORS = (*EXPLAIN_ERRORS, errors.IdempotencyConflict, errors.QueueFull)
 MAX_WAIT_S = 300.0
@@ -66,9 +67,9 @@ def router(service: Service) -> APIRouter:
             created_at=record.created_at,
         )
 
-    @routes.post("/v1/explain", dependencies=[IsCaller], responses=error_docs(*EXPLAIN_ERRORS))
-    async def explain(body: InferenceRequest) -> Explanation:
+    @routes.post("/v1/explain", responses=error_docs(*EXPLAIN_ERRORS))
+    async def explain(body: InferenceRequest, caller: Annotated[Caller, IsCaller]) -> Explanation:
         """What would be done with a request, to the last size and kernel; nothing is made."""
-        return await service.explain(body)
+        return await service.explain(body, caller)
 
     return routes

@@ -120,7 +120,7 @@ def truncated() -> str:
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
-        ("abc", "neither an http"),
+        ("abc!", "neither an http"),
         ("bm90IGEgcGljdHVyZQ==", "not a picture"),
         (truncated(), "broken or truncated"),
         (as_base64(as_png(PIL.Image.new("RGB", (4000, 2)))), "too unequal"),
