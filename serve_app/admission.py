@@ -60,7 +60,8 @@ class Admission:
         adapters = await gather_all(self.adapter(lora, token, spec) for lora in request.loras)
         digests = {image: file.sha256 for image, file in control_files.items()}
         plans = plan.plan_edits(request, spec, self._config, digests, adapters)
-        notes = plan.exif_notes(plans, {file.sha256: file.facts for file in control_files.values()})
+        facts = {file.sha256: file.facts for file in control_files.values()}
+        notes = plan.exif_notes(plans, facts) + plan.stretch_notes(plans, facts)
         notes += plan.trigger_notes(request, adapters)
         files = {file.sha256: file for file in control_files.values()}
         return Admitted(spec, plans, files, plan.ignored_fields(request, spec), notes)
