@@ -18,8 +18,9 @@ logger = logging.getLogger(__name__)
 
 # Processes of one ingress. One tenant gets all but one of them, so that another one's picture need not wait for it.
 PROCESSES = 3
-# What a decoder may need: the interpreter with its libraries, and for each pixel some copies of four bytes.
-MEMORY_BYTES, MEMORY_BYTES_PER_PIXEL = 256 * 2**20, 32
+# What a decoder may need: the interpreter with its libraries, some copies of the file, and for each pixel some copies
+# of four bytes. Of 40 megapixels, an animated WebP took most: 0.75 GB.
+MEMORY_BYTES, FILE_COPIES, MEMORY_BYTES_PER_PIXEL = 256 * 2**20, 4, 24
 # How long a file waits for a process (s). A request of hundreds of pictures waits for its own.
 PATIENCE_S = 120.0
 START_S = 60.0
@@ -100,7 +101,8 @@ class Decoders:
         return await self._start()
 
     async def _start(self) -> Process:
-        memory_bytes = MEMORY_BYTES + MEMORY_BYTES_PER_PIXEL * self._limits.max_pixels
+        limits = self._limits
+        memory_bytes = MEMORY_BYTES + FILE_COPIES * limits.max_bytes + MEMORY_BYTES_PER_PIXEL * limits.max_pixels
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-W", "ignore", "-m", "serve_app.decoding.worker", str(memory_bytes)),
             stdin=PIPE,

@@ -25,8 +25,10 @@ NICENESS = 5
 def main() -> None:
     memory_bytes = int(sys.argv[1])
     files, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    # Whatever a library prints is no answer.
-    os.dup2(2, 1)
+    # What a library prints is no answer, and libtiff prints what it thinks of each broken file.
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
     # Ctrl-C in a terminal goes to every process of it; this one ends when the service closes its input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICENESS)
