@@ -1,24 +1,23 @@
 """Requests are checked, and what they name is fetched, before anything is committed. No HTTP, no Ray, no torch."""
 
 import asyncio
-import base64
-import binascii
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePath
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, TypeVar
 
 from serve_app import images, plan
 from serve_app.adapters.receipts import understand
 from serve_app.adapters.sources import LoraSources
 from serve_app.budget import Hold
 from serve_app.config import AppConfig
+from serve_app.decoding.pool import Decoders
 from serve_app.downloads import Downloads
 from serve_app.effective import effective, without_secrets
 from serve_app.errors import ControlImageInvalid, FetchFailed
 from serve_app.fetch import Fetcher
+from serve_app.inline import decode_inline
 from serve_app.models.architecture import Architecture
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import make_recipe
@@ -32,18 +31,21 @@ T = TypeVar("T")
 # How many control images of one request are fetched or decoded at a time.
 IMAGES_AT_ONCE = 8
 
-# What a client may send by mistake where a picture's content belongs.
-MAX_PATH, IMAGE_SUFFIXES = 1000, (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-
 
 class Admission:
     """`architectures` are those of the served models, by id."""
 
     def __init__(
-        self, config: AppConfig, fetcher: Fetcher, sources: LoraSources, architectures: Mapping[str, Architecture]
+        self,
+        config: AppConfig,
+        fetcher: Fetcher,
+        decoders: Decoders,
+        sources: LoraSources,
+        architectures: Mapping[str, Architecture],
     ) -> None:
         self._config = config
         self._fetcher = fetcher
+        self._decoders = decoders
         self._sources = sources
         self._architectures = architectures
 
@@ -65,7 +67,8 @@ class Admission:
         adapters = await gather_all(self.adapter(lora, token, spec, room.tenant) for lora in request.loras)
         digests = {image: file.sha256 for image, file in control_files.items()}
         plans = plan.plan_edits(request, spec, self._config, digests, adapters)
-        notes = plan.exif_notes(plans, {file.sha256: file.facts for file in control_files.values()})
+        facts = {file.sha256: file.facts for file in control_files.values()}
+        notes = plan.exif_notes(plans, facts) + plan.stretch_notes(plans, facts)
         notes += plan.trigger_notes(request, adapters)
         files = {file.sha256: file for file in control_files.values()}
         return Admitted(spec, plans, files, plan.ignored_fields(request, spec), notes)
@@ -103,21 +106,22 @@ class Admission:
                 first_use.setdefault(image, index)
         downloads = Downloads(self._fetcher, room, self._config.fetch.max_bytes)
         await downloads.expect(sum(map(plan.is_image_url, first_use)))
-        files = await gather_few(
-            [partial(self._control_file, image, index, request.exif, downloads) for image, index in first_use.items()],
-            IMAGES_AT_ONCE,
-        )
-        return dict(zip(first_use, files, strict=True))
+        work = [
+            partial(self._control_file, image, index, request.exif, downloads, room.tenant)
+            for image, index in first_use.items()
+        ]
+        return dict(zip(first_use, await gather_few(work, IMAGES_AT_ONCE), strict=True))
 
     async def _control_file(
-        self, image: str, prompt_index: int, exif: Literal["ignore", "apply"], downloads: Downloads
+        self, image: str, prompt_index: int, exif: Literal["ignore", "apply"], downloads: Downloads, tenant: str
     ) -> "ControlFile":
-        limits = self._config.fetch
+        max_bytes = self._config.fetch.max_bytes
         try:
-            data = await downloads.get(image) if plan.is_image_url(image) else decode_base64(image)
-            if len(data) > limits.max_bytes:
-                raise ControlImageInvalid(f"it is larger than {limits.max_bytes} bytes")
-            return await asyncio.to_thread(ControlFile.of, data, exif, limits.max_pixels)
+            data = await downloads.get(image) if plan.is_image_url(image) else decode_inline(image, max_bytes)
+            if len(data) > max_bytes:
+                raise ControlImageInvalid(f"it is larger than {max_bytes} bytes")
+            facts = await self._decoders.facts(data, exif, tenant)
+            return ControlFile(data, await asyncio.to_thread(sha256_of, data), facts)
         except (FetchFailed, ControlImageInvalid) as error:
             raise ControlImageInvalid(
                 f"the control image of prompt {prompt_index} cannot be used: {error.message}",
@@ -132,11 +136,6 @@ class ControlFile:
     data: bytes
     sha256: str
     facts: images.ControlImage
-
-    @classmethod
-    def of(cls, data: bytes, exif: Literal["ignore", "apply"], max_pixels: int) -> Self:
-        """Raises ControlImageInvalid, with the reason alone. The pixels are not kept."""
-        return cls(data, hashlib.sha256(data).hexdigest(), images.read(data, exif, max_pixels).facts)
 
 
 @dataclass(frozen=True)
@@ -154,15 +153,8 @@ class Admitted:
     notes: list[str]
 
 
-def decode_base64(text: str) -> bytes:
-    """The bytes of raw base64 or of a `data:` URL. Raises ControlImageInvalid."""
-    payload = text.partition(",")[2] if text.startswith("data:") else text
-    if len(text) < MAX_PATH and PurePath(text).suffix.lower() in IMAGE_SUFFIXES:
-        raise ControlImageInvalid(f"{text!r} looks like a path, and none is read: send base64 or an http(s) URL")
-    try:
-        return base64.b64decode(payload)
-    except (binascii.Error, ValueError) as error:
-        raise ControlImageInvalid("it is neither an http(s) URL nor base64") from error
+def sha256_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 async def gather_few(calls: Sequence[Callable[[], Awaitable[T]]], at_once: int) -> list[T]:

@@ -207,7 +207,8 @@ class FetchConfig(Frozen):
     """Limits on what the service downloads for a client.
 
     `max_bytes` and `max_pixels` hold for one control image (base64 ones too), `max_lora_bytes` for one
-    adapter. `timeout_s` is for one whole download of an image or of an adapter's header, and for the silence of a
+    adapter. `decode_timeout_s` is the CPU time that decoding one control image may take.
+    `timeout_s` is for one whole download of an image or of an adapter's header, and for the silence of a
     server that sends an adapter; `lora_timeout_s` for one whole download of an adapter.
     `max_urls` is the number of different control image URLs of one request.
     `budget_bytes` is what one ingress holds in memory at a time of request bodies that are being checked, and as much
@@ -223,6 +224,7 @@ class FetchConfig(Frozen):
     max_bytes: PositiveInt = 20_000_000
     max_pixels: PositiveInt = 40_000_000
     max_lora_bytes: PositiveInt = 4_000_000_000
+    decode_timeout_s: PositiveFloat = 10.0
     timeout_s: PositiveFloat = 10.0
     lora_timeout_s: PositiveFloat = 300.0
     max_redirects: int = Field(default=5, ge=0)

@@ -38,6 +38,7 @@ ServiceError
 │   └── EditorUnavailable           retryable, and no attempt: nobody took the edit up
 ├── Overloaded                      retryable: this ingress has no room for more work at the moment (status 503)
 ├── StoreUnavailable                the job database cannot be reached (status 503)
+├── Overloaded                      retryable: a request waited too long for memory, connections or threads (status 503)
 ├── FetchFailed                     a download failed; carries the reason only
 ├── StorageFailed                   retryable: artifact storage did not do what it was asked to (status 503)
 │   └── FilesGone                   what a request needs was deleted before it was committed

@@ -13,6 +13,8 @@ import PIL.Image
 import PIL.ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from serve_app.colour import foreign_profile
+from serve_app.containers import check_container, check_frames
 from serve_app.errors import ControlImageInvalid
 from serve_app.geometry import Size, fits_encoder
 
@@ -58,30 +60,34 @@ def read(data: bytes, exif: Literal["ignore", "apply"], max_pixels: int | None =
     """The picture in `data` as the trainer and the reference server read it: `convert("RGB")`, not rotated.
 
     `exif: apply` rotates it first as its EXIF orientation says (Pillow obeys a TIFF's by itself). Conversions:
-    of an animation the first frame; CMYK without a colour profile; a palette to its colours; alpha dropped,
-    the colour beneath it kept; 16-bit grey to its high byte, as Pillow reads 16-bit colour (`convert` alone
-    would clip it to white).
+    of an animation the first frame; colours as they are, without the file's colour profile; a palette to its
+    colours; alpha dropped, the colour beneath it kept; 16-bit grey to its high byte, as Pillow reads 16-bit colour
+    (`convert` alone would clip it to white).
     Raises ControlImageInvalid, with the reason alone, unless it is a whole picture that can be edited.
     """
+    counted = check_container(data)
     try:
         # Only the header is read here: the size is known before a single pixel is decoded.
         with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, max_pixels)
-            # Pillow turns a TIFF while it loads it, and forgets the tag; in a PNG the tag may come last.
-            asked_before = _orientation(image)
+            # Pillow counts the frames of a GIF and of a TIFF by reading all of them.
+            frames: int = getattr(image, "n_frames", 1) if counted is None else counted
+            check_frames(frames)
+            # Pillow turns a TIFF while it loads it, and forgets the tag. Of a PNG nothing may be asked before: its
+            # `getexif` loads the picture, and after an error a second `load` would succeed with what there is.
+            turned = _orientation(image) if image.format == "TIFF" else None
             image.load()
-            orientation = _orientation(image) or asked_before
-            conversions = _conversions(image)
-            if asked_before and image.format == "TIFF":
+            conversions = _conversions(image, frames)
+            if turned:
                 conversions += ("turned as its TIFF tag says, as Pillow always does",)
-                orientation = None
+            orientation = None if turned else _orientation(image)
             rgb = _as_rgb(PIL.ImageOps.exif_transpose(image) if exif == "apply" and orientation else image)
-    except ControlImageInvalid:
+    except (ControlImageInvalid, MemoryError):
         raise
     except PIL.UnidentifiedImageError as error:
         raise ControlImageInvalid(f"its bytes are not a picture ({', '.join(FORMATS)})") from error
     except PIL.Image.DecompressionBombError as error:
-        raise ControlImageInvalid(f"it has too many pixels: at most {max_pixels} are accepted") from error
+        raise ControlImageInvalid("it has too many pixels") from error
     except Exception as error:
         # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and more for a broken file.
         raise ControlImageInvalid("it is broken or truncated") from error
@@ -89,7 +95,10 @@ def read(data: bytes, exif: Literal["ignore", "apply"], max_pixels: int | None =
 
 
 def _orientation(image: PIL.Image.Image) -> int | None:
-    """How EXIF wants the picture turned, 2..8; None if it does not, or cannot be read."""
+    """How EXIF wants the picture turned, 2..8; None if it does not, or cannot be read.
+
+    Nothing is decoded here, so no decoder's error is lost.
+    """
     try:
         found = image.getexif().get(EXIF_ORIENTATION, 1)
         return int(found) if found in range(2, 9) else None
@@ -106,9 +115,9 @@ def _check_size(size: Size, max_pixels: int | None) -> None:
         raise ControlImageInvalid(f"its sides, {width}x{height} pixels, are too unequal to be edited")
 
 
-def _conversions(image: PIL.Image.Image) -> tuple[str, ...]:
+def _conversions(image: PIL.Image.Image, frames: int) -> tuple[str, ...]:
     found = []
-    if (frames := getattr(image, "n_frames", 1)) > 1:
+    if frames > 1:
         found.append(f"first of {frames} frames")
     if image.mode.startswith("I;16"):
         found.append("16-bit grey to its high byte")
@@ -118,6 +127,9 @@ def _conversions(image: PIL.Image.Image) -> tuple[str, ...]:
         found.append(f"{image.mode} to RGB" + (" without a colour profile" if image.mode == "CMYK" else ""))
     if image.has_transparency_data:
         found.append("alpha dropped")
+    profile = foreign_profile(image.info.get("icc_profile"))
+    if profile is not None:
+        found.append(f"colour profile {profile} not applied")
     return tuple(found)
 
 

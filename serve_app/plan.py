@@ -32,6 +32,16 @@ T = TypeVar("T")
 # How much of what somebody sent by mistake is told.
 MAX_NAMES, MAX_NAME = 20, 60
 
+# How far the aspect of a result may be from its control image's before that is told. Flooring the sides to a multiple
+# of 32 alone seldom changes it by as much.
+MAX_STRETCH = 1.02
+# What another aspect does, by the model's family: an edit model gets its control image resized to the result's size, an
+# edit-plus model gets each in its own shape (docs/parity.md, rows 4 and 5).
+STRETCHES = {
+    "edit": "the control image is stretched to the result's shape before it is edited",
+    "edit_plus": "the model sees the control image in its own shape, and what it shows may come out stretched or cut",
+}
+
 DEFAULT_SEED = 42
 SAMPLER_NAMES: dict[str, SamplerName] = {name: name for name in SAMPLERS}
 TRIGGER = "[trigger]"
@@ -232,6 +242,25 @@ def exif_notes(plans: Sequence[EditPlan], images: Mapping[str, ControlImage]) ->
         for number, sha256 in enumerate(edit.control_images, start=1)
         if edit.exif == "ignore" and images[sha256].exif_orientation
     ]
+
+
+def stretch_notes(plans: Sequence[EditPlan], images: Mapping[str, ControlImage]) -> list[str]:
+    """A sentence for each picture whose shape is not that of its first control image (by sha256).
+
+    Of several control images the first one is usually what is edited; the others show what goes into it.
+    """
+    notes = []
+    for index, edit in enumerate(plans):
+        if not edit.control_images:
+            continue
+        width, height = images[edit.control_images[0]].size
+        ratio = (edit.width * height) / (edit.height * width)
+        if max(ratio, 1 / ratio) > MAX_STRETCH:
+            shapes = (
+                f"the control image of prompt {index} is {width}x{height} and the result {edit.width}x{edit.height}"
+            )
+            notes.append(f"{shapes}: {STRETCHES[MODELS[edit.model].family]}; set width and height to its aspect")
+    return notes
 
 
 def fill_trigger(prompt: Prompt, trigger_word: str | None, adapters: Sequence[AdapterUse]) -> str:

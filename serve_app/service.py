@@ -22,6 +22,7 @@ from serve_app.artifacts import Artifacts
 from serve_app.backlog import BacklogReport
 from serve_app.budget import Budget, Hold
 from serve_app.config import AppConfig, IngressSettings
+from serve_app.decoding.pool import PROCESSES, Decoders
 from serve_app.dispatch import Dispatcher, EditorCount, Editors, control_key, record_key
 from serve_app.errors import (
     FilesGone,
@@ -114,8 +115,11 @@ class Service:
         self._artifacts = Artifacts(config.artifacts_url)
         self._fetcher = Fetcher(config.fetch, config.fetch.connections // self._tenants_part)
         exits.push_async_callback(self._fetcher.close)
+        # Without keys all callers are one tenant, and there is nobody to keep a process for.
+        decoders = Decoders(config.fetch, PROCESSES - 1 if config.auth.keys_file else PROCESSES)
+        exits.push_async_callback(decoders.close)
         sources = LoraSources(config.lora_root, self._fetcher, self._artifacts, config.fetch.hub_hosts)
-        self._admission = Admission(config, self._fetcher, sources, self._architectures)
+        self._admission = Admission(config, self._fetcher, decoders, sources, self._architectures)
         self._shelf = Shelf(sources, {id: of_one.linears for id, of_one in self._architectures.items()})
         self._store = JobStore(config.jobs)
         exits.push_async_callback(self._store.close)

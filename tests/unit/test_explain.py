@@ -9,6 +9,7 @@ import pytest
 from serve_app.config import MINIATURE_RANDOM
 from serve_app.models.registry import MODELS
 from tests.conftest import as_base64, as_png, noise_picture
+from tests.unit.profiles import icc_profile
 
 ALL_MODELS = [{"id": model, "checkpoint": MINIATURE_RANDOM} for model in MODELS]
 IMAGES = [as_base64(as_png(noise_picture(*size))) for size in ((640, 256), (90, 120), (64, 64))]
@@ -138,7 +139,7 @@ def test_text_to_image_needs_no_control_image_and_says_that_it_ignored_one(clien
 
 
 def test_exif_rotation_is_noted_in_the_results_metadata(client, make_body):
-    body = make_body(ctrl_img=as_base64(turned_jpeg()))
+    body = make_body(ctrl_img=as_base64(turned_jpeg()), width=96)
     url = client.post("/v1/inference", json=body).json()["result_url"]
     [note] = client.get(url).json()["metadata"]["notes"]
     assert "EXIF orientation 6, which is ignored" in note
@@ -146,7 +147,7 @@ def test_exif_rotation_is_noted_in_the_results_metadata(client, make_body):
 
 
 def test_exif_rotation_is_applied_when_asked(client, make_body):
-    answer = explained(client, make_body(ctrl_img=as_base64(turned_jpeg()), exif="apply"))
+    answer = explained(client, make_body(ctrl_img=as_base64(turned_jpeg()), exif="apply", height=96))
     [image] = answer["effective"][0]["control_images"]
     assert (image["size"], image["exif_orientation"]) == ([60, 90], 6)
     assert answer["notes"] == []
@@ -177,3 +178,19 @@ def test_path_in_place_of_a_picture_is_recognised(client, make_body):
     error = client.post("/v1/inference", json=make_body(ctrl_img="samples/astronaut.jpg")).json()["detail"]["error"]
     assert error["code"] == "CONTROL_IMAGE_INVALID"
     assert "looks like a path, and none is read: send base64 or an http(s) URL" in error["message"]
+
+
+def test_result_of_another_shape_is_noted_in_explanation_and_result(client, make_body):
+    body = make_body(ctrl_img=as_base64(as_png(noise_picture(64, 128))))
+    [note] = explained(client, body)["notes"]
+    assert "is 64x128 and the result 64x64" in note
+    assert "stretched" in note
+    url = client.post("/v1/inference", json=body).json()["result_url"]
+    assert client.get(url).json()["metadata"]["notes"] == [note]
+
+
+def test_colour_profile_is_named_in_explanation(client, make_body):
+    buffer = io.BytesIO()
+    noise_picture(64, 64).save(buffer, "PNG", icc_profile=icc_profile("Display P3"))
+    [record] = explained(client, make_body(ctrl_img=as_base64(buffer.getvalue())))["effective"]
+    assert record["control_images"][0]["conversions"] == ["colour profile 'Display P3' not applied"]

@@ -1,14 +1,17 @@
 """Every error code of the contract by HTTP, and the order in which the checks are made."""
 
 import asyncio
+import base64
+import hashlib
 import json
 
 import PIL.Image
 import pytest
 from aiohttp import web
 
+from serve_app.decoding import pool
 from serve_app.errors import OutOfMemory
-from tests.conftest import as_base64, as_png
+from tests.conftest import as_base64, as_png, noise_picture
 from tests.unit.conftest import safetensors_bytes
 from tests.unit.test_http_contract import finished
 
@@ -120,7 +123,7 @@ def truncated() -> str:
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
-        ("abc", "neither an http"),
+        ("abc!", "neither an http"),
         ("bm90IGEgcGljdHVyZQ==", "not a picture"),
         (truncated(), "broken or truncated"),
         (as_base64(as_png(PIL.Image.new("RGB", (4000, 2)))), "too unequal"),
@@ -134,6 +137,36 @@ def test_bad_control_image(client_with, make_body, image, reason):
     assert error["code"] == "CONTROL_IMAGE_INVALID"
     assert error["details"]["prompt_index"] == 0
     assert reason in error["details"]["reason"]
+
+
+def damaged() -> str:
+    data = bytearray(as_png(PIL.Image.new("RGB", (64, 64), "red")))
+    data[data.index(b"IDAT") + 10] ^= 1
+    return as_base64(bytes(data))
+
+
+@pytest.mark.parametrize("exif", ["ignore", "apply"])
+def test_damaged_pixels_are_not_edited(client, make_body, exif):
+    error = refusal(client, make_body(ctrl_img=damaged(), exif=exif))
+    assert error["code"] == "CONTROL_IMAGE_INVALID"
+    assert "broken" in error["details"]["reason"]
+
+
+def test_url_safe_base64_is_the_same_picture(client, make_body):
+    image = next(
+        text for seed in range(99) if {"+", "/"} <= set(text := as_base64(as_png(noise_picture(64, 64, seed))))
+    )
+    texts = (image, image.translate(str.maketrans("+/", "-_")).rstrip("="), f"DATA:image/png;base64,{image}")
+    answers = [client.post("/v1/explain", json=make_body(ctrl_img=text)).json()["effective"] for text in texts]
+    digests = [record["control_images"][0]["sha256"] for [record] in answers]
+    assert digests == [hashlib.sha256(base64.b64decode(image)).hexdigest()] * 3
+
+
+def test_busy_service_blames_nobody(client, make_body, monkeypatch):
+    monkeypatch.setattr(pool, "WALL_FACTOR", 0.0)
+    answer = client.post("/v1/explain", json=make_body())
+    assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (503, "OVERLOADED")
+    assert int(answer.headers["Retry-After"]) > 0
 
 
 def test_large_base64_image(client_with, make_body):

@@ -10,6 +10,7 @@ import pytest
 
 from serve_app import images
 from serve_app.errors import ControlImageInvalid
+from tests.unit.profiles import icc_profile
 
 SIZE = (60, 40)
 
@@ -94,6 +95,32 @@ def test_conversion_is_the_stated_one(data, left, right, conversions):
     assert picture.image.mode == "RGB"
     assert colours(picture) == [left, right]
     assert picture.facts.conversions == conversions
+
+
+@pytest.mark.parametrize(
+    ("profile", "conversions"),
+    [
+        (icc_profile("Display P3"), ("colour profile 'Display P3' not applied",)),
+        (icc_profile("Display P3", version=4), ("colour profile 'Display P3' not applied",)),
+        (icc_profile("Linear sRGB"), ("colour profile 'Linear sRGB' not applied",)),
+        (icc_profile("sGray of sRGB", space=b"GRAY"), ("colour profile 'sGray of sRGB' not applied",)),
+        (icc_profile("it's\0\n" + "x" * 500), ("colour profile \"it's" + "x" * 54 + '" not applied',)),
+        (icc_profile("sRGB IEC61966-2.1"), ()),
+        (icc_profile("sRGB built-in", version=4), ()),
+        (b"garbage", ("colour profile (ICC, without a name) not applied",)),
+        (icc_profile("x")[:140], ("colour profile (ICC, without a name) not applied",)),
+    ],
+    ids=["v2", "v4", "linear", "grey", "long", "srgb", "srgb-v4", "garbage", "truncated"],
+)
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+def test_colour_profile_that_is_not_srgb_is_told_and_not_applied(profile, conversions, file_format):
+    if file_format == "AVIF" and len(profile) < 128:
+        pytest.skip("libavif does not write a profile without a header")
+    image = halves("RGB", (250, 0, 0), (0, 0, 250))
+    picture = images.read(saved(image, file_format, icc_profile=profile), "ignore")
+    assert picture.facts.conversions == conversions
+    plain = images.read(saved(image, file_format), "ignore")
+    assert picture.image.tobytes() == plain.image.tobytes()
 
 
 def turned() -> bytes:

@@ -9,7 +9,7 @@ from serve_app.models.architecture import PUBLISHED, architecture_of
 from serve_app.models.profile import PROFILES, profile_of_trainer
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
-from serve_app.plan import exif_notes, ignored_fields, plan_edits
+from serve_app.plan import exif_notes, ignored_fields, plan_edits, stretch_notes
 from serve_app.schemas import InferenceRequest
 from serve_app.tasks import AdapterUse, Receipt
 
@@ -112,6 +112,44 @@ def test_text_to_image_ignores_control_images_and_says_so():
     assert ignored_fields(body, MODELS["qwen_image_edit"]) == ["fps"]
     [plan] = plan_edits(body, MODELS["qwen_image"], AppConfig(), {}, ())
     assert plan.control_images == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "meaning"),
+    [
+        ("qwen_image_edit", "stretched to the result's shape before it is edited"),
+        ("qwen_image_edit_plus", "the model sees the control image in its own shape"),
+    ],
+)
+def test_result_of_another_aspect_is_noted(model, meaning):
+    prompts = [{"prompt": "x", "ctrl_img": "c"}, {"prompt": "x", "ctrl_img": "c", "width": 768, "height": 1024}]
+    [note] = stretch_notes(plans({"model": model, "prompts": prompts}), {"d": ControlImage((1200, 1600))})
+    assert "the control image of prompt 0 is 1200x1600 and the result 1024x1024" in note
+    assert "stretched" in note
+    assert meaning in note
+
+
+@pytest.mark.parametrize(
+    ("size", "notes"), [((1024, 1004), 0), ((1024, 1003), 1), ((1004, 1024), 0), ((1003, 1024), 1)]
+)
+def test_stretching_of_two_percent_goes_without_saying(size, notes):
+    request = {"prompts": [{"prompt": "x", "ctrl_img": "c"}]}
+    assert len(stretch_notes(plans(request), {"d": ControlImage(size)})) == notes
+
+
+def test_first_of_several_control_images_gives_the_aspect():
+    prompt = {"prompt": "x", "ctrl_img_1": "wide", "ctrl_img_2": "square"}
+    body = InferenceRequest.model_validate({"model": "qwen_image_edit_plus", "loras": [], "prompts": [prompt]})
+    digests = {"wide": "w", "square": "s"}
+    made = plan_edits(body, MODELS[body.model], AppConfig(), digests, ())
+    images = {"w": ControlImage((1600, 900)), "s": ControlImage((900, 900))}
+    [note] = stretch_notes(made, images)
+    assert "1600x900" in note
+    assert stretch_notes(made, images | {"w": ControlImage((900, 900))}) == []
+
+
+def test_picture_without_control_image_is_not_stretched():
+    assert stretch_notes(plans({"model": "qwen_image"}), {}) == []
 
 
 def test_exif_rotation_that_is_not_obeyed_is_noted():

@@ -1,0 +1,1 @@
+"""Decoding what clients send, in processes of their own."""
