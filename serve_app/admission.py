@@ -60,6 +60,7 @@ class Admission:
         plans = plan.plan_edits(request, spec, self._config, digests, adapters)
         notes = plan.exif_notes(plans, {file.sha256: file.facts for file in control_files.values()})
         notes += plan.trigger_notes(request, adapters)
+        notes += [note for use in adapters if use.receipt for note in use.receipt.notes]
         files = {file.sha256: file for file in control_files.values()}
         return Admitted(spec, plans, files, plan.ignored_fields(request, spec), notes)
 
@@ -73,8 +74,8 @@ class Admission:
     async def adapter(self, lora: Lora, token: str | None, spec: ModelSpec) -> AdapterUse:
         """What a request's LoRA is. Raises LoraNotFound, LoraInvalidFile, LoraDownloadFailed or LoraIncompatible."""
         file = await self._sources.admit(lora.path, token)
-        path, linears = without_secrets(lora.path), self._architectures[spec.id].linears
-        receipt = await asyncio.to_thread(understand, file.header, file.size_bytes, path, spec.id, linears)
+        path, architecture = without_secrets(lora.path), self._architectures[spec.id]
+        receipt = await asyncio.to_thread(understand, file.header, file.size_bytes, path, spec.id, architecture)
         return AdapterUse(file.id, path, file.url, lora.network_multiplier, receipt, file.version)
 
     async def named_adapter(self, path: str, model: str) -> AdapterUse:

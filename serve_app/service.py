@@ -95,7 +95,7 @@ class Service:
         self._exits.push_async_callback(self._fetcher.close)
         sources = LoraSources(config.lora_root, self._fetcher, self._artifacts, config.fetch.hub_hosts)
         self._admission = Admission(config, self._fetcher, sources, self._architectures)
-        self._shelf = Shelf(sources, {id: of_one.linears for id, of_one in self._architectures.items()})
+        self._shelf = Shelf(sources, self._architectures)
         self._store = JobStore(config.jobs)
         self._exits.push_async_callback(self._store.close)
         await self._store.open()

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Mapping
 from functools import lru_cache
 
-from serve_app.adapters.formats import Shape
 from serve_app.adapters.receipts import understand
 from serve_app.adapters.sources import LoraSources, StoredFile
 from serve_app.errors import (
@@ -15,6 +14,7 @@ from serve_app.errors import (
     LoraPathForbidden,
     LoraUnknown,
 )
+from serve_app.models.architecture import Architecture
 from serve_app.schemas import LoraInfo, LoraList
 
 # Files whose headers are remembered, some KB each.
@@ -22,11 +22,11 @@ KNOWN_FILES = 4096
 
 
 class Shelf:
-    """The LoRA root seen with the eyes of the served models: `linears` are those of each, by the model's id."""
+    """The LoRA root seen with the eyes of the served models: `architectures` are by the model's id."""
 
-    def __init__(self, sources: LoraSources, linears: Mapping[str, Mapping[str, Shape]]) -> None:
+    def __init__(self, sources: LoraSources, architectures: Mapping[str, Architecture]) -> None:
         self._sources = sources
-        self._linears = linears
+        self._architectures = architectures
         # A file that its store says is unchanged is not read again.
         self._known = lru_cache(KNOWN_FILES)(self._read)
 
@@ -64,9 +64,9 @@ class Shelf:
         receipt, problem, fits = None, None, []
         try:
             admitted = self._sources.read(file)
-            for model, linears in self._linears.items():
+            for model, architecture in self._architectures.items():
                 try:
-                    receipt = understand(admitted.header, admitted.size_bytes, file.path, model, linears)
+                    receipt = understand(admitted.header, admitted.size_bytes, file.path, model, architecture)
                     fits.append(model)
                 except LoraIncompatible as error:
                     problem = error.message
