@@ -19,7 +19,7 @@ from serve_app.errors import LoraInvalidFile
 
 # An adapter of all 846 linears with eight tensors each has 6,768 tensors and a header of 1 MB. Trainers' metadata,
 # such as the counts of all caption tags, adds up to a few MB.
-MAX_HEADER_BYTES = 8 * 2**20
+MAX_HEADER_BYTES = 4 * 2**20
 # The safetensors library takes no longer header: what seems to have one is a file of another kind.
 LIBRARY_LIMIT = 100_000_000
 MAX_TENSORS = 16_384
@@ -84,6 +84,8 @@ def read_header(file: BinaryIO, size: int, name: str) -> Header:
     try:
         entries = _parse(file.read(length))
         metadata = _metadata(entries.pop("__metadata__", None))
+        if len(entries) > MAX_TENSORS:
+            raise BrokenHeader(f"names more than {MAX_TENSORS} tensors")
         places = {key: _place(key, entry) for key, entry in entries.items()}
         end = _end(places)
     except BrokenHeader as error:
@@ -120,8 +122,6 @@ def _parse(text: bytes) -> dict[str, Any]:
         raise BrokenHeader("cannot be parsed as JSON in UTF-8") from error
     if not isinstance(entries, dict):
         raise BrokenHeader("is no JSON object")
-    if len(entries) > MAX_TENSORS + 1:
-        raise BrokenHeader(f"names more than {MAX_TENSORS} tensors")
     return entries
 
 

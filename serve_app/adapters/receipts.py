@@ -7,7 +7,7 @@ from typing import Any
 
 from serve_app.adapters.factors import ModuleFactor, read_factors, summary
 from serve_app.adapters.formats import Layout, Shape, read_layout
-from serve_app.adapters.header import ALPHA, FLOAT_BITS, INTEGER_BITS, Header
+from serve_app.adapters.header import ALPHA, FLOAT_BITS, INTEGER_BITS, MAX_NUMBER, Header
 from serve_app.adapters.remarks import notes_of
 from serve_app.errors import LoraIncompatible
 from serve_app.models.architecture import PUBLISHED, Architecture
@@ -50,7 +50,7 @@ def make_receipt(
         trigger_word=_trigger_word(header),
         trainer=_text(software.get("name")),
         trainer_version=_text(software.get("version")),
-        step=step if isinstance(step := _json(header.metadata, "training_info").get("step"), int) else None,
+        step=_step(header),
         factor=summary(layout, factors),
         notes=tuple(notes),
     )
@@ -104,6 +104,11 @@ def _ranks(header: Header, layout: Layout) -> tuple[int, ...]:
         header.tensors[key] for module in layout.modules.values() for part, key in module.parts.items() if part in inner
     ]
     return tuple(sorted({shape[0] for shape in shapes}))
+
+
+def _step(header: Header) -> int | None:
+    step = _json(header.metadata, "training_info").get("step")
+    return step if type(step) is int and 0 <= step <= MAX_NUMBER else None
 
 
 def _trigger_word(header: Header) -> str | None:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -107,6 +108,7 @@ def worst() -> dict[str, Callable[[], bytes]]:
         return {name(n): entry(shape, n * size, (n + 1) * size) for n in range(count)}
 
     def padded(entries: dict) -> bytes:
+        """Blanks at the end are within the format."""
         text = json.dumps(entries).encode()
         return file_of(text + b" " * (MAX_HEADER_BYTES - len(text)), bytes(size * len(entries)))
 
@@ -122,9 +124,9 @@ def worst() -> dict[str, Callable[[], bytes]]:
         return file_of(json.dumps(entries), bytes(end))
 
     return {
-        "long names": lambda: padded(tensors(lambda n: f"{n:0>330}")),
-        "many alphas": lambda: padded(tensors(lambda n: f"transformer_blocks.{n}.{'a.' * 100}alpha")),
-        "many prefixes": lambda: padded(tensors(lambda n: "_orig_mod." * 30 + f"{n}.lora_A.default.weight")),
+        "long names": lambda: padded(tensors(lambda n: f"{n:0>160}")),
+        "many alphas": lambda: padded(tensors(lambda n: f"transformer_blocks.{n}.{'a.' * 50}alpha")),
+        "many prefixes": lambda: padded(tensors(lambda n: "_orig_mod." * 11 + f"{n}.lora_A.default.weight")),
         "empty strings": lambda: file_of('{"x":[' + '"",' * (MAX_HEADER_BYTES // 3 - 10) + '""]}'),
         "long numbers": lambda: file_of('{"x":[' + ("1" * 4000 + ",") * (MAX_HEADER_BYTES // 4001 - 1) + "1]}"),
         "brackets": lambda: file_of('{"x":[' + "[]," * (MAX_BRACKETS - 4) + "[]]}"),
@@ -135,11 +137,10 @@ def worst() -> dict[str, Callable[[], bytes]]:
 @pytest.mark.parametrize("name", worst())
 def test_worst_header_takes_a_bounded_time(name):
     data = worst()[name]()
+    assert MAX_HEADER_BYTES / 8 < int.from_bytes(data[:8], "little") <= MAX_HEADER_BYTES
     started = time.perf_counter()
-    try:
+    with suppress(LoraInvalidFile, LoraIncompatible):
         understand(read(data), len(data), "file", "qwen_image", PUBLISHED)
-    except (LoraInvalidFile, LoraIncompatible):
-        pass
     took = time.perf_counter() - started
     print(f"{name}: {took:.3f} s")  # noqa: T201  # a figure of docs/adapters.md
     assert took < BOUND_S
@@ -152,7 +153,7 @@ def test_largest_real_header_is_far_below_the_limits():
     header = json.dumps({name: entry([12288, 128], 10**12, 10**12) for name in names})
     assert len(names) < MAX_TENSORS / 3
     assert 3 * len(names) < MAX_BRACKETS / 10
-    assert len(header) < MAX_HEADER_BYTES / 8
+    assert len(header) < MAX_HEADER_BYTES / 4
 
 
 @pytest.mark.parametrize("dtype", sorted(DTYPE_BITS.keys() - {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}))

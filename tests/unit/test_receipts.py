@@ -240,7 +240,16 @@ def test_hub_path_without_a_file_is_a_clear_error(client, make_body):
     assert (error["code"], "names no file of the hub" in error["message"]) == ("LORA_DOWNLOAD_FAILED", True)
 
 
-HOSTILE = ["1" * 5000, "[" * 200_000, '"\\ud800"', '"' + "9" * 4_000_000 + '"', "1e999", '"0.7\\u0000"']
+HOSTILE = [
+    "1" * 5000,
+    "1" * 4000,
+    "true",
+    "[" * 200_000,
+    '"\\ud800"',
+    '"' + "9" * 4_000_000 + '"',
+    "1e999",
+    '"0.7\\u0000"',
+]
 
 
 @pytest.mark.parametrize("value", HOSTILE, ids=lambda value: value[:8])
@@ -256,6 +265,7 @@ def test_hostile_metadata_says_nothing_and_breaks_nothing(client, make_body, wri
     body = make_body(loras=[{"path": path}], profile="auto")
     answer = explained(client, body)
     assert len(json.dumps(answer)) < 20_000
+    assert answer["effective"][0]["loras"][0]["receipt"]["step"] is None
     url = client.post("/v1/inference", json=body).json()["result_url"]
     assert client.get(url).status_code == 200
     assert client.get("/v1/loras").status_code == 200
