@@ -46,7 +46,7 @@ def make_lora(seed: int, dtype: torch.dtype = torch.bfloat16) -> Adapter:
         if name.startswith("transformer_blocks."):
             up = torch.randn(out, RANK, generator=generator, device=DEVICE) * 0.01
             down = torch.randn(RANK, into, generator=generator, device=DEVICE) * 0.01
-            changes[name] = LowRank(up.to("cpu", dtype), down.to("cpu", dtype), 1.0)
+            changes[f"{name}.weight"] = LowRank(up.to("cpu", dtype), down.to("cpu", dtype), 1.0)
     return Adapter(changes, pinned=True)
 
 
@@ -54,7 +54,7 @@ def make_lokr(seed: int) -> Adapter:
     """Whole matrices of 16x16 and of what is left, as the trainer's default factor gives."""
     generator = torch.Generator().manual_seed(seed)
     changes = {
-        name: Kronecker(
+        f"{name}.weight": Kronecker(
             (torch.randn(16, 16, generator=generator).bfloat16(),),
             (
                 torch.randn(out // 16, RANK, generator=generator).bfloat16() * 0.01,
@@ -134,7 +134,7 @@ def not_nearest(transformer: QwenImageTransformer2DModel, weights: Weights, stac
     weights.apply({})
     exact = weight.double()
     for adapter, scale in stack.values():
-        exact += scale * adapter.on(DEVICE)[name].weight(torch.float64)
+        exact += scale * adapter.on(DEVICE)[f"{name}.weight"].weight(torch.float64)
     weights.apply(stack)
     share = (weight != exact.bfloat16()).double().mean().item()
     weights.apply({})

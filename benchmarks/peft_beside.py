@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from serve_app.adapters.changes import Adapter, read_changes
-from serve_app.adapters.formats import read_layout
+from serve_app.adapters.changes import Adapter
 from serve_app.adapters.weights import Weights
 from serve_app.models import checkpoint, miniature
 from serve_app.models.registry import MODELS
-from tests.engine.test_formats import FORMATS, LINEARS, make_file, shapes
+from tests.engine.test_formats import FORMATS, changes_of, make_file
 
 SCALE = 0.8
 
@@ -25,21 +24,22 @@ def main() -> None:
         tensors, meanings = make_file(name)
         tensors = {key: tensor if key.endswith(".alpha") else tensor.bfloat16() for key, tensor in tensors.items()}
         pipeline = checkpoint.read(miniature.ensure(MODELS["qwen_image"]), torch.bfloat16)
-        originals = {module: pipeline.transformer.get_submodule(module).weight.clone() for module in meanings}
-        changes = read_changes(read_layout(shapes(tensors), LINEARS), tensors)
+        originals = {name: pipeline.transformer.get_parameter(name).clone() for name in meanings}
+        changes = changes_of(tensors)
         own = checkpoint.read(miniature.ensure(MODELS["qwen_image"]), torch.bfloat16).transformer
         Weights(own, "device").apply({name: (Adapter(changes, pinned=False), SCALE)})
         fused = fuse(pipeline, tensors)
         ours = theirs = change = 0.0
-        for module, original in originals.items():
-            difference = SCALE * changes[module].weight(torch.float64)
-            merged = own.get_submodule(module).weight
+        for parameter, original in originals.items():
+            difference = SCALE * changes[parameter].weight(torch.float64)
+            merged = own.get_parameter(parameter)
             ours += (merged.double() - original.double() - difference).square().sum().item()
             change += difference.square().sum().item()
             if fused is None:
                 continue
+            module, _, kind = parameter.rpartition(".")
             layer = fused.get_submodule(module)
-            weight = getattr(layer, "base_layer", layer).weight
+            weight = getattr(getattr(layer, "base_layer", layer), kind)
             theirs += (weight.double() - original.double() - difference).square().sum().item()
         peft = f"{(theirs / change) ** 0.5:.2%}" if fused is not None else "does not load"
         print(f"| {name} | {len(changes)} | {(ours / change) ** 0.5:.2%} | {peft} |")

@@ -70,6 +70,7 @@ class Admission:
         facts = {file.sha256: file.facts for file in control_files.values()}
         notes = plan.exif_notes(plans, facts) + plan.stretch_notes(plans, facts)
         notes += plan.trigger_notes(request, adapters)
+        notes += [note for use in adapters if use.receipt for note in use.receipt.notes]
         files = {file.sha256: file for file in control_files.values()}
         return Admitted(spec, plans, files, plan.ignored_fields(request, spec), notes)
 
@@ -86,8 +87,8 @@ class Admission:
         Raises LoraNotFound, LoraInvalidFile, LoraDownloadFailed, LoraIncompatible or Overloaded.
         """
         file = await self._sources.admit(lora.path, token, tenant)
-        path, linears = without_secrets(lora.path), self._architectures[spec.id].linears
-        receipt = await asyncio.to_thread(understand, file.header, file.size_bytes, path, spec.id, linears)
+        path, architecture = without_secrets(lora.path), self._architectures[spec.id]
+        receipt = await asyncio.to_thread(understand, file.header, file.size_bytes, path, spec.id, architecture)
         return AdapterUse(file.id, path, file.url, lora.network_multiplier, receipt, file.version)
 
     async def named_adapter(self, path: str, model: str) -> AdapterUse:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Self
 
@@ -62,7 +62,7 @@ class Prepared:
 class Edited:
     """A finished picture: RGB, of the plan's size. `timings` are seconds by stage; the rest as in `EditDone`.
 
-    `swapped` is how many linears (with hooks: adapters) were set anew for it, `compilations` how many graphs
+    `swapped` is how many parameters (with hooks: adapters) were set anew for it, `compilations` how many graphs
     torch.compile made meanwhile.
     """
 
@@ -115,7 +115,6 @@ class Engine:
         self._beside = ThreadPoolExecutor(1, "beside", settle_thread, (self.threads,))
         self._preparing = threading.Lock()
         self._architecture = architecture.from_config(pipeline.transformer.config)
-        self._linears = self._architecture.linears
         self._denoiser = Denoiser(pipeline, config, self.device, second, self.threads)
         self._encoders = Encoders(
             pipeline, self._denoiser.placement, config.prompt_cache_bytes, config.control_cache_bytes
@@ -235,7 +234,7 @@ class Engine:
 
     def _read(self, use: AdapterUse) -> Adapter:
         pinned = self.device.type == "cuda"
-        return read_adapter(use, self._contents, self._spec.id, self._linears, pinned=pinned)
+        return read_adapter(use, self._contents, self._spec.id, self._architecture, pinned=pinned)
 
     def run(
         self,
@@ -349,7 +348,7 @@ class Engine:
             "feature_cache": self._config.feature_cache,
             "recompilations": self.recompilations,
             "adapters": [
-                {"id": use.id, "sha256": adapter.sha256}
+                {"id": use.id, "sha256": adapter.sha256, "factor": adapter.factor and asdict(adapter.factor)}
                 for use, adapter in zip(prepared.plan.adapters, prepared.adapters, strict=True)
             ],
             # As plain strings: torch's own type would have whoever unpickles it import torch.

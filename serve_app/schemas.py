@@ -326,6 +326,8 @@ class LoraInfo(BaseModel):
                         "trainer": "ai-toolkit",
                         "trainer_version": "0.12.26",
                         "step": 2000,
+                        "factor": {"source": "none", "min": 1.0, "median": 1.0, "max": 1.0},
+                        "notes": [],
                     },
                 }
             ]

@@ -120,7 +120,7 @@ class Service:
         exits.push_async_callback(decoders.close)
         sources = LoraSources(config.lora_root, self._fetcher, self._artifacts, config.fetch.hub_hosts)
         self._admission = Admission(config, self._fetcher, decoders, sources, self._architectures)
-        self._shelf = Shelf(sources, {id: of_one.linears for id, of_one in self._architectures.items()})
+        self._shelf = Shelf(sources, self._architectures)
         self._store = JobStore(config.jobs)
         exits.push_async_callback(self._store.close)
         await self._store.open()

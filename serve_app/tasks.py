@@ -43,12 +43,28 @@ class Priority(StrEnum):
 
 
 @dataclass(frozen=True)
+class Factor:
+    """What an adapter's file multiplies its low-rank changes by, before the request's `network_multiplier`.
+
+    The smallest, the median and the largest over its modules: null if the numbers lie where only a reader of the whole
+    file finds them. `source` says where they are from: "none" (no alpha: 1), "alpha tensors",
+    "lora_adapter_metadata", or several joined by +.
+    """
+
+    source: str
+    min: float | None
+    median: float | None
+    max: float | None
+
+
+@dataclass(frozen=True)
 class Receipt:
     """What an adapter's file is, read from its header.
 
-    `kind` is lora, lokr or full, or several joined by +; `ranks` are all that occur; `dtype` is safetensors'
-    name. `modules` is how many of the model's linears the file changes, `top_level` those of them outside the
-    blocks, `ignored` the tensors that are no change to the model. The rest is what its trainer wrote.
+    `kind` is lora, lokr, loha or full, or several joined by +; `ranks` are all that occur; `dtype` is safetensors'
+    name. `modules` is how many of the model's modules the file changes, `top_level` those of them outside the
+    blocks, `ignored` the tensors that are no change to the model. `notes` are sentences about what else the file says
+    and what became of it. The rest is what its trainer wrote.
     """
 
     kind: str
@@ -62,6 +78,8 @@ class Receipt:
     trainer: str | None = None
     trainer_version: str | None = None
     step: int | None = None
+    factor: Factor | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

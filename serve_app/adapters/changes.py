@@ -1,20 +1,19 @@
-"""The change that an adapter makes to one linear, by its definition.
+"""The change that an adapter makes to one parameter of the model, by its definition.
 
-LoRA (Hu et al. 2021, arXiv:2106.09685): up @ down * alpha / rank. LoKr (LyCORIS, arXiv:2309.14859): the Kronecker
-product of two matrices, each whole or a product of low rank, * alpha / rank; beside two whole matrices alpha is
-ignored, as LyCORIS does (files in fp16 hold inf there). Without an alpha the factor is 1: ostris/ai-toolkit
-writes none, so that the scale is the request's multiplier alone.
+LoRA (Hu et al. 2021, arXiv:2106.09685): up @ down. LoKr and LoHa (LyCORIS, arXiv:2309.14859): the Kronecker product of
+two matrices, each whole or a product of low rank; the elementwise product of two products of low rank. Each times a
+factor, which `factors.py` finds. A full difference is added as it is.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isfinite
 
 import torch
 from torch import Tensor
 
 from serve_app.adapters.formats import Layout, Module
 from serve_app.adapters.pieces import Pieces
+from serve_app.tasks import Factor
 
 Move = Callable[[Tensor], Tensor]
 
@@ -51,30 +50,56 @@ class Kronecker:
 
 
 @dataclass(frozen=True)
+class Hadamard:
+    """`factor` times the elementwise product of left and right; each side is the two factors of a matrix."""
+
+    left: tuple[Tensor, ...]
+    right: tuple[Tensor, ...]
+    factor: float
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        left, right = (_product(side, dtype) for side in (self.left, self.right))
+        return self.factor * (left * right)
+
+    def moved(self, move: Move) -> "Hadamard":
+        return Hadamard(tuple(map(move, self.left)), tuple(map(move, self.right)), self.factor)
+
+
+@dataclass(frozen=True)
 class Full:
-    """A whole difference of the weight, of the bias, or of both."""
+    """`factor` times a whole difference of a weight or a bias."""
 
-    difference: Tensor | None
-    bias: Tensor | None
+    difference: Tensor
+    factor: float = 1.0
 
-    def weight(self, dtype: torch.dtype) -> Tensor | None:
-        return None if self.difference is None else self.difference.to(dtype)
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        difference = self.difference.to(dtype)
+        return difference if self.factor == 1.0 else self.factor * difference
 
     def moved(self, move: Move) -> "Full":
-        return Full(*(None if tensor is None else move(tensor) for tensor in (self.difference, self.bias)))
+        return Full(move(self.difference), self.factor)
 
 
-Change = LowRank | Kronecker | Full
+Change = LowRank | Kronecker | Hadamard | Full
 
 
 class Adapter:
-    """An adapter in host memory: its changes by module, in the dtype of its file.
+    """An adapter in host memory: its changes by the parameter's name, in the dtype of its file.
 
-    `pinned` memory is copied to a GPU at full speed and without waiting. `sha256` is its file's, None if it has none.
+    `pinned` memory is copied to a GPU at full speed and without waiting. `sha256` and `factor` are its file's,
+    None if it has none.
     """
 
-    def __init__(self, changes: Mapping[str, Change], *, pinned: bool, sha256: str | None = None) -> None:
+    def __init__(
+        self,
+        changes: Mapping[str, Change],
+        *,
+        pinned: bool,
+        sha256: str | None = None,
+        factor: Factor | None = None,
+    ) -> None:
         self.sha256 = sha256
+        self.factor = factor
         self._pieces = Pieces(pinned=pinned)
         self.changes = {name: change.moved(self._pieces.take) for name, change in changes.items()}
 
@@ -90,27 +115,29 @@ class Adapter:
         return {name: change.moved(there) for name, change in self.changes.items()}
 
 
-def read_changes(layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Change]:
-    """The change of each module of a file without faults. Raises ValueError for an alpha that is not finite."""
-    return {name: _change(module, tensors) for name, module in layout.modules.items()}
+def read_changes(layout: Layout, tensors: Mapping[str, Tensor], factors: Mapping[str, float]) -> dict[str, Change]:
+    """The changes of a file without faults, by the parameter's name; `factors` are by the module's."""
+    changes: dict[str, Change] = {}
+    for name, module in layout.modules.items():
+        parts = {part: tensors[key] for part, key in module.parts.items()}
+        if module.kind is not None:
+            changes[f"{name}.weight"] = _of_weight(module, parts, factors[name])
+        if "bias" in parts:
+            # PEFT adds the bias of its second matrix to what both give, before the factor.
+            changes[f"{name}.bias"] = Full(parts["bias"], factors[name])
+        if "diff_b" in parts:
+            changes[f"{name}.bias"] = Full(parts["diff_b"])
+    return changes
 
 
-def _change(module: Module, tensors: Mapping[str, Tensor]) -> Change:
-    parts = {part: tensors[key] for part, key in module.parts.items()}
+def _of_weight(module: Module, parts: Mapping[str, Tensor], factor: float) -> Change:
     if module.kind == "lora":
-        return LowRank(parts["up"], parts["down"], _factor(module, parts, len(parts["down"])))
+        return LowRank(parts["up"], parts["down"], factor)
     if module.kind == "lokr":
-        ranks = [len(parts[part]) for part in ("w1_b", "w2_b") if part in parts]
-        left, right = (_side(parts, whole) for whole in ("w1", "w2"))
-        return Kronecker(left, right, _factor(module, parts, ranks[-1]) if ranks else 1.0)
-    return Full(parts.get("diff"), parts.get("diff_b"))
-
-
-def _factor(module: Module, parts: Mapping[str, Tensor], rank: int) -> float:
-    alpha = float(parts["alpha"].double().item()) if "alpha" in parts else float(rank)
-    if not isfinite(alpha):
-        raise ValueError(f"{module.parts['alpha']} is {alpha}")
-    return alpha / rank
+        return Kronecker(_side(parts, "w1"), _side(parts, "w2"), factor)
+    if module.kind == "loha":
+        return Hadamard(_side(parts, "hada_w1"), _side(parts, "hada_w2"), factor)
+    return Full(parts["diff"])
 
 
 def _side(parts: Mapping[str, Tensor], whole: str) -> tuple[Tensor, ...]:

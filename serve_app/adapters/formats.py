@@ -1,26 +1,38 @@
 """What the tensors of an adapter file mean: one table for every way in which people's files are written.
 
-Names alone, no torch: an ingress understands a file from its header, an editor its tensors, by the same code.
-A key is a prefix, a module's name and a part; a module's parts say which kind of change it is.
+Names and shapes alone, no torch: an ingress understands a file from its header, an editor its tensors, by the same
+code. A key is a prefix, a module's name and a part; a module's parts say which kind of change it is.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Literal
 
 Shape = tuple[int, ...]
-Kind = Literal["lora", "lokr", "full"]
+Kind = Literal["lora", "lokr", "loha", "full"]
 
-# What may stand before a module's name. The trainer writes `diffusion_model.`, diffusers `transformer.`, PEFT
-# `base_model.model.`, kohya's scripts `lora_unet_` and LyCORIS `lycoris_`, with dots as underscores.
-PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "lora_unet_", "lycoris_")
+# What may stand before a module's name, in the order in which it is taken off. DiffSynth writes `pipe.dit.`, PEFT
+# `base_model.model.`, ComfyUI `model.diffusion_model.`, the trainer `diffusion_model.`, diffusers `transformer.`,
+# kohya's scripts `lora_unet_` and LyCORIS `lycoris_`, with dots as underscores.
+PREFIXES = (
+    "pipe.dit.",
+    "base_model.model.",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "transformer.",
+    "lora_unet_",
+    "lycoris_",
+)
+# What torch.compile puts into the names of a compiled module, wherever that module is.
+COMPILED = "_orig_mod."
 
-# What may stand behind it, and the part of the change that it is.
+# What may stand behind it, and the part of the change that it is. PEFT may put the adapter's name before the last
+# word: `.lora_A.default.weight`.
 PARTS = {
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
+    ".lora_B.bias": "bias",
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
     ".lora.down.weight": "down",
@@ -32,33 +44,45 @@ PARTS = {
     ".lokr_w2": "w2",
     ".lokr_w2_a": "w2_a",
     ".lokr_w2_b": "w2_b",
+    ".hada_w1_a": "hada_w1_a",
+    ".hada_w1_b": "hada_w1_b",
+    ".hada_w2_a": "hada_w2_a",
+    ".hada_w2_b": "hada_w2_b",
     ".diff": "diff",
     ".diff_b": "diff_b",
 }
+# Names of PEFT's default adapter: its own, and diffusers'.
+ADAPTER_NAMES = ("default", "default_0")
+
+# The kind of change to a weight that a part belongs to.
 KINDS: dict[str, Kind] = {
     **dict.fromkeys(("down", "up"), "lora"),
     **dict.fromkeys(("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"), "lokr"),
-    **dict.fromkeys(("diff", "diff_b"), "full"),
+    **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), "loha"),
+    "diff": "full",
 }
+# Parts that change a bias, and the kind of adapter that writes them.
+BIASES: dict[str, Kind] = {"bias": "lora", "diff_b": "full"}
 
-# Parts of kinds that cannot be applied exactly as a difference to the weights, and the kind's name.
+DORA = "DoRA is not a difference that can be added to the weights: it scales the sum anew"
+OFT = "OFT is not a difference that can be added to the weights: it multiplies them"
+TUCKER = "a Tucker core is for convolutions, and the model has none"
+# Parts that cannot be applied, each with the reason.
 REFUSED = {
-    ".dora_scale": "DoRA",
-    ".magnitude": "DoRA",
-    ".lora_magnitude_vector": "DoRA",
-    ".lora_magnitude_vector.weight": "DoRA",
-    ".lora_magnitude_vector.default.weight": "DoRA",
-    ".hada_w1_a": "LoHa",
-    ".hada_w1_b": "LoHa",
-    ".hada_w2_a": "LoHa",
-    ".hada_w2_b": "LoHa",
-    ".hada_t1": "LoHa",
-    ".hada_t2": "LoHa",
-    ".lokr_t2": "LoKr of a convolution",
-    ".oft_blocks": "OFT",
-    ".oft_diag": "OFT",
-    ".oft_R.weight": "OFT",
+    ".dora_scale": DORA,
+    ".magnitude": DORA,
+    ".lora_magnitude_vector": DORA,
+    ".lora_magnitude_vector.weight": DORA,
+    ".hada_t1": TUCKER,
+    ".hada_t2": TUCKER,
+    ".lokr_t2": TUCKER,
+    ".lora_mid.weight": TUCKER,
+    ".oft_blocks": OFT,
+    ".oft_diag": OFT,
+    ".oft_R.weight": OFT,
 }
+# The most words that the end of a key has.
+MAX_WORDS = 3
 
 # Not a change to the transformer: an embedding that some trainers keep beside the LoRA.
 IGNORED = ("emb_params",)
@@ -66,11 +90,21 @@ IGNORED = ("emb_params",)
 
 @dataclass(frozen=True)
 class Module:
-    """One linear that a file changes: the name of the tensor behind each part."""
+    """One module that a file changes: the name of the tensor behind each part.
+
+    `kind` is that of the change to its weight; None if only its bias is changed. `rank` is the inner dimension of a
+    change of low rank, by which alpha is divided; None for whole matrices.
+    """
 
     name: str
-    kind: Kind
+    kind: Kind | None
+    rank: int | None
     parts: Mapping[str, str]
+
+    @property
+    def kinds(self) -> set[Kind]:
+        """The kinds of all of its parts."""
+        return {kind for part in self.parts if (kind := KINDS.get(part) or BIASES.get(part))}
 
 
 @dataclass
@@ -82,64 +116,106 @@ class Layout:
     faults: dict[str, str] = field(default_factory=dict)
 
 
-def read_layout(tensors: Mapping[str, Shape], linears: Mapping[str, Shape]) -> Layout:
-    """What a file with these tensors changes in a model whose linears are (out, in) by name."""
+def read_layout(tensors: Mapping[str, Shape], parameters: Mapping[str, Shape]) -> Layout:
+    """What a file with these tensors changes in a model with these parameters, both given as shapes by name."""
     layout = Layout()
-    by_underscores = {name.replace(".", "_"): name for name in linears}
+    modules = {name.removesuffix(".weight") for name in parameters if name.endswith(".weight")}
+    by_underscores = {name.replace(".", "_"): name for name in modules}
     parts: dict[str, dict[str, str]] = {}
     for key in tensors:
+        written, ending = split_key(key)
         if key in IGNORED:
             layout.ignored.append(key)
-        elif kind := next((kind for ending, kind in REFUSED.items() if key.endswith(ending)), None):
-            layout.faults[key] = f"{kind} is not a difference that can be added to the weights"
-        elif (ending := next((ending for ending in PARTS if key.endswith(ending)), None)) is None:
+        elif ending in REFUSED:
+            layout.faults[key] = REFUSED[ending]
+        elif ending not in PARTS:
             layout.faults[key] = "no known part of an adapter"
         else:
-            written = _without_prefix(key.removesuffix(ending))
-            name = written if written in linears else by_underscores.get(written)
+            name = written if written in modules else by_underscores.get(written)
             if name is None:
                 layout.faults[key] = "the model has no such module"
             elif (other := parts.setdefault(name, {}).setdefault(PARTS[ending], key)) != key:
                 layout.faults[key] = f"says again what {other} says"
     for name, found in parts.items():
-        if fault := _fault(found, {part: tensors[key] for part, key in found.items()}, linears[name]):
+        shapes = {part: tensors[key] for part, key in found.items()}
+        if fault := _fault(shapes, parameters[f"{name}.weight"], parameters.get(f"{name}.bias")):
             layout.faults |= dict.fromkeys(found.values(), fault)
         else:
-            kind = next(KINDS[part] for part in found if part != "alpha")
-            layout.modules[name] = Module(name, kind, found)
+            kind = next((KINDS[part] for part in found if part in KINDS), None)
+            layout.modules[name] = Module(name, kind, _rank(shapes), found)
     return layout
 
 
+def split_key(key: str) -> tuple[str, str]:
+    """A key's module, as the file names it but without its prefix, and its ending in the form of PARTS."""
+    words = key.split(".")
+    # `.lora_A.default.weight` means `.lora_A.weight`, but `to_q.default.weight` nothing.
+    if len(words) > MAX_WORDS and words[-2] in ADAPTER_NAMES and words[-3].startswith("lora_"):
+        del words[-2]
+    for count in range(min(MAX_WORDS, len(words) - 1), 0, -1):
+        ending = "." + ".".join(words[-count:])
+        if ending in PARTS or ending in REFUSED:
+            return _without_prefix(".".join(words[:-count])), ending
+    return key, ""
+
+
 def _without_prefix(name: str) -> str:
+    name = name.replace(COMPILED, "")
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
     return name
 
 
-def _fault(parts: Mapping[str, str], shapes: Mapping[str, Shape], linear: Shape) -> str | None:
-    """Why these parts are no change to a linear of this shape, or None."""
-    kinds = {KINDS[part] for part in parts if part != "alpha"}
-    if not kinds:
+def _rank(shapes: Mapping[str, Shape]) -> int | None:
+    """The rank that a change's alpha is divided by, as LyCORIS does: of LoKr's two sides the right one's, if it has."""
+    inner = next((part for part in ("down", "hada_w1_b", "w2_b", "w1_b") if part in shapes), None)
+    return None if inner is None else shapes[inner][0]
+
+
+def _fault(shapes: Mapping[str, Shape], weight: Shape, bias: Shape | None) -> str | None:
+    """Why these parts are no change to a module of such a weight and bias, or None."""
+    kinds = {KINDS[part] for part in shapes if part in KINDS}
+    biases = [part for part in shapes if part in BIASES]
+    if not kinds and not biases:
         return "an alpha alone"
     if len(kinds) > 1:
         return f"of several kinds at once: {', '.join(sorted(kinds))}"
-    [kind] = kinds
-    product = {"lora": _lora_shape, "lokr": _lokr_shape, "full": _full_shape}[kind](shapes, linear)
+    if prod(shapes.get("alpha", ())) != 1:
+        return f"its alpha has the shape {list(shapes['alpha'])}: it is not one number"
+    fault = _weight_fault(next(iter(kinds)), shapes, weight) if kinds else None
+    return fault or (_bias_fault(shapes, biases, bias) if biases else None)
+
+
+def _weight_fault(kind: Kind, shapes: Mapping[str, Shape], weight: Shape) -> str | None:
+    product = {"lora": _lora_shape, "lokr": _lokr_shape, "loha": _loha_shape, "full": _full_shape}[kind](shapes)
     if product is None:
-        return f"incomplete: {', '.join(sorted(parts))} alone"
-    if product != linear:
-        return f"its change is {_by(product)}, the model's module {_by(linear)}"
+        return f"incomplete: {', '.join(sorted(shapes))} alone"
+    if product != weight:
+        return f"its change is {_by(product)}, the model's module {_by(weight)}"
+    return "of rank 0: it changes nothing" if 0 in (size for shape in shapes.values() for size in shape) else None
+
+
+def _bias_fault(shapes: Mapping[str, Shape], biases: list[str], bias: Shape | None) -> str | None:
+    if len(biases) > 1:
+        return f"two changes of one bias: {', '.join(sorted(biases))}"
+    [part] = biases
+    if part == "bias" and "up" not in shapes:
+        return f"incomplete: {', '.join(sorted(shapes))} alone"
+    if bias is None:
+        return "changes a bias, and the model's module has none"
+    if shapes[part] != bias:
+        return f"the change of its bias is {_by(shapes[part])}, the model's bias {_by(bias)}"
     return None
 
 
-def _lora_shape(shapes: Mapping[str, Shape], linear: Shape) -> Shape | None:
+def _lora_shape(shapes: Mapping[str, Shape]) -> Shape | None:
     """(out, rank) times (rank, in)."""
     if "up" not in shapes or "down" not in shapes:
         return None
     return _product(shapes["up"], shapes["down"])
 
 
-def _lokr_shape(shapes: Mapping[str, Shape], linear: Shape) -> Shape | None:
+def _lokr_shape(shapes: Mapping[str, Shape]) -> Shape | None:
     """The Kronecker product of two matrices, each whole or a product of two."""
     factors = []
     for whole in ("w1", "w2"):
@@ -155,11 +231,17 @@ def _lokr_shape(shapes: Mapping[str, Shape], linear: Shape) -> Shape | None:
     return factors[0][0] * factors[1][0], factors[0][1] * factors[1][1]
 
 
-def _full_shape(shapes: Mapping[str, Shape], linear: Shape) -> Shape | None:
-    """A whole weight, a whole bias, or both."""
-    if shapes.get("diff_b", linear[:1]) != linear[:1]:
-        return shapes["diff_b"]
-    return shapes.get("diff", linear)
+def _loha_shape(shapes: Mapping[str, Shape]) -> Shape | None:
+    """The elementwise product of two matrices of one shape, each a product of two."""
+    sides = [[shapes.get(f"hada_{side}_{half}") for half in "ab"] for side in ("w1", "w2")]
+    products = [_product(left, right) for left, right in sides if left is not None and right is not None]
+    if len(products) < 2:
+        return None
+    return products[0] if products[0] == products[1] else ()
+
+
+def _full_shape(shapes: Mapping[str, Shape]) -> Shape | None:
+    return shapes["diff"]
 
 
 def _product(left: Shape, right: Shape) -> Shape:

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 
 import torch
 
-from serve_app.adapters.changes import Adapter, LowRank
+from serve_app.adapters.changes import Adapter, Full, Hadamard, Kronecker, LowRank
 from serve_app.adapters.weights import NOTHING_NEAR, Near
 from serve_app.errors import LoraIncompatible
 from serve_app.models.checkpoint import Pipeline
+
+# What an error calls the changes that cannot hang beside the weights.
+KINDS = {Kronecker: "LoKr", Hadamard: "LoHa", Full: "full difference"}
 
 
 class Hooks:
@@ -31,7 +34,7 @@ class Hooks:
 
         `near` is of no use here: PEFT wants the files.
 
-        Raises LoraIncompatible for a LoKr or a full difference, which PEFT's layers do not know.
+        Raises LoraIncompatible for any other change than a LoRA's pair: PEFT's layers do not know it.
         """
         wanted = {adapter_id: use for adapter_id, use in uses.items() if use[1] != 0.0}
         pairs = {adapter_id: self._pairs(wanted[adapter_id][0]) for adapter_id in wanted.keys() - self._hanging}
@@ -50,7 +53,11 @@ class Hooks:
         pairs = {}
         for name, change in adapter.changes.items():
             if not isinstance(change, LowRank):
-                raise LoraIncompatible("only LoRA files can be applied without a copy of the weights in memory")
-            pairs[f"transformer.{name}.lora_A.weight"] = change.down.to(self._transformer.dtype)
-            pairs[f"transformer.{name}.lora_B.weight"] = (change.factor * change.up).to(self._transformer.dtype)
+                raise LoraIncompatible(
+                    "only LoRA files can be applied without a copy of the weights in memory, and this one changes "
+                    f"{name} by a {KINDS[type(change)]}"
+                )
+            module = name.removesuffix(".weight")
+            pairs[f"transformer.{module}.lora_A.weight"] = change.down.to(self._transformer.dtype)
+            pairs[f"transformer.{module}.lora_B.weight"] = (change.factor * change.up).to(self._transformer.dtype)
         return pairs

@@ -2,12 +2,16 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from serve_app.adapters.factors import ModuleFactor, read_factors, summary
 from serve_app.adapters.formats import Layout, Shape, read_layout
-from serve_app.adapters.header import FLOAT_BYTES, Header
+from serve_app.adapters.header import ALPHA, FLOAT_BITS, INTEGER_BITS, MAX_NUMBER, Header
+from serve_app.adapters.remarks import notes_of
 from serve_app.errors import LoraIncompatible
+from serve_app.models.architecture import PUBLISHED, Architecture
+from serve_app.models.registry import MODELS
 from serve_app.tasks import Receipt
 
 # Offending keys that an error names, and how much of each.
@@ -18,22 +22,27 @@ MAX_TEXT = 100
 TAG = re.compile(r"^\d+_(.+)$")
 
 
-def understand(header: Header, size_bytes: int, path: str, model: str, linears: Mapping[str, Shape]) -> Receipt:
-    """The receipt of a file for a model with these linears. Raises LoraIncompatible unless all of it fits."""
-    layout = read_layout(header.tensors, linears)
-    refuse_unfit(layout, path, model)
-    refuse_integers(header, layout, path, model)
-    return make_receipt(header, layout, size_bytes)
+def understand(header: Header, size_bytes: int, path: str, model: str, architecture: Architecture) -> Receipt:
+    """The receipt of a file for a model of this architecture.
+
+    Raises LoraIncompatible unless all of it fits, LoraInvalidFile if what it says of its scale is no number.
+    """
+    layout = read_layout(header.tensors, architecture.parameters)
+    refuse_unfit(layout, header, path, model, architecture)
+    factors = read_factors(layout, header, path)
+    return make_receipt(header, layout, factors, size_bytes, notes_of(header, layout, factors, path, model))
 
 
-def make_receipt(header: Header, layout: Layout, size_bytes: int) -> Receipt:
+def make_receipt(
+    header: Header, layout: Layout, factors: Mapping[str, ModuleFactor], size_bytes: int, notes: Iterable[str]
+) -> Receipt:
     """The receipt of a file that holds no faults."""
-    kinds = sorted({module.kind for module in layout.modules.values()})
+    modules = layout.modules.values()
     software = _json(header.metadata, "software")
     return Receipt(
-        kind="+".join(kinds),
+        kind="+".join(sorted({kind for module in modules for kind in module.kinds})),
         ranks=_ranks(header, layout),
-        dtype="+".join(sorted({header.dtypes[key] for key in header.tensors if not key.endswith(".alpha")})),
+        dtype="+".join(sorted({header.dtypes[key] for key in header.tensors if not key.endswith(ALPHA)})),
         size_bytes=size_bytes,
         modules=len(layout.modules),
         top_level=tuple(sorted(name for name in layout.modules if not name.startswith("transformer_blocks."))),
@@ -41,36 +50,46 @@ def make_receipt(header: Header, layout: Layout, size_bytes: int) -> Receipt:
         trigger_word=_trigger_word(header),
         trainer=_text(software.get("name")),
         trainer_version=_text(software.get("version")),
-        step=step if isinstance(step := _json(header.metadata, "training_info").get("step"), int) else None,
+        step=_step(header),
+        factor=summary(layout, factors),
+        notes=tuple(notes),
     )
 
 
-def refuse_unfit(layout: Layout, path: str, model: str) -> None:
+def refuse_unfit(layout: Layout, header: Header, path: str, model: str, architecture: Architecture) -> None:
     """Raise LoraIncompatible unless every tensor of the file has its place: what fits in part is never served."""
-    if not layout.faults and layout.modules:
-        return
-    named = {printable(key): printable(why) for key, why in list(layout.faults.items())[:NAMED_KEYS]}
-    details = {
-        "lora_path": path,
-        "modules_that_fit": len(layout.modules),
-        "keys_that_do_not": len(layout.faults),
-        "first_of_them": named,
-    }
-    if not layout.faults:
+    details: dict[str, Any] = {"lora_path": path, "modules_that_fit": len(layout.modules)}
+    faults = layout.faults or _dtype_faults(layout, header)
+    if not faults and not layout.modules:
         raise LoraIncompatible(f"the LoRA {path!r} changes nothing: it has no tensor for the model {model}", details)
+    if not faults:
+        return
+    named = {printable(key): printable(why) for key, why in list(faults.items())[:NAMED_KEYS]}
+    details |= {"keys_that_do_not": len(faults), "first_of_them": named}
     key, reason = next(iter(named.items()))
+    if architecture != PUBLISHED and not read_layout(header.tensors, PUBLISHED.parameters).faults:
+        raise LoraIncompatible(
+            f"the LoRA {path!r} is made for the published {MODELS[model].base_model}, and this service runs a "
+            f"miniature of the model {model}: set `checkpoint` to {MODELS[model].base_model} in its `models` to use it "
+            f"(here the first of {len(faults)} tensors that do not fit is {key!r}: {reason})",
+            details,
+        )
     raise LoraIncompatible(
-        f"the LoRA {path!r} does not fit the model {model}: {len(layout.faults)} of its tensors cannot be applied, "
+        f"the LoRA {path!r} does not fit the model {model}: {len(faults)} of its tensors cannot be applied, "
         f"{len(layout.modules)} modules fit; the first is {key!r}: {reason}",
         details,
     )
 
 
-def refuse_integers(header: Header, layout: Layout, path: str, model: str) -> None:
-    """Raise LoraIncompatible if a tensor to be applied does not hold floating-point numbers."""
-    keys = [key for module in layout.modules.values() for key in module.parts.values()]
-    if odd := sorted({header.dtypes[key] for key in keys} - FLOAT_BYTES.keys()):
-        raise LoraIncompatible(f"the LoRA {path!r} holds {', '.join(odd)}, no differences to weights of {model}")
+def _dtype_faults(layout: Layout, header: Header) -> dict[str, str]:
+    """Tensors to be applied whose dtype holds no numbers of their kind. An alpha may be an integer."""
+    faults = {}
+    for module in layout.modules.values():
+        for part, key in module.parts.items():
+            allowed = FLOAT_BITS | INTEGER_BITS if part == "alpha" else FLOAT_BITS
+            if header.dtypes[key] not in allowed:
+                faults[key] = f"its dtype {header.dtypes[key]} cannot be applied; save it as BF16, F16 or F32"
+    return faults
 
 
 def printable(text: str) -> str:
@@ -80,11 +99,16 @@ def printable(text: str) -> str:
 
 def _ranks(header: Header, layout: Layout) -> tuple[int, ...]:
     """Every rank that occurs, ascending; whole matrices have none."""
-    inner = ("down", "w1_b", "w2_b")
+    inner = ("down", "w1_b", "w2_b", "hada_w1_b", "hada_w2_b")
     shapes: list[Shape] = [
         header.tensors[key] for module in layout.modules.values() for part, key in module.parts.items() if part in inner
     ]
     return tuple(sorted({shape[0] for shape in shapes}))
+
+
+def _step(header: Header) -> int | None:
+    step = _json(header.metadata, "training_info").get("step")
+    return step if type(step) is int and 0 <= step <= MAX_NUMBER else None
 
 
 def _trigger_word(header: Header) -> str | None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from functools import lru_cache, partial
 
-from serve_app.adapters.formats import Shape
 from serve_app.adapters.receipts import understand
 from serve_app.adapters.sources import LoraSources, StoredFile
 from serve_app.errors import (
@@ -14,6 +13,7 @@ from serve_app.errors import (
     LoraPathForbidden,
     LoraUnknown,
 )
+from serve_app.models.architecture import Architecture
 from serve_app.schemas import LoraInfo, LoraList
 
 # Files whose headers are remembered, some KB each.
@@ -21,11 +21,11 @@ KNOWN_FILES = 4096
 
 
 class Shelf:
-    """The LoRA root seen with the eyes of the served models: `linears` are those of each, by the model's id."""
+    """The LoRA root seen with the eyes of the served models: `architectures` are by the model's id."""
 
-    def __init__(self, sources: LoraSources, linears: Mapping[str, Mapping[str, Shape]]) -> None:
+    def __init__(self, sources: LoraSources, architectures: Mapping[str, Architecture]) -> None:
         self._sources = sources
-        self._linears = linears
+        self._architectures = architectures
         # A file that its store says is unchanged is not read again.
         self._known = lru_cache(KNOWN_FILES)(self._read)
 
@@ -63,9 +63,9 @@ class Shelf:
         receipt, problem, fits = None, None, []
         try:
             admitted = self._sources.read(file)
-            for model, linears in self._linears.items():
+            for model, architecture in self._architectures.items():
                 try:
-                    receipt = understand(admitted.header, admitted.size_bytes, file.path, model, linears)
+                    receipt = understand(admitted.header, admitted.size_bytes, file.path, model, architecture)
                     fits.append(model)
                 except LoraIncompatible as error:
                     problem = error.message

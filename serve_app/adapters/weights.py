@@ -5,14 +5,14 @@ stacks and hundreds of swaps leave no trace: without adapters the weights are W0
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from serve_app.adapters.changes import Adapter, Change, Full, LowRank
+from serve_app.adapters.changes import Adapter, Change, LowRank
 from serve_app.adapters.pieces import Pieces
 from serve_app.device import free_memory
 from serve_app.models.quantization import is_worth_it, quantise, quantised
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 # What an edit takes beside the weights of the published size, at 2048x2048 (bytes).
 ROOM_TO_WORK = 6 * 2**30
-# What makes two states of one linear the same: who changes it, and how much.
+# What makes two states of one parameter the same: which adapters change it, and how much.
 Stack = tuple[tuple[str, float], ...]
 ScaledChange = tuple[Change, float]
-# An adapter's changes on the device, by linear.
+# An adapter's changes on the device, by parameter.
 Near = Mapping[str, Change]
 NOTHING_NEAR: Mapping[str, Near] = {}
 # (out, k) and (k, in) in 16 bits, and what their product is multiplied by.
@@ -36,7 +36,7 @@ AT_ONCE = 64
 USUAL_RANK = 32
 # What copies of the weights in pinned memory lie in (bytes): little of it is left unused.
 LARGEST_PIECE = 2**30
-# A linear that is being written is in no state that anybody asks for.
+# A parameter that is being written is in no state that anybody asks for.
 BEING_WRITTEN: Stack = (("", 0.0),)
 
 
@@ -66,38 +66,28 @@ def place_for_copies(
     return place
 
 
-class Parameters(NamedTuple):
-    """Of one linear."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-
 class Weights:
-    """The linears of one transformer. One caller at a time.
+    """The parameters of one transformer. One caller at a time.
 
-    A linear that some adapter has changed keeps a copy of what it was, on its own device or in (pinned) host
+    A parameter that some adapter has changed keeps a copy of what it was, on its own device or in (pinned) host
     memory. Nothing else is copied.
     """
 
     def __init__(self, transformer: nn.Module, copies: Literal["device", "host"]) -> None:
         self._copies = copies
         # The parameters of now: they are what a forward reads even where accelerate has put others in their place.
-        self._linears = {
-            name: Parameters(module.weight, module.bias)
-            for name, module in transformer.named_modules()
-            if isinstance(module, nn.Linear)
-        }
+        self._parameters: dict[str, Tensor] = dict(transformer.named_parameters())
         self._transformer = transformer
-        # The linears whose weights are in eight bits.
+        # The parameters that are in eight bits.
         self._quantised: set[str] = set()
-        self._untouched: dict[tuple[str, str], Tensor] = {}
+        self._untouched: dict[str, Tensor] = {}
         self._pinned = Pieces(pinned=True, largest=LARGEST_PIECE)
         self._stacks: dict[str, Stack] = {}
         if copies == "host":
-            # Pinning takes most of a minute at the published size: no request waits for it.
-            for name, linear in self._linears.items():
-                self._original(name, "weight", linear.weight)
+            # Pinning takes most of a minute at the published size: no request waits for it. Few files change a bias
+            # or a norm: those are copied when they are first changed.
+            for name in linear_weights(transformer):
+                self._original(name)
 
     @torch.no_grad()
     def quantise(self) -> None:
@@ -105,24 +95,25 @@ class Weights:
         self.apply({})
         for name, module in self._transformer.named_modules():
             if is_worth_it(name, module):
-                self._untouched.setdefault((name, "weight"), self._linears[name].weight)
-                self._linears[name] = Parameters(quantise(module), module.bias)
-                self._quantised.add(name)
+                weight = f"{name}.weight"
+                self._untouched.setdefault(weight, self._parameters[weight])
+                self._parameters[weight] = quantise(module)
+                self._quantised.add(weight)
 
     def warm_up(self) -> None:
         """Have the kernel compiled that the usual file needs, by one adapter that changes nothing."""
-        name, linear = next(iter(self._linears.items()))
-        (out, into), dtype = linear.weight.shape, linear.weight.dtype
+        name = next(linear_weights(self._transformer))
+        (out, into), dtype = self._parameters[name].shape, self._parameters[name].dtype
         nothing = LowRank(torch.zeros(out, USUAL_RANK, dtype=dtype), torch.zeros(USUAL_RANK, into, dtype=dtype), 1.0)
         self.apply({"": (Adapter({name: nothing}, pinned=False), 1.0)})
         self.apply({})
 
     @torch.no_grad()
     def apply(self, uses: Mapping[str, tuple[Adapter, float]], near: Mapping[str, Near] = NOTHING_NEAR) -> int:
-        """Have these adapters (by id), each at its scale, and no others; the number of linears rewritten.
+        """Have these adapters (by id), each at its scale, and no others; the number of parameters rewritten.
 
         `near` are the changes of those whose copy on the device was made beforehand. If it fails midway, the next
-        call sets all right: each linear is as it was, as it should be, or known to be neither.
+        call sets all right: each parameter is as it was, as it should be, or known to be neither.
         """
         wanted: dict[str, Stack] = {}
         for adapter_id, (adapter, scale) in uses.items():
@@ -143,49 +134,50 @@ class Weights:
     def _changes(
         self, wanted: Mapping[str, Stack], uses: Mapping[str, tuple[Adapter, float]], near: dict[str, Near]
     ) -> dict[str, list[ScaledChange]]:
-        """The changes of each linear, on its device, each with its scale."""
+        """The changes of each parameter, on its device, each with its scale."""
         for name, stack in wanted.items():
             for adapter_id, _ in stack:
                 if adapter_id not in near:
-                    near[adapter_id] = uses[adapter_id][0].on(self._linears[name].weight.device)
+                    near[adapter_id] = uses[adapter_id][0].on(self._parameters[name].device)
         return {
             name: [(near[adapter_id][name], scale) for adapter_id, scale in stack] for name, stack in wanted.items()
         }
 
     def _products(self, names: Sequence[str], changes: Mapping[str, list[ScaledChange]]) -> Iterable[Product | None]:
-        """For each of these linears, which are alike, all of its changes as one product; None where that is none."""
+        """For each of these parameters, which are alike, all of its changes as one product; None where that is none."""
         low_rank = [[(c, scale) for c, scale in changes[name] if isinstance(c, LowRank)] for name in names]
-        in_bf16 = self._linears[names[0]].weight.dtype == torch.bfloat16
+        in_bf16 = self._parameters[names[0]].dtype == torch.bfloat16
         if not in_bf16 or not 0 < len(low_rank[0]) == len(changes[names[0]]):
             return [None] * len(names)
         return as_products(low_rank)
 
     def _write(self, name: str, changes: list[ScaledChange], product: Product | None) -> None:
-        linear = self._linears[name]
-        original = self._original(name, "weight", linear.weight)
-        target = torch.empty_like(original) if name in self._quantised else linear.weight
+        parameter = self._parameters[name]
+        original = self._original(name)
+        target = torch.empty_like(original) if name in self._quantised else parameter
         if product is None:
-            write_weight(target, original, changes)
+            write_sum(target, original, changes)
         else:
             write_product(target, original, product)
-        if target is not linear.weight:
-            linear.weight.copy_(quantised(target))
-        # Few files change a bias: one that never was changed is not copied.
-        with_bias = any(isinstance(change, Full) and change.bias is not None for change, _ in changes)
-        if linear.bias is not None and (with_bias or (name, "bias") in self._untouched):
-            write_bias(linear.bias, self._original(name, "bias", linear.bias), changes)
+        if target is not parameter:
+            parameter.copy_(quantised(target))
 
-    def _original(self, name: str, parameter: str, value: Tensor) -> Tensor:
+    def _original(self, name: str) -> Tensor:
         """What a parameter was before any adapter, on its device; copied at the first touch."""
-        key = (name, parameter)
-        if key not in self._untouched:
+        value = self._parameters[name]
+        if name not in self._untouched:
             pinned = self._copies == "host" and value.is_cuda
-            self._untouched[key] = self._pinned.take(value) if pinned else value.clone()
-        return self._untouched[key].to(value.device, non_blocking=True)
+            self._untouched[name] = self._pinned.take(value) if pinned else value.clone()
+        return self._untouched[name].to(value.device, non_blocking=True)
+
+
+def linear_weights(transformer: nn.Module) -> Iterator[str]:
+    """The names of the weights that adapters of low rank change."""
+    return (f"{name}.weight" for name, module in transformer.named_modules() if isinstance(module, nn.Linear))
 
 
 def alike(changes: Mapping[str, list[ScaledChange]]) -> list[list[str]]:
-    """The linears in groups whose changes differ in their values alone. Those without changes come first."""
+    """The parameters in groups whose changes differ in their values alone. Those without changes come first."""
     groups: dict[object, list[list[str]]] = {(): [[]]}
     for name, of_one in changes.items():
         key = tuple(_shape(change) or name for change, _ in of_one)
@@ -203,7 +195,7 @@ def _shape(change: Change) -> object:
     return change.up.shape, change.down.shape, change.up.dtype, change.down.dtype
 
 
-def write_weight(target: Tensor, original: Tensor, changes: Sequence[ScaledChange]) -> None:
+def write_sum(target: Tensor, original: Tensor, changes: Sequence[ScaledChange]) -> None:
     """`target` becomes `original` plus the scaled changes, summed in fp32 and rounded once to its dtype."""
     if not changes:
         target.copy_(original)
@@ -212,8 +204,8 @@ def write_weight(target: Tensor, original: Tensor, changes: Sequence[ScaledChang
     for change, scale in changes:
         if isinstance(change, LowRank):
             total.addmm_(change.up.float(), change.down.float(), alpha=change.factor * scale)
-        elif (weight := change.weight(torch.float32)) is not None:
-            total.add_(weight, alpha=scale)
+        else:
+            total.add_(change.weight(torch.float32), alpha=scale)
     target.copy_(total)
 
 
@@ -258,12 +250,3 @@ def _parts(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """fp32 matrices as the sum of two bf16 ones."""
     nearest = matrices.bfloat16()
     return nearest, (matrices - nearest).bfloat16()
-
-
-def write_bias(target: Tensor, original: Tensor, changes: list[ScaledChange]) -> None:
-    """The same for a bias, which only full differences change."""
-    total = original.to(torch.float32, copy=True)
-    for change, scale in changes:
-        if isinstance(change, Full) and change.bias is not None:
-            total.add_(change.bias.float(), alpha=scale)
-    target.copy_(total)

@@ -5,6 +5,7 @@ Free of torch, so that an ingress may read it.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ BLOCK_LINEARS = {
     "txt_mlp.net.2": (1, 4),
 }
 
+# The norms of one block that have weights, one for each feature of an attention head.
+BLOCK_NORMS = ("attn.norm_q", "attn.norm_k", "attn.norm_added_q", "attn.norm_added_k")
+
 # Features of the sinusoidal embedding of time, and of a token of latents (16 channels in 2x2 patches).
 TIME_FEATURES, LATENT_FEATURES = 256, 64
 
@@ -52,7 +56,16 @@ class Architecture:
         """How many linears a whole adapter of the trainer's touches."""
         return self.num_layers * len(BLOCK_LINEARS)
 
-    @property
+    @cached_property
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter, by its name in the module tree."""
+        found: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in self.linears.items()}
+        found |= {f"{name}.bias": (out,) for name, (out, _) in self.linears.items()}
+        norms = (f"transformer_blocks.{block}.{name}" for block in range(self.num_layers) for name in BLOCK_NORMS)
+        found |= {f"{name}.weight": (self.attention_head_dim,) for name in norms}
+        return found | {"txt_norm.weight": (self.joint_attention_dim,)}
+
+    @cached_property
     def linears(self) -> dict[str, tuple[int, int]]:
         """The shape (out, in) of every linear, by its name in the module tree."""
         width = self.width

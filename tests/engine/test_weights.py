@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from serve_app.adapters.changes import Adapter, Full, Kronecker, LowRank
+from serve_app.adapters.changes import Adapter, Full, Hadamard, Kronecker, LowRank
 from serve_app.adapters.weights import Weights
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -14,7 +14,8 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 def transformer(dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(0)
-    return nn.ModuleDict({"a": nn.Linear(32, 48), "b": nn.Linear(48, 32, bias=False), "c": nn.Linear(32, 32)}).to(dtype)
+    linears = {"a": nn.Linear(32, 48), "b": nn.Linear(48, 32, bias=False), "c": nn.Linear(32, 32)}
+    return nn.ModuleDict(linears | {"norm": nn.LayerNorm(32)}).to(dtype)
 
 
 def adapters(dtype: torch.dtype) -> dict[str, Adapter]:
@@ -26,11 +27,21 @@ def adapters(dtype: torch.dtype) -> dict[str, Adapter]:
         return LowRank(torch.randn(out, rank).to(dtype), torch.randn(rank, into).to(dtype), 0.5)
 
     made = {
-        "A": {"a": low_rank(48, 32, 4), "b": low_rank(32, 48, 2)},
-        "B": {"a": low_rank(48, 32, 8), "c": low_rank(32, 32, 4)},
-        "kron": {"b": Kronecker((torch.randn(4, 4),), (torch.randn(8, 2), torch.randn(2, 12)), 0.25)},
-        "full": {"a": Full(torch.randn(48, 32), torch.randn(48)), "c": Full(None, torch.randn(32))},
-        "other": {"a": low_rank(48, 32, 4, other)},
+        "A": {"a.weight": low_rank(48, 32, 4), "b.weight": low_rank(32, 48, 2)},
+        "B": {"a.weight": low_rank(48, 32, 8), "c.weight": low_rank(32, 32, 4)},
+        "kron": {"b.weight": Kronecker((torch.randn(4, 4),), (torch.randn(8, 2), torch.randn(2, 12)), 0.25)},
+        "full": {
+            "a.weight": Full(torch.randn(48, 32)),
+            "a.bias": Full(torch.randn(48)),
+            "c.bias": Full(torch.randn(32), 0.25),
+        },
+        "loha": {
+            "b.weight": Hadamard(
+                (torch.randn(32, 2), torch.randn(2, 48)), (torch.randn(32, 2), torch.randn(2, 48)), 0.5
+            )
+        },
+        "norm": {"norm.weight": Full(torch.randn(32)), "norm.bias": Full(torch.randn(32))},
+        "other": {"a.weight": low_rank(48, 32, 4, other)},
     }
     return {name: Adapter(changes, pinned=False) for name, changes in made.items()}
 
@@ -62,19 +73,19 @@ def test_weights_are_the_definition_rounded_once(dtype):
     Weights(model, "device").apply({name: (known[name], scale) for name, scale in uses.items()})
     exact = before["a.weight"].double()
     for name, scale in uses.items():
-        exact = exact + scale * known[name].changes["a"].weight(torch.float64)
+        exact = exact + scale * known[name].changes["a.weight"].weight(torch.float64)
     if dtype == torch.bfloat16:
         # The nearest bf16 to the exact sum, but for sums that fp32 puts on the other side of a tie.
         assert (model["a"].weight != exact.to(dtype)).float().mean() < 0.002
     else:
         assert torch.allclose(model["a"].weight.double(), exact, rtol=1e-5, atol=1e-6)
-    bias = before["a.bias"].double() + 0.5 * known["full"].changes["a"].bias.double()
+    bias = before["a.bias"].double() + 0.5 * known["full"].changes["a.bias"].weight(torch.float64)
     assert torch.allclose(model["a"].bias.double(), bias, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6)
 
 
 def test_single_adapter_is_rounded_once(dtype):
     model, known = transformer(dtype), adapters(dtype)
-    exact = model["a"].weight.double() + 0.7 * known["A"].changes["a"].weight(torch.float64)
+    exact = model["a"].weight.double() + 0.7 * known["A"].changes["a.weight"].weight(torch.float64)
     Weights(model, "device").apply({"A": (known["A"], 0.7)})
     if dtype == torch.bfloat16:
         assert (model["a"].weight != exact.to(dtype)).float().mean() < 0.002
@@ -111,26 +122,26 @@ def test_stack_of_any_dtypes_is_rounded_once_in_bf16(dtypes, monkeypatch):
     before, uses = state(model), {}
     for number, dtype in enumerate(dtypes):
         changes = {
-            name: LowRank(torch.randn(40, 5).to(dtype), torch.randn(5, 24).to(dtype), 0.1 + index / 7)
+            f"{name}.weight": LowRank(torch.randn(40, 5).to(dtype), torch.randn(5, 24).to(dtype), 0.1 + index / 7)
             for index, name in enumerate(model)
         }
         uses[f"file {number}"] = (Adapter(changes, pinned=False), 0.7 / (number + 1))
     Weights(model, "device").apply(uses)
     for name, linear in model.items():
-        changes = [(adapter.changes[name], scale) for adapter, scale in uses.values()]
+        changes = [(adapter.changes[f"{name}.weight"], scale) for adapter, scale in uses.values()]
         assert excess(linear.weight, before[f"{name}.weight"], changes) < 2**-16
 
 
 def test_copies_in_host_memory_are_made_at_the_start(dtype):
     model, known = transformer(dtype), adapters(dtype)
     weights = Weights(model, "host")
-    for linear in model.values():
-        linear.weight.data.zero_()
+    for module in model.values():
+        module.weight.data.zero_()
     weights.apply({"A": (known["A"], 1.0)})
     assert torch.equal(model["a"].weight, fresh(dtype, A=1.0)["a.weight"])
 
 
-@pytest.mark.parametrize("name", ["A", "kron", "full", "other"])
+@pytest.mark.parametrize("name", ["A", "kron", "loha", "full", "norm", "other"])
 def test_scales_in_a_row_give_what_fresh_loads_give(dtype, name):
     model, known = transformer(dtype), adapters(dtype)
     weights, before = Weights(model, "device"), state(model)
@@ -193,7 +204,7 @@ def test_application_that_fails_midway_is_set_right_by_the_next(dtype):
         """Its second module cannot be applied."""
 
         def __init__(self) -> None:
-            self.changes = {"a": known["B"].changes["a"], "c": "not a change"}
+            self.changes = {"a.weight": known["B"].changes["a.weight"], "c.weight": "not a change"}
 
         def on(self, device):
             return self.changes
