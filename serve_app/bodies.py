@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.budget import Budget, Hold
-from serve_app.errors import BodyTimeout, BodyTooLarge, Overloaded
+from serve_app.errors import BodyTooLarge, Overloaded, RequestTooSlow
 from serve_app.schemas import InferenceRequest
 
 # The methods whose routes read a body. A body that comes with any other method is never waited for.
@@ -63,7 +63,7 @@ class BodySlots:
 
 
 class BodyLimit:
-    """Reads the body before its route does. Raises BodyTooLarge, BodyTimeout or Overloaded.
+    """Reads the body before its route does. Raises BodyTooLarge, RequestTooSlow or Overloaded.
 
     A route that takes a body parses the whole of it, so nothing is gained by reading it later; and FastAPI would
     report an error that is raised while it reads a body as a body that it cannot parse.
@@ -81,8 +81,8 @@ class BodyLimit:
             return
         self._refuse_announced(dict(scope["headers"]).get(b"content-length", b""))
         with self._slots.one(scope["state"]["caller"].tenant):
-            body = await self._read(receive)
-        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+            # Nothing else refers to the body: it goes once the route has parsed it.
+            messages: list[Message] = [{"type": "http.request", "body": await self._read(receive), "more_body": False}]
 
         async def replay() -> Message:
             return messages.pop() if messages else await receive()
@@ -106,14 +106,14 @@ class BodyLimit:
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise BodyTimeout("the connection ended before the whole body had arrived")
+                        raise RequestTooSlow("the connection ended before the whole body had arrived")
                     body += message.get("body", b"")
                     if len(body) > self._max_bytes:
                         self._refuse_large()
                     more = message.get("more_body", False)
                     limit.reschedule(started + self._seconds_for(len(body)))
         except TimeoutError as error:
-            raise BodyTimeout(
+            raise RequestTooSlow(
                 f"the body arrives too slowly: it may take {self._timeout_s:g} s in all, and must bring"
                 f" {MIN_BYTES_PER_S} bytes per second after the first {GRACE_S:g} s"
             ) from error

@@ -19,7 +19,7 @@ ServiceError
 │   ├── LoraDownloadFailed          LORA_DOWNLOAD_FAILED
 │   ├── LoraChanged                 LORA_CHANGED
 │   ├── BodyTooLarge                BODY_TOO_LARGE, 413
-│   ├── BodyTimeout                 BODY_TIMEOUT, 408
+│   ├── RequestTooSlow              REQUEST_TIMEOUT, 408
 │   ├── HostNotAllowed              HOST_NOT_ALLOWED
 │   ├── NotFound                    NOT_FOUND, 404
 │   ├── MethodNotAllowed            METHOD_NOT_ALLOWED, 405
@@ -148,8 +148,8 @@ class BodyTooLarge(RequestError):
     status = 413
 
 
-class BodyTimeout(RequestError):
-    code = "BODY_TIMEOUT"
+class RequestTooSlow(RequestError):
+    code = "REQUEST_TIMEOUT"
     status = 408
 
 

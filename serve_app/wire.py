@@ -10,12 +10,12 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from serve_app.errors import (
-    BodyTimeout,
     ErrorDescription,
     MethodNotAllowed,
     NotFound,
     Overloaded,
     QueueFull,
+    RequestTooSlow,
     ServiceError,
     StorageFailed,
     StoreUnavailable,
@@ -32,7 +32,7 @@ HEADERS = {
     StorageFailed.code: {"Retry-After": "2"},
     Overloaded.code: {"Retry-After": "5"},
     # The rest of the body is not waited for.
-    BodyTimeout.code: {"Connection": "close"},
+    RequestTooSlow.code: {"Connection": "close"},
     Unauthorized.code: {"WWW-Authenticate": "Bearer"},
 }
 

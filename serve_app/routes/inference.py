@@ -30,7 +30,7 @@ EXPLAIN_ERRORS = (
     errors.LoraIncompatible,
     errors.LoraDownloadFailed,
     errors.BodyTooLarge,
-    errors.BodyTimeout,
+    errors.RequestTooSlow,
     errors.Overloaded,
 )
 SUBMIT_ERRORS = (*EXPLAIN_ERRORS, errors.IdempotencyConflict, errors.QueueFull)
