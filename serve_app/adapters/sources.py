@@ -17,8 +17,16 @@ from fsspec.implementations.local import LocalFileSystem
 from serve_app.adapters.header import Header, header_end, read_header
 from serve_app.artifacts import Artifacts
 from serve_app.effective import without_secrets
-from serve_app.errors import FetchFailed, LoraDownloadFailed, LoraNotFound, LoraPathForbidden
-from serve_app.fetch import DISK_FULL, Fetcher
+from serve_app.errors import (
+    FetchFailed,
+    FilesGone,
+    LoraDownloadFailed,
+    LoraNotFound,
+    LoraPathForbidden,
+    StorageFailed,
+)
+from serve_app.fetch import Fetcher
+from serve_app.storage import as_os_errors, write_in_thread
 
 # The path of a page on the model hub: /<owner>/<repository>/blob|tree/<revision>/...
 MAX_PATH_BYTES = 250
@@ -45,9 +53,13 @@ def identity(place: str, size: int, version: object) -> str:
 
 
 def fingerprint(url: str) -> str:
-    """The identity of the file at `url` in a file system: of place, size and version. Raises FileNotFoundError."""
-    filesystem, path = open_store(url)
-    return _fingerprint(path, filesystem.info(path))
+    """The identity of the file at `url` in a file system: of place, size and version.
+
+    Raises FileNotFoundError, and other OSErrors of its store.
+    """
+    with as_os_errors():
+        filesystem, path = open_store(url)
+        return _fingerprint(path, filesystem.info(path))
 
 
 def _fingerprint(path: str, info: Mapping[str, Any]) -> str:
@@ -117,10 +129,14 @@ class LoraSources:
             self.find(path)
 
     def files(self) -> list[StoredFile]:
-        """Every safetensors file under the LoRA root that a request may name, by path. Blocks."""
-        if not self._filesystem.isdir(self._base):
-            return []
-        found = self._filesystem.find(self._base, detail=True)
+        """Every safetensors file under the LoRA root that a request may name, by path. Blocks. Raises StorageFailed."""
+        try:
+            with as_os_errors():
+                if not self._filesystem.isdir(self._base):
+                    return []
+                found = self._filesystem.find(self._base, detail=True)
+        except OSError as error:
+            raise StorageFailed("the LoRA root cannot be listed; try again") from error
         paths = {path.removeprefix(self._base).lstrip("/"): info for path, info in found.items()}
         allowed = sorted(path for path in paths if path.endswith(".safetensors") and self._is_allowed(path))
         return [self._stored(path, paths[path]) for path in allowed]
@@ -132,7 +148,8 @@ class LoraSources:
         """
         self.check_path(path)
         try:
-            info = self._filesystem.info(f"{self._base}/{path}")
+            with as_os_errors():
+                info = self._filesystem.info(f"{self._base}/{path}")
         except (FileNotFoundError, NotADirectoryError):
             info = {"type": "nothing"}
         except OSError as error:
@@ -158,7 +175,10 @@ class LoraSources:
         return True
 
     async def admit(self, path: str, token: str | None) -> AdmittedFile:
-        """The file that `path` names, its header read. Raises LoraInvalidFile or LoraDownloadFailed."""
+        """The file that `path` names, its header read.
+
+        Raises LoraInvalidFile or LoraDownloadFailed, and StorageFailed if what was downloaded cannot be kept.
+        """
         if not is_url(path):
             return await asyncio.to_thread(lambda: self.read(self.find(path)))
         url, of_hub = self._file_url(path)
@@ -174,11 +194,8 @@ class LoraSources:
                 f"the LoRA at {name!r} could not be downloaded: {error.message}", {"lora_path": name}
             ) from error
         except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            raise LoraDownloadFailed(
-                f"the LoRA at {name!r} could not be kept: this service's disk is full", {"lora_path": name}
-            ) from error
+            # The network's are FetchFailed by now: this is the disk of this machine, full or read-only.
+            raise StorageFailed(f"the LoRA at {name!r} could not be written to this service's disk") from error
 
     def _file_url(self, path: str) -> tuple[str, bool]:
         """The URL of the file that a URL names, and whether it is of the hub. Raises LoraDownloadFailed."""
@@ -199,7 +216,7 @@ class LoraSources:
         details = {"lora_path": file.path}
         try:
             filesystem, path = open_store(file.url)
-            with filesystem.open(path, "rb", block_size=BEGINNING_BYTES) as opened:
+            with as_os_errors(), filesystem.open(path, "rb", block_size=BEGINNING_BYTES) as opened:
                 header = read_header(opened, file.size_bytes, file.path)
         except FileNotFoundError as error:
             raise LoraNotFound(f"the LoRA file {file.path!r} is no longer there", details) from error
@@ -225,7 +242,7 @@ class LoraSources:
         return AdmittedFile(identity(url, remote.size, remote.version), url, remote.size, header, remote.version)
 
     async def _download(self, url: str, headers: Mapping[str, str]) -> AdmittedFile:
-        """The file at `url`, downloaded and kept. Raises LoraInvalidFile or FetchFailed."""
+        """The file at `url`, downloaded and kept. Raises LoraInvalidFile, FetchFailed or StorageFailed."""
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "adapter"
             digest = await self._fetcher.download(url, target, headers)
@@ -234,9 +251,15 @@ class LoraSources:
             with target.open("rb") as file:
                 header = await asyncio.to_thread(read_header, file, size, without_secrets(url))
             key = f"loras/{digest}.safetensors"
-            await asyncio.to_thread(self._artifacts.put_file, key, target)
+            await write_in_thread(self._artifacts.put_file, key, target)
         kept = self._artifacts.url(key)
-        return AdmittedFile(await asyncio.to_thread(fingerprint, kept), kept, size, header)
+        try:
+            return AdmittedFile(await asyncio.to_thread(fingerprint, kept), kept, size, header)
+        except FileNotFoundError as error:
+            # Another request had stored it, and was refused just now.
+            raise FilesGone("a LoRA of this request was deleted meanwhile; send it again") from error
+        except OSError as error:
+            raise StorageFailed("a LoRA that was downloaded cannot be looked at in artifact storage") from error
 
 
 def hub_url(path: str, host: str) -> str:
