@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +18,7 @@ from serve_app import plan, tracing
 from serve_app.adapters.shelf import Shelf
 from serve_app.adapters.sources import LoraSources
 from serve_app.admission import Admission, Admitted, gather_all
+from serve_app.answers import Place
 from serve_app.artifacts import Artifacts
 from serve_app.backlog import BacklogReport
 from serve_app.config import AppConfig, IngressSettings
@@ -43,6 +44,7 @@ from serve_app.models.profile import PROFILES, TRAINER
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.scaling import Backlog
 from serve_app.schemas import Explanation, InferenceRequest, LoraInfo, LoraList
+from serve_app.storage import write_in_thread
 from serve_app.sweeper import Sweeper
 from serve_app.tasks import EditDone, EditPlan, Event, Status
 from serve_app.telemetry import ACCEPTED, NO_METER, NO_MODEL, REPEATED, REQUESTS, SUBMISSIONS, Meter
@@ -109,7 +111,8 @@ class Service:
         models = [model.id for model in config.models]
         self._warmth = Warmth(self._store, self._artifacts, self._admission.named_adapter, models)
         self._run_until_exit(self._warmth.run())
-        self._run_until_exit(Sweeper(self._store, self._artifacts, config.jobs, self._meter).run())
+        self._sweeper = Sweeper(self._store, self._artifacts, config.jobs, self._meter)
+        self._run_until_exit(self._sweeper.run())
         if config.webhooks.secret is not None:
             self._run_until_exit(Deliverer(self._store.outbox, config.webhooks, self._payload, self._meter).run())
         return self
@@ -141,27 +144,32 @@ class Service:
         """Who sends these two headers. Raises Unauthorized."""
         return self._keys.caller(authorization, x_api_key)
 
+    def place(self, base_url: str) -> Place:
+        """What answers may tell a client that reaches the service at `base_url`: with API keys, no server paths."""
+        return Place(base_url, tells_paths=self.config.auth.keys_file is None)
+
     async def submit(
         self, request: InferenceRequest, caller: Caller, base_url: str, idempotency_key: str | None = None
-    ) -> RequestRecord:
+    ) -> tuple[RequestRecord, bool]:
         """Check a request in the contract's order, fetch what it names, commit it, and have it worked on.
 
-        With an idempotency key that was used for the same body, it is the request of then. Raises RequestError.
+        With an idempotency key that was used for the same body, it is the request of then; the second value says
+        whether it is new. Raises RequestError, StoreUnavailable and StorageFailed.
         """
         request_id = uuid.uuid4().hex
         model = request.model if request.model in self._architectures else NO_MODEL
         with tracing.about(request_id), tracing.span("POST /v1/inference", SpanKind.SERVER, model=model):
             try:
-                record = await self._submit(request_id, request, caller, base_url, idempotency_key)
+                record = await self._accept(request_id, request, caller, base_url, idempotency_key)
             except Exception as error:
                 self._meter.record(SUBMISSIONS, model=model, code=describe(error).code)
                 raise
             is_new = record.id == request_id
             self._meter.record(SUBMISSIONS, model=model, code=ACCEPTED if is_new else REPEATED)
             logger.info("request %s: %s, %s pictures", record.id, ACCEPTED if is_new else REPEATED, len(record.images))
-            return record
+            return record, is_new
 
-    async def _submit(
+    async def _accept(
         self, request_id: str, request: InferenceRequest, caller: Caller, base_url: str, idempotency_key: str | None
     ) -> RequestRecord:
         digest = None
@@ -171,15 +179,32 @@ class Service:
             earlier = await self._store.requests.earlier(caller.tenant, idempotency_key, digest)
             if earlier is not None:
                 return earlier
+        # Before anything is fetched or stored: a full queue must not cost the sender's files their room.
+        await self._store.requests.refuse_when_full(caller.tenant, len(request.prompts))
+        async with self._discarding_new_files() as new_files:
+            record = await self._commit(request_id, request, caller, base_url, (idempotency_key, digest))
+            if record.id == request_id:
+                new_files.clear()
+        return record
+
+    async def _commit(
+        self,
+        request_id: str,
+        request: InferenceRequest,
+        caller: Caller,
+        base_url: str,
+        same: tuple[str | None, str | None],
+    ) -> RequestRecord:
+        """Check a request, store its files and commit it; `same` are its idempotency key and the body's digest."""
         for tries in range(1, TRIES + 1):
-            admitted = await self._admission.admit(request)
-            new = self._new_request(request_id, request, admitted, caller, base_url)
-            new = replace(new, idempotency_key=idempotency_key, body_sha256=digest)
-            await gather_all(
-                asyncio.to_thread(self._artifacts.put_missing, control_key(sha256), file.data)
-                for sha256, file in admitted.control_files.items()
-            )
             try:
+                admitted = await self._admission.admit(request)
+                new = self._new_request(request_id, request, admitted, caller, base_url)
+                new = replace(new, idempotency_key=same[0], body_sha256=same[1])
+                await gather_all(
+                    write_in_thread(self._artifacts.put_missing, control_key(sha256), file.data)
+                    for sha256, file in admitted.control_files.items()
+                )
                 record = await self._store.requests.create(new, self._artifacts.exists)
             except FilesGone:
                 # What no request needed any more was deleted just before this one came to need it.
@@ -189,6 +214,21 @@ class Service:
                 self._dispatcher.wake()
                 return record
         raise AssertionError("unreachable")
+
+    @asynccontextmanager
+    async def _discarding_new_files(self) -> AsyncIterator[set[str]]:
+        """Delete the files that the code inside newly stores, unless it takes them out of the set that it is given.
+
+        A file that a request needs by then stays. What cannot be deleted now is left to the sweeper.
+        """
+        with self._artifacts.noting_new() as new_files:
+            try:
+                yield new_files
+            finally:
+                try:
+                    await self._sweeper.discard(sorted(new_files))
+                except Exception:
+                    logger.exception("could not delete what a refused request stored; the sweeper does so later")
 
     def _new_request(
         self, request_id: str, request: InferenceRequest, admitted: Admitted, caller: Caller, base_url: str
@@ -218,7 +258,7 @@ class Service:
             record = await self._store.requests.get(delivery.request_id)
         except RequestNotFound:
             return None
-        return payload_of(record, delivery)
+        return payload_of(record, delivery, self.place(delivery.webhook.base_url))
 
     def _adapter_files(self, admitted: Admitted) -> dict[str, int]:
         """The adapters that were downloaded into artifact storage, with their sizes."""
@@ -233,9 +273,10 @@ class Service:
     async def explain(self, request: InferenceRequest) -> Explanation:
         """What `submit` would have done with the same request: the same checks and errors, and no job.
 
-        A LoRA that the request names by a URL with secrets is downloaded and kept, for the request that follows.
+        A LoRA that the request names by a URL with secrets is downloaded, and deleted again.
         """
-        admitted = await self._admission.admit(request)
+        async with self._discarding_new_files():
+            admitted = await self._admission.admit(request)
         return Explanation(
             model=admitted.spec.id,
             effective=[self._admission.effective(admitted, edit) for edit in admitted.plans],
@@ -269,7 +310,7 @@ class Service:
         position: int | None = None
         until = time.monotonic() + STREAM_S
         while True:
-            for event in events_since(record, since, base_url):
+            for event in events_since(record, since, self.place(base_url)):
                 yield event
             since = record.version
             if record.status.ended or time.monotonic() > until:

@@ -11,7 +11,7 @@ from serve_app import tracing
 from serve_app.errors import (
     ErrorDescription,
     QueueFull,
-    RequestError,
+    ServiceError,
     StorageFailed,
     StoreUnavailable,
     Unauthorized,
@@ -52,7 +52,7 @@ async def answer_shape_error(request: Request, error: Exception) -> JSONResponse
     return JSONResponse({"detail": faults}, status_code=422)
 
 
-def error_docs(*kinds: type[RequestError]) -> dict[int | str, dict[str, Any]]:
+def error_docs(*kinds: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's `responses` for these errors, by status, with an example each."""
     docs: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
