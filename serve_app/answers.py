@@ -1,10 +1,23 @@
 """What clients are told of a request: its record as the bodies of the HTTP contract."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from serve_app.jobs.records import ImageRecord, RequestRecord, Standing
 from serve_app.schemas import ImageOutput, Outputs, Progress, RequestResult, RequestStatus
 from serve_app.tasks import Status
+
+
+@dataclass(frozen=True)
+class Place:
+    """What URLs in answers start with, and whether clients may be told where artifacts lie on the server."""
+
+    base_url: str
+    tells_paths: bool
+
+
+# What is predicted at least while a request has not ended, and what predictions are rounded to (s).
+SHORTEST_ETA_S = 0.1
 
 
 def status_of(standing: Standing, editors: int) -> RequestStatus:
@@ -14,30 +27,31 @@ def status_of(standing: Standing, editors: int) -> RequestStatus:
 
 
 def eta(standing: Standing, editors: int) -> float | None:
-    """Seconds until the request is predicted to end; null once it has, and before the speed was measured."""
+    """Seconds until the request is predicted to end, never 0; null once it has, and before the speed was measured."""
     if standing.status.ended or not standing.speed:
         return None
     # The queue is shared by all editors; what is being worked on has one each.
     at_once = max(editors, 1) if standing.queue_position is not None else 1
-    return round(standing.work_left / standing.speed / at_once, 1)
+    return max(SHORTEST_ETA_S, round(standing.work_left / standing.speed / at_once, 1))
 
 
-def output_of(record: RequestRecord, image: ImageRecord, base_url: str) -> ImageOutput | None:
+def output_of(record: RequestRecord, image: ImageRecord, place: Place) -> ImageOutput | None:
     """A finished picture, None if it is not."""
     if image.result is None:
         return None
+    url = f"{place.base_url}/v1/requests/{record.id}/images/{image.index}"
     return ImageOutput(
         format=image.result.format,
         width=image.result.width,
         height=image.result.height,
-        file_path=image.result.url,
+        file_path=image.result.url if place.tells_paths else url,
         seed=image.result.seed,
-        url=f"{base_url}/v1/requests/{record.id}/images/{image.index}",
+        url=url,
     )
 
 
-def result_of(record: RequestRecord, base_url: str) -> RequestResult:
-    outputs = [output_of(record, image, base_url) for image in record.images]
+def result_of(record: RequestRecord, place: Place) -> RequestResult:
+    outputs = [output_of(record, image, place) for image in record.images]
     finished = [output for output in outputs if output is not None]
     metadata = metadata_of(record)
     if record.status in (Status.FAILED, Status.CANCELED):
@@ -48,6 +62,8 @@ def result_of(record: RequestRecord, base_url: str) -> RequestResult:
         status=record.status,
         outputs=Outputs(images=finished) if is_there else None,
         error=record.error,
+        error_code=record.error_code,
+        error_details=record.error_details,
         created_at=record.created_at,
         finished_at=record.finished_at,
         metadata=metadata,

@@ -246,7 +246,8 @@ class JobsConfig(Frozen):
     `stall_s`, or is not heard of at all for `silence_s`, has lost its edit, and an edit that no editor says it has
     after `silence_s` is asked for anew; each picture is tried at most `max_attempts` times. At most
     `max_queued_per_tenant` pictures of one tenant wait, and `max_queued` of all. A request is forgotten `keep_s`
-    after its end, and sooner if the files of all take more than `keep_bytes`; that is looked at every `sweep_s`.
+    after its end, and sooner if the files and rows of all take more than `keep_bytes`; that is looked at every
+    `sweep_s`.
     """
 
     # It may hold a password.

@@ -21,7 +21,7 @@ from serve_app.config import JobsConfig
 from serve_app.errors import EditorLost, EditorUnavailable, StorageFailed, StoreUnavailable, describe
 from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore, owner_name
-from serve_app.tasks import Alive, EditDone, EditEvent, EditTask, Stage, Status, StepDone
+from serve_app.tasks import Alive, EditDone, EditEvent, EditTask, ImageStage, Stage, Status, StepDone
 from serve_app.telemetry import (
     ATTEMPTS,
     FOUND,
@@ -52,6 +52,9 @@ WATCH_S = 0.1
 FREE_CLAIMS = 10
 # Steps that follow each other faster than this are recorded together.
 PROGRESS_S = 0.25
+
+# What is recorded when an editor says so; the other stages follow from the claim and from the steps.
+TOLD_STAGES = {Stage.WAITING: ImageStage.WAITING, Stage.STORING: ImageStage.STORING}
 
 _results = TypeAdapter(EditDone)
 
@@ -235,8 +238,9 @@ class Dispatcher:
         try:
             found = await self._earlier_result(claim)
             if found is None and len(claim.reasons) >= self._config.max_attempts:
-                await self._surely(claim, lambda: self._store.queue.fail(claim, given_up(claim.reasons), 0.0))
-                return EditorLost.code
+                lost = describe(EditorLost(given_up(claim.reasons)))
+                await self._surely(claim, lambda: self._store.queue.fail(claim, lost, 0.0))
+                return lost.code
             done = found or await self._edit(claim, clock)
             clock.stop()
             await self._succeed(claim, done)
@@ -245,8 +249,8 @@ class Dispatcher:
             if clock.seconds:
                 await self._charge(claim, clock.seconds)
             raise
-        except (SQLAlchemyError, OSError):
-            # The store or the storage, not the edit: its lease runs out, and somebody takes it up again.
+        except SQLAlchemyError:
+            # The store, not the edit: its lease runs out, and somebody takes it up again.
             logger.exception("picture %s of %s could not be recorded", task.index, task.request_id)
             return UNRECORDED
         except Exception as error:
@@ -289,16 +293,16 @@ class Dispatcher:
         """Have an edit that failed tried again, or fail it for good."""
         task, description, gpu_seconds = claim.task, describe(error), clock.seconds
         logger.warning("picture %s of %s: %s", task.index, task.request_id, description.message, exc_info=error)
-        # Who was turned away before the start has not tried: it waits for an editor, or for what it is to be made of,
-        # as long as it takes.
-        waits = isinstance(error, EditorUnavailable) or (isinstance(error, StorageFailed) and not clock.was_started)
+        # Who was turned away before the start has not tried: it waits for an editor, as long as it takes. So does what
+        # could not be read or stored: storage that is away says nothing against the edit.
+        waits = isinstance(error, EditorUnavailable | StorageFailed)
         reasons = claim.reasons if waits else (*claim.reasons, description.message)
         if description.retryable and len(reasons) < self._config.max_attempts:
             await asyncio.sleep(self._poll_s)
             await self._surely(claim, lambda: self._store.queue.retry(claim, reasons, gpu_seconds))
         else:
-            message = given_up(reasons) if description.retryable else description.message
-            await self._surely(claim, lambda: self._store.queue.fail(claim, message, gpu_seconds))
+            failed = replace(description, message=given_up(reasons)) if description.retryable else description
+            await self._surely(claim, lambda: self._store.queue.fail(claim, failed, gpu_seconds))
 
     async def _earlier_result(self, claim: Claim) -> EditDone | None:
         """What an editor finished for a dispatcher that was lost before it could record it."""
@@ -320,7 +324,7 @@ class Dispatcher:
         task = replace(claim.task, traceparent=tracing.traceparent())
         loop = asyncio.get_running_loop()
         patience = Patience(self._config, loop.time())
-        recorded = float("-inf")
+        recorded, stage = float("-inf"), Stage.PREPARING
         try:
             async with asyncio.timeout_at(patience.ends_at) as limit, aclosing(self._editors.edit(task)) as events:
                 async for event in events:
@@ -328,11 +332,16 @@ class Dispatcher:
                         return event
                     if isinstance(event, StepDone):
                         clock.start()
-                        if event.step == 0 or loop.time() - recorded >= PROGRESS_S:
+                        if event.step in (0, event.steps) or loop.time() - recorded >= PROGRESS_S:
                             # The database may be away for longer than an editor may be silent.
                             limit.reschedule(None)
-                            await self._note_progress(claim, event.step)
+                            await self._note(claim, self._store.queue.progress(claim, event.step))
                             recorded = loop.time()
+                    elif event.stage is not stage:
+                        stage = event.stage
+                        if stage in TOLD_STAGES:
+                            limit.reschedule(None)
+                            await self._note(claim, self._store.queue.reach(claim, TOLD_STAGES[stage]))
                     patience.hear(event, loop.time())
                     limit.reschedule(patience.ends_at)
             loss: Exception = EditorLost("the editor's answer ended before the picture was there")
@@ -347,12 +356,12 @@ class Dispatcher:
             raise EditorUnavailable("the editor went away while another edit ran on it") from loss
         raise loss
 
-    async def _note_progress(self, claim: Claim, step: int) -> None:
-        """Whether the claim still holds is the watch's business."""
+    async def _note(self, claim: Claim, write: Awaitable[Status | None]) -> None:
+        """Record how far an edit is, if the store is there. `_watch_for_ever` decides whether the claim still holds."""
         try:
-            await self._store.queue.progress(claim, step)
+            await write
         except StoreUnavailable:
-            logger.exception("could not record a step; the edit goes on")
+            logger.exception("could not record how far picture %s is; the edit goes on", claim.task.index)
 
 
 class Patience:

@@ -176,7 +176,7 @@ class Editor:
     def _read_warm(self) -> Warm:
         try:
             return read_warm(self._artifacts, self._model)
-        except (OSError, ValueError):
+        except (StorageFailed, ValueError):
             logger.exception("could not read which adapters should be warm")
             return Warm()
 
@@ -330,24 +330,25 @@ class Editor:
             return await asyncio.to_thread(prepare)
 
     def _control_image(self, sha256: str) -> bytes:
-        """Raises EditError if it is gone, StorageFailed if it cannot be had now."""
+        """Raises EditError if it is gone, StorageFailed if it cannot be read now."""
         try:
             return self._artifacts.get(control_key(sha256))
         except FileNotFoundError as error:
             raise EditError("its control image is no longer stored") from error
-        except OSError as error:
-            raise StorageFailed("its control image could not be read from artifact storage") from error
 
     async def _store_patiently(self, task: EditTask, edited: "Edited", should_stop: Callable[[], bool]) -> EditDone:
-        """Store a finished picture, though storage be away for a while: the device is free for others meanwhile."""
+        """Store a finished picture, and wait for storage that is away; the device is free for others meanwhile.
+
+        Raises StorageFailed when patience ends: the dispatcher then has the picture made again.
+        """
         patience = time.monotonic() + self._time_limits.storage_s
         while True:
             try:
                 return await asyncio.to_thread(self._store, task, edited)
-            except OSError as error:
+            except StorageFailed:
                 logger.exception("the picture of %s could not be stored", task)
                 if should_stop() or time.monotonic() > patience:
-                    raise StorageFailed("the finished picture could not be stored") from error
+                    raise
             await asyncio.sleep(STORAGE_PAUSE_S)
 
     def _store(self, task: EditTask, edited: "Edited") -> EditDone:

@@ -31,6 +31,7 @@ ServiceError
 │   └── QueueFull                   QUEUE_FULL, 429
 ├── EditError                       an accepted edit could not be finished (status 500)
 │   ├── EditCanceled                told to stop
+│   ├── DeadlineExceeded            its request's deadline passed
 │   ├── OutOfMemory                 this edit does not fit on the device
 │   ├── UnusableResult              the picture is not finite, or all of one colour
 │   ├── DeviceLost                  retryable: the device's context is dead, the replica is replaced
@@ -42,6 +43,7 @@ ServiceError
 ├── FetchFailed                     a download failed; carries the reason only
 ├── StorageFailed                   retryable: artifact storage did not do what it was asked to (status 503)
 │   └── FilesGone                   what a request needs was deleted before it was committed
+├── StorageRefused                  the config names artifact storage that cannot be used
 ├── KeysRefused                     the file of API keys cannot be used
 └── CheckpointRefused               a checkpoint is not what the model's recipe assumes
 
@@ -220,6 +222,10 @@ class EditCanceled(EditError):
     code = "EDIT_CANCELED"
 
 
+class DeadlineExceeded(EditError):
+    code = "DEADLINE_EXCEEDED"
+
+
 class OutOfMemory(EditError):
     code = "OUT_OF_MEMORY"
 
@@ -255,6 +261,10 @@ class StorageFailed(ServiceError):
 
 class FilesGone(StorageFailed):
     pass
+
+
+class StorageRefused(ServiceError):
+    code = "STORAGE_REFUSED"
 
 
 class KeysRefused(ServiceError):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr
 
 from serve_app.config import ProfileName
-from serve_app.tasks import Priority, Receipt, Status
+from serve_app.tasks import ImageStage, Priority, Receipt, Status
 
 MAX_SEED = 2**63 - 1
 MAX_DEADLINE_S = 7 * 86400.0
@@ -44,6 +44,13 @@ def _iso_utc(moment: datetime) -> str:
 
 # Seconds since the epoch in, ISO 8601 in UTC with one Z out.
 Moment = Annotated[datetime, BeforeValidator(_from_epoch), PlainSerializer(_iso_utc, return_type=str)]
+
+
+# Of a request that failed; null for those that failed before the service recorded codes.
+ErrorCode = Annotated[str | None, Field(description="Why it failed, as a code: of the first prompt that failed.")]
+ErrorDetails = Annotated[
+    dict[str, Any] | None, Field(description="The facts of `error_code`; `prompt_index` says which prompt failed.")
+]
 
 
 class Tolerant(BaseModel):
@@ -126,19 +133,27 @@ class Submitted(BaseModel):
     )
 
     request_id: str
-    status: Literal["queued"] = "queued"
+    status: Literal["queued"] | Status = Field(
+        description="queued; or, when an Idempotency-Key repeats a request, where that request stands."
+    )
     status_url: str
     result_url: str
     created_at: Moment
 
 
 class Progress(BaseModel):
-    """Where each picture stands, in prompt order."""
+    """How far a request is: images, denoising steps of all images, and what is being done now.
+
+    Steps are not all of the work: when all are done, images are still decoded and stored.
+    """
 
     images_done: int
     images: int
     steps_done: int
     steps: int
+    stage: ImageStage | None = Field(
+        description="What is being done for the first image that an editor has; null if none has one."
+    )
 
 
 class RequestStatus(BaseModel):
@@ -152,7 +167,9 @@ class RequestStatus(BaseModel):
                     "started_at": STARTED,
                     "finished_at": None,
                     "error": None,
-                    "progress": {"images_done": 0, "images": 1, "steps_done": 7, "steps": 25},
+                    "error_code": None,
+                    "error_details": None,
+                    "progress": {"images_done": 0, "images": 1, "steps_done": 7, "steps": 25, "stage": "denoising"},
                     "queue_position": None,
                     "eta_s": 6.3,
                 }
@@ -166,12 +183,15 @@ class RequestStatus(BaseModel):
     started_at: Moment | None
     finished_at: Moment | None
     error: str | None
+    error_code: ErrorCode
+    error_details: ErrorDetails
     progress: Progress
     queue_position: int | None = Field(
         description="How many pictures are ahead of this request's first that waits; null if none of its does."
     )
     eta_s: float | None = Field(
-        description="Seconds until its end, as predicted from measured edits and the queue; null before the first."
+        description="Seconds until its end, as predicted from measured edits and the queue, never 0; null once it has "
+        "ended, and before the first edit of its model was measured."
     )
 
 
@@ -179,7 +199,10 @@ class ImageOutput(BaseModel):
     format: str
     width: int
     height: int
-    file_path: str = Field(description="The local path, or the artifact's URL where artifacts are not local.")
+    file_path: str = Field(
+        description="Where artifacts are local and there are no API keys, the local path; without keys but in a "
+        "remote store, the artifact's URL; with API keys, the same as `url`."
+    )
     seed: int
     url: str = Field(description="Where a client downloads the picture.")
 
@@ -210,6 +233,8 @@ class RequestResult(BaseModel):
                         "videos": [],
                     },
                     "error": None,
+                    "error_code": None,
+                    "error_details": None,
                     "created_at": CREATED,
                     "finished_at": FINISHED,
                     "metadata": {
@@ -226,6 +251,8 @@ class RequestResult(BaseModel):
     status: Status
     outputs: Outputs | None
     error: str | None
+    error_code: ErrorCode
+    error_details: ErrorDetails
     created_at: Moment
     finished_at: Moment | None
     metadata: dict[str, Any]
@@ -253,6 +280,8 @@ class HistoryEntry(BaseModel):
     images: int
     images_done: int
     error: str | None
+    error_code: ErrorCode
+    error_details: ErrorDetails
 
 
 class History(BaseModel):

@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -18,9 +18,10 @@ from serve_app import background, plan, tracing
 from serve_app.adapters.shelf import Shelf
 from serve_app.adapters.sources import LoraSources
 from serve_app.admission import Admission, Admitted, gather_all
+from serve_app.answers import Place
 from serve_app.artifacts import Artifacts
 from serve_app.backlog import BacklogReport
-from serve_app.budget import Budget, Hold
+from serve_app.budget import Budget
 from serve_app.config import AppConfig, IngressSettings
 from serve_app.decoding.pool import PROCESSES, Decoders
 from serve_app.dispatch import Dispatcher, EditorCount, Editors, control_key, record_key
@@ -134,7 +135,8 @@ class Service:
         models = [model.id for model in config.models]
         self._warmth = Warmth(self._store, self._artifacts, self._admission.named_adapter, models)
         _run(exits, self._warmth.run())
-        _run(exits, Sweeper(self._store, self._artifacts, config.jobs, self._meter).run())
+        self._sweeper = Sweeper(self._store, self._artifacts, config.jobs, self._meter)
+        _run(exits, self._sweeper.run())
         if config.webhooks.secret is not None:
             _run(exits, Deliverer(self._store.outbox, config.webhooks, self._payload, self._meter).run())
         # The first thing at the exit: all the rest still works for what drains.
@@ -156,35 +158,33 @@ class Service:
         """Who sends these two headers. Raises Unauthorized."""
         return self._keys.caller(authorization, x_api_key)
 
+    def place(self, base_url: str) -> Place:
+        """What answers may tell a client that reaches the service at `base_url`: with API keys, no server paths."""
+        return Place(base_url, tells_paths=self.config.auth.keys_file is None)
+
     async def submit(
         self, request: InferenceRequest, caller: Caller, base_url: str, idempotency_key: str | None = None
-    ) -> RequestRecord:
+    ) -> tuple[RequestRecord, bool]:
         """Check a request in the contract's order, fetch what it names, commit it, and have it worked on.
 
-        With an idempotency key that was used for the same body, it is the request of then. Raises RequestError.
+        With an idempotency key that was used for the same body, it is the request of then; the second value says
+        whether it is new. Raises RequestError, StoreUnavailable and StorageFailed.
         """
         request_id = uuid.uuid4().hex
         model = request.model if request.model in self._architectures else NO_MODEL
         with tracing.about(request_id), tracing.span("POST /v1/inference", SpanKind.SERVER, model=model):
             try:
-                with self._images.hold(caller.tenant) as room:
-                    record = await self._submit(request_id, request, caller, base_url, idempotency_key, room)
+                record = await self._accept(request_id, request, caller, base_url, idempotency_key)
             except Exception as error:
                 self._meter.record(SUBMISSIONS, model=model, code=describe(error).code)
                 raise
             is_new = record.id == request_id
             self._meter.record(SUBMISSIONS, model=model, code=ACCEPTED if is_new else REPEATED)
             logger.info("request %s: %s, %s pictures", record.id, ACCEPTED if is_new else REPEATED, len(record.images))
-            return record
+            return record, is_new
 
-    async def _submit(
-        self,
-        request_id: str,
-        request: InferenceRequest,
-        caller: Caller,
-        base_url: str,
-        idempotency_key: str | None,
-        room: Hold,
+    async def _accept(
+        self, request_id: str, request: InferenceRequest, caller: Caller, base_url: str, idempotency_key: str | None
     ) -> RequestRecord:
         digest = None
         if idempotency_key is not None:
@@ -193,15 +193,35 @@ class Service:
             earlier = await self._store.requests.earlier(caller.tenant, idempotency_key, digest)
             if earlier is not None:
                 return earlier
+        # Before anything is fetched or stored: a full queue must not cost the sender's files their room.
+        await self._store.requests.refuse_when_full(caller.tenant, len(request.prompts))
+        async with self._discarding_new_files() as new_files:
+            record = await self._commit(request_id, request, caller, base_url, (idempotency_key, digest))
+            if record.id == request_id:
+                new_files.clear()
+        return record
+
+    async def _commit(
+        self,
+        request_id: str,
+        request: InferenceRequest,
+        caller: Caller,
+        base_url: str,
+        same: tuple[str | None, str | None],
+    ) -> RequestRecord:
+        """Check a request, store its files and commit it; `same` are its idempotency key and the body's digest."""
         for tries in range(1, TRIES + 1):
-            admitted = await self._admission.admit(request, room)
-            new = self._new_request(request_id, request, admitted, caller, base_url)
-            new = replace(new, idempotency_key=idempotency_key, body_sha256=digest)
-            await gather_all(
-                asyncio.to_thread(self._artifacts.put_missing, control_key(sha256), file.data)
-                for sha256, file in admitted.control_files.items()
-            )
             try:
+                with self._images.hold(caller.tenant) as room:
+                    admitted = await self._admission.admit(request, room)
+                    new = self._new_request(request_id, request, admitted, caller, base_url)
+                    new = replace(new, idempotency_key=same[0], body_sha256=same[1])
+                    await gather_all(
+                        background.to_the_end(
+                            asyncio.to_thread(self._artifacts.put_missing, control_key(sha256), file.data)
+                        )
+                        for sha256, file in admitted.control_files.items()
+                    )
                 record = await self._store.requests.create(new, self._artifacts.exists)
             except FilesGone:
                 # What no request needed any more was deleted just before this one came to need it.
@@ -211,6 +231,21 @@ class Service:
                 self._dispatcher.wake()
                 return record
         raise AssertionError("unreachable")
+
+    @asynccontextmanager
+    async def _discarding_new_files(self) -> AsyncIterator[set[str]]:
+        """Delete the files that the code inside newly stores, unless it takes them out of the set that it is given.
+
+        A file that a request needs by then stays. What cannot be deleted now is left to the sweeper.
+        """
+        with self._artifacts.noting_new() as new_files:
+            try:
+                yield new_files
+            finally:
+                try:
+                    await self._sweeper.discard(sorted(new_files))
+                except Exception:
+                    logger.exception("could not delete what a refused request stored; the sweeper does so later")
 
     def _new_request(
         self, request_id: str, request: InferenceRequest, admitted: Admitted, caller: Caller, base_url: str
@@ -240,7 +275,7 @@ class Service:
             record = await self._store.requests.get(delivery.request_id)
         except RequestNotFound:
             return None
-        return payload_of(record, delivery)
+        return payload_of(record, delivery, self.place(delivery.webhook.base_url))
 
     def _adapter_files(self, admitted: Admitted) -> dict[str, int]:
         """The adapters that were downloaded into artifact storage, with their sizes."""
@@ -255,10 +290,11 @@ class Service:
     async def explain(self, request: InferenceRequest, caller: Caller) -> Explanation:
         """What `submit` would have done with the same request: the same checks and errors, and no job.
 
-        A LoRA that the request names by a URL with secrets is downloaded and kept, for the request that follows.
+        A LoRA that the request names by a URL with secrets is downloaded, and deleted again.
         """
-        with self._images.hold(caller.tenant) as room:
-            admitted = await self._admission.admit(request, room)
+        async with self._discarding_new_files():
+            with self._images.hold(caller.tenant) as room:
+                admitted = await self._admission.admit(request, room)
         return Explanation(
             model=admitted.spec.id,
             effective=[self._admission.effective(admitted, edit) for edit in admitted.plans],
@@ -292,7 +328,7 @@ class Service:
         position: int | None = None
         until = time.monotonic() + STREAM_S
         while True:
-            for event in events_since(record, since, base_url):
+            for event in events_since(record, since, self.place(base_url)):
                 yield event
             since = record.version
             if record.status.ended or time.monotonic() > until:

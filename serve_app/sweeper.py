@@ -72,10 +72,15 @@ class Sweeper:
             # The files after the rows: a request can have thousands. What a crash leaves here are orphans.
             await self._store.retention.remove(ids, keys.update)
             self._meter.record(SWEPT, len(ids), what="requests")
-            await self._delete(sorted(keys))
+            await self.discard(sorted(keys))
             logger.info("forgot %s requests and up to %s files of theirs", len(ids), len(keys))
 
-    async def _delete(self, keys: Sequence[str]) -> None:
+    async def discard(self, keys: Sequence[str]) -> None:
+        """Delete those of these files that no request needs; safe next to requests that come to need one.
+
+        Raises StoreUnavailable and StorageFailed.
+        """
+
         def delete(unneeded: Sequence[str]) -> None:
             self._artifacts.delete(unneeded)
             self._meter.record(SWEPT, len(unneeded), what="files")
@@ -93,7 +98,7 @@ class Sweeper:
             if orphans and folder == PICTURES:
                 promised = await self._promised() if promised is None else promised
                 orphans = [key for key in orphans if key not in promised]
-            await self._delete(orphans)
+            await self.discard(orphans)
             if orphans:
                 logger.info("deleted %s files in %s that no request needs", len(orphans), folder)
 

@@ -154,6 +154,16 @@ class Stage(StrEnum):
     STORING = "storing"  # nothing more to do for the device
 
 
+class ImageStage(StrEnum):
+    """What is being done for an image that is claimed, as clients are told."""
+
+    PREPARING = "preparing"  # an editor is called, and loads what the edit needs
+    WAITING = "waiting"  # prepared; the device makes another image
+    DENOISING = "denoising"
+    DECODING = "decoding"  # all steps are done
+    STORING = "storing"
+
+
 @dataclass(frozen=True)
 class Alive:
     """The editor has the edit and is there: said at each stage's start, and again every few seconds."""

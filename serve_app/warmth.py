@@ -42,7 +42,10 @@ _warm = TypeAdapter(Warm)
 
 
 def read_warm(artifacts: Artifacts, model: str) -> Warm:
-    """What was written down for a model's editors. Blocks; raises OSError."""
+    """What was written down for a model's editors. Blocks.
+
+    Raises StorageFailed, and ValueError for a file that is no such record.
+    """
     stored = artifacts.get_json(_key(model))
     return _warm.validate_python(stored) if stored else Warm()
 

@@ -17,13 +17,11 @@ from serve_app.adapters.sources import fingerprint, open_store
 from serve_app.adapters.stores import fetch, refuse_changed
 from serve_app.artifacts import Artifacts
 from serve_app.config import FetchConfig, ModelConfig
-from serve_app.errors import FetchFailed, LoraChanged, LoraDownloadFailed, StorageFailed
+from serve_app.errors import FetchFailed, LoraChanged, LoraDownloadFailed
 from serve_app.fetch import DISK_FULL
 from serve_app.tasks import AdapterUse
 
 logger = logging.getLogger(__name__)
-
-PINS_AWAY = "what its LoRA file has to be could not be read from artifact storage"
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Contents:
         """The adapter's file. Blocks.
 
         Raises LoraChanged if the file is gone or is not the one that was admitted, LoraDownloadFailed if it cannot
-        be fetched, LoraInvalidFile if it is no safetensors file.
+        be fetched, LoraInvalidFile if it is no safetensors file, StorageFailed if artifact storage is away.
         """
         pinned = self._pinned(use)
         content = self._content(use)
@@ -114,17 +112,12 @@ class Contents:
             return self._artifacts.get(_key(use)).decode() if self._artifacts else None
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise StorageFailed(PINS_AWAY) from error
 
     def _pin(self, use: AdapterUse, sha256: str) -> str:
         """The digest that is pinned from now on: this one, unless another was faster."""
-        try:
-            if self._artifacts is None or self._artifacts.put_new(_key(use), sha256.encode()):
-                return sha256
-            return self._artifacts.get(_key(use)).decode()
-        except OSError as error:
-            raise StorageFailed(PINS_AWAY) from error
+        if self._artifacts is None or self._artifacts.put_new(_key(use), sha256.encode()):
+            return sha256
+        return self._artifacts.get(_key(use)).decode()
 
 
 def _key(use: AdapterUse) -> str:

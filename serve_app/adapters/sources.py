@@ -16,12 +16,22 @@ from urllib.parse import urlsplit, urlunsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from serve_app import background
 from serve_app.adapters.header import Header, header_end, read_header
 from serve_app.adapters.local import NotRegular, open_regular
 from serve_app.artifacts import Artifacts
 from serve_app.effective import without_secrets
-from serve_app.errors import FetchFailed, LoraDownloadFailed, LoraNotFound, LoraPathForbidden, Overloaded
-from serve_app.fetch import DISK_FULL, Fetcher
+from serve_app.errors import (
+    FetchFailed,
+    FilesGone,
+    LoraDownloadFailed,
+    LoraNotFound,
+    LoraPathForbidden,
+    Overloaded,
+    StorageFailed,
+)
+from serve_app.fetch import Fetcher
+from serve_app.storage import as_os_errors
 from serve_app.threads import Threads
 
 T = TypeVar("T")
@@ -54,9 +64,13 @@ def identity(place: str, size: int, version: object) -> str:
 
 
 def fingerprint(url: str) -> str:
-    """The identity of the file at `url` in a file system: of place, size and version. Raises FileNotFoundError."""
-    filesystem, path = open_store(url)
-    return _fingerprint(path, filesystem.info(path))
+    """The identity of the file at `url` in a file system: of place, size and version.
+
+    Raises FileNotFoundError, and other OSErrors of its store.
+    """
+    with as_os_errors():
+        filesystem, path = open_store(url)
+        return _fingerprint(path, filesystem.info(path))
 
 
 def _fingerprint(path: str, info: Mapping[str, Any]) -> str:
@@ -153,10 +167,14 @@ class LoraSources:
             self.find(path)
 
     def files(self) -> list[StoredFile]:
-        """Every safetensors file under the LoRA root that a request may name, by path. Blocks."""
-        if not self._filesystem.isdir(self._base):
-            return []
-        found = self._filesystem.find(self._base, detail=True)
+        """Every safetensors file under the LoRA root that a request may name, by path. Blocks. Raises StorageFailed."""
+        try:
+            with as_os_errors():
+                if not self._filesystem.isdir(self._base):
+                    return []
+                found = self._filesystem.find(self._base, detail=True)
+        except OSError as error:
+            raise StorageFailed("the LoRA root cannot be listed; try again") from error
         paths = {whole.removeprefix(self._base).lstrip("/"): whole for whole in found if whole.endswith(".safetensors")}
         allowed = ((path, self._of_file(paths[path], found)) for path in sorted(paths) if self._is_allowed(path))
         return [self._stored(path, info) for path, info in allowed if info is not None]
@@ -179,7 +197,8 @@ class LoraSources:
         """
         self.check_path(path)
         try:
-            info = self._filesystem.info(f"{self._base}/{path}")
+            with as_os_errors():
+                info = self._filesystem.info(f"{self._base}/{path}")
         except (FileNotFoundError, NotADirectoryError):
             info = {"type": "nothing"}
         except OSError as error:
@@ -207,7 +226,10 @@ class LoraSources:
         return True
 
     async def admit(self, path: str, token: str | None, tenant: str) -> AdmittedFile:
-        """The file that `path` names, its header read. Raises LoraInvalidFile, LoraDownloadFailed or Overloaded."""
+        """The file that `path` names, its header read.
+
+        Raises LoraInvalidFile, LoraDownloadFailed or Overloaded, and StorageFailed if what was downloaded cannot be kept.
+        """
         if not is_url(path):
             return await self.ask(lambda: self.read(self.find(path)))
         url, of_hub = self._file_url(path)
@@ -228,11 +250,8 @@ class LoraSources:
                 f"the LoRA at {name!r} could not be downloaded: {error.message}", {"lora_path": name}
             ) from error
         except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            raise LoraDownloadFailed(
-                f"the LoRA at {name!r} could not be kept: this service's disk is full", {"lora_path": name}
-            ) from error
+            # The network's are FetchFailed by now: this is the disk of this machine, full or read-only.
+            raise StorageFailed(f"the LoRA at {name!r} could not be written to this service's disk") from error
 
     def _file_url(self, path: str) -> tuple[str, bool]:
         """The URL of the file that a URL names, and whether it is of the hub. Raises LoraDownloadFailed."""
@@ -254,7 +273,7 @@ class LoraSources:
         """
         details = {"lora_path": file.path}
         try:
-            with self._opened(file.url) as opened:
+            with as_os_errors(), self._opened(file.url) as opened:
                 header = read_header(opened, file.size_bytes, file.path)
         except (FileNotFoundError, NotRegular) as error:
             raise LoraNotFound(f"the LoRA file {file.path!r} is no longer there", details) from error
@@ -287,7 +306,7 @@ class LoraSources:
         return AdmittedFile(identity(url, remote.size, remote.version), url, remote.size, header, remote.version)
 
     async def _download(self, url: str, headers: Mapping[str, str], tenant: str) -> AdmittedFile:
-        """The file at `url`, downloaded and kept. Raises LoraInvalidFile or FetchFailed."""
+        """The file at `url`, downloaded and kept. Raises LoraInvalidFile, FetchFailed, Overloaded or StorageFailed."""
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "adapter"
             digest = await self._fetcher.download(url, target, headers, tenant)
@@ -296,9 +315,15 @@ class LoraSources:
             with target.open("rb") as file:
                 header = await asyncio.to_thread(read_header, file, size, without_secrets(url))
             key = f"loras/{digest}.safetensors"
-            await asyncio.to_thread(self._artifacts.put_file, key, target)
+            await background.to_the_end(asyncio.to_thread(self._artifacts.put_file, key, target))
         kept = self._artifacts.url(key)
-        return AdmittedFile(await asyncio.to_thread(fingerprint, kept), kept, size, header)
+        try:
+            return AdmittedFile(await asyncio.to_thread(fingerprint, kept), kept, size, header)
+        except FileNotFoundError as error:
+            # Another request had stored it, and was refused just now.
+            raise FilesGone("a LoRA of this request was deleted meanwhile; send it again") from error
+        except OSError as error:
+            raise StorageFailed("a LoRA that was downloaded cannot be looked at in artifact storage") from error
 
 
 def is_origin(url: str, hosts: Iterable[str]) -> bool:

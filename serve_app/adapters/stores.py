@@ -7,6 +7,7 @@ from serve_app.adapters.sources import fingerprint, identity, open_store
 from serve_app.config import FetchConfig
 from serve_app.errors import FetchFailed, LoraChanged
 from serve_app.fetch import Fetcher
+from serve_app.storage import as_os_errors
 from serve_app.tasks import AdapterUse
 
 CHUNK_BYTES = 16 * 2**20
@@ -34,12 +35,15 @@ def refuse_changed(use: AdapterUse, found: str) -> None:
 def _copy(use: AdapterUse, file: BinaryIO) -> None:
     filesystem, path = open_store(use.url)
     refuse_changed(use, fingerprint(use.url))
-    size = filesystem.size(path)
+    with as_os_errors():
+        size = filesystem.size(path)
     if file.tell() > size:
         file.truncate(0)
         file.seek(0)
     while (start := file.tell()) < size:
-        file.write(filesystem.cat_file(path, start=start, end=min(start + CHUNK_BYTES, size)))
+        with as_os_errors():
+            chunk = filesystem.cat_file(path, start=start, end=min(start + CHUNK_BYTES, size))
+        file.write(chunk)
     file.flush()
     # What was written over meanwhile would be of two revisions.
     refuse_changed(use, fingerprint(use.url))

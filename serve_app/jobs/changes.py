@@ -4,17 +4,21 @@ Every change takes the request's row first and its pictures' after, so that no t
 """
 
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from serve_app.errors import ErrorDescription
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database
 from serve_app.tasks import Event, Status
 
 UNFINISHED = (Status.IN_QUEUE, Status.IN_PROGRESS)
 WAITING, CLAIMED, ENDED = "waiting", "claimed", "ended"
+# What a picture has that nobody works on.
+FREE: dict[str, Any] = {"state": WAITING, "owner": None, "lease_until": None, "stage": None}
 ENDS = {
     Status.SUCCEEDED: Event.SUCCEEDED,
     Status.FAILED: Event.FAILED,
@@ -51,56 +55,79 @@ async def start(connection: AsyncConnection, request_id: str) -> sa.Row[Any] | N
 async def end_if_done(connection: AsyncConnection, request_id: str) -> Status:
     """Give the request its end if each of its pictures has one; its status as it is now."""
     images = tables.images.c
-    rows = (
-        await connection.execute(
-            sa.select(images.image_index, images.status, images.error, images.state)
-            .where(images.request_id == request_id)
-            .order_by(images.image_index)
-        )
-    ).all()
+    told = (images.image_index, images.status, images.error, images.error_code, images.error_details, images.state)
+    of_request: sa.Select[Any] = sa.select(*told).where(images.request_id == request_id).order_by(images.image_index)
+    rows = (await connection.execute(of_request)).all()
     if any(row.state != ENDED for row in rows):
         return Status.IN_PROGRESS
-    failed = [f"prompt {row.image_index}: {row.error}" for row in rows if row.status == Status.FAILED]
+    failed = [row for row in rows if row.status == Status.FAILED]
     status = Status.FAILED if failed else Status.SUCCEEDED
-    await end(connection, request_id, status, "; ".join(failed) or None)
+    await _end(connection, request_id, status, _failure_of_request(failed))
     return status
 
 
-async def end(connection: AsyncConnection, request_id: str, status: Status, error: str | None) -> sa.Row[Any] | None:
-    """End an unfinished request; the row as it is now. None if it has ended before."""
-    row = await advance(
-        connection,
-        request_id,
-        status=status,
-        error=storable(error),
-        # So that what has an end has a start, even where it failed before one.
-        started_at=sa.func.coalesce(tables.requests.c.started_at, tables.now()),
-        finished_at=tables.now(),
-    )
+def _failure_of_request(failed: Sequence[sa.Row[Any]]) -> dict[str, Any]:
+    """The error of a request whose images failed: the text of all, the code and details of the first."""
+    if not failed:
+        return {}
+    first = failed[0]
+    details = None
+    if first.error_code is not None:
+        details = {"prompt_index": first.image_index} | (first.error_details or {})
+    text = "; ".join(f"prompt {row.image_index}: {row.error}" for row in failed)
+    return {"error": text, "error_code": first.error_code, "error_details": details}
+
+
+def failure(error: ErrorDescription) -> dict[str, Any]:
+    """The columns that tell of a failure, as every database takes them."""
+    return {
+        "error": storable(error.message),
+        "error_code": error.code,
+        "error_details": storable(error.details) or None,
+    }
+
+
+async def _end(
+    connection: AsyncConnection, request_id: str, status: Status, failed: Mapping[str, Any]
+) -> sa.Row[Any] | None:
+    """End an unfinished request; the row as it is now. None if it has ended before.
+
+    What was cancelled or expired before an editor began it has no start.
+    """
+    row = await advance(connection, request_id, status=status, finished_at=tables.now(), **failed)
     if row is not None:
         await announce(connection, row, ENDS[status])
     return row
 
 
-async def stop(connection: AsyncConnection, request_id: str, status: Status, error: str | None) -> bool:
+async def stop(
+    connection: AsyncConnection, request_id: str, status: Status, error: ErrorDescription | None = None
+) -> bool:
     """End an unfinished request and all of its pictures that have no end, claimed ones too. False if it has ended.
 
     Whoever works on one finds its claim lost.
     """
-    row = await end(connection, request_id, status, error)
+    failed = failure(error) if error else {}
+    row = await _end(connection, request_id, status, failed)
     if row is None:
         return False
     await connection.execute(
         tables.images.update()
         .where(tables.images.c.request_id == request_id, tables.images.c.state != ENDED)
-        .values(state=ENDED, status=status, error=storable(error), version=row.version, owner=None, lease_until=None)
+        .values(status=status, version=row.version, **failed, **FREE | {"state": ENDED})
     )
     return True
 
 
-def storable(text: str | None) -> str | None:
-    """`text` as every database takes it: errors quote what clients sent, and PostgreSQL takes no NUL."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0") if text else text
+def storable(value: Any) -> Any:
+    """A text, or JSON of texts, as every database takes it: errors quote clients, and PostgreSQL takes no NUL."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    if isinstance(value, Mapping):
+        return {storable(key): storable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(each) for each in value]
+    return value
 
 
 async def announce(
@@ -120,6 +147,12 @@ async def announce(
             due_at=tables.now(),
         )
     )
+
+
+async def grow(connection: AsyncConnection, request_id: str, size_bytes: int) -> None:
+    """Count what a request's rows have grown by."""
+    grown = sa.func.coalesce(tables.requests.c.row_bytes, 0) + size_bytes
+    await connection.execute(tables.requests.update().where(tables.requests.c.id == request_id).values(row_bytes=grown))
 
 
 async def charge(

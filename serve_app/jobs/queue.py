@@ -5,7 +5,7 @@ claim's generation and is refused once the claim is lost: to a newer one, to a c
 """
 
 import functools
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ParamSpec
 
@@ -14,15 +14,15 @@ from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.config import JobsConfig
-from serve_app.errors import EditorLost
+from serve_app.errors import DeadlineExceeded, EditorLost, ErrorDescription, describe
 from serve_app.jobs import changes, statements, tables
-from serve_app.jobs.changes import CLAIMED, ENDED, UNFINISHED, WAITING
+from serve_app.jobs.changes import CLAIMED, ENDED, FREE, UNFINISHED, WAITING
 from serve_app.jobs.database import Database, IsStored, transaction
 from serve_app.jobs.records import Claim
 from serve_app.jobs.turns import take_turns
 from serve_app.routing import UNMEASURED_WORK_S
 from serve_app.scaling import Backlog
-from serve_app.tasks import EditDone, EditPlan, EditTask, Event, Priority, Status
+from serve_app.tasks import EditDone, EditPlan, EditTask, Event, ImageStage, Priority, Status
 
 P = ParamSpec("P")
 
@@ -166,6 +166,9 @@ class Queue:
             .where(_KEY.in_(keys), _images.state != ENDED)
             .values(
                 state=CLAIMED,
+                stage=ImageStage.PREPARING,
+                # Each attempt begins with the first step.
+                step=0,
                 owner=owner,
                 generation=_images.generation + 1,
                 lease_until=tables.now() + self._config.lease_s,
@@ -209,20 +212,27 @@ class Queue:
         """Give back all that `owner` holds, unfinished and without an attempt counted."""
         async with self._database.writing() as connection:
             await connection.execute(
-                tables.images.update()
-                .where(_images.owner == owner, _images.state == CLAIMED)
-                .values(state=WAITING, owner=None, lease_until=None)
+                tables.images.update().where(_images.owner == owner, _images.state == CLAIMED).values(step=0, **FREE)
             )
 
     @transaction
     @unless_lost
     async def progress(self, claim: Claim, step: int) -> Status:
         """Note that `step` steps are done (0: an editor has begun). None if the claim is lost."""
+        stage = ImageStage.DECODING if step >= claim.task.plan.steps else ImageStage.DENOISING
         async with self._database.writing() as connection:
             request = await changes.start(connection, claim.task.request_id)
             lease_until = tables.now() + self._config.lease_s
-            values = {"status": Status.IN_PROGRESS, "step": step, "lease_until": lease_until}
+            values = {"status": Status.IN_PROGRESS, "step": step, "stage": stage, "lease_until": lease_until}
             return await self._write(connection, claim, request, **values)
+
+    @transaction
+    @unless_lost
+    async def reach(self, claim: Claim, stage: ImageStage) -> Status:
+        """Note what is being done for the picture now. None if the claim is lost."""
+        async with self._database.writing() as connection:
+            request = await changes.advance(connection, claim.task.request_id)
+            return await self._write(connection, claim, request, stage=stage)
 
     @transaction
     @unless_lost
@@ -230,8 +240,7 @@ class Queue:
         """Give the picture back; `reasons` say how each try so far ended. None if the claim is lost."""
         async with self._database.writing() as connection:
             request = await changes.advance(connection, claim.task.request_id)
-            free = {"state": WAITING, "owner": None, "lease_until": None}
-            status = await self._write(connection, claim, request, reasons=list(reasons), **free)
+            status = await self._write(connection, claim, request, reasons=list(reasons), step=0, **FREE)
             await self._charge(connection, claim, gpu_seconds)
             return status
 
@@ -252,33 +261,32 @@ class Queue:
                 claim,
                 request,
                 status=Status.SUCCEEDED,
-                state=ENDED,
                 step=claim.task.plan.steps,
-                result=asdict(done),
-                owner=None,
-                lease_until=None,
+                result=(result := asdict(done)),
+                **FREE | {"state": ENDED},
             )
             assert request is not None
+            await changes.grow(connection, claim.task.request_id, statements.json_bytes(result))
             await connection.execute(
                 self._database.insert(tables.request_files)
                 .values(request_id=claim.task.request_id, key=done.key, size_bytes=done.size_bytes)
                 # Two pictures of one request may be equal.
                 .on_conflict_do_nothing()
             )
-            seconds = done.timings.get("generate", 0.0)
-            await self._charge(connection, claim, seconds, images=1)
-            await self._measure(connection, claim, seconds)
+            await self._charge(connection, claim, done.timings.get("generate", 0.0), images=1)
+            await self._measure(connection, claim, done)
             await changes.announce(connection, request, Event.IMAGE, claim.task.index)
             return await changes.end_if_done(connection, claim.task.request_id)
 
     @transaction
     @unless_lost
-    async def fail(self, claim: Claim, error: str, gpu_seconds: float) -> Status:
+    async def fail(self, claim: Claim, error: ErrorDescription, gpu_seconds: float) -> Status:
         """Record that a picture cannot be made, and the request's end with the last one. None if the claim is lost."""
         async with self._database.writing() as connection:
-            request = await changes.advance(connection, claim.task.request_id)
-            ended = {"status": Status.FAILED, "state": ENDED, "owner": None, "lease_until": None}
-            await self._write(connection, claim, request, error=changes.storable(error), **ended)
+            # Its editor may have refused it before the first step; the request has a start all the same.
+            request = await changes.start(connection, claim.task.request_id)
+            ended = {"status": Status.FAILED} | FREE | {"state": ENDED}
+            await self._write(connection, claim, request, **changes.failure(error), **ended)
             await self._charge(connection, claim, gpu_seconds)
             return await changes.end_if_done(connection, claim.task.request_id)
 
@@ -300,8 +308,10 @@ class Queue:
         models = []
         for row in rows:
             async with self._database.writing() as connection:
-                error = f"it was not finished within its deadline of {row.seconds:g} s"
-                if await changes.stop(connection, row.id, Status.FAILED, error):
+                error = DeadlineExceeded(
+                    f"it was not finished within its deadline of {row.seconds:g} s", {"deadline_s": row.seconds}
+                )
+                if await changes.stop(connection, row.id, Status.FAILED, describe(error)):
                     models.append(row.model)
         return models
 
@@ -326,18 +336,26 @@ class Queue:
         request_id, tenant = claim.task.request_id, claim.tenant
         await changes.charge(self._database, connection, request_id, tenant, seconds, images)
 
-    async def _measure(self, connection: AsyncConnection, claim: Claim, seconds: float) -> None:
-        """Learn from a finished edit how fast its model's editors are."""
+    async def _measure(self, connection: AsyncConnection, claim: Claim, done: EditDone) -> None:
+        """Learn from a finished edit how fast its model's editors are, and what they do other than steps."""
+        seconds = done.timings.get("generate", 0.0)
         if seconds <= 0.0 or claim.work <= 0.0:
             return
-        new = self._database.insert(tables.speeds).values(model=claim.task.plan.model, flops_per_s=claim.work / seconds)
-        known = tables.speeds.c.flops_per_s
-        await connection.execute(
-            new.on_conflict_do_update(
-                index_elements=["model"],
-                set_={"flops_per_s": (1 - NEWEST) * known + NEWEST * new.excluded.flops_per_s},
-            )
-        )
+        measured = {"flops_per_s": claim.work / seconds, "other_share": other_share(done.timings)}
+        new = self._database.insert(tables.speeds).values(model=claim.task.plan.model, **measured)
+        known = tables.speeds.c
+        mixed = {
+            name: (1 - NEWEST) * sa.func.coalesce(known[name], new.excluded[name]) + NEWEST * new.excluded[name]
+            for name in measured
+        }
+        await connection.execute(new.on_conflict_do_update(index_elements=["model"], set_=mixed))
+
+
+def other_share(timings: Mapping[str, float]) -> float:
+    """The part of an edit's time that is not spent on steps; of an editor that does not say, what storing takes."""
+    generate, save = timings.get("generate", 0.0), timings.get("save", 0.0)
+    steps = min(timings.get("denoise", generate), generate)
+    return 1.0 - steps / (generate + save)
 
 
 def _backlog(row: sa.Row[Any]) -> Backlog:

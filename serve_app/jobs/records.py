@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve_app.tasks import EditDone, EditPlan, EditTask, Priority, Status
+from serve_app.tasks import EditDone, EditPlan, EditTask, ImageStage, Priority, Status
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,10 @@ class ImageRecord:
     plan: EditPlan
     status: Status
     step: int
+    stage: ImageStage | None
     error: str | None
+    error_code: str | None
+    error_details: dict[str, Any] | None
     result: EditDone | None
     version: int
     reasons: tuple[str, ...]
@@ -68,6 +71,8 @@ class RequestRecord:
     priority: Priority
     status: Status
     error: str | None
+    error_code: str | None
+    error_details: dict[str, Any] | None
     notes: dict[str, Any]
     created_at: float
     started_at: float | None
@@ -85,7 +90,7 @@ class Standing:
 
     `queue_position` is the number of pictures ahead of its first that waits, null if none does; `work_left`
     is what is predicted until its last picture is made, the queue ahead included (FLOP), `speed` how fast
-    editors of its model were seen to work (FLOP/s).
+    editors of its model were seen to work (FLOP/s). `stage` is that of the first image that somebody works on.
     """
 
     request_id: str
@@ -93,6 +98,8 @@ class Standing:
     model: str
     status: Status
     error: str | None
+    error_code: str | None
+    error_details: dict[str, Any] | None
     created_at: float
     started_at: float | None
     finished_at: float | None
@@ -101,6 +108,7 @@ class Standing:
     images: int
     steps_done: int
     steps: int
+    stage: ImageStage | None = None
     queue_position: int | None = None
     work_left: float = 0.0
     speed: float | None = None
@@ -138,6 +146,8 @@ class Summary:
     images: int
     images_done: int
     error: str | None
+    error_code: str | None
+    error_details: dict[str, Any] | None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from serve_app.jobs.changes import WAITING
 from serve_app.jobs.database import Database, IsStored, transaction
 from serve_app.jobs.records import HistoryFilter, ImageRecord, NewRequest, RequestRecord, Standing, Summary, Usage
 from serve_app.jobs.turns import first_turn
-from serve_app.tasks import AdapterUse, EditDone, EditPlan, Priority, Status
+from serve_app.tasks import AdapterUse, EditDone, EditPlan, ImageStage, Priority, Status
 
 # A UUID in hex, as `NewRequest.id` is.
 ID = re.compile("[0-9a-f]{32}")
@@ -47,7 +47,7 @@ class Requests:
                 if not await self._database.ask_storage(lambda: all(map(is_stored, new.files))):
                     raise FilesGone("a file of this request was deleted meanwhile; send it again")
                 line = await self._line(connection, new.model)
-                await self._refuse_when_full(connection, new)
+                await self._refuse_when_full(connection, new.tenant, len(new.images))
                 await self._insert(connection, new, await self._first_turn(connection, line, new))
         except IntegrityError:
             # Its key is there already; or it is itself, committed by a try whose answer was lost.
@@ -56,6 +56,16 @@ class Requests:
                 raise
             return earlier
         return await self._get(new.id)
+
+    @transaction
+    async def refuse_when_full(self, tenant: str, sent: int) -> None:
+        """Raise QueueFull if `create` would now, before anything is fetched or stored for a request.
+
+        One that could never be queued is not refused here: waiting would not help its sender.
+        """
+        most = min(self.max_queued_per_tenant, self.max_queued)
+        async with self._database.reading() as connection:
+            await self._refuse_when_full(connection, tenant, min(sent, most))
 
     @transaction
     async def earlier(self, tenant: str, idempotency_key: str, body_sha256: str) -> RequestRecord | None:
@@ -75,7 +85,7 @@ class Requests:
             row = (await connection.execute(statements.standing, {"request_id": request_id})).one_or_none()
             if row is None:
                 raise _not_found(request_id)
-            values = dict(row._mapping) | {"status": Status(row.status)}
+            values = dict(row._mapping) | {"status": Status(row.status), "stage": row.stage and ImageStage(row.stage)}
             first, last = values.pop("first_turn"), values.pop("last_turn")
             priority, work_left = values.pop("priority"), values.pop("work_running")
             position = None
@@ -96,7 +106,7 @@ class Requests:
     async def cancel(self, request_id: str) -> bool:
         """End a request that has no end yet; whether it had none. Whoever works on it finds its claim lost."""
         async with self._database.writing() as connection:
-            return await changes.stop(connection, request_id, Status.CANCELED, None)
+            return await changes.stop(connection, request_id, Status.CANCELED)
 
     @transaction
     async def recent_adapters(self, model: str, pictures: int) -> list[tuple[AdapterUse, ...]]:
@@ -137,16 +147,16 @@ class Requests:
         line = sa.select(tables.lines).where(tables.lines.c.model == model).with_for_update()
         return (await connection.execute(line)).one()
 
-    async def _refuse_when_full(self, connection: AsyncConnection, new: NewRequest) -> None:
+    async def _refuse_when_full(self, connection: AsyncConnection, tenant: str, sent: int) -> None:
         waiting = sa.select(sa.func.count()).where(_images.state == WAITING)
         limits = (
-            (self.max_queued_per_tenant, waiting.where(_images.tenant == new.tenant), "your queue is"),
+            (self.max_queued_per_tenant, waiting.where(_images.tenant == tenant), "your queue is"),
             (self.max_queued, waiting, "the queue is"),
         )
         for limit, count, whose in limits:
             queued = (await connection.execute(count)).scalar_one()
-            if queued + len(new.images) > limit:
-                details = {"queued": queued, "limit": limit, "sent": len(new.images)}
+            if queued + sent > limit:
+                details = {"queued": queued, "limit": limit, "sent": sent}
                 raise QueueFull(f"{whose} full: {queued} pictures wait, at most {limit} may; try again later", details)
 
     async def _first_turn(self, connection: AsyncConnection, line: sa.Row[Any], new: NewRequest) -> int:
@@ -212,6 +222,8 @@ def _record(request: sa.Row[Any], images: Sequence[sa.Row[Any]]) -> RequestRecor
         priority=Priority(request.priority),
         status=Status(request.status),
         error=request.error,
+        error_code=request.error_code,
+        error_details=request.error_details,
         notes=request.notes,
         created_at=request.created_at,
         started_at=request.started_at,
@@ -226,7 +238,10 @@ def _record(request: sa.Row[Any], images: Sequence[sa.Row[Any]]) -> RequestRecor
                 _plans.validate_python(row.plan),
                 Status(row.status),
                 row.step,
+                row.stage and ImageStage(row.stage),
                 row.error,
+                row.error_code,
+                row.error_details,
                 _results.validate_python(row.result) if row.result else None,
                 row.version,
                 tuple(row.reasons),

@@ -35,19 +35,19 @@ class Retention:
 
     @transaction
     async def beyond(self, max_bytes: int, limit: int) -> list[str]:
-        """The ids of the ended requests, oldest first, whose files are beyond `max_bytes` for all."""
+        """The ids of the ended requests, oldest first, whose files and rows are beyond `max_bytes` for all."""
         each = sa.select(sa.func.max(_files.size_bytes).label("size")).group_by(_files.key).subquery()
-        total = sa.select(sa.func.coalesce(sa.func.sum(each.c.size), 0))
+        of_files = sa.select(sa.func.coalesce(sa.func.sum(each.c.size), 0)).scalar_subquery()
+        of_rows = sa.select(sa.func.coalesce(sa.func.sum(_requests.row_bytes), 0)).scalar_subquery()
+        own = sa.select(sa.func.coalesce(sa.func.sum(_files.size_bytes), 0)).where(_files.request_id == _requests.id)
         oldest = (
-            sa.select(_requests.id, sa.func.sum(_files.size_bytes).label("size"))
-            .join(tables.request_files, _files.request_id == _requests.id)
+            sa.select(_requests.id, (sa.func.coalesce(_requests.row_bytes, 0) + own.scalar_subquery()).label("size"))
             .where(_requests.finished_at.is_not(None))
-            .group_by(_requests.id, _requests.finished_at)
             .order_by(_requests.finished_at)
             .limit(limit)
         )
         async with self._database.reading() as connection:
-            surplus = int((await connection.execute(total)).scalar_one()) - max_bytes
+            surplus = int((await connection.execute(sa.select(of_files + of_rows))).scalar_one()) - max_bytes
             rows = (await connection.execute(oldest)).all() if surplus > 0 else []
         beyond = []
         for row in rows:

@@ -1,5 +1,6 @@
 """The longer statements about requests, and their rows as they are first written."""
 
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -14,8 +15,20 @@ MAX_PATH = 500
 
 _requests, _images, _files = tables.requests.c, tables.images.c, tables.request_files.c
 _waits = _images.state == WAITING
-# What is left of a picture that an editor works on (FLOP).
-_remaining = _images.work * (_images.steps - _images.step) / _images.steps
+# What is left of a picture that an editor works on (FLOP). Steps are only a part of an edit's time: when all are done,
+# the share of decoding and storing is still to come.
+_of_steps = 1.0 - sa.func.coalesce(tables.speeds.c.other_share, 0.0)
+_remaining = _images.work * (1.0 - _of_steps * _images.step / _images.steps)
+
+_claimed = tables.images.alias("claimed")
+# Of the request's images that somebody works on, the first one's.
+_stage = (
+    sa.select(_claimed.c.stage)
+    .where(_claimed.c.request_id == _requests.id, _claimed.c.state == CLAIMED)
+    .order_by(_claimed.c.image_index)
+    .limit(1)
+    .scalar_subquery()
+)
 
 # One row for a poll; what the queue ahead means costs another statement, and only those who wait need it.
 standing = (
@@ -26,6 +39,8 @@ standing = (
         _requests.priority,
         _requests.status,
         _requests.error,
+        _requests.error_code,
+        _requests.error_details,
         _requests.created_at,
         _requests.started_at,
         _requests.finished_at,
@@ -38,12 +53,11 @@ standing = (
         sa.func.max(sa.case((_waits, _images.turn))).label("last_turn"),
         # They are worked on at the same time.
         sa.func.coalesce(sa.func.max(sa.case((_images.state == CLAIMED, _remaining))), 0.0).label("work_running"),
-        sa.select(tables.speeds.c.flops_per_s)
-        .where(tables.speeds.c.model == _requests.model)
-        .scalar_subquery()
-        .label("speed"),
+        sa.func.min(tables.speeds.c.flops_per_s).label("speed"),
+        _stage.label("stage"),
     )
     .join(tables.images, _images.request_id == _requests.id)
+    .join(tables.speeds, tables.speeds.c.model == _requests.model, isouter=True)
     .where(_requests.id == sa.bindparam("request_id"))
     .group_by(_requests.id)
 )
@@ -78,6 +92,7 @@ line = sa.select(
         )
         .scalar_subquery()
         + sa.select(sa.func.coalesce(sa.func.sum(_remaining), 0.0))
+        .select_from(tables.images.join(tables.speeds, tables.speeds.c.model == _images.model, isouter=True))
         .where(_images.model == sa.bindparam("model"), _images.state == CLAIMED)
         .scalar_subquery()
     ).label("work"),
@@ -137,6 +152,8 @@ def history(which: HistoryFilter, before: tuple[float, str] | None, limit: int) 
             _requests.finished_at,
             _requests.gpu_seconds,
             _requests.error,
+            _requests.error_code,
+            _requests.error_details,
             sa.select(sa.func.count()).where(of_request).scalar_subquery().label("images"),
             sa.select(sa.func.count())
             .where(of_request, _images.status == Status.SUCCEEDED)
@@ -147,6 +164,11 @@ def history(which: HistoryFilter, before: tuple[float, str] | None, limit: int) 
         .order_by(_requests.created_at.desc(), _requests.id.desc())
         .limit(limit)
     )
+
+
+def json_bytes(value: Any) -> int:
+    """How long a value is as JSON (bytes), as the rows keep it."""
+    return len(json.dumps(value))
 
 
 def request_row(new: NewRequest, now: float) -> dict[str, Any]:
@@ -166,6 +188,7 @@ def request_row(new: NewRequest, now: float) -> dict[str, Any]:
         "webhook": asdict(new.webhook) if new.webhook else None,
         "purged": False,
         "traceparent": new.traceparent,
+        "row_bytes": sum(json_bytes(asdict(image.plan)) for image in new.images),
     }
 
 

@@ -57,6 +57,11 @@ requests = sa.Table(
     sa.Column("purged", sa.Boolean, nullable=False),
     # The span that took it in, as W3C's Trace Context writes it: whoever works on it goes on with that trace.
     sa.Column("traceparent", sa.String(55)),
+    # The code and details of `error`: those of the first image, in prompt order, that failed.
+    sa.Column("error_code", sa.String(64)),
+    sa.Column("error_details", sa.JSON(none_as_null=True)),
+    # The JSON of its plans and results (bytes), as far as it was counted: part of what is kept.
+    sa.Column("row_bytes", sa.BigInteger),
     sa.UniqueConstraint("tenant", "idempotency_key", name="requests_by_idempotency_key"),
     # History, newest first.
     sa.Index("requests_by_time", "created_at", "id"),
@@ -95,6 +100,10 @@ images = sa.Table(
     sa.Column("owner", sa.String(128)),
     sa.Column("generation", sa.Integer, nullable=False),
     sa.Column("lease_until", sa.Double),
+    sa.Column("error_code", sa.String(64)),
+    sa.Column("error_details", sa.JSON(none_as_null=True)),
+    # What is being done for a claimed image: see `tasks.ImageStage`.
+    sa.Column("stage", sa.String(16)),
     # The queue in its order, with what a position and a prediction need.
     sa.Index("images_in_line", "model", "state", "priority", "turn", "created_at", "work"),
     sa.Index("images_of_tenant_in_line", "state", "tenant"),
@@ -119,6 +128,8 @@ speeds = sa.Table(
     metadata,
     sa.Column("model", sa.String(100), primary_key=True),
     sa.Column("flops_per_s", sa.Double, nullable=False),
+    # The part of an edit's time that is not spent on denoising steps: decoding and storing above all.
+    sa.Column("other_share", sa.Double),
 )
 
 request_loras = sa.Table(

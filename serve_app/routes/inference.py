@@ -33,7 +33,13 @@ EXPLAIN_ERRORS = (
     errors.RequestTooSlow,
     errors.Overloaded,
 )
-SUBMIT_ERRORS = (*EXPLAIN_ERRORS, errors.IdempotencyConflict, errors.QueueFull)
+SUBMIT_ERRORS = (
+    *EXPLAIN_ERRORS,
+    errors.IdempotencyConflict,
+    errors.QueueFull,
+    errors.StoreUnavailable,
+    errors.StorageFailed,
+)
 MAX_WAIT_S = 300.0
 MAX_KEY = 255
 
@@ -54,17 +60,18 @@ def router(service: Service) -> APIRouter:
         """Accept a request. From the answer on it is stored, and reaches an end whatever happens here.
 
         With `wait` the answer is the result, if there is one in time. The same `Idempotency-Key` and body are
-        the same request, however often they are sent.
+        the same request, however often they are sent: a repeat is answered with its status of now.
         """
-        record = await service.submit(body, caller, base_url, idempotency_key)
+        record, is_new = await service.submit(body, caller, base_url, idempotency_key)
         if wait:
             await release(request, body)
             record = await service.ended(record, wait)
             if record.status.ended:
-                return result_of(record, base_url)
+                return result_of(record, service.place(base_url))
         url = f"{base_url}/v1/requests/{record.id}"
         return Submitted(
             request_id=record.id,
+            status="queued" if is_new else record.status,
             status_url=f"{url}/status",
             result_url=f"{url}/result",
             created_at=record.created_at,

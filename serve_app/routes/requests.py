@@ -47,7 +47,7 @@ def _add_views(routes: APIRouter, service: Service) -> None:
     @routes.get("/v1/requests/{request_id}/result", responses=NOT_FOUND)
     async def result(request_id: str, caller: CallerOfRequest, base_url: Annotated[str, BaseUrl]) -> RequestResult:
         """What came of a request; `outputs` is null until it succeeded."""
-        return result_of(await service.request(request_id, caller), base_url)
+        return result_of(await service.request(request_id, caller), service.place(base_url))
 
     @routes.get(
         "/v1/requests/{request_id}/images/{n}",

@@ -1,7 +1,11 @@
 """Artifact storage: what is old is found, what is deleted is gone, wherever it is."""
 
+import asyncio
+import threading
+
 import pytest
 
+from serve_app import background
 from serve_app.artifacts import Artifacts
 from serve_app.errors import StorageFailed
 
@@ -27,3 +31,33 @@ def test_storage_that_refuses_is_said(tmp_path):
     artifacts.put("controls", b"x")
     with pytest.raises(StorageFailed, match="cannot be deleted"):
         artifacts.delete(["controls/a"])
+
+
+async def test_new_files_are_noted_across_tasks_and_threads(tmp_path):
+    artifacts = Artifacts(str(tmp_path))
+    artifacts.put_missing("controls/old", b"x")
+
+    async def write(key: str) -> None:
+        await asyncio.to_thread(artifacts.put_missing, f"controls/{key}", b"x")
+
+    with artifacts.noting_new() as outer, artifacts.noting_new() as inner:
+        await asyncio.gather(*map(write, ("old", "a", "b")))
+    await write("c")
+    assert (inner, outer) == ({"controls/a", "controls/b"}, set())
+
+
+async def test_what_a_cancelled_request_was_writing_is_noted_before_the_cancellation_goes_on(tmp_path):
+    artifacts, gate = Artifacts(str(tmp_path)), threading.Event()
+
+    def write() -> None:
+        gate.wait(5)
+        artifacts.put_missing("controls/a", b"x")
+
+    with artifacts.noting_new() as new:
+        writing = asyncio.create_task(background.to_the_end(asyncio.to_thread(write)))
+        await asyncio.sleep(0)
+        writing.cancel()
+        asyncio.get_running_loop().call_later(0.1, gate.set)
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        assert new == {"controls/a"}

@@ -5,9 +5,12 @@ import time
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
+from serve_app.config import AuthConfig
+from serve_app.keys import new_key
 from serve_app.tasks import Status
-from tests.unit.conftest import PICTURE
+from tests.unit.conftest import PICTURE, Application
 
 ISO_UTC = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z$")
 
@@ -83,7 +86,7 @@ def test_status_walks_through_the_contracts_words(application, client, make_body
         assert time.monotonic() < deadline
     seen = client.get(url).json()
     assert all(ISO_UTC.match(seen[key]) for key in ("created_at", "started_at", "finished_at"))
-    assert seen["progress"] == {"images_done": 1, "images": 1, "steps_done": 2, "steps": 2}
+    assert seen["progress"] == {"images_done": 1, "images": 1, "steps_done": 2, "steps": 2, "stage": None}
 
 
 def test_result_before_the_end_has_null_outputs(application, client, make_body):
@@ -114,6 +117,20 @@ def test_result_has_one_image_a_prompt_in_order(client, make_body):
 def test_file_path_is_the_real_local_path(client, make_body):
     image = finished(client, make_body())["outputs"]["images"][0]
     assert Path(image["file_path"]).read_bytes() == PICTURE
+
+
+def test_file_path_is_the_url_where_there_are_api_keys(config, make_body, tmp_path):
+    """A tenant is not told how the server's disk is laid out."""
+    key, sha256 = new_key()
+    (tmp_path / "keys.yaml").write_text(f"tenants: {{t: [{sha256}]}}")
+    locked = Application(config.model_copy(update={"auth": AuthConfig(keys_file=str(tmp_path / "keys.yaml"))}))
+    with TestClient(locked.app, headers={"X-API-Key": key}) as client:
+        result = finished(client, make_body())
+        [image] = result["outputs"]["images"]
+        assert image["file_path"] == image["url"]
+        assert client.get(image["file_path"]).content == PICTURE
+        told = client.get(f"/v1/requests/{result['request_id']}/events").text
+    assert str(tmp_path) not in told + str(result)
 
 
 def test_picture_is_downloaded_by_its_url(client, make_body):

@@ -10,7 +10,16 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from serve_app.config import JobsConfig
-from serve_app.errors import EditorLost, FilesGone, IdempotencyConflict, QueueFull, RequestNotFound
+from serve_app.errors import (
+    EditorLost,
+    FilesGone,
+    IdempotencyConflict,
+    LoraNotFound,
+    OutOfMemory,
+    QueueFull,
+    RequestNotFound,
+    describe,
+)
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database
 from serve_app.jobs.records import HistoryFilter, NewImage, NewRequest, Webhook
@@ -26,6 +35,7 @@ PLAN = EditPlan(
 )
 DONE = EditDone("pictures/cd.jpeg", "/x.jpeg", "jpeg", 64, 64, 42, 3, "cd", {"generate": 2.0}, {"k": [1, 2]})
 MODEL = "qwen_image_edit"
+TOO_LARGE = describe(OutOfMemory("too large", {"gib": 80}))
 
 
 def new(images: int = 1, **fields: object) -> NewRequest:
@@ -115,8 +125,11 @@ async def test_unknown_request(store, request_id):
 async def test_error_may_quote_anything_that_a_client_sent(store):
     record = await store.requests.create(new(), is_stored)
     [mine] = await claim(store)
-    assert await store.queue.fail(mine, "no file 'a\0b\ud800'", 0.0)
-    assert (await store.requests.get(record.id)).error == "prompt 0: no file 'a\\0b\\ud800'"
+    error = LoraNotFound("no file 'a\0b\ud800'", {"lora_path": "a\0b\ud800", "among": ["\0"]})
+    assert await store.queue.fail(mine, describe(error), 0.0)
+    ended = await store.requests.get(record.id)
+    assert ended.error == "prompt 0: no file 'a\\0b\\ud800'"
+    assert ended.error_details == {"prompt_index": 0, "lora_path": "a\\0b\\ud800", "among": ["\\0"]}
 
 
 async def test_picture_is_claimed_once(store):
@@ -152,7 +165,7 @@ async def test_lost_lease_is_claimed_by_another_who_alone_may_write(open_store):
     assert not await store.queue.progress(lost, 4)
     assert not await store.queue.succeed(lost, DONE, is_stored)
     assert not await store.queue.retry(lost, ["late"], 0.0)
-    assert not await store.queue.fail(lost, "late", 0.0)
+    assert not await store.queue.fail(lost, TOO_LARGE, 0.0)
     assert await store.queue.succeed(won, DONE, is_stored)
     assert await status(store, record.id) == Status.SUCCEEDED
 
@@ -203,7 +216,7 @@ async def test_request_ends_with_its_last_picture(store):
     record = await store.requests.create(new(3), is_stored)
     claims = await claim(store, limit=3)
     await store.queue.succeed(claims[0], DONE, is_stored)
-    await store.queue.fail(claims[1], "too large", 1.0)
+    await store.queue.fail(claims[1], TOO_LARGE, 1.0)
     assert await status(store, record.id) == Status.IN_PROGRESS
     await store.queue.succeed(claims[2], DONE, is_stored)
     ended = await store.requests.get(record.id)
@@ -217,7 +230,7 @@ async def test_ended_picture_is_written_no_more(store):
     await store.requests.create(new(), is_stored)
     [mine] = await claim(store)
     await store.queue.succeed(mine, DONE, is_stored)
-    assert not await store.queue.fail(mine, "after the end", 0.0)
+    assert not await store.queue.fail(mine, TOO_LARGE, 0.0)
     assert await claim(store, "b") == []
 
 

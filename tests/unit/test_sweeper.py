@@ -17,6 +17,7 @@ from serve_app.jobs import tables
 from serve_app.jobs.records import HistoryFilter, NewImage, NewRequest, Webhook
 from serve_app.jobs.store import JobStore
 from serve_app.sweeper import ORPHAN_S, Sweeper
+from serve_app.tasks import EditDone
 from tests.unit.conftest import ON_BOTH_DATABASES
 
 pytestmark = ON_BOTH_DATABASES
@@ -31,7 +32,7 @@ class Service:
         self.database_url = database_url
         self.store = JobStore(JobsConfig(database_url=database_url))
         self.artifacts = artifacts
-        self._plan = make_plan()
+        self.plan = make_plan()
 
     def sweeper(self, artifacts: Artifacts | None = None, **config: object) -> Sweeper:
         values = {"database_url": self.database_url, "keep_s": 3600} | config
@@ -44,7 +45,7 @@ class Service:
             self.artifacts.put(key, bytes(size))
         webhook = Webhook("http://x/", ("canceled",), "http://base")
         new = NewRequest(
-            id_, "t", "m", (NewImage(self._plan, 1.0),), 1e6, files=dict.fromkeys(files, size), webhook=webhook
+            id_, "t", "m", (NewImage(self.plan, 1.0),), 1e6, files=dict.fromkeys(files, size), webhook=webhook
         )
         await self.store.requests.create(new, lambda key: True)
         if ended_s_ago is not None:
@@ -125,16 +126,35 @@ async def test_file_that_a_live_request_shares_with_an_old_one_stays_until_both_
 
 async def test_beyond_the_bytes_the_oldest_go_first_and_a_shared_file_counts_once(service):
     ids = [
-        await service.request("controls/shared", f"pictures/{n}.png", ended_s_ago=100 - n, size=100) for n in range(5)
+        await service.request("controls/shared", f"pictures/{n}.png", ended_s_ago=100 - n, size=100_000)
+        for n in range(5)
     ]
-    live = await service.request("controls/live", size=100)
-    # 700 bytes: one shared, five pictures, one live.
-    await service.sweeper(keep_bytes=700).sweep()
+    live = await service.request("controls/live", size=100_000)
+    # One shared, five pictures, one live; and rows of some hundred bytes.
+    await service.sweeper(keep_bytes=710_000).sweep()
     assert await service.ids() == {*ids, live}
     await pass_the_duty(service)
-    await service.sweeper(keep_bytes=450).sweep()
+    await service.sweeper(keep_bytes=450_000).sweep()
     assert await service.ids() == {*ids[3:], live}
     assert service.files() == {"controls/shared", "controls/live", "pictures/3.png", "pictures/4.png"}
+
+
+async def test_rows_count_towards_the_bytes_that_are_kept_though_no_file_belongs_to_them(service, make_plan):
+    service.plan = make_plan(prompt="x" * 20_000)
+    ids = [await service.request(ended_s_ago=100 - n) for n in range(5)]
+    await service.sweeper(keep_bytes=110_000).sweep()
+    assert await service.ids() == set(ids)
+    await pass_the_duty(service)
+    await service.sweeper(keep_bytes=50_000).sweep()
+    assert await service.ids() == set(ids[3:])
+
+
+async def test_results_count_towards_the_bytes_that_are_kept(service):
+    done = EditDone("pictures/a", "u", "png", 64, 64, 1, 10, "a", {}, {"prompt": "x" * 20_000})
+    id_ = await service.request()
+    [claim] = await service.store.queue.claim("me", "m", 1, 1)
+    await service.store.queue.succeed(claim, done, lambda key: True)
+    assert await service.store.retention.beyond(20_000, 10) == [id_]
 
 
 async def pass_the_duty(service: Service) -> None:

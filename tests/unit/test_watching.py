@@ -123,6 +123,7 @@ def test_waiting_request_is_cancelled_at_once(application, client, make_body, he
     assert len(application.editors.tasks) == 2
     result = client.get(f"/v1/requests/{waiting}/result").json()
     assert (result["status"], result["outputs"], result["error"]) == ("canceled", None, None)
+    assert client.get(f"/v1/requests/{waiting}/status").json()["started_at"] is None
     assert result["metadata"]["partial"] == []
 
 
@@ -202,11 +203,23 @@ def test_same_idempotency_key_and_body_is_the_same_request(application, client, 
     first = client.post("/v1/inference", json=body, headers={"Idempotency-Key": "k"}).json()
     # The token is no part of what a request is.
     again = client.post("/v1/inference", json=body | {"hf_token": "hf_two"}, headers={"Idempotency-Key": "k"}).json()
-    assert again == first
+    assert again | {"status": "queued"} == first
     other = submit(client, make_body(), **{"Idempotency-Key": "another"})
     assert other != first["request_id"]
     wait_for(client, other, Status.SUCCEEDED)
     assert len(application.editors.tasks) == 2
+
+
+def test_repeated_post_is_answered_with_where_its_request_stands(client, make_body, held_back):
+    def post() -> dict:
+        return client.post("/v1/inference", json=make_body(), headers={"Idempotency-Key": "k"}).json()
+
+    first = post()
+    assert first["status"] == "queued"
+    for status in (Status.IN_PROGRESS, Status.SUCCEEDED):
+        wait_for(client, first["request_id"], status)
+        assert post() == first | {"status": status}
+        client.portal.call(held_back.set)
 
 
 def test_same_idempotency_key_with_another_body_is_a_conflict(client, make_body):

@@ -1,0 +1,116 @@
+"""How far a request is: stages of an image, steps of an attempt, and a prediction that ends with the request."""
+
+import pytest
+
+from serve_app.answers import status_of
+from serve_app.jobs.store import JobStore
+from serve_app.tasks import Alive, EditDone, ImageStage, Stage, StepDone
+from tests.unit.conftest import ON_BOTH_DATABASES
+from tests.unit.test_dispatch import Bench, Saying
+from tests.unit.test_jobs import PLAN, claim, is_stored, new
+
+pytestmark = ON_BOTH_DATABASES
+
+# Ten seconds of an edit, of which denoising takes six.
+TIMINGS = {"generate": 8.0, "denoise": 6.0, "decode": 1.5, "save": 2.0}
+DONE = EditDone("pictures/cd.jpeg", "/x.jpeg", "jpeg", 64, 64, 42, 3, "cd", TIMINGS)
+
+
+@pytest.fixture
+async def bench(config):
+    bench = Bench(config.model_copy(update={"jobs": config.jobs.model_copy(update={"lease_s": 0.3})}))
+    await bench.store.open()
+    yield bench
+    await bench.store.close()
+
+
+@pytest.fixture
+def store(bench) -> JobStore:
+    return bench.store
+
+
+async def measure(store: JobStore) -> None:
+    await store.requests.create(new(), is_stored)
+    [mine] = await claim(store)
+    await store.queue.succeed(mine, DONE, is_stored)
+
+
+async def test_prediction_includes_decoding_and_storing(store):
+    await measure(store)
+    record = await store.requests.create(new(), is_stored)
+    [mine] = await claim(store)
+    left = []
+    for step in (0, PLAN.steps // 2, PLAN.steps):
+        await store.queue.progress(mine, step)
+        left.append(status_of(await store.requests.standing(record.id), 1).eta_s)
+    # Steps are six tenths of an edit that keeps the device for 8 s.
+    assert left == [8.0, pytest.approx(5.6), pytest.approx(3.2)]
+    await store.queue.reach(mine, ImageStage.STORING)
+    assert status_of(await store.requests.standing(record.id), 1).eta_s > 0
+    await store.queue.succeed(mine, DONE, is_stored)
+    assert status_of(await store.requests.standing(record.id), 1).eta_s is None
+
+
+async def test_work_of_an_edit_whose_steps_are_done_is_still_waited_for(store):
+    await measure(store)
+    await store.requests.create(new(), is_stored)
+    [running] = await claim(store)
+    await store.queue.progress(running, PLAN.steps)
+    waiting = await store.requests.create(new(), is_stored)
+    assert (await store.requests.standing(waiting.id)).work_left == pytest.approx(14.0)
+    [backlog] = (await store.queue.backlogs()).values()
+    assert backlog.running_s == pytest.approx(3.2)
+
+
+async def test_prediction_is_never_zero_before_the_end(store):
+    await store.requests.create(new(), is_stored)
+    [mine] = await claim(store)
+    await store.queue.succeed(mine, EditDone("k", "u", "png", 1, 1, 1, 1, "k", {"generate": 1.0}), is_stored)
+    record = await store.requests.create(new(), is_stored)
+    [mine] = await claim(store)
+    await store.queue.progress(mine, PLAN.steps)
+    standing = await store.requests.standing(record.id)
+    assert (standing.work_left, status_of(standing, 1).eta_s) == (0.0, 0.1)
+
+
+async def stage_of(bench: Bench, request_id: str) -> ImageStage | None:
+    return (await bench.store.requests.standing(request_id)).stage
+
+
+async def test_stages_follow_each_other(bench):
+    seen = []
+
+    class Told(Saying):
+        async def edit(self, task):
+            async for event in super().edit(task):
+                yield event
+                # The dispatcher has recorded it by now.
+                seen.append(((await bench.store.requests.standing(task.request_id)).stage, type(event)))
+
+    steps = PLAN.steps
+    said = [Alive(Stage.PREPARING), Alive(Stage.WAITING), Alive(Stage.RUNNING), StepDone(0, steps)]
+    said += [StepDone(step, steps) for step in range(1, steps + 1)] + [Alive(Stage.STORING)]
+    told = Told(bench.editors, [said])
+    record = await bench.store.requests.create(new(), is_stored)
+    assert await stage_of(bench, record.id) is None
+    bench.editors = told
+    async with bench.dispatching():
+        ended = await bench.ended(record.id)
+    stages = [stage for stage, _ in seen[: len(said)]]
+    assert list(dict.fromkeys(stages)) == ["preparing", "waiting", "denoising", "decoding", "storing"]
+    # The last step is recorded however soon it follows the one before.
+    assert stages[-2] == "decoding"
+    assert (ended.images[0].stage, await stage_of(bench, record.id)) == (None, None)
+
+
+async def test_steps_of_a_lost_attempt_are_not_progress(store):
+    record = await store.requests.create(new(), is_stored)
+    [mine] = await claim(store)
+    await store.queue.progress(mine, 5)
+    await store.queue.retry(mine, ["lost"], 0.0)
+    standing = await store.requests.standing(record.id)
+    assert (standing.steps_done, standing.stage) == (0, None)
+    [mine] = await claim(store)
+    await store.queue.progress(mine, 5)
+    await store.queue.release("a")
+    assert (await store.requests.standing(record.id)).steps_done == 0
