@@ -13,13 +13,17 @@ from serve_app import images, plan
 from serve_app.adapters.receipts import understand
 from serve_app.adapters.sources import LoraSources
 from serve_app.config import AppConfig
+from serve_app.controls import StoredControls, is_stored
 from serve_app.effective import effective, without_secrets
 from serve_app.errors import ControlImageInvalid, FetchFailed
 from serve_app.fetch import Fetcher
+from serve_app.keys import Caller
 from serve_app.models.architecture import Architecture
 from serve_app.models.profile import PROFILES
+from serve_app.models.prompts import Prompts
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
+from serve_app.notes import Noted, notes_about
 from serve_app.schemas import InferenceRequest, Lora
 from serve_app.tasks import AdapterUse, EditPlan
 from serve_app.webhooks import check_webhook
@@ -34,23 +38,31 @@ class Admission:
     """`architectures` are those of the served models, by id."""
 
     def __init__(
-        self, config: AppConfig, fetcher: Fetcher, sources: LoraSources, architectures: Mapping[str, Architecture]
+        self,
+        config: AppConfig,
+        fetcher: Fetcher,
+        sources: LoraSources,
+        architectures: Mapping[str, Architecture],
+        controls: StoredControls,
     ) -> None:
         self._config = config
         self._fetcher = fetcher
         self._sources = sources
         self._architectures = architectures
+        self._controls = controls
+        self._prompts = {model.id: Prompts(model) for model in config.models}
 
-    async def admit(self, request: InferenceRequest) -> "Admitted":
+    async def admit(self, request: InferenceRequest, caller: Caller) -> "Admitted":
         """Everything up to the plans, in the contract's order of checks. Raises RequestError."""
         spec = plan.find_model(request, self._config)
         plan.check_loras(request, spec, self._config)
+        plan.check_amount(request, self._config)
         for lora in request.loras:
             self._sources.check_path(lora.path)
         for lora in request.loras:
             await asyncio.to_thread(self._sources.check_exists, lora.path)
         plan.check_control_images(request, spec)
-        control_files = await self._control_files(request, spec)
+        control_files = await self._control_files(request, spec, caller)
         plan.check_parameters(request, spec, self._config)
         if request.webhook_url is not None:
             check_webhook(request.webhook_url, self._config.webhooks)
@@ -58,8 +70,10 @@ class Admission:
         adapters = await gather_all(self.adapter(lora, token, spec) for lora in request.loras)
         digests = {image: file.sha256 for image, file in control_files.items()}
         plans = plan.plan_edits(request, spec, self._config, digests, adapters)
-        notes = plan.exif_notes(plans, {file.sha256: file.facts for file in control_files.values()})
-        notes += plan.trigger_notes(request, adapters)
+        facts = {file.sha256: file.facts for file in control_files.values()}
+        prompts = self._prompts[spec.id]
+        await asyncio.to_thread(plan.check_lengths, plans, spec, facts, prompts, self._config)
+        notes = await asyncio.to_thread(notes_about, Noted(request, spec, plans, facts, adapters, prompts))
         files = {file.sha256: file for file in control_files.values()}
         return Admitted(spec, plans, files, plan.ignored_fields(request, spec), notes)
 
@@ -83,7 +97,9 @@ class Admission:
         await asyncio.to_thread(self._sources.check_exists, path)
         return await self.adapter(Lora(path=path), None, MODELS[model])
 
-    async def _control_files(self, request: InferenceRequest, spec: ModelSpec) -> dict[str, "ControlFile"]:
+    async def _control_files(
+        self, request: InferenceRequest, spec: ModelSpec, caller: Caller
+    ) -> dict[str, "ControlFile"]:
         """The file behind each distinct image string, all fetched at once. Raises ControlImageInvalid."""
         if not spec.requires_control_image:
             return {}
@@ -92,13 +108,17 @@ class Admission:
         for index, prompt in enumerate(request.prompts):
             for image in prompt.control_images:
                 first_use.setdefault(image, index)
-        files = await gather_all(self._control_file(image, index, request.exif) for image, index in first_use.items())
+        files = await gather_all(
+            self._control_file(image, index, request.exif, caller) for image, index in first_use.items()
+        )
         return dict(zip(first_use, files, strict=True))
 
-    async def _control_file(self, image: str, prompt_index: int, exif: Literal["ignore", "apply"]) -> "ControlFile":
+    async def _control_file(
+        self, image: str, prompt_index: int, exif: Literal["ignore", "apply"], caller: Caller
+    ) -> "ControlFile":
         limits = self._config.fetch
         try:
-            data = await self._fetcher.get(image) if image.startswith("http") else decode_base64(image)
+            data = await self._control_data(image, caller)
             if len(data) > limits.max_bytes:
                 raise ControlImageInvalid(f"it is larger than {limits.max_bytes} bytes")
             return await asyncio.to_thread(ControlFile.of, data, exif, limits.max_pixels)
@@ -107,6 +127,12 @@ class Admission:
                 f"the control image of prompt {prompt_index} cannot be used: {error.message}",
                 {"prompt_index": prompt_index, "reason": error.message},
             ) from error
+
+    async def _control_data(self, image: str, caller: Caller) -> bytes:
+        """The file that a control image's string names or is. Raises FetchFailed or ControlImageInvalid."""
+        if is_stored(image):
+            return await self._controls.get(image, caller)
+        return await self._fetcher.get(image) if image.startswith("http") else decode_base64(image)
 
 
 @dataclass(frozen=True)

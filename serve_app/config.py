@@ -28,6 +28,8 @@ MINIATURE = "miniature"
 MINIATURE_RANDOM = "miniature-random"
 EMBEDDED = (MINIATURE, MINIATURE_RANDOM)
 AUTO = "auto"
+# The most that `max_prompt_chars` may be: what the schema of a request takes.
+MAX_PROMPT_CHARS = 100_000
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -293,7 +295,7 @@ class AppConfig(Frozen):
     base_url: Url | None = None
     cors_origins: tuple[str, ...] = ("*",)
     max_body_bytes: PositiveInt = 64_000_000
-    max_prompt_chars: PositiveInt = 20_000
+    max_prompt_chars: int = Field(20_000, gt=0, le=MAX_PROMPT_CHARS)
     fetch: FetchConfig = FetchConfig()
     jobs: JobsConfig = JobsConfig()
     auth: AuthConfig = AuthConfig()

@@ -21,6 +21,7 @@ from serve_app.admission import Admission, Admitted, gather_all
 from serve_app.artifacts import Artifacts
 from serve_app.backlog import BacklogReport
 from serve_app.config import AppConfig, IngressSettings
+from serve_app.controls import StoredControls
 from serve_app.dispatch import Dispatcher, EditorCount, Editors, control_key, record_key
 from serve_app.errors import FilesGone, HistoryUnavailable, ImageNotFound, RequestNotFound, StoreUnavailable, describe
 from serve_app.events import RequestEvent, events_since, payload_of
@@ -42,7 +43,7 @@ from serve_app.models.architecture import architecture_of
 from serve_app.models.profile import PROFILES, TRAINER
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.scaling import Backlog
-from serve_app.schemas import Explanation, InferenceRequest, LoraInfo, LoraList
+from serve_app.schemas import Explanation, InferenceRequest, LoraInfo, LoraList, Tolerant
 from serve_app.sweeper import Sweeper
 from serve_app.tasks import EditDone, EditPlan, Event, Status
 from serve_app.telemetry import ACCEPTED, NO_METER, NO_MODEL, REPEATED, REQUESTS, SUBMISSIONS, Meter
@@ -94,9 +95,10 @@ class Service:
         self._fetcher = Fetcher(config.fetch)
         self._exits.push_async_callback(self._fetcher.close)
         sources = LoraSources(config.lora_root, self._fetcher, self._artifacts, config.fetch.hub_hosts)
-        self._admission = Admission(config, self._fetcher, sources, self._architectures)
-        self._shelf = Shelf(sources, {id: of_one.linears for id, of_one in self._architectures.items()})
         self._store = JobStore(config.jobs)
+        controls = StoredControls(self._store.requests, self._artifacts)
+        self._admission = Admission(config, self._fetcher, sources, self._architectures, controls)
+        self._shelf = Shelf(sources, {id: of_one.linears for id, of_one in self._architectures.items()})
         self._exits.push_async_callback(self._store.close)
         await self._store.open()
         self._watch = Watch(self._store)
@@ -172,7 +174,7 @@ class Service:
             if earlier is not None:
                 return earlier
         for tries in range(1, TRIES + 1):
-            admitted = await self._admission.admit(request)
+            admitted = await self._admission.admit(request, caller)
             new = self._new_request(request_id, request, admitted, caller, base_url)
             new = replace(new, idempotency_key=idempotency_key, body_sha256=digest)
             await gather_all(
@@ -230,12 +232,12 @@ class Service:
         """What a picture is predicted to take (FLOP)."""
         return float(self._admission.effective(admitted, edit)["transformer_flops_estimated"])
 
-    async def explain(self, request: InferenceRequest) -> Explanation:
+    async def explain(self, request: InferenceRequest, caller: Caller) -> Explanation:
         """What `submit` would have done with the same request: the same checks and errors, and no job.
 
         A LoRA that the request names by a URL with secrets is downloaded and kept, for the request that follows.
         """
-        admitted = await self._admission.admit(request)
+        admitted = await self._admission.admit(request, caller)
         return Explanation(
             model=admitted.spec.id,
             effective=[self._admission.effective(admitted, edit) for edit in admitted.plans],
@@ -375,5 +377,12 @@ def notes_of(admitted: Admitted) -> dict[str, Any]:
 
 def digest_of(request: InferenceRequest) -> str:
     """What makes two bodies the same request: all but the token, of which nothing is stored."""
-    body = request.model_dump(mode="json", exclude={"hf_token"})
+    body = _as_json(request, exclude={"hf_token", "loras", "prompts"})
+    body |= {"loras": list(map(_as_json, request.loras)), "prompts": list(map(_as_json, request.prompts))}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _as_json(part: Tolerant, exclude: Collection[str] = ()) -> dict[str, Any]:
+    """What was sent, unknown fields included: as they came, since pydantic does not write what is nested deep."""
+    known = part.model_dump(mode="json", include=set(type(part).model_fields) - set(exclude))
+    return known | (part.model_extra or {})
