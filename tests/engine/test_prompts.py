@@ -59,7 +59,6 @@ def test_tokens_are_as_many_as_the_encoder_gives(family, make_plan, profile):
         plan = plan_for(make_plan, config.id, pictures, profile=profile, prompt=text, negative_prompt=text)
         recipe = engine._recipe(engine.prepare(plan, pictures))
         given = engine._encoders.conditions(plan, [read(data, "ignore") for data in pictures], recipe, watch)
-        prompts = Prompts(config)
         for embeddings, sizes in (
             (given.positive, recipe.encoder_sizes),
             (given.negative, recipe.negative_encoder_sizes),
