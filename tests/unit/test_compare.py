@@ -98,7 +98,7 @@ def test_text_of_another_program_is_no_parameter(file, tmp_path, capsys):
 
 def test_request_of_a_record_names_no_difference_twice(file, capsys):
     a, b = ({"effective": {"seed": seed, "request": {"prompts": [{"seed": seed}]}}} for seed in (1, 2))
-    main([str(file("a.png", a)), str(file("b.png", b))])
+    compare.main([file("a.png", picture(), a), file("b.png", picture(), b)])
     out = capsys.readouterr().out
     assert "effective.seed: 1 | 2" in out
     assert "request" not in out
