@@ -12,16 +12,20 @@ from serve_app.adapters.receipts import understand
 from serve_app.adapters.sources import LoraSources
 from serve_app.budget import Hold
 from serve_app.config import AppConfig
+from serve_app.controls import StoredControls, is_stored
 from serve_app.decoding.pool import Decoders
 from serve_app.downloads import Downloads
 from serve_app.effective import effective, without_secrets
 from serve_app.errors import ControlImageInvalid, FetchFailed
 from serve_app.fetch import Fetcher
 from serve_app.inline import decode_inline
+from serve_app.keys import Caller
 from serve_app.models.architecture import Architecture
 from serve_app.models.profile import PROFILES
+from serve_app.models.prompts import Prompts
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
+from serve_app.notes import Noted, notes_about
 from serve_app.schemas import InferenceRequest, Lora
 from serve_app.tasks import AdapterUse, EditPlan
 from serve_app.webhooks import check_webhook
@@ -42,24 +46,28 @@ class Admission:
         decoders: Decoders,
         sources: LoraSources,
         architectures: Mapping[str, Architecture],
+        controls: StoredControls,
     ) -> None:
         self._config = config
         self._fetcher = fetcher
         self._decoders = decoders
         self._sources = sources
         self._architectures = architectures
+        self._controls = controls
+        self._prompts = {model.id: Prompts(model) for model in config.models}
 
-    async def admit(self, request: InferenceRequest, room: Hold) -> "Admitted":
+    async def admit(self, request: InferenceRequest, caller: Caller, room: Hold) -> "Admitted":
         """Everything up to the plans, in the contract's order of checks. Raises RequestError or Overloaded.
 
-        `room` is of the request's tenant, and from here on holds what its downloaded control images take.
+        `room` is of the caller's tenant, and from here on holds what the control images that lie elsewhere take.
         """
         spec = plan.find_model(request, self._config)
         plan.check_loras(request, spec, self._config)
+        plan.check_amount(request, self._config)
         await self._sources.check([lora.path for lora in request.loras])
         plan.check_control_images(request, spec)
-        plan.check_counts(request, spec, self._config)
-        control_files = await self._control_files(request, spec, room)
+        plan.check_sources(request, spec, self._config)
+        control_files = await self._control_files(request, spec, caller, room)
         plan.check_parameters(request, spec, self._config)
         if request.webhook_url is not None:
             check_webhook(request.webhook_url, self._config.webhooks)
@@ -68,9 +76,9 @@ class Admission:
         digests = {image: file.sha256 for image, file in control_files.items()}
         plans = plan.plan_edits(request, spec, self._config, digests, adapters)
         facts = {file.sha256: file.facts for file in control_files.values()}
-        notes = plan.exif_notes(plans, facts) + plan.stretch_notes(plans, facts)
-        notes += plan.trigger_notes(request, adapters)
-        notes += [note for use in adapters if use.receipt for note in use.receipt.notes]
+        prompts = self._prompts[spec.id]
+        await asyncio.to_thread(plan.check_lengths, plans, spec, facts, prompts, self._config)
+        notes = await asyncio.to_thread(notes_about, Noted(request, spec, plans, facts, adapters, prompts))
         files = {file.sha256: file for file in control_files.values()}
         return Admitted(spec, plans, files, plan.ignored_fields(request, spec), notes)
 
@@ -96,7 +104,9 @@ class Admission:
         await self._sources.check([path])
         return await self.adapter(Lora(path=path), None, MODELS[model], "")
 
-    async def _control_files(self, request: InferenceRequest, spec: ModelSpec, room: Hold) -> dict[str, "ControlFile"]:
+    async def _control_files(
+        self, request: InferenceRequest, spec: ModelSpec, caller: Caller, room: Hold
+    ) -> dict[str, "ControlFile"]:
         """The file behind each distinct image string. Raises ControlImageInvalid or Overloaded."""
         if not spec.requires_control_image:
             return {}
@@ -105,10 +115,10 @@ class Admission:
         for index, prompt in enumerate(request.prompts):
             for image in prompt.control_images:
                 first_use.setdefault(image, index)
-        downloads = Downloads(self._fetcher, room, self._config.fetch.max_bytes)
-        await downloads.expect(sum(map(plan.is_image_url, first_use)))
+        downloads = Downloads(partial(self._bring, caller), room, self._config.fetch.max_bytes)
+        await downloads.expect(sum(map(plan.lies_elsewhere, first_use)))
         work = [
-            partial(self._control_file, image, index, request.exif, downloads, room.tenant)
+            partial(self._control_file, image, index, request.exif, downloads, caller.tenant)
             for image, index in first_use.items()
         ]
         return dict(zip(first_use, await gather_few(work, IMAGES_AT_ONCE), strict=True))
@@ -118,7 +128,7 @@ class Admission:
     ) -> "ControlFile":
         max_bytes = self._config.fetch.max_bytes
         try:
-            data = await downloads.get(image) if plan.is_image_url(image) else decode_inline(image, max_bytes)
+            data = await downloads.get(image) if plan.lies_elsewhere(image) else decode_inline(image, max_bytes)
             if len(data) > max_bytes:
                 raise ControlImageInvalid(f"it is larger than {max_bytes} bytes")
             facts = await self._decoders.facts(data, exif, tenant)
@@ -128,6 +138,12 @@ class Admission:
                 f"the control image of prompt {prompt_index} cannot be used: {error.message}",
                 {"prompt_index": prompt_index, "reason": error.message},
             ) from error
+
+    async def _bring(self, caller: Caller, image: str, max_bytes: int, announced: Callable[[int], None]) -> bytes:
+        """The file that a control image's string names. Raises FetchFailed, ControlImageInvalid or Overloaded."""
+        if is_stored(image):
+            return await self._controls.get(image, caller)
+        return await self._fetcher.get(image, caller.tenant, max_bytes, announced)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import PIL.Image
 from rich.console import Console
 
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
-NO_PARAMETER = re.compile(r"^effective\.(why\.|loras\[\d+\]\.id$)")
+NO_PARAMETER = re.compile(r"^effective\.(why\.|request\.|loras\[\d+\]\.id$)")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def difference(a: PIL.Image.Image, b: PIL.Image.Image) -> Difference:
 def parameters(picture: PIL.Image.Image) -> dict[str, Any] | None:
     """What a PNG of this service says about itself, `effective` and `runtime`, flat; None if it says nothing.
 
-    Without what two equal pictures may differ in: how a value came about, and a file's place and time.
+    Without what two equal pictures may differ in: how a value came about, and a file's place and time. And without
+    the request, which says again what stands next to it.
     """
     found = {}
     for key in ("effective", "runtime"):

@@ -31,6 +31,8 @@ MINIATURE = "miniature"
 MINIATURE_RANDOM = "miniature-random"
 EMBEDDED = (MINIATURE, MINIATURE_RANDOM)
 AUTO = "auto"
+# The most that `max_prompt_chars` may be: what the schema of a request takes.
+MAX_PROMPT_CHARS = 100_000
 
 # An environment variable, as a config names it.
 VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -341,7 +343,7 @@ class AppConfig(Frozen):
     allowed_hosts: tuple[str, ...] = Field(default=("*",), min_length=1)
     max_body_bytes: PositiveInt = 64_000_000
     body_timeout_s: PositiveFloat = 120.0
-    max_prompt_chars: PositiveInt = 20_000
+    max_prompt_chars: int = Field(20_000, gt=0, le=MAX_PROMPT_CHARS)
     fetch: FetchConfig = FetchConfig()
     jobs: JobsConfig = JobsConfig()
     auth: AuthConfig = AuthConfig()

@@ -1,12 +1,14 @@
-"""The control images of one request that lie at URLs: downloaded a few at a time, within the memory that it holds."""
+"""The control images of one request that lie elsewhere: brought a few at a time, within the memory that it holds."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from serve_app.budget import Hold
 from serve_app.errors import ControlImageInvalid, FetchFailed
-from serve_app.fetch import Fetcher
+
+# Brings the image of a name: at most so many bytes, whose number it announces as soon as it is known.
+Bring = Callable[[str, int, Callable[[int], None]], Awaitable[bytes]]
 
 
 class Downloads:
@@ -15,8 +17,8 @@ class Downloads:
     What turns out smaller is given back, as soon as its server says how long it is.
     """
 
-    def __init__(self, fetcher: Fetcher, room: Hold, each: int) -> None:
-        self._fetcher = fetcher
+    def __init__(self, bring: Bring, room: Hold, each: int) -> None:
+        self._bring = bring
         self._room = room
         self._each = each
         # Images that were not begun, those under way, and the bytes of those that were begun.
@@ -32,7 +34,7 @@ class Downloads:
             await self._room.take(count * self._each)
         self._left, self._limit = count, self._room.amount
 
-    async def get(self, url: str) -> bytes:
+    async def get(self, name: str) -> bytes:
         """One of the expected images. Raises FetchFailed, ControlImageInvalid or Overloaded."""
         while self._running and self._used + self._each > self._limit:
             # Once those under way are here, it is known whether there is room.
@@ -43,7 +45,7 @@ class Downloads:
             raise self._too_large()
         with self._begun(limit) as size:
             try:
-                data = await self._fetcher.get(url, self._room.tenant, limit, size.known)
+                data = await self._bring(name, limit, size.known)
             except FetchFailed as error:
                 size.known(0)
                 if limit < self._each and error.details.get("max_bytes") == limit:

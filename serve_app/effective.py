@@ -1,7 +1,6 @@
 """What was done, or would be: one record for `/v1/explain`, for a result's metadata and for a PNG's text.
 
-Pure, and the same code in the ingress and beside the engine. A key bears the request's own name where the
-request has one, so a picture can be made again by sending its record's values back.
+Pure, and the same code in the ingress and next to the engine. Its `request` is a body that makes the picture again.
 """
 
 from collections.abc import Sequence
@@ -12,16 +11,17 @@ from urllib.parse import urlsplit, urlunsplit
 from serve_app.geometry import Size
 from serve_app.images import ControlImage
 from serve_app.models.architecture import Architecture
+from serve_app.models.prompts import picture_tokens
 from serve_app.models.recipe import Recipe, scheduler_config, shift_of, sigmas_of, tokens
 from serve_app.models.registry import ModelSpec
 from serve_app.tasks import EditPlan, Receipt
 
 # A rough figure for byte-pair tokens of English; only the estimate of the work rests on it.
 CHARACTERS_A_TOKEN = 4
+# What a stored control image's name in a request starts with; its digest follows.
+STORED_IMAGE = "sha256:"
 # Tokens of the template behind the dropped system prompt.
 TEMPLATE_TOKENS = 10
-# Pixels a side of the vision encoder's merged patch: 2 x 2 patches of 14 pixels, sides rounded to it.
-MERGED_PATCH = 28
 
 
 def effective(
@@ -44,12 +44,14 @@ def effective(
         "sample_steps": plan.steps,
         "guidance_scale": plan.guidance_scale,
         "seed": plan.seed,
+        "sampler": plan.sampler,
         "output_format": plan.output_format,
         "exif": plan.exif,
         "vae_tiling": plan.vae_tiling,
         "quantization": plan.quantization,
         "feature_cache": plan.feature_cache,
         "why": plan.why,
+        "request": request_of(plan),
         "guidance": _guidance(plan, recipe),
         "forwards": recipe.forwards,
         "scheduler": _scheduler(plan, recipe),
@@ -77,6 +79,36 @@ def effective(
             "text_estimated": text_tokens,
         },
         "transformer_flops_estimated": plan.steps * (positive + (negative if recipe.guided else 0)),
+    }
+
+
+def request_of(plan: EditPlan) -> dict[str, Any]:
+    """A request for this one picture: every value that decides its pixels, under the request's own names.
+
+    A control image stands there by its digest, which the service takes while it keeps the image. The parts of a LoRA's
+    URL that may be secret are left out: its sender has to add them. What only the config says (quantization,
+    feature_cache) is not part of a request.
+    """
+    names = ["ctrl_img"] if len(plan.control_images) == 1 else ["ctrl_img_1", "ctrl_img_2", "ctrl_img_3"]
+    prompt = {
+        "prompt": plan.prompt,
+        "neg": plan.negative_prompt,
+        "width": plan.width,
+        "height": plan.height,
+        "sample_steps": plan.steps,
+        "guidance_scale": plan.guidance_scale,
+        "seed": plan.seed,
+        "sampler": plan.sampler,
+    }
+    images = {name: f"{STORED_IMAGE}{sha256}" for name, sha256 in zip(names, plan.control_images, strict=False)}
+    return {
+        "model": plan.model,
+        "loras": [{"path": without_secrets(use.path), "network_multiplier": use.scale} for use in plan.adapters],
+        "prompts": [prompt | images],
+        "profile": plan.profile,
+        "output_format": plan.output_format,
+        "exif": plan.exif,
+        "vae_tiling": plan.vae_tiling,
     }
 
 
@@ -139,7 +171,5 @@ def _control_image(plan: EditPlan, recipe: Recipe, index: int, image: ControlIma
 
 def _text_tokens(text: str, encoder_sizes: Sequence[Sequence[Size]], recipe: Recipe) -> int:
     """About how many tokens the text stream has: the pictures', the prompt's and the template's."""
-    seen = (sizes[-1] for sizes in encoder_sizes)
-    pictures = sum(round(width / MERGED_PATCH) * round(height / MERGED_PATCH) for width, height in seen)
-    total = pictures + len(recipe.prompt_prefix + text) // CHARACTERS_A_TOKEN + TEMPLATE_TOKENS
+    total = picture_tokens(encoder_sizes) + len(recipe.prompt_prefix + text) // CHARACTERS_A_TOKEN + TEMPLATE_TOKENS
     return min(total, recipe.max_prompt_tokens or total)

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TypeVar
 
 from serve_app.config import AUTO, AppConfig, ModelConfig
+from serve_app.effective import STORED_IMAGE
 from serve_app.errors import (
     ControlImageRequired,
     InvalidParameter,
@@ -22,25 +23,19 @@ from serve_app.errors import (
 from serve_app.geometry import snap
 from serve_app.images import ControlImage
 from serve_app.models.profile import PROFILES, Profile, profile_of_trainer
-from serve_app.models.recipe import SAMPLERS
+from serve_app.models.prompts import Prompts, text_room
+from serve_app.models.recipe import SAMPLERS, make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
-from serve_app.schemas import InferenceRequest, Prompt
-from serve_app.tasks import AdapterUse, EditPlan, SamplerName
+from serve_app.schemas import InferenceRequest, Lora, Prompt
+from serve_app.tasks import MAX_TRIGGER_CHARS, AdapterUse, EditPlan, SamplerName
 
 T = TypeVar("T")
 
 # How much of what somebody sent by mistake is told.
 MAX_NAMES, MAX_NAME = 20, 60
-
-# How far the aspect of a result may be from its control image's before that is told. Flooring the sides to a multiple
-# of 32 alone seldom changes it by as much.
-MAX_STRETCH = 1.02
-# What another aspect does, by the model's family: an edit model gets its control image resized to the result's size, an
-# edit-plus model gets each in its own shape (docs/parity.md, rows 4 and 5).
-STRETCHES = {
-    "edit": "the control image is stretched to the result's shape before it is edited",
-    "edit_plus": "the model sees the control image in its own shape, and what it shows may come out stretched or cut",
-}
+# Characters of all texts that the pictures of one request keep: prompts with the trigger word filled in, negative
+# prompts, LoRA paths. 5,000 pictures may have 1,600 each.
+MAX_KEPT_CHARS = 8_000_000
 
 DEFAULT_SEED = 42
 SAMPLER_NAMES: dict[str, SamplerName] = {name: name for name in SAMPLERS}
@@ -67,16 +62,41 @@ def check_loras(request: InferenceRequest, spec: ModelSpec, config: AppConfig) -
     if not paths and config.require_lora:
         raise LoraFileRequired("loras is empty; this service needs at least one LoRA a request")
     if any(lora.transformer for lora in request.loras) and not spec.two_transformers:
-        raise MoeFormatNotSupported(
-            f"{spec.id} has one transformer; leave out loras[].transformer",
-            {"loras": [lora.model_dump() for lora in request.loras]},
-        )
+        loras = [lora.model_dump(include=set(Lora.model_fields)) for lora in request.loras[:MAX_NAMES]]
+        raise MoeFormatNotSupported(f"{spec.id} has one transformer; leave out loras[].transformer", {"loras": loras})
     limit = config.max_loras_per_request
     if len(paths) > limit:
-        details = {"loras": paths, "max": limit}
+        details = {"loras": paths[:MAX_NAMES], "max": limit}
         if limit == 1:
             raise SingleLoraOnly(f"{len(paths)} LoRAs were sent; this service takes one a request", details)
         raise TooManyLoras(f"{len(paths)} LoRAs were sent; this service takes at most {limit} a request", details)
+
+
+def check_amount(request: InferenceRequest, config: AppConfig) -> None:
+    """Raise InvalidParameter if the request would keep more than a service may: before anything is fetched or kept."""
+    limit = min(config.jobs.max_queued_per_tenant, config.jobs.max_queued)
+    if len(request.prompts) > limit:
+        raise InvalidParameter(
+            f"{len(request.prompts)} prompts were sent; more than {limit} pictures may never wait",
+            {"parameter": "prompts", "max": limit},
+        )
+    paths = sum(len(lora.path) for lora in request.loras)
+    kept = sum(_filled_chars(prompt, request) + len(prompt.neg or "") + paths for prompt in request.prompts)
+    if kept > MAX_KEPT_CHARS:
+        raise InvalidParameter(
+            f"the prompts, with the trigger word and the LoRAs' paths, have {kept} characters in all, at most "
+            f"{MAX_KEPT_CHARS} are accepted; send several requests",
+            {"parameter": "prompts", "max": MAX_KEPT_CHARS},
+        )
+
+
+def _filled_chars(prompt: Prompt, request: InferenceRequest) -> int:
+    """Characters of a prompt with its trigger word, without filling it in; at most so many if a file names the word."""
+    word = prompt.trigger_word or request.trigger_word
+    if not word:
+        return len(prompt.prompt)
+    length = MAX_TRIGGER_CHARS if word == AUTO else len(word)
+    return len(prompt.prompt) + prompt.prompt.count(TRIGGER) * max(length - len(TRIGGER), 0)
 
 
 def check_control_images(request: InferenceRequest, spec: ModelSpec) -> None:
@@ -98,50 +118,51 @@ def check_control_images(request: InferenceRequest, spec: ModelSpec) -> None:
             )
 
 
-def check_counts(request: InferenceRequest, spec: ModelSpec, config: AppConfig) -> None:
-    """Raise InvalidParameter for more prompts or control images than may be. To be checked before any is fetched."""
-    limit = min(config.jobs.max_queued_per_tenant, config.jobs.max_queued)
-    if len(request.prompts) > limit:
-        raise InvalidParameter(f"{len(request.prompts)} prompts were sent; more than {limit} pictures may never wait")
+def check_sources(request: InferenceRequest, spec: ModelSpec, config: AppConfig) -> None:
+    """Raise InvalidParameter for more control images that lie elsewhere than one request may name."""
     if not spec.requires_control_image:
         return
     images = {image for prompt in request.prompts for image in prompt.control_images}
-    urls = sum(map(is_image_url, images))
-    if urls > config.fetch.max_urls:
+    elsewhere, limit = sum(map(lies_elsewhere, images)), config.fetch.max_urls
+    if elsewhere > limit:
         raise InvalidParameter(
-            f"{urls} different URLs of control images were sent; one request may name {config.fetch.max_urls}: send "
-            "its prompts in several requests"
+            f"{elsewhere} different control images were named by URL or sha256; one request may name {limit}: send its "
+            "prompts in several requests"
         )
 
 
-def is_image_url(image: str) -> bool:
-    """Whether a control image is a URL, as the contract has it; otherwise it is base64."""
-    return image.startswith("http")
+def lies_elsewhere(image: str) -> bool:
+    """Whether a control image is named, by its URL or as a stored one, and not sent as base64."""
+    return image.startswith(("http", STORED_IMAGE))
 
 
 def check_parameters(request: InferenceRequest, spec: ModelSpec, config: AppConfig) -> None:
-    """Raise InvalidParameter for a value that is well formed and still cannot be served."""
+    """Raise InvalidParameter for a value that is well formed and still cannot be served.
+
+    A prompt whose trigger word an adapter's file names is checked again once the file is read.
+    """
     for index, prompt in enumerate(request.prompts):
         if prompt.resolution == "High":
             raise InvalidParameter(
                 f"prompt {index}: {spec.id} has no resolution 'High'; set width and height",
                 {"prompt_index": index, "parameter": "resolution"},
             )
-        for name in ("prompt", "neg"):
-            text = getattr(prompt, name) or ""
-            word = (prompt.trigger_word or request.trigger_word or "") if name == "prompt" else ""
-            fillings = text.count(TRIGGER) if word else 0
-            if reserved := [token for token in RESERVED_TOKENS if token in text or (fillings and token in word)]:
-                raise InvalidParameter(
-                    f"prompt {index}: {name} holds {reserved[0]}, which stands for a picture; leave it out",
-                    {"prompt_index": index, "parameter": name},
-                )
-            length = len(text) + fillings * (len(word) - len(TRIGGER))
-            if length > config.max_prompt_chars:
-                raise InvalidParameter(
-                    f"prompt {index}: {name} has {length} characters, at most {config.max_prompt_chars} are accepted",
-                    {"prompt_index": index, "parameter": name},
-                )
+        check_texts(index, fill_trigger(prompt, request.trigger_word, ()), prompt.neg or "", config)
+
+
+def check_texts(index: int, prompt: str, neg: str, config: AppConfig) -> None:
+    """Raise InvalidParameter if a text, as the tokenizer gets it, is too long or stands for what is not there."""
+    for name, text in (("prompt", prompt), ("neg", neg)):
+        details = {"prompt_index": index, "parameter": name}
+        if reserved := next((token for token in RESERVED_TOKENS if token in text), None):
+            raise InvalidParameter(
+                f"prompt {index}: {name} holds {reserved}, which stands for a picture; leave it out", details
+            )
+        if len(text) > config.max_prompt_chars:
+            raise InvalidParameter(
+                f"prompt {index}: {name} has {len(text)} characters, at most {config.max_prompt_chars} are accepted",
+                details,
+            )
 
 
 def plan_edits(
@@ -219,6 +240,37 @@ def _seed(prompt: Prompt, index: int, draw_seed: Callable[[], int]) -> tuple[int
     return prompt.seed, "asked for"
 
 
+def check_lengths(
+    plans: Sequence[EditPlan],
+    spec: ModelSpec,
+    images: Mapping[str, ControlImage],
+    prompts: Prompts,
+    config: AppConfig,
+) -> None:
+    """Raise InvalidParameter for a text that is refused only now that its trigger word and its pictures are known.
+
+    The editor raises the same for what a prompt has too many tokens for; it knows them later, and always exactly.
+    """
+    for index, plan in enumerate(plans):
+        check_texts(index, plan.prompt, plan.negative_prompt, config)
+        pictures = [images[sha256].size for sha256 in plan.control_images]
+        recipe = make_recipe(spec, PROFILES[plan.profile], plan, pictures)
+        if recipe.max_prompt_tokens is not None:
+            # It is cut, and a note says so.
+            continue
+        room = text_room(recipe, (plan.width, plan.height))
+        read = [("prompt", plan.prompt, recipe.encoder_sizes)]
+        if recipe.guided:
+            read.append(("neg", plan.negative_prompt, recipe.negative_encoder_sizes))
+        for name, text, sizes in read:
+            if (tokens := prompts.least_tokens(text, recipe, sizes, room)) > room:
+                raise InvalidParameter(
+                    f"prompt {index}: {name} with its control images has {tokens} tokens, and with pictures of this "
+                    f"size the model takes {room}: shorten it",
+                    {"prompt_index": index, "parameter": name, "tokens": tokens, "most": room},
+                )
+
+
 def ignored_fields(request: InferenceRequest, spec: ModelSpec) -> list[str]:
     """The fields that were sent and mean nothing for the model, or nothing at all: misspelt, or at another level."""
     names = ["num_frames", "fps"]
@@ -227,40 +279,20 @@ def ignored_fields(request: InferenceRequest, spec: ModelSpec) -> list[str]:
     known = {name for name in names if any(getattr(prompt, name) is not None for prompt in request.prompts)}
     if any(prompt.sampler is not None and prompt.sampler not in SAMPLER_NAMES for prompt in request.prompts):
         known.add("sampler")
+    if spec.requires_control_image and any(prompt.ctrl_img and prompt.numbered_images for prompt in request.prompts):
+        known.add("ctrl_img")
+    if any(prompt.neg and not is_guided(prompt, spec) for prompt in request.prompts):
+        known.add("neg")
     unknown = {f"prompts[].{name}" for prompt in request.prompts for name in prompt.model_extra or ()}
+    unknown |= {f"loras[].{name}" for lora in request.loras for name in lora.model_extra or ()}
     unknown |= set(request.model_extra or ())
     told = (name[:MAX_NAME] for name in unknown if name.isprintable())
     return sorted(known | set(islice(told, MAX_NAMES)))
 
 
-def exif_notes(plans: Sequence[EditPlan], images: Mapping[str, ControlImage]) -> list[str]:
-    """A sentence for each control image (by sha256) whose EXIF rotation is not obeyed."""
-    return [
-        f"control image {number} of prompt {index} has EXIF orientation {images[sha256].exif_orientation}, which is "
-        "ignored as the trainer does; send exif: apply to have it turned"
-        for index, edit in enumerate(plans)
-        for number, sha256 in enumerate(edit.control_images, start=1)
-        if edit.exif == "ignore" and images[sha256].exif_orientation
-    ]
-
-
-def stretch_notes(plans: Sequence[EditPlan], images: Mapping[str, ControlImage]) -> list[str]:
-    """A sentence for each picture whose shape is not that of its first control image (by sha256).
-
-    Of several control images the first one is usually what is edited; the others show what goes into it.
-    """
-    notes = []
-    for index, edit in enumerate(plans):
-        if not edit.control_images:
-            continue
-        width, height = images[edit.control_images[0]].size
-        ratio = (edit.width * height) / (edit.height * width)
-        if max(ratio, 1 / ratio) > MAX_STRETCH:
-            shapes = (
-                f"the control image of prompt {index} is {width}x{height} and the result {edit.width}x{edit.height}"
-            )
-            notes.append(f"{shapes}: {STRETCHES[MODELS[edit.model].family]}; set width and height to its aspect")
-    return notes
+def is_guided(prompt: Prompt, spec: ModelSpec) -> bool:
+    """Whether the negative prompt is used at all: see `Recipe.guided`."""
+    return _default(prompt.guidance_scale, spec.default_guidance_scale) > 1
 
 
 def fill_trigger(prompt: Prompt, trigger_word: str | None, adapters: Sequence[AdapterUse]) -> str:
@@ -270,29 +302,11 @@ def fill_trigger(prompt: Prompt, trigger_word: str | None, adapters: Sequence[Ad
     """
     word = prompt.trigger_word or trigger_word
     if word == AUTO:
-        word, _ = _trained_trigger(adapters)
+        word, _ = trained_trigger(adapters)
     return prompt.prompt.replace(TRIGGER, word) if word else prompt.prompt
 
 
-def trigger_notes(request: InferenceRequest, adapters: Sequence[AdapterUse]) -> list[str]:
-    """A sentence for each prompt whose `[trigger]` stays as it is."""
-    trained, path = _trained_trigger(adapters)
-    notes = []
-    for index, prompt in enumerate(request.prompts):
-        word = prompt.trigger_word or request.trigger_word
-        if TRIGGER not in prompt.prompt or (word and word != AUTO) or (word == AUTO and trained):
-            continue
-        if trained:
-            notes.append(
-                f"prompt {index} says {TRIGGER} and the request has no trigger_word; {path!r} was trained with "
-                f"{trained!r}: send trigger_word: auto to use it"
-            )
-        elif word == AUTO:
-            notes.append(f"prompt {index} says {TRIGGER} and trigger_word is auto, but no adapter's file names a word")
-    return notes
-
-
-def _trained_trigger(adapters: Sequence[AdapterUse]) -> tuple[str | None, str | None]:
+def trained_trigger(adapters: Sequence[AdapterUse]) -> tuple[str | None, str | None]:
     """The first trigger word that an adapter's file names, and that adapter's path."""
     found = ((use.receipt.trigger_word, use.path) for use in adapters if use.receipt and use.receipt.trigger_word)
     return next(found, (None, None))

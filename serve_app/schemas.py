@@ -3,13 +3,28 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    TypeAdapter,
+)
+from pydantic_core import PydanticCustomError
 
-from serve_app.config import ProfileName
+from serve_app.config import MAX_PROMPT_CHARS, ProfileName
 from serve_app.tasks import ImageStage, Priority, Receipt, Status
+from serve_app.text import MAX_NAME_CHARS, Name, Nullable, Text, Url, check_image_url, check_token
 
 MAX_SEED = 2**63 - 1
 MAX_DEADLINE_S = 7 * 86400.0
+# Entries of the two lists in one body. The configured limits are lower; these bound the work before they are compared.
+MAX_PROMPTS, MAX_LORAS, MAX_EVENTS = 10_000, 100, 100
+# Faults of a body's shape that an answer lists.
+MAX_FAULTS = 20
 WebhookEvent = Literal["started", "image", "succeeded", "failed", "canceled"]
 DEFAULT_WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = ("succeeded", "failed", "canceled")
 
@@ -51,58 +66,87 @@ ErrorCode = Annotated[str | None, Field(description="Why it failed, as a code: o
 ErrorDetails = Annotated[
     dict[str, Any] | None, Field(description="The facts of `error_code`; `prompt_index` says which prompt failed.")
 ]
+# Text that the tokenizer reads. `max_prompt_chars` of the config is the limit with the trigger word filled in.
+PromptText = Annotated[Text, Field(max_length=MAX_PROMPT_CHARS)]
+ControlImageText = Annotated[Text, AfterValidator(check_image_url)]
 
 
-class Tolerant(BaseModel):
+class Tolerant(Nullable):
     """Takes fields that it does not know, as the contract has it, and remembers their names."""
 
     model_config = ConfigDict(extra="allow")
 
 
-class Lora(BaseModel):
-    path: str = Field(description="Relative to the LoRA root, or an http(s) URL of a .safetensors file.")
+class Lora(Tolerant):
+    path: Url = Field(description="Relative to the LoRA root, or an http(s) URL of a .safetensors file.")
     network_multiplier: float = Field(1.0, ge=-2.0, le=2.0)
     transformer: Literal["low", "high"] | None = Field(None, description="For models with two transformers only.")
 
 
 class Prompt(Tolerant):
-    prompt: str
-    trigger_word: str | None = Field(None, description="Wins over the request's; an empty one does not.")
+    prompt: PromptText
+    trigger_word: PromptText | None = Field(None, description="Wins over the request's; an empty one does not.")
     width: int | None = Field(None, ge=64, le=4096, description="Pixels; floored to the model's divisor.")
     height: int | None = Field(None, ge=64, le=4096, description="Pixels; floored to the model's divisor.")
     guidance_scale: float | None = Field(None, ge=0, le=20)
     sample_steps: int | None = Field(None, ge=1, le=150)
-    neg: str | None = None
+    neg: PromptText | None = Field(None, description="Not used where guidance_scale is not above 1.")
     seed: int | None = Field(None, ge=-1, le=MAX_SEED, description="-1: drawn by the server. Default: 42 + index.")
-    sampler: str | None = Field(
+    sampler: Name | None = Field(
         None,
         description="flowmatch (the default), or lightning for adapters distilled to few steps; others are ignored.",
     )
     num_frames: int | None = Field(None, ge=1, le=1000)
     fps: int | None = Field(None, ge=1, le=120)
     resolution: Literal["Default", "High"] | None = None
-    ctrl_img: str | None = Field(None, description="A URL (starts with http), base64, or a data: URL.")
-    ctrl_img_1: str | None = None
-    ctrl_img_2: str | None = None
-    ctrl_img_3: str | None = None
+    ctrl_img: ControlImageText | None = Field(
+        None,
+        description="A URL (starts with http), base64, a data: URL, or sha256: and the hex digest of a control image "
+        "that an earlier request of the same tenant sent and that is still stored.",
+    )
+    ctrl_img_1: ControlImageText | None = None
+    ctrl_img_2: ControlImageText | None = None
+    ctrl_img_3: ControlImageText | None = None
+
+    @property
+    def numbered_images(self) -> list[str]:
+        """`ctrl_img_1..3`, those that are set."""
+        return [image for image in (self.ctrl_img_1, self.ctrl_img_2, self.ctrl_img_3) if image]
 
     @property
     def control_images(self) -> list[str]:
         """The control images in order: `ctrl_img_1..3` if any is set, else `ctrl_img`."""
-        numbered = [image for image in (self.ctrl_img_1, self.ctrl_img_2, self.ctrl_img_3) if image]
-        return numbered or ([self.ctrl_img] if self.ctrl_img else [])
+        return self.numbered_images or ([self.ctrl_img] if self.ctrl_img else [])
+
+
+_FIRST_PROMPTS = TypeAdapter(list[Prompt])
+
+
+def _check_prompts(prompts: Any) -> Any:
+    """Count the prompts, then find all faults of the first ones. Of the others the first faulty one is enough."""
+    if isinstance(prompts, list):
+        if len(prompts) > MAX_PROMPTS:
+            raise PydanticCustomError("too_long", "At most {most} prompts are accepted", {"most": MAX_PROMPTS})
+        _FIRST_PROMPTS.validate_python(prompts[:MAX_FAULTS])
+    return prompts
 
 
 class InferenceRequest(Tolerant):
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [SUBMIT_EXAMPLE]})
 
-    model: str
-    loras: list[Lora]
-    prompts: list[Prompt] = Field(min_length=1)
-    trigger_word: str | None = Field(
+    model: Name
+    loras: list[Lora] = Field(max_length=MAX_LORAS)
+    prompts: Annotated[
+        list[Prompt],
+        Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True),
+        BeforeValidator(_check_prompts),
+    ]
+    trigger_word: PromptText | None = Field(
         None, description="Replaces [trigger] in every prompt. `auto`: the word that a LoRA's file names."
     )
-    hf_token: SecretStr | None = Field(None, description="Used for this request's downloads; never stored.")
+    hf_token: Annotated[SecretStr, AfterValidator(check_token)] | None = Field(
+        None, max_length=MAX_NAME_CHARS, description="Used for this request's downloads; never stored."
+    )
     profile: ProfileName | None = Field(None, description="Whose preparation is followed. Default: the service's.")
     output_format: Literal["jpeg", "png", "webp"] = Field("jpeg", description="jpeg has quality 95; others no loss.")
     vae_tiling: bool = Field(False, description="The VAE works in tiles, as the trainer's low-memory setting has it.")
@@ -111,9 +155,9 @@ class InferenceRequest(Tolerant):
         None, gt=0, le=MAX_DEADLINE_S, description="Seconds from now to its end at most. Default: the service's."
     )
     priority: Priority = Field(Priority.INTERACTIVE, description="bulk goes when no interactive one waits.")
-    webhook_url: str | None = Field(None, description="Where to post what becomes of it.")
+    webhook_url: Url | None = Field(None, description="Where to post what becomes of it.")
     webhook_events: list[WebhookEvent] = Field(
-        list(DEFAULT_WEBHOOK_EVENTS), description="Which events are posted to webhook_url."
+        list(DEFAULT_WEBHOOK_EVENTS), max_length=MAX_EVENTS, description="Which events are posted to webhook_url."
     )
 
 

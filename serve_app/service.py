@@ -23,6 +23,7 @@ from serve_app.artifacts import Artifacts
 from serve_app.backlog import BacklogReport
 from serve_app.budget import Budget
 from serve_app.config import AppConfig, IngressSettings
+from serve_app.controls import StoredControls
 from serve_app.decoding.pool import PROCESSES, Decoders
 from serve_app.dispatch import Dispatcher, EditorCount, Editors, control_key, record_key
 from serve_app.errors import (
@@ -52,7 +53,7 @@ from serve_app.models.architecture import architecture_of
 from serve_app.models.profile import PROFILES, TRAINER
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.scaling import Backlog
-from serve_app.schemas import Explanation, InferenceRequest, LoraInfo, LoraList
+from serve_app.schemas import Explanation, InferenceRequest, LoraInfo, LoraList, Tolerant
 from serve_app.sweeper import Sweeper
 from serve_app.tasks import EditDone, EditPlan, Event, Status
 from serve_app.telemetry import ACCEPTED, NO_METER, NO_MODEL, REPEATED, REQUESTS, SUBMISSIONS, Meter
@@ -120,10 +121,11 @@ class Service:
         decoders = Decoders(config.fetch, PROCESSES - 1 if config.auth.keys_file else PROCESSES)
         exits.push_async_callback(decoders.close)
         sources = LoraSources(config.lora_root, self._fetcher, self._artifacts, config.fetch.hub_hosts)
-        self._admission = Admission(config, self._fetcher, decoders, sources, self._architectures)
-        self._shelf = Shelf(sources, self._architectures)
         self._store = JobStore(config.jobs)
         exits.push_async_callback(self._store.close)
+        controls = StoredControls(self._store.requests, self._artifacts)
+        self._admission = Admission(config, self._fetcher, decoders, sources, self._architectures, controls)
+        self._shelf = Shelf(sources, self._architectures)
         await self._store.open()
         self._watch = Watch(self._store)
         _run(exits, self._watch.run())
@@ -213,7 +215,7 @@ class Service:
         for tries in range(1, TRIES + 1):
             try:
                 with self._images.hold(caller.tenant) as room:
-                    admitted = await self._admission.admit(request, room)
+                    admitted = await self._admission.admit(request, caller, room)
                     new = self._new_request(request_id, request, admitted, caller, base_url)
                     new = replace(new, idempotency_key=same[0], body_sha256=same[1])
                     await gather_all(
@@ -294,7 +296,7 @@ class Service:
         """
         async with self._discarding_new_files():
             with self._images.hold(caller.tenant) as room:
-                admitted = await self._admission.admit(request, room)
+                admitted = await self._admission.admit(request, caller, room)
         return Explanation(
             model=admitted.spec.id,
             effective=[self._admission.effective(admitted, edit) for edit in admitted.plans],
@@ -444,5 +446,12 @@ def notes_of(admitted: Admitted) -> dict[str, Any]:
 
 def digest_of(request: InferenceRequest) -> str:
     """What makes two bodies the same request: all but the token, of which nothing is stored."""
-    body = request.model_dump(mode="json", exclude={"hf_token"})
+    body = _as_json(request, exclude={"hf_token", "loras", "prompts"})
+    body |= {"loras": list(map(_as_json, request.loras)), "prompts": list(map(_as_json, request.prompts))}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _as_json(part: Tolerant, exclude: Collection[str] = ()) -> dict[str, Any]:
+    """What was sent, unknown fields included: as they came, since pydantic does not write what is nested deep."""
+    known = part.model_dump(mode="json", include=set(type(part).model_fields) - set(exclude))
+    return known | (part.model_extra or {})

@@ -42,6 +42,10 @@ class Priority(StrEnum):
     BULK = "bulk"  # goes when nobody waits, and now and then all the same
 
 
+# Longest trigger word, or name or version of a trainer, that is believed of an adapter's file.
+MAX_TRIGGER_CHARS = 100
+
+
 @dataclass(frozen=True)
 class Factor:
     """What an adapter's file multiplies its low-rank changes by, before the request's `network_multiplier`.

@@ -22,7 +22,7 @@ from serve_app.errors import (
     Unauthorized,
     describe,
 )
-from serve_app.schemas import ErrorBody
+from serve_app.schemas import MAX_FAULTS, ErrorBody
 
 # What a client may do about it, by code.
 HEADERS = {
@@ -57,9 +57,16 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
 
 async def answer_shape_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    # Without `input` and `ctx`, which would echo the body and the token in it.
-    faults = [{key: fault[key] for key in ("type", "loc", "msg")} for fault in error.errors()]
-    return JSONResponse({"detail": faults}, status_code=422)
+    return JSONResponse({"detail": [_fault(fault) for fault in error.errors()[:MAX_FAULTS]]}, status_code=422)
+
+
+def _fault(fault: Mapping[str, Any]) -> dict[str, Any]:
+    """What a client sees of a fault: not `input` and `ctx`, which would echo the body and the token in it."""
+    shown = {key: fault[key] for key in ("type", "loc", "msg")}
+    if fault["type"] == "json_invalid":
+        # FastAPI keeps the reason, which quotes nothing, in `ctx` alone.
+        shown["msg"] = f"{fault['msg']}: {fault['ctx']['error']}"
+    return shown
 
 
 def error_docs(*kinds: type[ServiceError]) -> dict[int | str, dict[str, Any]]:

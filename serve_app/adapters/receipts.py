@@ -12,12 +12,10 @@ from serve_app.adapters.remarks import notes_of
 from serve_app.errors import LoraIncompatible
 from serve_app.models.architecture import PUBLISHED, Architecture
 from serve_app.models.registry import MODELS
-from serve_app.tasks import Receipt
+from serve_app.tasks import MAX_TRIGGER_CHARS, Receipt
 
 # Offending keys that an error names, and how much of each.
 NAMED_KEYS, NAMED_CHARACTERS = 5, 200
-# Longest trigger word, or name or version of a trainer, that is believed.
-MAX_TEXT = 100
 # ostris/ai-toolkit writes {"1_<trigger word>": {...}}, kohya's scripts {"<repeats>_<folder>": {...}}.
 TAG = re.compile(r"^\d+_(.+)$")
 
@@ -127,4 +125,4 @@ def _json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
 
 def _text(value: object) -> str | None:
     """What a file says of itself, if it is a short word that can be printed: anybody may have written it."""
-    return value if isinstance(value, str) and len(value) <= MAX_TEXT and value.isprintable() else None
+    return value if isinstance(value, str) and len(value) <= MAX_TRIGGER_CHARS and value.isprintable() else None

@@ -228,7 +228,8 @@ class LoraSources:
     async def admit(self, path: str, token: str | None, tenant: str) -> AdmittedFile:
         """The file that `path` names, its header read.
 
-        Raises LoraInvalidFile, LoraDownloadFailed or Overloaded, and StorageFailed if what was downloaded cannot be kept.
+        Raises LoraInvalidFile, LoraDownloadFailed or Overloaded, and StorageFailed if what was downloaded cannot be
+        kept.
         """
         if not is_url(path):
             return await self.ask(lambda: self.read(self.find(path)))

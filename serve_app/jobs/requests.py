@@ -103,6 +103,20 @@ class Requests:
             return {row[0]: row[1] for row in await connection.execute(of_these)}
 
     @transaction
+    async def need(self, key: str, tenant: str | None) -> bool:
+        """Whether a stored request, of this tenant or of any, needs the file under `key`."""
+        needed = (
+            sa.select(_requests.id)
+            .join(tables.request_files, tables.request_files.c.request_id == _requests.id)
+            .where(tables.request_files.c.key == key)
+            .limit(1)
+        )
+        if tenant is not None:
+            needed = needed.where(_requests.tenant == tenant)
+        async with self._database.reading() as connection:
+            return (await connection.execute(needed)).first() is not None
+
+    @transaction
     async def cancel(self, request_id: str) -> bool:
         """End a request that has no end yet; whether it had none. Whoever works on it finds its claim lost."""
         async with self._database.writing() as connection:

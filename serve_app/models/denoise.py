@@ -11,12 +11,9 @@ from torch import Tensor
 from serve_app.errors import InvalidParameter
 from serve_app.models.branches import Branches, Shapes
 from serve_app.models.conditioning import pack
+from serve_app.models.prompts import POSITIONS
 from serve_app.models.recipe import scheduler_config, shift_of
 from serve_app.tasks import SamplerName
-
-# Positions that the transformer knows: the rows of a table in diffusers' `QwenEmbedRope`, which does not say when they
-# have run out.
-POSITIONS = 4096
 
 
 def refuse_too_long(tokens: int, shapes: Shapes) -> None:

@@ -34,21 +34,12 @@ from transformers import (
 )
 
 from serve_app.models.architecture import MINIATURE_ARCHITECTURE
+from serve_app.models.prompts import SPECIAL_TOKENS
 from serve_app.models.recipe import SCHEDULER_CONFIG
 from serve_app.models.registry import ModelSpec
 
 SEED = 20260823
 HIDDEN = 32
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 TOKEN_IDS = {token: 256 + i for i, token in enumerate(SPECIAL_TOKENS)}
 
 TEXT: dict[str, Any] = {

@@ -7,9 +7,11 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from serve_app import errors
 from serve_app.answers import result_of
 from serve_app.bodies import release
+from serve_app.routes.body import JsonRoute
 from serve_app.routes.caller import KEYS_IN_DOCS, CallerOfRequest, base_url_of
 from serve_app.schemas import Explanation, InferenceRequest, RequestResult, ShapeErrors, Submitted
 from serve_app.service import Service
+from serve_app.text import Question
 from serve_app.wire import error_docs
 
 # What a POST can be refused for, in the order of the checks.
@@ -45,7 +47,12 @@ MAX_KEY = 255
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(tags=["inference"], dependencies=KEYS_IN_DOCS, responses={422: {"model": ShapeErrors}})
+    routes = APIRouter(
+        tags=["inference"],
+        dependencies=KEYS_IN_DOCS,
+        responses={422: {"model": ShapeErrors}},
+        route_class=JsonRoute,
+    )
     BaseUrl = Depends(base_url_of(service))
 
     @routes.post("/v1/inference", responses=error_docs(*SUBMIT_ERRORS))
@@ -55,7 +62,7 @@ def router(service: Service) -> APIRouter:
         caller: CallerOfRequest,
         base_url: Annotated[str, BaseUrl],
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the result.")] = 0,
-        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_KEY)] = None,
+        idempotency_key: Annotated[Question | None, Header(min_length=1, max_length=MAX_KEY)] = None,
     ) -> Submitted | RequestResult:
         """Accept a request. From the answer on it is stored, and reaches an end whatever happens here.
 

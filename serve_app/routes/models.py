@@ -8,6 +8,7 @@ from serve_app.errors import LoraUnknown, Unauthorized
 from serve_app.routes.caller import KEYS_IN_DOCS
 from serve_app.schemas import LoraInfo, LoraList, ModelInfo, ModelList
 from serve_app.service import Service
+from serve_app.text import Text, Url
 from serve_app.wire import error_docs
 
 DEFAULT_PAGE, MAX_PAGE = 50, 500
@@ -23,13 +24,13 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/loras")
     async def loras(
-        search: str = "", cursor: str = "", limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE
+        search: Url = "", cursor: Url = "", limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE
     ) -> LoraList:
         """The files under the LoRA root with what their headers say; `search` looks at paths and trigger words."""
         return await service.loras(search, cursor, limit)
 
     @routes.get("/v1/loras/{path:path}", responses=error_docs(LoraUnknown))
-    async def lora(path: str) -> LoraInfo:
+    async def lora(path: Text) -> LoraInfo:
         """One file under the LoRA root."""
         return await service.lora(path)
 

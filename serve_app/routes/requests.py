@@ -2,8 +2,9 @@
 
 import base64
 import binascii
+import re
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
@@ -18,13 +19,14 @@ from serve_app.routes.models import DEFAULT_PAGE, MAX_PAGE
 from serve_app.schemas import History, HistoryEntry, RequestResult, RequestStatus, TenantUsage, UsageList
 from serve_app.service import Service
 from serve_app.tasks import Status
+from serve_app.text import Question, Url
 from serve_app.wire import error_docs
 
 MEDIA_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
-# PostgreSQL takes no NUL.
-TEXT = r"^[^\x00]*$"
 # A watcher who has seen nothing yet.
 NOTHING_SEEN = -1
+# An event's id: a version, which the database counts in 32 bits.
+EVENT_ID = re.compile(r"[0-9]{1,10}")
 NOT_FOUND = error_docs(errors.Unauthorized, errors.RequestNotFound)
 
 
@@ -90,7 +92,8 @@ def _add_events(routes: APIRouter, service: Service) -> None:
     ) -> tuple[RequestRecord, int]:
         """The request, and what its watcher has seen. Before the answer begins, so that errors have their status."""
         record = await service.request(request_id, caller)
-        since = int(last_event_id) if last_event_id and last_event_id.isdecimal() else NOTHING_SEEN
+        event_id = EVENT_ID.fullmatch(last_event_id or "")
+        since = int(event_id[0]) if event_id else NOTHING_SEEN
         if record.status.ended and since >= record.version:
             # Tells an EventSource not to come again.
             raise HTTPException(204)
@@ -118,12 +121,12 @@ def _add_history(routes: APIRouter, service: Service) -> None:
     async def history(
         caller: CallerOfRequest,
         status: Status | None = None,
-        model: Annotated[str | None, Query(pattern=TEXT)] = None,
-        lora: Annotated[str | None, Query(pattern=TEXT, description="A `loras[].path`.")] = None,
-        tenant: Annotated[str | None, Query(pattern=TEXT, description="For operators; others see their own.")] = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        cursor: str | None = None,
+        model: Question | None = None,
+        lora: Annotated[Question | None, Query(description="A `loras[].path`.")] = None,
+        tenant: Annotated[Question | None, Query(description="For operators; others see their own.")] = None,
+        since: Annotated[datetime | None, Query(description="In UTC, unless it says otherwise.")] = None,
+        until: Annotated[datetime | None, Query(description="In UTC, unless it says otherwise.")] = None,
+        cursor: Url | None = None,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE,
     ) -> History:
         """Requests of the key's tenant, newest first. Without API keys nobody sees a history: 403."""
@@ -147,7 +150,10 @@ def names_etag(if_none_match: list[str], etag: str) -> bool:
 
 
 def _seconds(moment: datetime | None) -> float | None:
-    return moment.timestamp() if moment else None
+    """Seconds since the epoch. A time without a zone is UTC: this machine's zone has no year 1."""
+    if moment is None:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _cursor_after(row: Summary) -> str:

@@ -96,6 +96,14 @@ def test_text_of_another_program_is_no_parameter(file, tmp_path, capsys):
     assert "b.png carries no parameters" in capsys.readouterr().out
 
 
+def test_request_of_a_record_names_no_difference_twice(file, capsys):
+    a, b = ({"effective": {"seed": seed, "request": {"prompts": [{"seed": seed}]}}} for seed in (1, 2))
+    compare.main([file("a.png", picture(), a), file("b.png", picture(), b)])
+    out = capsys.readouterr().out
+    assert "effective.seed: 1 | 2" in out
+    assert "request" not in out
+
+
 def test_how_a_value_came_about_is_no_parameter(file, capsys):
     a = {"effective": {"seed": 42, "why": {"seed": "asked for"}, "loras": [{"path": "a", "id": "1"}]}}
     b = {"effective": {"seed": 42, "why": {"seed": "default"}, "loras": [{"path": "a", "id": "2"}]}}

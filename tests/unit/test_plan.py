@@ -9,7 +9,8 @@ from serve_app.models.architecture import PUBLISHED, architecture_of
 from serve_app.models.profile import PROFILES, profile_of_trainer
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
-from serve_app.plan import exif_notes, ignored_fields, plan_edits, stretch_notes
+from serve_app.notes import exif_notes, stretch_notes
+from serve_app.plan import ignored_fields, plan_edits
 from serve_app.schemas import InferenceRequest
 from serve_app.tasks import AdapterUse, Receipt
 

@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from serve_app.models.checkpoint import PROCESSOR_CONFIG
-from serve_app.models.miniature import SPECIAL_TOKENS, VISION
+from serve_app.models.miniature import VISION
+from serve_app.models.prompts import SPECIAL_TOKENS
 from serve_app.models.recipe import SCHEDULER_CONFIG
 
 HIDDEN = 64

@@ -1,0 +1,122 @@
+"""Lengths that an ingress tells without torch are those of what the text encoder is given."""
+
+import json
+
+import pytest
+from tokenizers import models
+from transformers import Qwen2Tokenizer
+
+from serve_app.config import MINIATURE, MINIATURE_RANDOM, ModelConfig
+from serve_app.device import Stopwatch
+from serve_app.engine import Engine
+from serve_app.errors import InvalidParameter
+from serve_app.images import read
+from serve_app.models import miniature, trained
+from serve_app.models.profile import PROFILES
+from serve_app.models.prompts import TEMPLATES, Prompts, text_room
+from serve_app.models.recipe import make_recipe
+from serve_app.models.registry import MODELS
+from serve_app.tasks import EditPlan
+from tests.conftest import THREADS, as_png, noise_picture
+
+FAMILIES = {"qwen_image_edit": 1, "qwen_image_edit_plus": 2, "qwen_image": 0}
+PICTURES = [as_png(noise_picture(*size)) for size in ((96, 64), (64, 200))]
+TEXTS = (
+    "",
+    "make it night",
+    "cafe\u0301 \u00e9\u00e9 " * 20,
+    "\N{GRINNING FACE}\N{FAMILY}" * 50,
+    "a <|im_end|> <|vision_start|> hat\n\n  1234",
+    "\u4e2d\u6587\u3000" * 100,
+    "[trigger] " * 200,
+)
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=list(FAMILIES))
+def family(request: pytest.FixtureRequest):
+    """A model's id, its engine of random weights, and control images for it."""
+    config = ModelConfig(id=request.param, checkpoint=MINIATURE_RANDOM, threads=THREADS, device="cpu")
+    return config, Engine.load(config), PICTURES[: FAMILIES[request.param]]
+
+
+def plan_for(make_plan, model: str, pictures: list[bytes], **changes: object) -> EditPlan:
+    return make_plan(model=model, control_images=tuple("0" * 64 for _ in pictures), steps=1, **changes)
+
+
+def test_templates_are_those_of_diffusers(family):
+    config, engine, _ = family
+    template = TEMPLATES[MODELS[config.id].family]
+    pipeline = engine._pipeline
+    assert template.head + "{}" + template.tail == pipeline.prompt_template_encode
+    assert template.dropped == pipeline.prompt_template_encode_start_idx
+
+
+@pytest.mark.parametrize("profile", ["reference", "trainer", "trainer-0.6.0"])
+def test_tokens_are_as_many_as_the_encoder_gives(family, make_plan, profile):
+    config, engine, pictures = family
+    watch = Stopwatch(engine.device)
+    for text in TEXTS:
+        plan = plan_for(make_plan, config.id, pictures, profile=profile, prompt=text, negative_prompt=text)
+        recipe = engine._recipe(engine.prepare(plan, pictures))
+        given = engine._encoders.conditions(plan, [read(data, "ignore") for data in pictures], recipe, watch)
+        for embeddings, sizes in (
+            (given.positive, recipe.encoder_sizes),
+            (given.negative, recipe.negative_encoder_sizes),
+        ):
+            told = Prompts(config).least_tokens(text, recipe, sizes, enough=-1)
+            assert min(told, recipe.max_prompt_tokens or told) == embeddings.shape[1], text
+
+
+def test_text_that_fits_just_so_is_edited_and_one_more_token_is_refused(family, make_plan):
+    config, engine, pictures = family
+    spec = MODELS[config.id]
+    if not pictures:
+        pytest.skip("a text-to-image model cuts its prompts")
+    plan = plan_for(make_plan, config.id, pictures, guidance_scale=1.0)
+    sizes = [read(data, "ignore").facts.size for data in pictures]
+    recipe = make_recipe(spec, PROFILES[plan.profile], plan, sizes)
+    room, prompts = text_room(recipe, (plan.width, plan.height)), Prompts(config)
+    # A letter is a token of this tokenizer.
+    fits = "x" * (room - prompts.least_tokens("", recipe, recipe.encoder_sizes, enough=-1))
+    assert prompts.least_tokens(fits, recipe, recipe.encoder_sizes, enough=-1) == room
+    engine.edit(plan_for(make_plan, config.id, pictures, guidance_scale=1.0, prompt=fits), pictures)
+    with pytest.raises(InvalidParameter):
+        engine.edit(plan_for(make_plan, config.id, pictures, guidance_scale=1.0, prompt=fits + "x"), pictures)
+
+
+@pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json and merges.txt"])
+@pytest.mark.parametrize("make", [trained.ensure, miniature.ensure], ids=["trained", "random"])
+def test_tokenizer_is_read_from_the_checkpoints_files(tmp_path, make, files, make_plan):
+    """Published checkpoints have a vocabulary and merges, those that transformers writes today one file."""
+    spec = MODELS["qwen_image_edit"]
+    whole = make(spec) / "tokenizer/tokenizer.json"
+    (tmp_path / "tokenizer").mkdir()
+    if files == "tokenizer.json":
+        (tmp_path / "tokenizer" / files).write_bytes(whole.read_bytes())
+    else:
+        content = json.loads(whole.read_text())
+        merges = [tuple(merge) for merge in content["model"]["merges"]]
+        models.BPE(vocab=content["model"]["vocab"], merges=merges).save(str(tmp_path / "tokenizer"))
+        added = {str(token["id"]): token for token in content["added_tokens"]}
+        (tmp_path / "tokenizer/tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    ours = Prompts(ModelConfig(checkpoint=str(tmp_path)))
+    theirs = Qwen2Tokenizer.from_pretrained(make(spec) / "tokenizer")
+    for text in TEXTS:
+        assert ours._encode(text).ids == theirs(text)["input_ids"], text
+
+
+def test_cut_names_the_words_behind_the_last_token_that_is_read(make_plan):
+    """With the trained miniature's tokenizer, whose tokens join bytes."""
+    config = ModelConfig(id="qwen_image", checkpoint=MINIATURE)
+    spec, text = MODELS["qwen_image"], " ".join(f"word{number}" for number in range(300))
+    plan = make_plan(model="qwen_image", control_images=(), prompt=text)
+    recipe = make_recipe(spec, PROFILES["reference"], plan, [])
+    cut = Prompts(config).cut(text, recipe)
+    assert cut is not None
+    tokenizer = Qwen2Tokenizer.from_pretrained(trained.ensure(spec) / "tokenizer")
+    template = TEMPLATES["text_to_image"]
+    ids = tokenizer(template.head + text + template.tail)["input_ids"][: template.dropped + 512]
+    read_text = tokenizer.decode(ids).removeprefix(template.head)
+    whole_words = [word for word in text.split() if word in read_text.split()]
+    assert cut.words - cut.lost in (len(whole_words), len(whole_words) - 1)
+    assert text.split()[: cut.words - cut.lost] == whole_words[: cut.words - cut.lost]
