@@ -90,19 +90,19 @@ def test_kind_that_cannot_be_applied_exactly_is_refused_by_name(client, make_bod
 
 def test_trigger_that_nobody_fills_is_noted(client, make_body, write):
     loras = [{"path": write("mine.safetensors")}]
-    [note] = explained(client, make_body(loras=loras))["notes"]
+    [note] = explained(client, make_body(loras=loras, width=96))["notes"]
     assert "'mine.safetensors' was trained with 'sks': send trigger_word: auto" in note
-    assert explained(client, make_body(loras=loras, trigger_word="cat"))["notes"] == []
+    assert explained(client, make_body(loras=loras, width=96, trigger_word="cat"))["notes"] == []
 
 
 def test_auto_trigger_is_the_files_own(client, make_body, write):
-    answer = explained(client, make_body(loras=[{"path": write("mine.safetensors")}], trigger_word="auto"))
+    answer = explained(client, make_body(loras=[{"path": write("mine.safetensors")}], width=96, trigger_word="auto"))
     assert (answer["effective"][0]["prompt"], answer["notes"]) == ("sks at night", [])
 
 
 def test_auto_trigger_without_one_in_the_file_is_noted(client, make_body, write):
     path = write("plain.safetensors", metadata={})
-    answer = explained(client, make_body(loras=[{"path": path}], trigger_word="auto"))
+    answer = explained(client, make_body(loras=[{"path": path}], width=96, trigger_word="auto"))
     assert answer["effective"][0]["prompt"] == "[trigger] at night"
     assert "no adapter's file names a word" in answer["notes"][0]
 
