@@ -98,11 +98,12 @@ def is_of_the_service(name: str) -> bool:
 
 
 def measure(client: httpx.Client, loras: list[str]) -> dict[int, Memory]:
-    seen = {0: resident()}
+    seen, began = {0: resident()}, time.monotonic()
     for number in range(1, EDITS + 1):
         edit(client, body(number, loras))
         if number % EVERY == 0:
             seen[number] = resident()
+            print(f"{number} edits after {time.monotonic() - began:.0f} s", flush=True)
     return seen
 
 

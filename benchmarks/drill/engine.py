@@ -6,6 +6,7 @@ length on a machine of any load, it is the declared timed one of `benchmarks.dri
 
 # No `from __future__ import annotations` here: Serve reads the annotation of a builder to validate the args.
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,8 @@ from serve_app.editor import load_engine
 from serve_app.errors import EditCanceled
 from serve_app.tasks import AdapterUse, EditPlan
 
-STEP_S = {TIMED: TIMED_STEP_S, QUICK: QUICK_STEP_S}
+# Prompts that ask for steps of a fixed time: that time (s), and what passes it.
+PACED = {TIMED: (TIMED_STEP_S, time.sleep), QUICK: (QUICK_STEP_S, timed.busy)}
 
 if TYPE_CHECKING:
     # Ingresses read this module too, and never import torch.
@@ -61,8 +63,8 @@ class DrillEngine:
             on_step(step)
 
         try:
-            if plan.prompt in STEP_S:
-                edited = timed.run(plan, noted, should_stop, STEP_S[plan.prompt])
+            if plan.prompt in PACED:
+                edited = timed.run(plan, noted, should_stop, *PACED[plan.prompt])
             else:
                 edited = self._engine.run(prepared, noted, should_stop)
         except EditCanceled:

@@ -67,18 +67,21 @@ class SteadyDrill:
 
     async def run(self) -> list[str]:
         before, known = self._service.editors(), self._service.started()
-        others, cancellations = await self._post()
-        statuses = await self._cancel(cancellations)
+        cancellations: asyncio.Queue[Cancellation] = asyncio.Queue()
+        cancelling = asyncio.create_task(self._cancel(cancellations))
+        others = await self._post(cancellations)
+        cancelled = await cancelling
+        statuses = list(cancelled.values())
         ended = [await self._client.wait(request_id) for request_id in others]
         await asyncio.sleep(TIME_LIMITS.stopping_s + HEALTH_CHECKS_S)
         after, started = self._service.editors(), self._service.started() - known
-        self._print(cancellations, statuses)
+        self._print(cancelled)
         print(f"editors: {sorted(before)} before, {sorted(after)} after, {started} started meanwhile")
         return faults(before, after, started, {"cancelled": statuses, "other": ended})
 
-    async def _post(self) -> tuple[list[str], list[Cancellation]]:
-        """The requests that are to succeed, and those that will be cancelled, all along the line."""
-        others, cancellations = [], []
+    async def _post(self, cancellations: "asyncio.Queue[Cancellation]") -> list[str]:
+        """Post the requests that are to succeed, and among them those that will be cancelled."""
+        others = []
         for number in range(CANCELLED):
             if number % BATCH == 0:
                 prompts = tuple(index % len(PROMPTS) for index in range(BATCH))
@@ -87,26 +90,29 @@ class SteadyDrill:
             moment = self._random.randint(WAITING, MADE)
             latest_s = LATEST_WAITING_S if moment == WAITING else LATEST_S
             pause_s = self._random.uniform(0, latest_s)
-            cancellations.append(Cancellation(await self._client.submit(order), order.images[0], moment, pause_s))
-        return others, cancellations
+            cancellations.put_nowait(Cancellation(await self._client.submit(order), order.images[0], moment, pause_s))
+        return others
 
-    async def _cancel(self, cancellations: Sequence[Cancellation]) -> list[str]:
+    async def _cancel(self, cancellations: "asyncio.Queue[Cancellation]") -> dict[Cancellation, str]:
         """Cancel each request when it is due; how they ended."""
-        waiting, sent = list(cancellations), []
-        while waiting:
+        waiting: list[Cancellation] = []
+        sent: dict[Cancellation, asyncio.Task[str]] = {}
+        while len(sent) < CANCELLED:
+            while not cancellations.empty():
+                waiting.append(cancellations.get_nowait())
             notes = self._service.notes.of_image()
             due = [each for each in waiting if each.is_due(notes.get(each.image, ()))]
             waiting = [each for each in waiting if each not in due]
-            sent += [asyncio.create_task(self._cancel_one(each)) for each in due]
+            sent |= {each: asyncio.create_task(self._cancel_one(each)) for each in due}
             await asyncio.sleep(0.02)
-        return await asyncio.gather(*sent)
+        return {each: await task for each, task in sent.items()}
 
     async def _cancel_one(self, cancellation: Cancellation) -> str:
         await asyncio.sleep(cancellation.pause_s)
         await self._client.cancel(cancellation.request_id)
         return await self._client.wait(cancellation.request_id)
 
-    def _print(self, cancellations: Sequence[Cancellation], statuses: Sequence[str]) -> None:
+    def _print(self, cancellations: Mapping[Cancellation, str]) -> None:
         notes = self._service.notes.of_image()
         ends = Counter(notes[each.image][-1].what if each.image in notes else "not begun" for each in cancellations)
         moments = Counter(each.moment for each in cancellations)
@@ -114,5 +120,5 @@ class SteadyDrill:
             f"{len(cancellations)} of {EDITS} edits cancelled: {moments[WAITING]} while they waited, {moments[MADE]} "
             f"after their last step, the others at one of {STEPS} steps of {QUICK_STEP_S} s; "
             f"{ends['not begun']} never began, {ends['stopped']} were stopped, {ends['made']} had been made; "
-            f"{statuses.count('succeeded')} succeeded all the same"
+            f"{list(cancellations.values()).count('succeeded')} succeeded all the same"
         )

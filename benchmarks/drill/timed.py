@@ -27,17 +27,28 @@ from serve_app.tasks import AdapterUse, EditPlan
 SLOWER = 5
 
 
+def busy(seconds: float) -> None:
+    """Keep Python's interpreter for so long, as an engine does that computes on a CPU: the event loop gets on late."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
 def run(
-    plan: EditPlan, on_step: Callable[[int], None], should_stop: Callable[[], bool], step_s: float = TIMED_STEP_S
+    plan: EditPlan,
+    on_step: Callable[[int], None],
+    should_stop: Callable[[], bool],
+    step_s: float = TIMED_STEP_S,
+    step: Callable[[float], None] = time.sleep,
 ) -> Edited:
-    for step in range(plan.steps + 1):
-        if step:
-            time.sleep(step_s)
+    for number in range(plan.steps + 1):
+        if number:
+            step(step_s)
         elif should_stop():
             raise EditCanceled("stopped before its first step")
-        on_step(step)
+        on_step(number)
         if should_stop():
-            raise EditCanceled(f"stopped after step {step} of {plan.steps}")
+            raise EditCanceled(f"stopped after step {number} of {plan.steps}")
     picture = PIL.Image.new("RGB", (plan.width, plan.height), (plan.seed % 256, 0, 0))
     return Edited(picture, {}, {"generate": plan.steps * step_s, "load_control_images": 0.0})
 
