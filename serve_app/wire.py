@@ -12,8 +12,10 @@ from serve_app.errors import (
     ErrorDescription,
     QueueFull,
     RequestError,
+    ServiceUnavailable,
     StorageFailed,
     StoreUnavailable,
+    TooManyRequests,
     Unauthorized,
     describe,
 )
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 HEADERS = {
     # About what an edit takes, after which there is room for the next.
     QueueFull.code: {"Retry-After": "10"},
+    TooManyRequests.code: {"Retry-After": "2"},
+    ServiceUnavailable.code: {"Retry-After": "2"},
     StoreUnavailable.code: {"Retry-After": "2"},
     StorageFailed.code: {"Retry-After": "2"},
     Unauthorized.code: {"WWW-Authenticate": "Bearer"},
