@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import ray
 from ray import serve
 
-from serve_app.commands.config_file import LOOPBACK
 from serve_app.commands.signals import StopSignals
 from serve_app.errors import StartFailed
 
@@ -22,11 +21,7 @@ def cluster(address: str | None, stop: StopSignals) -> Iterator[None]:
     os.environ.setdefault("SERVE_SOCKET_REUSE_PORT_ENABLED", "0")
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     try:
-        if address is None or address == "local":
-            # A node with this address has no port open on any other one.
-            ray.init(address="local", namespace=NAMESPACE, _node_ip_address=LOOPBACK, dashboard_host=LOOPBACK)
-        else:
-            ray.init(address=address, namespace=NAMESPACE)
+        ray.init(address=address or "local", namespace=NAMESPACE)
     except ConnectionError as error:
         raise StartFailed(f"no Ray cluster answers at {address}; start one, or leave the address out") from error
     except SystemExit:

@@ -105,12 +105,20 @@ class Front:
             time.sleep(0.02)
 
     def _tell(self, command: str) -> None:
+        """Raises FrontFailed."""
+        try:
+            said = self._ask(command)
+        except OSError as error:
+            raise FrontFailed(f"HAProxy did not take the command {command!r}: {error}") from error
+        if said:
+            logger.warning("HAProxy answered %r to %r", said, command)
+
+    def _ask(self, command: str) -> str:
         with socket.socket(socket.AF_UNIX) as admin:
             admin.settimeout(STOP_S)
             admin.connect(str(self._folder / "admin.sock"))
             admin.sendall(command.encode() + b"\n")
-            if said := admin.makefile().read().strip():
-                logger.warning("HAProxy answered %r to %r", said, command)
+            return admin.makefile().read().strip()
 
 
 def haproxy_binary() -> str:

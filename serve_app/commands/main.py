@@ -1,6 +1,7 @@
 """The command line of `edits-server`."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,10 @@ def run(
 
     A second signal stops it at once.
     """
-    # Only now: Ray takes seconds to import, which `--help` need not wait for.
+    if address in (None, "local"):
+        # Ray reads this when it is imported: a cluster of one machine, whose processes then listen on loopback alone.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    # Only now, also because it takes seconds, which `--help` need not wait for.
     from serve_app.commands.run import run_service
 
     try:

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import httpx
@@ -19,6 +19,8 @@ from serve_app.config import FrontConfig
 from serve_app.errors import ConfigRefused
 from tests.commands.backend import Answers, backend
 
+DEFAULTS = FrontConfig()
+
 
 @dataclass
 class Running:
@@ -30,10 +32,8 @@ class Running:
     def raw(self, data: bytes, source: str = "127.0.0.1", timeout: float = 15) -> bytes:
         """What the front answers to these bytes on a connection of their own."""
         with socket.create_connection(("127.0.0.1", self.port), timeout, source_address=(source, 0)) as connection:
-            try:
+            with suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(data)
-            except (BrokenPipeError, ConnectionResetError):
-                pass
             try:
                 return connection.recv(4096)
             except ConnectionResetError:
@@ -42,7 +42,7 @@ class Running:
 
 @contextmanager
 def running(
-    limits: FrontConfig = FrontConfig(), cors_origins: tuple[str, ...] = ("*",), base_path: str = ""
+    limits: FrontConfig = DEFAULTS, cors_origins: tuple[str, ...] = ("*",), base_path: str = ""
 ) -> Iterator[Running]:
     with ExitStack() as stack:
         port, answers = stack.enter_context(backend())
@@ -118,11 +118,8 @@ def test_the_applications_answers_pass_as_they_are(front: Running, status: int):
 
 
 def test_events_pass_one_by_one(front: Running):
-    arrivals = []
     with front.client.stream("GET", "/events", headers={"Accept": "text/event-stream"}) as response:
-        for line in response.iter_lines():
-            if line:
-                arrivals.append((line, time.monotonic()))
+        arrivals = [(line, time.monotonic()) for line in response.iter_lines() if line]
     assert [line for line, _ in arrivals] == ["data: 0", "data: 1", "data: 2"]
     assert arrivals[2][1] - arrivals[0][1] > 0.4
 
