@@ -28,7 +28,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m serve_app.demo --model $(MODEL)
 
 serve: $(VENV)/.installed
-	$(BIN)/serve run serve_config.yaml
+	$(BIN)/edits-server run serve_config.yaml
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

@@ -4,7 +4,6 @@
 
 import asyncio
 import logging
-import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +13,12 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview
-from ray.util.state import list_jobs
-from ray.util.state.exception import RayStateApiException
 from starlette.types import ASGIApp
 
 from serve_app import meter
 from serve_app.autoscaler import to_stats
 from serve_app.config import AppConfig, IngressSettings, JobsConfig, ModelConfig
+from serve_app.config_folder import config_folder
 from serve_app.editor import TIME_LIMITS, Editor, EditorHandles, EngineFactory, TimeLimits, load_engine
 from serve_app.ingress import create_app
 from serve_app.models.registry import MODELS
@@ -157,7 +155,8 @@ def editor_name(model_id: str) -> str:
 
 def build(args: AppConfig) -> serve.Application:
     """The builder that serve_config.yaml names."""
-    return build_application(args.resolved(config_folder()))
+    folder = Path(args.config_folder) if args.config_folder else config_folder()
+    return build_application(args.resolved(folder))
 
 
 def build_application(
@@ -208,21 +207,3 @@ def editor_deployment(model: ModelConfig) -> serve.Deployment:
         request_router_config=ROUTER,
         ray_actor_options=resources,
     )
-
-
-def config_folder() -> Path:
-    """The folder of the config file that `serve run` was given; else the folder it was started in.
-
-    Ray hands a builder the args alone. The command line is in the job's record, and the working directory
-    of a local cluster's workers is that of the command.
-    """
-    here = Path.cwd()
-    try:
-        context = ray.get_runtime_context()
-        # Of this very cluster: a machine may run several.
-        jobs = list_jobs(address=context.gcs_address, filters=[("job_id", "=", context.get_job_id())])
-        words = [word for job in jobs for word in shlex.split(job.entrypoint or "")]
-    except (RayStateApiException, ConnectionError, ValueError):
-        return here
-    files = [here / word for word in words if word.endswith((".yaml", ".yml"))]
-    return next((file.parent.resolve() for file in files if file.is_file()), here)

@@ -24,6 +24,8 @@ from pydantic import (
     model_validator,
 )
 
+from serve_app.errors import ConfigRefused
+
 SQLITE_PREFIX = "sqlite+aiosqlite:///"
 SECRET_PREFIX = "whsec_"
 # The checkpoints inside the package: one that was trained to edit, and one of random weights for tests of exactness.
@@ -36,6 +38,8 @@ MAX_PROMPT_CHARS = 100_000
 
 # An environment variable, as a config names it.
 VARIABLE = re.compile(r"\$\{(\w+)\}")
+# The keys of a model that name folders of the node that an editor runs on.
+MODEL_FOLDERS = ("adapter_disk_folder", "compile_cache_folder")
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -323,6 +327,19 @@ class IngressSettings(Frozen):
     keep_warm: tuple[str, ...] = ()
 
 
+class FrontConfig(Frozen):
+    """Limits of the HTTP front that `edits-server run` puts before the service. Plain `serve run` has no front.
+
+    `max_connections` is for all clients together. One address may have `max_requests_per_address` requests in progress,
+    streams and waiting requests included; more are answered 429. Connections from `trusted_proxies` come from a
+    proxy of your own: their `X-Forwarded-For` names the client's address, and `X-Forwarded-Proto` its scheme.
+    """
+
+    max_connections: PositiveInt = 4000
+    max_requests_per_address: PositiveInt = 400
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
+
+
 class AppConfig(Frozen):
     """The `args` of serve_config.yaml. Every key is optional; the defaults run on a laptop.
 
@@ -331,6 +348,7 @@ class AppConfig(Frozen):
     `require_lora: false` allows requests with an empty `loras`.
     `allowed_hosts`: the names under which the service answers, without ports; `*` stands for any characters.
     A body must arrive within `body_timeout_s`.
+    `config_folder`: the folder that relative paths are relative to; `edits-server run` sets it to the config file's.
     """
 
     models: tuple[ModelConfig, ...] = Field(default=(ModelConfig(),), min_length=1)
@@ -349,6 +367,8 @@ class AppConfig(Frozen):
     auth: AuthConfig = AuthConfig()
     webhooks: WebhooksConfig = WebhooksConfig()
     artifacts_url: Url = "data/artifacts"
+    front: FrontConfig = FrontConfig()
+    config_folder: str | None = None
 
     @model_validator(mode="after")
     def _models_are_distinct(self) -> Self:
@@ -357,30 +377,58 @@ class AppConfig(Frozen):
             raise ValueError(f"models: each id may stand once, got {ids}")
         return self
 
-    def resolved(self, folder: Path) -> Self:
-        """This configuration with every relative path made absolute against `folder`, the config's own."""
-        jobs, models = self.jobs, []
+    def resolved(self, folder: Path | None) -> Self:
+        """This configuration with every path absolute: `~` is the user's home, the rest is relative to `folder`.
+
+        Raises ValueError that names the key of a relative path if `folder` is None, which means that nobody knows it.
+        """
+        jobs, auth = self.jobs, self.auth
         if jobs.database_url.startswith(SQLITE_PREFIX):
-            database = folder / jobs.database_url.removeprefix(SQLITE_PREFIX)
-            jobs = jobs.model_copy(update={"database_url": f"{SQLITE_PREFIX}{database}"})
-        for model in self.models:
-            local = folder / model.checkpoint
-            is_directory = model.checkpoint not in EMBEDDED and local.is_dir()
-            models.append(model.model_copy(update={"checkpoint": str(local)}) if is_directory else model)
-        auth = self.auth
+            database = _absolute("jobs.database_url", jobs.database_url.removeprefix(SQLITE_PREFIX), folder)
+            jobs = jobs.model_copy(update={"database_url": SQLITE_PREFIX + database})
         if auth.keys_file is not None:
-            auth = auth.model_copy(update={"keys_file": str((folder / auth.keys_file).absolute())})
+            auth = auth.model_copy(update={"keys_file": _absolute("auth.keys_file", auth.keys_file, folder)})
         changes: dict[str, Any] = {
             "auth": auth,
-            "models": tuple(models),
+            "models": tuple(_resolved_model(model, folder) for model in self.models),
             "jobs": jobs,
-            "lora_root": _absolute(self.lora_root, folder),
-            "artifacts_url": _absolute(self.artifacts_url, folder),
+            "lora_root": _absolute("lora_root", self.lora_root, folder),
+            "artifacts_url": _absolute("artifacts_url", self.artifacts_url, folder),
         }
         return self.model_copy(update=changes)
 
+    def refuse_missing_folders(self) -> None:
+        """Raise ConfigRefused if the LoRA root is a local folder that does not exist."""
+        if "://" not in self.lora_root and not Path(self.lora_root).is_dir():
+            raise ConfigRefused(f"lora_root: there is no folder {self.lora_root}")
 
-def _absolute(url: str, folder: Path) -> str:
+
+def _resolved_model(model: ModelConfig, folder: Path | None) -> ModelConfig:
+    """A checkpoint that is no folder is a hub id, and stays as it is."""
+    folders = {name: _absolute(f"models[].{name}", getattr(model, name), folder) for name in MODEL_FOLDERS}
+    checkpoint = _expanded("models[].checkpoint", model.checkpoint)
+    local = (folder or Path("/")) / checkpoint
+    if model.checkpoint not in EMBEDDED and local.is_dir():
+        folders["checkpoint"] = str(local)
+    return model.model_copy(update=folders)
+
+
+def _absolute(key: str, url: str, folder: Path | None) -> str:
     """A local path or `file://` URL as an absolute path; any other URL as it is."""
-    path = url.removeprefix("file://")
-    return url if "://" in path else str((folder / path).absolute())
+    local = url.removeprefix("file://")
+    if "://" in local:
+        return url
+    path = _expanded(key, local)
+    if folder is None and not path.is_absolute():
+        raise ValueError(
+            f"{key}: {url!r} is relative, and the folder of the config file is not known here;"
+            " write an absolute path, or start the service with `edits-server run`"
+        )
+    return str(path if folder is None else (folder / path).absolute())
+
+
+def _expanded(key: str, path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{key}: {path!r} names a home folder that does not exist") from error

@@ -114,10 +114,10 @@ def write_private(file: Path, text: str) -> None:
 
 @contextmanager
 def service(config: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """`serve run` on a Ray cluster of its own, ended with the block; its log goes to `out/serve.log`."""
-    command = [str(Path(sys.executable).parent / "serve"), "run", "--address", "local", str(config)]
+    """`edits-server run` on a Ray cluster of its own, ended with the block; its log goes to `out/serve.log`."""
+    command = [sys.executable, "-m", "serve_app.commands", "run", "--address", "local", str(config)]
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
-    console.print(f"starting the service: [bold]serve run {config}[/bold] (log: {OUT / 'serve.log'})")
+    console.print(f"starting the service: [bold]edits-server run {config}[/bold] (log: {OUT / 'serve.log'})")
     with (OUT / "serve.log").open("wb") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -155,20 +155,18 @@ def wait_until_ready(client: httpx.Client, process: "subprocess.Popen[bytes]") -
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise ServiceFailed(f"serve run ended with exit code {process.returncode}")
-            if "DEPLOY_FAILED" in (OUT / "serve.log").read_text(errors="replace"):
-                raise ServiceFailed("the application could not be deployed")
+                raise ServiceFailed(f"edits-server run ended with exit code {process.returncode}")
             try:
                 answer = client.get("/ready")
                 if answer.status_code == 200:
                     progress.update(task, description="the service is ready")
                     return
-                if answer.status_code == 503:
-                    waiting = ", ".join(answer.json()["waiting_for"])
-                    progress.update(task, description=f"HTTP answers; loading {waiting}")
-            except (httpx.TransportError, ValueError):
-                # Nobody listens yet, or Serve's proxy has no route yet.
-                progress.update(task, description="starting Ray and Serve")
+                # The front's own 503 says nothing of editors.
+                waiting = ", ".join(answer.json().get("waiting_for", ()))
+                progress.update(task, description=f"loading {waiting}" if waiting else "starting Ray and Serve")
+            except httpx.TransportError:
+                # Nobody listens yet.
+                progress.update(task, description="starting the front")
             time.sleep(0.25)
     raise ServiceFailed(f"the service was not ready after {START_TIMEOUT_S} s")
 

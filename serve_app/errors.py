@@ -28,6 +28,8 @@ ServiceError
 │   ├── RequestNotFound             REQUEST_NOT_FOUND, 404
 │   ├── ImageNotFound               IMAGE_NOT_FOUND, 404
 │   ├── IdempotencyConflict         IDEMPOTENCY_CONFLICT, 409
+│   ├── HeadersTooLarge             HEADERS_TOO_LARGE, 431
+│   ├── TooManyRequests             TOO_MANY_REQUESTS, 429
 │   └── QueueFull                   QUEUE_FULL, 429
 ├── EditError                       an accepted edit could not be finished (status 500)
 │   ├── EditCanceled                told to stop
@@ -37,13 +39,17 @@ ServiceError
 │   ├── DeviceLost                  retryable: the device's context is dead, the replica is replaced
 │   ├── EditorLost                  retryable: the replica or its node went away in mid-edit
 │   └── EditorUnavailable           retryable, and no attempt: nobody took the edit up
-├── Overloaded                      retryable: this ingress has no room for more work at the moment (status 503)
+├── ServiceUnavailable              the service starts, stops or has no free process (status 503)
+├── NoAnswer                        the service took too long to answer (status 504)
 ├── StoreUnavailable                the job database cannot be reached (status 503)
 ├── Overloaded                      retryable: a request waited too long for memory, connections or threads (status 503)
 ├── FetchFailed                     a download failed; carries the reason only
 ├── StorageFailed                   retryable: artifact storage did not do what it was asked to (status 503)
 │   └── FilesGone                   what a request needs was deleted before it was committed
 ├── StorageRefused                  the config names artifact storage that cannot be used
+├── ConfigRefused                   the config file cannot be used
+├── FrontFailed                     the HTTP front cannot be started
+├── StartFailed                     the service could not be started
 ├── KeysRefused                     the file of API keys cannot be used
 └── CheckpointRefused               a checkpoint is not what the model's recipe assumes
 
@@ -201,6 +207,27 @@ class QueueFull(RequestError):
     status = 429
 
 
+class HeadersTooLarge(RequestError):
+    code = "HEADERS_TOO_LARGE"
+    status = 431
+
+
+class TooManyRequests(RequestError):
+    code = "TOO_MANY_REQUESTS"
+    status = 429
+
+
+class ServiceUnavailable(ServiceError):
+    code = "SERVICE_UNAVAILABLE"
+    status = 503
+    retryable = True
+
+
+class NoAnswer(ServiceError):
+    code = "NO_ANSWER"
+    status = 504
+
+
 class StoreUnavailable(ServiceError):
     code = "STORE_UNAVAILABLE"
     status = 503
@@ -265,6 +292,18 @@ class FilesGone(StorageFailed):
 
 class StorageRefused(ServiceError):
     code = "STORAGE_REFUSED"
+
+
+class ConfigRefused(ServiceError):
+    code = "CONFIG_REFUSED"
+
+
+class FrontFailed(ServiceError):
+    code = "FRONT_FAILED"
+
+
+class StartFailed(ServiceError):
+    code = "START_FAILED"
 
 
 class KeysRefused(ServiceError):

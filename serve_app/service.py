@@ -95,7 +95,8 @@ class Service:
         self._meter = meter
         self._drain_s = drain_s
         self._keys = Keys(config.auth)
-        # Before anything is started: a checkpoint that is not there fails the deploy.
+        # Before anything is started: a LoRA root or a checkpoint that is not there fails the deploy.
+        config.refuse_missing_folders()
         self._architectures = {model.id: architecture_of(model) for model in config.models}
         self._exits = AsyncExitStack()
         limits = config.fetch

