@@ -153,7 +153,7 @@ def test_file_larger_than_allowed_is_refused_before_it_is_fetched(config, server
     assert f"larger than {SIZE} bytes" in error["message"]
 
 
-@pytest.mark.parametrize("url", ["http://[", "http://127.0.0.1:1/\ud800", "http://127.0.0.1:1/\0", "HTTP:///x"])
+@pytest.mark.parametrize("url", ["http://[", "http://127.0.0.1:1/\0", "HTTP:///x"])
 def test_url_that_is_none_is_a_clear_error(client, make_body, url):
     body = json.dumps(make_body(loras=[{"path": url}]))
     answer = client.post("/v1/inference", content=body, headers={"content-type": "application/json"})
