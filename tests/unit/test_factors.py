@@ -54,7 +54,7 @@ def explained(client, config, make_body):
 
     def explained(data: bytes) -> tuple[dict, list[str]]:
         Path(config.lora_root, "file.safetensors").write_bytes(data)
-        answer = client.post("/v1/explain", json=make_body(prompt="p", loras=[{"path": "file.safetensors"}]))
+        answer = client.post("/v1/explain", json=make_body(prompt="p", width=96, loras=[{"path": "file.safetensors"}]))
         assert answer.status_code == 200, answer.text
         [lora] = answer.json()["effective"][0]["loras"]
         return lora["receipt"], answer.json()["notes"]
@@ -68,7 +68,10 @@ def refused(client, config, make_body):
 
     def refused(data: bytes) -> dict:
         Path(config.lora_root, "file.safetensors").write_bytes(data)
-        answer = client.post("/v1/inference", json=make_body(prompt="p", loras=[{"path": "file.safetensors"}]))
+        body = make_body(prompt="p", width=96, loras=[{"path": "file.safetensors"}])
+        answer = client.post("/v1/inference", json=body)
+            "/v1/inference", json=make_body(prompt="p", width=96, loras=[{"path": "file.safetensors"}])
+        )
         assert answer.status_code == 400, answer.text
         return answer.json()["detail"]["error"]
 
@@ -247,7 +250,7 @@ def test_file_trained_for_another_model_of_the_family_is_noted(explained, metada
 
 def test_result_says_the_same_as_explain(client, config, make_body):
     Path(config.lora_root, "file.safetensors").write_bytes(lora_bytes(metadata={"alpha": "16"}))
-    body = make_body(prompt="p", loras=[{"path": "file.safetensors"}])
+    body = make_body(prompt="p", width=96, loras=[{"path": "file.safetensors"}])
     result = client.get(client.post("/v1/inference", json=body).json()["result_url"]).json()
     assert result["metadata"]["notes"] == client.post("/v1/explain", json=body).json()["notes"]
     assert len(result["metadata"]["notes"]) == 1
