@@ -70,8 +70,6 @@ def refused(client, config, make_body):
         Path(config.lora_root, "file.safetensors").write_bytes(data)
         body = make_body(prompt="p", width=96, loras=[{"path": "file.safetensors"}])
         answer = client.post("/v1/inference", json=body)
-            "/v1/inference", json=make_body(prompt="p", width=96, loras=[{"path": "file.safetensors"}])
-        )
         assert answer.status_code == 400, answer.text
         return answer.json()["detail"]["error"]
 
