@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ SIZES = ((64, 64), (96, 64), (64, 96), (128, 128))
 PROMPTS = ("at night", "in the snow", "by the sea")
 START_TIMEOUT_S, EDIT_TIMEOUT_S = 120, 60
 
-Memory = dict[str, float]
+Memory = dict[tuple[int, str], float]
 
 
 def make_loras(folder: Path) -> list[str]:
@@ -81,20 +82,22 @@ def edit(client: httpx.Client, request: dict[str, Any]) -> None:
 
 
 def resident() -> Memory:
-    """MiB of every process below this one, by what it is and its id."""
+    """MiB of every process below this one, by its id and what it is."""
     found: Memory = {}
     for process in psutil.Process().children(recursive=True):
-        try:
-            title = process.cmdline()[0] if process.cmdline() else process.name()
-            found[f"{Path(title.split()[0]).name} {process.pid}"] = process.memory_info().rss / 2**20
-        except psutil.NoSuchProcess:
-            continue
-    return found
+        with suppress(psutil.NoSuchProcess):
+            found[process.pid, _title(process.cmdline())] = process.memory_info().rss / 2**20
+    # Ray keeps idle workers and ends them as it likes.
+    return {key: size for key, size in found.items() if not key[1].startswith("ray::IDLE")}
 
 
-def is_of_the_service(name: str) -> bool:
-    """Ray keeps idle workers and ends them as it likes."""
-    return "IDLE" not in name
+def _title(words: list[str]) -> str:
+    """What a process is, without what it does at this moment."""
+    first = words[0] if words else ""
+    if first.startswith("ray::"):
+        return first.split(".")[0].strip()
+    scripts = [word for word in words if word.endswith(".py")]
+    return Path((scripts or [first])[0]).name
 
 
 def measure(client: httpx.Client, loras: list[str]) -> dict[int, Memory]:
@@ -108,17 +111,17 @@ def measure(client: httpx.Client, loras: list[str]) -> dict[int, Memory]:
 
 
 def table(seen: dict[int, Memory]) -> list[str]:
-    names = sorted(name for name in seen[EDITS] if is_of_the_service(name))
     heads = ["process", *(f"after {number}" if number else "start" for number in seen), f"from {FROM_EDIT} on"]
     rows = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for name in names:
-        values = [f"{memory[name]:.0f}" if name in memory else "-" for memory in seen.values()]
-        rows.append(f"| {name.rpartition(' ')[0]} | {' | '.join(values)} | {growth(seen, name):+.1f} |")
+    for key in sorted(seen[EDITS], key=lambda key: key[1]):
+        values = [f"{memory[key]:.0f}" if key in memory else "-" for memory in seen.values()]
+        rows.append(f"| {key[1]} | {' | '.join(values)} | {growth(seen, key):+.1f} |")
     return rows
 
 
-def growth(seen: dict[int, Memory], name: str) -> float:
-    return seen[EDITS][name] - seen[FROM_EDIT].get(name, 0.0)
+def growth(seen: dict[int, Memory], key: tuple[int, str]) -> float:
+    """What a process has grown by since `FROM_EDIT`; all of it for one that was not there then."""
+    return seen[EDITS][key] - seen[FROM_EDIT].get(key, 0.0)
 
 
 def main() -> None:
@@ -136,9 +139,9 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print("\n".join(table(seen)))
-    names = [name for name in seen[EDITS] if is_of_the_service(name) and growth(seen, name) > TREND_MIB]
-    if names:
-        sys.exit(f"It FAILED: more than {TREND_MIB:g} MiB from edit {FROM_EDIT} on: {', '.join(names)}")
+    grown = [key[1] for key in seen[EDITS] if growth(seen, key) > TREND_MIB]
+    if grown:
+        sys.exit(f"It FAILED: more than {TREND_MIB:g} MiB from edit {FROM_EDIT} on: {', '.join(grown)}")
     print(f"No process grew by more than {TREND_MIB:g} MiB from edit {FROM_EDIT} to edit {EDITS}.")
 
 
