@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app import images, meter, tracing
+from serve_app import images, meter, replica_port, tracing
 from serve_app.adapters.contents import Contents
 from serve_app.artifacts import Artifacts
 from serve_app.config import EditorSettings, FetchConfig, ModelConfig
@@ -96,6 +96,7 @@ class Editor:
     def __init__(
         self, config: ModelConfig, artifacts_url: str, limits: FetchConfig, load: EngineFactory = load_engine
     ) -> None:
+        replica_port.keep_to_this_machine()
         self._meter = meter.start("editor", [config.id])
         self._model = config.id
         self._artifacts = Artifacts(artifacts_url)
