@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview
 from starlette.types import ASGIApp
 
-from serve_app import meter
+from serve_app import meter, replica_port
 from serve_app.autoscaler import to_stats
 from serve_app.config import AppConfig, IngressSettings, JobsConfig, ModelConfig
 from serve_app.config_folder import config_folder
@@ -41,6 +41,7 @@ class Ingress:
     """An HTTP replica: stateless, on a CPU, one of several."""
 
     def __init__(self, config: AppConfig, editors: dict[str, DeploymentHandle]) -> None:
+        replica_port.keep_to_this_machine()
         told = meter.start("ingress", list(editors))
         running = RunningEditors(serve.get_replica_context().app_name, list(editors))
         drain_s = shutdown_s(config.jobs) / 2

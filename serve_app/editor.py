@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app import background, images, meter, tracing
+from serve_app import background, images, meter, replica_port, tracing
 from serve_app.adapters.contents import Contents
 from serve_app.artifacts import Artifacts
 from serve_app.config import EditorSettings, FetchConfig, ModelConfig
@@ -117,6 +117,7 @@ class Editor:
         time_limits: TimeLimits = TIME_LIMITS,
     ) -> None:
         self._time_limits = time_limits
+        replica_port.keep_to_this_machine()
         self._meter = meter.start("editor", [config.id])
         self._model = config.id
         self._artifacts = Artifacts(artifacts_url)

@@ -80,7 +80,7 @@ async def make_due(store: JobStore) -> None:
         await connection.execute(later)
 
 
-async def until(holds: Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -> None:
+async def until(holds: Callable[[], Awaitable[bool]], timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not await holds():
         assert time.monotonic() < deadline

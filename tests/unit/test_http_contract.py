@@ -19,7 +19,7 @@ def finished(client, body: dict) -> dict:
     """Post a body and poll until its request has ended; the result's JSON."""
     answer = client.post("/v1/inference", json=body)
     assert answer.status_code == 200, answer.text
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         result = client.get(answer.json()["result_url"]).json()
         if Status(result["status"]).ended:

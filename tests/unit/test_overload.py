@@ -111,14 +111,14 @@ def error_of(answer: httpx.Response) -> dict:
 
 
 async def test_slow_downloads_of_one_tenant_leave_others_their_connections(start, url, body_of):
-    client = await start(connections=4, patience_s=0.5, timeout_s=1.5)
+    client = await start(connections=4, patience_s=0.5, timeout_s=4)
     slow = [
         asyncio.create_task(post(client, "red", body_of(f"{url}/slow/{number}"), "/v1/explain")) for number in range(20)
     ]
     await asyncio.sleep(0.2)
-    began = time.monotonic()
     answer = await post(client, "blue", body_of(f"{url}/picture"))
-    assert (answer.status_code, time.monotonic() - began < 0.5) == (200, True)
+    # While red's downloads hold their connections.
+    assert (answer.status_code, [task.done() for task in slow].count(False) >= 2) == (200, True)
     answers = await asyncio.gather(*slow)
     refused = [answer for answer in answers if answer.status_code == 503]
     assert len(refused) == 18
