@@ -1,6 +1,6 @@
 """The failure drill: what was accepted must end as if nothing had been killed.
 
-python -m benchmarks.drill      # make drill
+python -m benchmarks.drill [failures] [cancelling] [steady]      # make drill: all three
 
 60 requests over three editors and two ingresses, on a PostgreSQL server and a Ray cluster of its own, on
 loopback. Editors, ingresses and connections to the database are killed at random while they are seen at work,
@@ -10,9 +10,11 @@ of minutes are shortened so that they act within the drill. Seeds are fixed; it 
 what it started. The exit code is 1 if anything is not as it must be.
 """
 
+import argparse
 import asyncio
 import sys
 import time
+from collections.abc import Sequence
 
 from benchmarks.drill.cancelling import CancelDrill
 from benchmarks.drill.failures import FailureDrill
@@ -25,28 +27,41 @@ from tests.postgres import PostgresServer
 LIMIT_S = 290
 
 
-async def drill() -> list[str]:
+async def fail(service: Service, store: Store, client: Client) -> list[str]:
+    drill = FailureDrill(service, store, client)
+    try:
+        return await drill.run()
+    finally:
+        print("\n".join(drill.report()))
+
+
+async def cancel(service: Service, store: Store, client: Client) -> list[str]:
+    print("\nCancel under load:")
+    return await CancelDrill(service, client).run()
+
+
+async def cancel_at_random(service: Service, store: Store, client: Client) -> list[str]:
+    print("\nCancel at random moments:")
+    return await SteadyDrill(service, client).run()
+
+
+PARTS = {"failures": fail, "cancelling": cancel, "steady": cancel_at_random}
+
+
+async def drill(parts: Sequence[str]) -> list[str]:
     with PostgresServer(durable=True) as postgres:
         url = postgres.new_database()
         with Service(url) as service:
             await service.start()
             async with Store(url) as store, Client([service.url]) as client:
-                failures = FailureDrill(service, store, client)
-                try:
-                    problems = await failures.run()
-                finally:
-                    print("\n".join(failures.report()))
-                print("\nCancel under load:")
-                problems += await CancelDrill(service, client).run()
-                print("\nCancel at random moments:")
-                return problems + await SteadyDrill(service, client).run()
+                return [problem for part in parts for problem in await PARTS[part](service, store, client)]
 
 
-async def main() -> None:
+async def main(parts: Sequence[str]) -> None:
     began = time.monotonic()
     try:
         async with asyncio.timeout(LIMIT_S):
-            problems = await drill()
+            problems = await drill(parts)
     except TimeoutError:
         problems = [f"it was not done after {LIMIT_S} s"]
     except DrillFailed as failure:
@@ -54,8 +69,18 @@ async def main() -> None:
     print(f"\nThe drill took {time.monotonic() - began:.0f} s.")
     if problems:
         sys.exit("\n".join(["It FAILED:", *problems]))
-    print("Every accepted request ended, with all its images, each equal to that of an undisturbed run, none twice.")
+    if "failures" in parts:
+        print(
+            "Every accepted request ended, with all its images, each equal to that of an undisturbed run, none twice."
+        )
+    if "steady" in parts:
+        print("No healthy editor was replaced.")
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"which ones: {', '.join(PARTS)} (all)")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
+    asyncio.run(main(arguments.parts or list(PARTS)))

@@ -14,7 +14,7 @@ from serve_app.tasks import EditPlan
 # The prompt that asks for steps of a fixed time, and that time: a third of a real step at a megapixel on one H200.
 TIMED, TIMED_STEP_S = "timed", 0.3
 # The same for many edits in a short time.
-QUICK, QUICK_STEP_S = "quick", 0.1
+QUICK, QUICK_STEP_S = "quick", 0.05
 # The folder where each editor leaves a file with its process id.
 EDITOR_FILES = "editors"
 # How old an editor's word may be that it is running.

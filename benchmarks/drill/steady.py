@@ -15,7 +15,7 @@ from benchmarks.drill.service import TIME_LIMITS, Service
 
 SEED = 7
 EDITS, CANCELLED = 500, 250
-STEPS = 3
+STEPS = 4
 # How many images each request of the others has.
 BATCH = 10
 # Moments at which a cancellation is sent: while an edit waits, after its step 0 (it has begun), 1, ..., and after the
