@@ -3,11 +3,13 @@ VENV ?= .venv
 PYTHON ?= python3
 MODEL ?= qwen_image_edit
 BIN := $(VENV)/bin
+# Unit tests mostly wait, so there are more processes than cores. A file's tests stay in one process.
+WORKERS ?= 3
 
 # Ray phones home unless told not to.
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help demo serve test check drill drill-nodes benchmark clean
+.PHONY: help demo serve test check drill drill-nodes benchmark attacks clean
 
 help:
 	@echo "make demo       start the service, edit the sample photograph, show the result, stop (MODEL=...)"
@@ -16,7 +18,8 @@ help:
 	@echo "make check      what CI runs: lint, types, import contract, all tests"
 	@echo "make drill      kills whatever works on 60 requests and shows that none is lost; 5 minutes at most"
 	@echo "make drill-nodes  the same on several machines (network namespaces, so as root): one is killed, cut off, ..."
-	@echo "make benchmark  the HTTP path beside a running edit"
+	@echo "make benchmark  the HTTP path next to a running edit"
+	@echo "make attacks    ten attacks of one tenant, and what another tenant feels; 12 minutes at most"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -31,14 +34,15 @@ serve: $(VENV)/.installed
 	$(BIN)/edits-server run serve_config.yaml
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile tests/unit tests/cluster
+	$(BIN)/python -m pytest tests/engine tests/service tests/commands
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(MAKE) test
 
 drill: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.drill
@@ -49,6 +53,9 @@ drill-nodes: $(VENV)/.installed
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/http_path.py
 	RAY_SERVE_ENABLE_HA_PROXY=1 $(BIN)/python benchmarks/http_path.py
+
+attacks: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.attacks
 
 clean:
 	rm -rf $(VENV) data out
