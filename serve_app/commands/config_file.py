@@ -1,6 +1,5 @@
 """The config file that a command is given: Serve's own format, checked before anything starts."""
 
-import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.schema import DeploymentSchema, HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
+from serve_app import strict_yaml
 from serve_app.config import AppConfig
 from serve_app.errors import ConfigRefused
 
@@ -34,14 +34,6 @@ class ConfigFile:
     def base_path(self) -> str:
         """What every path of the application begins with, without the last slash."""
         return self.route_prefix.rstrip("/")
-
-    @property
-    def is_for_this_machine_alone(self) -> bool:
-        """Whether the service listens on loopback only."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
 
     def behind_front(self, port: int) -> ServeDeploySchema:
         """What Serve is told to deploy: the same, with its proxy on a loopback port that only the front talks to."""
@@ -80,14 +72,14 @@ def read_config_file(path: Path) -> ConfigFile:
 
 def _mapping_of(path: Path) -> Mapping[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = strict_yaml.load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigRefused(f"{path}: the config file cannot be read: {reason}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigRefused(f"{path}: this is not YAML: {getattr(error, 'problem', None)}{where}") from error
+        raise ConfigRefused(f"{path}: the YAML cannot be used: {getattr(error, 'problem', None)}{where}") from error
     if not isinstance(raw, dict):
         raise ConfigRefused(f"{path}: a config file is a mapping with the key applications")
     return raw

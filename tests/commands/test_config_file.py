@@ -105,7 +105,8 @@ def test_a_misspelt_key_of_a_deployment_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (b"a: [1", "this is not YAML: "),
+        (b"a: [1", "the YAML cannot be used: "),
+        (b"applications: []\napplications: []", "the mapping has this key twice in line 2"),
         (b"- a", "a config file is a mapping"),
         (b"\xff\xfe\x00", "it is not text"),
         (None, "cannot be read: No such file or directory"),
