@@ -24,7 +24,7 @@ class Answers(BaseHTTPRequestHandler):
         elif self.path == "/events":
             self._stream()
         else:
-            time.sleep(1 if self.path == "/slow" else 0)
+            time.sleep({"/slow": 1, "/slower": 4}.get(self.path, 0))
             self._answer(
                 200, "application/json", json.dumps({name.lower(): value for name, value in self.headers.items()})
             )

@@ -180,7 +180,7 @@ def test_an_address_has_a_number_of_requests_and_health_none():
             return httpx.get(f"http://127.0.0.1:{front.port}{path}", timeout=15).status_code
 
         answers: list[int] = []
-        threads = [threading.Thread(target=lambda: answers.append(ask("/slow"))) for _ in range(12)]
+        threads = [threading.Thread(target=lambda: answers.append(ask("/slower"))) for _ in range(12)]
         for thread in threads:
             thread.start()
         time.sleep(0.5)
