@@ -1,6 +1,5 @@
 """The config file that a command is given: Serve's own format, checked before anything starts."""
 
-import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +33,6 @@ class ConfigFile:
     def base_path(self) -> str:
         """What every path of the application begins with, without the last slash."""
         return self.route_prefix.rstrip("/")
-
-    @property
-    def is_for_this_machine_alone(self) -> bool:
-        """Whether the service listens on loopback only."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
 
     def behind_front(self, port: int) -> ServeDeploySchema:
         """What Serve is told to deploy: the same, with its proxy on a loopback port that only the front talks to."""
