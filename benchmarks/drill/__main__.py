@@ -49,7 +49,7 @@ PARTS = {"failures": fail, "cancelling": cancel, "steady": cancel_at_random}
 
 
 async def drill(parts: Sequence[str], problems: list[str]) -> None:
-    """What is not as it must be is added to `problems` after each part, so that it is told also if a later one hangs."""
+    """Add what is not as it must be to `problems` after each part: it is reported also if a later part hangs."""
     with PostgresServer(durable=True) as postgres:
         url = postgres.new_database()
         with Service(url) as service:
