@@ -15,14 +15,15 @@ from benchmarks.drill.service import TIME_LIMITS, Service
 
 SEED = 7
 EDITS, CANCELLED = 500, 250
-STEPS = 4
+# Of an edit that is cancelled: it takes longer than a cancellation takes to get to it. Of the others.
+STEPS, OTHER_STEPS = 10, 3
 # How many images each request of the others has.
 BATCH = 10
 # Moments at which a cancellation is sent: while an edit waits, after its step 0 (it has begun), 1, ..., and after the
 # picture was made, before it was stored and recorded, or shortly after that.
 WAITING, MADE = -1, STEPS + 1
 # How long after its moment a cancellation is sent at most (s): while an edit waits, and otherwise.
-LATEST_WAITING_S, LATEST_S = 20.0, 0.2
+LATEST_WAITING_S, LATEST_S = 2.0, 0.1
 # Serve checks an editor every two seconds and replaces it after the third failure: so much later than the time limit.
 HEALTH_CHECKS_S = 8.0
 
@@ -85,7 +86,7 @@ class SteadyDrill:
         for number in range(CANCELLED):
             if number % BATCH == 0:
                 prompts = tuple(index % len(PROMPTS) for index in range(BATCH))
-                others.append(await self._client.submit(Order(f"kept{number}", prompts, quick=True, steps=STEPS)))
+                others.append(await self._client.submit(Order(f"kept{number}", prompts, quick=True, steps=OTHER_STEPS)))
             order = Order(f"dropped{number}", (number % len(PROMPTS),), quick=True, steps=STEPS)
             moment = self._random.randint(WAITING, MADE)
             latest_s = LATEST_WAITING_S if moment == WAITING else LATEST_S
