@@ -48,24 +48,26 @@ async def cancel_at_random(service: Service, store: Store, client: Client) -> li
 PARTS = {"failures": fail, "cancelling": cancel, "steady": cancel_at_random}
 
 
-async def drill(parts: Sequence[str]) -> list[str]:
+async def drill(parts: Sequence[str], problems: list[str]) -> None:
+    """Add what is not as it must be to `problems` after each part: it is reported also if a later part hangs."""
     with PostgresServer(durable=True) as postgres:
         url = postgres.new_database()
         with Service(url) as service:
             await service.start()
             async with Store(url) as store, Client([service.url]) as client:
-                return [problem for part in parts for problem in await PARTS[part](service, store, client)]
+                for part in parts:
+                    problems += await PARTS[part](service, store, client)
 
 
 async def main(parts: Sequence[str]) -> None:
-    began = time.monotonic()
+    began, problems = time.monotonic(), list[str]()
     try:
         async with asyncio.timeout(LIMIT_S):
-            problems = await drill(parts)
+            await drill(parts, problems)
     except TimeoutError:
-        problems = [f"it was not done after {LIMIT_S} s"]
+        problems.append(f"it was not done after {LIMIT_S} s")
     except DrillFailed as failure:
-        problems = [str(failure)]
+        problems.append(str(failure))
     print(f"\nThe drill took {time.monotonic() - began:.0f} s.")
     if problems:
         sys.exit("\n".join(["It FAILED:", *problems]))
