@@ -24,8 +24,9 @@ PREFIXES = (
     "lora_unet_",
     "lycoris_",
 )
-# What torch.compile puts into the names of a compiled module, wherever that module is.
+# What torch.compile puts into the names of a compiled module, wherever that module is; with dots, and as underscores.
 COMPILED = "_orig_mod."
+COMPILED_BY_UNDERSCORES = COMPILED.replace(".", "_")
 
 # What may stand behind it, and the part of the change that it is. PEFT may put the adapter's name before the last
 # word: `.lora_A.default.weight`.
@@ -163,7 +164,7 @@ def _without_prefix(name: str) -> str:
     name = name.replace(COMPILED, "")
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
-    return name
+    return name.replace(COMPILED_BY_UNDERSCORES, "")
 
 
 def _rank(shapes: Mapping[str, Shape]) -> int | None:

@@ -14,9 +14,13 @@ from serve_app.errors import ErrorDescription
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database
 from serve_app.tasks import Event, Status
+from serve_app.text import escaped
 
 UNFINISHED = (Status.IN_QUEUE, Status.IN_PROGRESS)
 WAITING, CLAIMED, ENDED = "waiting", "claimed", "ended"
+# How many failed prompts the error of a request names, and how long each text in an error may be (characters): every
+# poll of the request's status answers with it.
+MAX_TOLD, MAX_TOLD_CHARS = 20, 1_000
 # What a picture has that nobody works on.
 FREE: dict[str, Any] = {"state": WAITING, "owner": None, "lease_until": None, "stage": None}
 ENDS = {
@@ -67,19 +71,22 @@ async def end_if_done(connection: AsyncConnection, request_id: str) -> Status:
 
 
 def _failure_of_request(failed: Sequence[sa.Row[Any]]) -> dict[str, Any]:
-    """The error of a request whose images failed: the text of all, the code and details of the first."""
+    """The error of a request whose images failed: the text of the first few, the code and details of the first."""
     if not failed:
         return {}
     first = failed[0]
     details = None
     if first.error_code is not None:
         details = {"prompt_index": first.image_index} | (first.error_details or {})
-    text = "; ".join(f"prompt {row.image_index}: {row.error}" for row in failed)
+    told = [f"prompt {row.image_index}: {row.error}" for row in failed[:MAX_TOLD]]
+    if len(failed) > MAX_TOLD:
+        told.append(f"and {len(failed) - MAX_TOLD} more")
+    text = "; ".join(told)
     return {"error": text, "error_code": first.error_code, "error_details": details}
 
 
 def failure(error: ErrorDescription) -> dict[str, Any]:
-    """The columns that tell of a failure, as every database takes them."""
+    """The columns that say how an image or a request failed."""
     return {
         "error": storable(error.message),
         "error_code": error.code,
@@ -120,9 +127,9 @@ async def stop(
 
 
 def storable(value: Any) -> Any:
-    """A text, or JSON of texts, as every database takes it: errors quote clients, and PostgreSQL takes no NUL."""
+    """A text, or JSON of texts, as every database takes it: errors quote clients, at length and with NUL."""
     if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+        return escaped(value, MAX_TOLD_CHARS)
     if isinstance(value, Mapping):
         return {storable(key): storable(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -150,9 +157,11 @@ async def announce(
 
 
 async def grow(connection: AsyncConnection, request_id: str, size_bytes: int) -> None:
-    """Count what a request's rows have grown by."""
+    """Count what a request's rows have grown by, or shrunk by where it is negative."""
     grown = sa.func.coalesce(tables.requests.c.row_bytes, 0) + size_bytes
-    await connection.execute(tables.requests.update().where(tables.requests.c.id == request_id).values(row_bytes=grown))
+    # The version before counts no rows.
+    size = sa.case((grown > 0, grown), else_=0)
+    await connection.execute(tables.requests.update().where(tables.requests.c.id == request_id).values(row_bytes=size))
 
 
 async def charge(

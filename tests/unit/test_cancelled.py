@@ -2,6 +2,7 @@
 
 import asyncio
 from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
 from pydantic import SecretStr
@@ -9,22 +10,23 @@ from pydantic import SecretStr
 from serve_app import background
 from serve_app.artifacts import Artifacts
 from serve_app.config import JobsConfig, WebhooksConfig
-from serve_app.dispatch import WATCH_S, Dispatcher
-from serve_app.errors import StoreUnavailable
+from serve_app.dispatch import WATCH_S, Clock, Dispatcher
+from serve_app.errors import EditorLost, OutOfMemory, StoreUnavailable
+from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore
 from serve_app.service import Service
-from serve_app.tasks import EditDone, StepDone
+from serve_app.tasks import EditDone, EditTask, StepDone
 from serve_app.watch import Watch
 from serve_app.webhooks import Deliverer
 from tests.cancelling import cancelled_at_each_await
 from tests.unit.conftest import InstantEditors
 from tests.unit.receivers import SECRET
-from tests.unit.test_jobs import MODEL, claim, is_stored, new
+from tests.unit.test_jobs import MODEL, PLAN, claim, is_stored, new
 
 
 @pytest.fixture
 async def store(database_url):
-    store = JobStore(JobsConfig(database_url=database_url, lease_s=0.3))
+    store = JobStore(JobsConfig(database_url=database_url, lease_s=3))
     await store.open()
     yield store
     await store.close()
@@ -197,7 +199,7 @@ async def test_edit_whose_claim_is_lost_is_told_so_once(store, config):
     running = asyncio.create_task(dispatcher.run())
     await editors.begun.wait()
     await store.requests.cancel(record.id)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while dispatcher._work:
             await asyncio.sleep(0.01)
     running.cancel()
@@ -233,6 +235,77 @@ async def test_seconds_of_a_picture_that_is_not_wanted_any_more_are_booked_where
         assert not queue.charged
 
     assert await cancelled_at_each_await(lambda: dispatcher._succeed(mine, done), check)
+
+
+class Away:
+    """A queue that cannot be reached for any write but that of what was used. `holds`: whether claims still count."""
+
+    def __init__(self, holds: bool = False) -> None:
+        self.holds = holds
+        self.charged: list[float] = []
+
+    async def fail(self, *_: object) -> None:
+        await asyncio.sleep(0.001)
+        raise StoreUnavailable("away")
+
+    succeed = retry = fail
+
+    async def held(self, owner: str) -> set[tuple[str, int, int]]:
+        return {(MINE.task.request_id, MINE.task.index, MINE.generation)} if self.holds else set()
+
+    async def charge(self, claim: object, seconds: float) -> None:
+        await asyncio.sleep(0.001)
+        self.charged.append(seconds)
+
+
+MINE = Claim(EditTask("r", 0, PLAN, None), "", 1, (), 10.0, 0.0, False)
+MADE = EditDone("k", "u", "png", 8, 8, 0, 3, "cd", {"generate": 2.0}, {})
+
+
+class TwoSeconds(Clock):
+    seconds = 2.0
+
+
+def dispatching(queue: object, config) -> Dispatcher:
+    artifacts = Artifacts(config.artifacts_url)
+    return Dispatcher(SimpleNamespace(queue=queue), SlowToStop(0), artifacts, config.jobs, one_editor)
+
+
+async def cancelled_after(seconds: float, work) -> None:
+    task = asyncio.create_task(work)
+    await asyncio.sleep(seconds)
+    assert not task.done()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+# In the pause before a retry, and while the store is away.
+@pytest.mark.parametrize("after_s", [0.0, 0.05])
+@pytest.mark.parametrize("error", [EditorLost("gone"), OutOfMemory("too large")])
+async def test_seconds_of_a_failed_attempt_are_booked_when_it_is_cancelled_before_it_is_recorded(
+    config, after_s, error
+):
+    queue = Away()
+    await cancelled_after(after_s, dispatching(queue, config)._give_back(MINE, error, TwoSeconds()))
+    assert queue.charged == [2.0]
+
+
+@pytest.mark.parametrize(("holds", "booked"), [(False, [2.0]), (True, [])])
+async def test_seconds_of_an_unrecorded_image_are_booked_unless_the_next_owner_of_the_claim_books_them(
+    config, holds, booked
+):
+    queue = Away(holds)
+    await cancelled_after(0.05, dispatching(queue, config)._succeed(MINE, MADE))
+    assert queue.charged == booked
+
+
+async def test_seconds_of_an_image_that_was_purged_before_it_was_recorded_are_booked(config):
+    queue = Away()
+    queue.succeed = AsyncMock(side_effect=EditorLost("its picture is no longer stored"))
+    with pytest.raises(EditorLost):
+        await dispatching(queue, config)._succeed(MINE, MADE)
+    assert queue.charged == [2.0]
 
 
 async def test_deliverer_closes_its_connections_wherever_it_is_cancelled(store):

@@ -123,7 +123,7 @@ def test_file_that_became_a_pipe_is_one_that_changed(tmp_path):
     assert contents.read(use).data == file.read_bytes()
     file.unlink()
     named_pipe(file)
-    with pytest.raises((LoraChanged, LoraDownloadFailed)):
+    with pytest.raises(LoraChanged):
         contents.read(use)
 
 
