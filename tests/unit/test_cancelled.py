@@ -216,6 +216,9 @@ class LostJustNow:
     async def succeed(self, *_: object) -> None:
         await asyncio.sleep(0.001)
 
+    async def held(self, owner: str) -> set[tuple[str, int, int]]:
+        return set()
+
     async def charge(self, claim: object, seconds: float) -> None:
         await asyncio.sleep(0.001)
         self.charged.append(seconds)

@@ -40,7 +40,7 @@ def explained(client, body: dict) -> dict:
     ["lora_unet__orig_mod_transformer_blocks_0_attn_to_q", "lora_unet_transformer_blocks_0__orig_mod_attn_to_q"],
 )
 def test_file_of_a_compiled_model_with_underscores_for_dots_is_understood(client, make_body, write, module):
-    shapes = {f"{module}.lora_down.weight": (4, 64), f"{module}.lora_up.weight": (64, 4), f"{module}.alpha": ()}
+    shapes = {f"{module}.lora_down.weight": (4, 16), f"{module}.lora_up.weight": (16, 4), f"{module}.alpha": ()}
     answer = client.post("/v1/explain", json=make_body(loras=[{"path": write("compiled.safetensors", shapes)}]))
     assert answer.status_code == 200, answer.text
 
