@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from serve_app.adapters.scalars import read_scalars
 from serve_app.errors import LoraInvalidFile
 
-# An adapter of all 846 linears with eight tensors each has 6,768 tensors and a header of 1 MB. Trainers' metadata,
+# An adapter of all 846 linears with six tensors each has 5,076 tensors and a header of 1 MB. Trainers' metadata,
 # such as the counts of all caption tags, adds up to a few MB.
 MAX_HEADER_BYTES = 4 * 2**20
 # The safetensors library takes no longer header: what seems to have one is a file of another kind.

@@ -50,8 +50,8 @@ def test_what_no_machine_has_at_all_is_told_apart():
     told = unplaced([waiting], [Machine({"CPU": 8.0}), Machine({"CPU": 4.0})])["Editor-a"]
     assert told.startswith(
         "Editor-a: 1 of 2 replicas has no machine after 20 s. Each asks for 1 CPU and 1 GPU, and the machine "
-        "that comes nearest has 8 CPU and 0 GPU. Add a machine, serve fewer models or replicas, set the model's device to cpu, or lower "
-        "`ray_actor_options: {num_gpus: ...}`"
+        "that comes nearest has 8 CPU and 0 GPU. Add a machine, serve fewer models or replicas, set the model's device "
+        "to cpu, or lower `ray_actor_options: {num_gpus: ...}`"
     )
 
 
