@@ -311,9 +311,7 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS)[:3])
     args = parser.parse_args()
     held, shared = without_routing(args.adapters)
-    print(
-        f"adapter loads per request with the most popular held for ever: {held:.3f}; in one cache by recency: {shared:.3f}"
-    )
+    print(f"adapter loads per request, the most popular held for ever: {held:.3f}; one cache by recency: {shared:.3f}")
     start_ray()
     try:
         for ratio in args.ratios:
