@@ -12,21 +12,12 @@ from serve_app.jobs.records import Delivery, HistoryFilter, Webhook
 from serve_app.jobs.store import JobStore
 from serve_app.tasks import Event, Status
 from tests.unit.conftest import ON_BOTH_DATABASES
-from tests.unit.test_dispatch import Bench
 from tests.unit.test_http_contract import finished
 from tests.unit.test_jobs import DONE, claim, is_stored, new
 
 pytestmark = ON_BOTH_DATABASES
 
 CHANGED = LoraChanged("the file was changed", {"lora_path": "a.safetensors"})
-
-
-@pytest.fixture
-async def bench(config):
-    bench = Bench(config.model_copy(update={"jobs": config.jobs.model_copy(update={"lease_s": 3})}))
-    await bench.store.open()
-    yield bench
-    await bench.store.close()
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from serve_app.config import FetchConfig, ModelConfig
 from serve_app.errors import StorageFailed, StorageRefused
 from serve_app.tasks import AdapterUse, Status, StepDone
 from serve_app.threads import Threads
+from tests.unit.bench import saying
 from tests.unit.conftest import Application, safetensors_bytes
 from tests.unit.outages import RemoteStore, stand_in
-from tests.unit.test_dispatch import Bench, saying
 from tests.unit.test_http_contract import finished
 from tests.unit.test_jobs import is_stored, new
 
@@ -148,14 +148,6 @@ def test_adapter_whose_store_is_away_is_read_once_it_is_back(stores, tmp_path):
     assert failed.value.retryable
     stores.failure = ""
     assert contents.read(use).data == safetensors_bytes()
-
-
-@pytest.fixture
-async def bench(config):
-    bench = Bench(config.model_copy(update={"jobs": config.jobs.model_copy(update={"lease_s": 3})}))
-    await bench.store.open()
-    yield bench
-    await bench.store.close()
 
 
 async def test_edit_whose_lora_cannot_be_read_now_loses_no_attempt(bench, stores, tmp_path):

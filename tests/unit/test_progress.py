@@ -5,8 +5,8 @@ import pytest
 from serve_app.answers import status_of
 from serve_app.jobs.store import JobStore
 from serve_app.tasks import Alive, EditDone, ImageStage, Stage, StepDone
+from tests.unit.bench import Bench, Saying
 from tests.unit.conftest import ON_BOTH_DATABASES
-from tests.unit.test_dispatch import Bench, Saying
 from tests.unit.test_jobs import PLAN, claim, is_stored, new
 
 pytestmark = ON_BOTH_DATABASES
@@ -14,14 +14,6 @@ pytestmark = ON_BOTH_DATABASES
 # Ten seconds of an edit, of which decoding and storing take 3.5.
 TIMINGS = {"generate": 8.0, "denoise": 6.0, "decode": 1.5, "save": 2.0}
 DONE = EditDone("pictures/cd.jpeg", "/x.jpeg", "jpeg", 64, 64, 42, 3, "cd", TIMINGS)
-
-
-@pytest.fixture
-async def bench(config):
-    bench = Bench(config.model_copy(update={"jobs": config.jobs.model_copy(update={"lease_s": 0.3})}))
-    await bench.store.open()
-    yield bench
-    await bench.store.close()
 
 
 @pytest.fixture
