@@ -269,7 +269,7 @@ def table(ratio: float, runs: dict[str, list[list[Served]]]) -> None:
     counted = sum(map(len, next(iter(runs.values()))))
     print(f"\nload / work = {ratio:g}; {counted} requests each, times in seconds\n")
     print(
-        "| router, cache | reloads a request | median | p95 (each seed) | mean wait "
+        "| router, cache | adapter loads per request | median | p95 (each seed) | mean wait "
         "| longest wait of any adapter, median | most adapters in a replica's memory |"
     )
     print("|---|---|---|---|---|---|---|")
@@ -311,7 +311,7 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS)[:3])
     args = parser.parse_args()
     held, shared = without_routing(args.adapters)
-    print(f"reloads a request with the most popular held for ever: {held:.3f}; in one cache by recency: {shared:.3f}")
+    print(f"adapter loads per request, the most popular held for ever: {held:.3f}; one cache by recency: {shared:.3f}")
     start_ray()
     try:
         for ratio in args.ratios:

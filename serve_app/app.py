@@ -116,7 +116,8 @@ class RunningEditors:
 class PlacementLog:
     """Names replicas that no machine has room for in the log, once they have waited and every minute after that.
 
-    Serve itself waits for ever. Any process of the cluster may look, as often as it likes.
+    Serve itself waits for ever. Any process of the cluster may look, as often as it likes: `edits-server run` does, and
+    each ingress, so that the same sentence may stand in the log of each.
     """
 
     def __init__(self, application: str) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from serve_app import background, tracing
 from serve_app.artifacts import Artifacts
 from serve_app.config import JobsConfig
-from serve_app.errors import EditorLost, EditorUnavailable, StorageFailed, StoreUnavailable, describe
+from serve_app.errors import EditorLost, EditorUnavailable, Overloaded, StorageFailed, StoreUnavailable, describe
 from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore, owner_name
 from serve_app.tasks import Alive, EditDone, EditEvent, EditTask, ImageStage, Stage, Status, StepDone
@@ -239,7 +239,7 @@ class Dispatcher:
             found = await self._earlier_result(claim)
             if found is None and len(claim.reasons) >= self._config.max_attempts:
                 lost = describe(EditorLost(given_up(claim.reasons)))
-                await self._surely(claim, lambda: self._store.queue.fail(claim, lost, 0.0))
+                await self._settle(claim, lambda: self._store.queue.fail(claim, lost, 0.0), 0.0)
                 return lost.code
             done = found or await self._edit(claim, clock)
             clock.stop()
@@ -258,51 +258,93 @@ class Dispatcher:
             return describe(error).code
 
     async def _succeed(self, claim: Claim, done: EditDone) -> None:
-        async def write() -> Status | None:
-            status = await self._store.queue.succeed(claim, done, self._artifacts.exists)
-            if status is None:
-                await self._charge(claim, done.timings.get("generate", 0.0))
-            return status
+        def write() -> Awaitable[Status | None]:
+            return self._store.queue.succeed(claim, done, self._artifacts.exists)
 
-        await self._surely(claim, write)
+        await self._settle(claim, write, done.timings.get("generate", 0.0), is_found_again=True)
 
     async def _charge(self, claim: Claim, gpu_seconds: float) -> None:
         """Book what a claim that is lost has used."""
+        if gpu_seconds <= 0.0:
+            return
         try:
             await self._store.queue.charge(claim, gpu_seconds)
         except (SQLAlchemyError, StoreUnavailable):
             logger.exception("%.1f GPU seconds of %s could not be booked", gpu_seconds, claim.task.request_id)
 
-    async def _surely(self, claim: Claim, write: Callable[[], Awaitable[Status | None]]) -> None:
-        """Write what became of an edit, however long the store is away: what was made should not be made again."""
+    async def _settle(
+        self,
+        claim: Claim,
+        write: Callable[[], Awaitable[Status | None]],
+        gpu_seconds: float,
+        *,
+        pause_s: float = 0.0,
+        is_found_again: bool = False,
+    ) -> None:
+        """Write what became of an edit, however long the store is away: what was made should not be made again.
+
+        It first waits `pause_s`. `write` books `gpu_seconds`. If it finds the claim lost, or does not come to an end,
+        they are booked here, unless the next owner finds the image (`is_found_again`) and books them with it.
+        """
+        written = False
 
         async def record() -> None:
+            nonlocal written
             status = await write()
-            if status is not None and status.ended:
+            written = True
+            if status is None:
+                await self._charge(claim, gpu_seconds)
+            elif status.ended:
                 self._meter.record(REQUESTS, model=claim.task.plan.model, status=status)
 
-        while True:
-            try:
-                # A cancellation does not come between what belongs together.
-                return await background.to_the_end(record())
-            except (StoreUnavailable, StorageFailed):
-                logger.exception("could not record what became of an edit; trying again")
-                await asyncio.sleep(self._poll_s)
+        try:
+            await asyncio.sleep(pause_s)
+            while True:
+                try:
+                    # A cancellation does not come between what belongs together.
+                    return await background.to_the_end(record())
+                except (StoreUnavailable, StorageFailed):
+                    logger.exception("could not record what became of an edit; trying again")
+                    await asyncio.sleep(self._poll_s)
+        except EditorLost:
+            # The image was purged, so nobody finds it.
+            await background.to_the_end(self._charge(claim, gpu_seconds))
+            raise
+        except asyncio.CancelledError:
+            if not written:
+                await background.to_the_end(self._charge_unless_found(claim, gpu_seconds, is_found_again))
+            raise
+
+    async def _charge_unless_found(self, claim: Claim, gpu_seconds: float, is_found_again: bool) -> None:
+        if not (is_found_again and await self._is_held(claim)):
+            await self._charge(claim, gpu_seconds)
+
+    async def _is_held(self, claim: Claim) -> bool:
+        """Whether the claim still counts, as far as the store says: then the image goes to the claim's next owner."""
+        try:
+            held = await self._store.queue.held(self._owner)
+        except (SQLAlchemyError, StoreUnavailable):
+            return True
+        return (claim.task.request_id, claim.task.index, claim.generation) in held
 
     async def _give_back(self, claim: Claim, error: Exception, clock: "Clock") -> None:
         """Have an edit that failed tried again, or fail it for good."""
         task, description, gpu_seconds = claim.task, describe(error), clock.seconds
         logger.warning("picture %s of %s: %s", task.index, task.request_id, description.message, exc_info=error)
         # Who was turned away before the start has not tried: it waits for an editor, as long as it takes. So does what
-        # could not be read or stored: storage that is away says nothing against the edit.
-        waits = isinstance(error, EditorUnavailable | StorageFailed)
+        # could not be read or stored for now: storage that is away says nothing against the edit.
+        waits = isinstance(error, EditorUnavailable | StorageFailed | Overloaded)
         reasons = claim.reasons if waits else (*claim.reasons, description.message)
         if description.retryable and len(reasons) < self._config.max_attempts:
-            await asyncio.sleep(self._poll_s)
-            await self._surely(claim, lambda: self._store.queue.retry(claim, reasons, gpu_seconds))
+            await self._settle(
+                claim,
+                lambda: self._store.queue.retry(claim, reasons, gpu_seconds),
+                gpu_seconds,
+                pause_s=self._poll_s,
+            )
         else:
             failed = replace(description, message=given_up(reasons)) if description.retryable else description
-            await self._surely(claim, lambda: self._store.queue.fail(claim, failed, gpu_seconds))
+            await self._settle(claim, lambda: self._store.queue.fail(claim, failed, gpu_seconds), gpu_seconds)
 
     async def _earlier_result(self, claim: Claim) -> EditDone | None:
         """What an editor finished for a dispatcher that was lost before it could record it."""

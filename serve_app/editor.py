@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 ALIVE_S = 2.0
 # How long an editor waits between two tries to store a picture (s).
 STORAGE_PAUSE_S = 2.0
-# How long a start is put off for adapters at most, and how often those to be kept are looked after (s).
+# The longest time that a start waits for adapters to load, and how often adapters that must stay are loaded again (s).
 WARM_UP_S, STAY_WARM_S = 60.0, 20.0
 # What reading an adapter may raise: for what is in its file, for its store, or for the lack of memory. Any other error
 # is a mistake in the code.
@@ -59,7 +59,7 @@ UNREADABLE = (ServiceError, OSError, RuntimeError, ValueError, ArithmeticError, 
 # How often operators are told how full the host cache is (s).
 TELL_S = 5.0
 
-# What of an edit's runtime is of that one run.
+# Keys of `runtime` that differ between two runs of the same edit; they are left out of the image's own metadata.
 OF_ONE_RUN = ("peak_memory_gib", "reused", "recompilations")
 
 EngineFactory = Callable[[ModelConfig, Contents], "Engine"]

@@ -13,6 +13,8 @@ GPU_EDITOR_CPUS = 1.0
 # How long a replica may be without a machine before that is reported (s): Ray starts a process on a busy machine within
 # that time.
 PATIENCE_S = 15.0
+# Sums of fractions of resources may be off by so much.
+ROUNDING = 1e-6
 # Ray's options for the resources that have one of their own.
 OPTIONS = {"CPU": "num_cpus", "GPU": "num_gpus"}
 
@@ -80,17 +82,35 @@ def _count(fleet: Fleet, patience_s: float) -> str:
     return f"{fleet.name}: {late} of {replicas} replicas {verb} no machine after {max(fleet.waits_s):.0f} s"
 
 
-def _reason(fleet: Fleet, fleets: Iterable[Fleet], machines: Iterable[Machine]) -> str:
+def _reason(fleet: Fleet, fleets: Sequence[Fleet], machines: Iterable[Machine]) -> str:
     fitting = [machine for machine in machines if _is_labelled(machine, fleet.labels)]
-    largest = {resource: max((each.has.get(resource, 0.0) for each in fitting), default=0.0) for resource in fleet.asks}
-    missing = [resource for resource, amount in fleet.asks.items() if largest[resource] < amount]
     if not fitting:
         return f"Each asks for {fleet.wish}, and there is no such machine. {_advice(fleet.asks)}"
-    if missing:
-        has = " and ".join(f"{largest[resource]:g} {resource}" for resource in missing)
-        return f"Each asks for {fleet.wish}, and the largest machine has {has}. {_advice(missing)}"
-    uses = "; ".join(_use(resource, fleets, fitting) for resource in fleet.asks)
+    able = [machine for machine in fitting if not _missing(machine, fleet.asks)]
+    if not able:
+        nearest = min(fitting, key=lambda machine: len(_missing(machine, fleet.asks)))
+        has = " and ".join(f"{nearest.has.get(resource, 0.0):g} {resource}" for resource in fleet.asks)
+        advice = _advice(_missing(nearest, fleet.asks))
+        return f"Each asks for {fleet.wish}, and the machine that comes nearest has {has}. {advice}"
+    uses = "; ".join(_use(resource, fleets, able) for resource in fleet.asks)
+    if all(_free(resource, fleets, able) + ROUNDING >= amount for resource, amount in fleet.asks.items()):
+        parts = ", or no machine has all of it free" if len(able) > 1 else ""
+        return (
+            f"Each asks for {fleet.wish}, and this application leaves room for that ({uses}): its process is still "
+            f"starting, or another application has the room{parts}. `ray status` shows what is in use"
+        )
     return f"Each asks for {fleet.wish}, and no machine has that free ({uses}). {_advice(fleet.asks)}"
+
+
+def _missing(machine: Machine, asks: Amounts) -> list[str]:
+    return [resource for resource, amount in asks.items() if machine.has.get(resource, 0.0) < amount]
+
+
+def _free(resource: str, fleets: Iterable[Fleet], machines: Iterable[Machine]) -> float:
+    """What this application leaves of these machines, if all of its replicas are there."""
+    return sum(each.has.get(resource, 0.0) for each in machines) - sum(
+        fleet.placed * fleet.asks.get(resource, 0.0) for fleet in fleets
+    )
 
 
 def _is_labelled(machine: Machine, labels: Labels) -> bool:

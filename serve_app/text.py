@@ -22,6 +22,13 @@ def is_text(text: str) -> bool:
         return False
 
 
+def escaped(text: str, most: int) -> str:
+    """The beginning of a text that anybody may have written, as UTF-8 and every database take it."""
+    whole = text if is_text(text) else text.encode("utf-8", "backslashreplace").decode()
+    whole = whole.replace("\0", "\\0")
+    return whole if len(whole) <= most else f"{whole[: most - 3]}..."
+
+
 def check_text(value: Any) -> Any:
     if isinstance(value, str) and not is_text(value):
         raise PydanticCustomError(

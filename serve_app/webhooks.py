@@ -95,6 +95,7 @@ class Deliverer:
                 allow_private_addresses=config.allow_private_addresses,
                 allowed_networks=config.allowed_networks,
                 denied_networks=config.denied_networks,
+                connections=CONCURRENCY,
             )
         )
         try:

@@ -12,12 +12,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from serve_app.adapters.disk import DiskCache
 from serve_app.adapters.header import read_header
-from serve_app.adapters.local import open_regular
+from serve_app.adapters.local import NotRegular, open_regular
 from serve_app.adapters.sources import fingerprint, open_store
 from serve_app.adapters.stores import fetch, refuse_changed
 from serve_app.artifacts import Artifacts
 from serve_app.config import FetchConfig, ModelConfig
-from serve_app.errors import FetchFailed, LoraChanged, LoraDownloadFailed
+from serve_app.errors import FetchFailed, LoraChanged, LoraDownloadFailed, StorageFailed
 from serve_app.fetch import DISK_FULL
 from serve_app.tasks import AdapterUse
 
@@ -51,8 +51,9 @@ class Contents:
     def read(self, use: AdapterUse) -> Content:
         """The adapter's file. Blocks.
 
-        Raises LoraChanged if the file is gone or is not the one that was admitted, LoraDownloadFailed if it cannot
-        be fetched, LoraInvalidFile if it is no safetensors file, StorageFailed if artifact storage is away.
+        Raises LoraChanged if the file is gone or is not the one that was admitted, LoraDownloadFailed if its server
+        does not send it, LoraInvalidFile if it is no safetensors file, StorageFailed if artifact storage or the LoRA
+        root cannot be read now.
         """
         pinned = self._pinned(use)
         content = self._content(use)
@@ -70,7 +71,11 @@ class Contents:
         return content
 
     def _content(self, use: AdapterUse) -> Content:
-        """The file's bytes. Every error of a store is translated here."""
+        """The file's bytes. Every error of a store is translated here.
+
+        A server that a request names is the client's choice, and its failure is an error of the request. Stores are
+        the operator's: what they cannot do now says nothing against the request.
+        """
         details = {"lora_path": use.path}
         gone = f"the LoRA file {use.path!r} was deleted after the request was accepted"
         try:
@@ -80,10 +85,10 @@ class Contents:
                 raise LoraChanged(gone, details) from error
             message = f"the LoRA file {use.path!r} could not be downloaded: {error.message}"
             raise LoraDownloadFailed(message, details) from error
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotRegular) as error:
             raise LoraChanged(gone, details) from error
         except OSError as error:
-            raise LoraDownloadFailed(f"the store of the LoRA file {use.path!r} could not be read", details) from error
+            raise StorageFailed(f"the store of the LoRA file {use.path!r} cannot be read now", details) from error
 
     def _bytes(self, use: AdapterUse) -> bytes:
         if not use.version:

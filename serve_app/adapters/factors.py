@@ -1,8 +1,9 @@
-"""What the low-rank changes of a file are multiplied by: alpha / rank, from wherever the file says it.
+"""The factor of each low-rank change: alpha / rank, or alpha / sqrt(rank) for rslora.
 
-An `.alpha` tensor says it for its module. Otherwise the metadata `lora_adapter_metadata` does: diffusers, and the
-trainers that save through it, write PEFT's LoraConfig there as JSON. It is read as diffusers' loader and PEFT read it,
-defaults included. A file with neither has the factor 1. An ingress and an editor call the same function.
+It is read from `.alpha` tensors or from metadata. An `.alpha` tensor gives it for its module. Otherwise the metadata
+`lora_adapter_metadata` does: diffusers, and the trainers that save through it, write PEFT's LoraConfig there as JSON.
+It is read as diffusers' loader and PEFT read it, defaults included. A file with neither has the factor 1. An ingress
+and an editor call the same function.
 """
 
 import json

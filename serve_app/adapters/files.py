@@ -35,7 +35,7 @@ def read_adapter(
     # The whole file is here: each factor is known.
     factors = {name: value for name, (value, _) in found.items() if value is not None}
     tensors = _load(content, use)
-    _refuse_unfinite(layout, tensors, use)
+    _refuse_non_finite(layout, tensors, use)
     changes = read_changes(layout, tensors, factors)
     return Adapter(changes, pinned=pinned, sha256=content.sha256, factor=summary(layout, found))
 
@@ -48,7 +48,7 @@ def _load(content: Content, use: AdapterUse) -> dict[str, Tensor]:
         raise LoraInvalidFile(message, {"lora_path": use.path}) from error
 
 
-def _refuse_unfinite(layout: Layout, tensors: Mapping[str, Tensor], use: AdapterUse) -> None:
+def _refuse_non_finite(layout: Layout, tensors: Mapping[str, Tensor], use: AdapterUse) -> None:
     """Raise LoraInvalidFile if a change holds NaN or Inf: no multiplier makes a picture of it."""
     for module in layout.modules.values():
         for part, key in module.parts.items():

@@ -24,8 +24,9 @@ PREFIXES = (
     "lora_unet_",
     "lycoris_",
 )
-# What torch.compile puts into the names of a compiled module, wherever that module is.
+# What torch.compile puts into the names of a compiled module, wherever that module is; with dots, and as underscores.
 COMPILED = "_orig_mod."
+COMPILED_BY_UNDERSCORES = COMPILED.replace(".", "_")
 
 # What may stand behind it, and the part of the change that it is. PEFT may put the adapter's name before the last
 # word: `.lora_A.default.weight`.
@@ -61,6 +62,8 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), "loha"),
     "diff": "full",
 }
+# Parts whose first dimension is a rank. Of several in one change the first one here has the rank that alpha is of.
+INNER_PARTS = ("down", "hada_w1_b", "hada_w2_b", "w2_b", "w1_b")
 # Parts that change a bias, and the kind of adapter that writes them.
 BIASES: dict[str, Kind] = {"bias": "lora", "diff_b": "full"}
 
@@ -163,12 +166,12 @@ def _without_prefix(name: str) -> str:
     name = name.replace(COMPILED, "")
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
-    return name
+    return name.replace(COMPILED_BY_UNDERSCORES, "")
 
 
 def _rank(shapes: Mapping[str, Shape]) -> int | None:
     """The rank that a change's alpha is divided by, as LyCORIS does: of LoKr's two sides the right one's, if it has."""
-    inner = next((part for part in ("down", "hada_w1_b", "w2_b", "w1_b") if part in shapes), None)
+    inner = next((part for part in INNER_PARTS if part in shapes), None)
     return None if inner is None else shapes[inner][0]
 
 

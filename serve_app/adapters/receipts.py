@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from serve_app.adapters.factors import ModuleFactor, read_factors, summary
-from serve_app.adapters.formats import Layout, Shape, read_layout
+from serve_app.adapters.formats import INNER_PARTS, Layout, read_layout
 from serve_app.adapters.header import ALPHA, FLOAT_BITS, INTEGER_BITS, MAX_NUMBER, Header
 from serve_app.adapters.remarks import notes_of
 from serve_app.errors import LoraIncompatible
 from serve_app.models.architecture import PUBLISHED, Architecture
 from serve_app.models.registry import MODELS
 from serve_app.tasks import MAX_TRIGGER_CHARS, Receipt
+from serve_app.text import escaped
 
 # Offending keys that an error names, and how much of each.
 NAMED_KEYS, NAMED_CHARACTERS = 5, 200
@@ -62,7 +63,9 @@ def refuse_unfit(layout: Layout, header: Header, path: str, model: str, architec
         raise LoraIncompatible(f"the LoRA {path!r} changes nothing: it has no tensor for the model {model}", details)
     if not faults:
         return
-    named = {printable(key): printable(why) for key, why in list(faults.items())[:NAMED_KEYS]}
+    named = {
+        escaped(key, NAMED_CHARACTERS): escaped(why, NAMED_CHARACTERS) for key, why in list(faults.items())[:NAMED_KEYS]
+    }
     details |= {"keys_that_do_not": len(faults), "first_of_them": named}
     key, reason = next(iter(named.items()))
     if architecture != PUBLISHED and not read_layout(header.tensors, PUBLISHED.parameters).faults:
@@ -90,18 +93,10 @@ def _dtype_faults(layout: Layout, header: Header) -> dict[str, str]:
     return faults
 
 
-def printable(text: str) -> str:
-    """`text` as it may stand in an error: not long, and nothing that JSON cannot carry."""
-    return text[:NAMED_CHARACTERS].encode("utf-8", "backslashreplace").decode()
-
-
 def _ranks(header: Header, layout: Layout) -> tuple[int, ...]:
     """Every rank that occurs, ascending; whole matrices have none."""
-    inner = ("down", "w1_b", "w2_b", "hada_w1_b", "hada_w2_b")
-    shapes: list[Shape] = [
-        header.tensors[key] for module in layout.modules.values() for part, key in module.parts.items() if part in inner
-    ]
-    return tuple(sorted({shape[0] for shape in shapes}))
+    parts = (part for module in layout.modules.values() for part in module.parts.items())
+    return tuple(sorted({header.tensors[key][0] for part, key in parts if part in INNER_PARTS}))
 
 
 def _step(header: Header) -> int | None:

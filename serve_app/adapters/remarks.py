@@ -1,4 +1,4 @@
-"""Sentences about what an adapter's file says beside its tensors and what nobody obeys."""
+"""Notes about metadata of an adapter's file that the service does not use."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -72,5 +72,5 @@ def _base_notes(metadata: Mapping[str, str], path: str, model: str) -> Iterator[
 
 
 def _shown(text: str) -> str:
-    """The beginning of a value that anybody may have written, printable."""
+    """The beginning of a value, printable: anybody may have written it."""
     return ascii(text[:MAX_TEXT])

@@ -23,6 +23,7 @@ FORMATS = {
     "U16": "<H",
     "U8": "<B",
 }
+# The bytes of a number, of every dtype that holds ordinary numbers.
 SIZES = {name: struct.calcsize(code) for name, code in FORMATS.items()} | {"BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 
 

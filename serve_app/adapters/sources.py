@@ -36,11 +36,12 @@ from serve_app.threads import Threads
 
 T = TypeVar("T")
 
-# The path of a page on the model hub: /<owner>/<repository>/blob|tree/<revision>/...
+# Longest path below the LoRA root: file systems take 255 bytes for a name.
 MAX_PATH_BYTES = 250
 HTTPS_PORT = 443
 HUB_SCHEME = "hf://"
 HUB_PATH = re.compile(r"^hf://(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)$", re.IGNORECASE)
+# The path of a page on the model hub: /<owner>/<repository>/blob|tree/<revision>/...
 HUB_PAGE = re.compile(r"^(/[^/]+/[^/]+)/(blob|tree)(/.*)$")
 
 

@@ -3,6 +3,7 @@
 import logging
 import re
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ReplicaState, ServeDeploySchema
 
-from serve_app.app import shutdown_s
+from serve_app.app import PlacementLog, shutdown_s
 from serve_app.commands.cluster import cluster
 from serve_app.commands.config_file import LOOPBACK, ConfigFile, read_config_file
 from serve_app.commands.front import Front, listen
@@ -23,6 +24,8 @@ POLL_S = 0.25
 REPORT_S = 10.0
 # Serve's own end, after the replicas' (s).
 MARGIN_S = 15.0
+# How long a stop waits for a look at the replicas that has begun (s).
+LOOK_END_S = 5.0
 # The last events of a finished edit reach its watchers within this time (s).
 LAST_EVENTS_S = 2.0
 
@@ -62,6 +65,7 @@ class RunningService:
         self._file = file
         self._front = front
         self._stop = stop
+        self._placement = PlacementLog(file.application)
 
     def start(self, port: int) -> None:
         """Returns when the application runs, or at a signal. Raises StartFailed when it cannot be deployed."""
@@ -87,6 +91,7 @@ class RunningService:
                 return
             if application is not None and application.status == ApplicationStatus.DEPLOY_FAILED:
                 raise StartFailed(f"the service could not be deployed: {reason_of(application)}")
+            self._placement.look()
             if time.monotonic() - reported > REPORT_S:
                 reported = time.monotonic()
                 logger.info("waiting for %s", waited_for(application))
@@ -94,8 +99,19 @@ class RunningService:
 
     def watch(self) -> None:
         """Returns at a signal."""
+        # In a thread, as Serve may take long to answer, and the front is looked after in the meantime.
+        looking = threading.Thread(target=self._look_for_unplaced, daemon=True)
+        looking.start()
         while not self._stop.asked:
             self._front.keep_running()
+            time.sleep(POLL_S)
+        # Two threads that read Serve's status make each other fail.
+        looking.join(LOOK_END_S)
+
+    def _look_for_unplaced(self) -> None:
+        """Ingresses look too, but without a machine for them nobody else does."""
+        while not self._stop.asked:
+            self._placement.look()
             time.sleep(POLL_S)
 
     def drain(self) -> None:

@@ -1,6 +1,6 @@
-"""What each change of a request's state takes with it: its version, its webhooks, its end, what it has used.
+"""Changes of a request's state, each with its version, its webhooks and what was used.
 
-Every change takes the request's row first and its pictures' after, so that no two wait for each other.
+Every change locks the request's row first and its images' rows after that, so that no two changes wait for each other.
 """
 
 import uuid
@@ -14,9 +14,13 @@ from serve_app.errors import ErrorDescription
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database
 from serve_app.tasks import Event, Status
+from serve_app.text import escaped
 
 UNFINISHED = (Status.IN_QUEUE, Status.IN_PROGRESS)
 WAITING, CLAIMED, ENDED = "waiting", "claimed", "ended"
+# How many failed prompts the error of a request names, and how long each text in an error may be (characters): every
+# poll of the request's status answers with it.
+MAX_TOLD, MAX_TOLD_CHARS = 20, 1_000
 # What a picture has that nobody works on.
 FREE: dict[str, Any] = {"state": WAITING, "owner": None, "lease_until": None, "stage": None}
 ENDS = {
@@ -27,7 +31,7 @@ ENDS = {
 
 
 async def advance(connection: AsyncConnection, request_id: str, **values: Any) -> sa.Row[Any] | None:
-    """Give an unfinished request its next version, and these values; the row as it is now. None if it has ended."""
+    """Give an unfinished request its next version and these values. Returns its new row, or None if it has ended."""
     return (
         await connection.execute(
             tables.requests.update()
@@ -39,7 +43,7 @@ async def advance(connection: AsyncConnection, request_id: str, **values: Any) -
 
 
 async def start(connection: AsyncConnection, request_id: str) -> sa.Row[Any] | None:
-    """`advance`, and say that the request is in progress, if it is news."""
+    """`advance` a request to "in progress", and announce the start if this is the first image that starts."""
     row = await advance(
         connection,
         request_id,
@@ -53,7 +57,7 @@ async def start(connection: AsyncConnection, request_id: str) -> sa.Row[Any] | N
 
 
 async def end_if_done(connection: AsyncConnection, request_id: str) -> Status:
-    """Give the request its end if each of its pictures has one; its status as it is now."""
+    """End the request if all of its images have ended. Returns its status."""
     images = tables.images.c
     told = (images.image_index, images.status, images.error, images.error_code, images.error_details, images.state)
     of_request: sa.Select[Any] = sa.select(*told).where(images.request_id == request_id).order_by(images.image_index)
@@ -67,19 +71,22 @@ async def end_if_done(connection: AsyncConnection, request_id: str) -> Status:
 
 
 def _failure_of_request(failed: Sequence[sa.Row[Any]]) -> dict[str, Any]:
-    """The error of a request whose images failed: the text of all, the code and details of the first."""
+    """The error of a request whose images failed: the text of the first few, the code and details of the first."""
     if not failed:
         return {}
     first = failed[0]
     details = None
     if first.error_code is not None:
         details = {"prompt_index": first.image_index} | (first.error_details or {})
-    text = "; ".join(f"prompt {row.image_index}: {row.error}" for row in failed)
+    told = [f"prompt {row.image_index}: {row.error}" for row in failed[:MAX_TOLD]]
+    if len(failed) > MAX_TOLD:
+        told.append(f"and {len(failed) - MAX_TOLD} more")
+    text = "; ".join(told)
     return {"error": text, "error_code": first.error_code, "error_details": details}
 
 
 def failure(error: ErrorDescription) -> dict[str, Any]:
-    """The columns that tell of a failure, as every database takes them."""
+    """The columns that say how an image or a request failed."""
     return {
         "error": storable(error.message),
         "error_code": error.code,
@@ -90,9 +97,9 @@ def failure(error: ErrorDescription) -> dict[str, Any]:
 async def _end(
     connection: AsyncConnection, request_id: str, status: Status, failed: Mapping[str, Any]
 ) -> sa.Row[Any] | None:
-    """End an unfinished request; the row as it is now. None if it has ended before.
+    """End an unfinished request. Returns its new row, or None if it had ended before.
 
-    What was cancelled or expired before an editor began it has no start.
+    A request that was cancelled or expired before an editor began it has no start.
     """
     row = await advance(connection, request_id, status=status, finished_at=tables.now(), **failed)
     if row is not None:
@@ -103,9 +110,9 @@ async def _end(
 async def stop(
     connection: AsyncConnection, request_id: str, status: Status, error: ErrorDescription | None = None
 ) -> bool:
-    """End an unfinished request and all of its pictures that have no end, claimed ones too. False if it has ended.
+    """End an unfinished request and its unfinished images, claimed ones too. Returns False if it had ended before.
 
-    Whoever works on one finds its claim lost.
+    A dispatcher that works on one of them finds its claim lost.
     """
     failed = failure(error) if error else {}
     row = await _end(connection, request_id, status, failed)
@@ -120,9 +127,9 @@ async def stop(
 
 
 def storable(value: Any) -> Any:
-    """A text, or JSON of texts, as every database takes it: errors quote clients, and PostgreSQL takes no NUL."""
+    """A text, or JSON of texts, as every database takes it: errors quote clients, at length and with NUL."""
     if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+        return escaped(value, MAX_TOLD_CHARS)
     if isinstance(value, Mapping):
         return {storable(key): storable(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -133,7 +140,7 @@ def storable(value: Any) -> Any:
 async def announce(
     connection: AsyncConnection, request: sa.Row[Any], event: Event, image_index: int | None = None
 ) -> None:
-    """Have the request's owner told, if that was asked for."""
+    """Queue a webhook for this event, if the request asked for one."""
     if request.webhook is None or event not in request.webhook["events"]:
         return
     await connection.execute(
@@ -150,15 +157,17 @@ async def announce(
 
 
 async def grow(connection: AsyncConnection, request_id: str, size_bytes: int) -> None:
-    """Count what a request's rows have grown by."""
+    """Count what a request's rows have grown by, or shrunk by where it is negative."""
     grown = sa.func.coalesce(tables.requests.c.row_bytes, 0) + size_bytes
-    await connection.execute(tables.requests.update().where(tables.requests.c.id == request_id).values(row_bytes=grown))
+    # The version before counts no rows.
+    size = sa.case((grown > 0, grown), else_=0)
+    await connection.execute(tables.requests.update().where(tables.requests.c.id == request_id).values(row_bytes=size))
 
 
 async def charge(
     database: Database, connection: AsyncConnection, request_id: str, tenant: str, gpu_seconds: float, images: int
 ) -> None:
-    """Book what was used on the request and its tenant."""
+    """Add GPU seconds and images to the usage of the request and of its tenant."""
     if gpu_seconds <= 0.0 and images == 0:
         return
     await connection.execute(

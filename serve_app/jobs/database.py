@@ -30,7 +30,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from serve_app import background
-from serve_app.errors import StorageFailed, StoreUnavailable
+from serve_app.errors import Overloaded, StorageFailed, StoreUnavailable
 from serve_app.threads import Threads
 
 P = ParamSpec("P")
@@ -142,12 +142,15 @@ class Database:
         """
         try:
             return await self._threads.run(call, STORAGE_S)
-        except TimeoutError as error:
+        except (TimeoutError, Overloaded) as error:
             raise StorageFailed("artifact storage does not answer") from error
 
     async def delete_files(self, call: Callable[[], None]) -> None:
         """The same for deleting, without a limit: it has to end before the transaction that it happens in."""
-        await self._threads.run(call)
+        try:
+            await self._threads.run(call)
+        except Overloaded as error:
+            raise StorageFailed("artifact storage does not answer") from error
 
     def insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
         """An INSERT that knows ON CONFLICT."""

@@ -286,7 +286,9 @@ class Queue:
             # Its editor may have refused it before the first step; the request has a start all the same.
             request = await changes.start(connection, claim.task.request_id)
             ended = {"status": Status.FAILED} | FREE | {"state": ENDED}
-            await self._write(connection, claim, request, **changes.failure(error), **ended)
+            failure = changes.failure(error)
+            await self._write(connection, claim, request, **failure, **ended)
+            await changes.grow(connection, claim.task.request_id, statements.json_bytes(failure))
             await self._charge(connection, claim, gpu_seconds)
             return await changes.end_if_done(connection, claim.task.request_id)
 
@@ -352,10 +354,13 @@ class Queue:
 
 
 def other_share(timings: Mapping[str, float]) -> float:
-    """The part of an edit's time that is not spent on steps; of an editor that does not say, what storing takes."""
+    """The part of an edit's time that comes after its last step: for decoding and storing.
+
+    `generate` contains decoding and what comes before the first step.
+    """
     generate, save = timings.get("generate", 0.0), timings.get("save", 0.0)
-    steps = min(timings.get("denoise", generate), generate)
-    return 1.0 - steps / (generate + save)
+    decode = min(timings.get("decode", 0.0), generate)
+    return (decode + save) / (generate + save)
 
 
 def _backlog(row: sa.Row[Any]) -> Backlog:

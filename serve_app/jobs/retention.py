@@ -6,8 +6,9 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve_app.jobs import tables
+from serve_app.jobs import changes, tables
 from serve_app.jobs.database import Database, transaction
+from serve_app.jobs.statements import json_bytes
 
 # Deletes artifacts by key; blocks.
 Delete = Callable[[Sequence[str]], None]
@@ -72,9 +73,7 @@ class Retention:
         async with self._database.removing_files() as connection:
             keys = await self._files_of(connection, [request_id])
             await connection.execute(tables.request_files.delete().where(_files.request_id == request_id))
-            await connection.execute(
-                tables.images.update().where(tables.images.c.request_id == request_id).values(result=None)
-            )
+            await self._forget_results(connection, request_id)
             await connection.execute(tables.requests.update().where(_requests.id == request_id).values(purged=True))
             await self._delete_unneeded(connection, keys, delete)
 
@@ -96,6 +95,13 @@ class Retention:
         live = sa.select(_requests.id).where(_requests.id.in_(request_ids), _requests.finished_at.is_(None))
         async with self._database.reading() as connection:
             return list((await connection.execute(live)).scalars())
+
+    async def _forget_results(self, connection: AsyncConnection, request_id: str) -> None:
+        of_request, result = tables.images.c.request_id == request_id, tables.images.c.result
+        results = (await connection.execute(sa.select(result).where(of_request))).scalars()
+        size_bytes = sum(json_bytes(each) for each in results if each is not None)
+        await connection.execute(tables.images.update().where(of_request).values(result=None))
+        await changes.grow(connection, request_id, -size_bytes)
 
     async def _files_of(self, connection: AsyncConnection, request_ids: Sequence[str]) -> list[str]:
         of_requests = sa.select(_files.key).where(_files.request_id.in_(request_ids)).distinct()

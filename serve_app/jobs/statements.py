@@ -15,8 +15,8 @@ MAX_PATH = 500
 
 _requests, _images, _files = tables.requests.c, tables.images.c, tables.request_files.c
 _waits = _images.state == WAITING
-# What is left of a picture that an editor works on (FLOP). Steps are only a part of an edit's time: when all are done,
-# the share of decoding and storing is still to come.
+# What is left of a picture that an editor works on (FLOP). When all steps are done, the share of decoding and storing
+# is still to come; what comes before the first step counts with the steps.
 _of_steps = 1.0 - sa.func.coalesce(tables.speeds.c.other_share, 0.0)
 _remaining = _images.work * (1.0 - _of_steps * _images.step / _images.steps)
 

@@ -11,17 +11,14 @@ from torch import Tensor
 from serve_app.errors import InvalidParameter
 from serve_app.models.branches import Branches, Shapes
 from serve_app.models.conditioning import pack
-from serve_app.models.prompts import POSITIONS
+from serve_app.models.prompts import room_beside
 from serve_app.models.recipe import scheduler_config, shift_of
 from serve_app.tasks import SamplerName
 
 
 def refuse_too_long(tokens: int, shapes: Shapes) -> None:
-    """Raise InvalidParameter where so many tokens of a prompt have no positions beside pictures of these shapes.
-
-    A picture's rows and columns count from its middle, and text begins behind the longest half.
-    """
-    room = POSITIONS - max(max(rows, columns) // 2 for _, rows, columns in shapes)
+    """Raise InvalidParameter where so many tokens of a prompt have no positions beside pictures of these shapes."""
+    room = room_beside((rows, columns) for _, rows, columns in shapes)
     if tokens > room:
         raise InvalidParameter(
             f"the prompt with its control images is of {tokens} tokens, and with pictures of this size the model takes "

@@ -7,7 +7,7 @@ estimates, and whoever tells of them says so.
 import json
 import logging
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -138,11 +138,16 @@ class Prompts:
 
 
 def text_room(recipe: Recipe, target: Size) -> int:
-    """How many tokens of a prompt have positions beside the pictures of an edit whose result has the size `target`.
+    """How many tokens of a prompt have positions beside the pictures of an edit whose result has the size `target`."""
+    return room_beside((width // 16, height // 16) for width, height in (target, *recipe.control_sizes))
+
+
+def room_beside(grids: Iterable[tuple[int, int]]) -> int:
+    """How many tokens of a prompt have positions beside pictures of so many rows and columns of tokens.
 
     A picture's rows and columns count from its middle, and text begins behind the longest half.
     """
-    return POSITIONS - max(max(size) // 16 // 2 for size in (target, *recipe.control_sizes))
+    return POSITIONS - max(max(grid) // 2 for grid in grids)
 
 
 def picture_tokens(encoder_sizes: Sequence[Sequence[Size]]) -> int:

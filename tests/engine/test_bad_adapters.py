@@ -17,7 +17,7 @@ from serve_app.adapters.sources import fingerprint, identity
 from serve_app.artifacts import Artifacts
 from serve_app.config import MINIATURE_RANDOM, FetchConfig, ModelConfig
 from serve_app.engine import Engine
-from serve_app.errors import LoraChanged, LoraDownloadFailed
+from serve_app.errors import LoraChanged, LoraDownloadFailed, StorageFailed
 from serve_app.models import checkpoint, miniature
 from serve_app.models.registry import MODELS
 from serve_app.tasks import AdapterUse
@@ -108,7 +108,7 @@ def test_remote_adapter_is_the_local_one(picture_of, remote, loras, tmp_path):
 def test_store_that_fails_fails_that_edit_and_the_next_one_works(picture_of, remote, loras, error):
     adapter, base = remote(loras[0]), picture_of()
     MoodyStore.error = error
-    with pytest.raises(LoraDownloadFailed, match=r"the store of the LoRA file .* could not be read"):
+    with pytest.raises(StorageFailed, match=r"the store of the LoRA file .* cannot be read now"):
         picture_of(adapter)
     assert np.array_equal(picture_of(), base)
     MoodyStore.error = None

@@ -167,6 +167,7 @@ FORMATS: dict[str, tuple[str, dict[str, str], bool, Maker, tuple[str, ...]]] = {
     "ComfyUI's checkpoint prefix": ("model.diffusion_model.", KOHYA, False, with_alpha(2.0), SOME),
     "DiffSynth": ("pipe.dit.", PEFT_DEFAULT, False, lora, SOME),
     "compiled": ("transformer._orig_mod.", PEFT, False, lora, SOME),
+    "kohya, compiled": ("lora_unet__orig_mod_", KOHYA, True, with_alpha(2.0), SOME),
 }
 
 

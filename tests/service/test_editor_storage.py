@@ -9,7 +9,7 @@ from PIL import Image
 
 from serve_app import editor
 from serve_app.artifacts import Artifacts
-from serve_app.editor import Editor
+from serve_app.editor import Editor, TimeLimits
 from serve_app.errors import StorageFailed
 from serve_app.tasks import EditTask
 from tests.unit.outages import RemoteStore, stand_in
@@ -25,7 +25,7 @@ def stores(monkeypatch) -> type[RemoteStore]:
 
 @pytest.fixture
 def replica() -> SimpleNamespace:
-    replica = SimpleNamespace(_artifacts=Artifacts("s3://bucket/artifacts"))
+    replica = SimpleNamespace(_artifacts=Artifacts("s3://bucket/artifacts"), _time_limits=TimeLimits())
     replica._store = partial(Editor._store, replica)
     return replica
 
@@ -35,16 +35,18 @@ async def test_finished_image_is_stored_once_storage_is_back(stores, replica, ma
     storing = asyncio.create_task(
         Editor._store_patiently(replica, EditTask("r", 0, make_plan()), EDITED, lambda: False)
     )
-    await asyncio.sleep(0.1)
-    stores.failure = ""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
+        while stores.failed_writes < 2:
+            await asyncio.sleep(0.005)
+        assert not storing.done()
+        stores.failure = ""
         done = await storing
     assert replica._artifacts.exists(done.key)
     assert replica._artifacts.get_json("results/r/0.json")["key"] == done.key
 
 
-async def test_patience_ends_with_an_error_that_has_the_image_made_again(stores, replica, make_plan, monkeypatch):
-    monkeypatch.setattr(editor, "STORAGE_PATIENCE_S", 0.05)
+async def test_patience_ends_with_an_error_that_has_the_image_made_again(stores, replica, make_plan):
+    replica._time_limits = TimeLimits(storage_s=0.05)
     stores.failure = "away"
     with pytest.raises(StorageFailed) as failed:
         await Editor._store_patiently(replica, EditTask("r", 0, make_plan()), EDITED, lambda: False)

@@ -22,9 +22,15 @@ class Controller(RunningEditors):
         self.answers.set()
 
     def _ask(self) -> dict[str, DeploymentStatusOverview]:
-        self.answers.wait()
+        assert self.answers.wait(30)
         healthy = (DeploymentStatus.HEALTHY, DeploymentStatusTrigger.UNSPECIFIED)
         return {MODEL: DeploymentStatusOverview(*healthy, {"RUNNING": self.editors}, "")}
+
+
+async def until_known(controller: RunningEditors, editors: int) -> None:
+    async with asyncio.timeout(30):
+        while await controller() != {MODEL: editors}:
+            await asyncio.sleep(0.02)
 
 
 async def test_what_was_known_counts_while_the_controller_does_not_answer():
@@ -35,8 +41,7 @@ async def test_what_was_known_counts_while_the_controller_does_not_answer():
     controller.editors = 2
     assert await controller() == {MODEL: 3}
     controller.answers.set()
-    while await controller() != {MODEL: 2}:
-        await asyncio.sleep(0.02)
+    await until_known(controller, 2)
 
 
 class Failing(Controller):
@@ -57,8 +62,7 @@ async def test_what_was_known_counts_when_the_controller_fails_or_is_new():
         await asyncio.sleep(0.2)
         assert await controller() == {MODEL: 3}
     controller.editors = 2
-    while await controller() != {MODEL: 2}:
-        await asyncio.sleep(0.02)
+    await until_known(controller, 2)
 
 
 class Unplaced:

@@ -15,7 +15,5 @@ def test_two_models_start_on_two_cores_and_what_does_not_fit_is_named(tmp_path):
     assert ended.returncode == 0, ended.stderr
     seen = json.loads(ended.stdout.splitlines()[-1])
     # With editors of a core each there is none left for the ingresses.
-    assert list(seen["said"]) == ["Ingress"]
-    assert "Each asks for 0.25 CPU, and no machine has that free" in seen["said"]["Ingress"]
-    assert "Editor-qwen_image_edit has 1, Editor-qwen_image has 1" in seen["said"]["Ingress"]
-    assert seen["said_s"] < 30
+    assert "Each asks for 0.25 CPU, and no machine has that free" in seen["said"]
+    assert "Editor-qwen_image_edit has 1, Editor-qwen_image has 1" in seen["said"]

@@ -3,6 +3,7 @@ import hashlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -106,6 +107,24 @@ def config(tmp_path: Path, database_url: str) -> AppConfig:
     paths = {"lora_root": "loras", "artifacts_url": "artifacts", "models": [{"checkpoint": MINIATURE_RANDOM}]}
     paths |= {"jobs": {"database_url": database_url}}
     return AppConfig.model_validate(paths | {"fetch": {"timeout_s": 2}}).resolved(tmp_path)
+
+
+@pytest.fixture
+def lease_s() -> float:
+    """Longer than a busy machine pauses a test."""
+    return 3.0
+
+
+@pytest.fixture
+async def bench(config: AppConfig, lease_s: float) -> AsyncIterator[Any]:
+    """A store of jobs, editors, and as many dispatchers as a test starts."""
+    # It needs this module.
+    from tests.unit.bench import Bench
+
+    bench = Bench(config.model_copy(update={"jobs": config.jobs.model_copy(update={"lease_s": lease_s})}))
+    await bench.store.open()
+    yield bench
+    await bench.store.close()
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ class RemoteStore(MemoryFileSystem):
     store: ClassVar[dict[str, Any]] = {}
     pseudo_dirs: ClassVar[list[str]] = [""]
     failure: ClassVar[str] = ""
+    failed_writes: ClassVar[int] = 0
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -32,6 +33,7 @@ class RemoteStore(MemoryFileSystem):
 
     @classmethod
     def _write(cls) -> None:
+        RemoteStore.failed_writes += bool(cls.failure)
         cls._read()
         if cls.failure == "full":
             raise ClientError("QuotaExceeded")
@@ -91,5 +93,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[RemoteStore]:
             monkeypatch.setitem(_registry, protocol, kind)
         kind.clear_instance_cache()
     monkeypatch.setattr(RemoteStore, "failure", "")
+    monkeypatch.setattr(RemoteStore, "failed_writes", 0)
     RemoteStore.store.clear()
     return RemoteStore

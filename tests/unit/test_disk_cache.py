@@ -15,7 +15,7 @@ from serve_app.adapters import stores
 from serve_app.adapters.contents import Contents
 from serve_app.adapters.sources import fingerprint
 from serve_app.config import FetchConfig, ModelConfig
-from serve_app.errors import LoraChanged, LoraDownloadFailed, LoraInvalidFile
+from serve_app.errors import LoraChanged, LoraInvalidFile, StorageFailed
 from serve_app.tasks import AdapterUse
 from tests.unit.conftest import safetensors_bytes
 
@@ -112,7 +112,7 @@ def test_download_that_broke_off_is_resumed(put, store, contents, tmp_path, monk
     monkeypatch.setattr(stores, "CHUNK_BYTES", 4096)
     use, data = put()
     CountingStore.fail_at = 8192
-    with pytest.raises(LoraDownloadFailed, match="could not be read"):
+    with pytest.raises(StorageFailed, match="cannot be read now"):
         contents().read(use)
     assert kept(tmp_path) == []
     CountingStore.fail_at = None

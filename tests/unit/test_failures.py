@@ -1,5 +1,7 @@
 """A failed request says why in words and in a code, wherever it is told of."""
 
+import json
+
 import pytest
 
 from serve_app.answers import Place
@@ -10,21 +12,12 @@ from serve_app.jobs.records import Delivery, HistoryFilter, Webhook
 from serve_app.jobs.store import JobStore
 from serve_app.tasks import Event, Status
 from tests.unit.conftest import ON_BOTH_DATABASES
-from tests.unit.test_dispatch import Bench
 from tests.unit.test_http_contract import finished
 from tests.unit.test_jobs import DONE, claim, is_stored, new
 
 pytestmark = ON_BOTH_DATABASES
 
 CHANGED = LoraChanged("the file was changed", {"lora_path": "a.safetensors"})
-
-
-@pytest.fixture
-async def bench(config):
-    bench = Bench(config.model_copy(update={"jobs": config.jobs.model_copy(update={"lease_s": 0.3})}))
-    await bench.store.open()
-    yield bench
-    await bench.store.close()
 
 
 @pytest.fixture
@@ -75,6 +68,29 @@ async def test_the_first_prompt_that_failed_gives_the_request_its_code(store):
     assert ended.error == "prompt 1: of one colour; prompt 2: too large"
     assert (ended.error_code, ended.error_details) == ("UNUSABLE_RESULT", {"prompt_index": 1, "colour": "black"})
     assert [image.error_code for image in ended.images] == [None, "UNUSABLE_RESULT", "OUT_OF_MEMORY"]
+
+
+async def test_error_of_a_request_is_short_however_many_prompts_failed_at_whatever_length(store):
+    record = await store.requests.create(new(45), is_stored)
+    changed = describe(LoraChanged("x" * 7_900, {"lora_path": "a" * 7_900, "keys": ["k" * 7_900]}))
+    for mine in await claim(store, limit=45):
+        await store.queue.fail(mine, changed, 0.0)
+    ended = await store.requests.get(record.id)
+    assert ended.error.startswith("prompt 0: xxx")
+    assert ended.error.endswith("...; and 25 more")
+    assert ended.error.count("prompt ") == 20
+    assert len(ended.error) < 21_000
+    assert len(json.dumps(ended.error_details)) < 2_200
+    assert len(ended.images[44].error) == 1_000
+
+
+async def test_texts_that_a_database_cannot_take_are_escaped(store):
+    record = await store.requests.create(new(), is_stored)
+    [mine] = await claim(store)
+    await store.queue.fail(mine, describe(LoraChanged("a\0b\ud800", {"lora_path": "c\0\ud800"})), 0.0)
+    ended = await store.requests.get(record.id)
+    assert ended.error == "prompt 0: a\\0b\\ud800"
+    assert ended.error_details["lora_path"] == "c\\0\\ud800"
 
 
 async def test_expired_request_says_so_and_has_no_start_if_nothing_had_begun(store):

@@ -24,7 +24,7 @@ from serve_app.errors import LoraIncompatible, LoraInvalidFile
 from serve_app.models.architecture import PUBLISHED
 from tests.unit.conftest import PAIR, TO_Q
 
-# Seconds that the worst header may take on a slow and busy machine; on a quiet one it takes a tenth.
+# Seconds of a core that the worst header may take on a slow machine; on a fast one it takes a tenth.
 BOUND_S = 5.0
 
 
@@ -78,10 +78,10 @@ BROKEN = {
 def test_broken_header_is_refused_where_safetensors_refuses_it(name):
     header, body = BROKEN[name]
     data = file_of(header, bytes(body))
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(LoraInvalidFile, match="has a broken safetensors header, which "):
         read(data)
-    assert time.perf_counter() - started < BOUND_S
+    assert time.thread_time() - started < BOUND_S
     if name not in ("a key twice", "a dtype twice"):
         with pytest.raises(SafetensorError):
             deserialize(data)
@@ -138,10 +138,10 @@ def worst() -> dict[str, Callable[[], bytes]]:
 def test_worst_header_takes_a_bounded_time(name):
     data = worst()[name]()
     assert MAX_HEADER_BYTES / 8 < int.from_bytes(data[:8], "little") <= MAX_HEADER_BYTES
-    started = time.perf_counter()
+    started = time.thread_time()
     with suppress(LoraInvalidFile, LoraIncompatible):
         understand(read(data), len(data), "file", "qwen_image", PUBLISHED)
-    took = time.perf_counter() - started
+    took = time.thread_time() - started
     print(f"{name}: {took:.3f} s")  # noqa: T201  # a figure of docs/adapters.md
     assert took < BOUND_S
 

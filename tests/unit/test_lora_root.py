@@ -17,7 +17,7 @@ from serve_app.adapters.local import NotRegular, open_regular
 from serve_app.adapters.shelf import Shelf
 from serve_app.artifacts import Artifacts
 from serve_app.config import FetchConfig, JobsConfig, ModelConfig
-from serve_app.errors import LoraChanged, LoraDownloadFailed, Overloaded, StorageFailed
+from serve_app.errors import LoraChanged, Overloaded, StorageFailed
 from serve_app.jobs import database
 from serve_app.jobs.records import NewImage, NewRequest
 from serve_app.jobs.store import JobStore
@@ -123,7 +123,7 @@ def test_file_that_became_a_pipe_is_one_that_changed(tmp_path):
     assert contents.read(use).data == file.read_bytes()
     file.unlink()
     named_pipe(file)
-    with pytest.raises((LoraChanged, LoraDownloadFailed)):
+    with pytest.raises(LoraChanged):
         contents.read(use)
 
 

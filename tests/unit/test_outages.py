@@ -1,5 +1,7 @@
 """Storage that is full, read-only or away: said as what it is, whatever its client library raises."""
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +13,12 @@ from serve_app.adapters.contents import Contents
 from serve_app.adapters.sources import fingerprint
 from serve_app.artifacts import Artifacts
 from serve_app.config import FetchConfig, ModelConfig
-from serve_app.errors import LoraDownloadFailed, StorageFailed, StorageRefused
+from serve_app.errors import StorageFailed, StorageRefused
 from serve_app.tasks import AdapterUse, Status, StepDone
+from serve_app.threads import Threads
+from tests.unit.bench import saying
 from tests.unit.conftest import Application, safetensors_bytes
 from tests.unit.outages import RemoteStore, stand_in
-from tests.unit.test_dispatch import Bench, saying
 from tests.unit.test_http_contract import finished
 from tests.unit.test_jobs import is_stored, new
 
@@ -132,7 +135,7 @@ def test_lora_root_that_is_away_fails_as_such(config, stores, make_body):
         assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (503, "STORAGE_FAILED")
 
 
-def test_adapter_whose_store_is_away_is_no_error_of_the_service(stores, tmp_path):
+def test_adapter_whose_store_is_away_is_read_once_it_is_back(stores, tmp_path):
     url = "s3://loras/lora.safetensors"
     fsspec.filesystem("s3").pipe_file("/loras/lora.safetensors", safetensors_bytes())
     contents = Contents(
@@ -140,18 +143,40 @@ def test_adapter_whose_store_is_away_is_no_error_of_the_service(stores, tmp_path
     )
     use = AdapterUse(fingerprint(url), "lora.safetensors", url, 1.0)
     stores.failure = "away"
-    with pytest.raises(LoraDownloadFailed):
+    with pytest.raises(StorageFailed) as failed:
         contents.read(use)
+    assert failed.value.retryable
     stores.failure = ""
     assert contents.read(use).data == safetensors_bytes()
 
 
-@pytest.fixture
-async def bench(config):
-    bench = Bench(config.model_copy(update={"jobs": config.jobs.model_copy(update={"lease_s": 0.3})}))
-    await bench.store.open()
-    yield bench
-    await bench.store.close()
+async def test_edit_whose_lora_cannot_be_read_now_loses_no_attempt(bench, stores, tmp_path):
+    url = "s3://loras/lora.safetensors"
+    fsspec.filesystem("s3").pipe_file("/loras/lora.safetensors", safetensors_bytes())
+    contents = Contents(ModelConfig(adapter_disk_folder=str(tmp_path / "disk")), FetchConfig())
+    use = AdapterUse(fingerprint(url), "lora.safetensors", url, 1.0)
+    stores.failure = "away"
+    with pytest.raises(StorageFailed) as failed:
+        contents.read(use)
+    record = await saying(bench, *[[failed.value]] * (bench.jobs.max_attempts + 1))
+    assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
+
+
+async def test_finished_image_is_recorded_after_looks_into_storage_hung_in_every_thread(bench):
+    record = await bench.store.requests.create(new(), is_stored)
+    threads = Threads(2, 0.05, "a look into artifact storage")
+    bench.store._database._threads = threads
+    end = threading.Event()
+    hanging = [asyncio.create_task(threads.run(lambda: end.wait(10))) for _ in range(2)]
+    async with bench.dispatching():
+        async with asyncio.timeout(8):
+            while not bench.editors.tasks:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        end.set()
+        record = await bench.ended(record.id)
+    await asyncio.gather(*hanging)
+    assert (record.status, record.images[0].reasons, len(bench.editors.tasks)) == (Status.SUCCEEDED, (), 1)
 
 
 async def test_image_that_could_not_be_stored_is_made_again_however_often(bench):

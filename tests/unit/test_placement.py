@@ -49,9 +49,9 @@ def test_what_no_machine_has_at_all_is_told_apart():
     waiting = Fleet("Editor-a", {"CPU": 1.0, "GPU": 1.0}, 1, (20.0,))
     told = unplaced([waiting], [Machine({"CPU": 8.0}), Machine({"CPU": 4.0})])["Editor-a"]
     assert told.startswith(
-        "Editor-a: 1 of 2 replicas has no machine after 20 s. Each asks for 1 CPU and 1 GPU, and the largest machine "
-        "has 0 GPU. Add a machine, serve fewer models or replicas, set the model's device to cpu, or lower "
-        "`ray_actor_options: {num_gpus: ...}`"
+        "Editor-a: 1 of 2 replicas has no machine after 20 s. Each asks for 1 CPU and 1 GPU, and the machine "
+        "that comes nearest has 8 CPU and 0 GPU. Add a machine, serve fewer models or replicas, set the model's device "
+        "to cpu, or lower `ray_actor_options: {num_gpus: ...}`"
     )
 
 
@@ -66,9 +66,33 @@ def test_what_no_machine_has_at_all_is_told_apart():
 )
 def test_machines_without_the_label_do_not_count(selector, machine, reason):
     waiting = Fleet("Ingress", {"CPU": 0.25}, 0, (20.0,), selector)
-    [told] = unplaced([waiting], [Machine({"CPU": 2.0}, machine)]).values()
+    taken = Fleet("Editor-a", {"CPU": 1.0}, 2)
+    [told] = unplaced([taken, waiting], [Machine({"CPU": 2.0}, machine)]).values()
     assert reason in told
     assert f"0.25 CPU on a machine labelled role: {selector['role']}" in told
+
+
+def test_the_machine_that_comes_nearest_is_one_machine():
+    """One has the CPUs, another the GPU: no machine has both."""
+    waiting = Fleet("Editor-a", {"CPU": 4.0, "GPU": 1.0}, 0, (20.0,))
+    [told] = unplaced([waiting], [Machine({"CPU": 8.0}), Machine({"CPU": 2.0, "GPU": 1.0})]).values()
+    assert "the machine that comes nearest has 8 CPU and 0 GPU" in told
+
+
+def test_replica_for_which_this_application_leaves_room_is_not_told_that_there_is_none():
+    taken, waiting = Fleet("Editor-a", {"CPU": 0.1}, 1), Fleet("Ingress", {"CPU": 0.25}, 0, (20.0, 19.0))
+    [told] = unplaced([taken, waiting], [Machine({"CPU": 2.0})]).values()
+    assert told == (
+        "Ingress: 2 of 2 replicas have no machine after 20 s. Each asks for 0.25 CPU, and this application leaves room "
+        "for that (of 2 CPU, Editor-a has 0.1): its process is still starting, or another application has the room. "
+        "`ray status` shows what is in use"
+    )
+    [told] = unplaced([taken, waiting], [Machine({"CPU": 2.0})] * 2).values()
+    assert "another application has the room, or no machine has all of it free" in told
+    # The last piece counts, however it was summed.
+    many = Fleet("Editor-a", {"CPU": 0.1}, 19)
+    [told] = unplaced([many, Fleet("Ingress", {"CPU": 0.1}, 0, (20.0,))], [Machine({"CPU": 2.0})]).values()
+    assert "leaves room" in told
 
 
 def test_replica_that_has_just_begun_to_wait_is_not_named():

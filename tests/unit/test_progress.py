@@ -5,23 +5,15 @@ import pytest
 from serve_app.answers import status_of
 from serve_app.jobs.store import JobStore
 from serve_app.tasks import Alive, EditDone, ImageStage, Stage, StepDone
+from tests.unit.bench import Bench, Saying
 from tests.unit.conftest import ON_BOTH_DATABASES
-from tests.unit.test_dispatch import Bench, Saying
 from tests.unit.test_jobs import PLAN, claim, is_stored, new
 
 pytestmark = ON_BOTH_DATABASES
 
-# Ten seconds of an edit, of which denoising takes six.
+# Ten seconds of an edit, of which decoding and storing take 3.5.
 TIMINGS = {"generate": 8.0, "denoise": 6.0, "decode": 1.5, "save": 2.0}
 DONE = EditDone("pictures/cd.jpeg", "/x.jpeg", "jpeg", 64, 64, 42, 3, "cd", TIMINGS)
-
-
-@pytest.fixture
-async def bench(config):
-    bench = Bench(config.model_copy(update={"jobs": config.jobs.model_copy(update={"lease_s": 0.3})}))
-    await bench.store.open()
-    yield bench
-    await bench.store.close()
 
 
 @pytest.fixture
@@ -43,8 +35,8 @@ async def test_prediction_includes_decoding_and_storing(store):
     for step in (0, PLAN.steps // 2, PLAN.steps):
         await store.queue.progress(mine, step)
         left.append(status_of(await store.requests.standing(record.id), 1).eta_s)
-    # Steps are six tenths of an edit that keeps the device for 8 s.
-    assert left == [8.0, pytest.approx(5.6), pytest.approx(3.2)]
+    # The device is kept for 8 s, and 0.35 of the edit comes after its last step.
+    assert left == [8.0, pytest.approx(5.4), pytest.approx(2.8)]
     await store.queue.reach(mine, ImageStage.STORING)
     assert status_of(await store.requests.standing(record.id), 1).eta_s > 0
     await store.queue.succeed(mine, DONE, is_stored)
@@ -57,9 +49,9 @@ async def test_work_of_an_edit_whose_steps_are_done_is_still_waited_for(store):
     [running] = await claim(store)
     await store.queue.progress(running, PLAN.steps)
     waiting = await store.requests.create(new(), is_stored)
-    assert (await store.requests.standing(waiting.id)).work_left == pytest.approx(14.0)
+    assert (await store.requests.standing(waiting.id)).work_left == pytest.approx(13.5)
     [backlog] = (await store.queue.backlogs()).values()
-    assert backlog.running_s == pytest.approx(3.2)
+    assert backlog.running_s == pytest.approx(2.8)
 
 
 async def test_prediction_is_never_zero_before_the_end(store):

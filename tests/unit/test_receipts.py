@@ -35,6 +35,16 @@ def explained(client, body: dict) -> dict:
     return answer.json()
 
 
+@pytest.mark.parametrize(
+    "module",
+    ["lora_unet__orig_mod_transformer_blocks_0_attn_to_q", "lora_unet_transformer_blocks_0__orig_mod_attn_to_q"],
+)
+def test_file_of_a_compiled_model_with_underscores_for_dots_is_understood(client, make_body, write, module):
+    shapes = {f"{module}.lora_down.weight": (4, 16), f"{module}.lora_up.weight": (16, 4), f"{module}.alpha": ()}
+    answer = client.post("/v1/explain", json=make_body(loras=[{"path": write("compiled.safetensors", shapes)}]))
+    assert answer.status_code == 200, answer.text
+
+
 def test_receipt_says_what_the_file_is(client, make_body, write):
     shapes = PAIR | {"diffusion_model.img_in.diff": (16, 64), "emb_params": (4, 32)}
     body = make_body(loras=[{"path": write("mine.safetensors", shapes)}])

@@ -275,3 +275,25 @@ async def test_nothing_is_lost_while_requests_come_and_go(service):
     await pass_the_duty(service)
     await sweepers[0].sweep()
     assert (await service.ids(), service.files()) == (set(), set())
+
+
+async def test_purged_images_count_no_more_in_the_bytes_of_their_request(service):
+    id_ = await service.request("controls/a")
+    [mine] = await service.store.queue.claim("a", "m", 1, 1)
+    rows = sa.select(tables.requests.c.row_bytes)
+
+    async def row_bytes() -> int:
+        async with service.store._database.reading() as connection:
+            return (await connection.execute(rows)).scalar_one()
+
+    before = await row_bytes()
+    done = EditDone("pictures/a", "/a", "png", 8, 8, 1, 10, "cd", {"generate": 1.0}, {"k": "v" * 1000})
+    await service.store.queue.succeed(mine, done, lambda key: True)
+    assert await row_bytes() > before + 1000
+    await service.store.retention.purge(id_, lambda keys: None)
+    assert await row_bytes() == before
+    # What the version before wrote was not counted.
+    await service._execute(tables.requests.update().values(row_bytes=None))
+    await service._execute(tables.images.update().values(result={"k": "v"}))
+    await service.store.retention.purge(id_, lambda keys: None)
+    assert await row_bytes() == 0

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from pydantic import SecretStr
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
 from serve_app import webhooks
-from serve_app.config import JobsConfig
+from serve_app.config import JobsConfig, WebhooksConfig
 from serve_app.jobs.records import Delivery
 from serve_app.jobs.store import JobStore
 from tests.conftest import ROOT
@@ -29,6 +30,7 @@ from tests.unit.receivers import (
     delivering,
     holds,
     make_due,
+    payload,
     rows,
     until,
 )
@@ -318,3 +320,12 @@ async def test_receiver_in_a_denied_network_is_refused(store, make_plan, web_ser
         await until(lambda: all_failed(store))
     [row] = await rows(store)
     assert ("not a public one" in row.error, receiver.posts) == (True, [])
+
+
+async def test_as_many_connections_are_open_as_posts_may_be_under_way(store, monkeypatch):
+    monkeypatch.setattr(webhooks, "CONCURRENCY", 100)
+    deliverer = webhooks.Deliverer(store.outbox, WebhooksConfig(secret=SecretStr(SECRET)), payload)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await deliverer.run()
+    assert deliverer._fetcher._connections.total == 100
