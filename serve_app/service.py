@@ -103,7 +103,8 @@ class Service:
         # Without keys all callers are one tenant, and there is nobody to keep anything for.
         self._tenants_part = 2 if config.auth.keys_file else 1
         share = limits.budget_bytes // self._tenants_part
-        self.bodies = Budget(limits.budget_bytes, share, limits.patience_s, "this request's body")
+        # Nobody waits for it: see `BodyLimit`.
+        self.bodies = Budget(limits.budget_bytes, share, 0.0, "this request's body")
         self._images = Budget(limits.budget_bytes, share, limits.patience_s, "this request's control images")
 
     async def __aenter__(self) -> Self:

@@ -8,6 +8,7 @@ import pytest
 
 from serve_app.config import MAX_PROMPT_CHARS
 from serve_app.plan import MAX_KEPT_CHARS
+from serve_app.routes.body import MAX_VALUES
 from serve_app.schemas import MAX_FAULTS, MAX_LORAS, MAX_PROMPTS
 from tests.unit.conftest import safetensors_bytes
 
@@ -25,8 +26,8 @@ def faults(client, body: dict) -> list[dict]:
     return answer.json()["detail"]
 
 
-def test_million_prompts_are_refused_for_little_memory(client, make_body):
-    content = json.dumps(make_body() | {"prompts": [1] * 1_000_000}, separators=(",", ":")).encode()
+def test_nearly_a_million_prompts_are_refused_for_little_memory(client, make_body):
+    content = json.dumps(make_body() | {"prompts": [1] * 900_000}, separators=(",", ":")).encode()
     tracemalloc.start()
     answer = client.post("/v1/inference", content=content, headers={"content-type": "application/json"})
     _, peak = tracemalloc.get_traced_memory()
@@ -174,3 +175,17 @@ def test_openapi_says_that_optional_fields_take_null(client):
             assert ({"type": "null"} in schema.get("anyOf", ())) == (field not in required), (name, field)
     assert schemas["InferenceRequest"]["properties"]["prompts"]["maxItems"] == MAX_PROMPTS
     assert schemas["InferenceRequest"]["properties"]["loras"]["maxItems"] == MAX_LORAS
+
+
+@pytest.mark.parametrize("value", ["{}", "[]", '{"a":[]}', "0"])
+def test_body_of_too_many_values_is_refused_before_it_is_parsed(client, value):
+    """Ten megabytes of empty objects would take a quarter of a gigabyte."""
+    content = b'{"x":[' + b",".join([value.encode()] * MAX_VALUES) + b"]}"
+    tracemalloc.start()
+    answer = client.post("/v1/inference", content=content, headers={"content-type": "application/json"})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    [fault] = answer.json()["detail"]
+    assert (answer.status_code, fault["type"]) == (422, "json_invalid")
+    assert "more than 1000000 values" in fault["msg"]
+    assert peak < 4 * len(content) + 10_000_000
