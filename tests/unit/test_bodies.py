@@ -155,8 +155,9 @@ def test_slow_body_is_ended(application, client, monkeypatch):
 
 
 def test_body_that_comes_fast_enough_may_take_longer_than_the_start(application, client, monkeypatch):
-    monkeypatch.setattr(bodies, "GRACE_S", 0.2)
-    monkeypatch.setattr(bodies, "MIN_BYTES_PER_S", 1000)
+    monkeypatch.setattr(bodies, "GRACE_S", 0.3)
+    # Each part brings a minute, so that no pause of a busy machine ends it.
+    monkeypatch.setattr(bodies, "MIN_BYTES_PER_S", 100 / 60)
     parts = [b" " * 100] * 50 + [b"{}"]
     sent = client.portal.call(
         Sender("/v1/inference", parts, pause_s=0.01, content_type="application/json").post, application.app

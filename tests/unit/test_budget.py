@@ -214,6 +214,18 @@ async def test_thread_that_hangs_keeps_its_place_and_the_next_call_is_refused():
     assert await threads.run(lambda: 5) == 5
 
 
+async def test_thread_that_the_system_does_not_start_is_a_503(monkeypatch):
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threads = Threads(1, 1.0, "this test")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(Overloaded, match="no room for this test"):
+            await threads.run(lambda: None)
+    assert await threads.run(lambda: 5) == 5
+
+
 async def test_error_of_a_call_is_raised_and_its_thread_is_free():
     threads = Threads(1, 1.0, "this test")
     for _ in range(3):
