@@ -194,7 +194,7 @@ async def test_nobody_is_blamed_for_a_busy_machine(make_decoders, monkeypatch):
 
 
 async def test_process_that_cannot_start_is_not_the_files_fault(make_decoders, monkeypatch):
-    monkeypatch.setattr(sys, "path", ["/nowhere"])
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(Overloaded):
         await make_decoders().facts(SMALL, "ignore", "")
 

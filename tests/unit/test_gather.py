@@ -31,10 +31,10 @@ async def test_call_behind_one_that_fails_is_cancelled_whatever_it_waits_for():
 async def test_first_error_in_order_is_raised_whichever_comes_first():
     async def late() -> None:
         await asyncio.sleep(0.05)
-        raise ValueError
+        raise ValueError("late")
 
     async def early() -> None:
         raise ZeroDivisionError
 
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="late"):
         await gather_few([late, early, early], 3)
