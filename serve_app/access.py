@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,7 +23,9 @@ HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IG
 
 
 class CheckHost:
-    """Raises HostNotAllowed for a Host header that is malformed or fits none of `allowed_hosts`.
+    """Raises HostNotAllowed for a Host header that is malformed or fits none of `allowed_hosts`, and for a missing one.
+
+    Without a name in `allowed_hosts` a missing one is let through: HTTP/1.0 has none.
 
     Answers contain URLs that are made of this header.
     """
@@ -32,11 +35,13 @@ class CheckHost:
         self._allowed = [pattern.lower() for pattern in allowed_hosts]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and path_of(scope) not in PROBES:
+        if scope["type"] == "http" and get_route_path(scope) not in PROBES:
             self._check(Headers(scope=scope).getlist("host"))
         await self._app(scope, receive, send)
 
     def _check(self, hosts: list[str]) -> None:
+        if not hosts and self._allowed != ["*"]:
+            raise HostNotAllowed("there is no Host header, and this service answers under its names alone")
         for host in hosts:
             parts = HOST.fullmatch(host)
             if parts is None or len(hosts) > 1:
@@ -55,13 +60,8 @@ class Authenticate:
         self._caller_of = caller_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not (scope["method"] == "GET" and path_of(scope) in PUBLIC_PATHS):
+        if scope["type"] == "http" and not (scope["method"] == "GET" and get_route_path(scope) in PUBLIC_PATHS):
             headers = Headers(scope=scope)
             caller = self._caller_of(headers.get("authorization"), headers.get("x-api-key"))
             scope = {**scope, "state": {**scope.get("state", {}), "caller": caller}}
         await self._app(scope, receive, send)
-
-
-def path_of(scope: Scope) -> str:
-    """The path that the router matches: without the prefix under which the application is mounted."""
-    return str(scope["path"]).removeprefix(scope.get("root_path", ""))

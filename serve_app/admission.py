@@ -56,17 +56,24 @@ class Admission:
         self._controls = controls
         self._prompts = {model.id: Prompts(model) for model in config.models}
 
-    async def admit(self, request: InferenceRequest, caller: Caller, room: Hold) -> "Admitted":
-        """Everything up to the plans, in the contract's order of checks. Raises RequestError or Overloaded.
+    async def check(self, request: InferenceRequest, most_waiting: int) -> None:
+        """The checks that fetch and keep nothing, in the contract's order. Raises RequestError or Overloaded.
 
-        `room` is of the caller's tenant, and from here on holds what the control images that lie elsewhere take.
+        Of one request, `most_waiting` pictures may wait when nothing else does.
         """
         spec = plan.find_model(request, self._config)
         plan.check_loras(request, spec, self._config)
-        plan.check_amount(request, self._config)
         await self._sources.check([lora.path for lora in request.loras])
         plan.check_control_images(request, spec)
+        plan.check_amount(request, most_waiting)
         plan.check_sources(request, spec, self._config)
+
+    async def admit(self, request: InferenceRequest, caller: Caller, room: Hold) -> "Admitted":
+        """The rest of the checks up to the plans, of a request that passed `check`. Raises RequestError or Overloaded.
+
+        `room` is of the caller's tenant, and from here on holds what the control images that lie elsewhere take.
+        """
+        spec = MODELS[request.model]
         control_files = await self._control_files(request, spec, caller, room)
         plan.check_parameters(request, spec, self._config)
         if request.webhook_url is not None:
@@ -128,7 +135,10 @@ class Admission:
     ) -> "ControlFile":
         max_bytes = self._config.fetch.max_bytes
         try:
-            data = await downloads.get(image) if plan.lies_elsewhere(image) else decode_inline(image, max_bytes)
+            if plan.lies_elsewhere(image):
+                data = await downloads.get(image)
+            else:
+                data = await asyncio.to_thread(decode_inline, image, max_bytes)
             if len(data) > max_bytes:
                 raise ControlImageInvalid(f"it is larger than {max_bytes} bytes")
             facts = await self._decoders.facts(data, exif, tenant)
@@ -175,21 +185,24 @@ def sha256_of(data: bytes) -> str:
 
 
 async def gather_few(calls: Sequence[Callable[[], Awaitable[T]]], at_once: int) -> list[T]:
-    """The results in order, of so many calls at a time; none is begun after an error, which is raised as there."""
-    places, failed = asyncio.Semaphore(at_once), asyncio.Event()
+    """The results in order, of so many calls at a time; the first error in order is raised, as in `gather_all`.
 
-    async def call_in_turn(call: Callable[[], Awaitable[T]]) -> T:
+    The calls after one that fails are cancelled, whatever they wait for: nobody needs their results.
+    """
+    places = asyncio.Semaphore(at_once)
+    tasks: list[asyncio.Task[T]] = []
+
+    async def call_in_turn(number: int, call: Callable[[], Awaitable[T]]) -> T:
         async with places:
-            if failed.is_set():
-                # An earlier call failed, since they are begun in order: its error is the one that is raised.
-                raise asyncio.CancelledError
             try:
                 return await call()
             except BaseException:
-                failed.set()
+                for task in tasks[number + 1 :]:
+                    task.cancel()
                 raise
 
-    return await gather_all(map(call_in_turn, calls))
+    tasks += [asyncio.create_task(call_in_turn(number, call)) for number, call in enumerate(calls)]
+    return await gather_all(tasks)
 
 
 async def gather_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:

@@ -29,6 +29,15 @@ class Hold:
         assert self.amount == 0, "this hold has taken its amount already"
         self.amount = await self._budget._take(self.tenant, amount)
 
+    def take_now(self, amount: int, spare: int = 0) -> None:
+        """Hold `amount`, or the tenant's whole share if that is less, in place of what it holds. Does not wait.
+
+        Raises Overloaded unless that much is there and leaves `spare` free.
+        """
+        amount = min(amount, self._budget.share)
+        self._budget._take_now(self.tenant, amount - self.amount, spare)
+        self.amount = amount
+
     def keep(self, amount: int) -> None:
         """Give back everything beyond `amount`."""
         surplus = self.amount - amount
@@ -81,8 +90,18 @@ class Budget:
             raise
         if not granted.done():
             self._leave(tenant, place)
-            raise Overloaded(f"this service has no room for {self._what} at the moment; send it again later")
+            raise self.no_room()
         return amount
+
+    def _take_now(self, tenant: str, amount: int, spare: int) -> None:
+        if self._free - amount < spare or self._held[tenant] + amount > self.share:
+            raise self.no_room()
+        self._free -= amount
+        self._held[tenant] += amount
+
+    def no_room(self) -> Overloaded:
+        """What a client gets who cannot have any."""
+        return Overloaded(f"this service has no room for {self._what} at the moment; send it again later")
 
     def _leave(self, tenant: str, place: tuple[int, asyncio.Future[None]]) -> None:
         """Undo what waiting or being served has done."""

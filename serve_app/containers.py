@@ -12,6 +12,10 @@ from collections.abc import Iterable, Iterator
 
 from serve_app.errors import ControlImageInvalid
 
+# A restart for each block of 64 pixels is the most that a picture of 40 megapixels has: 625,000.
+MAX_RESTARTS = 1_000_000
+# They hold up to 255 bytes each, and nearly all of them do.
+MAX_SUB_BLOCKS = 1_000_000
 # Encoders write about ten scans for a progressive JPEG. At 40 megapixels a scan takes 34 ms.
 MAX_SCANS = 50
 # Metadata segments hold 64 KB each.
@@ -24,8 +28,9 @@ MAX_ENTRIES = 4_000
 # A strip for each row of a picture, or small tiles.
 MAX_VALUES = 500_000
 
-# The next marker of a JPEG: stuffed zeros (FF 00) are data, and FF may be repeated before a marker.
-JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
+# The next marker of a JPEG: stuffed zeros (FF 00) are data, and FF may be repeated before a marker. The pattern has one
+# FF: with a repetition of it, a long run of FF that ends with 00 would be searched again from each of its places.
+JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
 JPEG_SOS, JPEG_EOI = 0xDA, 0xD9
 # The markers that a length and a segment follow: all from C0 on but the restarts, SOI and EOI.
 JPEG_SEGMENTS = frozenset(range(0xC0, 0xFF)) - frozenset(range(0xD0, 0xDA))
@@ -81,13 +86,16 @@ def _count(what: str, items: Iterator[int], most: int) -> int:
 
 def _check_jpeg(data: bytes) -> None:
     """Count scans up to the end of the first picture: others may follow, as in a camera's MPO."""
-    scans = segments = 0
+    scans = segments = restarts = 0
     position = 2
     while (found := JPEG_MARKER.search(data, position)) is not None:
         marker, position = found[1][0], found.end()
         if marker == JPEG_EOI:
             return
         if marker not in JPEG_SEGMENTS:
+            restarts += 1
+            if restarts > MAX_RESTARTS:
+                raise ControlImageInvalid(f"it is a JPEG of more than {MAX_RESTARTS} restarts")
             continue
         scans += marker == JPEG_SOS
         segments += 1
@@ -118,6 +126,7 @@ def _check_png(data: bytes) -> None:
 def _gif_frames(data: bytes) -> Iterator[int]:
     """The place of each frame's pixels."""
     position = 13 + _gif_palette(data[10])
+    steps = iter(range(MAX_SUB_BLOCKS))
     while (found := GIF_BLOCK.search(data, position)) is not None and found[0] != b";":
         position = found.end()
         if found[0] == b"!":
@@ -125,7 +134,7 @@ def _gif_frames(data: bytes) -> Iterator[int]:
         else:
             position += 9 + _gif_palette(data[position + 8]) + 1
             yield position
-        position = _after_sub_blocks(data, position)
+        position = _after_sub_blocks(data, position, steps)
 
 
 def _gif_palette(flags: int) -> int:
@@ -133,8 +142,11 @@ def _gif_palette(flags: int) -> int:
     return 3 << (flags & 7) + 1 if flags & 128 else 0
 
 
-def _after_sub_blocks(data: bytes, position: int) -> int:
+def _after_sub_blocks(data: bytes, position: int, steps: Iterator[int]) -> int:
+    """The place behind these sub-blocks, each of which takes one of the file's `steps`."""
     while position < len(data) and (length := data[position]):
+        if next(steps, None) is None:
+            raise ControlImageInvalid(f"it is a GIF of more than {MAX_SUB_BLOCKS} sub-blocks")
         position += length + 1
     return position + 1
 

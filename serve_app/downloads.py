@@ -28,8 +28,6 @@ class Downloads:
 
     async def expect(self, count: int) -> None:
         """Hold memory for so many images, at most a tenant's share. Raises Overloaded."""
-        # What an earlier try of the same request held is of no use any more.
-        self._room.keep(0)
         if count:
             await self._room.take(count * self._each)
         self._left, self._limit = count, self._room.amount

@@ -25,7 +25,15 @@ from serve_app.adapters.contents import Contents
 from serve_app.artifacts import Artifacts
 from serve_app.config import EditorSettings, FetchConfig, ModelConfig
 from serve_app.dispatch import control_key, record_key
-from serve_app.errors import DeviceLost, EditError, EditorLost, EditorUnavailable, ServiceError, StorageFailed, let_go
+from serve_app.errors import (
+    DeviceLost,
+    EditError,
+    EditorLost,
+    EditorUnavailable,
+    ServiceError,
+    StorageFailed,
+    clear_frames,
+)
 from serve_app.holdings import ADAPTER_BYTES, Holdings
 from serve_app.tasks import AdapterUse, Alive, EditDone, EditEvent, EditPlan, EditTask, Stage, StepDone
 from serve_app.telemetry import (
@@ -249,7 +257,7 @@ class Editor:
         if not work.cancelled():
             # The caller may keep the error for a while, and what the edit has on the device must not stay with it.
             # Reading it here also says that somebody has seen it: the caller may be gone.
-            let_go(work.exception())
+            clear_frames(work.exception())
 
     async def _work(
         self,

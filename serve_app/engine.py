@@ -28,7 +28,7 @@ from serve_app.config import FetchConfig, ModelConfig
 from serve_app.denoiser import Denoiser
 from serve_app.device import Stopwatch
 from serve_app.effective import effective
-from serve_app.errors import CheckpointRefused, DeviceLost, EditCanceled, OutOfMemory, UnusableResult, let_go
+from serve_app.errors import CheckpointRefused, DeviceLost, EditCanceled, OutOfMemory, UnusableResult, clear_frames
 from serve_app.models import architecture, checkpoint
 from serve_app.models.acceleration import changes_anything, graphs_compiled, settle_thread
 from serve_app.models.encoders import Conditions, Encoders
@@ -277,7 +277,7 @@ class Engine:
 
     def _free(self, error: RuntimeError) -> None:
         """Give back what the frames that failed hold of the edit, and what torch keeps."""
-        let_go(error)
+        clear_frames(error)
         for device in self._devices:
             devices.free_cached_memory(device)
 

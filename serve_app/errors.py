@@ -332,8 +332,11 @@ def describe(error: BaseException) -> ErrorDescription:
     return ErrorDescription("INTERNAL_ERROR", "the service failed to handle this; its log says why", 500)
 
 
-def let_go(error: BaseException | None) -> None:
-    """Clear what the frames that failed hold, those of what the error came from too; their lines stay to be logged."""
+def clear_frames(error: BaseException | None) -> None:
+    """Delete the local variables of the frames in the error's traceback, and in those of its causes.
+
+    What they referred to becomes free. The traceback still tells the lines, so it can be logged.
+    """
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serve_app import schemas
 from serve_app.access import Authenticate, CheckHost
-from serve_app.bodies import BodyLimit, HoldBody
+from serve_app.bodies import BodyLimit
 from serve_app.middleware import AnswerErrors, AnswerHead, DropRayHeaders, NameRequest, ProtectAnswers
 from serve_app.routes import inference, models, operation, requests
 from serve_app.service import Service
@@ -67,8 +67,9 @@ def create_app(service: Service) -> FastAPI:
 def _add_middleware(app: FastAPI, service: Service) -> None:
     """From the inside out: a request passes these from the last to the first."""
     config = service.config
-    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
-    app.add_middleware(HoldBody, memory=service.bodies, max_bytes=config.max_body_bytes)
+    app.add_middleware(
+        BodyLimit, memory=service.bodies, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s
+    )
     app.add_middleware(Authenticate, caller_of=service.caller)
     app.add_middleware(CheckHost, allowed_hosts=config.allowed_hosts)
     app.add_middleware(DropRayHeaders)

@@ -19,6 +19,10 @@ MIN_LINE = 32
 # Python undoes percent-encoding slowly. A file that is percent-encoded as it is, without base64, has one escape for
 # about two bytes.
 BYTES_PER_ESCAPE = 64
+# Of base64, three digits of a hundred are percent-encoded, and each line break.
+BYTES_PER_BASE64_ESCAPE = 8
+
+TOO_MANY_ESCAPES = "its data URL holds too many percent-encoded characters; send base64"
 
 URL_SAFE, STANDARD = b"-_", b"+/"
 # What is percent-encoded in base64. None of these can be part of another escape.
@@ -80,13 +84,16 @@ def _without_line_breaks(text: bytes) -> bytes:
 
 def _unquoted(text: bytes, max_bytes: int) -> bytes:
     """The content of a URL with its percent-encoding undone."""
-    if b"%" not in text:
+    escapes = text.count(b"%")
+    if not escapes:
         return text
+    if escapes > max_bytes // BYTES_PER_BASE64_ESCAPE:
+        raise ControlImageInvalid(TOO_MANY_ESCAPES)
     for sign in ESCAPED:
         for escape in {b"%%%02X" % sign, b"%%%02x" % sign}:
             text = text.replace(escape, bytes((sign,)))
     if text.count(b"%") > max_bytes // BYTES_PER_ESCAPE:
-        raise ControlImageInvalid("its data URL holds too many percent-encoded characters; send base64")
+        raise ControlImageInvalid(TOO_MANY_ESCAPES)
     if PERCENT_SIGN.search(text):
         raise ControlImageInvalid("its data URL holds a % that is not followed by two hexadecimal digits")
     return unquote_to_bytes(text)

@@ -4,8 +4,9 @@ Pure: no input or output, no torch. What needs a disk or the network is done by 
 """
 
 import secrets
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TypeVar
 
 from serve_app.config import AUTO, AppConfig, ModelConfig
@@ -72,21 +73,22 @@ def check_loras(request: InferenceRequest, spec: ModelSpec, config: AppConfig) -
         raise TooManyLoras(f"{len(paths)} LoRAs were sent; this service takes at most {limit} a request", details)
 
 
-def check_amount(request: InferenceRequest, config: AppConfig) -> None:
-    """Raise InvalidParameter if the request would keep more than a service may: before anything is fetched or kept."""
-    limit = min(config.jobs.max_queued_per_tenant, config.jobs.max_queued)
-    if len(request.prompts) > limit:
+def check_amount(request: InferenceRequest, most_waiting: int) -> None:
+    """Raise InvalidParameter if the request has more pictures than may ever wait, or would keep too much text."""
+    if len(request.prompts) > most_waiting:
         raise InvalidParameter(
-            f"{len(request.prompts)} prompts were sent; more than {limit} pictures may never wait",
-            {"parameter": "prompts", "max": limit},
+            f"{len(request.prompts)} prompts were sent; more than {most_waiting} pictures may never wait",
+            {"parameter": "prompts", "prompt_index": most_waiting, "max": most_waiting},
         )
     paths = sum(len(lora.path) for lora in request.loras)
-    kept = sum(_filled_chars(prompt, request) + len(prompt.neg or "") + paths for prompt in request.prompts)
-    if kept > MAX_KEPT_CHARS:
+    kept = list(
+        accumulate(_filled_chars(prompt, request) + len(prompt.neg or "") + paths for prompt in request.prompts)
+    )
+    if kept[-1] > MAX_KEPT_CHARS:
         raise InvalidParameter(
-            f"the prompts, with the trigger word and the LoRAs' paths, have {kept} characters in all, at most "
+            f"the prompts, with the trigger word and the LoRAs' paths, have {kept[-1]} characters in all, at most "
             f"{MAX_KEPT_CHARS} are accepted; send several requests",
-            {"parameter": "prompts", "max": MAX_KEPT_CHARS},
+            {"parameter": "prompts", "prompt_index": bisect_right(kept, MAX_KEPT_CHARS), "max": MAX_KEPT_CHARS},
         )
 
 
@@ -122,13 +124,15 @@ def check_sources(request: InferenceRequest, spec: ModelSpec, config: AppConfig)
     """Raise InvalidParameter for more control images that lie elsewhere than one request may name."""
     if not spec.requires_control_image:
         return
-    images = {image for prompt in request.prompts for image in prompt.control_images}
-    elsewhere, limit = sum(map(lies_elsewhere, images)), config.fetch.max_urls
-    if elsewhere > limit:
-        raise InvalidParameter(
-            f"{elsewhere} different control images were named by URL or sha256; one request may name {limit}: send its "
-            "prompts in several requests"
-        )
+    limit, named = config.fetch.max_urls, set[str]()
+    for index, prompt in enumerate(request.prompts):
+        named.update(filter(lies_elsewhere, prompt.control_images))
+        if len(named) > limit:
+            raise InvalidParameter(
+                f"up to prompt {index} there are more than {limit} different control images that are named by URL or "
+                "sha256, and one request may name no more: send its prompts in several requests",
+                {"parameter": "ctrl_img", "prompt_index": index, "max": limit},
+            )
 
 
 def lies_elsewhere(image: str) -> bool:

@@ -103,7 +103,8 @@ class Service:
         # Without keys all callers are one tenant, and there is nobody to keep anything for.
         self._tenants_part = 2 if config.auth.keys_file else 1
         share = limits.budget_bytes // self._tenants_part
-        self.bodies = Budget(limits.budget_bytes, share, limits.patience_s, "this request's body")
+        # Nobody waits for it: see `BodyLimit`.
+        self.bodies = Budget(limits.budget_bytes, share, 0.0, "this request's body")
         self._images = Budget(limits.budget_bytes, share, limits.patience_s, "this request's control images")
 
     async def __aenter__(self) -> Self:
@@ -157,6 +158,12 @@ class Service:
         requests.max_queued = settings.max_queued or jobs.max_queued
         self._warmth.keep(settings.keep_warm)
 
+    @property
+    def _most_waiting(self) -> int:
+        """How many pictures of one request may wait, at most."""
+        requests = self._store.requests
+        return min(requests.max_queued_per_tenant, requests.max_queued)
+
     def caller(self, authorization: str | None, x_api_key: str | None) -> Caller:
         """Who sends these two headers. Raises Unauthorized."""
         return self._keys.caller(authorization, x_api_key)
@@ -196,6 +203,7 @@ class Service:
             earlier = await self._store.requests.earlier(caller.tenant, idempotency_key, digest)
             if earlier is not None:
                 return earlier
+        await self._admission.check(request, self._most_waiting)
         # Before anything is fetched or stored: a full queue must not cost the sender's files their room.
         await self._store.requests.refuse_when_full(caller.tenant, len(request.prompts))
         async with self._discarding_new_files() as new_files:
@@ -215,16 +223,8 @@ class Service:
         """Check a request, store its files and commit it; `same` are its idempotency key and the body's digest."""
         for tries in range(1, TRIES + 1):
             try:
-                with self._images.hold(caller.tenant) as room:
-                    admitted = await self._admission.admit(request, caller, room)
-                    new = self._new_request(request_id, request, admitted, caller, base_url)
-                    new = replace(new, idempotency_key=same[0], body_sha256=same[1])
-                    await gather_all(
-                        background.to_the_end(
-                            asyncio.to_thread(self._artifacts.put_missing, control_key(sha256), file.data)
-                        )
-                        for sha256, file in admitted.control_files.items()
-                    )
+                new = await self._prepare(request_id, request, caller, base_url)
+                new = replace(new, idempotency_key=same[0], body_sha256=same[1])
                 record = await self._store.requests.create(new, self._artifacts.exists)
             except FilesGone:
                 # What no request needed any more was deleted just before this one came to need it.
@@ -234,6 +234,16 @@ class Service:
                 self._dispatcher.wake()
                 return record
         raise AssertionError("unreachable")
+
+    async def _prepare(self, request_id: str, request: InferenceRequest, caller: Caller, base_url: str) -> NewRequest:
+        """Do the rest of the checks and store the request's files. Their bytes are free when this returns."""
+        with self._images.hold(caller.tenant) as room:
+            admitted = await self._admission.admit(request, caller, room)
+            await gather_all(
+                background.to_the_end(asyncio.to_thread(self._artifacts.put_missing, control_key(sha256), file.data))
+                for sha256, file in admitted.control_files.items()
+            )
+            return self._new_request(request_id, request, admitted, caller, base_url)
 
     @asynccontextmanager
     async def _discarding_new_files(self) -> AsyncIterator[set[str]]:
@@ -291,19 +301,20 @@ class Service:
         return float(self._admission.effective(admitted, edit)["transformer_flops_estimated"])
 
     async def explain(self, request: InferenceRequest, caller: Caller) -> Explanation:
-        """What `submit` would have done with the same request: the same checks and errors, and no job.
+        """What `submit` would do with the request. The queue is not asked, so QUEUE_FULL is never raised.
 
         A LoRA that the request names by a URL with secrets is downloaded, and deleted again.
         """
+        await self._admission.check(request, self._most_waiting)
         async with self._discarding_new_files():
             with self._images.hold(caller.tenant) as room:
                 admitted = await self._admission.admit(request, caller, room)
-        return Explanation(
-            model=admitted.spec.id,
-            effective=[self._admission.effective(admitted, edit) for edit in admitted.plans],
-            ignored=admitted.ignored,
-            notes=admitted.notes,
-        )
+                return Explanation(
+                    model=admitted.spec.id,
+                    effective=[self._admission.effective(admitted, edit) for edit in admitted.plans],
+                    ignored=admitted.ignored,
+                    notes=admitted.notes,
+                )
 
     async def standing(self, request_id: str, caller: Caller) -> tuple[Standing, int]:
         """Where a request stands, and how many editors its model has. Raises RequestNotFound."""

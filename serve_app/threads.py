@@ -47,10 +47,10 @@ class Threads:
 
         try:
             self._start_missing()
-        except RuntimeError:
+        except RuntimeError as error:
             # The system has no thread left.
             place.keep(0)
-            raise
+            raise self._places.no_room() from error
         self._calls.put(work)
         async with asyncio.timeout(timeout_s):
             return await asyncio.wrap_future(outcome)

@@ -53,7 +53,8 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     if error.status_code == NotFound.status:
         return error_response(NotFound("there is no such route; GET /docs lists the routes"))
     if error.status_code == MethodNotAllowed.status:
-        allowed = (error.headers or {}).get("Allow", "").replace("GET", "GET, HEAD")
+        methods = {method.strip() for method in (error.headers or {}).get("Allow", "").split(",")}
+        allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
         refusal = MethodNotAllowed(f"this route does not take {request.method}; it takes {allowed}")
         return error_response(refusal, {"Allow": allowed})
     return await http_exception_handler(request, error)

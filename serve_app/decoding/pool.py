@@ -103,13 +103,18 @@ class Decoders:
     async def _start(self) -> Process:
         limits = self._limits
         memory_bytes = MEMORY_BYTES + FILE_COPIES * limits.max_bytes + MEMORY_BYTES_PER_PIXEL * limits.max_pixels
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-W", "ignore", "-m", "serve_app.decoding.worker", str(memory_bytes)),
-            stdin=PIPE,
-            stdout=PIPE,
-            # No secret of the service's environment is where foreign bytes are decoded.
-            env={"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-W", "ignore", "-m", "serve_app.decoding.worker", str(memory_bytes)),
+                stdin=PIPE,
+                stdout=PIPE,
+                # No secret of the service's environment is where foreign bytes are decoded.
+                env={"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+            )
+        except OSError as error:
+            # The system has no memory, process or file descriptor left.
+            logger.exception("a decoder cannot be started")
+            raise _cannot_start() from error
         self._running.add(process)
         is_ready = False
         try:
@@ -121,8 +126,12 @@ class Decoders:
             if not is_ready:
                 _kill(process)
         if not is_ready:
-            raise Overloaded("this service cannot decode control images at the moment; send it again later")
+            raise _cannot_start()
         return process
+
+
+def _cannot_start() -> Overloaded:
+    return Overloaded("this service cannot decode control images at the moment; send it again later")
 
 
 async def _exchange(process: Process, head: bytes, data: bytes) -> bytes:
@@ -137,8 +146,10 @@ async def _exchange(process: Process, head: bytes, data: bytes) -> bytes:
 
 
 async def _read_line(process: Process) -> bytes:
+    """A whole line, or nothing: a process that ends may leave a part of one."""
     assert process.stdout is not None
-    return await process.stdout.readline()
+    line = await process.stdout.readline()
+    return line if line.endswith(b"\n") else b""
 
 
 def _kill(process: Process) -> None:

@@ -31,17 +31,14 @@ EXPLAIN_ERRORS = (
     errors.LoraInvalidFile,
     errors.LoraIncompatible,
     errors.LoraDownloadFailed,
+    errors.HostNotAllowed,
     errors.BodyTooLarge,
     errors.RequestTooSlow,
     errors.Overloaded,
-)
-SUBMIT_ERRORS = (
-    *EXPLAIN_ERRORS,
-    errors.IdempotencyConflict,
-    errors.QueueFull,
     errors.StoreUnavailable,
     errors.StorageFailed,
 )
+SUBMIT_ERRORS = (*EXPLAIN_ERRORS, errors.IdempotencyConflict, errors.QueueFull)
 MAX_WAIT_S = 300.0
 MAX_KEY = 255
 

@@ -26,6 +26,19 @@ def jpeg_of_segments(segments: int) -> bytes:
     return whole[:2] + b"\xff\xfe\0\2" * segments + whole[2:]
 
 
+def jpeg_with(data: bytes) -> bytes:
+    """A small JPEG with this in the data of its scan, in place of a stuffed zero."""
+    whole = saved(PIL.Image.effect_noise((64, 64), 100), "JPEG", quality=100)
+    place = whole.index(b"\xff\0", whole.index(b"\xff\xda"))
+    return whole[:place] + data + whole[place + 2 :]
+
+
+def gif_of_sub_blocks(blocks: int) -> bytes:
+    """A GIF with a comment in so many parts of one character."""
+    whole = saved(PIL.Image.new("P", (64, 64), 1), "GIF")
+    return whole[:-1] + b"!\xfe" + b"\1x" * blocks + b"\0;"
+
+
 def gif_of_frames(frames: int) -> bytes:
     whole = saved(PIL.Image.new("P", (64, 64), 1), "GIF")
     tiny = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\2\2\x44\1\0"

@@ -191,3 +191,19 @@ def test_probes_are_answered_under_any_host(client_with):
     client = client_with(allowed_hosts=["edits.example"])
     for path in ("/health", "/ready"):
         assert client.get(path, headers={"Host": "10.0.0.7:8000"}).status_code == 200
+
+
+def test_missing_host_is_refused_where_names_are_set(application, client, client_with):
+    named = client_with(allowed_hosts=["edits.example"])
+    sender = Sender("/v1/models", [], method="GET")
+    refused = named.portal.call(sender.post, named.app)
+    assert (refused.status, refused.code) == (400, "HOST_NOT_ALLOWED")
+    assert client.portal.call(Sender("/v1/models", [], method="GET").post, application.app).status == 200
+    assert named.portal.call(Sender("/health", [], method="GET").post, named.app).status == 200
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST"])
+def test_allow_names_each_method_once(client, method):
+    path = "/v1/explain" if method == "HEAD" else "/health"
+    methods = client.request(method, path).headers["allow"].split(", ")
+    assert methods == (["POST"] if method == "HEAD" else ["GET", "HEAD"])

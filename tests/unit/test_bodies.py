@@ -48,7 +48,8 @@ class Sender:
             "client": ("127.0.0.1", 1),
             "http_version": "1.1",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "headers": [(name.lower().replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+            "headers": ([] if "content_length" in headers or not parts else [(b"transfer-encoding", b"chunked")])
+            + [(name.lower().replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
         }
         self._parts, self._pause_s, self._complete = parts, pause_s, complete
         self.read = 0
@@ -81,6 +82,11 @@ class Sender:
     def code(self) -> str:
         body = b"".join(message.get("body", b"") for message in self.messages[1:])
         return json.loads(body)["detail"]["error"]["code"]
+
+
+@pytest.fixture
+def few_slots(monkeypatch) -> None:
+    monkeypatch.setattr(bodies, "MAX_BODIES", 4)
 
 
 @pytest.fixture
@@ -149,8 +155,9 @@ def test_slow_body_is_ended(application, client, monkeypatch):
 
 
 def test_body_that_comes_fast_enough_may_take_longer_than_the_start(application, client, monkeypatch):
-    monkeypatch.setattr(bodies, "GRACE_S", 0.2)
-    monkeypatch.setattr(bodies, "MIN_BYTES_PER_S", 1000)
+    monkeypatch.setattr(bodies, "GRACE_S", 0.3)
+    # Each part brings a minute, so that no pause of a busy machine ends it.
+    monkeypatch.setattr(bodies, "MIN_BYTES_PER_S", 100 / 60)
     parts = [b" " * 100] * 50 + [b"{}"]
     sent = client.portal.call(
         Sender("/v1/inference", parts, pause_s=0.01, content_type="application/json").post, application.app
@@ -183,9 +190,7 @@ def test_body_that_no_route_takes_is_not_waited_for(application, client, method)
     assert (answered.status, answered.read) == (200 if method in ("GET", "HEAD") else 405, 0)
 
 
-def test_slow_bodies_leave_room_for_everything_else(keyed, monkeypatch):
-    monkeypatch.setattr(bodies, "MAX_BODIES", 3)
-    monkeypatch.setattr(bodies, "MAX_BODIES_PER_TENANT", 2)
+def test_slow_bodies_leave_room_for_everything_else(few_slots, keyed):
     client, application, key = keyed
 
     async def crowd() -> tuple[list[Sender], Sender]:
@@ -209,8 +214,7 @@ def test_slow_bodies_leave_room_for_everything_else(keyed, monkeypatch):
 
 def test_one_tenant_leaves_slots_for_another(monkeypatch):
     monkeypatch.setattr(bodies, "MAX_BODIES", 3)
-    monkeypatch.setattr(bodies, "MAX_BODIES_PER_TENANT", 2)
-    slots = bodies.BodySlots()
+    slots = bodies.BodySlots(2)
     with ExitStack() as held:
         for tenant in ("red", "red", "blue"):
             held.enter_context(slots.one(tenant))

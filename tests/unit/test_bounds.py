@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.config import MAX_PROMPT_CHARS
+from serve_app.config import MAX_PROMPT_CHARS, IngressSettings
 from serve_app.plan import MAX_KEPT_CHARS
+from serve_app.routes.body import MAX_VALUES
 from serve_app.schemas import MAX_FAULTS, MAX_LORAS, MAX_PROMPTS
 from tests.unit.conftest import safetensors_bytes
 
@@ -25,8 +26,8 @@ def faults(client, body: dict) -> list[dict]:
     return answer.json()["detail"]
 
 
-def test_million_prompts_are_refused_for_little_memory(client, make_body):
-    content = json.dumps(make_body() | {"prompts": [1] * 1_000_000}, separators=(",", ":")).encode()
+def test_nearly_a_million_prompts_are_refused_for_little_memory(client, make_body):
+    content = json.dumps(make_body() | {"prompts": [1] * 900_000}, separators=(",", ":")).encode()
     tracemalloc.start()
     answer = client.post("/v1/inference", content=content, headers={"content-type": "application/json"})
     _, peak = tracemalloc.get_traced_memory()
@@ -96,7 +97,8 @@ def test_trigger_word_in_thousands_of_prompts_is_refused_before_anything_is_kept
     """A body of 1.4 MB would become rows of more than 100."""
     prompts = [{"prompt": "[trigger]", "ctrl_img": "http://127.0.0.1:1/x.png"}] * 5_000
     error = refusal(client, make_body(trigger_word="x" * 20_000) | {"prompts": prompts})
-    assert (error["code"], error["details"]) == ("INVALID_PARAMETER", {"parameter": "prompts", "max": MAX_KEPT_CHARS})
+    details = {"parameter": "prompts", "prompt_index": 399, "max": MAX_KEPT_CHARS}
+    assert (error["code"], error["details"]) == ("INVALID_PARAMETER", details)
     assert "100100000 characters" in error["message"]
     assert kept_nothing(config)
 
@@ -108,12 +110,14 @@ def test_texts_are_bounded_in_all_wherever_they_come_from(client, make_body, tri
     """A word that a file names counts as the longest one that is believed."""
     prompts = [make_body()["prompts"][0] | {"prompt": prompt}] * 1_000
     error = refusal(client, make_body(trigger_word=trigger) | {"prompts": prompts})
+    assert 0 < error["details"].pop("prompt_index") < 1_000
     assert error["details"] == {"parameter": "prompts", "max": MAX_KEPT_CHARS}
 
 
 def test_long_paths_count_for_each_picture(client, make_body):
     loras = [{"path": "https://loras.example/" + "x" * 4_000}] * 2
     error = refusal(client, make_body(loras=loras) | {"prompts": make_body()["prompts"] * 1_000})
+    assert 0 < error["details"].pop("prompt_index") < 1_000
     assert error["details"] == {"parameter": "prompts", "max": MAX_KEPT_CHARS}
 
 
@@ -121,7 +125,36 @@ def test_more_prompts_than_may_wait_are_refused_before_their_images_are_looked_a
     client = client_with(jobs={"max_queued_per_tenant": 2})
     body = make_body(ctrl_img="http://127.0.0.1:1/x.png")
     error = refusal(client, body | {"prompts": body["prompts"] * 3})
-    assert (error["code"], error["details"]) == ("INVALID_PARAMETER", {"parameter": "prompts", "max": 2})
+    assert (error["code"], error["details"]) == (
+        "INVALID_PARAMETER",
+        {"parameter": "prompts", "prompt_index": 2, "max": 2},
+    )
+
+
+def test_limit_on_prompts_is_that_of_now(application, client, make_body):
+    """The limits on the queue change while the service runs."""
+    body = make_body() | {"prompts": make_body()["prompts"] * 3}
+    application.service.reconfigure(IngressSettings(max_queued_per_tenant=2))
+    for route in ("/v1/inference", "/v1/explain"):
+        assert client.post(route, json=body).json()["detail"]["error"]["details"]["max"] == 2
+    application.service.reconfigure(IngressSettings(max_queued_per_tenant=3))
+    assert client.post("/v1/inference", json=body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"model": "none"}, "MODEL_NOT_FOUND"),
+        ({"loras": []}, "LORA_FILE_REQUIRED"),
+        ({"loras": [{"path": "../x"}]}, "LORA_PATH_FORBIDDEN"),
+        ({"loras": [{"path": "no.safetensors"}]}, "LORA_NOT_FOUND"),
+        ({"prompts": [{"prompt": "x"}] * 3}, "CONTROL_IMAGE_REQUIRED"),
+    ],
+)
+def test_faults_of_a_request_are_told_before_its_amount_and_a_full_queue(client_with, make_body, changes, code):
+    client = client_with(jobs={"max_queued_per_tenant": 2})
+    body = make_body() | {"prompts": make_body()["prompts"] * 3} | changes
+    assert refusal(client, body)["code"] == code
 
 
 @pytest.mark.parametrize("field", ["prompt", "neg"])
@@ -174,3 +207,17 @@ def test_openapi_says_that_optional_fields_take_null(client):
             assert ({"type": "null"} in schema.get("anyOf", ())) == (field not in required), (name, field)
     assert schemas["InferenceRequest"]["properties"]["prompts"]["maxItems"] == MAX_PROMPTS
     assert schemas["InferenceRequest"]["properties"]["loras"]["maxItems"] == MAX_LORAS
+
+
+@pytest.mark.parametrize("value", ["{}", "[]", '{"a":[]}', "0"])
+def test_body_of_too_many_values_is_refused_before_it_is_parsed(client, value):
+    """Ten megabytes of empty objects would take a quarter of a gigabyte."""
+    content = b'{"x":[' + b",".join([value.encode()] * MAX_VALUES) + b"]}"
+    tracemalloc.start()
+    answer = client.post("/v1/inference", content=content, headers={"content-type": "application/json"})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    [fault] = answer.json()["detail"]
+    assert (answer.status_code, fault["type"]) == (422, "json_invalid")
+    assert "more than 1000000 values" in fault["msg"]
+    assert peak < 4 * len(content) + 10_000_000

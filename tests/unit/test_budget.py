@@ -177,6 +177,21 @@ async def test_nothing_is_lost_when_a_waiter_is_cancelled_at_any_moment(ticks, r
         await asyncio.wait_for(hold.take(2), 1)
 
 
+async def test_what_is_taken_now_is_there_at_once_or_refused():
+    budget = budget_of(10, share=6)
+    with budget.hold("a") as first, budget.hold("b") as second:
+        first.take_now(2)
+        first.take_now(100)
+        assert (first.amount, budget.held) == (6, 6)
+        for amount, spare in ((5, 0), (4, 1)):
+            with pytest.raises(Overloaded, match="no room for this test"):
+                second.take_now(amount, spare)
+        second.take_now(4)
+        second.take_now(1)
+        assert (second.amount, budget.held) == (1, 7)
+    assert budget.held == 0
+
+
 async def test_hold_takes_once():
     budget = budget_of(2)
     hold = Hold(budget, "a")
@@ -196,6 +211,18 @@ async def test_thread_that_hangs_keeps_its_place_and_the_next_call_is_refused():
     while threads._places.held:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
+    assert await threads.run(lambda: 5) == 5
+
+
+async def test_thread_that_the_system_does_not_start_is_a_503(monkeypatch):
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threads = Threads(1, 1.0, "this test")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(Overloaded, match="no room for this test"):
+            await threads.run(lambda: None)
     assert await threads.run(lambda: 5) == 5
 
 

@@ -7,13 +7,23 @@ import PIL.Image
 import pytest
 
 from serve_app import images
-from serve_app.containers import MAX_CHUNKS, MAX_DIRECTORIES, MAX_FRAMES, MAX_SCANS, MAX_SEGMENTS
+from serve_app.containers import (
+    MAX_CHUNKS,
+    MAX_DIRECTORIES,
+    MAX_FRAMES,
+    MAX_RESTARTS,
+    MAX_SCANS,
+    MAX_SEGMENTS,
+    MAX_SUB_BLOCKS,
+)
 from serve_app.errors import ControlImageInvalid
 from tests.unit.heavy_pictures import (
     chunk,
     gif_of_frames,
+    gif_of_sub_blocks,
     jpeg_of_scans,
     jpeg_of_segments,
+    jpeg_with,
     png_of_chunks,
     png_of_profile,
     png_of_text,
@@ -29,18 +39,28 @@ from tests.unit.heavy_pictures import (
         (jpeg_of_segments(MAX_SEGMENTS), f"more than {MAX_SEGMENTS} segments"),
         (gif_of_frames(100_000), f"more than {MAX_FRAMES} frames"),
         (tiff_of_directories(40_000), f"more than {MAX_DIRECTORIES} directories"),
+        (jpeg_with(b"\xff\xd0" * (MAX_RESTARTS + 1)), f"more than {MAX_RESTARTS} restarts"),
+        (gif_of_sub_blocks(MAX_SUB_BLOCKS), f"more than {MAX_SUB_BLOCKS} sub-blocks"),
         (png_of_chunks(100_000), f"more than {MAX_CHUNKS} chunks"),
         (png_of_chunks(1, b"acTL", struct.pack(">II", MAX_FRAMES, 0)), "10001 frames"),
         (png_of_text(100, 900_000), "broken"),
         (png_of_profile(100_000_000), "broken"),
     ],
-    ids=["scans", "segments", "gif", "directories", "chunks", "apng", "texts", "profile"],
+    ids=["scans", "segments", "gif", "directories", "restarts", "blocks", "chunks", "apng", "texts", "profile"],
 )
 def test_heavy_file_is_refused_at_once(data, reason):
     started = time.process_time()
     with pytest.raises(ControlImageInvalid, match=reason):
         images.read(data, "ignore")
     assert time.process_time() - started < 1
+
+
+def test_fill_bytes_of_a_jpeg_are_looked_at_once():
+    """FF may be repeated before a marker and before a stuffed zero."""
+    filled = jpeg_with(b"\xff" * 40_000 + b"\0")
+    started = time.process_time()
+    assert images.read(filled, "ignore").facts.size == (64, 64)
+    assert time.process_time() - started < 0.5
 
 
 def big_tiff() -> bytes:

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from asyncio.subprocess import PIPE
+from contextlib import suppress
 
 import PIL.Image
 import psutil
@@ -37,7 +39,13 @@ async def make_decoders():
 
 
 def workers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "serve_app.decoding.worker" in child.cmdline()]
+    found = []
+    for child in psutil.Process().children():
+        # Another test's may end meanwhile.
+        with suppress(psutil.NoSuchProcess):
+            if "serve_app.decoding.worker" in child.cmdline():
+                found.append(child)
+    return found
 
 
 async def refusal(decoders: Decoders, data: bytes) -> str:
@@ -78,7 +86,9 @@ async def test_at_most_so_many_processes(make_decoders):
     assert len(workers()) <= PROCESSES
 
 
-async def test_file_that_takes_too_long_is_stopped_and_the_next_is_decoded(make_decoders):
+async def test_file_that_takes_too_long_is_stopped_and_the_next_is_decoded(make_decoders, monkeypatch):
+    # However busy the machine is, the time of the CPU ends it.
+    monkeypatch.setattr(pool, "WALL_FACTOR", 1000)
     decoders = make_decoders(decode_timeout_s=0.3)
     await decoders.facts(SMALL, "ignore", "")
     [before] = workers()
@@ -87,8 +97,11 @@ async def test_file_that_takes_too_long_is_stopped_and_the_next_is_decoded(make_
     assert (await decoders.facts(SMALL, "ignore", "")).size == (60, 40)
 
 
-async def test_time_of_one_file_is_not_the_next_ones(make_decoders):
-    decoders = make_decoders(decode_timeout_s=2.5)
+async def test_time_of_one_file_is_not_the_next_ones(make_decoders, monkeypatch):
+    monkeypatch.setattr(pool, "WALL_FACTOR", 1000)
+    started = time.process_time()
+    images.read(HEAVY, "ignore")
+    decoders = make_decoders(decode_timeout_s=1.7 * (time.process_time() - started))
     for _ in range(4):
         await decoders.facts(HEAVY, "ignore", "")
 
@@ -166,10 +179,9 @@ async def test_one_tenants_heavy_files_do_not_hold_up_another(make_decoders):
     await asyncio.gather(*(decoders.facts(SMALL, "ignore", tenant) for tenant in ("red", "red", "blue")))
     attack = [asyncio.create_task(decoders.facts(HEAVY, "ignore", "red")) for _ in range(6)]
     await asyncio.sleep(0.2)
-    started = time.monotonic()
-    await decoders.facts(SMALL, "ignore", "blue")
-    assert time.monotonic() - started < 1
-    assert not any(work.done() for work in attack)
+    small = asyncio.create_task(decoders.facts(SMALL, "ignore", "blue"))
+    done, _ = await asyncio.wait([small, *attack], return_when=asyncio.FIRST_COMPLETED)
+    assert small in done
     for work in attack:
         work.cancel()
     await asyncio.wait(attack)
@@ -182,9 +194,25 @@ async def test_nobody_is_blamed_for_a_busy_machine(make_decoders, monkeypatch):
 
 
 async def test_process_that_cannot_start_is_not_the_files_fault(make_decoders, monkeypatch):
-    monkeypatch.setattr(sys, "path", ["/nowhere"])
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(Overloaded):
         await make_decoders().facts(SMALL, "ignore", "")
+
+
+async def test_process_that_the_system_does_not_start_is_not_the_files_fault(make_decoders, monkeypatch):
+    async def refused(*command: object, **options: object) -> None:
+        raise BlockingIOError("no process left")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refused)
+    with pytest.raises(Overloaded):
+        await make_decoders().facts(SMALL, "ignore", "")
+
+
+async def test_part_of_a_line_is_no_answer():
+    """A process that dies may leave one."""
+    process = await asyncio.create_subprocess_exec(*("printf", '{"fac'), stdin=PIPE, stdout=PIPE)
+    assert await pool._read_line(process) == b""
+    await process.wait()
 
 
 def test_process_holds_no_secret_of_the_service(monkeypatch):

@@ -54,6 +54,7 @@ def test_every_way_of_writing_it_is_the_same_bytes(text):
         (f"data:image/png;base64{STANDARD}", "neither an http(s) URL nor base64"),
         (f"data:image/png;base64,{STANDARD}%4", "not followed by two hexadecimal digits"),
         ("data:image/png," + "%00" * 2_000, "too many percent-encoded characters"),
+        ("data:image/png;base64," + "%2B" * 2_000, "too many percent-encoded characters"),
         ("\n ".join("ab" * 10_000), "too many line breaks"),
         (f"data:image/png;base64,{STANDARD[:40]}%252B{STANDARD[40:]}", "neither an http(s) URL nor base64"),
         ("A" * 14_000, "larger than 10000 bytes"),

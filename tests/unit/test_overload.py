@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import json
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,13 +16,9 @@ import yaml
 from aiohttp import web
 
 from serve_app.admission import IMAGES_AT_ONCE
-from serve_app.bodies import COPIES, HoldBody
-from serve_app.budget import Budget
 from serve_app.config import AppConfig, FetchConfig
 from serve_app.errors import FetchFailed
 from serve_app.fetch import Fetcher
-from serve_app.keys import Caller
-from serve_app.middleware import AnswerErrors
 from serve_app.service import Service
 from tests.unit.conftest import Application
 
@@ -211,99 +209,44 @@ async def test_nothing_more_is_downloaded_after_an_image_that_failed(start, imag
     assert images.requests <= 2 * IMAGES_AT_ONCE
 
 
-async def test_waiting_for_a_result_does_not_hold_the_parsed_body(start, make_body):
+async def test_waiting_for_a_result_holds_no_memory_for_the_body(start, make_body):
     client = await start()
     application: Application = client.application
     application.editors.gate.clear()
     bodies = service_of(client).bodies
     waiting = asyncio.create_task(client.post("/v1/inference?wait=20", json=make_body(), headers={"X-API-Key": "red"}))
-    while not application.editors.tasks:
-        await asyncio.sleep(0.01)
-    held = bodies.held
+    async with asyncio.timeout(20):
+        while not (application.editors.tasks and bodies.held == 0):
+            assert not waiting.done()
+            await asyncio.sleep(0.01)
     application.editors.gate.set()
     answer = await waiting
     assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
-    assert 0 < held == int(answer.request.headers["content-length"])
-    assert bodies.held == 0
 
 
-class Bodies:
-    """An application around which HoldBody lies, and requests to it that send their bodies as the test says."""
+async def test_waiting_for_a_result_keeps_no_copy_of_the_body(start, make_body):
+    """Of a body of 20 MB nothing is left while its request waits."""
+    client = await start()
+    application: Application = client.application
+    application.editors.gate.clear()
+    content = iter([json.dumps(make_body() | {"unknown": "x" * 20_000_000}).encode()])
 
-    def __init__(self, total: int, share: int, max_bytes: int = 100) -> None:
-        self.memory = Budget(total, share, 0.2, "this body")
-        self.asked = 0
-        self.app = AnswerErrors(HoldBody(self._application, self.memory, max_bytes))
-        self.read = asyncio.Event()
+    async def sent() -> AsyncIterator[bytes]:
+        for part in content:
+            yield part
+            del part
 
-    async def _application(self, scope, receive, send) -> None:
-        while (await receive()).get("more_body"):
-            pass
-        self.read.set()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-    async def request(self, tenant: str, *parts: bytes, length: int | None, slow: bool = False) -> int:
-        """The status of the answer."""
-        statuses: list[int] = []
-        left = list(parts)
-
-        async def receive() -> dict[str, Any]:
-            self.asked += 1
-            if slow:
-                await asyncio.sleep(30)
-            return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
-
-        async def send(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                statuses.append(message["status"])
-
-        header = (b"transfer-encoding", b"chunked") if length is None else (b"content-length", str(length).encode())
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/",
-            "state": {"caller": Caller(tenant)},
-            "headers": [header],
-        }
-        await self.app(scope, receive, send)
-        return statuses[0]
-
-
-async def test_bodies_that_do_not_come_leave_room_for_other_tenants():
-    bodies = Bodies(total=4 * COPIES * 100, share=2 * COPIES * 100)
-    slow = [asyncio.create_task(bodies.request("red", b"", length=100, slow=True)) for _ in range(2)]
-    await asyncio.sleep(0)
-    assert await bodies.request("blue", bytes(100), length=100) == 200
-    asked = bodies.asked
-    assert await bodies.request("red", bytes(100), length=100) == 503
-    # None of its body was read.
-    assert bodies.asked == asked
-    for task in slow:
-        task.cancel()
-    await asyncio.gather(*slow, return_exceptions=True)
-    assert bodies.memory.held == 0
-    assert await bodies.request("red", bytes(100), length=100) == 200
-
-
-async def test_body_of_unknown_length_counts_as_the_longest_until_it_is_here():
-    bodies = Bodies(total=COPIES * 100, share=COPIES * 100)
-    held: list[int] = []
-
-    async def look(scope, receive, send) -> None:
-        held.append(bodies.memory.held)
-        while (await receive()).get("more_body"):
-            pass
-        held.append(bodies.memory.held)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-    bodies.app = HoldBody(look, bodies.memory, 100)
-    assert await bodies.request("red", bytes(5), bytes(6), length=None) == 200
-    assert held == [COPIES * 100, COPIES * 11]
-
-
-@pytest.mark.parametrize("length", [0, 101, int("9" * 30)])
-async def test_requests_without_a_body_and_those_that_are_refused_for_it_do_not_wait(length):
-    bodies = Bodies(total=COPIES * 100, share=COPIES * 100)
-    with bodies.memory.hold("red") as hold:
-        await hold.take(COPIES * 100)
-        assert await bodies.request("red", b"", length=length) == 200
+    tracemalloc.start()
+    try:
+        headers = {"X-API-Key": "red", "Content-Type": "application/json"}
+        waiting = asyncio.create_task(client.post("/v1/inference?wait=20", content=sent(), headers=headers))
+        async with asyncio.timeout(20):
+            while not application.editors.tasks or service_of(client).bodies.held:
+                assert not waiting.done()
+                await asyncio.sleep(0.01)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        application.editors.gate.set()
+    assert (await waiting).json()["status"] == "succeeded"
+    assert held < 10_000_000
