@@ -16,7 +16,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/ready", responses={503: {"model": Readiness}})
     async def ready(response: Response) -> Readiness:
-        """Whether every configured model has an editor, or none because nothing is to be done; else 503."""
+        """Whether each configured model has a running editor, or is scaled to zero; otherwise 503."""
         waiting_for = await service.waiting_for()
         response.status_code = 503 if waiting_for else 200
         return Readiness(ready=not waiting_for, waiting_for=waiting_for)
