@@ -227,7 +227,7 @@ async def test_picture_that_a_vanished_dispatcher_had_made_is_used(bench):
     assert len(bench.editors.tasks) == 1
 
 
-# Longer than a busy machine pauses a test.
+# The edit lasts for two leases.
 @pytest.mark.parametrize("lease_s", [1.5])
 async def test_lease_is_held_through_a_long_edit(bench):
     bench.editors.gate.clear()
