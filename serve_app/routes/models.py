@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from serve_app.errors import LoraUnknown, Unauthorized
+from serve_app.errors import HostNotAllowed, LoraUnknown, Unauthorized
 from serve_app.routes.caller import KEYS_IN_DOCS
 from serve_app.schemas import LoraInfo, LoraList, ModelInfo, ModelList
 from serve_app.service import Service
@@ -15,7 +15,7 @@ DEFAULT_PAGE, MAX_PAGE = 50, 500
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(tags=["models"], dependencies=KEYS_IN_DOCS, responses=error_docs(Unauthorized))
+    routes = APIRouter(tags=["models"], dependencies=KEYS_IN_DOCS, responses=error_docs(HostNotAllowed, Unauthorized))
 
     @routes.get("/v1/models")
     async def models() -> ModelList:

@@ -27,7 +27,7 @@ MEDIA_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 NOTHING_SEEN = -1
 # An event's id: a version, which the database counts in 32 bits.
 EVENT_ID = re.compile(r"[0-9]{1,10}")
-NOT_FOUND = error_docs(errors.Unauthorized, errors.RequestNotFound)
+NOT_FOUND = error_docs(errors.HostNotAllowed, errors.Unauthorized, errors.RequestNotFound)
 
 
 def router(service: Service) -> APIRouter:
@@ -54,7 +54,7 @@ def _add_views(routes: APIRouter, service: Service) -> None:
     @routes.get(
         "/v1/requests/{request_id}/images/{n}",
         response_class=Response,
-        responses=error_docs(errors.Unauthorized, errors.RequestNotFound, errors.ImageNotFound)
+        responses=error_docs(errors.HostNotAllowed, errors.Unauthorized, errors.RequestNotFound, errors.ImageNotFound)
         | {200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}}}
         | {304: {"description": "`If-None-Match` names the picture's ETag"}},
     )
@@ -115,7 +115,9 @@ def _add_events(routes: APIRouter, service: Service) -> None:
 
 
 def _add_history(routes: APIRouter, service: Service) -> None:
-    responses = error_docs(errors.Unauthorized, errors.HistoryUnavailable, errors.InvalidParameter)
+    responses = error_docs(
+        errors.HostNotAllowed, errors.Unauthorized, errors.HistoryUnavailable, errors.InvalidParameter
+    )
 
     @routes.get("/v1/requests", responses=responses)
     async def history(
