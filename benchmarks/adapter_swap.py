@@ -19,10 +19,10 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from torch._dynamo.utils import counters
 
-from serve_app.adapters.changes import Adapter, Kronecker, LowRank
-from serve_app.adapters.weights import Weights
-from serve_app.models.acceleration import compile_blocks
+from serve_app.engine.deltas import Adapter, Kronecker, LowRank
+from serve_app.engine.merged_weights import Weights
 from serve_app.models.architecture import PUBLISHED
+from serve_app.pipeline.acceleration import compile_blocks
 
 Stack = dict[str, tuple[Adapter, float]]
 

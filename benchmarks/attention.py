@@ -14,9 +14,9 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
 from benchmarks.chip import seconds
-from serve_app.models import miniature
-from serve_app.models.acceleration import BACKENDS, choose_attention
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import miniature
+from serve_app.pipeline.acceleration import BACKENDS, choose_attention
 
 TOKENS, HEADS, WIDTH = 4096 + 4096 + 1400, 24, 128
 

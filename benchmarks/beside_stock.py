@@ -6,7 +6,7 @@
     python -m benchmarks.beside_stock --modes stock pair service_pair   # two GPUs: compiled, a guidance branch each
     python -m benchmarks.beside_stock --modes stock eager fp8      # compiled, and the blocks' linears in fp8
     python -m benchmarks.beside_stock --sizes 1024x1024 768x1344 --steps 8 25 --adapters 0 1 2
-    python -m benchmarks.beside_stock --modes stock service service_fp8    # from POST to the picture's bytes
+    python -m benchmarks.beside_stock --modes stock service service_fp8    # from POST to the image's bytes
     python -m benchmarks.beside_stock --modes compiled --kernels   # and what the GPU's time goes to
 
 An edit is timed from encoded control image to encoded JPEG, warm. `stock` is diffusers' own `__call__` in eager mode
@@ -39,14 +39,14 @@ from benchmarks.chip import device_time, matmul_flops
 from benchmarks.edits import Bench, Made, make_bench, own_edit, served_edits, stock_edit
 from benchmarks.full_size import PHOTOGRAPH, PLAN
 from benchmarks.losses import relative_error
-from serve_app.compare import difference
+from serve_app.commands.compare import difference
 from serve_app.config import ModelConfig
-from serve_app.device import free_cached_memory
-from serve_app.engine import Engine
+from serve_app.engine.engine import Engine
 from serve_app.errors import UnusableResult
-from serve_app.geometry import Size
-from serve_app.models.acceleration import BACKENDS, choose_attention
+from serve_app.images.sizes import Size
 from serve_app.models.registry import MODELS
+from serve_app.pipeline.acceleration import BACKENDS, choose_attention
+from serve_app.pipeline.device import free_cached_memory
 from serve_app.tasks import EditPlan
 
 # The service's modes, and what each sets beside the GPU profile.
@@ -85,7 +85,7 @@ def own_engine(bench: Bench, mode: str, kernel: str, sizes: Iterable[Size], copi
         quantization="fp8" if mode == "fp8" else "none",
         warm_up=tuple(sizes),
         adapter_weights=copies,
-        # Nothing is remembered: every edit is timed as if its prompt and picture were new.
+        # Nothing is remembered: every edit is timed as if its prompt and image were new.
         prompt_cache_bytes=0,
         control_cache_bytes=0,
     )

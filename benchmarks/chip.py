@@ -9,7 +9,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from serve_app.device import finish
+from serve_app.pipeline.device import finish
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:

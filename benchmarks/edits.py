@@ -14,16 +14,17 @@ import PIL.Image
 import torch
 
 from benchmarks.full_size import PHOTOGRAPH, PLAN, gpu_profile, make_pipeline, request, serving, write_lora
-from serve_app.adapters.maker import make_lora
 from serve_app.adapters.sources import fingerprint
-from serve_app.demo import free_port
-from serve_app.device import dtype_for, finish
-from serve_app.engine import Engine
-from serve_app.geometry import Size
-from serve_app.images import encode
-from serve_app.models import architecture, miniature
-from serve_app.models.checkpoint import Pipeline, read
+from serve_app.commands.demo import free_port
+from serve_app.engine.engine import Engine
+from serve_app.images.codec import encode
+from serve_app.images.sizes import Size
+from serve_app.models import architecture
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import miniature
+from serve_app.pipeline.checkpoint import Pipeline, read
+from serve_app.pipeline.device import dtype_for, finish
+from serve_app.pipeline.random_lora import make_lora
 from serve_app.tasks import AdapterUse, EditPlan
 from tests.engine.oracle import edit_by_oracle
 
@@ -39,7 +40,7 @@ class Forwards:
 
 @dataclass(frozen=True)
 class Made:
-    """One edit: seconds from file to file, seconds by stage, the picture, bytes of the device at the peak."""
+    """One edit: seconds from file to file, seconds by stage, the image, bytes of the device at the peak."""
 
     seconds: float
     forwards: Forwards
@@ -132,7 +133,7 @@ def make_bench(tiny: bool, folder: Path, adapters: int, threads: int) -> Bench:
 
 
 def served_edits(folder: Path, plans: list[EditPlan], options: Mapping[str, Any]) -> list[Made]:
-    """The same edits from POST to the picture's bytes, by the service as the GPU profile with `options` runs it."""
+    """The same edits from POST to the image's bytes, by the service as the GPU profile with `options` runs it."""
     made = []
     # Nothing is remembered from an earlier edit, as in the other modes.
     profile = gpu_profile() | {"prompt_cache_bytes": 0, "control_cache_bytes": 0} | dict(options)
@@ -153,7 +154,7 @@ def served_edits(folder: Path, plans: list[EditPlan], options: Mapping[str, Any]
             [runtime] = done.result["metadata"]["runtime"]
             peak = int((runtime["peak_memory_gib"] or 0) * 2**30)
             PIL.Image.open(io.BytesIO(data)).load()
-            # Its picture has been through JPEG, so it is not compared.
+            # Its image has been through JPEG, so it is not compared.
             made.append(Made(took, Forwards(seconds=stages["denoise"]), None, peak, stages))
     return made
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from serve_app.adapters.sources import fingerprint
 from serve_app.config import ModelConfig
-from serve_app.engine import Engine
+from serve_app.engine.engine import Engine
 from serve_app.tasks import AdapterUse, EditPlan
 
 ROOT = Path(__file__).parent.parent

@@ -1,6 +1,6 @@
 """The published sizes with random weights on one GPU: parity with diffusers, and an edit through the service.
 
-Random weights make noise for pictures, but shapes, kernels, time and memory are those of the real model.
+Random weights make noise for images, but shapes, kernels, time and memory are those of the real model.
 
 python -m benchmarks.full_size parity     # every stage beside diffusers' own __call__, in one process
 python -m benchmarks.full_size service    # 1024x1024 edits over HTTP and Ray Serve: bare, and with LoRAs of rank 32
@@ -31,16 +31,16 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from serve_app.adapters.contents import Contents
-from serve_app.adapters.maker import trainer_metadata
+from serve_app.adapters.verified_files import Contents
 from serve_app.config import AppConfig, ModelConfig
-from serve_app.engine import Engine
-from serve_app.images import encode
+from serve_app.engine.engine import Engine
+from serve_app.images.codec import encode
 from serve_app.models.architecture import PUBLISHED
-from serve_app.models.checkpoint import Pipeline
-from serve_app.models.miniature import TOKEN_IDS, make_text_encoder, make_tokenizer
 from serve_app.models.recipe import SCHEDULER_CONFIG
 from serve_app.models.registry import MODELS, ModelSpec
+from serve_app.pipeline.checkpoint import Pipeline
+from serve_app.pipeline.miniature import TOKEN_IDS, make_text_encoder, make_tokenizer
+from serve_app.pipeline.random_lora import trainer_metadata
 from serve_app.tasks import EditPlan
 
 ROOT = Path(__file__).parent.parent

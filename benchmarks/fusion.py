@@ -19,14 +19,14 @@ from torch.nn import functional as F
 from benchmarks.chip import seconds
 from benchmarks.full_size import TEXT, VISION
 from benchmarks.losses import relative_error
-from serve_app.models import vision
 from serve_app.models.architecture import MINIATURE_ARCHITECTURE, PUBLISHED
-from serve_app.models.fusion import linear_gelu, rotated
-from serve_app.models.miniature import make_text_encoder
+from serve_app.pipeline import vision_encoder
+from serve_app.pipeline.fusion import linear_gelu, rotated
+from serve_app.pipeline.miniature import make_text_encoder
 
 Forms = tuple[str, Callable[[], Tensor], Callable[[], Tensor]]
 
-# Of the pictures' stream, two of 1024x1024; and the sides of a picture in the vision encoder's patches.
+# Of the images' stream, two of 1024x1024; and the sides of an image in the vision encoder's patches.
 TOKENS, PATCHES = 8192, 74
 
 
@@ -72,8 +72,8 @@ def forms(device: torch.device, dtype: torch.dtype, *, tiny: bool) -> Iterator[F
         visual.config._attn_implementation = attention
         return visual(pixels, grid_thw=grid).pooler_output
 
-    vision.attend_to_windows_at_once(visual)
-    yield "vision encoder", lambda: look("sdpa"), lambda: look(vision.NAME)
+    vision_encoder.attend_to_windows_at_once(visual)
+    yield "vision encoder", lambda: look("sdpa"), lambda: look(vision_encoder.NAME)
 
 
 def make_visual(device: torch.device, dtype: torch.dtype, *, tiny: bool) -> nn.Module:

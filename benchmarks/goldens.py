@@ -1,4 +1,4 @@
-"""How far this machine's pictures are from those that the real trainer and reference server made.
+"""How far this machine's images are from those that the real trainer and reference server made.
 
 python -m benchmarks.goldens [FOLDER]     # default: ../shared/goldens
 """
@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 
 from serve_app.config import ModelConfig
-from serve_app.engine import Engine
+from serve_app.engine.engine import Engine
 from serve_app.tasks import EditPlan
 
 CHECKPOINTS = {"qwen_image_edit": "checkpoint", "qwen_image_edit_plus": "checkpoint-plus"}

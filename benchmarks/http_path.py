@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 import PIL.Image
 
-from serve_app.demo import OUT, PHOTOGRAPH, free_port, service, wait_until_ready, write_config
+from serve_app.commands.demo import OUT, PHOTOGRAPH, free_port, service, wait_until_ready, write_config
 from serve_app.models.registry import MODELS
 
 
@@ -31,7 +31,7 @@ def body(image: bytes, size: int, steps: int) -> dict:
 
 
 def one_megabyte() -> bytes:
-    """A picture whose base64 form is about 1 MB."""
+    """An image whose base64 form is about 1 MB."""
     pixels = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     PIL.Image.fromarray(pixels).save(buffer, "PNG")

@@ -22,13 +22,13 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from serve_app.api.app import create_app
 from serve_app.config import SQLITE_PREFIX, AppConfig, JobsConfig
-from serve_app.ingress import create_app
+from serve_app.intake.service import Service
 from serve_app.jobs import statements, tables
 from serve_app.jobs.database import Database
 from serve_app.jobs.records import NewImage, NewRequest
 from serve_app.jobs.store import JobStore
-from serve_app.service import Service
 from serve_app.tasks import EditEvent, EditPlan, EditTask, Priority
 from tests.postgres import PostgresServer
 
@@ -119,7 +119,7 @@ class Bench:
 
 
 async def measure(url: str, sizes: list[int], folder: Path, control: bytes) -> list[tuple[int, list[float]]]:
-    """For each size of the queue: medians of a POST, a status poll and a claim of one picture (ms)."""
+    """For each size of the queue: medians of a POST, a status poll and a claim of one image (ms)."""
     store, database, rows, have = JobStore(JobsConfig(database_url=url, lease_s=600)), Database(url), [], 0
     async with application(url, folder) as client:
         await store.open()

@@ -1,4 +1,4 @@
-"""What the lossy levers cost in pixels and buy in time, on a checkpoint whose pictures mean something.
+"""What the lossy levers cost in pixels and buy in time, on a checkpoint whose images mean something.
 
     python -m benchmarks.losses                                   # the trained miniature; on 2 cores half an hour
     python -m benchmarks.losses --levers feature_cache=0.1 quantization=fp8 --compile
@@ -20,12 +20,12 @@ import PIL.Image
 import torch
 
 from benchmarks.full_size import PHOTOGRAPH, PLAN
-from serve_app.canary import fixed_plan
-from serve_app.compare import difference
+from serve_app.commands.compare import difference
 from serve_app.config import MINIATURE, ModelConfig
-from serve_app.device import free_cached_memory
-from serve_app.engine import Engine
+from serve_app.engine.canary import fixed_plan
+from serve_app.engine.engine import Engine
 from serve_app.models.registry import MODELS
+from serve_app.pipeline.device import free_cached_memory
 from serve_app.tasks import EditPlan
 
 PROMPTS = ("invert the colours", "make it black and white", "mirror the picture")
@@ -34,7 +34,7 @@ LEVERS = ("feature_cache=0.02", "feature_cache=0.05", "feature_cache=0.1", "feat
 
 @dataclass(frozen=True)
 class Made:
-    """One edit: its picture, final latents, seconds of denoising, and how many blocks were computed."""
+    """One edit: its image, final latents, seconds of denoising, and how many blocks were computed."""
 
     image: PIL.Image.Image
     latents: torch.Tensor

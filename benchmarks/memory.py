@@ -30,7 +30,7 @@ EDITS, EVERY = 200, 50
 # What may be allocated between two looks without a trend: pages that malloc keeps, a log's buffers.
 TREND_MIB, FROM_EDIT = 16.0, 100
 LORA = ROOT / "tests/loras/my_lora_job/my_lora.safetensors"
-ADAPTERS, PICTURES = 5, 12
+ADAPTERS, IMAGES = 5, 12
 SIZES = ((64, 64), (96, 64), (64, 96), (128, 128))
 PROMPTS = ("at night", "in the snow", "by the sea")
 START_TIMEOUT_S, EDIT_TIMEOUT_S = 120, 60
@@ -47,7 +47,7 @@ def make_loras(folder: Path) -> list[str]:
     return names
 
 
-def picture(number: int) -> str:
+def image(number: int) -> str:
     pixels = np.random.default_rng(number).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     PIL.Image.fromarray(pixels).save(buffer, "PNG")
@@ -58,7 +58,7 @@ def body(number: int, loras: list[str]) -> dict[str, Any]:
     width, height = SIZES[number % len(SIZES)]
     prompt = {
         "prompt": PROMPTS[number % len(PROMPTS)],
-        "ctrl_img": picture(number % PICTURES),
+        "ctrl_img": image(number % IMAGES),
         "width": width,
         "height": height,
         "sample_steps": 2,
@@ -69,7 +69,7 @@ def body(number: int, loras: list[str]) -> dict[str, Any]:
 
 
 def edit(client: httpx.Client, request: dict[str, Any]) -> None:
-    """Make one edit, look at it as a client does, and fetch its picture."""
+    """Make one edit, look at it as a client does, and fetch its image."""
     id_ = client.post("/v1/inference", json=request).raise_for_status().json()["request_id"]
     deadline = time.monotonic() + EDIT_TIMEOUT_S
     while (status := client.get(f"/v1/requests/{id_}/status").json()["status"]) in ("in_queue", "in_progress"):

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from serve_app.adapters.changes import Adapter
-from serve_app.adapters.weights import Weights
-from serve_app.models import checkpoint, miniature
+from serve_app.engine.deltas import Adapter
+from serve_app.engine.merged_weights import Weights
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import checkpoint, miniature
 from tests.engine.test_formats import FORMATS, changes_of, make_file
 
 SCALE = 0.8

@@ -18,14 +18,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.artifacts import Artifacts
 from serve_app.config import SQLITE_PREFIX, JobsConfig
 from serve_app.jobs import tables
 from serve_app.jobs.records import NewImage, NewRequest, Webhook
 from serve_app.jobs.store import JobStore
-from serve_app.sweeper import FILES, REQUESTS
+from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditPlan
-from serve_app.webhooks import PER_HOST
+from serve_app.workers.sweeper import FILES, REQUESTS
+from serve_app.workers.webhooks import PER_HOST
 from tests.postgres import PostgresServer
 
 PLAN = EditPlan("m", "reference", "a prompt of usual length", "", 1024, 1024, 25, 4.0, 42, "jpeg", ("ab" * 32,))
@@ -60,14 +60,12 @@ async def measure(database_url: str, folder: Path) -> dict[str, list[float]]:
     for _ in range(BATCHES):
         ids = [await ended_request(store, IMAGES) for _ in range(REQUESTS)]
         await note(
-            f"forget {REQUESTS} requests of {IMAGES} pictures",
+            f"forget {REQUESTS} requests of {IMAGES} images",
             lambda ids=ids: store.retention.remove(ids, keys.extend),
         )
     for _ in range(3):
         large = await ended_request(store, LARGE)
-        await note(
-            f"forget a request of {LARGE} pictures", lambda id_=large: store.retention.remove([id_], keys.extend)
-        )
+        await note(f"forget a request of {LARGE} images", lambda id_=large: store.retention.remove([id_], keys.extend))
     for key in keys:
         artifacts.put(key, b"x" * 1000)
     for start in range(0, len(keys) - FILES, FILES):

@@ -3,7 +3,7 @@
     python -m benchmarks.rolling
 
 The whole service with editors that sleep (`benchmarks.standin`), and clients that post five requests a second, follow
-each to its end and fetch its picture. Meanwhile a changed config is deployed twice, as `serve deploy` does: first with
+each to its end and fetch its image. Meanwhile a changed config is deployed twice, as `serve deploy` does: first with
 another `user_config`, which no replica should be replaced for, then with other `args`, which all are. Before the
 second, an edit begins that takes longer than anything else. Fails if a client sees an error, a request does not
 succeed, or an edit is cut off.
@@ -59,7 +59,7 @@ class Client:
         return answer
 
     async def follow(self, steps: int, seed: int) -> None:
-        """One request from its POST to its picture."""
+        """One request from its POST to its image."""
         started = time.monotonic()
         posted = await self.call("POST", "POST", "/v1/inference", json=body(steps, seed))
         if posted is None:
@@ -76,8 +76,8 @@ class Client:
         if result is not None and result.json()["outputs"] is not None:
             lost = result.json()["metadata"]["attempts_lost"]
             self.noticed.attempts_lost += itertools.chain.from_iterable(lost)
-            for picture in result.json()["outputs"]["images"]:
-                await self.call("picture", "GET", picture["url"])
+            for image in result.json()["outputs"]["images"]:
+                await self.call("image", "GET", image["url"])
 
     async def keep_posting(self, until: asyncio.Event) -> int:
         """Post at the rate until told to stop, and wait for all ends; how many requests that were."""

@@ -30,13 +30,14 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.adapters.cache import AdapterCache
-from serve_app.adapters.contents import Contents
-from serve_app.app import editor_deployment, editor_name
+from serve_app.adapters.verified_files import Contents
+from serve_app.app import editor_deployment
 from serve_app.config import FetchConfig, ModelConfig
-from serve_app.editor import adapter_set_id
-from serve_app.holdings import ADAPTER_BYTES
-from serve_app.router import ROUTER
+from serve_app.engine.adapter_cache import AdapterCache
+from serve_app.replicas.editor import adapter_set_id
+from serve_app.replicas.router import ROUTER
+from serve_app.replicas.routing_stats import ADAPTER_BYTES
+from serve_app.replicas.running_editors import editor_name
 from serve_app.tasks import AdapterUse, EditDone, EditPlan, EditTask
 
 REPLICAS, CALLERS, PLACES = 4, 3, 3
@@ -148,7 +149,7 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Served:
-    """Seconds since the arrival: until its work began, until its picture was there.
+    """Seconds since the arrival: until its work began, until its image was there.
 
     `in_memory` is how many adapters its replica had in memory at once at most so far, those being loaded included.
     """
@@ -221,7 +222,7 @@ class Caller:
                 done = time.time() - start - arrival.at
                 return Served(arrival, began, done, event.runtime["loads"], event.runtime["in_memory"])
             began = time.time() - start - arrival.at
-        raise RuntimeError("an answer ended without its picture")
+        raise RuntimeError("an answer ended without its image")
 
 
 def deploy(names: Sequence[str], ratio: float, work_s: float, folder: str) -> dict[str, list[Any]]:

@@ -1,4 +1,4 @@
-"""Autoscaling as it happens: a load step from one editor to four and back, to none and back, as a picture.
+"""Autoscaling as it happens: a load step from one editor to four and back, to none and back, as an image.
 
     python -m benchmarks.scaling docs/autoscaling.png
 
@@ -25,7 +25,7 @@ from ray import serve
 from benchmarks.standin import EDITOR, MODEL, START_S, STEP_S, body, cluster, declared, deploy, wait_until_running
 from serve_app.config import JobsConfig
 from serve_app.jobs.store import JobStore
-from serve_app.scaling import Backlog
+from serve_app.policy.scaling import Backlog
 
 STEPS = 20
 EDIT_S = STEPS * STEP_S
@@ -172,7 +172,7 @@ def report(day: Day) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("image", type=Path)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, cluster() as url:
@@ -183,7 +183,7 @@ def main() -> None:
         day = asyncio.run(measure(url, JobsConfig.model_validate(application["args"]["jobs"]), arguments.seed))
         day.decisions = decisions(day.started)
         report(day)
-        draw(day, arguments.picture)
+        draw(day, arguments.image)
     if day.ends["succeeded"] != len(arrivals(arguments.seed)):
         raise SystemExit("not every request succeeded")
 

@@ -22,12 +22,13 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 from benchmarks.routing import Edited, Prepared, TimedAdapter
-from serve_app.adapters.cache import AdapterCache
-from serve_app.adapters.contents import Contents
-from serve_app.app import build_application, editor_name
+from serve_app.adapters.verified_files import Contents
+from serve_app.app import build_application
+from serve_app.commands.demo import free_port
 from serve_app.config import MINIATURE_RANDOM, AppConfig, ModelConfig
-from serve_app.demo import free_port
+from serve_app.engine.adapter_cache import AdapterCache
 from serve_app.errors import EditCanceled, EditError
+from serve_app.replicas.running_editors import editor_name
 from serve_app.tasks import AdapterUse
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +40,7 @@ CPUS = 32
 
 
 class TimedEngine:
-    """`Engine`'s interface. The picture is one colour, by the seed."""
+    """`Engine`'s interface. The image is one colour, by the seed."""
 
     # Whether it loads adapters when there is no edit that needs them.
     IS_WARMED_UP = True
@@ -74,9 +75,9 @@ class TimedEngine:
             on_step(step)
             if should_stop():
                 raise EditCanceled(f"stopped after step {step} of {plan.steps}")
-        picture = PIL.Image.new("RGB", (plan.width, plan.height), (plan.seed % 256, 0, 0))
+        image = PIL.Image.new("RGB", (plan.width, plan.height), (plan.seed % 256, 0, 0))
         timings = {"generate": time.perf_counter() - started, "load_control_images": 0.0}
-        return Edited(picture, {"loads": prepared.loads, "pid": os.getpid()}, timings)
+        return Edited(image, {"loads": prepared.loads, "pid": os.getpid()}, timings)
 
 
 def build(args: AppConfig) -> serve.Application:
@@ -108,7 +109,10 @@ def cluster() -> Iterator[str]:
 
 def declared(folder: Path, deployments: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     """The application as a serve config has it; `changes` are of its args or, of `policy_kwargs`, its policy."""
-    policy = {"policy_function": "serve_app.autoscaler:Autoscaler", "policy_kwargs": changes.pop("policy_kwargs", {})}
+    policy = {
+        "policy_function": "serve_app.replicas.autoscaler:Autoscaler",
+        "policy_kwargs": changes.pop("policy_kwargs", {}),
+    }
     args = {
         "models": [{"id": MODEL, "checkpoint": MINIATURE_RANDOM, "device": "cpu"}],
         "lora_root": str(ROOT / "tests/loras"),
@@ -141,7 +145,7 @@ def wait_until_running(seconds: float = 120) -> None:
 
 
 def body(steps: int, seed: int = 0, loras: Sequence[str] = ()) -> dict[str, Any]:
-    """A request for one small picture."""
+    """A request for one small image."""
     buffer = io.BytesIO()
     PIL.Image.new("RGB", (64, 64), (90, 120, 200)).save(buffer, "PNG")
     prompt = {

@@ -5,7 +5,7 @@
     python -m benchmarks.traffic --url http://127.0.0.1:8000   # a running service, with the LoRAs that it lists
 
 The same requests once for each of `--adapters`, so that the first row is what one adapter alone would give. The GPU is
-busy while a picture is denoised and decoded; what is left of the time is gaps. Talks to loopback alone and is bounded
+busy while an image is denoised and decoded; what is left of the time is gaps. Talks to loopback alone and is bounded
 by --requests.
 """
 
@@ -30,10 +30,10 @@ from diffusers import QwenImageTransformer2DModel
 
 from benchmarks.full_size import gpu_profile, serving, write_lora
 from benchmarks.routing import popularity
-from serve_app.adapters.maker import make_lora
-from serve_app.demo import OUT, PHOTOGRAPH, free_port, service, wait_until_ready, write_config
+from serve_app.commands.demo import OUT, PHOTOGRAPH, free_port, service, wait_until_ready, write_config
 from serve_app.models.architecture import TRAINED_MINIATURE
 from serve_app.models.registry import MODELS
+from serve_app.pipeline.random_lora import make_lora
 
 MODEL = MODELS["qwen_image_edit"]
 # So many files of random weights; the rest are links to them, and other adapters to the service all the same.
@@ -152,7 +152,7 @@ def main() -> None:
     count = options.requests or (120 if options.full_size else 12)
     size = options.size or (1024 if options.full_size else 64)
     print(
-        "| adapters | requests | s | GPU busy | gap, s a picture | swap, median s | p50, s | p95, s | images an hour |"
+        "| adapters | requests | s | GPU busy | gap, s an image | swap, median s | p50, s | p95, s | images an hour |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name, started(options, Path(name)) as url:

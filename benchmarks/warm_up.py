@@ -27,7 +27,7 @@ from ray import serve
 from benchmarks.routing import UTILISATION, popularity
 from benchmarks.standin import EDITOR, LOAD_S, MODEL, ROOT, STEP_S, body, cluster, declared, deploy, wait_until_running
 from serve_app.config import MINIATURE_RANDOM
-from serve_app.holdings import ADAPTER_BYTES
+from serve_app.replicas.routing_stats import ADAPTER_BYTES
 
 ADAPTERS, PLACES = 40, 8
 STEPS = round(2 * LOAD_S / STEP_S)

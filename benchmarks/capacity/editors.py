@@ -9,12 +9,12 @@ from typing import Any
 
 import simpy
 
-from benchmarks.capacity.line import Picture
+from benchmarks.capacity.line import Image
 from benchmarks.capacity.stages import Stages, draw
-from serve_app.adapters.cache import AdapterCache
-from serve_app.dispatch import CLAIMS_PER_EDITOR
-from serve_app.holdings import Holdings
-from serve_app.routing import REPORT_PERIOD_S, MovingAverage, Replica, Report
+from serve_app.engine.adapter_cache import AdapterCache
+from serve_app.policy.routing import REPORT_PERIOD_S, MovingAverage, Replica, Report
+from serve_app.replicas.routing_stats import Holdings
+from serve_app.workers.dispatcher import CLAIMS_PER_EDITOR
 
 Process = Generator[simpy.Event, Any, None]
 
@@ -68,21 +68,21 @@ class Host:
         self._disk.has(adapter)
         self._get(adapter)
 
-    def fetch(self, picture: Picture) -> Process:
-        """Have the picture's adapter in the cache; whoever wants what is being loaded waits for it."""
-        adapter = picture.arrival.adapter
+    def fetch(self, image: Image) -> Process:
+        """Have the image's adapter in the cache; whoever wants what is being loaded waits for it."""
+        adapter = image.arrival.adapter
         if not self.holds(adapter) and adapter in self._loading:
             yield self._loading[adapter]
         elif not self.holds(adapter):
-            yield from self._load(picture)
+            yield from self._load(image)
         self._get(adapter)
 
-    def _load(self, picture: Picture) -> Process:
-        adapter, began = picture.arrival.adapter, self._env.now
+    def _load(self, image: Image) -> Process:
+        adapter, began = image.arrival.adapter, self._env.now
         loaded = self._loading[adapter] = self._env.event()
-        picture.loads += 1
+        image.loads += 1
         if not self._disk.has(adapter):
-            picture.fetches += 1
+            image.fetches += 1
             yield self._env.timeout(draw(self._stages.fetch_s, self._chance))
         yield self._env.timeout(draw(self._stages.load_s, self._chance))
         self._load_s.add(self._env.now - began)
@@ -140,24 +140,24 @@ class Editor:
         self.running += 1
         return True
 
-    def edit(self, picture: Picture) -> Process:
+    def edit(self, image: Image) -> Process:
         """One edit, in a slot that was taken for it."""
         stages, chance = self._stages, self._chance
         with ExitStack() as loading:
-            if picture.arrival.adapter:
-                loading.enter_context(self.holdings.loading(picture.arrival.adapter, [picture.arrival.adapter]))
-                self._name(picture.arrival.adapter)
+            if image.arrival.adapter:
+                loading.enter_context(self.holdings.loading(image.arrival.adapter, [image.arrival.adapter]))
+                self._name(image.arrival.adapter)
             yield self._env.timeout(draw(stages.prepare_s, chance))
-            if picture.arrival.adapter:
-                yield from self._host.fetch(picture)
+            if image.arrival.adapter:
+                yield from self._host.fetch(image)
         self._report()
         with self._device.request() as turn:
             yield turn
-            picture.began = self._env.now
-            seconds = picture.arrival.shape.flops / stages.flops_per_s + draw(stages.beside_s, chance)
-            if picture.arrival.adapter != self._on_device:
+            image.began = self._env.now
+            seconds = image.arrival.shape.flops / stages.flops_per_s + draw(stages.beside_s, chance)
+            if image.arrival.adapter != self._on_device:
                 seconds += draw(stages.swap_s, chance)
-                self._on_device = picture.arrival.adapter
+                self._on_device = image.arrival.adapter
             yield self._env.timeout(seconds)
             self.busy_s += seconds
         self.holdings.work_s.add(seconds)

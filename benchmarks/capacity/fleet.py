@@ -9,8 +9,8 @@ from benchmarks.capacity.editors import Disk, Editor, Process
 from benchmarks.capacity.line import Line
 from benchmarks.capacity.stages import Stages
 from benchmarks.capacity.workload import adapter_name
-from serve_app import scaling
-from serve_app.routing import HOME_UTILISATION
+from serve_app.policy import scaling
+from serve_app.policy.routing import HOME_UTILISATION
 
 DECIDE_S, DRAINED_S = 1.0, 0.5
 
@@ -83,7 +83,7 @@ class Fleet:
 
 
 class Scaler:
-    """Asks `serve_app.scaling` each second and does what it says."""
+    """Asks `serve_app.policy.scaling` each second and does what it says."""
 
     def __init__(
         self, env: simpy.Environment, stages: Stages, line: Line, fleet: Fleet, limits: scaling.Limits
@@ -106,6 +106,6 @@ class Scaler:
 
     def _backlog(self, now: float) -> scaling.Backlog:
         line, speed = self._line, self._stages.flops_per_s
-        running_s = sum(picture.left_s(now, speed) for picture in line.claimed)
+        running_s = sum(image.left_s(now, speed) for image in line.claimed)
         oldest_s = 0.0 if line.oldest is None else now - line.oldest
         return scaling.Backlog(line.flops / speed, running_s, len(line) + len(line.claimed), oldest_s)

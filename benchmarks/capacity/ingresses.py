@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 import simpy
 
 from benchmarks.capacity.editors import Editor, Process
-from benchmarks.capacity.line import Line, Picture
+from benchmarks.capacity.line import Image, Line
 from benchmarks.capacity.stages import Stages, draw
 from serve_app.config import JobsConfig
-from serve_app.dispatch import CLAIMS_PER_EDITOR, MAX_IN_FLIGHT, POLLS_PER_LEASE
-from serve_app.routing import LOOK_S, Routing, Waiting, answers_within_s
+from serve_app.policy.routing import LOOK_S, Routing, Waiting, answers_within_s
+from serve_app.workers.dispatcher import CLAIMS_PER_EDITOR, MAX_IN_FLIGHT, POLLS_PER_LEASE
 
 POLL_S = JobsConfig().lease_s / POLLS_PER_LEASE
 
@@ -44,11 +44,11 @@ class Router:
         stages: Stages,
         editors: Mapping[str, Editor],
         chance: random.Random,
-        send: Callable[[Picture, Editor], Process],
+        send: Callable[[Image, Editor], Process],
     ) -> None:
         self._env, self._stages, self._editors, self._chance, self._send = env, stages, editors, chance, send
         self._routing = Routing()
-        self._waiting: dict[str, tuple[Waiting, Picture]] = {}
+        self._waiting: dict[str, tuple[Waiting, Image]] = {}
         self._lengths: dict[str, tuple[int, float]] = {}  # and when that was known
         self._probed = float("-inf")
         self._changed = False
@@ -56,10 +56,10 @@ class Router:
         self.busy_s = 0.0
         env.process(self._run())
 
-    def route(self, picture: Picture) -> None:
+    def route(self, image: Image) -> None:
         """Have it sent to an editor, now or later."""
-        request = Waiting(str(picture.arrival.number), picture.arrival.adapter, self._env.now)
-        self._waiting[request.id] = request, picture
+        request = Waiting(str(image.arrival.number), image.arrival.adapter, self._env.now)
+        self._waiting[request.id] = request, image
         self._changed = True
         self._bell.ring()
 
@@ -113,27 +113,27 @@ class Router:
         yield self._env.timeout(seconds)
 
     def _start(self, id: str, editor_id: str) -> None:
-        request, picture = self._waiting.pop(id)
+        request, image = self._waiting.pop(id)
         self._routing.assigned(request, editor_id, self._env.now)
         self._note(editor_id, self._length(editor_id) + 1)
         self._changed = True
-        self._env.process(self._deliver(picture, editor_id))
+        self._env.process(self._deliver(image, editor_id))
 
-    def _deliver(self, picture: Picture, editor_id: str) -> Process:
+    def _deliver(self, image: Image, editor_id: str) -> Process:
         yield self._env.timeout(draw(self._stages.send_s, self._chance))
         editor = self._editors.get(editor_id)
         if editor is None or not editor.accept():
             # Another router was faster, or it has gone; the refusal says how many it has.
             self._note(editor_id, editor.running if editor else 0)
-            self.route(picture)
+            self.route(image)
             return
         self._note(editor_id, editor.running)
-        picture.sent = self._env.now
-        yield from self._send(picture, editor)
+        image.sent = self._env.now
+        yield from self._send(image, editor)
 
 
 class Ingress:
-    """A dispatcher and its router. `done` is told of each picture that has its end."""
+    """A dispatcher and its router. `done` is told of each image that has its end."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class Ingress:
         line: Line,
         editors: Mapping[str, Editor],
         chance: random.Random,
-        done: Callable[[Picture], None],
+        done: Callable[[Image], None],
     ) -> None:
         self._env, self._stages, self._line, self._editors = env, stages, line, editors
         self._chance, self._done = chance, done
@@ -151,13 +151,13 @@ class Ingress:
         self.router = Router(env, stages, editors, chance, self._edit)
         env.process(self._claim_for_ever())
 
-    def submit(self, picture: Picture) -> Process:
+    def submit(self, image: Image) -> Process:
         yield self._env.timeout(draw(self._stages.admit_s, self._chance))
         with self._line.lock.request() as turn:
             yield turn
             yield self._env.timeout(draw(self._stages.commit_s, self._chance))
-            picture.committed = self._env.now
-            self._line.add(picture)
+            image.committed = self._env.now
+            self._line.add(image)
         self._bell.ring()
 
     def _claim_for_ever(self) -> Process:
@@ -168,18 +168,18 @@ class Ingress:
                     yield turn
                     yield self._env.timeout(draw(self._stages.claim_s, self._chance))
                     taken = self._line.take(CLAIMS_PER_EDITOR * max(len(self._editors), 1), room)
-                for picture in taken:
-                    picture.claimed = self._env.now
+                for image in taken:
+                    image.claimed = self._env.now
                     self._in_flight += 1
-                    self.router.route(picture)
+                    self.router.route(image)
             yield from self._bell.heard(within_s=POLL_S)
 
-    def _edit(self, picture: Picture, editor: Editor) -> Process:
-        yield from editor.edit(picture)
+    def _edit(self, image: Image, editor: Editor) -> Process:
+        yield from editor.edit(image)
         self.router.has_ended(editor)
         yield self._env.timeout(draw(self._stages.record_s, self._chance))
-        picture.ended = self._env.now
-        self._line.claimed.remove(picture)
+        image.ended = self._env.now
+        self._line.claimed.remove(image)
         self._in_flight -= 1
-        self._done(picture)
+        self._done(image)
         self._bell.ring()

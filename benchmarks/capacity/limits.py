@@ -28,12 +28,13 @@ from ray.serve._private.common import DeploymentID, ReplicaID, RunningReplicaInf
 
 from benchmarks.capacity.real import PacedEngine
 from benchmarks.job_store import requests
-from serve_app.app import editor_deployment, editor_name
+from serve_app.app import editor_deployment
 from serve_app.config import SQLITE_PREFIX, JobsConfig, ModelConfig
 from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore
-from serve_app.router import ExpectedCostRouter
-from serve_app.routing import Report, Routing, Waiting
+from serve_app.policy.routing import Report, Routing, Waiting
+from serve_app.replicas.router import ExpectedCostRouter
+from serve_app.replicas.running_editors import editor_name
 from tests.postgres import PostgresServer
 
 MODEL = "qwen_image_edit"

@@ -1,4 +1,4 @@
-"""The line of a model: the job store's rules (`serve_app.jobs.turns`), without its database."""
+"""The line of a model: the job store's rules (`serve_app.policy.fair_turns`), without its database."""
 
 import heapq
 import math
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import simpy
 
 from benchmarks.capacity.workload import Arrival
-from serve_app.jobs.turns import first_turn, take_turns
+from serve_app.policy.fair_turns import first_turn, take_turns
 from serve_app.tasks import Priority
 
 
 @dataclass(eq=False)
-class Picture:
-    """One picture's life; times are seconds of the simulation, NaN until they have come."""
+class Image:
+    """One image's life; times are seconds of the simulation, NaN until they have come."""
 
     arrival: Arrival
     committed: float = math.nan
@@ -43,9 +43,9 @@ class Line:
 
     def __init__(self, env: simpy.Environment) -> None:
         self.lock = simpy.Resource(env)
-        self.claimed: set[Picture] = set()
+        self.claimed: set[Image] = set()
         self.flops = 0.0  # that wait
-        self._waiting: dict[Priority, list[tuple[int, float, int, Picture]]] = {each: [] for each in Priority}
+        self._waiting: dict[Priority, list[tuple[int, float, int, Image]]] = {each: [] for each in Priority}
         self._served = dict.fromkeys(Priority, 0)
         self._last: dict[tuple[Priority, str], int] = {}
         self._passed_over = 0
@@ -55,18 +55,18 @@ class Line:
 
     @property
     def oldest(self) -> float | None:
-        """When the picture was committed that has waited longest; None if none waits."""
+        """When the image was committed that has waited longest; None if none waits."""
         return min((entry[1] for heap in self._waiting.values() for entry in heap), default=None)
 
-    def add(self, picture: Picture) -> None:
-        arrival = picture.arrival
+    def add(self, image: Image) -> None:
+        arrival = image.arrival
         whose = arrival.priority, arrival.tenant
         turn = self._last[whose] = first_turn(self._served[arrival.priority], self._last.get(whose))
         self.flops += arrival.shape.flops
-        heapq.heappush(self._waiting[arrival.priority], (turn, picture.committed, arrival.number, picture))
+        heapq.heappush(self._waiting[arrival.priority], (turn, image.committed, arrival.number, image))
 
-    def take(self, capacity: int, limit: int) -> list[Picture]:
-        """The next pictures, at most `limit`, no more than `capacity` claimed at a time."""
+    def take(self, capacity: int, limit: int) -> list[Image]:
+        """The next images, at most `limit`, no more than `capacity` claimed at a time."""
         room = min(limit, capacity - len(self.claimed))
         if room <= 0:
             return []
@@ -74,11 +74,11 @@ class Line:
         taken, self._passed_over = take_turns(
             heads[Priority.INTERACTIVE], heads[Priority.BULK], room, self._passed_over
         )
-        for turn, _, _, picture in taken:
+        for turn, _, _, image in taken:
             # Each class is taken from its head on.
-            heapq.heappop(self._waiting[picture.arrival.priority])
-            self._served[picture.arrival.priority] = turn
-            self.flops -= picture.arrival.shape.flops
-        pictures = [entry[-1] for entry in taken]
-        self.claimed.update(pictures)
-        return pictures
+            heapq.heappop(self._waiting[image.arrival.priority])
+            self._served[image.arrival.priority] = turn
+            self.flops -= image.arrival.shape.flops
+        images = [entry[-1] for entry in taken]
+        self.claimed.update(images)
+        return images

@@ -36,12 +36,13 @@ from safetensors.numpy import save_file
 from benchmarks.capacity.stages import COMPILED_FORWARD_S, h200
 from benchmarks.capacity.workload import CONTROL, MODEL, PROMPT, Arrival, Shape, Traffic
 from benchmarks.routing import Edited, TimedAdapter, start_ray
-from serve_app.adapters.cache import AdapterCache
-from serve_app.adapters.contents import Contents
-from serve_app.app import build_application, editor_name
+from serve_app.adapters.verified_files import Contents
+from serve_app.app import build_application
+from serve_app.commands.demo import free_port
 from serve_app.config import MINIATURE_RANDOM, AppConfig, ModelConfig
-from serve_app.demo import free_port
-from serve_app.holdings import ADAPTER_BYTES
+from serve_app.engine.adapter_cache import AdapterCache
+from serve_app.replicas.routing_stats import ADAPTER_BYTES
+from serve_app.replicas.running_editors import editor_name
 from serve_app.tasks import AdapterUse, EditPlan
 from tests.postgres import PostgresServer
 

@@ -14,12 +14,12 @@ import simpy
 from benchmarks.capacity.editors import Process
 from benchmarks.capacity.fleet import Fleet, Scaler
 from benchmarks.capacity.ingresses import Ingress
-from benchmarks.capacity.line import Line, Picture
+from benchmarks.capacity.line import Image, Line
 from benchmarks.capacity.stages import Stages
 from benchmarks.capacity.workload import Arrival
-from serve_app.dispatch import CLAIMS_PER_EDITOR, MAX_IN_FLIGHT
-from serve_app.scaling import Limits
+from serve_app.policy.scaling import Limits
 from serve_app.tasks import Priority
+from serve_app.workers.dispatcher import CLAIMS_PER_EDITOR, MAX_IN_FLIGHT
 
 # How often the end of a run is looked for.
 ENDED_S = 0.1
@@ -27,13 +27,13 @@ ENDED_S = 0.1
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of the pictures that count, and of the time from the first one's arrival to the last one's end (s).
+    """Of the images that count, and of the time from the first one's arrival to the last one's end (s).
 
     `gpu_s` are the editors' seconds in that time, `busy_s` their devices'. `busy` is the devices' share of it up to the
     last arrival, `router_busy` the busiest router's of one core.
     """
 
-    pictures: Sequence[Picture]
+    images: Sequence[Image]
     gpu_s: float
     busy_s: float
     seconds: float
@@ -42,44 +42,44 @@ class Outcome:
 
     @property
     def median_s(self) -> float:
-        return statistics.median(each.took for each in self.pictures)
+        return statistics.median(each.took for each in self.images)
 
     @property
     def p95_s(self) -> float:
-        return statistics.quantiles([each.took for each in self.pictures], n=20)[-1]
+        return statistics.quantiles([each.took for each in self.images], n=20)[-1]
 
     @property
     def median_wait_s(self) -> float:
-        return statistics.median(each.waited for each in self.pictures)
+        return statistics.median(each.waited for each in self.images)
 
     @property
     def mean_wait_s(self) -> float:
-        return statistics.fmean(each.waited for each in self.pictures)
+        return statistics.fmean(each.waited for each in self.images)
 
     @property
     def p95_wait_s(self) -> float:
-        return statistics.quantiles([each.waited for each in self.pictures], n=20)[-1]
+        return statistics.quantiles([each.waited for each in self.images], n=20)[-1]
 
     @property
     def urgent_p95_wait_s(self) -> float:
-        """Of interactive pictures alone: bulk waits for them, as long as they last."""
-        urgent = [each.waited for each in self.pictures if each.arrival.priority == Priority.INTERACTIVE]
+        """Of interactive images alone: bulk waits for them, as long as they last."""
+        urgent = [each.waited for each in self.images if each.arrival.priority == Priority.INTERACTIVE]
         return statistics.quantiles(urgent, n=20)[-1]
 
     @property
     def reloads(self) -> float:
         """Loads into host memory a request."""
-        return statistics.fmean(each.loads for each in self.pictures)
+        return statistics.fmean(each.loads for each in self.images)
 
     @property
     def fetches(self) -> float:
         """Fetches from the adapters' store a request."""
-        return statistics.fmean(each.fetches for each in self.pictures)
+        return statistics.fmean(each.fetches for each in self.images)
 
     @property
     def warm(self) -> float:
         """The share of requests that found their adapters in memory."""
-        return statistics.fmean(not each.loads for each in self.pictures)
+        return statistics.fmean(not each.loads for each in self.images)
 
     @property
     def gpu_hours(self) -> float:
@@ -106,7 +106,7 @@ class Simulation:
         self._chance = random.Random(seed)
         self._line = Line(env)
         self.fleet = Fleet(env, stages, editors, self._chance)
-        self._ended: list[Picture] = []
+        self._ended: list[Image] = []
         most = editors if limits is None else limits.max_replicas
         self._ingresses = [
             Ingress(env, stages, self._line, self.fleet.editors, self._chance, self._ended.append)
@@ -141,11 +141,11 @@ class Simulation:
             if arrival.number == uncounted:
                 self._began, self._before = self._env.now, self._spent()
             ingress = self._chance.choice(self._ingresses)
-            self._env.process(ingress.submit(Picture(arrival)))
+            self._env.process(ingress.submit(Image(arrival)))
         self._at_last_arrival = self._spent()
         while len(self._ended) < posted:
             yield self._env.timeout(ENDED_S)
 
 
-def _number(picture: Picture) -> int:
-    return picture.arrival.number
+def _number(image: Image) -> int:
+    return image.arrival.number

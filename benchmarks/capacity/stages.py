@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from benchmarks.capacity.workload import forward_flops
 from serve_app.config import ModelConfig
-from serve_app.holdings import ADAPTER_BYTES
-from serve_app.routing import PROBES_PER_S
-from serve_app.scaling import UNMEASURED_COLD_START_S
+from serve_app.policy.routing import PROBES_PER_S
+from serve_app.policy.scaling import UNMEASURED_COLD_START_S
+from serve_app.replicas.routing_stats import ADAPTER_BYTES
 
 # Of one stage, all that was seen of it; an edit draws one.
 Seen = tuple[float, ...]
@@ -26,7 +26,7 @@ class Stages:
     - `load_s`: an adapter from the node's disk into host memory; `fetch_s`: from its store to the disk.
     - `swap_s`: to other weights, on the device; `beside_s`: what else the device does beside the transformer;
       `flops_per_s`: the transformer.
-    - `record_s`: from the device's end until the picture's end is committed.
+    - `record_s`: from the device's end until the image's end is committed.
     - `cold_start_s`: from a replica's start until it takes edits.
     """
 

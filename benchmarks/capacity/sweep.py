@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from benchmarks.capacity.simulation import Outcome, Simulation
 from benchmarks.capacity.stages import COMPILED_FORWARD_S, Stages, h200
 from benchmarks.capacity.workload import DAY_S, Traffic, popularity
-from serve_app.scaling import Limits
+from serve_app.policy.scaling import Limits
 
 UTILISATION, ADAPTERS = 0.6, 1000
 FLEETS = ((4, 10), (4, 1000), (16, 1000), (64, 10), (64, 1000), (64, 50_000), (256, 1000), (256, 50_000))
@@ -30,7 +30,7 @@ FLEET_REQUESTS, LARGEST_REQUESTS = 4000, 1500
 IMAGES = (100, 300, 1_000, 3_000, 10_000)
 # Bursts last a minute: of fewer than a hundred of them little can be said.
 LEAST_S, LEAST_REQUESTS = 9000.0, 4000
-# A fleet is enough if nineteen in twenty interactive pictures begin within so long.
+# A fleet is enough if nineteen in twenty interactive images begin within so long.
 PROMISE_S = 60.0
 UTILISATIONS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
 

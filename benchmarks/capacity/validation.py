@@ -20,7 +20,7 @@ from benchmarks.capacity.limits import look
 from benchmarks.capacity.real import FLOPS_PER_S, PLACES, UNCOUNTED, Seen, arrivals, read
 from benchmarks.capacity.simulation import Outcome, Simulation
 from benchmarks.capacity.stages import Stages
-from serve_app.holdings import ADAPTER_BYTES
+from serve_app.replicas.routing_stats import ADAPTER_BYTES
 
 RUNS = Path(__file__).parent / "runs"
 PREDICTED, INGRESSES, SEEDS = 4, 2, 20

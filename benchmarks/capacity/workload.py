@@ -17,10 +17,10 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from serve_app.effective import effective
-from serve_app.geometry import MEGAPIXEL
-from serve_app.images import ControlImage
+from serve_app.images.codec import ControlImage
+from serve_app.images.sizes import MEGAPIXEL
 from serve_app.models.architecture import PUBLISHED
+from serve_app.models.effective import effective
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
@@ -63,7 +63,7 @@ MIX = {
 
 @dataclass(frozen=True)
 class Arrival:
-    """One picture that is asked for, `at` seconds from the start. `adapter` is "" for the base model."""
+    """One image that is asked for, `at` seconds from the start. `adapter` is "" for the base model."""
 
     number: int
     at: float

@@ -33,14 +33,14 @@ class Cancelled:
 
 @dataclass(frozen=True)
 class Load:
-    """What was seen of a load: seconds from its first step to the last of the others' pictures, by the engines."""
+    """What was seen of a load: seconds from its first step to the last of the others' images, by the engines."""
 
     wall_s: float
     cancelled_s: float
 
     @property
     def throughput(self) -> float:
-        """The others' pictures a second of the time that was theirs."""
+        """The others' images a second of the time that was theirs."""
         return OTHERS / (self.wall_s - self.cancelled_s / EDITORS)
 
 

@@ -17,11 +17,11 @@ from ray import serve
 from benchmarks.drill import timed
 from benchmarks.drill.notes import QUICK, QUICK_STEP_S, TIMED, TIMED_STEP_S, Notes, register_editor
 from benchmarks.drill.service import TIME_LIMITS
-from serve_app.adapters.contents import Contents
+from serve_app.adapters.verified_files import Contents
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
-from serve_app.editor import load_engine
 from serve_app.errors import EditCanceled
+from serve_app.replicas.editor import load_engine
 from serve_app.tasks import AdapterUse, EditPlan
 
 # Prompts that ask for steps of a fixed time: that time (s), and what passes it.
@@ -29,9 +29,9 @@ PACED = {TIMED: (TIMED_STEP_S, time.sleep), QUICK: (QUICK_STEP_S, timed.busy)}
 
 if TYPE_CHECKING:
     # Ingresses read this module too, and never import torch.
-    from serve_app.adapters.cache import AdapterCache
-    from serve_app.adapters.changes import Adapter
-    from serve_app.engine import Edited, Engine, Prepared
+    from serve_app.engine.adapter_cache import AdapterCache
+    from serve_app.engine.deltas import Adapter
+    from serve_app.engine.engine import Edited, Engine, Prepared
 
 
 class DrillEngine:

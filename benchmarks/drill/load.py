@@ -18,7 +18,7 @@ from benchmarks.drill.service import MODEL, ROOT, DrillFailed
 
 LORAS = [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": 1.0}]
 STEPS = 5
-# The drill's pictures: small, and few different ones, so that an undisturbed run of each is cheap.
+# The drill's images: small, and few different ones, so that an undisturbed run of each is cheap.
 PROMPTS = (
     {"prompt": "sks at night", "seed": 1, "width": 64, "height": 64},
     {"prompt": "sks in the snow", "seed": 2, "width": 96, "height": 64},
@@ -50,7 +50,7 @@ class Order:
 
     @property
     def pictures(self) -> list[tuple[int, bool]]:
-        """Which of the few pictures each image has to be."""
+        """Which of the few images each image has to be."""
         return [(prompt, self.lora) for prompt in self.prompts]
 
     def body(self) -> dict[str, Any]:
@@ -132,10 +132,10 @@ class Client:
             await self.wait(request_id)
 
     async def answer(self, request_id: str) -> Answer:
-        """What the result says, with every picture that it names fetched."""
+        """What the result says, with every image that it names fetched."""
         result = (await self.ask("GET", f"/v1/requests/{request_id}/result")).raise_for_status().json()
         images = []
-        # A request that failed shows the pictures that were made all the same.
+        # A request that failed shows the images that were made all the same.
         for output in result["outputs"]["images"] if result["outputs"] else result["metadata"].get("partial", []):
             path = httpx.URL(output["url"]).path
             picture = (await self.ask("GET", path)).raise_for_status().content
@@ -159,7 +159,7 @@ class Client:
 
 
 async def make_undisturbed(client: Client, orders: Iterable[Order]) -> dict[tuple[int, bool], str]:
-    """The digest of each picture, as the service makes it while nothing is killed. Raises DrillFailed."""
+    """The digest of each image, as the service makes it while nothing is killed. Raises DrillFailed."""
     pictures = {}
     for order in orders:
         request_id = await client.submit(order)

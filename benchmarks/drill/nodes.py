@@ -5,7 +5,7 @@ python -m benchmarks.drill.nodes [NAME ...]      # make drill-nodes; as root, on
 Machines are network namespaces of one host; see `cluster` for what runs on them and `scenarios` for what befalls them.
 While one request a second is posted, a node is killed, cut off, its editor stopped or slowed; the head is killed and
 started anew; the database is cut off; artifact storage refuses writes. Each takes 90 s at most. The exit code is 1 if
-a request does not end with its picture, if a picture differs from an undisturbed run's, or if a fault hit nothing.
+a request does not end with its image, if an image differs from an undisturbed run's, or if a fault hit nothing.
 """
 
 import argparse
@@ -81,7 +81,7 @@ class NodesDrill:
         self._cluster = cluster
         self._store = store
         self._client = client
-        self._pictures = pictures
+        self._images = pictures
         self._scenarios = Scenarios(cluster, store)
         self.attempts: list[str] = []
 
@@ -128,7 +128,7 @@ class NodesDrill:
         if kill.kind in (NODE, CABLE, HANG) and verdict.recovery(kill, self._store.history, notes) is None:
             problems.append(f"{kill.kind}: an image that it hit was not taken up again")
         for order, request_id in zip(load.orders, load.request_ids, strict=True):
-            problems += verdict.faults(order, await self._client.answer(request_id), self._pictures)
+            problems += verdict.faults(order, await self._client.answer(request_id), self._images)
         requests, booked = (now - then for now, then in zip(await self._store.counts(), before, strict=True))
         if not requests == booked == len(load.orders):
             problems.append(f"{kill.kind}: {len(load.orders)} posted, {requests} stored, {booked} booked as made")
@@ -189,7 +189,7 @@ async def main(names: list[str], logs: Path | None) -> None:
     print(f"\nThe drills took {time.monotonic() - began:.0f} s.")
     if problems:
         sys.exit("\n".join(["They FAILED:", *problems]))
-    print("Every accepted request succeeded, with its picture, equal to that of an undisturbed run, booked once.")
+    print("Every accepted request succeeded, with its image, equal to that of an undisturbed run, booked once.")
 
 
 if __name__ == "__main__":

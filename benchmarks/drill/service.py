@@ -24,16 +24,16 @@ import psutil
 import yaml
 
 from benchmarks.drill.notes import EDITOR_FILES, Notes
+from serve_app.commands.demo import free_port
 from serve_app.config import MINIATURE_RANDOM
-from serve_app.demo import free_port
-from serve_app.editor import TimeLimits
+from serve_app.replicas.editor import TimeLimits
 
 ROOT = Path(__file__).parents[2]
 MODEL = "qwen_image_edit"
 EDITORS, INGRESSES = 3, 2
 START_TIMEOUT_S = 90
 # What an ingress held is anybody's after this long: a third of the default. Attempts are not what is drilled: so
-# many kills in a minute hit one picture more than the usual three times. Whatever acts after minutes by default acts
+# many kills in a minute hit one image more than the usual three times. Whatever acts after minutes by default acts
 # within the drill.
 JOBS = {"lease_s": 3, "max_attempts": 10, "silence_s": 10, "stall_s": 20}
 TIME_LIMITS = TimeLimits(stopping_s=5, storage_s=10)

@@ -20,7 +20,7 @@ STEPS, OTHER_STEPS = 10, 3
 # How many images each request of the others has.
 BATCH = 10
 # Moments at which a cancellation is sent: while an edit waits, after its step 0 (it has begun), 1, ..., and after the
-# picture was made, before it was stored and recorded, or shortly after that.
+# image was made, before it was stored and recorded, or shortly after that.
 WAITING, MADE = -1, STEPS + 1
 # How long after its moment a cancellation is sent at most (s): while an edit waits, and otherwise.
 LATEST_WAITING_S, LATEST_S = 2.0, 0.1

@@ -1,6 +1,6 @@
 """A declared timed engine, and the application around it: for drills of what happens between processes.
 
-Steps take a fixed time and nothing of the processor; a picture is of one colour, by the seed. It imports no torch, so
+Steps take a fixed time and nothing of the processor; an image is of one colour, by the seed. It imports no torch, so
 that a replica starts in the time that Ray takes. It is five times slower on machines that are named as slow.
 """
 
@@ -17,10 +17,10 @@ from ray import serve
 
 from benchmarks.drill.notes import TIMED_STEP_S, Notes, register_editor
 from benchmarks.routing import Edited, Prepared, TimedAdapter
-from serve_app.adapters.cache import AdapterCache
-from serve_app.adapters.contents import Contents
+from serve_app.adapters.verified_files import Contents
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
+from serve_app.engine.adapter_cache import AdapterCache
 from serve_app.errors import EditCanceled
 from serve_app.tasks import AdapterUse, EditPlan
 
@@ -49,8 +49,8 @@ def run(
         on_step(number)
         if should_stop():
             raise EditCanceled(f"stopped after step {number} of {plan.steps}")
-    picture = PIL.Image.new("RGB", (plan.width, plan.height), (plan.seed % 256, 0, 0))
-    return Edited(picture, {}, {"generate": plan.steps * step_s, "load_control_images": 0.0})
+    image = PIL.Image.new("RGB", (plan.width, plan.height), (plan.seed % 256, 0, 0))
+    return Edited(image, {}, {"generate": plan.steps * step_s, "load_control_images": 0.0})
 
 
 class TimedEngine:

@@ -117,7 +117,7 @@ def faults(order: Order, answer: Answer, undisturbed: Mapping[tuple[int, bool], 
     if sorted(numbers) != list(range(len(order.images))):
         problems.append(f"{order.name} reports the images {numbers}, it has {len(order.images)}")
     problems += [
-        f"image {number} of {order.name} is not the picture of an undisturbed run"
+        f"image {number} of {order.name} is not the image of an undisturbed run"
         for number, digest in answer.images
         if number < len(order.pictures) and digest != undisturbed[order.pictures[number]]
     ]

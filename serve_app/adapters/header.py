@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from serve_app.adapters.scalars import SIZES, read_scalars
+from serve_app.adapters.scalar_tensors import SIZES, read_scalars
 from serve_app.errors import LoraInvalidFile
-from serve_app.text import is_text
+from serve_app.schemas.text import is_text
 
 # An adapter of all 846 linears with six tensors each has 5,076 tensors and a header of 1 MB. Trainers' metadata,
 # such as the counts of all caption tags, adds up to a few MB.

@@ -8,12 +8,12 @@ from typing import Any
 from serve_app.adapters.factors import ModuleFactor, read_factors, summary
 from serve_app.adapters.formats import INNER_PARTS, Layout, read_layout
 from serve_app.adapters.header import ALPHA, FLOAT_BITS, INTEGER_BITS, MAX_NUMBER, Header
-from serve_app.adapters.remarks import notes_of
+from serve_app.adapters.metadata_notes import notes_of
 from serve_app.errors import LoraIncompatible
 from serve_app.models.architecture import PUBLISHED, Architecture
 from serve_app.models.registry import MODELS
+from serve_app.schemas.text import escaped
 from serve_app.tasks import MAX_TRIGGER_CHARS, Receipt
-from serve_app.text import escaped
 
 # Offending keys that an error names, and how much of each.
 NAMED_KEYS, NAMED_CHARACTERS = 5, 200

@@ -16,11 +16,10 @@ from urllib.parse import urlsplit, urlunsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from serve_app import background
 from serve_app.adapters.header import Header, header_end, read_header
-from serve_app.adapters.local import NotRegular, open_regular
-from serve_app.artifacts import Artifacts
-from serve_app.effective import without_secrets
+from serve_app.adapters.local_files import NotRegular, open_regular
+from serve_app.concurrency import background
+from serve_app.concurrency.threads import Threads
 from serve_app.errors import (
     FetchFailed,
     FilesGone,
@@ -30,9 +29,10 @@ from serve_app.errors import (
     Overloaded,
     StorageFailed,
 )
-from serve_app.fetch import Fetcher
-from serve_app.storage import as_os_errors
-from serve_app.threads import Threads
+from serve_app.models.effective import without_secrets
+from serve_app.storage.artifacts import Artifacts
+from serve_app.storage.fetch import Fetcher
+from serve_app.storage.os_errors import as_os_errors
 
 T = TypeVar("T")
 

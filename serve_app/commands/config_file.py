@@ -9,8 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.schema import DeploymentSchema, HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
-from serve_app import strict_yaml
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, strict_yaml
 from serve_app.errors import ConfigRefused
 
 LOOPBACK = "127.0.0.1"

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from serve_app.api.error_answers import error_response
 from serve_app.config import FrontConfig
 from serve_app.errors import (
     HeadersTooLarge,
@@ -16,7 +17,6 @@ from serve_app.errors import (
     ServiceUnavailable,
     TooManyRequests,
 )
-from serve_app.wire import error_response
 
 BUFFER_BYTES, REWRITE_BYTES = 32_768, 1024
 MAX_HEAD_BYTES = BUFFER_BYTES - REWRITE_BYTES

@@ -11,13 +11,14 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ReplicaState, ServeDeploySchema
 
-from serve_app.app import PlacementLog, shutdown_s
+from serve_app.app import shutdown_s
 from serve_app.commands.cluster import cluster
 from serve_app.commands.config_file import LOOPBACK, ConfigFile, read_config_file
 from serve_app.commands.front import Front, listen
 from serve_app.commands.haproxy import FrontSettings
 from serve_app.commands.signals import StopSignals
 from serve_app.errors import StartFailed
+from serve_app.replicas.running_editors import PlacementLog
 
 POLL_S = 0.25
 # How often the log says what is being waited for (s).

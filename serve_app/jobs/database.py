@@ -29,9 +29,9 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from serve_app import background
+from serve_app.concurrency import background
+from serve_app.concurrency.threads import Threads
 from serve_app.errors import Overloaded, StorageFailed, StoreUnavailable
-from serve_app.threads import Threads
 
 P = ParamSpec("P")
 T = TypeVar("T")

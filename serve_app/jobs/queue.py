@@ -1,6 +1,6 @@
-"""The queue: who works on which picture, and what becomes of it.
+"""The queue: who works on which image, and what becomes of it.
 
-A dispatcher claims a picture for as long as it renews its lease. Every write of a claimed picture carries the
+A dispatcher claims an image for as long as it renews its lease. Every write of a claimed image carries the
 claim's generation and is refused once the claim is lost: to a newer one, to a cancellation or to a deadline.
 """
 
@@ -15,13 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.config import JobsConfig
 from serve_app.errors import DeadlineExceeded, EditorLost, ErrorDescription, describe
-from serve_app.jobs import changes, statements, tables
-from serve_app.jobs.changes import CLAIMED, ENDED, FREE, UNFINISHED, WAITING
+from serve_app.jobs import statements, tables, transitions
 from serve_app.jobs.database import Database, IsStored, transaction
 from serve_app.jobs.records import Claim
-from serve_app.jobs.turns import take_turns
-from serve_app.routing import UNMEASURED_WORK_S
-from serve_app.scaling import Backlog
+from serve_app.jobs.transitions import CLAIMED, ENDED, FREE, UNFINISHED, WAITING
+from serve_app.policy.fair_turns import take_turns
+from serve_app.policy.routing import UNMEASURED_WORK_S
+from serve_app.policy.scaling import Backlog
 from serve_app.tasks import EditDone, EditPlan, EditTask, Event, ImageStage, Priority, Status
 
 P = ParamSpec("P")
@@ -42,7 +42,7 @@ class ClaimLost(Exception):
 
 
 def unless_lost(method: Callable[P, Awaitable[Status]]) -> Callable[P, Coroutine[Any, Any, Status | None]]:
-    """Make a method that writes a claimed picture answer None, with nothing written, if the claim no longer held."""
+    """Make a method that writes a claimed image answer None, with nothing written, if the claim no longer held."""
 
     @functools.wraps(method)
     async def call(*args: P.args, **kwargs: P.kwargs) -> Status | None:
@@ -55,7 +55,7 @@ def unless_lost(method: Callable[P, Awaitable[Status]]) -> Callable[P, Coroutine
 
 
 class Queue:
-    """Every method is one transaction. Those that write a claimed picture say how its request stands then."""
+    """Every method is one transaction. Those that write a claimed image say how its request stands then."""
 
     def __init__(self, database: Database, config: JobsConfig) -> None:
         self._database = database
@@ -63,7 +63,7 @@ class Queue:
 
     @transaction
     async def claim(self, owner: str, model: str, capacity: int, limit: int, take_over: bool = True) -> list[Claim]:
-        """Take up to `limit` pictures of `model` for `owner`, in the order of the queue.
+        """Take up to `limit` images of `model` for `owner`, in the order of the queue.
 
         Whoever claims, no more than `capacity` are claimed at a time. Those of an owner that was lost come first, if
         they are to be taken over; one that had begun has lost an attempt.
@@ -202,7 +202,7 @@ class Queue:
 
     @transaction
     async def held(self, owner: str) -> set[tuple[str, int, int]]:
-        """The request, index and generation of each picture that `owner` holds."""
+        """The request, index and generation of each image that `owner` holds."""
         mine = sa.select(_images.request_id, _images.image_index, _images.generation).where(_images.owner == owner)
         async with self._database.reading() as connection:
             return {(row[0], row[1], row[2]) for row in await connection.execute(mine)}
@@ -221,7 +221,7 @@ class Queue:
         """Note that `step` steps are done (0: an editor has begun). None if the claim is lost."""
         stage = ImageStage.DECODING if step >= claim.task.plan.steps else ImageStage.DENOISING
         async with self._database.writing() as connection:
-            request = await changes.start(connection, claim.task.request_id)
+            request = await transitions.start(connection, claim.task.request_id)
             lease_until = tables.now() + self._config.lease_s
             values = {"status": Status.IN_PROGRESS, "step": step, "stage": stage, "lease_until": lease_until}
             return await self._write(connection, claim, request, **values)
@@ -229,17 +229,17 @@ class Queue:
     @transaction
     @unless_lost
     async def reach(self, claim: Claim, stage: ImageStage) -> Status:
-        """Note what is being done for the picture now. None if the claim is lost."""
+        """Note what is being done for the image now. None if the claim is lost."""
         async with self._database.writing() as connection:
-            request = await changes.advance(connection, claim.task.request_id)
+            request = await transitions.advance(connection, claim.task.request_id)
             return await self._write(connection, claim, request, stage=stage)
 
     @transaction
     @unless_lost
     async def retry(self, claim: Claim, reasons: Sequence[str], gpu_seconds: float) -> Status:
-        """Give the picture back; `reasons` say how each try so far ended. None if the claim is lost."""
+        """Give the image back; `reasons` say how each try so far ended. None if the claim is lost."""
         async with self._database.writing() as connection:
-            request = await changes.advance(connection, claim.task.request_id)
+            request = await transitions.advance(connection, claim.task.request_id)
             status = await self._write(connection, claim, request, reasons=list(reasons), step=0, **FREE)
             await self._charge(connection, claim, gpu_seconds)
             return status
@@ -247,15 +247,15 @@ class Queue:
     @transaction
     @unless_lost
     async def succeed(self, claim: Claim, done: EditDone, is_stored: IsStored) -> Status:
-        """Record a finished picture, and the request's end with the last one. None if the claim is lost.
+        """Record a finished image, and the request's end with the last one. None if the claim is lost.
 
-        Raises EditorLost if the picture is not stored: the same one was made before and purged meanwhile.
+        Raises EditorLost if the image is not stored: the same one was made before and purged meanwhile.
         """
         async with self._database.writing() as connection:
             await self._database.about_to_refer_to_files(connection)
             if not await self._database.ask_storage(functools.partial(is_stored, done.key)):
-                raise EditorLost("its picture is no longer stored")
-            request = await changes.start(connection, claim.task.request_id)
+                raise EditorLost("its image is no longer stored")
+            request = await transitions.start(connection, claim.task.request_id)
             await self._write(
                 connection,
                 claim,
@@ -266,31 +266,31 @@ class Queue:
                 **FREE | {"state": ENDED},
             )
             assert request is not None
-            await changes.grow(connection, claim.task.request_id, statements.json_bytes(result))
+            await transitions.grow(connection, claim.task.request_id, statements.json_bytes(result))
             await connection.execute(
                 self._database.insert(tables.request_files)
                 .values(request_id=claim.task.request_id, key=done.key, size_bytes=done.size_bytes)
-                # Two pictures of one request may be equal.
+                # Two images of one request may be equal.
                 .on_conflict_do_nothing()
             )
             await self._charge(connection, claim, done.timings.get("generate", 0.0), images=1)
             await self._measure(connection, claim, done)
-            await changes.announce(connection, request, Event.IMAGE, claim.task.index)
-            return await changes.end_if_done(connection, claim.task.request_id)
+            await transitions.announce(connection, request, Event.IMAGE, claim.task.index)
+            return await transitions.end_if_done(connection, claim.task.request_id)
 
     @transaction
     @unless_lost
     async def fail(self, claim: Claim, error: ErrorDescription, gpu_seconds: float) -> Status:
-        """Record that a picture cannot be made, and the request's end with the last one. None if the claim is lost."""
+        """Record that an image cannot be made, and the request's end with the last one. None if the claim is lost."""
         async with self._database.writing() as connection:
             # Its editor may have refused it before the first step; the request has a start all the same.
-            request = await changes.start(connection, claim.task.request_id)
+            request = await transitions.start(connection, claim.task.request_id)
             ended = {"status": Status.FAILED} | FREE | {"state": ENDED}
-            failure = changes.failure(error)
+            failure = transitions.failure(error)
             await self._write(connection, claim, request, **failure, **ended)
-            await changes.grow(connection, claim.task.request_id, statements.json_bytes(failure))
+            await transitions.grow(connection, claim.task.request_id, statements.json_bytes(failure))
             await self._charge(connection, claim, gpu_seconds)
-            return await changes.end_if_done(connection, claim.task.request_id)
+            return await transitions.end_if_done(connection, claim.task.request_id)
 
     @transaction
     async def charge(self, claim: Claim, gpu_seconds: float) -> None:
@@ -313,14 +313,14 @@ class Queue:
                 error = DeadlineExceeded(
                     f"it was not finished within its deadline of {row.seconds:g} s", {"deadline_s": row.seconds}
                 )
-                if await changes.stop(connection, row.id, Status.FAILED, describe(error)):
+                if await transitions.stop(connection, row.id, Status.FAILED, describe(error)):
                     models.append(row.model)
         return models
 
     async def _write(
         self, connection: AsyncConnection, claim: Claim, request: sa.Row[Any] | None, **values: Any
     ) -> Status:
-        """Update the claimed picture of a request that was just advanced. Raises ClaimLost."""
+        """Update the claimed image of a request that was just advanced. Raises ClaimLost."""
         mine = sa.and_(
             _images.request_id == claim.task.request_id,
             _images.image_index == claim.task.index,
@@ -336,7 +336,7 @@ class Queue:
 
     async def _charge(self, connection: AsyncConnection, claim: Claim, seconds: float, images: int = 0) -> None:
         request_id, tenant = claim.task.request_id, claim.tenant
-        await changes.charge(self._database, connection, request_id, tenant, seconds, images)
+        await transitions.charge(self._database, connection, request_id, tenant, seconds, images)
 
     async def _measure(self, connection: AsyncConnection, claim: Claim, done: EditDone) -> None:
         """Learn from a finished edit how fast its model's editors are, and what they do other than steps."""
@@ -364,11 +364,11 @@ def other_share(timings: Mapping[str, float]) -> float:
 
 
 def _backlog(row: sa.Row[Any]) -> Backlog:
-    """In seconds: by the speed that finished edits had, or before the first by the number of pictures."""
+    """In seconds: by the speed that finished edits had, or before the first by the number of images."""
     waiting = row.interactive + row.bulk
     waiting_s, running_s = (
         (row.work_waiting / row.speed, row.work_running / row.speed)
         if row.speed
-        else (waiting * UNMEASURED_WORK_S, (row.pictures - waiting) * UNMEASURED_WORK_S)
+        else (waiting * UNMEASURED_WORK_S, (row.images - waiting) * UNMEASURED_WORK_S)
     )
-    return Backlog(waiting_s, running_s, row.pictures, max(0.0, row.oldest_s), row.interactive, row.bulk)
+    return Backlog(waiting_s, running_s, row.images, max(0.0, row.oldest_s), row.interactive, row.bulk)

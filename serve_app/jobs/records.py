@@ -17,7 +17,7 @@ class Webhook:
 
 @dataclass(frozen=True)
 class NewImage:
-    """One picture to be made; `work` is what it is predicted to take (FLOP)."""
+    """One image to be made; `work` is what it is predicted to take (FLOP)."""
 
     plan: EditPlan
     work: float
@@ -63,7 +63,7 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class RequestRecord:
-    """A request and its pictures, in prompt order. `version` grows with every change that a client may see."""
+    """A request and its images, in prompt order. `version` grows with every change that a client may see."""
 
     id: str
     tenant: str
@@ -88,8 +88,8 @@ class RequestRecord:
 class Standing:
     """Where a request stands.
 
-    `queue_position` is the number of pictures ahead of its first that waits, null if none does; `work_left`
-    is what is predicted until its last picture is made, the queue ahead included (FLOP), `speed` how fast
+    `queue_position` is the number of images ahead of its first that waits, null if none does; `work_left`
+    is what is predicted until its last image is made, the queue ahead included (FLOP), `speed` how fast
     editors of its model were seen to work (FLOP/s). `stage` is that of the first image that somebody works on.
     """
 
@@ -116,7 +116,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to work on one picture. `reasons` says how each try before this one ended.
+    """The right to work on one image. `reasons` says how each try before this one ended.
 
     `waited_s` is since when its request is there; `was_lost` whether an owner that was not heard of had it before.
     """

@@ -11,11 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.config import JobsConfig
 from serve_app.errors import FilesGone, IdempotencyConflict, QueueFull, RequestNotFound
-from serve_app.jobs import changes, statements, tables
-from serve_app.jobs.changes import WAITING
+from serve_app.jobs import statements, tables, transitions
 from serve_app.jobs.database import Database, IsStored, transaction
 from serve_app.jobs.records import HistoryFilter, ImageRecord, NewRequest, RequestRecord, Standing, Summary, Usage
-from serve_app.jobs.turns import first_turn
+from serve_app.jobs.transitions import WAITING
+from serve_app.policy.fair_turns import first_turn
 from serve_app.tasks import AdapterUse, EditDone, EditPlan, ImageStage, Priority, Status
 
 # A UUID in hex, as `NewRequest.id` is.
@@ -120,17 +120,17 @@ class Requests:
     async def cancel(self, request_id: str) -> bool:
         """End a request that has no end yet; whether it had none. Whoever works on it finds its claim lost."""
         async with self._database.writing() as connection:
-            return await changes.stop(connection, request_id, Status.CANCELED)
+            return await transitions.stop(connection, request_id, Status.CANCELED)
 
     @transaction
-    async def recent_adapters(self, model: str, pictures: int) -> list[tuple[AdapterUse, ...]]:
-        """The adapters of the newest pictures of a model, newest first."""
+    async def recent_adapters(self, model: str, images: int) -> list[tuple[AdapterUse, ...]]:
+        """The adapters of the newest images of a model, newest first."""
         newest = (
             sa.select(_images.plan)
             .join(tables.requests, _requests.id == _images.request_id)
             .where(_requests.model == model)
             .order_by(_requests.created_at.desc(), _requests.id.desc())
-            .limit(pictures)
+            .limit(images)
         )
         async with self._database.reading() as connection:
             return [_plans.validate_python(row.plan).adapters for row in await connection.execute(newest)]
@@ -171,7 +171,7 @@ class Requests:
             queued = (await connection.execute(count)).scalar_one()
             if queued + sent > limit:
                 details = {"queued": queued, "limit": limit, "sent": sent}
-                raise QueueFull(f"{whose} full: {queued} pictures wait, at most {limit} may; try again later", details)
+                raise QueueFull(f"{whose} full: {queued} images wait, at most {limit} may; try again later", details)
 
     async def _first_turn(self, connection: AsyncConnection, line: sa.Row[Any], new: NewRequest) -> int:
         last = sa.select(sa.func.max(_images.turn)).where(
@@ -217,7 +217,7 @@ class Requests:
     async def _get(self, request_id: str) -> RequestRecord:
         refuse_malformed(request_id)
         async with self._database.reading() as connection:
-            # The request first: one that has ended has all that its pictures will ever have.
+            # The request first: one that has ended has all that its images will ever have.
             request = (
                 await connection.execute(tables.requests.select().where(_requests.id == request_id))
             ).one_or_none()

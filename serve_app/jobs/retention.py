@@ -6,7 +6,7 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve_app.jobs import changes, tables
+from serve_app.jobs import tables, transitions
 from serve_app.jobs.database import Database, transaction
 from serve_app.jobs.statements import json_bytes
 
@@ -69,7 +69,7 @@ class Retention:
 
     @transaction
     async def purge(self, request_id: str, delete: Delete) -> None:
-        """Delete the files of an ended request that nobody else needs, and its pictures from its record."""
+        """Delete the files of an ended request that nobody else needs, and its images from its record."""
         async with self._database.removing_files() as connection:
             keys = await self._files_of(connection, [request_id])
             await connection.execute(tables.request_files.delete().where(_files.request_id == request_id))
@@ -101,7 +101,7 @@ class Retention:
         results = (await connection.execute(sa.select(result).where(of_request))).scalars()
         size_bytes = sum(json_bytes(each) for each in results if each is not None)
         await connection.execute(tables.images.update().where(of_request).values(result=None))
-        await changes.grow(connection, request_id, -size_bytes)
+        await transitions.grow(connection, request_id, -size_bytes)
 
     async def _files_of(self, connection: AsyncConnection, request_ids: Sequence[str]) -> list[str]:
         of_requests = sa.select(_files.key).where(_files.request_id.in_(request_ids)).distinct()

@@ -7,15 +7,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from serve_app.jobs import tables
-from serve_app.jobs.changes import CLAIMED, WAITING
 from serve_app.jobs.records import HistoryFilter, NewRequest
+from serve_app.jobs.transitions import CLAIMED, WAITING
 from serve_app.tasks import Priority, Status
 
 MAX_PATH = 500
 
 _requests, _images, _files = tables.requests.c, tables.images.c, tables.request_files.c
 _waits = _images.state == WAITING
-# What is left of a picture that an editor works on (FLOP). When all steps are done, the share of decoding and storing
+# What is left of an image that an editor works on (FLOP). When all steps are done, the share of decoding and storing
 # is still to come; what comes before the first step counts with the steps.
 _of_steps = 1.0 - sa.func.coalesce(tables.speeds.c.other_share, 0.0)
 _remaining = _images.work * (1.0 - _of_steps * _images.step / _images.steps)
@@ -64,7 +64,7 @@ standing = (
 
 
 def _ahead_of(turn: str) -> sa.ColumnElement[bool]:
-    """Whether a waiting picture is taken before one of `turn` in its class; interactive ones before all bulk."""
+    """Whether a waiting image is taken before one of `turn` in its class; interactive ones before all bulk."""
     before = sa.tuple_(_images.turn, _images.created_at) < sa.tuple_(sa.bindparam(turn), sa.bindparam("created_at"))
     urgent = sa.bindparam("urgent", type_=sa.Boolean)
     return sa.or_(
@@ -73,7 +73,7 @@ def _ahead_of(turn: str) -> sa.ColumnElement[bool]:
     )
 
 
-# For a request whose pictures wait from turn `first` to turn `last`: how many are ahead of the first, and the work
+# For a request whose images wait from turn `first` to turn `last`: how many are ahead of the first, and the work
 # up to and with the last, what is being worked on included.
 line = sa.select(
     sa.select(sa.func.count())
@@ -99,7 +99,7 @@ line = sa.select(
 )
 
 
-# What there is to do of each model that has something: pictures and FLOP, by whether somebody works on them.
+# What there is to do of each model that has something: images and FLOP, by whether somebody works on them.
 backlogs: sa.Select[Any] = (
     sa.select(
         _images.model,
@@ -109,7 +109,7 @@ backlogs: sa.Select[Any] = (
             sa.func.sum(sa.case((sa.and_(_waits, _images.priority == priority), 1), else_=0)).label(priority)
             for priority in Priority
         ),
-        sa.func.count().label("pictures"),
+        sa.func.count().label("images"),
         sa.func.coalesce(tables.now() - sa.func.min(sa.case((_waits, _images.created_at))), 0.0).label("oldest_s"),
         sa.func.min(tables.speeds.c.flops_per_s).label("speed"),
     )

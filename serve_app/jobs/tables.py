@@ -93,7 +93,7 @@ images = sa.Table(
     sa.Column("reasons", sa.JSON, nullable=False),
     sa.Column("step", sa.Integer, nullable=False),
     sa.Column("steps", sa.Integer, nullable=False),
-    # The request's version at this picture's last change.
+    # The request's version at this image's last change.
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("error", sa.Text),
     sa.Column("result", sa.JSON(none_as_null=True)),
@@ -116,9 +116,9 @@ lines = sa.Table(
     "lines",
     metadata,
     sa.Column("model", sa.String(100), primary_key=True),
-    # The turn of the last picture that was taken, by class.
+    # The turn of the last image that was taken, by class.
     *(sa.Column(f"{priority}_turn", sa.BigInteger, nullable=False, server_default="0") for priority in Priority),
-    # How many interactive pictures were taken since one of the waiting bulk was.
+    # How many interactive images were taken since one of the waiting bulk was.
     sa.Column("passed_over", sa.Integer, nullable=False, server_default="0"),
 )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.config import MINIATURE, MINIATURE_RANDOM, ModelConfig
-from serve_app.models.configs import read_config
+from serve_app.models.checkpoint_configs import read_config
 
 # The linears of one block, which adapters are trained on (ostris/ai-toolkit 0.12.26): (out, in) in widths.
 BLOCK_LINEARS = {
@@ -84,7 +84,7 @@ class Architecture:
         }
 
     def forward_flops(self, image_tokens: int, text_tokens: int) -> int:
-        """Floating-point operations of one forward for one picture, a multiply-add counted as two.
+        """Floating-point operations of one forward for one image, a multiply-add counted as two.
 
         Each token of either stream passes 12 matrices of width x width a block (queries, keys, values,
         output, and a feed-forward of four times the width); attention, over both streams together, is two
@@ -102,7 +102,7 @@ PUBLISHED = Architecture(60, 24, 128, 3584)
 # The miniature of random weights.
 MINIATURE_ARCHITECTURE = Architecture(2, 1, 16, 32)
 # The trained miniature's files, in diffusers' layout.
-TRAINED_MINIATURE = Path(__file__).parent.parent / "miniature"
+TRAINED_MINIATURE = Path(__file__).parent.parent / "pipeline" / "miniature_files"
 
 
 def architecture_of(model: ModelConfig) -> Architecture:

@@ -16,11 +16,11 @@ Kernel = Literal["lanczos", "bilinear"]
 class Profile:
     """One way to prepare and to guide an edit.
 
-    `encoder_sides_swapped`: the vision encoder's picture has the reciprocal of the control image's aspect
+    `encoder_sides_swapped`: the vision encoder's image has the reciprocal of the control image's aspect
     ratio. `encoder_position_ids`: the text encoder counts tokens in one dimension, or image tokens by row
     and column (Qwen2-VL's M-RoPE). `edit_control_kernel`: the PIL kernel that brings the control image of
     the edit model to the output size before the pipeline's own LANCZOS to about 1 MP.
-    `edit_plus_negative_resized_twice`: the negative prompt of edit plus sees the picture that the positive
+    `edit_plus_negative_resized_twice`: the negative prompt of edit plus sees the image that the positive
     one has already resized, resized once more. `edit_plus_guidance_rescaled`: the guided prediction of edit
     plus is rescaled to the conditional one's norm; the other models' always is.
     `text_to_image_divisor`: pixels to whose multiple text-to-image sizes are floored.

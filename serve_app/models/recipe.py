@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from serve_app.geometry import EDIT_PLUS_ENCODER_AREA, MEGAPIXEL, Size, near_area
+from serve_app.images.sizes import EDIT_PLUS_ENCODER_AREA, MEGAPIXEL, Size, near_area
 from serve_app.models.profile import Kernel, Profile
 from serve_app.models.registry import Family, ModelSpec
 from serve_app.tasks import EditPlan, SamplerName
 
-# Area in pixels of the picture that the vision encoder sees. A text-to-image model's sees none.
+# Area in pixels of the image that the vision encoder sees. A text-to-image model's sees none.
 ENCODER_AREA: dict[Family, int] = {"edit": MEGAPIXEL, "edit_plus": EDIT_PLUS_ENCODER_AREA}
 
-# Edit plus numbers its pictures in the prompt (`QwenImageEditPlusPipeline._get_qwen_prompt_embeds`).
-PICTURE_PROMPT = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
+# Edit plus numbers its images in the prompt (`QwenImageEditPlusPipeline._get_qwen_prompt_embeds`).
+IMAGE_PROMPT = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
 
 # `QwenImagePipeline.__call__` cuts prompt embeddings that it is given to `max_sequence_length`; the edit
 # pipelines do not.
@@ -91,10 +91,10 @@ class Recipe:
         return self.target_tokens + sum(tokens(size) for size in self.control_sizes)
 
 
-def make_recipe(spec: ModelSpec, profile: Profile, plan: EditPlan, pictures: Sequence[Size]) -> Recipe:
+def make_recipe(spec: ModelSpec, profile: Profile, plan: EditPlan, image_sizes: Sequence[Size]) -> Recipe:
     """The recipe for a plan whose control images have these sizes (none for a text-to-image model)."""
     edit_plus = spec.family == "edit_plus"
-    encoder_sizes = tuple(encoder_size(size, spec.family, profile) for size in pictures)
+    encoder_sizes = tuple(encoder_size(size, spec.family, profile) for size in image_sizes)
     negative_sizes: tuple[tuple[Size, ...], ...] = tuple((size,) for size in encoder_sizes)
     if edit_plus and profile.edit_plus_negative_resized_twice:
         negative_sizes = tuple((size, encoder_size(size, spec.family, profile)) for size in encoder_sizes)
@@ -102,9 +102,9 @@ def make_recipe(spec: ModelSpec, profile: Profile, plan: EditPlan, pictures: Seq
     return Recipe(
         encoder_sizes=tuple((size,) for size in encoder_sizes),
         negative_encoder_sizes=negative_sizes,
-        control_resizes=tuple(CONTROL_RESIZES[spec.family](size, plan, profile) for size in pictures),
+        control_resizes=tuple(CONTROL_RESIZES[spec.family](size, plan, profile) for size in image_sizes),
         position_ids=profile.encoder_position_ids,
-        prompt_prefix="".join(PICTURE_PROMPT.format(i + 1) for i in range(len(pictures))) if edit_plus else "",
+        prompt_prefix="".join(IMAGE_PROMPT.format(i + 1) for i in range(len(image_sizes))) if edit_plus else "",
         max_prompt_tokens=TEXT_TO_IMAGE_MAX_TOKENS if spec.family == "text_to_image" else None,
         guided=guided,
         guidance_rescaled=profile.edit_plus_guidance_rescaled if edit_plus else True,
@@ -114,7 +114,7 @@ def make_recipe(spec: ModelSpec, profile: Profile, plan: EditPlan, pictures: Seq
 
 
 def encoder_size(size: Size, family: Family, profile: Profile) -> Size:
-    """What the vision encoder's copy of a picture of `size` is resized to.
+    """What the vision encoder's copy of an image of `size` is resized to.
 
     The trainer up to 0.7.32 and the reference server took height / width for the ratio.
     """
@@ -141,7 +141,7 @@ CONTROL_RESIZES: dict[Family, Callable[[Size, EditPlan, Profile], tuple[Resize, 
 
 
 def tokens(size: Size) -> int:
-    """Tokens of a picture in the transformer: one for 16x16 pixels (8x in the VAE, then 2x2 patches)."""
+    """Tokens of an image in the transformer: one for 16x16 pixels (8x in the VAE, then 2x2 patches)."""
     return size[0] // 16 * (size[1] // 16)
 
 
@@ -151,7 +151,7 @@ def scheduler_config(steps: int, sampler: SamplerName = "flowmatch") -> dict[str
 
 
 def shift_of(target_tokens: int, sampler: SamplerName = "flowmatch") -> float:
-    """The scheduler's `mu`: linear in the tokens of the target picture alone (diffusers' `calculate_shift`)."""
+    """The scheduler's `mu`: linear in the tokens of the target image alone (diffusers' `calculate_shift`)."""
     constants = SCHEDULER_CONFIG | SAMPLERS[sampler]
     low, high = constants["base_image_seq_len"], constants["max_image_seq_len"]
     least, most = constants["base_shift"], constants["max_shift"]

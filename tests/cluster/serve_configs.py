@@ -15,8 +15,8 @@ from ray.serve.deployment import Deployment
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from serve_app.app import build_application
-from serve_app.autoscaler import STALE_S, Autoscaler
 from serve_app.config import AppConfig, EditorSettings, IngressSettings
+from serve_app.replicas.autoscaler import STALE_S, Autoscaler
 from tests.cluster.kustomize import build
 
 ROOT = Path(__file__).parents[2]

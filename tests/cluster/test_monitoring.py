@@ -9,7 +9,7 @@ import promql_parser
 import pytest
 import yaml
 
-from serve_app.telemetry import METRICS, Kind
+from serve_app.telemetry.metrics import METRICS, Kind
 from tests.cluster.kustomize import build
 from tests.cluster.serve_configs import OVERLAYS, ROOT, shipped
 from tests.cluster.test_machines import COMPOSE, compose_problems

@@ -22,7 +22,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.conftest import LORAS, ROOT, noise_picture
+from tests.conftest import LORAS, ROOT, noise_image
 from tests.service.standin import STEP_S, as_checkpoint
 
 START_S = 180
@@ -119,14 +119,14 @@ def started() -> Iterator[Started]:
         rmtree(folder, ignore_errors=True)
 
 
-def picture() -> str:
+def image() -> str:
     buffer = io.BytesIO()
-    noise_picture(64, 64).save(buffer, "PNG")
+    noise_image(64, 64).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def body(steps: int) -> dict[str, Any]:
-    prompt = {"prompt": "a", "width": 64, "height": 64, "sample_steps": steps, "ctrl_img": picture()}
+    prompt = {"prompt": "a", "width": 64, "height": 64, "sample_steps": steps, "ctrl_img": image()}
     return {"model": "qwen_image_edit", "prompts": [prompt], "loras": [{"path": "my_lora_job/my_lora.safetensors"}]}
 
 

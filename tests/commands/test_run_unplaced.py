@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
-from serve_app import app
 from serve_app.commands import run
 from serve_app.commands.run import RunningService
+from serve_app.replicas import running_editors
 
 SENTENCE = "Ingress: 2 of 2 replicas have no machine after 20 s"
 
@@ -29,7 +29,7 @@ class Loop:
             status=ApplicationStatus.DEPLOYING, message="", last_deployed_time_s=0, deployments={}
         )
         monkeypatch.setattr(self.service, "_status", lambda: deploying)
-        monkeypatch.setattr(app, "unplaced_replicas", self.unplaced)
+        monkeypatch.setattr(running_editors, "unplaced_replicas", self.unplaced)
         monkeypatch.setattr(run, "POLL_S", 0.01)
 
     def keep_running(self) -> None:

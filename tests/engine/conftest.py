@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from serve_app.adapters.maker import make_lora
 from serve_app.adapters.sources import fingerprint
 from serve_app.config import MINIATURE_RANDOM, ModelConfig
-from serve_app.engine import Engine
-from serve_app.models import checkpoint, miniature
+from serve_app.engine.engine import Engine
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import checkpoint, miniature
+from serve_app.pipeline.random_lora import make_lora
 from serve_app.tasks import AdapterUse
 from tests.conftest import ROOT, THREADS
 

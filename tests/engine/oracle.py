@@ -77,7 +77,7 @@ def reference_edit(
     seed: int,
     output_type: str = "pil",
 ) -> PIL.Image.Image | torch.Tensor:
-    """The picture, or with `output_type="latent"` the packed latents."""
+    """The image, or with `output_type="latent"` the packed latents."""
     pictures = [picture.convert("RGB") for picture in pictures]
     inputs = {"prompt_embeds": reference_prompt(pipeline, model, pictures, prompt)}
     if guidance > 1:

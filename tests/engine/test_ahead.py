@@ -1,4 +1,4 @@
-"""The next edit prepared on the device while the current one runs: the same pictures, and nothing left to encode."""
+"""The next edit prepared on the device while the current one runs: the same images, and nothing left to encode."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from serve_app.config import ModelConfig
-from serve_app.engine import Engine
-from serve_app.models import miniature
+from serve_app.engine.engine import Engine
 from serve_app.models.registry import MODELS
-from tests.conftest import THREADS, as_png, noise_picture
+from serve_app.pipeline import miniature
+from tests.conftest import THREADS, as_png, noise_image
 from tests.engine.conftest import use
 
-# Its vision encoder sees a small picture.
+# Its vision encoder sees a small image.
 MODEL = MODELS["qwen_image_edit_plus"]
 
 
@@ -31,15 +31,15 @@ def encodings(ahead):
     hook.remove()
 
 
-def test_edits_prepared_beside_others_give_the_same_pictures(ahead, bench, make_plan, loras, encodings):
+def test_edits_prepared_beside_others_give_the_same_images(ahead, bench, make_plan, loras, encodings):
     edits = [
         (
-            make_plan(model=MODEL.id, steps=1, seed=seed, prompt=f"picture {seed}", adapters=uses),
-            as_png(noise_picture(64, 48, seed)),
+            make_plan(model=MODEL.id, steps=1, seed=seed, prompt=f"image {seed}", adapters=uses),
+            as_png(noise_image(64, 48, seed)),
         )
         for seed, uses in enumerate([(use(loras[0]),), (use(loras[1], 0.5), use(loras[0])), ()])
     ]
-    pictures = []
+    images = []
     with ThreadPoolExecutor(1) as beside:
         prepared = beside.submit(ahead.prepare, edits[0][0], [edits[0][1]]).result()
         for following in [*edits[1:], None]:
@@ -50,10 +50,10 @@ def test_edits_prepared_beside_others_give_the_same_pictures(ahead, bench, make_
                 if step == 0 and following is not None:
                     coming = beside.submit(ahead.prepare, following[0], [following[1]])
 
-            pictures.append(ahead.run(prepared, begin))
+            images.append(ahead.run(prepared, begin))
             prepared = coming.result() if coming else None
     assert len(encodings) == 2 * len(edits)
-    for (plan, control), made in zip(edits, pictures, strict=True):
+    for (plan, control), made in zip(edits, images, strict=True):
         assert np.array_equal(np.asarray(made.image), np.asarray(bench(MODEL.id).engine.edit(plan, [control]).image))
         assert {"encode_prompt", "encode_control", "copy_adapters", "denoise"} <= made.timings.keys()
 

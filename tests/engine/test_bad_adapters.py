@@ -11,15 +11,15 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file, save_file
 
-from serve_app.adapters.contents import Contents
-from serve_app.adapters.maker import make_lora
 from serve_app.adapters.sources import fingerprint, identity
-from serve_app.artifacts import Artifacts
+from serve_app.adapters.verified_files import Contents
 from serve_app.config import MINIATURE_RANDOM, FetchConfig, ModelConfig
-from serve_app.engine import Engine
+from serve_app.engine.engine import Engine
 from serve_app.errors import LoraChanged, LoraDownloadFailed, StorageFailed
-from serve_app.models import checkpoint, miniature
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import checkpoint, miniature
+from serve_app.pipeline.random_lora import make_lora
+from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import AdapterUse
 from tests.conftest import THREADS
 from tests.engine.conftest import CPU, EDIT, use
@@ -75,12 +75,12 @@ def engine(tmp_path, adapter_bytes) -> Engine:
 
 
 @pytest.fixture
-def picture_of(engine, make_plan):
-    def picture_of(*uses) -> np.ndarray:
+def image_of(engine, make_plan):
+    def image_of(*uses) -> np.ndarray:
         plan = make_plan(model=MODEL.id, control_images=(), adapters=uses, steps=1, guidance_scale=1.0)
         return np.asarray(engine.edit(plan, []).image)
 
-    return picture_of
+    return image_of
 
 
 @pytest.fixture
@@ -97,39 +97,39 @@ def remote(loras):
     return remote
 
 
-def test_remote_adapter_is_the_local_one(picture_of, remote, loras, tmp_path):
-    assert np.array_equal(picture_of(remote(loras[0])), picture_of(use(loras[0])))
+def test_remote_adapter_is_the_local_one(image_of, remote, loras, tmp_path):
+    assert np.array_equal(image_of(remote(loras[0])), image_of(use(loras[0])))
     assert len(list((tmp_path / "disk").glob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize(
     "error", [OSError("down"), PermissionError("403"), TimeoutError("slow"), ConnectionError("reset")]
 )
-def test_store_that_fails_fails_that_edit_and_the_next_one_works(picture_of, remote, loras, error):
-    adapter, base = remote(loras[0]), picture_of()
+def test_store_that_fails_fails_that_edit_and_the_next_one_works(image_of, remote, loras, error):
+    adapter, base = remote(loras[0]), image_of()
     MoodyStore.error = error
     with pytest.raises(StorageFailed, match=r"the store of the LoRA file .* cannot be read now"):
-        picture_of(adapter)
-    assert np.array_equal(picture_of(), base)
+        image_of(adapter)
+    assert np.array_equal(image_of(), base)
     MoodyStore.error = None
-    assert np.array_equal(picture_of(adapter), picture_of(use(loras[0])))
+    assert np.array_equal(image_of(adapter), image_of(use(loras[0])))
 
 
-def test_file_deleted_or_overwritten_in_the_store_fails_that_edit(picture_of, remote, loras):
+def test_file_deleted_or_overwritten_in_the_store_fails_that_edit(image_of, remote, loras):
     deleted, overwritten = remote(loras[0]), remote(loras[1])
     fsspec.filesystem("moody").rm(deleted.path)
     remote(loras[2], overwritten.path)
     for adapter in (deleted, overwritten):
         with pytest.raises(LoraChanged):
-            picture_of(adapter)
+            image_of(adapter)
 
 
-def test_two_revisions_of_one_name_are_two_adapters(picture_of, remote, loras):
+def test_two_revisions_of_one_name_are_two_adapters(image_of, remote, loras):
     first = remote(loras[0])
-    before = picture_of(first)
+    before = image_of(first)
     second = remote(loras[1], first.path)
     assert second.id != first.id
-    assert not np.array_equal(picture_of(second), before)
+    assert not np.array_equal(image_of(second), before)
 
 
 @pytest.fixture
@@ -143,30 +143,30 @@ def by_url(server: LoraServer) -> AdapterUse:
     return AdapterUse(identity(server.url, len(server.content), server.etag), "a", server.url, 1.0, None, server.etag)
 
 
-def test_adapter_from_a_url_is_the_local_one(picture_of, server, loras):
-    assert np.array_equal(picture_of(by_url(server)), picture_of(use(loras[0])))
+def test_adapter_from_a_url_is_the_local_one(image_of, server, loras):
+    assert np.array_equal(image_of(by_url(server)), image_of(use(loras[0])))
 
 
 @pytest.mark.parametrize(
     ("day", "error"), [({"silent_after": 0}, LoraDownloadFailed), ({"etag": '"2"'}, LoraChanged)], ids=str
 )
-def test_server_that_fails_fails_that_edit_and_the_next_one_works(picture_of, server, loras, day, error):
-    adapter, base = by_url(server), picture_of()
+def test_server_that_fails_fails_that_edit_and_the_next_one_works(image_of, server, loras, day, error):
+    adapter, base = by_url(server), image_of()
     good = {name: getattr(server, name) for name in day}
     vars(server).update(day)
     with pytest.raises(error):
-        picture_of(adapter)
-    assert np.array_equal(picture_of(), base)
+        image_of(adapter)
+    assert np.array_equal(image_of(), base)
     server.end.set()
     vars(server).update(good)
-    assert np.array_equal(picture_of(adapter), picture_of(use(loras[0])))
+    assert np.array_equal(image_of(adapter), image_of(use(loras[0])))
 
 
-def test_full_disk_is_read_past(picture_of, server, loras, tmp_path):
+def test_full_disk_is_read_past(image_of, server, loras, tmp_path):
     adapter = by_url(server)
     (tmp_path / "disk").mkdir()
     (tmp_path / f"disk/{adapter.id}.part").symlink_to("/dev/full")
-    assert np.array_equal(picture_of(adapter), picture_of(use(loras[0])))
+    assert np.array_equal(image_of(adapter), image_of(use(loras[0])))
     assert list((tmp_path / "disk").glob("*.safetensors")) == []
 
 
@@ -178,10 +178,10 @@ def test_result_says_what_was_in_each_file(engine, make_plan, loras):
     assert [each["id"] for each in said] == [each.id for each in adapters]
 
 
-def test_a_thousand_adapters_through_a_cache_of_eight(engine, picture_of, remote, make_plan, tmp_path, adapter_bytes):
-    """All of them once and some again: every tenth picture is that of its own adapter, budgets are kept."""
+def test_a_thousand_adapters_through_a_cache_of_eight(engine, image_of, remote, make_plan, tmp_path, adapter_bytes):
+    """All of them once and some again: every tenth image is that of its own adapter, budgets are kept."""
     transformer, dice = miniature.make(EDIT).transformer, random.Random(5)
-    base, local = picture_of(), tmp_path / "made.safetensors"
+    base, local = image_of(), tmp_path / "made.safetensors"
     make_lora(transformer, local, seed=0)
     tensors = load_file(local)
     first = next(iter(tensors))
@@ -194,12 +194,12 @@ def test_a_thousand_adapters_through_a_cache_of_eight(engine, picture_of, remote
         if n % 10:
             engine.prepare(make_plan(model=MODEL.id, control_images=(), adapters=tuple(used)), [])
         else:
-            assert np.array_equal(picture_of(adapters[-1]), picture_of(use(local)))
+            assert np.array_equal(image_of(adapters[-1]), image_of(use(local)))
         sizes.append((engine.adapters.size_bytes, disk_bytes(tmp_path)))
     assert len({adapter.id for adapter in adapters}) == 1000
     assert ROOM // 2 * adapter_bytes < max(memory for memory, _ in sizes) <= ROOM * adapter_bytes
     assert ROOM // 2 * adapter_bytes < max(disk for _, disk in sizes) <= ROOM * adapter_bytes
-    assert np.array_equal(picture_of(), base)
+    assert np.array_equal(image_of(), base)
 
 
 def disk_bytes(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""Two devices, one guidance branch each: the same pictures as one device makes, bit for bit."""
+"""Two devices, one guidance branch each: the same images as one device makes, bit for bit."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,11 @@ from pydantic import ValidationError
 
 from serve_app.app import editor_deployment
 from serve_app.config import ModelConfig
-from serve_app.engine import Engine
+from serve_app.engine.engine import Engine
 from serve_app.errors import OutOfMemory
-from serve_app.models import miniature
-from serve_app.models.branches import twin
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import miniature
+from serve_app.pipeline.branches import twin
 from tests.conftest import THREADS
 from tests.engine.conftest import CPU, run_out_of_memory_once, use
 
@@ -32,7 +32,7 @@ def second_forwards(paired):
     hook.remove()
 
 
-def test_pair_makes_the_pictures_of_one(paired, bench, make_plan, control_png, loras, second_forwards):
+def test_pair_makes_the_images_of_one(paired, bench, make_plan, control_png, loras, second_forwards):
     one, other = use(loras[0], 0.5), use(loras[1])
     edits = ({"adapters": (one,)}, {"adapters": (other, one)}, {"guidance_scale": 1.0, "adapters": (other,)}, {})
     for changes in edits:

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from serve_app import verify
+from serve_app.commands import verify
 from serve_app.config import ModelConfig
 from serve_app.errors import CheckpointRefused
-from serve_app.models import checkpoint, miniature
 from serve_app.models.architecture import architecture_of
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import checkpoint, miniature
 
 SPEC = MODELS["qwen_image_edit"]
 

@@ -1,4 +1,4 @@
-"""Compiled blocks: the same picture within roundings, one graph for whatever comes, and warm before any traffic."""
+"""Compiled blocks: the same image within roundings, one graph for whatever comes, and warm before any traffic."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,14 +9,14 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
-from serve_app.compare import difference
+from serve_app.commands.compare import difference
 from serve_app.config import MINIATURE_RANDOM, ModelConfig
-from serve_app.engine import CANARY_STEPS, Engine
+from serve_app.engine.engine import CANARY_STEPS, Engine
 from serve_app.errors import UnusableResult
-from serve_app.models import miniature
-from serve_app.models.acceleration import choose_attention, compile_blocks
-from serve_app.models.fusion import STEPS_AT_ONCE, fuse
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import miniature
+from serve_app.pipeline.acceleration import choose_attention, compile_blocks
+from serve_app.pipeline.fusion import STEPS_AT_ONCE, fuse
 from tests.conftest import THREADS
 from tests.engine.conftest import GRAPHS, use
 
@@ -83,7 +83,7 @@ def test_second_start_finds_what_the_first_compiled(compiled, config):
     assert counters["inductor"]["fxgraph_cache_miss"] == 0
 
 
-def test_picture_of_as_many_tokens_as_a_block_is_wide_warms_up_for_others_too(config, make_plan):
+def test_image_of_as_many_tokens_as_a_block_is_wide_warms_up_for_others_too(config, make_plan):
     torch._dynamo.reset()
     engine = Engine.load(config.model_copy(update={"warm_up": ((64, 64),)}))
     width = engine._pipeline.transformer.inner_dim
@@ -119,7 +119,7 @@ def test_attention_kernel_of_an_installed_package_is_compiled_around(make_plan, 
     assert difference(made.image, bench(MODEL.id).engine.edit(plan, []).image).largest <= 1
 
 
-def test_replica_that_makes_another_picture_once_it_is_warm_is_not_ready(config):
+def test_replica_that_makes_another_image_once_it_is_warm_is_not_ready(config):
     engine = Engine(miniature.make(MODEL), MODEL, config.model_copy(update={"compile": "none"}))
     forwards = []
 

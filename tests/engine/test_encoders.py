@@ -7,18 +7,18 @@ import PIL.Image
 import pytest
 import torch
 
-from serve_app import images
 from serve_app.config import ModelConfig
-from serve_app.device import Stopwatch
-from serve_app.engine import Engine
-from serve_app.models import encoders as encoders_module
-from serve_app.models.cache import TensorCache
-from serve_app.models.encoders import Conditions, Encoders
-from serve_app.models.placement import Placement
+from serve_app.engine.engine import Engine
+from serve_app.images import codec
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
-from tests.conftest import THREADS, noise_picture
+from serve_app.pipeline import encoders as encoders_module
+from serve_app.pipeline.device import Stopwatch
+from serve_app.pipeline.encoders import Conditions, Encoders
+from serve_app.pipeline.offloading import Placement
+from serve_app.pipeline.tensor_cache import TensorCache
+from tests.conftest import THREADS, noise_image
 from tests.engine.conftest import CPU, EDIT, run_out_of_memory_once
 
 PLUS = "qwen_image_edit_plus"
@@ -33,20 +33,20 @@ def turned(picture: PIL.Image.Image) -> bytes:
 
 
 # Not square, so that sides and their order count.
-PICTURE, OTHER = (turned(noise_picture(120, 80, seed)) for seed in (0, 1))
+IMAGE, OTHER = (turned(noise_image(120, 80, seed)) for seed in (0, 1))
 # A change to the first edit of a model, and what may be remembered of it then.
 CHANGES = {
-    "nothing": (PLUS, {}, (PICTURE,), {"prompts": 2, "controls": 1}),
-    "seed, steps": (PLUS, {"seed": 1, "steps": 1}, (PICTURE,), {"prompts": 2, "controls": 1}),
-    "prompt": (PLUS, {"prompt": "make it day"}, (PICTURE,), {"prompts": 1, "controls": 1}),
-    "negative prompt": (PLUS, {"negative_prompt": "blurry"}, (PICTURE,), {"prompts": 1, "controls": 1}),
-    "no guidance": (PLUS, {"guidance_scale": 1.0}, (PICTURE,), {"prompts": 1, "controls": 1}),
-    "one more picture": (PLUS, {}, (OTHER, PICTURE), {"prompts": 0, "controls": 1}),
-    "encoder's sizes": (PLUS, {"profile": "trainer"}, (PICTURE,), {"prompts": 0, "controls": 1}),
-    "position ids": (PLUS, {"profile": "trainer-0.7.32"}, (PICTURE,), {"prompts": 0, "controls": 1}),
-    "tiling": (PLUS, {"vae_tiling": True}, (PICTURE,), {"prompts": 2, "controls": 0}),
-    "exif": (PLUS, {"exif": "apply"}, (PICTURE,), {"prompts": 0, "controls": 0}),
-    "resizes": (EDIT.id, {"guidance_scale": 1.0, "width": 64}, (PICTURE,), {"prompts": 1, "controls": 0}),
+    "nothing": (PLUS, {}, (IMAGE,), {"prompts": 2, "controls": 1}),
+    "seed, steps": (PLUS, {"seed": 1, "steps": 1}, (IMAGE,), {"prompts": 2, "controls": 1}),
+    "prompt": (PLUS, {"prompt": "make it day"}, (IMAGE,), {"prompts": 1, "controls": 1}),
+    "negative prompt": (PLUS, {"negative_prompt": "blurry"}, (IMAGE,), {"prompts": 1, "controls": 1}),
+    "no guidance": (PLUS, {"guidance_scale": 1.0}, (IMAGE,), {"prompts": 1, "controls": 1}),
+    "one more image": (PLUS, {}, (OTHER, IMAGE), {"prompts": 0, "controls": 1}),
+    "encoder's sizes": (PLUS, {"profile": "trainer"}, (IMAGE,), {"prompts": 0, "controls": 1}),
+    "position ids": (PLUS, {"profile": "trainer-0.7.32"}, (IMAGE,), {"prompts": 0, "controls": 1}),
+    "tiling": (PLUS, {"vae_tiling": True}, (IMAGE,), {"prompts": 2, "controls": 0}),
+    "exif": (PLUS, {"exif": "apply"}, (IMAGE,), {"prompts": 0, "controls": 0}),
+    "resizes": (EDIT.id, {"guidance_scale": 1.0, "width": 64}, (IMAGE,), {"prompts": 1, "controls": 0}),
 }
 FIRST = {PLUS: {}, EDIT.id: {"guidance_scale": 1.0}}
 
@@ -64,7 +64,7 @@ def encoders(bench):
 
 
 def conditions(encoders: Encoders, plan, files) -> Conditions:
-    pictures = [images.read(data, plan.exif) for data in files]
+    pictures = [codec.read(data, plan.exif) for data in files]
     recipe = make_recipe(MODELS[plan.model], PROFILES[plan.profile], plan, [p.facts.size for p in pictures])
     with torch.no_grad():
         return encoders.conditions(plan, pictures, recipe, Stopwatch(CPU))
@@ -74,7 +74,7 @@ def conditions(encoders: Encoders, plan, files) -> Conditions:
 def test_what_is_remembered_is_what_would_be_computed(encoders, make_plan, change):
     model, changes, files, reused = CHANGES[change]
     remembering, forgetful = encoders[model]
-    conditions(remembering, make_plan(model=model, **FIRST[model]), (PICTURE,))
+    conditions(remembering, make_plan(model=model, **FIRST[model]), (IMAGE,))
     plan = make_plan(model=model, **FIRST[model] | changes)
     found, expected = conditions(remembering, plan, files), conditions(forgetful, plan, files)
     assert found.reused == reused
@@ -87,7 +87,7 @@ def test_what_is_remembered_is_what_would_be_computed(encoders, make_plan, chang
 
 def test_edit_says_what_was_remembered_for_it(bench, make_plan):
     engine = Engine(bench(PLUS).pipeline, MODELS[PLUS], ModelConfig(threads=THREADS))
-    first, again = (engine.edit(make_plan(model=PLUS), [PICTURE]) for _ in range(2))
+    first, again = (engine.edit(make_plan(model=PLUS), [IMAGE]) for _ in range(2))
     assert (first.runtime["reused"], again.runtime["reused"]) == (
         {"prompts": 0, "controls": 0},
         {"prompts": 2, "controls": 1},
@@ -103,7 +103,7 @@ def test_what_is_remembered_is_complete_also_where_something_failed(bench, make_
     monkeypatch.setattr(encoders_module, "finish", finished.append)
     run_out_of_memory_once(pipeline.text_encoder.model.language_model)
     with pytest.raises(torch.OutOfMemoryError):
-        conditions(remembering, make_plan(), (PICTURE,))
+        conditions(remembering, make_plan(), (IMAGE,))
     assert finished == [CPU]
     assert remembering._prompts.size_bytes > 0
 

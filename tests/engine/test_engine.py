@@ -12,9 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from serve_app.adapters.maker import make_lora
 from serve_app.config import MINIATURE_RANDOM, ModelConfig
-from serve_app.engine import Engine, graphs_compiled
+from serve_app.engine.engine import Engine, graphs_compiled
 from serve_app.errors import (
     CheckpointRefused,
     EditCanceled,
@@ -24,113 +23,114 @@ from serve_app.errors import (
     LoraInvalidFile,
     UnusableResult,
 )
-from serve_app.models import checkpoint, miniature
 from serve_app.models.registry import MODELS
-from tests.conftest import ADAPTER_CACHE_BYTES, LORAS, THREADS, as_png, noise_picture
+from serve_app.pipeline import checkpoint, miniature
+from serve_app.pipeline.random_lora import make_lora
+from tests.conftest import ADAPTER_CACHE_BYTES, LORAS, THREADS, as_png, noise_image
 from tests.engine.conftest import CPU, EDIT, use
 
 
 @pytest.fixture
-def picture_of(engine, make_plan, control_png):
-    def picture_of(*uses, **changes) -> np.ndarray:
+def image_of(engine, make_plan, control_png):
+    def image_of(*uses, **changes) -> np.ndarray:
         return np.asarray(engine.edit(make_plan(adapters=uses, **changes), [control_png]).image)
 
-    return picture_of
+    return image_of
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a.astype(int) - b).mean())
 
 
-def test_every_adapter_changes_the_picture_and_none_is_like_another(picture_of, loras):
-    pictures = [picture_of()] + [picture_of(use(path)) for path in loras]
-    for i, one in enumerate(pictures):
-        for other in pictures[i + 1 :]:
+def test_every_adapter_changes_the_image_and_none_is_like_another(image_of, loras):
+    images = [image_of()] + [image_of(use(path)) for path in loras]
+    for i, one in enumerate(images):
+        for other in images[i + 1 :]:
             assert distance(one, other) > 1
 
 
-def test_multiplier_scales_without_a_reload(picture_of, loras):
-    base, half, full = picture_of(), picture_of(use(loras[0], 0.5)), picture_of(use(loras[0]))
+def test_multiplier_scales_without_a_reload(image_of, loras):
+    base, half, full = image_of(), image_of(use(loras[0], 0.5)), image_of(use(loras[0]))
     assert distance(base, half) > 0
     assert distance(half, full) > 0
-    assert np.array_equal(picture_of(use(loras[0], 0.0)), base)
-    assert np.array_equal(picture_of(use(loras[0], 0.5)), half)
+    assert np.array_equal(image_of(use(loras[0], 0.0)), base)
+    assert np.array_equal(image_of(use(loras[0], 0.5)), half)
 
 
-def test_adapters_leave_no_trace(picture_of, loras):
-    base = picture_of()
-    first = picture_of(use(loras[0]))
+def test_adapters_leave_no_trace(image_of, loras):
+    base = image_of()
+    first = image_of(use(loras[0]))
     for path in loras:
-        picture_of(use(path, -1.0))
-    assert np.array_equal(picture_of(), base)
-    assert np.array_equal(picture_of(use(loras[0])), first)
+        image_of(use(path, -1.0))
+    assert np.array_equal(image_of(), base)
+    assert np.array_equal(image_of(use(loras[0])), first)
 
 
-def test_two_adapters_work_together(picture_of, loras):
-    both = picture_of(use(loras[0], 0.5), use(loras[1], -0.5))
-    assert distance(both, picture_of(use(loras[0], 0.5))) > 0.5
-    assert distance(both, picture_of(use(loras[1], -0.5))) > 0.5
+def test_two_adapters_work_together(image_of, loras):
+    both = image_of(use(loras[0], 0.5), use(loras[1], -0.5))
+    assert distance(both, image_of(use(loras[0], 0.5))) > 0.5
+    assert distance(both, image_of(use(loras[1], -0.5))) > 0.5
 
 
-def test_same_adapter_twice_adds_up(picture_of, loras):
-    twice = picture_of(use(loras[0], 0.25), use(loras[0], 0.5))
-    assert np.array_equal(twice, picture_of(use(loras[0], 0.75)))
+def test_same_adapter_twice_adds_up(image_of, loras):
+    twice = image_of(use(loras[0], 0.25), use(loras[0], 0.5))
+    assert np.array_equal(twice, image_of(use(loras[0], 0.75)))
 
 
-def test_surplus_adapters_are_given_up_and_loaded_again(engine, picture_of, loras, tmp_path):
+def test_surplus_adapters_are_given_up_and_loaded_again(engine, image_of, loras, tmp_path):
     rare = use(shutil.copy(loras[0], tmp_path / "rare.safetensors"))
-    first = picture_of(rare)
+    first = image_of(rare)
     for path in loras:
-        picture_of(use(path))
+        image_of(use(path))
     assert engine.adapters.size_bytes <= ADAPTER_CACHE_BYTES
     assert not engine.adapters.holds(rare.id)
-    assert np.array_equal(picture_of(rare), first)
+    assert np.array_equal(image_of(rare), first)
 
 
-def test_file_overwritten_under_its_name_is_another_adapter(picture_of, loras, tmp_path):
+def test_file_overwritten_under_its_name_is_another_adapter(image_of, loras, tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_bytes(loras[0].read_bytes())
-    before = picture_of(use(path))
+    before = image_of(use(path))
     path.write_bytes(loras[1].read_bytes())
-    assert distance(before, picture_of(use(path))) > 1
+    assert distance(before, image_of(use(path))) > 1
 
 
 @pytest.mark.parametrize("change", ["overwrite", "delete"])
-def test_file_changed_after_admission_fails_that_edit(picture_of, loras, tmp_path, change):
+def test_file_changed_after_admission_fails_that_edit(image_of, loras, tmp_path, change):
     path = tmp_path / "mine.safetensors"
     path.write_bytes(loras[0].read_bytes())
     admitted = use(path)
     path.write_bytes(loras[1].read_bytes() + b" ") if change == "overwrite" else path.unlink()
     with pytest.raises(LoraChanged, match=r"mine\.safetensors"):
-        picture_of(admitted)
+        image_of(admitted)
 
 
-def test_adapter_that_would_do_nothing_is_refused(picture_of, tmp_path):
+def test_adapter_that_would_do_nothing_is_refused(image_of, tmp_path):
     """diffusers loads it silently as a no-op."""
     path = tmp_path / "noop.safetensors"
     save_file({"nothing.lora_A.weight": torch.ones(4, 16), "nothing.lora_B.weight": torch.ones(16, 4)}, path)
-    base = picture_of()
+    base = image_of()
     with pytest.raises(LoraIncompatible, match=r"does not fit the model .* 0 modules fit"):
-        picture_of(use(path))
-    assert np.array_equal(picture_of(), base)
+        image_of(use(path))
+    assert np.array_equal(image_of(), base)
 
 
-def test_adapter_of_another_width_is_refused_without_a_trace(picture_of, loras, tmp_path):
+def test_adapter_of_another_width_is_refused_without_a_trace(image_of, loras, tmp_path):
     path = tmp_path / "wide.safetensors"
     key = "diffusion_model.transformer_blocks.0.attn.to_q"
     save_file({f"{key}.lora_A.weight": torch.ones(4, 3072), f"{key}.lora_B.weight": torch.ones(3072, 4)}, path)
-    base, first = picture_of(), picture_of(use(loras[0]))
+    base, first = image_of(), image_of(use(loras[0]))
     with pytest.raises(LoraIncompatible, match=r"wide\.safetensors"):
-        picture_of(use(path))
-    assert np.array_equal(picture_of(), base)
-    assert np.array_equal(picture_of(use(loras[0])), first)
+        image_of(use(path))
+    assert np.array_equal(image_of(), base)
+    assert np.array_equal(image_of(use(loras[0])), first)
 
 
-def test_unreadable_adapter_is_refused(picture_of, tmp_path):
+def test_unreadable_adapter_is_refused(image_of, tmp_path):
     path = tmp_path / "bad.safetensors"
     path.write_bytes(b"not one")
     with pytest.raises(LoraInvalidFile, match=r"bad\.safetensors"):
-        picture_of(use(path))
+        image_of(use(path))
 
 
 def test_steps_are_reported_from_zero(engine, make_plan, control_png):
@@ -140,7 +140,7 @@ def test_steps_are_reported_from_zero(engine, make_plan, control_png):
 
 
 def test_prompt_that_the_transformer_has_no_positions_for_is_refused(engine, make_plan, control_png):
-    with pytest.raises(InvalidParameter, match=r"tokens, and with pictures of this size the model takes 4\d+: shorten"):
+    with pytest.raises(InvalidParameter, match=r"tokens, and with images of this size the model takes 4\d+: shorten"):
         engine.edit(make_plan(prompt="\u56f3" * 4096), [control_png])
 
 
@@ -170,13 +170,13 @@ def test_miniature_is_the_same_every_time(engine):
         assert all(torch.equal(made[key], kept[key]) for key in made)
 
 
-def test_checkpoint_that_save_pretrained_wrote_is_served(make_plan, control_png, picture_of, tmp_path):
+def test_checkpoint_that_save_pretrained_wrote_is_served(make_plan, control_png, image_of, tmp_path):
     pipeline = miniature.make(EDIT)
     with torch.no_grad():
         pipeline.transformer.proj_out.weight *= 0.5
     pipeline.save_pretrained(tmp_path / "mine")
     own = Engine.load(ModelConfig(checkpoint=str(tmp_path / "mine"), threads=THREADS, device="cpu"))
-    assert distance(np.asarray(own.edit(make_plan(), [control_png]).image), picture_of()) > 0.5
+    assert distance(np.asarray(own.edit(make_plan(), [control_png]).image), image_of()) > 0.5
 
 
 @pytest.mark.parametrize(
@@ -254,13 +254,13 @@ def poisoned(tmp_path):
     ("weight", "bias", "sentence"),
     [(0.0, float("nan"), "not finite"), (float("inf"), 0.0, "not finite"), (0.0, 0.3, "all of one colour")],
 )
-def test_result_that_is_no_picture_fails(poisoned, make_plan, control_png, weight, bias, sentence):
+def test_result_that_is_no_image_fails(poisoned, make_plan, control_png, weight, bias, sentence):
     with pytest.raises(UnusableResult, match=sentence):
         poisoned(weight, bias).edit(make_plan(), [control_png])
 
 
-def test_control_image_is_turned_by_exif_when_asked(picture_of, engine, make_plan):
-    lying, upright = noise_picture(90, 60), noise_picture(90, 60).transpose(PIL.Image.Transpose.ROTATE_270)
+def test_control_image_is_turned_by_exif_when_asked(image_of, engine, make_plan):
+    lying, upright = noise_image(90, 60), noise_image(90, 60).transpose(PIL.Image.Transpose.ROTATE_270)
     lying.getexif()[0x0112] = 6
     buffer = io.BytesIO()
     lying.save(buffer, "PNG", exif=lying.getexif())
@@ -269,7 +269,7 @@ def test_control_image_is_turned_by_exif_when_asked(picture_of, engine, make_pla
         return engine.edit(make_plan(exif=exif), [data]).image.tobytes()
 
     assert edit(buffer.getvalue(), "apply") == edit(as_png(upright), "ignore")
-    assert edit(buffer.getvalue(), "ignore") == edit(as_png(noise_picture(90, 60)), "ignore")
+    assert edit(buffer.getvalue(), "ignore") == edit(as_png(noise_image(90, 60)), "ignore")
     assert edit(buffer.getvalue(), "ignore") != edit(buffer.getvalue(), "apply")
 
 

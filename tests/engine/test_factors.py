@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from serve_app.models import checkpoint, miniature
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import checkpoint, miniature
 from tests.engine.test_formats import changes_of
 
 Q, K = (f"transformer_blocks.{block}.attn.to_{part}" for block, part in ((0, "q"), (1, "k")))

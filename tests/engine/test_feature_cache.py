@@ -1,4 +1,4 @@
-"""Steps that leave blocks out: which ones, never beyond a picture, and nothing else about an edit is another."""
+"""Steps that leave blocks out: which ones, never beyond an image, and nothing else about an edit is another."""
 
 import time
 from collections.abc import Callable
@@ -9,11 +9,11 @@ import torch
 from pydantic import ValidationError
 
 from serve_app.config import ModelConfig
-from serve_app.engine import Edited, Engine
+from serve_app.engine.engine import Edited, Engine
 from serve_app.errors import EditCanceled, OutOfMemory
-from serve_app.models import miniature
-from serve_app.models.acceleration import compile_blocks
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import miniature
+from serve_app.pipeline.acceleration import compile_blocks
 from serve_app.tasks import EditPlan
 from tests.conftest import THREADS
 from tests.engine.conftest import CPU, GRAPHS, run_out_of_memory_once, use
@@ -76,7 +76,7 @@ def test_after_a_branchs_first_forward_all_but_the_first_block_are_left_out(plan
     assert not np.array_equal(pixels(made), pixels(bench(MODEL.id).engine.edit(plan, [])))
 
 
-def test_nothing_is_remembered_beyond_a_picture(plan, make_plan, loras, always):
+def test_nothing_is_remembered_beyond_a_image(plan, make_plan, loras, always):
     expected = pixels(always.edit(plan))
     others = (
         {"seed": 7},
@@ -92,7 +92,7 @@ def test_nothing_is_remembered_beyond_a_picture(plan, make_plan, loras, always):
     assert np.array_equal(pixels(always.edit(plan)), expected)
 
 
-def test_pair_makes_the_pictures_of_one(plan, always):
+def test_pair_makes_the_images_of_one(plan, always):
     paired = Counted(ALWAYS, second=CPU)
     assert np.array_equal(pixels(paired.edit(plan)), pixels(always.edit(plan)))
     assert paired.blocks == always.blocks

@@ -11,19 +11,19 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from serve_app.adapters.changes import Adapter, Change, read_changes
 from serve_app.adapters.factors import read_factors
-from serve_app.adapters.files import is_finite
 from serve_app.adapters.formats import read_layout
 from serve_app.adapters.header import Header, read_header
 from serve_app.adapters.receipts import understand
-from serve_app.adapters.weights import write_sum
 from serve_app.config import ModelConfig
-from serve_app.engine import Engine
+from serve_app.engine.adapter_loading import is_finite
+from serve_app.engine.deltas import Adapter, Change, read_changes
+from serve_app.engine.engine import Engine
+from serve_app.engine.merged_weights import write_sum
 from serve_app.errors import LoraIncompatible, LoraInvalidFile
-from serve_app.models import checkpoint, miniature
 from serve_app.models.architecture import BLOCK_LINEARS, MINIATURE_ARCHITECTURE
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import checkpoint, miniature
 from tests.conftest import THREADS
 from tests.engine.conftest import use
 
@@ -248,23 +248,23 @@ def factors_of(name: str) -> list[float]:
 
 
 @pytest.fixture
-def picture_of(bench, make_plan):
+def image_of(bench, make_plan):
     """The text-to-image miniature, which is quick."""
 
-    def picture_of(*uses) -> np.ndarray:
+    def image_of(*uses) -> np.ndarray:
         plan = make_plan(model="qwen_image", control_images=(), adapters=uses)
         return np.asarray(bench("qwen_image").engine.edit(plan, []).image).astype(int)
 
-    return picture_of
+    return image_of
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_changes_the_picture(picture_of, tmp_path, name):
+def test_every_format_changes_the_image(image_of, tmp_path, name):
     path = tmp_path / "adapter.safetensors"
     save_file(make_file(name)[0], path)
-    base = picture_of()
-    assert np.abs(picture_of(use(path, 2.0)) - base).mean() > 0.5
-    assert np.array_equal(picture_of(use(path, 0.0)), base)
+    base = image_of()
+    assert np.abs(image_of(use(path, 2.0)) - base).mean() > 0.5
+    assert np.array_equal(image_of(use(path, 0.0)), base)
 
 
 def refused(tensors: Tensors) -> dict[str, str]:
@@ -345,16 +345,16 @@ def test_embedding_beside_a_lora_is_ignored_and_told():
     )
 
 
-def test_file_that_changes_nothing_is_refused(picture_of, tmp_path):
+def test_file_that_changes_nothing_is_refused(image_of, tmp_path):
     save_file({"emb_params": torch.ones(4, 32)}, tmp_path / "nothing.safetensors")
     with pytest.raises(LoraIncompatible, match="changes nothing"):
-        picture_of(use(tmp_path / "nothing.safetensors"))
+        image_of(use(tmp_path / "nothing.safetensors"))
 
 
-def test_alpha_that_is_no_number_is_refused(picture_of, tmp_path):
+def test_alpha_that_is_no_number_is_refused(image_of, tmp_path):
     save_file(GOOD | {f"{Q}.alpha": torch.tensor(float("nan"))}, tmp_path / "nan.safetensors")
     with pytest.raises(LoraInvalidFile, match="alpha that is no number"):
-        picture_of(use(tmp_path / "nan.safetensors"))
+        image_of(use(tmp_path / "nan.safetensors"))
 
 
 def test_linears_and_parameters_are_those_of_the_model(bench):
@@ -399,7 +399,7 @@ def test_pefts_own_result_is_within_roundings_of_ours_in_bf16(tmp_path, name):
         assert ((peft.double() - weight.double()).abs() <= bound).all()
 
 
-def test_hooks_give_the_picture_of_merged_weights_but_for_one_grey_level(bench, make_plan, tmp_path):
+def test_hooks_give_the_image_of_merged_weights_but_for_one_grey_level(bench, make_plan, tmp_path):
     save_file(make_file("kohya")[0], tmp_path / "adapter.safetensors")
     merged = bench("qwen_image").engine
     pipeline = checkpoint.read(miniature.ensure(MODELS["qwen_image"]), torch.float32)
@@ -427,12 +427,12 @@ def test_hooks_give_the_picture_of_merged_weights_but_for_one_grey_level(bench, 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2], ids=str)
-def test_file_with_a_number_that_is_none_is_blamed_before_the_first_step(picture_of, tmp_path, value, dtype):
+def test_file_with_a_number_that_is_none_is_blamed_before_the_first_step(image_of, tmp_path, value, dtype):
     tensors = {key: tensor.clone() for key, tensor in GOOD.items()}
     tensors[f"{Q}.lora_B.weight"][3, 1] = value
     save_file({key: tensor.to(dtype) for key, tensor in tensors.items()}, tmp_path / "bad.safetensors")
     with pytest.raises(LoraInvalidFile, match=r"bad.safetensors' holds NaN or Inf in .*to_q.lora_B.weight"):
-        picture_of(use(tmp_path / "bad.safetensors"))
+        image_of(use(tmp_path / "bad.safetensors"))
 
 
 def test_finite_numbers_whose_sum_overflows_are_finite():

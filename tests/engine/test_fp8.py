@@ -5,12 +5,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from serve_app.canary import likeness
 from serve_app.config import ModelConfig
-from serve_app.engine import Engine
-from serve_app.models import miniature
-from serve_app.models.quantization import is_worth_it, quantised
+from serve_app.engine.canary import likeness
+from serve_app.engine.engine import Engine
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import miniature
+from serve_app.pipeline.quantization import is_worth_it, quantised
 from tests.conftest import THREADS
 from tests.engine.conftest import use
 

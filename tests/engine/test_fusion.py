@@ -6,13 +6,14 @@ from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb
 from torch import nn
 from torch.nn import functional as F
 
-from serve_app.compare import difference
+from serve_app.commands.compare import difference
 from serve_app.config import ModelConfig
-from serve_app.engine import Engine
+from serve_app.engine.engine import Engine
 from serve_app.errors import EditCanceled, OutOfMemory
-from serve_app.models import fusion, miniature
-from serve_app.models.acceleration import accelerate
-from serve_app.models.fusion import (
+from serve_app.models.registry import MODELS
+from serve_app.pipeline import fusion, miniature
+from serve_app.pipeline.acceleration import accelerate
+from serve_app.pipeline.fusion import (
     LinearGelu,
     forget_modulations,
     fuse,
@@ -21,7 +22,6 @@ from serve_app.models.fusion import (
     modulations,
     rotated,
 )
-from serve_app.models.registry import MODELS
 from tests.conftest import THREADS
 from tests.engine.conftest import CPU, run_out_of_memory_once
 
@@ -80,7 +80,7 @@ def test_modulations_are_those_of_the_step(transformer, monkeypatch):
         found = forward(transformer, time)
         assert torch.allclose(found, expected[step], rtol=1e-4, atol=1e-5)
         assert not torch.allclose(found, expected[step - 1], rtol=1e-2, atol=1e-2)
-    # What another picture sees is its own.
+    # What another image sees is its own.
     forget_modulations(transformer)
     assert torch.allclose(forward(transformer, times[0]), expected[0], rtol=1e-4, atol=1e-5)
 
@@ -111,14 +111,14 @@ def test_modulations_of_many_steps_are_made_at_once_on_each_device(monkeypatch, 
     for steps, times in ((1, 1), (5, 3)):
         plan = make_plan(model=MODEL.id, steps=steps)
         expected = bench(MODEL.id).engine.edit(plan, [control_png]).image
-        pictures = []
+        images = []
         for fused in (one, pair):
             fused.products = 0
-            pictures.append(fused.engine.edit(plan, [control_png]).image)
+            images.append(fused.engine.edit(plan, [control_png]).image)
             assert fused.products == times * len(fused.modulations)
             assert not fused.keeps_anything()
-        assert pictures[0].tobytes() == pictures[1].tobytes()
-        assert difference(pictures[0], expected).largest <= 1
+        assert images[0].tobytes() == images[1].tobytes()
+        assert difference(images[0], expected).largest <= 1
 
 
 def test_modulations_of_an_edit_that_did_not_end_are_gone(make_plan, control_png):

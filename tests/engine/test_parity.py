@@ -18,12 +18,12 @@ import torch
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 from transformers import Qwen2_5_VLModel
 
-from serve_app.models import checkpoint, conditioning, miniature
-from serve_app.models.denoise import guide, noise, schedule
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import TEXT_TO_IMAGE_MAX_TOKENS, make_recipe, shift_of, sigmas_of
 from serve_app.models.registry import MODELS
-from tests.conftest import as_png, noise_picture
+from serve_app.pipeline import checkpoint, conditioning, miniature
+from serve_app.pipeline.denoise import guide, noise, schedule
+from tests.conftest import as_png, noise_image
 from tests.engine.conftest import CPU, EDIT, Bench, use
 from tests.engine.oracle import edit_by_oracle, merge_lora
 from tests.engine.recorder import differences, record
@@ -79,8 +79,8 @@ def plan_for(case: Case, make_plan, **changes: object):
     return make_plan(**fields | {"control_images": ("0" * 64,) * len(case.pictures)} | changes)
 
 
-def pictures_of(case: Case) -> list[PIL.Image.Image]:
-    return [noise_picture(*size, seed=seed) for seed, size in enumerate(case.pictures)]
+def images_of(case: Case) -> list[PIL.Image.Image]:
+    return [noise_image(*size, seed=seed) for seed, size in enumerate(case.pictures)]
 
 
 @pytest.mark.parametrize("profile", ["reference", "trainer"])
@@ -100,7 +100,7 @@ def test_every_stage_is_the_oracles_in_bf16(bench, make_plan, case, profile):
 
 def assert_equal_to_oracle(bench: Bench, make_plan, case: Case, profile: str) -> None:
     pipeline, engine = bench.pipeline, bench.engine
-    pictures, plan = pictures_of(case), plan_for(case, make_plan, profile=profile)
+    pictures, plan = images_of(case), plan_for(case, make_plan, profile=profile)
     # Ours first: it takes off what an earlier test left in the weights.
     with record(pipeline) as ours:
         made = engine.edit(plan, [as_png(picture) for picture in pictures])
@@ -130,7 +130,7 @@ def test_each_flag_governs_its_own_tensor(bench, make_plan, monkeypatch, flag):
     reference = PROFILES["reference"]
     assert getattr(reference, flag) != flipped
     monkeypatch.setitem(PROFILES, "flipped", replace(reference, name="flipped", **{flag: flipped}))
-    pictures = [as_png(picture) for picture in pictures_of(case)]
+    pictures = [as_png(picture) for picture in images_of(case)]
     recordings = []
     for profile in ("reference", "flipped"):
         with record(bench(case.model).pipeline) as events:
@@ -141,7 +141,7 @@ def test_each_flag_governs_its_own_tensor(bench, make_plan, monkeypatch, flag):
     assert differences(ours, theirs)[0] == governed
 
 
-def test_flag_of_the_negative_leaves_the_prompts_own_picture_alone(bench, make_plan):
+def test_flag_of_the_negative_leaves_the_prompts_own_image_alone(bench, make_plan):
     case = FLAGS["edit_plus_negative_resized_twice"][1]
     recipes = {
         profile: make_recipe(MODELS[case.model], PROFILES[profile], plan_for(case, make_plan), case.pictures)
@@ -153,7 +153,7 @@ def test_flag_of_the_negative_leaves_the_prompts_own_picture_alone(bench, make_p
 
 
 def test_every_flag_has_its_negative_control():
-    # The sizes of text-to-image pictures are decided in the plan: tests/unit/test_plan.py flips that one.
+    # The sizes of text-to-image images are decided in the plan: tests/unit/test_plan.py flips that one.
     assert {*FLAGS, "text_to_image_divisor", "name"} == set(PROFILES["reference"].__dataclass_fields__)
 
 
@@ -164,7 +164,7 @@ def test_m_rope_ids_are_those_that_transformers_computes(bench, make_plan, shape
     recipe = make_recipe(MODELS[case.model], PROFILES["trainer-0.9.0"], plan_for(case, make_plan), shapes)
     images = [
         conditioning.encoder_image(picture, sizes, CPU, torch.float32)
-        for picture, sizes in zip(pictures_of(case), recipe.encoder_sizes, strict=True)
+        for picture, sizes in zip(images_of(case), recipe.encoder_sizes, strict=True)
     ]
     text = pipeline.prompt_template_encode.format(recipe.prompt_prefix + "at night")
     inputs = pipeline.processor(text=[text], images=images, padding=True, return_tensors="pt")
@@ -175,39 +175,39 @@ def test_m_rope_ids_are_those_that_transformers_computes(bench, make_plan, shape
     assert torch.equal(conditioning.positions(ids, grids, config, recipe), expected)
 
 
-def lora_pictures(bench, make_plan, path, scale: float, hang: Callable[[Any], None]) -> tuple[np.ndarray, np.ndarray]:
+def lora_images(bench, make_plan, path, scale: float, hang: Callable[[Any], None]) -> tuple[np.ndarray, np.ndarray]:
     """Ours with a LoRA, and diffusers' own with what `hang` does to its pipeline."""
     case = Case("qwen_image_edit", (SQUARE,))
     plan = plan_for(case, make_plan, adapters=(use(path, scale),))
-    made = bench(case.model).engine.edit(plan, [as_png(noise_picture(*SQUARE))]).image
+    made = bench(case.model).engine.edit(plan, [as_png(noise_image(*SQUARE))]).image
     # Not the bench's: this one's weights stay changed.
     pipeline = checkpoint.read(miniature.ensure(EDIT), torch.float32)
     hang(pipeline)
-    expected = edit_by_oracle(pipeline, plan, [noise_picture(*SQUARE)])
+    expected = edit_by_oracle(pipeline, plan, [noise_image(*SQUARE)])
     return np.asarray(made).astype(int), np.asarray(expected).astype(int)
 
 
-def test_picture_with_a_lora_is_that_of_merged_weights(bench, make_plan, loras):
-    made, expected = lora_pictures(bench, make_plan, loras[0], 0.7, lambda p: merge_lora(p, loras[0], 0.7))
+def test_image_with_a_lora_is_that_of_merged_weights(bench, make_plan, loras):
+    made, expected = lora_images(bench, make_plan, loras[0], 0.7, lambda p: merge_lora(p, loras[0], 0.7))
     assert np.array_equal(made, expected)
 
 
-def test_picture_with_a_lora_is_that_of_pefts_hooks_but_for_one_grey_level(bench, make_plan, loras):
+def test_image_with_a_lora_is_that_of_pefts_hooks_but_for_one_grey_level(bench, make_plan, loras):
     def hang(pipeline) -> None:
         pipeline.load_lora_weights(str(loras[0]), adapter_name="one")
         pipeline.set_adapters(["one"], [0.7])
 
-    made, expected = lora_pictures(bench, make_plan, loras[0], 0.7, hang)
+    made, expected = lora_images(bench, make_plan, loras[0], 0.7, hang)
     assert np.abs(made - expected).max() <= 1
 
 
-def test_encoder_sees_an_almost_black_picture(bench):
+def test_encoder_sees_an_almost_black_image(bench):
     white = conditioning.encoder_image(PIL.Image.new("RGB", (64, 64), "white"), [(64, 64)], CPU, torch.float32)
     processor = bench("qwen_image_edit").pipeline.processor
     assert processor.image_processor(images=white, return_tensors="pt")["pixel_values"].max() < -1.4
 
 
-def test_tiled_vae_is_another_picture_when_asked_for(bench, make_plan):
+def test_tiled_vae_is_another_image_when_asked_for(bench, make_plan):
     """And only then: the next edit is whole again."""
     case = Case("qwen_image", (), size=(320, 320))
     engine = bench(case.model).engine
@@ -224,7 +224,7 @@ def test_long_prompt_is_cut_for_text_to_image_only(bench, make_plan):
     for model, shapes in (("qwen_image", ()), ("qwen_image_edit", (SQUARE,))):
         case = Case(model, shapes, guidance=1.0, prompt="x" * 900)
         with record(bench(model).pipeline) as events:
-            bench(model).engine.edit(plan_for(case, make_plan), [as_png(p) for p in pictures_of(case)])
+            bench(model).engine.edit(plan_for(case, make_plan), [as_png(p) for p in images_of(case)])
         lengths[model] = next(value for name, value in events if name == "encoder_hidden_states").shape[1]
     assert lengths["qwen_image"] == TEXT_TO_IMAGE_MAX_TOKENS
     assert lengths["qwen_image_edit"] > 900
@@ -278,7 +278,7 @@ def test_sigmas_end_at_the_terminal_and_start_at_one(steps):
 
 
 def test_single_step_is_finite(engine, make_plan, control_png):
-    """The published scheduler divides zero by zero there, and gives a picture of one colour."""
+    """The published scheduler divides zero by zero there, and gives an image of one colour."""
     assert schedule(1, 4096, CPU).sigmas.tolist() == [1.0, 0.0]
     picture = np.asarray(engine.edit(make_plan(steps=1), [control_png]).image)
     assert picture.std() > 1
@@ -292,7 +292,7 @@ def test_rescaled_guidance_has_the_conditional_norm():
     assert not torch.allclose(plain.norm(dim=-1), conditional.norm(dim=-1))
 
 
-def test_prompt_negative_seed_and_control_image_each_change_the_picture(engine, make_plan, control_png):
+def test_prompt_negative_seed_and_control_image_each_change_the_image(engine, make_plan, control_png):
     """What makes an equality above mean something: none of these is ignored."""
 
     def picture(data: bytes = control_png, **changes: object) -> np.ndarray:
@@ -301,7 +301,7 @@ def test_prompt_negative_seed_and_control_image_each_change_the_picture(engine, 
     base = picture()
     assert np.array_equal(base, picture())
     other = io.BytesIO()
-    noise_picture(96, 64, seed=1).save(other, "PNG")
+    noise_image(96, 64, seed=1).save(other, "PNG")
     for changed in (
         picture(prompt="make it day"),
         picture(negative_prompt="blurry"),
@@ -312,10 +312,10 @@ def test_prompt_negative_seed_and_control_image_each_change_the_picture(engine, 
         assert not np.array_equal(base, changed)
 
 
-def test_each_control_image_of_edit_plus_changes_the_picture_and_so_does_their_order(bench, make_plan):
+def test_each_control_image_of_edit_plus_changes_the_image_and_so_does_their_order(bench, make_plan):
     case = Case("qwen_image_edit_plus", (SQUARE, SQUARE, SQUARE))
-    first, second, third = (as_png(picture) for picture in pictures_of(case))
-    other = as_png(noise_picture(*SQUARE, seed=9))
+    first, second, third = (as_png(picture) for picture in images_of(case))
+    other = as_png(noise_image(*SQUARE, seed=9))
     made = [
         np.asarray(bench(case.model).engine.edit(plan_for(case, make_plan), images).image)
         for images in (
@@ -330,10 +330,10 @@ def test_each_control_image_of_edit_plus_changes_the_picture_and_so_does_their_o
         assert not any(np.array_equal(one, two) for two in made[i + 1 :])
 
 
-def test_zero_cond_t_changes_the_picture(bench, make_plan):
+def test_zero_cond_t_changes_the_image(bench, make_plan):
     """What 2511 differs by: with the same weights its miniature is not 2509's."""
     pictures = [
-        np.asarray(bench(model).engine.edit(make_plan(model=model), [as_png(noise_picture(*SQUARE))]).image)
+        np.asarray(bench(model).engine.edit(make_plan(model=model), [as_png(noise_image(*SQUARE))]).image)
         for model in ("qwen_image_edit_plus", "qwen_image_edit_plus_2511")
     ]
     assert not np.array_equal(*pictures)

@@ -7,20 +7,20 @@ from tokenizers import models
 from transformers import Qwen2Tokenizer
 
 from serve_app.config import MINIATURE, MINIATURE_RANDOM, ModelConfig
-from serve_app.device import Stopwatch
-from serve_app.engine import Engine
+from serve_app.engine.engine import Engine
 from serve_app.errors import InvalidParameter
-from serve_app.images import read
-from serve_app.models import miniature, trained
+from serve_app.images.codec import read
 from serve_app.models.profile import PROFILES
-from serve_app.models.prompts import TEMPLATES, Prompts, text_room
+from serve_app.models.prompt_tokens import TEMPLATES, Prompts, text_room
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import miniature, trained_miniature
+from serve_app.pipeline.device import Stopwatch
 from serve_app.tasks import EditPlan
-from tests.conftest import THREADS, as_png, noise_picture
+from tests.conftest import THREADS, as_png, noise_image
 
 FAMILIES = {"qwen_image_edit": 1, "qwen_image_edit_plus": 2, "qwen_image": 0}
-PICTURES = [as_png(noise_picture(*size)) for size in ((96, 64), (64, 200))]
+IMAGES = [as_png(noise_image(*size)) for size in ((96, 64), (64, 200))]
 TEXTS = (
     "",
     "make it night",
@@ -36,7 +36,7 @@ TEXTS = (
 def family(request: pytest.FixtureRequest):
     """A model's id, its engine of random weights, and control images for it."""
     config = ModelConfig(id=request.param, checkpoint=MINIATURE_RANDOM, threads=THREADS, device="cpu")
-    return config, Engine.load(config), PICTURES[: FAMILIES[request.param]]
+    return config, Engine.load(config), IMAGES[: FAMILIES[request.param]]
 
 
 def plan_for(make_plan, model: str, pictures: list[bytes], **changes: object) -> EditPlan:
@@ -85,7 +85,7 @@ def test_text_that_fits_just_so_is_edited_and_one_more_token_is_refused(family, 
 
 
 @pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json and merges.txt"])
-@pytest.mark.parametrize("make", [trained.ensure, miniature.ensure], ids=["trained", "random"])
+@pytest.mark.parametrize("make", [trained_miniature.ensure, miniature.ensure], ids=["trained", "random"])
 def test_tokenizer_is_read_from_the_checkpoints_files(tmp_path, make, files, make_plan):
     """Published checkpoints have a vocabulary and merges, those that transformers writes today one file."""
     spec = MODELS["qwen_image_edit"]
@@ -113,7 +113,7 @@ def test_cut_names_the_words_behind_the_last_token_that_is_read(make_plan):
     recipe = make_recipe(spec, PROFILES["reference"], plan, [])
     cut = Prompts(config).cut(text, recipe)
     assert cut is not None
-    tokenizer = Qwen2Tokenizer.from_pretrained(trained.ensure(spec) / "tokenizer")
+    tokenizer = Qwen2Tokenizer.from_pretrained(trained_miniature.ensure(spec) / "tokenizer")
     template = TEMPLATES["text_to_image"]
     ids = tokenizer(template.head + text + template.tail)["input_ids"][: template.dropped + 512]
     read_text = tokenizer.decode(ids).removeprefix(template.head)

@@ -1,4 +1,4 @@
-"""`effective.request` through the service with a real engine: sent back, it makes the picture bit for bit."""
+"""`effective.request` through the service with a real engine: sent back, it makes the image bit for bit."""
 
 import hashlib
 import io
@@ -9,23 +9,23 @@ import PIL.Image
 import pytest
 from starlette.testclient import TestClient
 
-from serve_app import images
-from serve_app.artifacts import Artifacts
+from serve_app.api.app import create_app
 from serve_app.config import MINIATURE_RANDOM, SQLITE_PREFIX, AppConfig, ModelConfig
-from serve_app.dispatch import control_key
-from serve_app.engine import Engine
-from serve_app.ingress import create_app
-from serve_app.service import Service
+from serve_app.engine.engine import Engine
+from serve_app.images import codec
+from serve_app.intake.service import Service
+from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone, EditEvent, EditTask, StepDone
-from tests.conftest import LORAS, THREADS, as_base64, as_png, noise_picture
+from serve_app.workers.dispatcher import control_key
+from tests.conftest import LORAS, THREADS, as_base64, as_png, noise_image
 
 LORA = "my_lora_job/my_lora.safetensors"
-IMAGES = [as_base64(as_png(noise_picture(*size))) for size in ((96, 64), (64, 96), (80, 80))]
+IMAGES = [as_base64(as_png(noise_image(*size))) for size in ((96, 64), (64, 96), (80, 80))]
 MODELS = ("qwen_image_edit", "qwen_image_edit_plus", "qwen_image")
 
 
 def turned_jpeg() -> str:
-    image = noise_picture(96, 64)
+    image = noise_image(96, 64)
     image.getexif()[0x0112] = 6
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", exif=image.getexif())
@@ -44,7 +44,7 @@ class EngineEditors:
         yield StepDone(0, plan.steps)
         files = [self._artifacts.get(control_key(sha256)) for sha256 in plan.control_images]
         edited = self._engines[plan.model].edit(plan, files)
-        data = images.encode(edited.image, plan.output_format, {"effective": edited.effective})
+        data = codec.encode(edited.image, plan.output_format, {"effective": edited.effective})
         digest = hashlib.sha256(data).hexdigest()
         key = f"pictures/{digest}.{plan.output_format}"
         self._artifacts.put(key, data)
@@ -74,7 +74,7 @@ def client(tmp_path_factory):
 
 
 def made(client, body: dict) -> tuple[bytes, dict]:
-    """The picture's file, and the record of it."""
+    """The image's file, and the record of it."""
     result = client.post("/v1/inference?wait=60", json=body).json()
     assert result["status"] == "succeeded", result
     [image], [record] = result["outputs"]["images"], result["metadata"]["effective"]
@@ -108,7 +108,7 @@ OF_A_PROMPT |= {f"ctrl_img_{number}" for number in (1, 2, 3)}
 
 
 @pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS.keys())
-def test_record_that_is_sent_back_makes_the_picture_bit_for_bit(client, fields):
+def test_record_that_is_sent_back_makes_the_image_bit_for_bit(client, fields):
     prompt = {"prompt": "make it night", "ctrl_img": IMAGES[0], "width": 64, "height": 64, "sample_steps": 2}
     body = {"model": MODELS[0], "loras": [{"path": LORA}], "output_format": "png"}
     body["prompts"] = [prompt | {k: v for k, v in fields.items() if k in OF_A_PROMPT}]
@@ -122,7 +122,7 @@ def test_record_that_is_sent_back_makes_the_picture_bit_for_bit(client, fields):
         assert carried == record
 
 
-def test_each_field_but_the_format_changes_the_picture(client):
+def test_each_field_but_the_format_changes_the_image(client):
     """So that a field which the record forgets is seen above."""
     prompt = {"prompt": "make it night", "ctrl_img": IMAGES[0], "width": 64, "height": 64, "sample_steps": 2}
     body = {"model": MODELS[0], "loras": [{"path": LORA}], "output_format": "png"}

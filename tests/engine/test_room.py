@@ -9,15 +9,15 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from serve_app import denoiser
 from serve_app.config import ModelConfig
-from serve_app.device import free_in_container
-from serve_app.engine import Engine
+from serve_app.engine import denoiser
+from serve_app.engine.engine import Engine
 from serve_app.errors import CheckpointRefused, InvalidParameter, OutOfMemory
-from serve_app.models import miniature
-from serve_app.models.denoise import refuse_too_long
-from serve_app.models.placement import HOST, Placement
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import miniature
+from serve_app.pipeline.denoise import refuse_too_long
+from serve_app.pipeline.device import free_in_container
+from serve_app.pipeline.offloading import HOST, Placement
 from tests.conftest import THREADS
 from tests.engine.conftest import run_out_of_memory_once, use
 
@@ -34,7 +34,7 @@ def pixels(engine: Engine, plan) -> np.ndarray:
 
 
 @pytest.mark.parametrize("offload", ["model", "sequential"])
-def test_offloaded_engine_makes_the_same_pictures_with_and_without_adapters(bench, make_plan, loras, offload):
+def test_offloaded_engine_makes_the_same_images_with_and_without_adapters(bench, make_plan, loras, offload):
     offloaded = engine(offload=offload)
     one, other = use(loras[0], 0.5), use(loras[1])
     for adapters in ((), (one,), (one, other), (other,), ()):
@@ -101,7 +101,7 @@ def test_edit_that_does_not_fit_fails_alone(bench, make_plan, loras):
     fits = make_plan(model=MODEL.id, control_images=(), adapters=(use(loras[0]),))
     expected = pixels(bench(MODEL.id).engine, fits)
     for _ in range(2):
-        with pytest.raises(OutOfMemory, match=r"a picture of 256x256 does not fit into this device's memory"):
+        with pytest.raises(OutOfMemory, match=r"an image of 256x256 does not fit into this device's memory"):
             small.edit(make_plan(model=MODEL.id, control_images=(), width=256, height=256), [])
         assert small.alive
         assert np.array_equal(pixels(small, fits), expected)
@@ -190,7 +190,7 @@ def test_edit_that_found_no_memory_beside_another_is_made_after_it(make_plan):
     assert np.array_equal(np.asarray(made.image), pixels(engine(), plan))
 
 
-def test_vae_keeps_nothing_of_a_picture_that_was_too_large_for_it(make_plan):
+def test_vae_keeps_nothing_of_a_image_that_was_too_large_for_it(make_plan):
     small = engine()
     vae = small._pipeline.vae
     run_out_of_memory_once(vae.decoder.conv_out)

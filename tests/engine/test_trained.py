@@ -6,11 +6,11 @@ import PIL.Image
 import pytest
 
 from serve_app.config import ModelConfig
-from serve_app.engine import Engine
-from serve_app.models import trained
+from serve_app.engine.engine import Engine
 from serve_app.models.architecture import TRAINED_MINIATURE
-from serve_app.models.checkpoint import constants
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import trained_miniature
+from serve_app.pipeline.checkpoint import constants
 from tests.conftest import ROOT, THREADS
 from tools.miniature.edits import INSTRUCTIONS, STYLES
 from tools.miniature.evaluation import at_size, follow, vae_quality
@@ -46,7 +46,7 @@ def test_kept_figures_hold_what_the_model_card_promises():
     for name in PROMISED:
         for row in FIGURES["instructions"][name].values():
             assert row["to_edit_db"] >= 20
-            # An edit that changes the picture little cannot be told from it by so much.
+            # An edit that changes the image little cannot be told from it by so much.
             if row["edit_to_input_db"] < 24:
                 assert row["to_edit_db"] >= row["to_input_db"] + 4
     for style in STYLES:
@@ -58,7 +58,7 @@ def test_kept_figures_hold_what_the_model_card_promises():
 @pytest.mark.parametrize("model", MODELS)
 def test_trained_miniature_is_a_checkpoint_of_every_model(model):
     spec = MODELS[model]
-    assert all(constant.found == constant.needed for constant in constants(trained.ensure(spec), spec))
+    assert all(constant.found == constant.needed for constant in constants(trained_miniature.ensure(spec), spec))
 
 
 def test_shipped_files_are_small():

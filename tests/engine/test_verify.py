@@ -1,4 +1,4 @@
-"""`python -m serve_app.verify`: what an operator sees of a checkpoint before it takes traffic."""
+"""`python -m serve_app.commands.verify`: what an operator sees of a checkpoint before it takes traffic."""
 
 import json
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from serve_app import verify
-from serve_app.models import miniature
+from serve_app.commands import verify
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import miniature
 from tests.conftest import ROOT
 
 SMALL = ["--size", "64", "--steps", "2", "--device", "cpu"]
@@ -73,7 +73,7 @@ def hub_cache(tmp_path):
 
 def run_verify(hub_cache: Path, *arguments: str) -> subprocess.CompletedProcess:
     """In a process of its own: the hub's client reads its environment once."""
-    command = [sys.executable, "-m", "serve_app.verify", *arguments, *SMALL]
+    command = [sys.executable, "-m", "serve_app.commands.verify", *arguments, *SMALL]
     environment = os.environ | {"HF_HUB_CACHE": str(hub_cache)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve_app import editor
-from serve_app.adapters.cache import AdapterCache
 from serve_app.config import FetchConfig, ModelConfig
-from serve_app.editor import Editor, TimeLimits
+from serve_app.engine.adapter_cache import AdapterCache
 from serve_app.errors import EditCanceled
+from serve_app.replicas import editor
+from serve_app.replicas.editor import Editor, TimeLimits
 from serve_app.tasks import EditDone
-from serve_app.telemetry import NO_METER
+from serve_app.telemetry.metrics import NO_METER
 
 STEPS = 2
 
@@ -53,7 +53,7 @@ class QuickEngine:
 def bare_editor(
     folder: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[..., object], time_limits: TimeLimits
 ) -> Editor:
-    """A replica whose artifacts lie in `folder`; its pictures are stored nowhere. Its `_beside` is to be cancelled."""
+    """A replica whose artifacts lie in `folder`; its images are stored nowhere. Its `_beside` is to be cancelled."""
     context = SimpleNamespace(get_accelerator_ids=dict)
     monkeypatch.setattr(editor.ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(editor.meter, "start", lambda *_: NO_METER)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ray import serve
 
-from serve_app.adapters.contents import Contents
+from serve_app.adapters.verified_files import Contents
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
 

@@ -18,7 +18,7 @@ from ray.serve.schema import ApplicationStatusOverview, ServeDeploySchema
 
 from serve_app.app import build_application
 from serve_app.config import MINIATURE_RANDOM, AppConfig
-from serve_app.editor import EngineFactory, load_engine
+from serve_app.replicas.editor import EngineFactory, load_engine
 from serve_app.tasks import Status
 from tests.conftest import LORAS
 
@@ -81,7 +81,7 @@ class Deployed:
         return status
 
     def edit(self, body: dict) -> tuple[dict, bytes]:
-        """The result of a request and its first picture."""
+        """The result of a request and its first image."""
         result = self.result(self.submit(body))
         assert result["status"] == "succeeded", result
         return result, self.client.get(result["outputs"]["images"][0]["url"]).content

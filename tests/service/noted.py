@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serve_app.config import ModelConfig
-from serve_app.engine import Engine, Prepared
+from serve_app.engine.engine import Engine, Prepared
 from serve_app.tasks import EditPlan
 
 

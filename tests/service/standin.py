@@ -1,4 +1,4 @@
-"""A whole engine without a model: timed steps, a deterministic picture, and a device that can die."""
+"""A whole engine without a model: timed steps, a deterministic image, and a device that can die."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 import PIL.Image
 import torch
 
-from serve_app.adapters.cache import AdapterCache
-from serve_app.adapters.changes import Adapter
-from serve_app.adapters.contents import Contents
+from serve_app.adapters.verified_files import Contents
 from serve_app.config import ModelConfig
-from serve_app.engine import Edited, Prepared, Stopwatch
+from serve_app.engine.adapter_cache import AdapterCache
+from serve_app.engine.deltas import Adapter
+from serve_app.engine.engine import Edited, Prepared, Stopwatch
 from serve_app.errors import DeviceLost, EditCanceled
 from serve_app.models.architecture import MINIATURE_ARCHITECTURE
 from serve_app.tasks import AdapterUse, EditPlan
@@ -30,7 +30,7 @@ def as_checkpoint(folder: Path) -> Path:
 
 
 class TimedEngine:
-    """`Engine`'s interface. Its picture is one colour, by the seed; its checkpoint is a folder for notes.
+    """`Engine`'s interface. Its image is one colour, by the seed; its checkpoint is a folder for notes.
 
     A prompt "kill the device" ends the device's life, once for each folder.
     """
@@ -64,8 +64,8 @@ class TimedEngine:
                 self._note(f"stopped {plan.seed} after {step}")
                 raise EditCanceled("stopped")
         self._note(f"made {plan.seed}")
-        picture = PIL.Image.new("RGB", (plan.width, plan.height), (plan.seed % 256, 0, 0))
-        return Edited(picture, {"generate": 1.0, "load_control_images": 0.0}, {}, {})
+        image = PIL.Image.new("RGB", (plan.width, plan.height), (plan.seed % 256, 0, 0))
+        return Edited(image, {"generate": 1.0, "load_control_images": 0.0}, {}, {})
 
     def _note(self, text: str) -> None:
         with (self._notes / "notes").open("a") as file:

@@ -53,9 +53,9 @@ def test_bad_adapters_fail_their_own_requests_and_the_same_replica_goes_on(appli
         assert result["error"].startswith("prompt 0: the LoRA file")
     vars(server).update(good, later={})
     server.end.set()
-    result, picture = application.edit(body)
+    result, image = application.edit(body)
     _, local = application.edit(make_body(loras=LOCAL))
-    assert np.array_equal(pixels(picture), pixels(local))
+    assert np.array_equal(pixels(image), pixels(local))
     assert application.replica_pids("Editor-qwen_image_edit") == [replica]
     [runtime] = result["metadata"]["runtime"]
     [said] = runtime["adapters"]

@@ -15,7 +15,7 @@ import pytest
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.editor import ALIVE_S, EditorHandles
+from serve_app.replicas.editor import ALIVE_S, EditorHandles
 from serve_app.tasks import Alive, EditDone, EditTask, Stage, StepDone
 from tests.service.builds import load_timed_engine
 from tests.service.standin import STEP_S, as_checkpoint

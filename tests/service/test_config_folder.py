@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.config_folder import config_file_of
+from serve_app.replicas.config_folder import config_file_of
 
 
 @pytest.mark.parametrize(

@@ -8,29 +8,29 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve_app import editor
 from serve_app.config import FetchConfig, ModelConfig
-from serve_app.editor import Editor
 from serve_app.errors import UnusableResult
+from serve_app.replicas import editor
+from serve_app.replicas.editor import Editor
 
 
 async def test_error_of_an_edit_does_not_keep_what_the_edit_had():
     """Whoever passes it on may hold it for a while, in a cycle even: a device's memory is not to wait for that."""
     gone = []
 
-    class Picture:
+    class Image:
         pass
 
     async def make() -> None:
-        picture = Picture()
-        weakref.finalize(picture, gone.append, "picture")
-        raise ValueError("no picture")
+        image = Image()
+        weakref.finalize(image, gone.append, "image")
+        raise ValueError("no image")
 
     async def work(*_: object) -> None:
         try:
             await make()
         except ValueError as error:
-            raise UnusableResult("no picture") from error
+            raise UnusableResult("no image") from error
 
     replica = SimpleNamespace(_engine=SimpleNamespace(alive=True), _stopping={}, _work=work)
     replica._forget = partial(Editor._forget, replica)
@@ -40,7 +40,7 @@ async def test_error_of_an_edit_does_not_keep_what_the_edit_had():
         with pytest.raises(UnusableResult) as told:
             async for _ in Editor.edit(replica, None):
                 pass
-        assert gone == ["picture"]
+        assert gone == ["image"]
         assert told.value.__cause__ is not None
     finally:
         gc.enable()

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve_app.editor import Editor, EditorHandles, TimeLimits
 from serve_app.errors import DeviceLost
+from serve_app.replicas.editor import Editor, EditorHandles, TimeLimits
 from serve_app.tasks import EditDone, EditTask, StepDone
 from tests.cancelling import after_ticks, cancelled_at_each_await
 from tests.service.bare import STEPS, QuickEngine, bare_editor
@@ -48,14 +48,14 @@ async def consume(replica: Editor, task: EditTask) -> list:
         return [event async for event in events]
 
 
-async def test_edit_without_a_disturbance_ends_with_its_picture(replica, task):
+async def test_edit_without_a_disturbance_ends_with_its_image(replica, task):
     events = await consume(replica, task)
     assert isinstance(events[-1], EditDone)
     assert_healthy(replica)
 
 
 @pytest.mark.parametrize("ticks", range(6))
-async def test_editor_stays_healthy_when_its_caller_goes_just_after_the_picture(replica, task, ticks):
+async def test_editor_stays_healthy_when_its_caller_goes_just_after_the_image(replica, task, ticks):
     done = asyncio.Event()
 
     async def consume_and_go_on() -> None:

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from serve_app import editor
-from serve_app.artifacts import Artifacts
-from serve_app.editor import Editor, TimeLimits
 from serve_app.errors import StorageFailed
+from serve_app.replicas import editor
+from serve_app.replicas.editor import Editor, TimeLimits
+from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditTask
 from tests.unit.outages import RemoteStore, stand_in
 

@@ -4,12 +4,12 @@ from dataclasses import asdict
 
 import pytest
 
-from serve_app.artifacts import Artifacts
 from serve_app.config import ModelConfig
-from serve_app.editor import TimeLimits
 from serve_app.errors import LoraChanged
+from serve_app.replicas.editor import TimeLimits
+from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import AdapterUse
-from serve_app.warmth import Warm
+from serve_app.workers.warm_list import Warm
 from tests.service.bare import QuickEngine, bare_editor
 
 USES = (AdapterUse("id", "lora.safetensors", "/loras/lora.safetensors", 1.0),)

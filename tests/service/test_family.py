@@ -10,18 +10,18 @@ import PIL.Image
 import pytest
 import torch
 
-from serve_app import compare
+from serve_app.commands import compare
 from serve_app.config import MINIATURE_RANDOM
-from serve_app.editor import OF_ONE_RUN
-from serve_app.models import checkpoint, miniature
 from serve_app.models.registry import MODELS
-from tests.conftest import LORAS, THREADS, as_base64, as_png, noise_picture
+from serve_app.pipeline import checkpoint, miniature
+from serve_app.replicas.editor import OF_ONE_RUN
+from tests.conftest import LORAS, THREADS, as_base64, as_png, noise_image
 from tests.engine.oracle import ORACLES, merge_lora
 from tests.service.conftest import pixels
 
 SAMPLE = "my_lora_job/my_lora.safetensors"
 LORA = LORAS / SAMPLE
-PICTURES = [noise_picture(*size, seed=seed) for seed, size in enumerate(((120, 80), (64, 100), (80, 80)))]
+IMAGES = [noise_image(*size, seed=seed) for seed, size in enumerate(((120, 80), (64, 100), (80, 80)))]
 EDIT = {"width": 128, "height": 96, "sample_steps": 2, "guidance_scale": 3.0, "seed": 5, "neg": "blurry"}
 
 
@@ -47,7 +47,7 @@ def expected():
         made = ORACLES[profile](
             pipeline_with(model, scale),
             model,
-            PICTURES[: MODELS[model].max_control_images],
+            IMAGES[: MODELS[model].max_control_images],
             prompt="make it night",
             negative=EDIT["neg"],
             width=EDIT["width"],
@@ -62,9 +62,9 @@ def expected():
 
 
 def body(model: str, scale: float | None = None, **changes: object) -> dict:
-    controls = PICTURES[: MODELS[model].max_control_images]
+    controls = IMAGES[: MODELS[model].max_control_images]
     prompt = {"prompt": "make it night"} | EDIT
-    prompt |= {f"ctrl_img_{i + 1}": as_base64(as_png(picture)) for i, picture in enumerate(controls)}
+    prompt |= {f"ctrl_img_{i + 1}": as_base64(as_png(image)) for i, image in enumerate(controls)}
     loras = [] if scale is None else [{"path": SAMPLE, "network_multiplier": scale}]
     return {"model": model, "loras": loras, "prompts": [prompt], "output_format": "png"} | changes
 
@@ -72,17 +72,17 @@ def body(model: str, scale: float | None = None, **changes: object) -> dict:
 @pytest.mark.parametrize("profile", ["reference", "trainer"])
 @pytest.mark.parametrize("model", MODELS)
 def test_pixels_are_the_oracles(family, expected, model, profile):
-    _, picture = family.edit(body(model, profile=profile))
-    assert np.array_equal(pixels(picture), expected(model, profile))
+    _, image = family.edit(body(model, profile=profile))
+    assert np.array_equal(pixels(image), expected(model, profile))
 
 
 @pytest.mark.parametrize(
     ("scale", "profile"), [(1.0, "reference"), (0.5, "trainer"), (0.0, "trainer"), (-0.5, "reference")]
 )
 def test_pixels_with_a_lora_are_the_oracles(family, expected, scale, profile):
-    _, picture = family.edit(body("qwen_image_edit", scale, profile=profile))
+    _, image = family.edit(body("qwen_image_edit", scale, profile=profile))
     oracles = expected("qwen_image_edit", profile, scale)
-    assert np.array_equal(pixels(picture), oracles)
+    assert np.array_equal(pixels(image), oracles)
     # A multiplier of 0 is no LoRA, bit for bit; any other one is not.
     assert np.array_equal(oracles, expected("qwen_image_edit", profile)) == (scale == 0.0)
 
@@ -110,26 +110,26 @@ def test_lora_works_on_every_model(family):
 def test_explanation_is_the_results_record(family, model):
     request = body(model, 0.5, profile="auto")
     explained = family.client.post("/v1/explain", json=request).json()
-    result, picture = family.edit(request)
+    result, image = family.edit(request)
     assert explained["effective"] == result["metadata"]["effective"]
     assert explained["effective"][0]["profile"] == "trainer"
-    text = PIL.Image.open(io.BytesIO(picture)).text
+    text = PIL.Image.open(io.BytesIO(image)).text
     assert json.loads(text["effective"]) == explained["effective"][0]
-    # Without what differs from run to run, so that the same picture is the same file.
+    # Without what differs from run to run, so that the same image is the same file.
     runtime = result["metadata"]["runtime"][0]
     assert json.loads(text["runtime"]) == {key: value for key, value in runtime.items() if key not in OF_ONE_RUN}
 
 
-def test_picture_can_be_made_again_from_itself(family):
+def test_image_can_be_made_again_from_itself(family):
     """From the PNG's own text and the control images that it names by their hash."""
-    _, picture = family.edit(body("qwen_image_edit_plus", -0.5, profile="trainer"))
-    record = json.loads(PIL.Image.open(io.BytesIO(picture)).text["effective"])
+    _, image = family.edit(body("qwen_image_edit_plus", -0.5, profile="trainer"))
+    record = json.loads(PIL.Image.open(io.BytesIO(image)).text["effective"])
     prompt = {key: record[key] for key in ("prompt", *EDIT)}
-    prompt |= {f"ctrl_img_{i + 1}": as_base64(as_png(picture)) for i, picture in enumerate(PICTURES)}
+    prompt |= {f"ctrl_img_{i + 1}": as_base64(as_png(image)) for i, image in enumerate(IMAGES)}
     loras = [{key: lora[key] for key in ("path", "network_multiplier")} for lora in record["loras"]]
     again = {key: record[key] for key in ("model", "profile", "exif", "output_format")}
     _, second = family.edit(again | {"loras": loras, "prompts": [prompt]})
-    assert second == picture
+    assert second == image
 
 
 def test_compare_says_which_parameter_made_the_difference(family, tmp_path, capsys):
@@ -143,7 +143,7 @@ def test_compare_says_which_parameter_made_the_difference(family, tmp_path, caps
     assert "effective.seed" not in out
 
 
-def test_result_that_is_no_picture_fails_with_a_sentence(deploy, tmp_path):
+def test_result_that_is_no_image_fails_with_a_sentence(deploy, tmp_path):
     """A checkpoint whose VAE gives one colour: the request fails, and the replica serves on."""
     pipeline = miniature.make(MODELS["qwen_image"])
     with torch.no_grad():

@@ -1,6 +1,6 @@
-"""Pictures that the real reference server and trainer made, through HTTP and Ray. On another machine's CPU.
+"""Images that the real reference server and trainer made, through HTTP and Ray. On another machine's CPU.
 
-The last bits of a picture depend on the CPU's instruction set, so the oracles are run here too, in this
+The last bits of an image depend on the CPU's instruction set, so the oracles are run here too, in this
 process: ours is equal to them, and both are as far from the golden as one rounding.
 """
 

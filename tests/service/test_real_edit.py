@@ -1,4 +1,4 @@
-"""The real path: HTTP, Ray Serve, a replica with the real classes, a LoRA, a picture back."""
+"""The real path: HTTP, Ray Serve, a replica with the real classes, a LoRA, an image back."""
 
 import io
 from pathlib import Path
@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 from safetensors.numpy import save_file
 
-from tests.conftest import LORAS, ROOT, as_base64, as_png, noise_picture
+from tests.conftest import LORAS, ROOT, as_base64, as_png, noise_image
 from tests.engine.conftest import use
 from tests.service.conftest import pixels
 
@@ -76,13 +76,13 @@ def test_two_loras_at_once(miniature, make_body):
 
 
 def test_control_image_by_url(deploy, miniature, make_body):
-    """Refused as shipped: the picture lies on this very machine."""
+    """Refused as shipped: the image lies on this very machine."""
     url = str(miniature.client.base_url) + "/v1/models"
     answer = miniature.client.post("/v1/inference", json=make_body(loras=[{"path": SAMPLE}], ctrl_img=url))
     assert answer.json()["detail"]["error"]["code"] == "CONTROL_IMAGE_INVALID"
 
 
-def test_larger_picture_than_the_control_image(miniature, make_body):
-    body = make_body(loras=[{"path": SAMPLE}], width=320, height=160, ctrl_img=as_base64(as_png(noise_picture(20, 30))))
+def test_larger_image_than_the_control_image(miniature, make_body):
+    body = make_body(loras=[{"path": SAMPLE}], width=320, height=160, ctrl_img=as_base64(as_png(noise_image(20, 30))))
     _, picture = miniature.edit(body)
     assert PIL.Image.open(io.BytesIO(picture)).size == (320, 160)

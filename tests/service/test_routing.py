@@ -11,8 +11,8 @@ import pytest
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.adapters.maker import make_lora
 from serve_app.config import MINIATURE_RANDOM, AppConfig
+from serve_app.pipeline.random_lora import make_lora
 from tests.service.builds import load_noted_engine
 from tests.service.conftest import Deployed
 from tests.service.noted import notes_file

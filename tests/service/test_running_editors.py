@@ -6,8 +6,8 @@ import threading
 import pytest
 from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, DeploymentStatusTrigger
 
-from serve_app import app
-from serve_app.app import PlacementLog, RunningEditors
+from serve_app.replicas import running_editors
+from serve_app.replicas.running_editors import PlacementLog, RunningEditors
 
 MODEL = "qwen_image_edit"
 
@@ -71,8 +71,8 @@ class Unplaced:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.found: dict[str, str] | Exception = {}
         self.asked = 0
-        monkeypatch.setattr(app, "unplaced_replicas", self)
-        monkeypatch.setattr(app, "LOOK_S", 0.0)
+        monkeypatch.setattr(running_editors, "unplaced_replicas", self)
+        monkeypatch.setattr(running_editors, "LOOK_S", 0.0)
 
     def __call__(self, application: str) -> dict[str, str]:
         self.asked += 1
@@ -92,14 +92,14 @@ def test_replicas_without_a_machine_are_named_in_the_log_and_not_at_every_look(m
     unplaced.found = {"Ingress": "Ingress: no machine again"}
     log.look()
     assert caplog.messages[1:] == ["Ingress: no machine again"]
-    monkeypatch.setattr(app, "REPEAT_S", 0.0)
+    monkeypatch.setattr(running_editors, "REPEAT_S", 0.0)
     log.look()
     assert caplog.messages[2:] == ["Ingress: no machine again"]
 
 
 def test_serve_is_asked_now_and_again_however_often_somebody_looks(monkeypatch):
     unplaced, log = Unplaced(monkeypatch), PlacementLog("edits")
-    monkeypatch.setattr(app, "LOOK_S", 60.0)
+    monkeypatch.setattr(running_editors, "LOOK_S", 60.0)
     for _ in range(3):
         log.look()
     assert unplaced.asked == 1

@@ -10,9 +10,9 @@ from ray.serve.autoscaling_policy import _apply_app_level_autoscaling_config, re
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.autoscaler import Autoscaler, to_stats
 from serve_app.config import AppConfig
-from serve_app.scaling import Backlog
+from serve_app.policy.scaling import Backlog
+from serve_app.replicas.autoscaler import Autoscaler, to_stats
 from tests.conftest import LORAS
 from tests.service.builds import load_timed_engine
 from tests.service.conftest import Deployed
@@ -79,7 +79,7 @@ def asleep(cluster, tmp_path):
         "name": "asleep",
         "route_prefix": "/asleep",
         "import_path": "tests.service.builds:timed",
-        "autoscaling_policy": {"policy_function": "serve_app.autoscaler:Autoscaler"},
+        "autoscaling_policy": {"policy_function": "serve_app.replicas.autoscaler:Autoscaler"},
         "args": args,
         "deployments": [
             {

@@ -18,8 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
 from serve_app.config import MINIATURE_RANDOM, AppConfig
-from serve_app.editor import load_engine
-from serve_app.telemetry import METRICS, Kind
+from serve_app.replicas.editor import load_engine
+from serve_app.telemetry.metrics import METRICS, Kind
 from tests.cluster.test_monitoring import RAYS
 from tests.conftest import LORAS
 from tests.service.conftest import Deployed, declare
@@ -72,7 +72,7 @@ class _Posts(BaseHTTPRequestHandler):
 
 @dataclass
 class Told:
-    """What was done: a request of two pictures, one more when it had ended, and one that was refused."""
+    """What was done: a request of two images, one more when it had ended, and one that was refused."""
 
     receiver: Receiver
     request_id: str
@@ -196,7 +196,7 @@ def test_a_counter_says_what_happened(counted: Samples, name: str, tags: dict[st
 
 
 def test_cold_and_warm_edits_are_told_apart(told: Told) -> None:
-    # The first pictures are prepared at the same time, so that both may find the adapter missing; the last does not.
+    # The first images are prepared at the same time, so that both may find the adapter missing; the last does not.
     assert eventually(
         lambda: min(total(samples(), "edits_adapter_edits_total", warm=warm) for warm in ("false", "true")) >= 1
     )
@@ -239,7 +239,11 @@ def test_every_line_about_a_request_has_its_ids(told: Told) -> None:
     ours = [line for line in log_lines() if line["name"].startswith("serve_app.")]
     about = [line for line in ours if line.get("edit_request_id") == told.request_id]
     assert {line["deployment"] for line in about} == {f"{NAME}_Ingress", f"{NAME}_Editor-qwen_image_edit"}
-    assert {line["name"] for line in about} == {"serve_app.service", "serve_app.dispatch", "serve_app.editor"}
+    assert {line["name"] for line in about} == {
+        "serve_app.intake.service",
+        "serve_app.workers.dispatcher",
+        "serve_app.replicas.editor",
+    }
     assert {line["trace_id"] for line in about} == {TRACE}
     assert [line for line in ours if told.request_id in line["message"] and line not in about] == []
 

@@ -32,7 +32,7 @@ def photograph() -> PIL.Image.Image:
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Root mean square of the difference, for pictures in [0, 1]."""
+    """Root mean square of the difference, for images in [0, 1]."""
     return float(np.sqrt(((one - other) ** 2).mean()))
 
 

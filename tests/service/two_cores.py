@@ -14,7 +14,7 @@ import ray
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.app import unplaced_replicas
+from serve_app.replicas.running_editors import unplaced_replicas
 from tests.conftest import LORAS
 from tests.service.conftest import free_port
 from tests.service.standin import as_checkpoint

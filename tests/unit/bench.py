@@ -3,10 +3,10 @@
 import asyncio
 from contextlib import asynccontextmanager, suppress
 
-from serve_app.artifacts import Artifacts
-from serve_app.dispatch import Dispatcher
 from serve_app.jobs.store import JobStore
+from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditEvent
+from serve_app.workers.dispatcher import Dispatcher
 from tests.unit.conftest import InstantEditors
 from tests.unit.test_jobs import MODEL, is_stored, new
 
@@ -51,7 +51,7 @@ class Bench:
 
 
 class Saying:
-    """Editors that say what a test has them say of each edit, and then nothing or what makes the picture."""
+    """Editors that say what a test has them say of each edit, and then nothing or what makes the image."""
 
     def __init__(self, editors: InstantEditors, says: list[Says]) -> None:
         self._editors = editors
@@ -72,7 +72,7 @@ class Saying:
 
 
 async def saying(bench, *says: Says, **jobs: float):
-    """A request, when it has ended, whose editors said this of it, an edit each; after that they make its picture."""
+    """A request, when it has ended, whose editors said this of it, an edit each; after that they make its image."""
     bench.jobs = bench.jobs.model_copy(update=jobs)
     bench.editors = Saying(bench.editors, list(says))
     record = await bench.store.requests.create(new(), is_stored)

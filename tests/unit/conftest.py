@@ -9,13 +9,13 @@ import pytest
 from aiohttp import web
 from starlette.testclient import TestClient
 
-from serve_app.artifacts import Artifacts
+from serve_app.api.app import create_app
 from serve_app.config import MINIATURE_RANDOM, SQLITE_PREFIX, AppConfig
-from serve_app.ingress import create_app
-from serve_app.service import Service
+from serve_app.intake.service import Service
+from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone, EditEvent, EditTask, StepDone
 
-PICTURE = b"a picture's bytes"
+IMAGE = b"an image's bytes"
 
 
 TO_Q = "diffusion_model.transformer_blocks.0.attn.to_q"
@@ -38,7 +38,7 @@ def safetensors_bytes(shapes: Mapping[str, tuple[int, ...]] = PAIR, metadata: Ma
 
 
 class InstantEditors:
-    """Editors that make a picture at once. `errors` are raised first, one an edit; `gate` holds edits back.
+    """Editors that make an image at once. `errors` are raised first, one an edit; `gate` holds edits back.
 
     `stopped` is set when an edit was told to stop.
     """
@@ -64,11 +64,11 @@ class InstantEditors:
             raise self.errors.pop(0)
         for step in range(1, plan.steps + 1):
             yield StepDone(step, plan.steps)
-        digest = hashlib.sha256(PICTURE).hexdigest()
+        digest = hashlib.sha256(IMAGE).hexdigest()
         key = f"pictures/{digest}.{plan.output_format}"
-        self._artifacts.put(key, PICTURE)
+        self._artifacts.put(key, IMAGE)
         timings = {"generate": 1.0, "load_control_images": 0.1, "save": 0.1}
-        url, size = self._artifacts.url(key), len(PICTURE)
+        url, size = self._artifacts.url(key), len(IMAGE)
         yield EditDone(key, url, plan.output_format, plan.width, plan.height, plan.seed, size, digest, timings, {})
 
 

@@ -15,7 +15,7 @@ from serve_app.config import WebhooksConfig
 from serve_app.jobs import tables
 from serve_app.jobs.records import Delivery, NewImage, NewRequest, Webhook
 from serve_app.jobs.store import JobStore
-from serve_app.webhooks import Deliverer, PayloadOf
+from serve_app.workers.webhooks import Deliverer, PayloadOf
 
 SECRET = "whsec_" + "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 LOOPBACK = {"secret": SecretStr(SECRET), "allowed_networks": ["127.0.0.0/8"], "timeout_s": 5}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from serve_app.adapters.cache import HALF_LIFE, AdapterCache
+from serve_app.engine.adapter_cache import HALF_LIFE, AdapterCache
 
 PLACES, SIZE = 3, 10
 

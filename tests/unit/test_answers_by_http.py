@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from starlette.testclient import TestClient
 
-from tests.unit.conftest import PICTURE, Application
+from tests.unit.conftest import IMAGE, Application
 from tests.unit.test_bodies import NEVER, Sender
 from tests.unit.test_http_contract import finished
 
@@ -20,7 +20,7 @@ def broken(application: Application, monkeypatch: pytest.MonkeyPatch):
         raise ZeroDivisionError("a secret of the inside")
 
     with TestClient(application.app, raise_server_exceptions=False) as client:
-        monkeypatch.setattr("serve_app.service.Service.standing", fail)
+        monkeypatch.setattr("serve_app.intake.service.Service.standing", fail)
         yield client
 
 
@@ -44,7 +44,7 @@ def test_answer_that_breaks_off_is_not_completed(application: Application, make_
         raise ZeroDivisionError
         yield
 
-    monkeypatch.setattr("serve_app.service.Service.events", fail)
+    monkeypatch.setattr("serve_app.intake.service.Service.events", fail)
     with TestClient(application.app) as client:
         request_id = client.post("/v1/inference", json=make_body()).json()["request_id"]
         with pytest.raises(ExceptionGroup):
@@ -96,16 +96,16 @@ def test_head_of_a_stream_does_not_wait_for_its_end(application, client, make_bo
         ("", 200),
     ],
 )
-def test_picture_that_the_client_has_is_not_sent_again(client, make_body, if_none_match, status):
+def test_image_that_the_client_has_is_not_sent_again(client, make_body, if_none_match, status):
     url = finished(client, make_body())["outputs"]["images"][0]["url"]
     etag = client.get(url).headers["etag"]
     sent = if_none_match.format(etag=etag, bare=etag.strip('"'))
     answer = client.get(url, headers={"If-None-Match": sent})
-    assert (answer.status_code, answer.content) == (status, PICTURE if status == 200 else b"")
+    assert (answer.status_code, answer.content) == (status, IMAGE if status == 200 else b"")
     assert (answer.headers["etag"], answer.headers["cache-control"]) == (etag, "private, no-cache")
 
 
-def test_etag_of_a_purged_picture_is_no_longer_confirmed(client, make_body):
+def test_etag_of_a_purged_image_is_no_longer_confirmed(client, make_body):
     result = finished(client, make_body())
     url = result["outputs"]["images"][0]["url"]
     etag = client.get(url).headers["etag"]

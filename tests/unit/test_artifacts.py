@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from serve_app import background
-from serve_app.artifacts import Artifacts
+from serve_app.concurrency import background
 from serve_app.errors import StorageFailed
+from serve_app.storage.artifacts import Artifacts
 
 
 @pytest.mark.parametrize("url", ["{folder}", "file://{folder}", "memory://{folder}"])

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from serve_app import bodies
-from serve_app.bodies import BYTES_PER_VALUE, COPIES, MAX_BODIES, SMALL_BODY, BodyLimit
-from serve_app.budget import Budget
-from serve_app.keys import Caller
-from serve_app.middleware import AnswerErrors
+from serve_app.api import body_limits
+from serve_app.api.body_limits import BYTES_PER_VALUE, COPIES, MAX_BODIES, SMALL_BODY, BodyLimit
+from serve_app.api.middleware import AnswerErrors
+from serve_app.concurrency.budget import Budget
+from serve_app.intake.keys import Caller
 
 CHUNKED = None
 # As large as only one large body may be, which leaves a quarter to small ones.
@@ -164,8 +164,8 @@ async def test_memory_of_parsed_values_counts():
 
 async def test_large_body_must_come_as_fast_as_its_time_asks_for(monkeypatch):
     """At the rate of a small one it would hold its memory for the whole time and still not be here."""
-    monkeypatch.setattr(bodies, "GRACE_S", 0.1)
-    monkeypatch.setattr(bodies, "MIN_BYTES_PER_S", 1)
+    monkeypatch.setattr(body_limits, "GRACE_S", 0.1)
+    monkeypatch.setattr(body_limits, "MIN_BYTES_PER_S", 1)
     app = Bodies(total=10 * COPIES * LARGE, timeout_s=20)
     # A hundred times as fast as any body must come, and a twentieth of what this one has to.
     slow = app.request(*[b"x" * 500] * 1000, length=LARGE, pause_s=0.05)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.api.json_body import MAX_VALUES
 from serve_app.config import MAX_PROMPT_CHARS, IngressSettings
-from serve_app.plan import MAX_KEPT_CHARS
-from serve_app.routes.body import MAX_VALUES
+from serve_app.intake.plan import MAX_KEPT_CHARS
 from serve_app.schemas import MAX_FAULTS, MAX_LORAS, MAX_PROMPTS
 from tests.unit.conftest import safetensors_bytes
 
@@ -114,7 +114,7 @@ def test_texts_are_bounded_in_all_wherever_they_come_from(client, make_body, tri
     assert error["details"] == {"parameter": "prompts", "max": MAX_KEPT_CHARS}
 
 
-def test_long_paths_count_for_each_picture(client, make_body):
+def test_long_paths_count_for_each_image(client, make_body):
     loras = [{"path": "https://loras.example/" + "x" * 4_000}] * 2
     error = refusal(client, make_body(loras=loras) | {"prompts": make_body()["prompts"] * 1_000})
     assert 0 < error["details"].pop("prompt_index") < 1_000

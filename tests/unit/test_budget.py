@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serve_app.budget import Budget, Hold
+from serve_app.concurrency.budget import Budget, Hold
+from serve_app.concurrency.threads import Threads
 from serve_app.errors import Overloaded
-from serve_app.threads import Threads
 
 
 def budget_of(total: int, share: int | None = None, patience_s: float = 5.0) -> Budget:

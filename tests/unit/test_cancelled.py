@@ -7,17 +7,17 @@ from unittest.mock import AsyncMock
 import pytest
 from pydantic import SecretStr
 
-from serve_app import background
-from serve_app.artifacts import Artifacts
+from serve_app.concurrency import background
 from serve_app.config import JobsConfig, WebhooksConfig
-from serve_app.dispatch import WATCH_S, Clock, Dispatcher
 from serve_app.errors import EditorLost, OutOfMemory, StoreUnavailable
+from serve_app.intake.service import Service
+from serve_app.intake.watch import Watch
 from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore
-from serve_app.service import Service
+from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone, EditTask, StepDone
-from serve_app.watch import Watch
-from serve_app.webhooks import Deliverer
+from serve_app.workers.dispatcher import WATCH_S, Clock, Dispatcher
+from serve_app.workers.webhooks import Deliverer
 from tests.cancelling import cancelled_at_each_await
 from tests.unit.conftest import InstantEditors
 from tests.unit.receivers import SECRET
@@ -247,7 +247,7 @@ class LostJustNow:
         self.charged.append(seconds)
 
 
-async def test_seconds_of_a_picture_that_is_not_wanted_any_more_are_booked_wherever_it_is_cancelled(store, config):
+async def test_seconds_of_a_image_that_is_not_wanted_any_more_are_booked_wherever_it_is_cancelled(store, config):
     queue = LostJustNow()
     dispatcher = Dispatcher(
         SimpleNamespace(queue=queue), SlowToStop(0), Artifacts(config.artifacts_url), config.jobs, one_editor
@@ -328,7 +328,7 @@ async def test_seconds_of_an_unrecorded_image_are_booked_unless_the_next_owner_o
 
 async def test_seconds_of_an_image_that_was_purged_before_it_was_recorded_are_booked(config):
     queue = Away()
-    queue.succeed = AsyncMock(side_effect=EditorLost("its picture is no longer stored"))
+    queue.succeed = AsyncMock(side_effect=EditorLost("its image is no longer stored"))
     with pytest.raises(EditorLost):
         await dispatching(queue, config)._succeed(MINE, MADE)
     assert queue.charged == [2.0]

@@ -12,8 +12,8 @@ import pytest
 from benchmarks.capacity.simulation import Outcome, Simulation
 from benchmarks.capacity.stages import COMPILED_FORWARD_S, Stages, h200
 from benchmarks.capacity.workload import MIX, PEAK_OVER_TROUGH, Arrival, Shape, Traffic, day_factor, popularity
-from serve_app.holdings import ADAPTER_BYTES
-from serve_app.scaling import Limits
+from serve_app.policy.scaling import Limits
+from serve_app.replicas.routing_stats import ADAPTER_BYTES
 from serve_app.tasks import Priority
 
 # Every edit takes 10 s; or 10 s on average, exponentially, of which the transformer takes nothing.
@@ -32,7 +32,7 @@ def at_once(count: int, adapter: str = "") -> list[Arrival]:
 
 
 def order(outcome: Outcome) -> list[int]:
-    return [each.arrival.number for each in sorted(outcome.pictures, key=lambda each: each.began)]
+    return [each.arrival.number for each in sorted(outcome.images, key=lambda each: each.began)]
 
 
 @pytest.mark.parametrize(
@@ -49,15 +49,15 @@ def test_wait_for_one_editor_is_what_queueing_theory_says(stages, expected):
     assert outcome.mean_wait_s == pytest.approx(expected, rel=0.1)
 
 
-def test_editor_never_idles_while_pictures_wait():
+def test_editor_never_idles_while_images_wait():
     outcome = Simulation(FIXED, 1).run(at_once(50))
     assert outcome.busy_s == pytest.approx(500)
-    assert max(each.ended for each in outcome.pictures) == pytest.approx(500, abs=1)
+    assert max(each.ended for each in outcome.images) == pytest.approx(500, abs=1)
 
 
 def test_many_editors_share_what_waits():
     outcome = Simulation(FIXED, 5).run(at_once(50))
-    assert max(each.ended for each in outcome.pictures) == pytest.approx(100, abs=3)
+    assert max(each.ended for each in outcome.images) == pytest.approx(100, abs=3)
 
 
 def test_every_request_ends_once_while_editors_come_and_go():
@@ -65,7 +65,7 @@ def test_every_request_ends_once_while_editors_come_and_go():
     arrivals = poisson(0.9, 400, adapters=40, editors=4)
     simulation = Simulation(stages, 1, ingresses=3, limits=Limits(1, 8, wait_s=20, settle_s=60))
     outcome = simulation.run(arrivals)
-    assert sorted(each.arrival.number for each in outcome.pictures) == list(range(400))
+    assert sorted(each.arrival.number for each in outcome.images) == list(range(400))
     assert outcome.busy_s == pytest.approx(4000)
     assert outcome.busy_s < outcome.gpu_s < 8 * outcome.seconds
 
@@ -76,7 +76,7 @@ def test_policy_starts_editors_for_a_crowd_and_gives_them_up_after_it():
         replace(FIXED, cold_start_s=30.0), 1, limits=Limits(1, 8, wait_s=60, settle_s=120, idle_s=9999)
     )
     outcome = simulation.run(crowd)
-    assert max(each.ended for each in outcome.pictures[:100]) < 300
+    assert max(each.ended for each in outcome.images[:100]) < 300
     assert len(simulation.fleet.editors) == 1
 
 
@@ -85,14 +85,14 @@ def test_same_seed_is_the_same_run_and_another_is_not():
 
     def took(seed: int) -> list[float]:
         outcome = Simulation(stages, 3, seed=seed).run(poisson(0.7, 300, adapters=20, editors=3))
-        return [each.took for each in outcome.pictures]
+        return [each.took for each in outcome.images]
 
     assert took(1) == took(1) != took(2)
 
 
 def test_adapter_that_is_held_is_not_loaded_again():
     outcome = Simulation(replace(FIXED, load_s=(3.0,)), 1).run(at_once(20, "A"))
-    assert sum(each.loads for each in outcome.pictures) == 1
+    assert sum(each.loads for each in outcome.images) == 1
 
 
 def test_more_adapters_than_places_are_loaded_again():
@@ -104,7 +104,7 @@ def test_more_adapters_than_places_are_loaded_again():
 def test_load_is_hidden_behind_the_edit_before():
     arrivals = [Arrival(number, 0.0, Shape(), f"adapter {number}") for number in range(10)]
     outcome = Simulation(replace(FIXED, load_s=(3.0,)), 1).run(arrivals)
-    assert max(each.ended for each in outcome.pictures) == pytest.approx(3 + 100, abs=1)
+    assert max(each.ended for each in outcome.images) == pytest.approx(3 + 100, abs=1)
 
 
 def test_tenant_that_comes_late_is_next():
@@ -157,7 +157,7 @@ def test_warmed_fleet_begins_with_the_popular_adapters():
     simulation = Simulation(replace(FIXED, load_s=(3.0,), cache_bytes=3 * ADAPTER_BYTES), 4)
     simulation.fleet.warm(shares)
     outcome = simulation.run([Arrival(0, 0.0, Shape(), "adapter 0"), Arrival(1, 99.0, Shape(), "adapter 99")])
-    assert [each.loads for each in outcome.pictures] == [0, 1]
+    assert [each.loads for each in outcome.images] == [0, 1]
 
 
 def test_burst_of_chance_is_drawn_from_the_seed_alone():

@@ -1,4 +1,4 @@
-"""`python -m serve_app.compare`: are two pictures the same, and which parameters differ."""
+"""`python -m serve_app.commands.compare`: are two images the same, and which parameters differ."""
 
 import math
 
@@ -7,7 +7,8 @@ import PIL.Image
 import PIL.PngImagePlugin
 import pytest
 
-from serve_app import compare, images
+from serve_app.commands import compare
+from serve_app.images import codec
 
 
 def picture(colour: tuple[int, int, int] = (10, 20, 30), size: tuple[int, int] = (10, 10)) -> PIL.Image.Image:
@@ -22,7 +23,7 @@ def record(**changes: object) -> dict:
 def file(tmp_path):
     def file(name: str, image: PIL.Image.Image, text: dict) -> str:
         path = tmp_path / name
-        path.write_bytes(images.encode(image, "png", text))
+        path.write_bytes(codec.encode(image, "png", text))
         return str(path)
 
     return file
@@ -42,7 +43,7 @@ def test_black_and_white_are_as_far_apart_as_can_be():
     assert (found.share, found.largest, found.psnr) == (1.0, 255, 0.0)
 
 
-def test_identical_pictures(file, capsys):
+def test_identical_images(file, capsys):
     paths = [file("a.png", picture(), record()), file("b.png", picture(), record())]
     assert compare.main(paths) == 0
     out = capsys.readouterr().out
@@ -60,7 +61,7 @@ def test_parameters_that_differ_are_named_with_both_values(file, capsys):
     assert "sample_steps" not in out
 
 
-def test_picture_without_parameters_is_still_compared(file, tmp_path, capsys):
+def test_image_without_parameters_is_still_compared(file, tmp_path, capsys):
     picture().save(tmp_path / "b.png")
     assert compare.main([file("a.png", picture(), record()), str(tmp_path / "b.png")]) == 0
     assert "b.png carries no parameters" in capsys.readouterr().out
@@ -70,17 +71,17 @@ def test_what_cannot_be_compared_has_its_own_exit_status(file, tmp_path, capsys)
     one = file("a.png", picture(), {})
     assert compare.main([one, file("b.png", picture(size=(11, 10)), {})]) == 2
     assert "their sizes differ: 10x10 and 11x10" in capsys.readouterr().out
-    (tmp_path / "c.png").write_text("not a picture")
+    (tmp_path / "c.png").write_text("not an image")
     assert compare.main([one, str(tmp_path / "c.png")]) == 2
     assert compare.main([one, str(tmp_path / "missing.png")]) == 2
 
 
-def test_pictures_of_more_than_eight_bits_are_not_called_identical(tmp_path, capsys):
+def test_images_of_more_than_eight_bits_are_not_called_identical(tmp_path, capsys):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path, level in zip(paths, (30000, 60000), strict=True):
         PIL.Image.fromarray(np.full((8, 8), level, dtype=np.uint16)).save(path)
     assert compare.main([str(path) for path in paths]) == 2
-    assert "only pictures of 8 bits a channel" in capsys.readouterr().out
+    assert "only images of 8 bits a channel" in capsys.readouterr().out
 
 
 def test_alpha_counts():

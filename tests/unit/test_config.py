@@ -45,8 +45,8 @@ def test_other_urls_and_absolute_paths_stay(tmp_path: Path):
 
 
 def test_variables_are_expanded_and_a_missing_one_is_named(monkeypatch):
-    monkeypatch.setenv("BUCKET", "pictures")
-    assert AppConfig.model_validate({"artifacts_url": "s3://${BUCKET}/a"}).artifacts_url == "s3://pictures/a"
+    monkeypatch.setenv("BUCKET", "images")
+    assert AppConfig.model_validate({"artifacts_url": "s3://${BUCKET}/a"}).artifacts_url == "s3://images/a"
     with pytest.raises(ValidationError, match="NOT_SET_ANYWHERE"):
         AppConfig.model_validate({"base_url": "https://${NOT_SET_ANYWHERE}"})
 

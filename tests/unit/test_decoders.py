@@ -13,12 +13,11 @@ import PIL.Image
 import psutil
 import pytest
 
-from serve_app import images
 from serve_app.config import FetchConfig
-from serve_app.decoding import pool
-from serve_app.decoding.pool import PROCESSES, Decoders
 from serve_app.errors import ControlImageInvalid, Overloaded
-from tests.unit.heavy_pictures import jpeg_of_scans, png_of_pixels, saved
+from serve_app.images import codec, decoder_pool
+from serve_app.images.decoder_pool import PROCESSES, Decoders
+from tests.unit.heavy_images import jpeg_of_scans, png_of_pixels, saved
 
 SMALL = saved(PIL.Image.new("RGB", (60, 40), "red"), "PNG")
 # About a second of a CPU.
@@ -43,7 +42,7 @@ def workers() -> list[psutil.Process]:
     for child in psutil.Process().children():
         # Another test's may end meanwhile.
         with suppress(psutil.NoSuchProcess):
-            if "serve_app.decoding.worker" in child.cmdline():
+            if "serve_app.images.decoder_process" in child.cmdline():
                 found.append(child)
     return found
 
@@ -56,18 +55,18 @@ async def refusal(decoders: Decoders, data: bytes) -> str:
 
 async def test_facts_are_those_of_the_engine(make_decoders):
     image = PIL.Image.new("RGBA", (60, 40), "red")
-    image.getexif()[images.EXIF_ORIENTATION] = 6
+    image.getexif()[codec.EXIF_ORIENTATION] = 6
     data = saved(image, "PNG", exif=image.getexif())
     decoders = make_decoders()
     for exif in ("ignore", "apply"):
-        assert await decoders.facts(data, exif, "") == images.read(data, exif).facts
-    assert await decoders.facts(data, "apply", "") == images.ControlImage((40, 60), 6, ("alpha dropped",))
+        assert await decoders.facts(data, exif, "") == codec.read(data, exif).facts
+    assert await decoders.facts(data, "apply", "") == codec.ControlImage((40, 60), 6, ("alpha dropped",))
 
 
 async def test_limits_and_reasons_reach_the_process(make_decoders):
     decoders = make_decoders(max_pixels=2399)
     assert await refusal(decoders, SMALL) == "it has 60x40 pixels, and at most 2399 are accepted"
-    assert "not a picture" in await refusal(decoders, b"x")
+    assert "not an image" in await refusal(decoders, b"x")
 
 
 async def test_no_process_is_started_before_there_is_work_and_one_serves_many(make_decoders):
@@ -88,7 +87,7 @@ async def test_at_most_so_many_processes(make_decoders):
 
 async def test_file_that_takes_too_long_is_stopped_and_the_next_is_decoded(make_decoders, monkeypatch):
     # However busy the machine is, the time of the CPU ends it.
-    monkeypatch.setattr(pool, "WALL_FACTOR", 1000)
+    monkeypatch.setattr(decoder_pool, "WALL_FACTOR", 1000)
     decoders = make_decoders(decode_timeout_s=0.3)
     await decoders.facts(SMALL, "ignore", "")
     [before] = workers()
@@ -98,17 +97,17 @@ async def test_file_that_takes_too_long_is_stopped_and_the_next_is_decoded(make_
 
 
 async def test_time_of_one_file_is_not_the_next_ones(make_decoders, monkeypatch):
-    monkeypatch.setattr(pool, "WALL_FACTOR", 1000)
+    monkeypatch.setattr(decoder_pool, "WALL_FACTOR", 1000)
     started = time.process_time()
-    images.read(HEAVY, "ignore")
+    codec.read(HEAVY, "ignore")
     decoders = make_decoders(decode_timeout_s=1.7 * (time.process_time() - started))
     for _ in range(4):
         await decoders.facts(HEAVY, "ignore", "")
 
 
 async def test_file_that_needs_too_much_memory_is_refused(make_decoders, monkeypatch):
-    monkeypatch.setattr(pool, "MEMORY_BYTES_PER_PIXEL", 0)
-    monkeypatch.setattr(pool, "MEMORY_BYTES", 128 * 2**20)
+    monkeypatch.setattr(decoder_pool, "MEMORY_BYTES_PER_PIXEL", 0)
+    monkeypatch.setattr(decoder_pool, "MEMORY_BYTES", 128 * 2**20)
     decoders = make_decoders(max_bytes=1000)
     assert await refusal(decoders, png_of_pixels(6000, 6000)) == "decoding it takes more than 134 MB of memory"
     assert (await decoders.facts(SMALL, "ignore", "")).size == (60, 40)
@@ -188,7 +187,7 @@ async def test_one_tenants_heavy_files_do_not_hold_up_another(make_decoders):
 
 
 async def test_nobody_is_blamed_for_a_busy_machine(make_decoders, monkeypatch):
-    monkeypatch.setattr(pool, "WALL_FACTOR", 0.02)
+    monkeypatch.setattr(decoder_pool, "WALL_FACTOR", 0.02)
     with pytest.raises(Overloaded):
         await make_decoders().facts(HEAVY, "ignore", "")
 
@@ -211,7 +210,7 @@ async def test_process_that_the_system_does_not_start_is_not_the_files_fault(mak
 async def test_part_of_a_line_is_no_answer():
     """A process that dies may leave one."""
     process = await asyncio.create_subprocess_exec(*("printf", '{"fac'), stdin=PIPE, stdout=PIPE)
-    assert await pool._read_line(process) == b""
+    assert await decoder_pool._read_line(process) == b""
     await process.wait()
 
 
@@ -231,6 +230,6 @@ def test_process_holds_no_secret_of_the_service(monkeypatch):
 
 def test_process_imports_little():
     """It starts in a moment, and holds little memory: neither torch nor Ray nor the web framework."""
-    program = "import serve_app.decoding.worker, sys; print(*sys.modules)"
+    program = "import serve_app.images.decoder_process, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert {"torch", "ray", "pydantic", "fastapi", "aiohttp"}.isdisjoint(loaded)

@@ -5,7 +5,7 @@ import stat
 import pytest
 import yaml
 
-from serve_app import demo
+from serve_app.commands import demo
 from serve_app.config import AppConfig
 from serve_app.models.registry import MODELS
 from tests.conftest import ROOT

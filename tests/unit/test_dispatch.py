@@ -1,13 +1,13 @@
-"""What becomes of claimed work, whatever happens to the one who makes the picture."""
+"""What becomes of claimed work, whatever happens to the one who makes the image."""
 
 import asyncio
 from dataclasses import asdict
 
 import pytest
 
-from serve_app.dispatch import FREE_CLAIMS
 from serve_app.errors import EditorLost, EditorUnavailable, LoraChanged, StorageFailed
 from serve_app.tasks import Alive, Stage, Status, StepDone
+from serve_app.workers.dispatcher import FREE_CLAIMS
 from tests.unit.bench import saying
 from tests.unit.conftest import ON_BOTH_DATABASES
 from tests.unit.test_jobs import MODEL, PLAN, claim, is_stored, new
@@ -27,7 +27,7 @@ class BusyEditors:
         yield
 
 
-async def test_every_picture_of_a_request_is_made(bench):
+async def test_every_image_of_a_request_is_made(bench):
     record = await bench.store.requests.create(new(5), is_stored)
     async with bench.dispatching():
         record = await bench.ended(record.id)
@@ -109,7 +109,7 @@ async def test_editor_that_says_it_is_there_is_waited_for(bench):
     assert record.images[0].reasons == ("gone",)
 
 
-async def test_picture_that_waits_for_storage_is_not_taken_for_one_that_makes_no_step(bench):
+async def test_image_that_waits_for_storage_is_not_taken_for_one_that_makes_no_step(bench):
     storing = [StepDone(8, 8), Alive(Stage.STORING), *[0.1, Alive(Stage.STORING)] * 6, EditorLost("gone")]
     record = await saying(bench, [Alive(Stage.PREPARING), StepDone(0, 8), *storing], stall_s=0.3)
     assert record.images[0].reasons == ("gone",)
@@ -120,20 +120,20 @@ async def test_edit_that_no_editor_says_it_has_is_asked_for_anew_and_loses_no_at
     assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
 
 
-async def test_picture_that_only_waited_on_a_lost_editor_loses_no_attempt(bench):
+async def test_image_that_only_waited_on_a_lost_editor_loses_no_attempt(bench):
     lost = [Alive(Stage.PREPARING), Alive(Stage.WAITING), EditorLost("gone")]
     silent = [Alive(Stage.PREPARING), Alive(Stage.WAITING), SILENCE]
     record = await saying(bench, *[lost, silent] * bench.jobs.max_attempts, silence_s=0.2)
     assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
 
 
-async def test_picture_whose_control_image_cannot_be_read_now_loses_no_attempt(bench):
+async def test_image_whose_control_image_cannot_be_read_now_loses_no_attempt(bench):
     away = [Alive(Stage.PREPARING), StorageFailed("away")]
     record = await saying(bench, *[away] * (bench.jobs.max_attempts + 1))
     assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
 
 
-async def test_picture_that_was_being_prepared_on_a_lost_editor_loses_an_attempt(bench):
+async def test_image_that_was_being_prepared_on_a_lost_editor_loses_an_attempt(bench):
     record = await saying(
         bench,
         [Alive(Stage.PREPARING), EditorLost("gone")],
@@ -142,7 +142,7 @@ async def test_picture_that_was_being_prepared_on_a_lost_editor_loses_an_attempt
     assert record.images[0].reasons == ("gone", "gone")
 
 
-async def test_picture_that_seems_to_kill_editors_while_it_waits_is_given_up(bench):
+async def test_image_that_seems_to_kill_editors_while_it_waits_is_given_up(bench):
     lost = [Alive(Stage.PREPARING), Alive(Stage.WAITING), EditorLost("gone")]
     record = await saying(bench, *[lost] * (FREE_CLAIMS + bench.jobs.max_attempts))
     assert record.error == "prompt 0: given up after 3 attempts (1: gone; 2: gone; 3: gone)"
@@ -185,7 +185,7 @@ async def test_late_tenant_waits_for_no_more_than_what_is_in_flight(bench):
         late = await bench.store.requests.create(new(3, tenant="late"), is_stored)
         bench.editors.gate.set()
         await bench.ended(late.id)
-        # The late one's last picture may end before the next is begun.
+        # The late one's last image may end before the next is begun.
         async with asyncio.timeout(8):
             while len(bench.editors.tasks) < 8:
                 await asyncio.sleep(0.01)
@@ -215,11 +215,11 @@ async def test_work_of_a_vanished_dispatcher_is_taken_up(bench):
     assert record.status == Status.SUCCEEDED
 
 
-async def test_picture_that_a_vanished_dispatcher_had_made_is_used(bench):
+async def test_image_that_a_vanished_dispatcher_had_made_is_used(bench):
     record = await bench.store.requests.create(new(), is_stored)
     [mine] = await claim(bench.store, "vanished")
     events = [event async for event in bench.editors.edit(mine.task)]
-    # What an editor writes beside a finished picture.
+    # What an editor writes beside a finished image.
     bench.artifacts.put_json(f"results/{record.id}/0.json", asdict(events[-1]))
     async with bench.dispatching():
         record = await bench.ended(record.id)
@@ -246,7 +246,7 @@ async def test_without_an_editor_work_waits_where_it_is_counted(bench):
     async with bench.dispatching():
         await asyncio.sleep(0.2)
         backlog = (await bench.store.queue.backlogs())[MODEL]
-        assert (backlog.pictures, backlog.running_s) == (3, 0.0)
+        assert (backlog.images, backlog.running_s) == (3, 0.0)
         assert not bench.editors.tasks
         bench.running = 1
         record = await bench.ended(record.id)

@@ -86,7 +86,7 @@ def test_half_a_note_is_read_once_it_is_whole(tmp_path):
         (Answer("failed", "given up", ()), "failed: given up"),
         (Answer("succeeded", None, ((0, "zero"),)), "reports the images"),
         (Answer("succeeded", None, ((0, "zero"), (0, "zero"))), "reports the images"),
-        (Answer("succeeded", None, ((0, "zero"), (1, "zero"))), "is not the picture"),
+        (Answer("succeeded", None, ((0, "zero"), (1, "zero"))), "is not the image"),
     ],
 )
 def test_request_that_did_not_end_as_undisturbed_is_seen(answer, problem):
@@ -108,11 +108,11 @@ def test_too_few_kills_are_seen(kind):
     assert len(verdict.misses(kills(**{kind: 0}), {"r1.0": [note(9.0, 1, "step", 0)]})) == 1
 
 
-def test_kill_of_an_editor_that_had_made_its_picture_hit_nothing():
+def test_kill_of_an_editor_that_had_made_its_image_hit_nothing():
     assert "hit nothing" in verdict.misses(kills(), {"r1.0": [note(9.9, 1, "made", 8)]})[0]
 
 
-def test_editor_may_be_killed_while_it_makes_a_picture_again():
+def test_editor_may_be_killed_while_it_makes_a_image_again():
     notes = {"r1.0": [note(8.0, 1, "made", 8), note(9.9, 1, "step", 0)]}
     assert verdict.misses(kills(), notes) == []
 

@@ -8,11 +8,11 @@ import pytest
 
 from serve_app.config import MINIATURE_RANDOM
 from serve_app.models.registry import MODELS
-from tests.conftest import as_base64, as_png, noise_picture
+from tests.conftest import as_base64, as_png, noise_image
 from tests.unit.profiles import icc_profile
 
 ALL_MODELS = [{"id": model, "checkpoint": MINIATURE_RANDOM} for model in MODELS]
-IMAGES = [as_base64(as_png(noise_picture(*size))) for size in ((640, 256), (90, 120), (64, 64))]
+IMAGES = [as_base64(as_png(noise_image(*size))) for size in ((640, 256), (90, 120), (64, 64))]
 
 
 def explained(client, body: dict) -> dict:
@@ -22,14 +22,14 @@ def explained(client, body: dict) -> dict:
 
 
 def turned_jpeg() -> bytes:
-    image = noise_picture(90, 60)
+    image = noise_image(90, 60)
     image.getexif()[0x0112] = 6
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", exif=image.getexif())
     return buffer.getvalue()
 
 
-def test_explanation_answers_what_one_compares_when_pictures_differ(client, make_body):
+def test_explanation_answers_what_one_compares_when_images_differ(client, make_body):
     """The seed page's list, point by point."""
     loras = [{"path": "job/lora.safetensors", "network_multiplier": 0.5}]
     body = make_body(width=1000, height=640, ctrl_img=IMAGES[0], loras=loras, guidance_scale=3.0, sample_steps=8)
@@ -132,7 +132,7 @@ def test_text_to_image_needs_no_control_image_and_says_that_it_ignored_one(clien
     [record] = explained(client, body)["effective"]
     assert (record["width"], record["control_images"]) == (992, [])
     assert record["text_encoder"]["max_prompt_tokens"] == 512
-    answer = explained(client, make_body(model="qwen_image", ctrl_img="not even a picture"))
+    answer = explained(client, make_body(model="qwen_image", ctrl_img="not even an image"))
     assert answer["ignored"] == ["ctrl_img"]
     submitted = client.post("/v1/inference", json=body)
     assert submitted.status_code == 200
@@ -161,7 +161,7 @@ def test_conversions_of_a_control_image_are_told(client, make_body):
 
 @pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>"])
 def test_prompt_with_a_reserved_token_is_refused(client, make_body, token):
-    """The processor would look for a picture that belongs to it."""
+    """The processor would look for an image that belongs to it."""
     error = client.post("/v1/inference", json=make_body(prompt=f"a {token} hat")).json()["detail"]["error"]
     assert (error["code"], error["details"]) == ("INVALID_PARAMETER", {"prompt_index": 0, "parameter": "prompt"})
 
@@ -174,14 +174,14 @@ def test_misspelt_and_misplaced_fields_are_told(client, make_body):
     assert "steps" in client.get(url).json()["metadata"]["ignored"]
 
 
-def test_path_in_place_of_a_picture_is_recognised(client, make_body):
+def test_path_in_place_of_a_image_is_recognised(client, make_body):
     error = client.post("/v1/inference", json=make_body(ctrl_img="samples/astronaut.jpg")).json()["detail"]["error"]
     assert error["code"] == "CONTROL_IMAGE_INVALID"
     assert "looks like a path, and none is read: send base64 or an http(s) URL" in error["message"]
 
 
 def test_result_of_another_shape_is_noted_in_explanation_and_result(client, make_body):
-    body = make_body(ctrl_img=as_base64(as_png(noise_picture(64, 128))))
+    body = make_body(ctrl_img=as_base64(as_png(noise_image(64, 128))))
     [note] = explained(client, body)["notes"]
     assert "is 64x128 and the result 64x64" in note
     assert "stretched" in note
@@ -191,6 +191,6 @@ def test_result_of_another_shape_is_noted_in_explanation_and_result(client, make
 
 def test_colour_profile_is_named_in_explanation(client, make_body):
     buffer = io.BytesIO()
-    noise_picture(64, 64).save(buffer, "PNG", icc_profile=icc_profile("Display P3"))
+    noise_image(64, 64).save(buffer, "PNG", icc_profile=icc_profile("Display P3"))
     [record] = explained(client, make_body(ctrl_img=as_base64(buffer.getvalue())))["effective"]
     assert record["control_images"][0]["conversions"] == ["colour profile 'Display P3' not applied"]

@@ -12,7 +12,7 @@ from fsspec.spec import AbstractBufferedFile
 
 from serve_app.adapters.header import read_header
 from serve_app.adapters.receipts import understand
-from serve_app.adapters.scalars import scalar
+from serve_app.adapters.scalar_tensors import scalar
 from serve_app.adapters.sources import BEGINNING_BYTES
 from serve_app.models.architecture import MINIATURE_ARCHITECTURE, PUBLISHED
 from serve_app.tasks import Factor

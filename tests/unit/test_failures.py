@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from serve_app.answers import Place
 from serve_app.errors import EditorLost, LoraChanged, OutOfMemory, UnusableResult, describe
-from serve_app.events import events_since, payload_of
+from serve_app.intake.answers import Place
+from serve_app.intake.events import events_since, payload_of
 from serve_app.jobs import tables
 from serve_app.jobs.records import Delivery, HistoryFilter, Webhook
 from serve_app.jobs.store import JobStore

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from serve_app.config import FetchConfig
 from serve_app.errors import FetchFailed
-from serve_app.fetch import Fetcher
+from serve_app.storage.fetch import Fetcher
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serve_app.admission import gather_few
+from serve_app.intake.admission import gather_few
 
 
 async def test_call_behind_one_that_fails_is_cancelled_whatever_it_waits_for():

@@ -8,9 +8,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import AuthConfig
-from serve_app.keys import new_key
+from serve_app.intake.keys import new_key
 from serve_app.tasks import Status
-from tests.unit.conftest import PICTURE, Application
+from tests.unit.conftest import IMAGE, Application
 
 ISO_UTC = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z$")
 
@@ -116,7 +116,7 @@ def test_result_has_one_image_a_prompt_in_order(client, make_body):
 
 def test_file_path_is_the_real_local_path(client, make_body):
     image = finished(client, make_body())["outputs"]["images"][0]
-    assert Path(image["file_path"]).read_bytes() == PICTURE
+    assert Path(image["file_path"]).read_bytes() == IMAGE
 
 
 def test_file_path_is_the_url_where_there_are_api_keys(config, make_body, tmp_path):
@@ -128,15 +128,15 @@ def test_file_path_is_the_url_where_there_are_api_keys(config, make_body, tmp_pa
         result = finished(client, make_body())
         [image] = result["outputs"]["images"]
         assert image["file_path"] == image["url"]
-        assert client.get(image["file_path"]).content == PICTURE
+        assert client.get(image["file_path"]).content == IMAGE
         told = client.get(f"/v1/requests/{result['request_id']}/events").text
     assert str(tmp_path) not in told + str(result)
 
 
-def test_picture_is_downloaded_by_its_url(client, make_body):
+def test_image_is_downloaded_by_its_url(client, make_body):
     image = finished(client, make_body(output_format="png"))["outputs"]["images"][0]
     answer = client.get(image["url"])
-    assert (answer.status_code, answer.headers["content-type"], answer.content) == (200, "image/png", PICTURE)
+    assert (answer.status_code, answer.headers["content-type"], answer.content) == (200, "image/png", IMAGE)
 
 
 def test_size_is_floored_to_the_divisor(client, make_body):
@@ -234,7 +234,7 @@ def test_failed_request_lists_what_was_finished(application, client, make_body):
     assert result["error"].startswith("prompt ")
     assert "secret" not in result["error"]
     [partial] = result["metadata"]["partial"]
-    assert client.get(partial["url"]).content == PICTURE
+    assert client.get(partial["url"]).content == IMAGE
 
 
 def test_cors_is_open(client):

@@ -8,9 +8,9 @@ import PIL.Image
 import pytest
 from aiohttp import web
 
-from serve_app.decoding import pool
 from serve_app.errors import OutOfMemory
-from tests.conftest import as_base64, as_png, noise_picture
+from serve_app.images import decoder_pool
+from tests.conftest import as_base64, as_png, noise_image
 from tests.unit.conftest import safetensors_bytes
 from tests.unit.test_http_contract import finished
 
@@ -119,7 +119,7 @@ def truncated() -> str:
     ("image", "reason"),
     [
         ("abc!", "neither an http"),
-        ("bm90IGEgcGljdHVyZQ==", "not a picture"),
+        ("bm90IGEgcGljdHVyZQ==", "not an image"),
         (truncated(), "broken or truncated"),
         (as_base64(as_png(PIL.Image.new("RGB", (4000, 2)))), "too unequal"),
         (as_base64(as_png(PIL.Image.new("L", (300, 300)))), "at most 50000"),
@@ -147,10 +147,8 @@ def test_damaged_pixels_are_not_edited(client, make_body, exif):
     assert "broken" in error["details"]["reason"]
 
 
-def test_url_safe_base64_is_the_same_picture(client, make_body):
-    image = next(
-        text for seed in range(99) if {"+", "/"} <= set(text := as_base64(as_png(noise_picture(64, 64, seed))))
-    )
+def test_url_safe_base64_is_the_same_image(client, make_body):
+    image = next(text for seed in range(99) if {"+", "/"} <= set(text := as_base64(as_png(noise_image(64, 64, seed)))))
     texts = (image, image.translate(str.maketrans("+/", "-_")).rstrip("="), f"DATA:image/png;base64,{image}")
     answers = [client.post("/v1/explain", json=make_body(ctrl_img=text)).json()["effective"] for text in texts]
     digests = [record["control_images"][0]["sha256"] for [record] in answers]
@@ -158,7 +156,7 @@ def test_url_safe_base64_is_the_same_picture(client, make_body):
 
 
 def test_busy_service_blames_nobody(client, make_body, monkeypatch):
-    monkeypatch.setattr(pool, "WALL_FACTOR", 0.0)
+    monkeypatch.setattr(decoder_pool, "WALL_FACTOR", 0.0)
     answer = client.post("/v1/explain", json=make_body())
     assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (503, "OVERLOADED")
     assert int(answer.headers["Retry-After"]) > 0
@@ -353,8 +351,8 @@ class TestDownloadedLora:
 
 
 def test_error_of_an_edit_is_a_string_in_the_result(application, client, make_body):
-    application.editors.errors = [OutOfMemory("a picture of 64x64 does not fit")]
-    assert finished(client, make_body())["error"] == "prompt 0: a picture of 64x64 does not fit"
+    application.editors.errors = [OutOfMemory("an image of 64x64 does not fit")]
+    assert finished(client, make_body())["error"] == "prompt 0: an image of 64x64 does not fit"
 
 
 @pytest.mark.parametrize(
@@ -364,7 +362,7 @@ def test_error_of_an_edit_is_a_string_in_the_result(application, client, make_bo
 def test_rays_headers_do_not_reach_the_application(config, name):
     from starlette.testclient import TestClient
 
-    from serve_app.middleware import DropRayHeaders
+    from serve_app.api.middleware import DropRayHeaders
 
     seen = []
 

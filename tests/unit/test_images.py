@@ -1,4 +1,4 @@
-"""Pictures as people have them: what each becomes, and what is refused."""
+"""Images as people have them: what each becomes, and what is refused."""
 
 import io
 import json
@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from serve_app import images
 from serve_app.errors import ControlImageInvalid
+from serve_app.images import codec
 from tests.unit.profiles import icc_profile
 
 SIZE = (60, 40)
@@ -27,11 +27,11 @@ def halves(mode: str, left: object, right: object) -> PIL.Image.Image:
     return image
 
 
-def colours(picture: images.Picture) -> list[tuple[int, ...]]:
+def colours(picture: codec.DecodedImage) -> list[tuple[int, ...]]:
     return [picture.image.getpixel((5, 5)), picture.image.getpixel((55, 5))]
 
 
-def palette_picture() -> PIL.Image.Image:
+def palette_image() -> PIL.Image.Image:
     image = PIL.Image.new("P", SIZE)
     image.putpalette([9, 8, 7, 200, 100, 50])
     image.paste(1, (30, 0, 60, 40))
@@ -57,8 +57,8 @@ FRAMES = [halves("L", 10 * n, 200) for n in range(3)]
         (saved(halves("RGB", (1, 2, 3), (4, 5, 6))), (1, 2, 3), (4, 5, 6), ()),
         (saved(halves("RGBA", (9, 8, 7, 0), (4, 5, 6, 255))), (9, 8, 7), (4, 5, 6), ("alpha dropped",)),
         (saved(halves("LA", (9, 0), (7, 255))), (9, 9, 9), (7, 7, 7), ("LA to RGB", "alpha dropped")),
-        (saved(palette_picture()), (9, 8, 7), (200, 100, 50), ("palette to RGB",)),
-        (saved(palette_picture(), transparency=0), (9, 8, 7), (200, 100, 50), ("palette to RGB", "alpha dropped")),
+        (saved(palette_image()), (9, 8, 7), (200, 100, 50), ("palette to RGB",)),
+        (saved(palette_image(), transparency=0), (9, 8, 7), (200, 100, 50), ("palette to RGB", "alpha dropped")),
         (
             saved(halves("CMYK", (0, 0, 0, 0), (255, 255, 255, 255)), "TIFF"),
             (255, 255, 255),
@@ -91,7 +91,7 @@ FRAMES = [halves("L", 10 * n, 200) for n in range(3)]
     ],
 )
 def test_conversion_is_the_stated_one(data, left, right, conversions):
-    picture = images.read(data, "ignore")
+    picture = codec.read(data, "ignore")
     assert picture.image.mode == "RGB"
     assert colours(picture) == [left, right]
     assert picture.facts.conversions == conversions
@@ -115,27 +115,27 @@ def test_conversion_is_the_stated_one(data, left, right, conversions):
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 def test_colour_profile_that_is_not_srgb_is_told_and_not_applied(profile, conversions, file_format):
     image = halves("RGB", (250, 0, 0), (0, 0, 250))
-    picture = images.read(saved(image, file_format, icc_profile=profile), "ignore")
+    picture = codec.read(saved(image, file_format, icc_profile=profile), "ignore")
     assert picture.facts.conversions == conversions
-    plain = images.read(saved(image, file_format), "ignore")
+    plain = codec.read(saved(image, file_format), "ignore")
     assert picture.image.tobytes() == plain.image.tobytes()
 
 
 def turned() -> bytes:
     """Lies on its side: EXIF says to turn it a quarter clockwise."""
     image = halves("RGB", (255, 0, 0), (0, 0, 255))
-    image.getexif()[images.EXIF_ORIENTATION] = 6
+    image.getexif()[codec.EXIF_ORIENTATION] = 6
     return saved(image, exif=image.getexif())
 
 
 def test_exif_rotation_is_ignored_and_told():
-    picture = images.read(turned(), "ignore")
+    picture = codec.read(turned(), "ignore")
     assert (picture.facts.size, picture.facts.exif_orientation) == (SIZE, 6)
     assert colours(picture) == [(255, 0, 0), (0, 0, 255)]
 
 
 def test_exif_rotation_is_applied_when_asked():
-    picture = images.read(turned(), "apply")
+    picture = codec.read(turned(), "apply")
     assert (picture.facts.size, picture.facts.exif_orientation) == ((40, 60), 6)
     assert [picture.image.getpixel((5, y)) for y in (5, 55)] == [(255, 0, 0), (0, 0, 255)]
 
@@ -146,7 +146,7 @@ def with_exif(payload: bytes) -> bytes:
 
 def test_orientation_of_an_odd_type_is_a_plain_number():
     exif = PIL.Image.Exif()
-    exif[images.EXIF_ORIENTATION] = 6
+    exif[codec.EXIF_ORIENTATION] = 6
     payload = bytearray(exif.tobytes())
     # The entry's type becomes DOUBLE's neighbour RATIONAL, its value an offset to 6/1 behind the directory.
     entry = payload.index(b"\x01\x12") if b"\x01\x12" in payload else payload.index(b"\x12\x01")
@@ -154,55 +154,55 @@ def test_orientation_of_an_odd_type_is_a_plain_number():
     order = "little" if little else "big"
     payload[entry + 2 : entry + 12] = (5).to_bytes(2, order) + (1).to_bytes(4, order) + (26).to_bytes(4, order)
     payload = payload[: 6 + 26] + (6).to_bytes(4, order) + (1).to_bytes(4, order)
-    facts = images.read(with_exif(bytes(payload)), "ignore").facts
+    facts = codec.read(with_exif(bytes(payload)), "ignore").facts
     assert facts.exif_orientation in (None, 6)
     json.dumps(facts.exif_orientation)
 
 
 @pytest.mark.parametrize("exif", ["ignore", "apply"])
-def test_sound_picture_with_broken_exif_is_read(exif):
-    picture = images.read(with_exif(b"Exif\0\0garbage"), exif)
+def test_sound_image_with_broken_exif_is_read(exif):
+    picture = codec.read(with_exif(b"Exif\0\0garbage"), exif)
     assert (picture.facts.size, picture.facts.exif_orientation) == (SIZE, None)
 
 
 def test_tiff_is_turned_by_pillow_and_that_is_told():
     image = halves("RGB", (255, 0, 0), (0, 0, 255))
-    image.getexif()[images.EXIF_ORIENTATION] = 6
-    facts = images.read(saved(image, "TIFF", exif=image.getexif()), "ignore").facts
+    image.getexif()[codec.EXIF_ORIENTATION] = 6
+    facts = codec.read(saved(image, "TIFF", exif=image.getexif()), "ignore").facts
     assert facts.size == (40, 60)
     assert facts.conversions == ("turned as its TIFF tag says, as Pillow always does",)
 
 
-def test_upright_picture_has_no_orientation():
-    assert images.read(saved(PIL.Image.new("RGB", SIZE)), "apply").facts.exif_orientation is None
+def test_upright_image_has_no_orientation():
+    assert codec.read(saved(PIL.Image.new("RGB", SIZE)), "apply").facts.exif_orientation is None
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_grey_of_32_bits_is_refused(mode):
     with pytest.raises(ControlImageInvalid, match="32 bits"):
-        images.read(saved(PIL.Image.new(mode, SIZE), "TIFF"), "ignore")
+        codec.read(saved(PIL.Image.new(mode, SIZE), "TIFF"), "ignore")
 
 
 @pytest.mark.parametrize("exif", ["ignore", "apply"])
 def test_size_is_checked_before_pixels_are_decoded(exif):
     with pytest.raises(ControlImageInvalid, match="60x40 pixels, and at most 2399 are accepted"):
-        images.read(saved(PIL.Image.new("RGB", SIZE)), exif, max_pixels=2399)
+        codec.read(saved(PIL.Image.new("RGB", SIZE)), exif, max_pixels=2399)
 
 
 def test_png_carries_its_text_and_the_pixels_unchanged():
     image = halves("RGB", (1, 2, 3), (4, 5, 6))
-    made = PIL.Image.open(io.BytesIO(images.encode(image, "png", {"effective": {"prompt": "rot, grün, 红"}})))
+    made = PIL.Image.open(io.BytesIO(codec.encode(image, "png", {"effective": {"prompt": "rot, grün, 红"}})))
     assert json.loads(made.text["effective"]) == {"prompt": "rot, grün, 红"}
     assert made.tobytes() == image.tobytes()
 
 
 def test_webp_loses_nothing():
     image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
-    assert PIL.Image.open(io.BytesIO(images.encode(image, "webp", {}))).convert("RGB").tobytes() == image.tobytes()
+    assert PIL.Image.open(io.BytesIO(codec.encode(image, "webp", {}))).convert("RGB").tobytes() == image.tobytes()
 
 
 def test_one_colour_is_recognised():
-    assert images.is_of_one_colour(PIL.Image.new("RGB", SIZE, (3, 200, 7)))
+    assert codec.is_of_one_colour(PIL.Image.new("RGB", SIZE, (3, 200, 7)))
     image = PIL.Image.new("RGB", SIZE, (3, 200, 7))
     image.putpixel((59, 39), (3, 200, 8))
-    assert not images.is_of_one_colour(image)
+    assert not codec.is_of_one_colour(image)

@@ -24,7 +24,7 @@ from serve_app.jobs import tables
 from serve_app.jobs.database import Database
 from serve_app.jobs.records import HistoryFilter, NewImage, NewRequest, Webhook
 from serve_app.jobs.store import JobStore
-from serve_app.routing import UNMEASURED_WORK_S
+from serve_app.policy.routing import UNMEASURED_WORK_S
 from serve_app.tasks import AdapterUse, EditDone, EditPlan, Priority, Status
 from tests.unit.conftest import ON_BOTH_DATABASES
 
@@ -132,7 +132,7 @@ async def test_error_may_quote_anything_that_a_client_sent(store):
     assert ended.error_details == {"prompt_index": 0, "lora_path": "a\\0b\\ud800", "among": ["\\0"]}
 
 
-async def test_picture_is_claimed_once(store):
+async def test_image_is_claimed_once(store):
     await store.requests.create(new(), is_stored)
     assert len(await claim(store, "a", 10)) == 1
     assert await claim(store, "b", 10) == []
@@ -212,7 +212,7 @@ async def test_in_progress_never_goes_back_and_started_at_is_the_first_start(sto
     assert again.reasons == ("lost",)
 
 
-async def test_request_ends_with_its_last_picture(store):
+async def test_request_ends_with_its_last_image(store):
     record = await store.requests.create(new(3), is_stored)
     claims = await claim(store, limit=3)
     await store.queue.succeed(claims[0], DONE, is_stored)
@@ -226,7 +226,7 @@ async def test_request_ends_with_its_last_picture(store):
     assert ended.finished_at >= ended.started_at
 
 
-async def test_ended_picture_is_written_no_more(store):
+async def test_ended_image_is_written_no_more(store):
     await store.requests.create(new(), is_stored)
     [mine] = await claim(store)
     await store.queue.succeed(mine, DONE, is_stored)
@@ -234,7 +234,7 @@ async def test_ended_picture_is_written_no_more(store):
     assert await claim(store, "b") == []
 
 
-async def test_picture_that_is_no_longer_stored_is_not_reported(store):
+async def test_image_that_is_no_longer_stored_is_not_reported(store):
     record = await store.requests.create(new(), is_stored)
     [mine] = await claim(store)
     with pytest.raises(EditorLost):
@@ -323,7 +323,7 @@ async def test_request_whose_commit_was_answered_into_the_void_is_made_once(stor
 async def test_full_queue_refuses_and_what_is_claimed_no_longer_counts(open_store):
     store = await open_store(max_queued=5, max_queued_per_tenant=3)
     await store.requests.create(new(3, tenant="a"), is_stored)
-    with pytest.raises(QueueFull, match="your queue is full: 3 pictures wait, at most 3 may"):
+    with pytest.raises(QueueFull, match="your queue is full: 3 images wait, at most 3 may"):
         await store.requests.create(new(1, tenant="a"), is_stored)
     await store.requests.create(new(2, tenant="b"), is_stored)
     with pytest.raises(QueueFull, match="the queue is full"):
@@ -376,7 +376,7 @@ async def test_every_change_has_a_version_of_its_own(store):
     await store.queue.succeed(second, DONE, is_stored)
     await changed()
     ended = await store.requests.get(record.id)
-    # So that a watcher who has seen the last picture has not seen the end.
+    # So that a watcher who has seen the last image has not seen the end.
     assert ended.images[1].version < ended.version
 
 
@@ -472,7 +472,7 @@ async def test_a_backlog_is_told_in_seconds(open_store):
     await store.queue.progress(second, PLAN.steps // 4)
     backlog = (await store.queue.backlogs())[MODEL]
     # The first one took 2 s.
-    assert (backlog.waiting_s, backlog.running_s, backlog.pictures) == (4.0, 1.5, 3)
+    assert (backlog.waiting_s, backlog.running_s, backlog.images) == (4.0, 1.5, 3)
     assert 0 < backlog.oldest_s < 30
 
 

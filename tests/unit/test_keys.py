@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app import keys
 from serve_app.config import AppConfig, AuthConfig
 from serve_app.errors import KeysRefused, Unauthorized
-from serve_app.keys import Caller, Keys, new_key
+from serve_app.intake import keys
+from serve_app.intake.keys import Caller, Keys, new_key
 from tests.conftest import ROOT
 
 
@@ -183,5 +183,5 @@ def test_the_command_refuses_what_the_service_would(arguments):
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "serve_app.keys", *arguments]
+    command = [sys.executable, "-m", "serve_app.intake.keys", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=dict(os.environ))

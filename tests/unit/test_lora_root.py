@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from serve_app.adapters import sources
-from serve_app.adapters.contents import Contents
-from serve_app.adapters.local import NotRegular, open_regular
-from serve_app.adapters.shelf import Shelf
-from serve_app.artifacts import Artifacts
+from serve_app.adapters.local_files import NotRegular, open_regular
+from serve_app.adapters.verified_files import Contents
 from serve_app.config import FetchConfig, JobsConfig, ModelConfig
 from serve_app.errors import LoraChanged, Overloaded, StorageFailed
+from serve_app.intake.catalogue import Shelf
 from serve_app.jobs import database
 from serve_app.jobs.records import NewImage, NewRequest
 from serve_app.jobs.store import JobStore
+from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import AdapterUse
 from tests.unit.conftest import safetensors_bytes
 

@@ -7,14 +7,14 @@ from contextlib import AsyncExitStack
 import pytest
 import sqlalchemy as sa
 
-from serve_app.artifacts import Artifacts
+from serve_app.commands.demo import free_port
 from serve_app.config import JobsConfig
-from serve_app.demo import free_port
-from serve_app.dispatch import Dispatcher
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs.database import CLIENT_SILENCE_S, SERVER_SILENCE_S, Database, transaction
 from serve_app.jobs.store import JobStore
+from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import Status
+from serve_app.workers.dispatcher import Dispatcher
 from tests.unit.conftest import InstantEditors
 from tests.unit.test_jobs import MODEL, claim, is_stored, new
 

@@ -1,4 +1,4 @@
-"""Facts that change a picture, or what was sent in vain: told by explain and by the result alike."""
+"""Facts that change an image, or what was sent in vain: told by explain and by the result alike."""
 
 from functools import partial
 
@@ -6,16 +6,16 @@ import pytest
 
 from serve_app.config import MINIATURE_RANDOM, ModelConfig
 from serve_app.models.profile import PROFILES
-from serve_app.models.prompts import TEMPLATES, Prompts
+from serve_app.models.prompt_tokens import TEMPLATES, Prompts
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
-from tests.conftest import as_base64, as_png, noise_picture
+from tests.conftest import as_base64, as_png, noise_image
 from tests.unit.test_explain import ALL_MODELS, explained
 from tests.unit.test_http_contract import finished
 
 # Of the aspect that the results below have, so that nothing is stretched.
 WIDTH, HEIGHT = 96, 64
-IMAGES = [as_base64(as_png(noise_picture(WIDTH, HEIGHT, seed=seed))) for seed in (1, 2)]
+IMAGES = [as_base64(as_png(noise_image(WIDTH, HEIGHT, seed=seed))) for seed in (1, 2)]
 # What the miniature's tokenizer, which has a token a byte, sees in front of a text-to-image prompt.
 HEAD = TEMPLATES["text_to_image"].head.replace("<|im_start|>", "1").replace("<|im_end|>", "1")
 ROOM = 512 + TEMPLATES["text_to_image"].dropped - len(HEAD)

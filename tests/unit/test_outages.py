@@ -9,13 +9,13 @@ import fsspec
 import pytest
 from starlette.testclient import TestClient
 
-from serve_app.adapters.contents import Contents
 from serve_app.adapters.sources import fingerprint
-from serve_app.artifacts import Artifacts
+from serve_app.adapters.verified_files import Contents
+from serve_app.concurrency.threads import Threads
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.errors import StorageFailed, StorageRefused
+from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import AdapterUse, Status, StepDone
-from serve_app.threads import Threads
 from tests.unit.bench import saying
 from tests.unit.conftest import Application, safetensors_bytes
 from tests.unit.outages import RemoteStore, stand_in

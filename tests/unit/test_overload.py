@@ -15,11 +15,11 @@ import pytest
 import yaml
 from aiohttp import web
 
-from serve_app.admission import IMAGES_AT_ONCE
 from serve_app.config import AppConfig, FetchConfig
 from serve_app.errors import FetchFailed
-from serve_app.fetch import Fetcher
-from serve_app.service import Service
+from serve_app.intake.admission import IMAGES_AT_ONCE
+from serve_app.intake.service import Service
+from serve_app.storage.fetch import Fetcher
 from tests.unit.conftest import Application
 
 Start = Callable[..., Awaitable[httpx.AsyncClient]]
@@ -51,7 +51,7 @@ def service_of(client: httpx.AsyncClient) -> Service:
 
 
 class ImageServer:
-    """A server of one picture under any path. `pause_s` is before each answer; `says_length` whether it tells it."""
+    """A server of one image under any path. `pause_s` is before each answer; `says_length` whether it tells it."""
 
     def __init__(self, picture: bytes) -> None:
         self.picture = picture
@@ -114,7 +114,7 @@ async def test_slow_downloads_of_one_tenant_leave_others_their_connections(start
         asyncio.create_task(post(client, "red", body_of(f"{url}/slow/{number}"), "/v1/explain")) for number in range(20)
     ]
     await asyncio.sleep(0.2)
-    answer = await post(client, "blue", body_of(f"{url}/picture"))
+    answer = await post(client, "blue", body_of(f"{url}/image"))
     # While red's downloads hold their connections.
     assert (answer.status_code, [task.done() for task in slow].count(False) >= 2) == (200, True)
     answers = await asyncio.gather(*slow)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.placement import EDITOR_CPUS, INGRESS_CPUS, PATIENCE_S, Fleet, Machine, fleets, unplaced
+from serve_app.policy.placement import EDITOR_CPUS, INGRESS_CPUS, PATIENCE_S, Fleet, Machine, fleets, unplaced
 
 NOW = 1000.0
 LATE = PATIENCE_S + 5

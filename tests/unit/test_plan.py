@@ -4,13 +4,13 @@ import pytest
 
 from serve_app.config import AppConfig, ModelConfig, ProfileName
 from serve_app.errors import InvalidParameter
-from serve_app.images import ControlImage
+from serve_app.images.codec import ControlImage
+from serve_app.intake.notes import exif_notes, stretch_notes
+from serve_app.intake.plan import ignored_fields, plan_edits
 from serve_app.models.architecture import PUBLISHED, architecture_of
 from serve_app.models.profile import PROFILES, profile_of_trainer
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
-from serve_app.notes import exif_notes, stretch_notes
-from serve_app.plan import ignored_fields, plan_edits
 from serve_app.schemas import InferenceRequest
 from serve_app.tasks import AdapterUse, Receipt
 
@@ -149,7 +149,7 @@ def test_first_of_several_control_images_gives_the_aspect():
     assert stretch_notes(made, images | {"w": ControlImage((900, 900))}) == []
 
 
-def test_picture_without_control_image_is_not_stretched():
+def test_image_without_control_image_is_not_stretched():
     assert stretch_notes(plans({"model": "qwen_image"}), {}) == []
 
 
@@ -163,7 +163,7 @@ def test_exif_rotation_that_is_not_obeyed_is_noted():
 
 
 def test_flops_of_a_forward_are_those_counted_by_hand():
-    """198 TFLOP at 1024x1024: 4096 target and as many control tokens, 1369 of the encoder's picture, some text."""
+    """198 TFLOP at 1024x1024: 4096 target and as many control tokens, 1369 of the encoder's image, some text."""
     [plan] = plans({})
     recipe = make_recipe(MODELS["qwen_image_edit"], PROFILES["reference"], plan, [(1024, 1024)])
     assert recipe.image_tokens == 8192

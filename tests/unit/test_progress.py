@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.answers import status_of
+from serve_app.intake.answers import status_of
 from serve_app.jobs.store import JobStore
 from serve_app.tasks import Alive, EditDone, ImageStage, Stage, StepDone
 from tests.unit.bench import Bench, Saying

@@ -8,7 +8,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from serve_app.adapters.sources import hub_url
-from serve_app.effective import without_secrets
+from serve_app.models.effective import without_secrets
 from tests.unit.conftest import PAIR, TO_Q, safetensors_bytes
 
 TRAINED = {

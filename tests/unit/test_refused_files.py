@@ -9,8 +9,8 @@ from starlette.testclient import TestClient
 
 from serve_app.config import AppConfig
 from serve_app.errors import QueueFull
-from serve_app.fetch import Fetcher
 from serve_app.jobs.requests import Requests
+from serve_app.storage.fetch import Fetcher
 from serve_app.tasks import Status
 from tests.loraserver import LoraServer, lora_server
 from tests.unit.conftest import ON_BOTH_DATABASES, Application, safetensors_bytes

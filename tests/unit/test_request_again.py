@@ -1,4 +1,4 @@
-"""`effective.request`: a body that makes a picture again, as it stands in explain, in results and in PNGs."""
+"""`effective.request`: a body that makes an image again, as it stands in explain, in results and in PNGs."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import yaml
 from starlette.testclient import TestClient
 
 from serve_app.config import AuthConfig
-from serve_app.keys import new_key
+from serve_app.intake.keys import new_key
 from tests.conftest import as_base64
 from tests.unit.conftest import ON_BOTH_DATABASES, Application
 from tests.unit.test_explain import ALL_MODELS, IMAGES, explained, turned_jpeg
@@ -66,7 +66,7 @@ def test_record_that_is_posted_makes_the_same_plan(served, make_body, fields):
     assert explained(client, record)["effective"][0]["request"] == record
 
 
-def test_record_has_a_request_for_each_picture(served, make_body):
+def test_record_has_a_request_for_each_image(served, make_body):
     _, client = served
     body = make_body(trigger_word="sks")
     body["prompts"] = [body["prompts"][0] | {"width": width} for width in (64, 96)]

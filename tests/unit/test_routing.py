@@ -5,9 +5,8 @@ from collections import Counter
 
 import pytest
 
-from serve_app.adapters.cache import AdapterCache
-from serve_app.holdings import Holdings
-from serve_app.routing import (
+from serve_app.engine.adapter_cache import AdapterCache
+from serve_app.policy.routing import (
     CONFIRMED_WITHIN_S,
     PATIENCE,
     PROBES_PER_S,
@@ -17,6 +16,7 @@ from serve_app.routing import (
     Waiting,
     answers_within_s,
 )
+from serve_app.replicas.routing_stats import Holdings
 
 WORK_S, LOAD_S = 1.0, 1.5
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from serve_app.scaling import Backlog, Decision, Fleet, Limits, Scaling
+from serve_app.policy.scaling import Backlog, Decision, Fleet, Limits, Scaling
 
 COLD_S = 30.0
 LIMITS = Limits(min_replicas=0, max_replicas=8, wait_s=60, settle_s=120, idle_s=300)
@@ -14,10 +14,10 @@ class Day:
     """A model's replicas and line, a second a step: what is decided is done, and is there after a cold start."""
 
     limits: Limits = LIMITS
-    picture_s: float = 20.0
+    image_s: float = 20.0
     running: int = 0
     starting: list[float] = field(default_factory=list)  # when each will be ready
-    pictures: list[float] = field(default_factory=list)  # what is left of each, the first ones are worked on
+    images: list[float] = field(default_factory=list)  # what is left of each, the first ones are worked on
     now: float = 0.0
     history: list[int] = field(default_factory=list)
 
@@ -31,22 +31,22 @@ class Day:
         return self.running + len(self.starting)
 
     def run(self, seconds: float, a_second: float = 0.0) -> list[int]:
-        """Let time pass, with so many new pictures a second; the sizes it had."""
+        """Let time pass, with so many new images a second; the sizes it had."""
         for _ in range(round(seconds)):
             self.due += a_second
             while self.due >= 1:
-                self.pictures.append(self.picture_s)
+                self.images.append(self.image_s)
                 self.due -= 1
             self._step()
         return self.history[-round(seconds) :]
 
     def _step(self) -> None:
-        busy = [left - 1 for left in self.pictures[: self.running]]
-        self.pictures = [left for left in busy if left > 0] + self.pictures[self.running :]
+        busy = [left - 1 for left in self.images[: self.running]]
+        self.images = [left for left in busy if left > 0] + self.images[self.running :]
         self.running += sum(ready <= self.now for ready in self.starting)
         self.starting = [ready for ready in self.starting if ready > self.now]
-        at_work, waiting = self.pictures[: self.running], self.pictures[self.running :]
-        backlog = Backlog(sum(waiting), sum(at_work), len(self.pictures))
+        at_work, waiting = self.images[: self.running], self.images[self.running :]
+        backlog = Backlog(sum(waiting), sum(at_work), len(self.images))
         fleet = Fleet(self.running, len(self.starting), COLD_S)
         self.decision = self.scaling.decide(backlog, fleet, self.limits, self.now)
         more = self.decision.replicas - self.size
@@ -66,12 +66,12 @@ def changes(sizes: list[int]) -> int:
     return sum(before != after for before, after in pairwise(sizes))
 
 
-def test_a_single_picture_starts_one_from_zero_and_waits_for_it():
+def test_a_single_image_starts_one_from_zero_and_waits_for_it():
     day = Day()
-    day.pictures = [5.0]
+    day.images = [5.0]
     assert set(day.run(COLD_S)) == {1}
     day.run(10)
-    assert not day.pictures
+    assert not day.images
     assert decide(Backlog(5, 0, 1), Fleet(0)).replicas == 1
 
 
@@ -79,7 +79,7 @@ def test_from_zero_as_many_start_as_do_the_work_in_time():
     assert decide(Backlog(200, 0, 10), Fleet(0, 0, COLD_S)).replicas == 4
 
 
-def test_a_picture_is_never_shared():
+def test_a_image_is_never_shared():
     assert decide(Backlog(1000, 0, 2), Fleet(0, 0, COLD_S)).replicas == 2
 
 
@@ -91,7 +91,7 @@ def test_a_burst_that_is_over_before_another_would_be_ready_starts_nothing():
     assert decide(Backlog(20, 8, 6), Fleet(1, 0, 1.0), Limits(0, 8, wait_s=5)).replicas > 1
 
 
-def test_it_is_the_work_that_counts_not_the_pictures():
+def test_it_is_the_work_that_counts_not_the_images():
     few_large = decide(Backlog(400, 0, 4), Fleet(1, 0, COLD_S))
     many_small = decide(Backlog(20, 0, 40), Fleet(1, 0, COLD_S))
     assert few_large.replicas == 4
@@ -100,7 +100,7 @@ def test_it_is_the_work_that_counts_not_the_pictures():
 
 def test_what_is_starting_is_not_started_again():
     day = Day(running=1)
-    day.pictures = [20.0] * 15
+    day.images = [20.0] * 15
     sizes = day.run(COLD_S + 5)
     assert len(set(sizes)) == 1
     assert sizes[0] > 1
@@ -156,7 +156,7 @@ def test_the_last_one_goes_after_idling_and_only_then():
 def test_work_in_between_begins_the_idle_time_anew():
     day = Day(running=1)
     day.run(LIMITS.idle_s - 10)
-    day.pictures = [5.0]
+    day.images = [5.0]
     assert set(day.run(LIMITS.idle_s)) == {1}
 
 
@@ -176,7 +176,7 @@ def test_a_bound_that_was_lowered_counts_at_once():
     assert decide(Backlog(500, 100, 30), Fleet(8), Limits(0, 3)).replicas == 3
 
 
-def test_a_picture_that_waits_against_the_prediction_gets_one_more_replica_at_a_time():
+def test_a_image_that_waits_against_the_prediction_gets_one_more_replica_at_a_time():
     scaling, fleet = Scaling(), Fleet(1, 0, COLD_S)
     late = Backlog(1.0, 0.5, 2, oldest_s=COLD_S + LIMITS.wait_s + 1)
     assert scaling.decide(late, fleet, LIMITS, 0).replicas == 2

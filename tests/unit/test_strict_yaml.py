@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from serve_app import strict_yaml
+from serve_app.config import strict_yaml
 from tests.conftest import ROOT
 
 

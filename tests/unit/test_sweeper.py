@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from serve_app.artifacts import Artifacts
 from serve_app.config import JobsConfig
 from serve_app.errors import RequestNotFound, StorageFailed
 from serve_app.jobs import tables
 from serve_app.jobs.records import HistoryFilter, NewImage, NewRequest, Webhook
 from serve_app.jobs.store import JobStore
-from serve_app.sweeper import ORPHAN_S, Sweeper
+from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone
+from serve_app.workers.sweeper import ORPHAN_S, Sweeper
 from tests.unit.conftest import ON_BOTH_DATABASES
 
 pytestmark = ON_BOTH_DATABASES
@@ -130,7 +130,7 @@ async def test_beyond_the_bytes_the_oldest_go_first_and_a_shared_file_counts_onc
         for n in range(5)
     ]
     live = await service.request("controls/live", size=100_000)
-    # One shared, five pictures, one live; and rows of some hundred bytes.
+    # One shared, five images, one live; and rows of some hundred bytes.
     await service.sweeper(keep_bytes=710_000).sweep()
     assert await service.ids() == {*ids, live}
     await pass_the_duty(service)
@@ -183,7 +183,7 @@ async def test_orphans_go_when_they_are_an_hour_old(service):
     assert service.files() == {*needed, *young}
 
 
-async def test_picture_that_no_dispatcher_knows_of_yet_is_kept_for_its_live_request(service):
+async def test_image_that_no_dispatcher_knows_of_yet_is_kept_for_its_live_request(service):
     live, ended = await service.request(), await service.request(ended_s_ago=60)
     keys = []
     for id_ in (live, ended, "0" * 32):

@@ -11,19 +11,16 @@ import pytest
 from opentelemetry import trace
 from starlette.testclient import TestClient
 
-from serve_app import tracing
-from serve_app.adapters.cache import AdapterCache
-from serve_app.artifacts import Artifacts
-from serve_app.backlog import BacklogReport
+from serve_app.api.app import create_app
 from serve_app.config import AppConfig, WebhooksConfig
-from serve_app.dispatch import Dispatcher
+from serve_app.engine.adapter_cache import AdapterCache
 from serve_app.errors import EditorLost, OutOfMemory
-from serve_app.ingress import create_app
+from serve_app.intake.service import Service
 from serve_app.jobs.store import JobStore
-from serve_app.service import Service
-from serve_app.sweeper import Sweeper
+from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import Priority
-from serve_app.telemetry import (
+from serve_app.telemetry import tracing
+from serve_app.telemetry.metrics import (
     ATTEMPTS,
     LEASES_LOST,
     REQUESTS,
@@ -34,7 +31,10 @@ from serve_app.telemetry import (
     Kind,
     Metric,
 )
-from serve_app.webhooks import Deliverer
+from serve_app.workers.backlog_report import BacklogReport
+from serve_app.workers.dispatcher import Dispatcher
+from serve_app.workers.sweeper import Sweeper
+from serve_app.workers.webhooks import Deliverer
 from tests.unit.conftest import ON_BOTH_DATABASES, InstantEditors
 from tests.unit.receivers import LOOPBACK, Receiver, announce, payload
 from tests.unit.test_jobs import DONE, MODEL, claim, is_stored, new

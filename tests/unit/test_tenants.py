@@ -11,7 +11,7 @@ from standardwebhooks import Webhook
 from starlette.testclient import TestClient
 
 from serve_app.config import AuthConfig, WebhooksConfig
-from serve_app.keys import new_key
+from serve_app.intake.keys import new_key
 from tests.unit.conftest import ON_BOTH_DATABASES, Application
 from tests.unit.receivers import SECRET
 from tests.unit.test_http_contract import finished

@@ -96,7 +96,7 @@ def test_nul_is_no_question_for_a_database_and_a_prompt_may_hold_it(client, make
     assert result["status"] == "succeeded"
 
 
-def test_picture_token_is_refused_wherever_it_comes_from(client, config, make_body):
+def test_image_token_is_refused_wherever_it_comes_from(client, config, make_body):
     metadata = {"ss_tag_frequency": json.dumps({"1_<|image_pad|>": {}})}
     Path(config.lora_root, "odd.safetensors").write_bytes(safetensors_bytes(metadata=metadata))
     ways = (

@@ -14,8 +14,8 @@ from yarl import URL
 from serve_app.adapters.sources import is_origin
 from serve_app.config import AppConfig, FetchConfig, JobsConfig
 from serve_app.errors import FetchFailed
-from serve_app.fetch import Fetcher
 from serve_app.jobs.store import JobStore
+from serve_app.storage.fetch import Fetcher
 from tests.loraserver import LoraServer, lora_server
 from tests.tls import self_signed, server_context
 from tests.unit.conftest import Application, safetensors_bytes

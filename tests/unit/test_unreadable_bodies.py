@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import yaml
 
-from serve_app.keys import new_key
+from serve_app.intake.keys import new_key
 
 JSON = {"content-type": "application/json"}
 DIGITS = 5_000

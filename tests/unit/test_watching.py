@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from serve_app.artifacts import Artifacts
+from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import Status
 from tests.unit.conftest import ON_BOTH_DATABASES, Application
 from tests.unit.test_http_contract import finished
@@ -153,7 +153,7 @@ def test_what_has_ended_stays_as_it_ended(client, make_body):
     assert client.delete("/v1/requests/x").status_code == 404
 
 
-def test_purged_request_keeps_its_record_and_loses_its_pictures(application, client, make_body):
+def test_purged_request_keeps_its_record_and_loses_its_images(application, client, make_body):
     other = finished(client, make_body(seed=1))
     result = finished(client, make_body(seed=2, output_format="png"))
     url = f"/v1/requests/{result['request_id']}"

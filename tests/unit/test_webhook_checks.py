@@ -3,10 +3,10 @@
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from serve_app import webhooks
 from serve_app.config import WebhooksConfig
 from serve_app.errors import InvalidParameter
-from serve_app.webhooks import check_webhook, delay_after
+from serve_app.workers import webhooks
+from serve_app.workers.webhooks import check_webhook, delay_after
 from tests.unit.receivers import SECRET
 
 WITH_SECRET = WebhooksConfig(secret=SecretStr(SECRET))

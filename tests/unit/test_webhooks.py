@@ -15,10 +15,10 @@ from pydantic import SecretStr
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
-from serve_app import webhooks
 from serve_app.config import JobsConfig, WebhooksConfig
 from serve_app.jobs.records import Delivery
 from serve_app.jobs.store import JobStore
+from serve_app.workers import webhooks
 from tests.conftest import ROOT
 from tests.unit.conftest import ON_BOTH_DATABASES
 from tests.unit.receivers import (
@@ -213,7 +213,7 @@ import asyncio, sys
 from pydantic import SecretStr
 from serve_app.config import JobsConfig, WebhooksConfig
 from serve_app.jobs.store import JobStore
-from serve_app.webhooks import Deliverer
+from serve_app.workers.webhooks import Deliverer
 
 async def payload(delivery):
     return {"request_id": delivery.request_id}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from serve_app.adapters.sources import fingerprint
-from serve_app.engine import Engine
-from serve_app.models import conditioning
+from serve_app.engine.engine import Engine
+from serve_app.pipeline import conditioning
 from serve_app.tasks import AdapterUse, EditPlan
 from tools.miniature.edits import INSTRUCTIONS, STYLES, Instruction, Style
 from tools.miniature.photographs import as_tensor

@@ -9,11 +9,11 @@ import torch
 from diffusers import AutoencoderKLQwenImage
 from torch import Tensor
 
-from serve_app.models import conditioning
-from serve_app.models.checkpoint import Pipeline
 from serve_app.models.profile import REFERENCE
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
+from serve_app.pipeline import conditioning
+from serve_app.pipeline.checkpoint import Pipeline
 from serve_app.tasks import EditPlan
 from tools.miniature.edits import INSTRUCTIONS, Edit, Style
 from tools.miniature.vae_training import moments

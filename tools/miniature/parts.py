@@ -23,10 +23,10 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from serve_app.models.checkpoint import PROCESSOR_CONFIG
-from serve_app.models.miniature import VISION
-from serve_app.models.prompts import SPECIAL_TOKENS
+from serve_app.models.prompt_tokens import SPECIAL_TOKENS
 from serve_app.models.recipe import SCHEDULER_CONFIG
+from serve_app.pipeline.checkpoint import PROCESSOR_CONFIG
+from serve_app.pipeline.miniature import VISION
 
 HIDDEN = 64
 TEXT: dict[str, Any] = {

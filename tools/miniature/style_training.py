@@ -9,8 +9,8 @@ from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from serve_app.adapters.maker import trainer_metadata
 from serve_app.models.architecture import BLOCK_LINEARS
+from serve_app.pipeline.random_lora import trainer_metadata
 from tools.miniature.clock import Average, Clock, Log
 from tools.miniature.edits import Style
 from tools.miniature.flow_training import draw_group, flow_loss, predictor

@@ -1,0 +1,1 @@
+"""HTTP and nothing else: the application, its routes by subject, what every request passes, and the shape of errors."""

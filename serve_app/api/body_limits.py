@@ -1,0 +1,175 @@
+"""Request bodies: how large they may be, how long they may take to arrive, how many are read at a time, and the memory
+that they take, which tenants share."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.concurrency.budget import Budget, Hold
+from serve_app.errors import BodyTooLarge, Overloaded, RequestTooSlow
+from serve_app.schemas import InferenceRequest
+
+# The methods whose routes read a body. A body that comes with any other method is never waited for.
+METHODS_WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
+# A body must arrive at this rate on average, after a start of so many seconds.
+MIN_BYTES_PER_S = 4096
+GRACE_S = 10.0
+# How many bodies one ingress reads at a time. Serve hands an ingress at most `max_ongoing_requests` requests (app.py);
+# the rest of those must stay free for requests without a body.
+MAX_BODIES = 400
+# More digits of a Content-Length are not looked at: it is too large, whatever the limit is.
+MAX_LENGTH_DIGITS = 18
+# Where all callers are one tenant, bodies larger than this leave one part in so many of the memory free for smaller
+# ones.
+SMALL_BODY, SPARE_PARTS = 1_000_000, 4
+# A body is in memory as the bytes that came, as the text while it is parsed, and as its strings; control images in it
+# also decoded, by when the text is gone.
+COPIES = 3
+# Parsed JSON has objects besides: an empty one takes three bytes of a body, and 70 in memory, one with a key 200.
+BYTES_PER_VALUE = 100
+
+
+def announced(scope: Scope) -> int | None:
+    """The length that a body's headers announce: 0 if there is no body for a route, None if the length is unknown."""
+    if scope["type"] != "http" or scope["method"] not in METHODS_WITH_BODY:
+        return 0
+    headers = dict(scope["headers"])
+    length = headers.get(b"content-length", b"")
+    if b"transfer-encoding" in headers or (length and not length.isdigit()):
+        return None
+    # Python refuses to convert numbers of thousands of digits.
+    return int(length[:MAX_LENGTH_DIGITS] or 0)
+
+
+def count_values(body: bytes) -> int:
+    """How many lists, objects and items JSON has at most, found without parsing it: commas in texts count as well."""
+    return sum(map(body.count, (b"[", b"{", b",")))
+
+
+class BodySlots:
+    """How many bodies are being read, of all tenants and of each, which has at most `share` of them."""
+
+    def __init__(self, share: int) -> None:
+        self._share = share
+        self._taken: Counter[str] = Counter()
+
+    @contextmanager
+    def one(self, tenant: str) -> Iterator[None]:
+        """Hold a slot for one body of `tenant`. Raises Overloaded if none is free.
+
+        It does not wait for a slot: meanwhile Serve would receive the body and keep it in memory.
+        """
+        if self._taken[tenant] >= self._share or self._taken.total() >= MAX_BODIES:
+            raise Overloaded("this service is receiving as many request bodies as it can; send the request again later")
+        self._taken[tenant] += 1
+        try:
+            yield
+        finally:
+            self._taken[tenant] -= 1
+            if not self._taken[tenant]:
+                del self._taken[tenant]
+
+
+class BodyLimit:
+    """Reads the body before its route does, and holds memory for it until the request is answered.
+
+    Raises BodyTooLarge, RequestTooSlow or Overloaded. Nothing waits here for a slot or for memory: meanwhile Serve
+    would receive the body and keep all of it.
+
+    A route that takes a body parses the whole of it, so nothing is gained by reading it later; and FastAPI would
+    report an error that is raised while it reads a body as a body that it cannot parse.
+    """
+
+    def __init__(self, app: ASGIApp, memory: Budget, max_bytes: int, timeout_s: float) -> None:
+        """A tenant gets the same part of the slots as of the memory."""
+        self._app = app
+        self._memory = memory
+        # A tenant that fills its own share with large bodies leaves the rest to others anyway.
+        self._spare = memory.total // SPARE_PARTS if memory.share == memory.total else 0
+        self._slots = BodySlots(MAX_BODIES * memory.share // memory.total)
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        length = announced(scope)
+        if length == 0:
+            await self._app(scope, receive, send)
+            return
+        if length is not None and length > self._max_bytes:
+            self._refuse_large()
+        tenant = scope["state"]["caller"].tenant
+        with self._memory.hold(tenant) as hold:
+            with self._slots.one(tenant):
+                body = await self._read(receive, hold, length)
+            values = count_values(body)
+            self._hold(hold, COPIES * len(body) + BYTES_PER_VALUE * values)
+            messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+            # Nothing but the message refers to the body: it goes once the route has parsed it.
+            del body
+
+            async def replay() -> Message:
+                return messages.pop() if messages else await receive()
+
+            state = {**scope["state"], "body": hold, "values": values}
+            await self._app({**scope, "state": state}, replay, send)
+
+    def _refuse_large(self) -> None:
+        raise BodyTooLarge(f"the body is larger than {self._max_bytes} bytes; send large images as URLs")
+
+    async def _read(self, receive: Receive, hold: Hold, length: int | None) -> bytes:
+        """The whole body."""
+        # A body of unknown length gets memory as it comes.
+        self._hold(hold, COPIES * (min(SMALL_BODY, self._max_bytes) if length is None else length))
+        body = bytearray()
+        started = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(started + self._seconds_for(0, length)) as limit:
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise RequestTooSlow("the connection ended before the whole body had arrived")
+                    body += message.get("body", b"")
+                    if len(body) > self._max_bytes:
+                        self._refuse_large()
+                    if length is None and COPIES * len(body) > hold.amount:
+                        self._hold(hold, COPIES * min(2 * len(body), self._max_bytes))
+                    more = message.get("more_body", False)
+                    limit.reschedule(started + self._seconds_for(len(body), length))
+        except TimeoutError as error:
+            raise RequestTooSlow(
+                f"the body arrives too slowly: it may take {self._timeout_s:g} s in all, and after {GRACE_S:g} s must"
+                f" bring {MIN_BYTES_PER_S} bytes per second, a large one as many as bring all of it in that time"
+            ) from error
+        return bytes(body)
+
+    def _hold(self, hold: Hold, amount: int) -> None:
+        """Hold `amount` of memory for a body, or as much as one body may have if that is less. Raises Overloaded."""
+        spare = 0 if amount <= COPIES * SMALL_BODY else self._spare
+        hold.take_now(min(amount, self._memory.total - spare), spare)
+
+    def _seconds_for(self, received: int, length: int | None) -> float:
+        """How long after the start of a body its next part may come, once so many bytes are there.
+
+        A large body, for which much memory is held, has to come as fast as it must to be here in time.
+        """
+        rate = max(MIN_BYTES_PER_S, (length or 0) / self._timeout_s)
+        return min(self._timeout_s, GRACE_S + received / rate)
+
+
+async def release(request: Request, body: InferenceRequest) -> None:
+    """Free what a body was parsed to, for a request that is answered much later. `body` is empty after that.
+
+    Of the bytes themselves nothing is left: see `JsonRequest`.
+    """
+    body.prompts.clear()
+    (body.model_extra or {}).clear()
+    parsed = await request.json()
+    if isinstance(parsed, dict):
+        parsed.clear()
+    hold: Hold = request.state.body
+    hold.keep(0)

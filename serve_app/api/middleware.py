@@ -1,0 +1,126 @@
+"""What every HTTP request and every answer passes, whatever the route."""
+
+import logging
+
+import anyio
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.api.error_answers import error_response
+from serve_app.telemetry import tracing
+
+logger = logging.getLogger(__name__)
+
+# What Ray Serve takes from a request's headers: a client must not steer its routing or time-outs.
+RAY_HEADERS = frozenset(
+    (b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-session-id", b"serve-multiplexed-model-id")
+)
+
+
+class DropRayHeaders:
+    """Takes the headers that Ray Serve itself obeys off every request, in any spelling.
+
+    Nothing behind this sees them. Serve's proxy, in front of it, has by then read them for this one HTTP
+    request; jobs are dispatched outside of any request, so none of it reaches an edit.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            kept = [(k, v) for k, v in scope["headers"] if k.lower().replace(b"_", b"-") not in RAY_HEADERS]
+            scope = {**scope, "headers": kept}
+        await self._app(scope, receive, send)
+
+
+class NameRequest:
+    """Has what happens in here belong to the request that the path names, and to the client's trace."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        with tracing.about_http(scope["path"], Headers(scope=scope)):
+            await self._app(scope, receive, send)
+
+
+class ProtectAnswers:
+    """Tells browsers to take an answer for what it says it is, and caches to keep it from others.
+
+    A route that has a `Cache-Control: private` of its own keeps it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def protected(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                if "private" not in headers.get("Cache-Control", ""):
+                    headers["Cache-Control"] = "private, no-store"
+            await send(message)
+
+        await self._app(scope, receive, protected)
+
+
+class AnswerHead:
+    """Answers HEAD as GET without the body, for every route that takes GET."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        with anyio.CancelScope() as answering:
+
+            async def without_body(message: Message) -> None:
+                if message["type"] != "http.response.body":
+                    await send(message)
+                    return
+                await send({"type": "http.response.body"})
+                if message.get("more_body", False):
+                    # A stream, which may last long and has nothing more to say here.
+                    answering.cancel()
+
+            await self._app({**scope, "method": "GET"}, receive, without_body)
+
+
+class AnswerErrors:
+    """Answers any error in the contract's shape, and logs those that are the service's own.
+
+    It lies within the CORS middleware, so that a browser may read the answer. FastAPI's handler for `Exception`
+    lies outside of all middleware.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception as error:
+            if started or scope["type"] != "http":
+                # The server cuts the answer off, so that nobody takes it for complete.
+                raise
+            response = error_response(error)
+            if response.status_code == 500:
+                logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            elif response.status_code > 500:
+                # Foreseen, and many at once when something is away or busy: a traceback each would say nothing more.
+                logger.warning("%s %s: %s", scope["method"], scope["path"], error)
+            await response(scope, receive, send)

@@ -1,0 +1,113 @@
+"""Are two images the same, and if not, why? `python -m serve_app.commands.compare A B`.
+
+Exit status as of `cmp`: 0 if every pixel is equal, 1 if not, 2 if they cannot be compared.
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from rich.console import Console
+
+EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
+NO_PARAMETER = re.compile(r"^effective\.(why\.|request\.|loras\[\d+\]\.id$)")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two images of one size are apart, in RGB (RGBA if one has alpha) with 8 bits a channel.
+
+    `share` is of the pixels that differ in any channel, `largest` in grey levels. `psnr` is in dB:
+    10 log10(255^2 / mean squared error), infinite for equal images.
+    """
+
+    share: float
+    largest: int
+    psnr: float
+
+
+def difference(a: PIL.Image.Image, b: PIL.Image.Image) -> Difference:
+    """Raises ValueError for images of different sizes, or of more than 8 bits a channel."""
+    if a.size != b.size:
+        raise ValueError(f"their sizes differ: {a.width}x{a.height} and {b.width}x{b.height}")
+    if deep := {a.mode, b.mode} - EIGHT_BIT_MODES:
+        raise ValueError(f"only images of 8 bits a channel are compared, not {', '.join(sorted(deep))}")
+    # Where one has alpha, it counts as a channel of both.
+    mode = "RGBA" if a.has_transparency_data or b.has_transparency_data else "RGB"
+    apart = np.abs(np.asarray(a.convert(mode), dtype=np.int16) - np.asarray(b.convert(mode), dtype=np.int16))
+    error = float(np.square(apart, dtype=np.float64).mean())
+    psnr = 10 * math.log10(255**2 / error) if error else math.inf
+    return Difference(float(apart.any(axis=2).mean()), int(apart.max()), psnr)
+
+
+def parameters(image: PIL.Image.Image) -> dict[str, Any] | None:
+    """What a PNG of this service says about itself, `effective` and `runtime`, flat; None if it says nothing.
+
+    Without what two equal images may differ in: how a value came about, and a file's place and time. And without
+    the request, which says again what stands next to it.
+    """
+    found = {}
+    for key in ("effective", "runtime"):
+        try:
+            found[key] = json.loads(image.info[key])
+        except (KeyError, ValueError, TypeError, RecursionError):
+            # Another program's text under the same name.
+            continue
+    flat = {name: value for name, value in _flat(found) if not NO_PARAMETER.search(name)}
+    return flat or None
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of nested dicts and lists, by its dotted path."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list) and any(isinstance(inner, dict | list) for inner in value):
+        for index, inner in enumerate(value):
+            yield from _flat(inner, f"{name}[{index}]")
+    else:
+        yield name, value
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m serve_app.commands.compare", description=__doc__)
+    parser.add_argument("a", type=Path)
+    parser.add_argument("b", type=Path)
+    paths = parser.parse_args(arguments)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    try:
+        a, b = (PIL.Image.open(path) for path in (paths.a, paths.b))
+        known = [parameters(image) for image in (a, b)]
+        found = difference(a, b)
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        console.print(f"cannot be compared: {error}")
+        return 2
+    if found.share == 0:
+        console.print(f"identical: all {a.width}x{a.height} pixels")
+    else:
+        console.print(
+            f"different: {found.share:.4%} of the pixels, by at most {found.largest} of 255 levels, "
+            f"PSNR {found.psnr:.2f} dB"
+        )
+    for path, record in zip((paths.a, paths.b), known, strict=True):
+        if record is None:
+            console.print(f"{path} carries no parameters; PNGs of this service do")
+    ours, theirs = known
+    if ours is not None and theirs is not None:
+        names = [name for name in dict(ours) | theirs if ours.get(name) != theirs.get(name)]
+        console.print("parameters that differ:" if names else "no parameter differs")
+        for name in names:
+            console.print(f"  {name}: {ours.get(name)!r} | {theirs.get(name)!r}")
+    return 0 if found.share == 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""`make demo`: start the service on a free port, ask for an edit without and with a LoRA, show both, stop.
+
+Run in the project's folder; everything it writes goes to `out/`. `make demo MODEL=qwen_image` shows another
+model of the family.
+"""
+
+import argparse
+import base64
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import PIL.Image
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from serve_app.config import AppConfig, ModelConfig, strict_yaml
+from serve_app.models.registry import MODELS, ModelSpec
+
+OUT = Path("out")
+PHOTOGRAPH = Path("samples/astronaut.jpg")
+START_TIMEOUT_S = 180
+EDIT_TIMEOUT_S = 600
+# One of what the miniature was taught (serve_app/pipeline/miniature_files/README.md), and one of its LoRAs.
+PROMPT = "[trigger] invert the colours"
+TRIGGER, LORA = "sks", "my_lora_job/my_lora.safetensors"
+# Few, and one forward each: what the miniature makes is as good as with the 25 and guidance of a request's defaults.
+STEPS, GUIDANCE = 8, 1.0
+STOP_TIMEOUT_S = 30
+# What the demo takes from no config.
+LEFT_OUT = ("auth", "webhooks", "base_url", "allowed_hosts")
+
+console = Console()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m serve_app.commands.demo", description=__doc__)
+    parser.add_argument("--model", choices=list(MODELS), default="qwen_image_edit")
+    model = MODELS[parser.parse_args().model]
+    started = time.monotonic()
+    OUT.mkdir(exist_ok=True)
+    port = free_port()
+    config = write_config(port, model)
+    with service(config) as process, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        wait_until_ready(client, process)
+        made = [edit(client, model, PHOTOGRAPH.read_bytes(), multiplier) for multiplier in (0.0, 1.0)]
+    images = [PIL.Image.open(PHOTOGRAPH)] if model.requires_control_image else []
+    side_by_side([*images, *(edited for edited, _ in made)]).save(OUT / "demo.png")
+    shows = "the photograph, the edit, and the edit with the LoRA" if images else "the result without and with the LoRA"
+    console.print(f"\n[bold]{OUT / 'demo.png'}[/bold]: {shows}")
+    spent = " and ".join(f"{seconds:.1f}" for _, seconds in made)
+    console.print(f"made in {spent} s; the whole demo took {time.monotonic() - started:.0f} s")
+    console.print(
+        "[dim]The shipped miniature knows eleven instructions (serve_app/pipeline/miniature_files/README.md),\n"
+        "guesses at other words, and without an image it makes none."
+        f" With `checkpoint: {model.base_model}` in serve_config.yaml\nand a GPU, the edits are the real model's.[/dim]"
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def write_config(port: int, model: ModelSpec) -> Path:
+    """A copy of serve_config.yaml for `port` and one model: paths absolute, data in `out/`, which starts empty.
+
+    Without keys, webhooks and public names, of which the demo on a loopback port needs none. No secret is written.
+    """
+    config: dict[str, Any] = strict_yaml.load(Path("serve_config.yaml").read_text())
+    config["http_options"]["port"] = port
+    [application] = config["applications"]
+    given = {key: value for key, value in application["args"].items() if key not in LEFT_OUT}
+    args = AppConfig.model_validate(given).resolved(Path.cwd())
+    data = (OUT / "data").absolute()
+    shutil.rmtree(data, ignore_errors=True)
+    jobs = args.jobs.model_copy(update={"database_url": f"sqlite+aiosqlite:///{data}/jobs.sqlite3"})
+    configured = {served.id: served for served in args.models}
+    served = configured.get(model.id, ModelConfig(id=model.id, device=args.models[0].device))
+    names = ("Ingress", f"Editor-{model.id}")
+    application["deployments"] = [each for each in application["deployments"] if each["name"] in names]
+    args = args.model_copy(update={"models": (served,), "jobs": jobs, "artifacts_url": f"{data}/artifacts"})
+    application["args"] = args.model_dump(mode="json", exclude=set(LEFT_OUT))
+    if "://" in args.lora_root:
+        # As it stands in the file: what its variables stand for may be secret.
+        application["args"]["lora_root"] = given["lora_root"]
+    target = OUT / "serve_config.yaml"
+    write_private(target, yaml.safe_dump(config))
+    return target
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file that only this user can read, whatever stood there before."""
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(text)
+
+
+@contextmanager
+def service(config: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """`edits-server run` on a Ray cluster of its own, ended with the block; its log goes to `out/serve.log`."""
+    command = [sys.executable, "-m", "serve_app.commands", "run", "--address", "local", str(config)]
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    console.print(f"starting the service: [bold]edits-server run {config}[/bold] (log: {OUT / 'serve.log'})")
+    with (OUT / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    try:
+        yield process
+    except ServiceFailed as failure:
+        console.print(f"[red]{failure}[/red]; the end of {OUT / 'serve.log'}:")
+        console.print("\n".join((OUT / "serve.log").read_text(errors="replace").splitlines()[-15:]), markup=False)
+        sys.exit(1)
+    finally:
+        stop(process)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End the service and the Ray that it started, and nothing else."""
+    with console.status("stopping the service"):
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+class ServiceFailed(Exception):
+    """The service did not do what the demo waited for."""
+
+
+def wait_until_ready(client: httpx.Client, process: "subprocess.Popen[bytes]") -> None:
+    """Show what is being waited for, until `/ready` says yes. Raises ServiceFailed."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("starting Ray")
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ServiceFailed(f"edits-server run ended with exit code {process.returncode}")
+            try:
+                answer = client.get("/ready")
+                if answer.status_code == 200:
+                    progress.update(task, description="the service is ready")
+                    return
+                # The front's own 503 says nothing of editors.
+                waiting = ", ".join(answer.json().get("waiting_for", ()))
+                progress.update(task, description=f"loading {waiting}" if waiting else "starting Ray and Serve")
+            except httpx.TransportError:
+                # Nobody listens yet.
+                progress.update(task, description="starting the front")
+            time.sleep(0.25)
+    raise ServiceFailed(f"the service was not ready after {START_TIMEOUT_S} s")
+
+
+def edit(client: httpx.Client, model: ModelSpec, photograph: bytes, multiplier: float) -> tuple[PIL.Image.Image, float]:
+    """Ask for an edit of a photograph, show its steps, and return the image and the seconds that it took."""
+    prompt: dict[str, Any] = {"prompt": PROMPT, "sample_steps": STEPS, "guidance_scale": GUIDANCE}
+    if model.requires_control_image:
+        prompt["ctrl_img"] = base64.b64encode(photograph).decode()
+    loras = [{"path": LORA, "network_multiplier": multiplier}]
+    body = {"model": model.id, "trigger_word": TRIGGER, "prompts": [prompt], "loras": loras}
+    submitted = client.post("/v1/inference", json=body).raise_for_status().json()
+    console.print(escape(f"posted {PROMPT!r} with {multiplier} of {LORA}: request {submitted['request_id']}"))
+    watch(client, submitted["status_url"])
+    result: dict[str, Any] = client.get(submitted["result_url"]).raise_for_status().json()
+    if result["status"] != "succeeded":
+        raise ServiceFailed(f"the edit is {result['status']}: {result['error']}")
+    [image] = result["outputs"]["images"]
+    edited = PIL.Image.open(io.BytesIO(client.get(image["url"]).raise_for_status().content))
+    return edited, result["metadata"]["inference_time"]
+
+
+def watch(client: httpx.Client, status_url: str) -> None:
+    """Show a request's steps until it has ended, or for ten minutes."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("denoising", total=STEPS)
+        deadline = time.monotonic() + EDIT_TIMEOUT_S
+        while time.monotonic() < deadline:
+            status = client.get(status_url).raise_for_status().json()
+            progress.update(task, completed=status["progress"]["steps_done"])
+            if status["status"] in ("succeeded", "failed", "canceled"):
+                break
+            time.sleep(0.2)
+
+
+def side_by_side(images: Sequence[PIL.Image.Image]) -> PIL.Image.Image:
+    """All images at the last one's height, on one sheet."""
+    height = images[-1].height
+    widths = [round(edited.width * height / edited.height) for edited in images]
+    sheet = PIL.Image.new("RGB", (sum(widths), height))
+    for i, (edited, width) in enumerate(zip(images, widths, strict=True)):
+        sheet.paste(edited.convert("RGB").resize((width, height)), (sum(widths[:i]), 0))
+    return sheet
+
+
+if __name__ == "__main__":
+    main()

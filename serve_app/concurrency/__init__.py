@@ -1,0 +1,1 @@
+"""Background tasks, threads and budgets that requests share."""

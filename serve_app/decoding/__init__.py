@@ -1,1 +1,0 @@
-"""Decoding what clients send, in processes of their own."""

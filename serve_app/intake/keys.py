@@ -1,0 +1,182 @@
+"""API keys: who calls. The service knows hashes of keys alone, from a file that can change while it runs.
+
+The file is YAML. Each key is 256 random bits, so that a plain SHA-256 of it is enough:
+
+    tenants:
+      acme: [<SHA-256 of a key, hex>, ...]
+    operators: [<SHA-256 of a key, hex>]
+
+`python -m serve_app.intake.keys new acme` draws one.
+"""
+
+import argparse
+import hashlib
+import logging
+import re
+import secrets
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from serve_app.config import AuthConfig, strict_yaml
+from serve_app.errors import KeysRefused, Unauthorized
+
+logger = logging.getLogger(__name__)
+
+# What secret scanners, and people, know a key by.
+KEY_PREFIX = "edits_"
+MAX_TENANT_CHARS = 100
+# How often the file is looked at, at most (s).
+LOOK_S = 2.0
+HOW_TO_SEND = "send one as 'Authorization: Bearer <key>' or as 'X-API-Key: <key>'"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sends a request. An operator sees every tenant's; its own requests are of the tenant "", as without keys."""
+
+    tenant: str = ""
+    is_operator: bool = False
+    has_key: bool = False
+
+
+def _check_sha256(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise ValueError("is not the SHA-256 of a key in 64 hex digits, lower case")
+    return text
+
+
+Sha256 = Annotated[str, AfterValidator(_check_sha256)]
+Tenant = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TENANT_CHARS)]
+
+
+class KeysFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    tenants: dict[Tenant, list[Sha256]] = {}
+    operators: list[Sha256] = []
+
+
+class Keys:
+    """Raises KeysRefused if there is a file and it cannot be used."""
+
+    def __init__(self, config: AuthConfig) -> None:
+        self._path = None if config.keys_file is None else Path(config.keys_file)
+        self._callers: dict[str, Caller] = {}
+        self._looked = time.monotonic()
+        if self._path is not None:
+            self._version = _version(self._path)
+            self._callers = read_keys(self._path)
+
+    def caller(self, authorization: str | None, x_api_key: str | None) -> Caller:
+        """Who sends these two headers; the second one wins, as what stands before a service may fill the first.
+
+        Raises Unauthorized.
+        """
+        if self._path is None:
+            return Caller()
+        self._look(self._path)
+        key = x_api_key or _bearer(authorization)
+        if key is None:
+            raise Unauthorized(f"an API key is needed: {HOW_TO_SEND}")
+        # What is compared is a digest. How long that takes may tell a digest's beginning, and no key follows from it.
+        caller = self._callers.get(hashlib.sha256(key.encode()).hexdigest())
+        if caller is None:
+            raise Unauthorized(f"this API key is not known; {HOW_TO_SEND}")
+        return caller
+
+    def _look(self, path: Path) -> None:
+        """Read the file again if it has changed. One that cannot be used leaves things as they are."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_S:
+            return
+        self._looked = now
+        # Before it is read: what is written meanwhile is another version.
+        version = _version(path)
+        if version == self._version:
+            return
+        self._version = version
+        try:
+            self._callers = read_keys(path)
+            logger.info("read the API keys again: there are %s", len(self._callers))
+        except KeysRefused as error:
+            logger.error("the API keys stay as they were: %s", error)
+
+
+def read_keys(path: Path) -> dict[str, Caller]:
+    """Who has the key with which SHA-256 (hex). Raises KeysRefused, which says what is wrong and quotes no hash."""
+    try:
+        file = KeysFile.model_validate(strict_yaml.load(path.read_text()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeysRefused(f"{path} cannot be read") from error
+    except yaml.YAMLError as error:
+        # The error's own text quotes the file.
+        what = "has one entry twice" if isinstance(error, strict_yaml.DuplicateKey) else "is not YAML"
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        raise KeysRefused(f"{path} {what}" + (f", see its line {mark.line + 1}" if mark else "")) from None
+    except ValidationError as error:
+        raise KeysRefused(f"{path}: {_what_is_wrong(error)}") from None
+    callers: dict[str, Caller] = {}
+    of_tenants = ((Caller(tenant, has_key=True), hashes) for tenant, hashes in file.tenants.items())
+    for caller, hashes in (*of_tenants, (Caller(is_operator=True, has_key=True), file.operators)):
+        _add(callers, caller, hashes, path)
+    if not callers:
+        raise KeysRefused(f"{path} holds no key, so that nobody could call")
+    return callers
+
+
+def _add(callers: dict[str, Caller], caller: Caller, hashes: Iterable[str], path: Path) -> None:
+    for sha256 in hashes:
+        if callers.setdefault(sha256, caller) != caller:
+            owners = " and ".join(repr(of.tenant or "operators") for of in (callers[sha256], caller))
+            raise KeysRefused(f"{path}: one key belongs to {owners}")
+
+
+def _what_is_wrong(error: ValidationError) -> str:
+    details = error.errors(include_input=False, include_context=False, include_url=False)
+    return "; ".join(
+        f"{'.'.join(str(part) for part in detail['loc']) or 'the file'}: {detail['msg']}" for detail in details
+    )
+
+
+def _bearer(authorization: str | None) -> str | None:
+    scheme, _, key = (authorization or "").strip().partition(" ")
+    return key.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _version(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
+
+
+def new_key() -> tuple[str, str]:
+    """A new key, and the SHA-256 (hex) by which the file knows it."""
+    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    return key, hashlib.sha256(key.encode()).hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m serve_app.intake.keys", description="API keys of the service.")
+    new = parser.add_subparsers(required=True).add_parser("new", help="draw a key: it is shown once, and kept nowhere")
+    whose = new.add_mutually_exclusive_group(required=True)
+    whose.add_argument("tenant", nargs="?", metavar="TENANT", help="whose key it is")
+    whose.add_argument("--operator", action="store_true", help="a key that sees every tenant's requests")
+    tenant = parser.parse_args().tenant
+    if tenant is not None and not 0 < len(tenant) <= MAX_TENANT_CHARS:
+        parser.error(f"a tenant's name has 1 to {MAX_TENANT_CHARS} characters")
+    key, sha256 = new_key()
+    lines = {"operators": [sha256]} if tenant is None else {"tenants": {tenant: [sha256]}}
+    sys.stdout.write(f"{key}\n\nThe key is shown this once. Into the keys file goes:\n\n{yaml.safe_dump(lines)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Control images that earlier requests sent, named by their content."""
+
+import asyncio
+import re
+from contextlib import suppress
+
+from serve_app.errors import ControlImageInvalid
+from serve_app.intake.keys import Caller
+from serve_app.jobs.requests import Requests
+from serve_app.models.effective import STORED_IMAGE
+from serve_app.storage.artifacts import Artifacts
+from serve_app.workers.dispatcher import control_key
+
+SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def is_stored(image: str) -> bool:
+    """Whether a request names a stored control image, as `effective.request` of an earlier one does."""
+    return image.startswith(STORED_IMAGE)
+
+
+class StoredControls:
+    """Whoever may see a request may use its control images again, for as long as they are kept."""
+
+    def __init__(self, requests: Requests, artifacts: Artifacts) -> None:
+        self._requests = requests
+        self._artifacts = artifacts
+
+    async def get(self, image: str, caller: Caller) -> bytes:
+        """The file that `sha256:<hex>` names. Raises ControlImageInvalid, with the reason alone."""
+        sha256 = image.removeprefix(STORED_IMAGE).lower()
+        if not SHA256.fullmatch(sha256):
+            raise ControlImageInvalid(f"a stored control image is named {STORED_IMAGE} and 64 hex digits")
+        key = control_key(sha256)
+        # The answer does not tell another tenant's image from one that nobody has sent, or that was deleted meanwhile.
+        with suppress(FileNotFoundError):
+            if await self._requests.need(key, None if caller.is_operator else caller.tenant):
+                return await asyncio.to_thread(self._artifacts.get, key)
+        raise ControlImageInvalid(
+            f"no stored request has the control image {STORED_IMAGE}{sha256}; send the image itself"
+        )

@@ -1,0 +1,1 @@
+"""How a model edits: loading a checkpoint, conditioning, the denoising loop, acceleration and offloading."""

@@ -1,0 +1,201 @@
+"""Loading a checkpoint: one path for the miniatures, for a directory in diffusers' layout and for a hub id."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from diffusers import (
+    AutoencoderKLQwenImage,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImageEditPipeline,
+    QwenImageEditPlusPipeline,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
+from diffusers.utils import logging as diffusers_logging
+from safetensors import safe_open
+from tokenizers import Tokenizer
+from transformers import Qwen2VLProcessor
+from transformers.utils import logging as transformers_logging
+
+from serve_app.config import MINIATURE, MINIATURE_RANDOM, ModelConfig
+from serve_app.errors import CheckpointRefused
+from serve_app.models.checkpoint_configs import read_config
+from serve_app.models.recipe import SCHEDULER_CONFIG
+from serve_app.models.registry import ModelSpec
+from serve_app.pipeline import miniature, trained_miniature
+
+Pipeline: TypeAlias = QwenImagePipeline | QwenImageEditPipeline | QwenImageEditPlusPipeline
+
+logger = logging.getLogger(__name__)
+
+# As published with every edit checkpoint of the family (processor/preprocessor_config.json). The sizes are in
+# pixels; the class's own default would shrink an image of 1 MP.
+PROCESSOR_CONFIG: dict[str, Any] = {
+    "do_resize": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "size": {"shortest_edge": 3136, "longest_edge": 12845056},
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+}
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One value of a checkpoint's configs that decides pixels, beside the one that the recipe rests on."""
+
+    part: str
+    key: str
+    found: Any
+    needed: Any
+
+    def __str__(self) -> str:
+        return f"{self.part} has {self.key} = {self.found!r}, the recipe needs {self.needed!r}"
+
+
+def load(config: ModelConfig, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Pipeline:
+    """The pipeline of a configured checkpoint, its parts checked against what the recipe assumes.
+
+    On `device`, or in host memory where the config offloads.
+
+    Raises CheckpointRefused if it cannot be found, or with every key that differs and both values.
+    """
+    folder = find(config, spec)
+    logger.info("loading %s from %s (%s) on %s", config.checkpoint, folder, dtype, device)
+    # Before the weights are read, which may take minutes.
+    refuse_if_different(config.checkpoint, spec, constants(folder, spec))
+    pipeline = read(folder, dtype)
+    return pipeline.to(device) if config.offload == "none" else pipeline
+
+
+def read(folder: Path, dtype: torch.dtype) -> Pipeline:
+    """The pipeline in `folder`, in host memory and for inference alone. Raises CheckpointRefused."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    with _refused(f"diffusers cannot read the checkpoint in {folder}", folder):
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+    for part in pipeline.components.keys() & {"tokenizer", "processor"}:
+        component = getattr(pipeline, part)
+        if not getattr(component, "tokenizer", component)("a").input_ids:
+            # Where its files are missing, transformers makes a tokenizer that knows no words.
+            raise CheckpointRefused(f"the tokenizer in {folder / part} knows no words; its files are missing")
+    pipeline.set_progress_bar_config(disable=True)
+    for module in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
+        module.eval().requires_grad_(False)
+    return pipeline
+
+
+def find(config: ModelConfig, spec: ModelSpec) -> Path:
+    """The local folder of a configured checkpoint, made or downloaded first if need be. Raises CheckpointRefused."""
+    if config.checkpoint == MINIATURE:
+        return trained_miniature.ensure(spec)
+    if config.checkpoint == MINIATURE_RANDOM:
+        return miniature.ensure(spec)
+    if Path(config.checkpoint).is_dir():
+        if config.revision is not None:
+            raise CheckpointRefused(f"revision: {config.checkpoint!r} is a directory, which has no revisions")
+        return Path(config.checkpoint)
+    try:
+        folder = DiffusionPipeline.download(
+            config.checkpoint, revision=config.revision, local_files_only=config.local_files_only
+        )
+    except (OSError, ValueError) as error:
+        # The hub's client has a dozen ways to say that something is not there or not to be had.
+        revision = f" at revision {config.revision}" if config.revision else ""
+        where = "in the hub's local cache (local_files_only is set)" if config.local_files_only else "on the hub"
+        raise CheckpointRefused(
+            f"{config.checkpoint!r}{revision} is neither a directory here nor to be had {where}: {error}"
+        ) from error
+    return Path(folder)
+
+
+def constants(folder: Path, spec: ModelSpec) -> list[Constant]:
+    """Every constant of a checkpoint's configs that decides pixels; no weights are read.
+
+    Widths, depths and latent statistics are the checkpoint's own. Raises CheckpointRefused if it is none.
+    """
+    try:
+        found = read_config(folder / "model_index.json")["_class_name"]
+    except (CheckpointRefused, KeyError) as error:
+        raise CheckpointRefused(f"{folder} has no model_index.json in diffusers' layout") from error
+    kind = Constant("model_index.json", "_class_name", found, spec.pipeline)
+    if found != spec.pipeline:
+        # Another pipeline has other parts.
+        return [kind]
+    with _refused(f"the configs of the checkpoint in {folder} cannot be read", folder):
+        return [kind, *_constants_of_parts(folder, spec)]
+
+
+@contextmanager
+def _refused(what: str, folder: Path) -> Iterator[None]:
+    """Raises any error as CheckpointRefused.
+
+    Its text is for the operator's log: a missing part, a truncated file, a config of another class. The libraries
+    raise nearly every kind of error for a broken file, and tokenizers raises Exception itself.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointRefused(f"{what}: {broken_file(folder) or error}") from error
+
+
+def broken_file(folder: Path) -> str | None:
+    """Which file of a checkpoint cannot be read, and why. The libraries' own errors seldom name it."""
+    for file in sorted(folder.rglob("*.*")):
+        try:
+            if file.suffix == ".json":
+                read_config(file)
+            if file.name == "tokenizer.json":
+                Tokenizer.from_file(str(file))
+            if file.suffix == ".safetensors":
+                with safe_open(file, "numpy"):
+                    pass
+        except CheckpointRefused as error:
+            return error.message
+        # What tokenizers raises is no more precise.
+        except Exception as error:
+            return f"{file} cannot be read: {error}"
+    return None
+
+
+def _constants_of_parts(folder: Path, spec: ModelSpec) -> Iterator[Constant]:
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler").config
+    for key, needed in SCHEDULER_CONFIG.items():
+        yield Constant("scheduler", key, scheduler.get(key), needed)
+    if spec.requires_control_image:
+        processor = Qwen2VLProcessor.from_pretrained(folder / "processor").image_processor
+        for key, needed in PROCESSOR_CONFIG.items():
+            value = getattr(processor, key)
+            found = [*value] if isinstance(value, tuple) else value
+            if key == "size":
+                found = {edge: value[edge] for edge in PROCESSOR_CONFIG["size"]}
+            yield Constant("processor", key, found, needed)
+    # On the meta device: defaults of what a config leaves out, without a byte of weights.
+    with torch.device("meta"):
+        transformer, vae = (
+            kind.from_config(kind.load_config(folder / part)).config
+            for kind, part in ((QwenImageTransformer2DModel, "transformer"), (AutoencoderKLQwenImage, "vae"))
+        )
+    yield Constant("transformer", "patch_size", transformer.patch_size, 2)
+    yield Constant("transformer", "in_channels", transformer.in_channels, 64)
+    yield Constant("transformer", "guidance_embeds", transformer.guidance_embeds, False)
+    yield Constant("transformer", "zero_cond_t", transformer.zero_cond_t, spec.zero_cond_t)
+    yield Constant("vae", "z_dim", vae.z_dim, 16)
+    yield Constant("vae", "downscaling", 2 ** len(vae.temperal_downsample), 8)
+
+
+def refuse_if_different(name: str, spec: ModelSpec, found: Iterable[Constant]) -> None:
+    """Raise CheckpointRefused that names every constant which is not as needed."""
+    if faults := [str(constant) for constant in found if constant.found != constant.needed]:
+        raise CheckpointRefused(f"{name} does not fit {spec.id}: {'; '.join(faults)}")

@@ -1,0 +1,89 @@
+"""The denoising loop over the transformer: noise, sigmas, guidance, steps."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from serve_app.errors import InvalidParameter
+from serve_app.models.prompt_tokens import room_beside
+from serve_app.models.recipe import scheduler_config, shift_of
+from serve_app.pipeline.branches import Branches, Shapes
+from serve_app.pipeline.conditioning import pack
+from serve_app.tasks import SamplerName
+
+
+def refuse_too_long(tokens: int, shapes: Shapes) -> None:
+    """Raise InvalidParameter where so many tokens of a prompt have no positions beside images of these shapes."""
+    room = room_beside((rows, columns) for _, rows, columns in shapes)
+    if tokens > room:
+        raise InvalidParameter(
+            f"the prompt with its control images is of {tokens} tokens, and with images of this size the model takes "
+            f"{room}: shorten the prompt or the negative prompt",
+            {"parameter": "prompt", "tokens": tokens, "most": room},
+        )
+
+
+def noise(seed: int, width: int, height: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Packed noise for an image of `width` x `height` pixels, drawn on the CPU so that a seed is an image."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return pack(randn_tensor((1, 1, 16, height // 8, width // 8), generator=generator, device=device, dtype=dtype))
+
+
+def schedule(
+    steps: int, target_tokens: int, device: torch.device, sampler: SamplerName = "flowmatch"
+) -> FlowMatchEulerDiscreteScheduler:
+    """A scheduler that is set to `steps` steps, for a target image of so many tokens."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config(steps, sampler))
+    shift = shift_of(target_tokens, sampler)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift, device=device)
+    scheduler.set_begin_index(0)
+    return scheduler
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float, *, rescaled: bool) -> Tensor:
+    """Classifier-free guidance; `rescaled`: brought token by token to the norm of the conditional prediction."""
+    combined = unconditional + scale * (conditional - unconditional)
+    if not rescaled:
+        return combined
+    return combined * (conditional.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
+
+
+def denoise(
+    branches: Branches,
+    latents: Tensor,
+    control: Tensor | None,
+    shapes: Shapes,
+    positive: Tensor,
+    negative: Tensor | None,
+    guidance_scale: float,
+    guidance_rescaled: bool,
+    steps: int,
+    on_step: Callable[[int], None],
+    sampler: SamplerName = "flowmatch",
+) -> Tensor:
+    """Packed latents after `steps` steps, from noise.
+
+    `latents` and `control` (of all control images, in order) are packed, (1, tokens, 64); `shapes` are
+    (1, height/16, width/16) of the target and of each control image, in pixels; `positive` and `negative` are
+    prompt embeddings. Without `negative` there is one forward a step. `on_step` is told the number of each
+    finished step (1-based) and may raise to stop. Raises InvalidParameter for a prompt that is too long.
+    """
+    prompts = [positive] if negative is None else [positive, negative]
+    for prompt in prompts:
+        refuse_too_long(prompt.shape[1], shapes)
+    scheduler = schedule(steps, latents.shape[1], latents.device, sampler)
+    target_tokens = latents.shape[1]
+    times = scheduler.timesteps.to(latents.dtype) / 1000
+    for step, timestep in enumerate(scheduler.timesteps):
+        hidden = latents if control is None else torch.cat([latents, control], dim=1)
+        predictions = branches.predict(hidden, times, step, shapes, prompts)
+        prediction, *rest = (each[:, :target_tokens] for each in predictions)
+        for unconditional in rest:
+            prediction = guide(prediction, unconditional, guidance_scale, rescaled=guidance_rescaled)
+        latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+        on_step(step + 1)
+    return latents

@@ -1,0 +1,86 @@
+"""What clients may send as text: one rule for each string of a body, a query or a header.
+
+Every text is stored, echoed or read by the tokenizer sooner or later, and all of these need UTF-8.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field, GetJsonSchemaHandler, SecretStr, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
+
+# Characters of names (of a model, a sampler, a token), and of paths and URLs. Signed URLs have about 2,000.
+MAX_NAME_CHARS, MAX_URL_CHARS = 1_000, 8_000
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can carry `text`: JSON lets half of a surrogate pair pass, as of an emoji that was cut in two."""
+    try:
+        # Base64 is ASCII, which Python knows without a look at its characters.
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def escaped(text: str, most: int) -> str:
+    """The beginning of a text that anybody may have written, as UTF-8 and every database take it."""
+    whole = text if is_text(text) else text.encode("utf-8", "backslashreplace").decode()
+    whole = whole.replace("\0", "\\0")
+    return whole if len(whole) <= most else f"{whole[: most - 3]}..."
+
+
+def check_text(value: Any) -> Any:
+    if isinstance(value, str) and not is_text(value):
+        raise PydanticCustomError(
+            "text_not_unicode",
+            "The text holds half of a surrogate pair, which UTF-8 cannot carry: send whole characters",
+        )
+    return value
+
+
+Text = Annotated[str, BeforeValidator(check_text)]
+Name = Annotated[Text, Field(max_length=MAX_NAME_CHARS)]
+Url = Annotated[Text, Field(max_length=MAX_URL_CHARS)]
+# A text that the database is asked for. PostgreSQL takes no NUL.
+Question = Annotated[Url, Field(pattern=r"^[^\x00]*$")]
+
+
+def check_image_url(text: str) -> str:
+    """A control image is a URL, or a whole image in base64: only the URL has a length to be limited."""
+    if text.startswith("http") and len(text) > MAX_URL_CHARS:
+        raise PydanticCustomError("string_too_long", "A URL has at most {most} characters", {"most": MAX_URL_CHARS})
+    return text
+
+
+def check_token(token: SecretStr) -> SecretStr:
+    """A token travels in a header, where a line break would begin another one."""
+    if not (secret := token.get_secret_value()).isprintable() or not is_text(secret):
+        raise PydanticCustomError("token_not_printable", "The token holds characters that a header cannot carry")
+    return token
+
+
+class Nullable(BaseModel):
+    """A body in which null for an optional field means that the field is absent, whatever its default is."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        # A name that is not text names no field, and pydantic would refuse the whole body for it.
+        return {name: value for name, value in data.items() if is_text(name) and not cls._is_absent(name, value)}
+
+    @classmethod
+    def _is_absent(cls, name: str, value: Any) -> bool:
+        return value is None and name in cls.model_fields and not cls.model_fields[name].is_required()
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The schema, in which each optional field takes null as well."""
+        found = handler(schema)
+        described = handler.resolve_ref_schema(found)
+        for name, field in described["properties"].items():
+            if name not in described.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
+                kept = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+                described["properties"][name] = kept | {"anyOf": [field, {"type": "null"}]}
+        return found

@@ -1,0 +1,263 @@
+"""Guarded requests: what a client may make this service fetch or post, and where."""
+
+import errno
+import hashlib
+import re
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+from anyio import open_file
+
+from serve_app.concurrency.budget import Budget
+from serve_app.config import FetchConfig
+from serve_app.errors import FetchFailed
+from serve_app.storage.addresses import is_public, parse_address
+
+CHUNK_BYTES = 1 << 16
+# Longest ETag that is believed: it is stored with requests.
+MAX_VERSION = 200
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Slowest average that a download may have once `timeout_s` is over (bytes/s).
+MIN_RATE = 16 * 2**10
+# What a 206 or a 416 says: the first byte of what follows, and the length of the whole.
+CONTENT_RANGE = re.compile(r"^bytes (?:(?P<start>\d+)-\d+|\*)/(?P<size>\d+|\*)$")
+
+
+class AddressRefused(OSError):
+    """Raised inside aiohttp's connector, which takes it for a connection that failed."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What a server says of a file: its length, None if it does not say, and its version, "" if it does not.
+
+    The version is its ETag, else the time of its last change. `start` is the place in the file of the first byte
+    that was sent: 0 from a server that knows no ranges.
+    """
+
+    size: int | None
+    version: str
+    start: int
+
+    @classmethod
+    def of(cls, response: aiohttp.ClientResponse) -> Self:
+        """Raises FetchFailed for anything but a file or a part of one."""
+        headers, length = response.headers, response.content_length
+        version = headers.get("ETag") or headers.get("Last-Modified") or ""
+        if len(version) > MAX_VERSION or not (version.isascii() and version.isprintable()):
+            version = ""
+        if response.status == 200:
+            return cls(length, version, 0)
+        place = CONTENT_RANGE.match(headers.get("Content-Range", ""))
+        size = int(place["size"]) if place and place["size"] != "*" else None
+        if response.status == 206 and place and place["start"]:
+            return cls(size, version, int(place["start"]))
+        if response.status == 416 and size == 0:
+            # There is no range of an empty file.
+            return cls(0, version, 0)
+        raise FetchFailed(f"its server answered {response.status}", {"status": response.status})
+
+
+class Fetcher:
+    """Downloads and posts over http and https, within the limits of the config.
+
+    The address is checked where the socket is made, so whatever a name resolves to, a literal address and
+    every redirect pass the same gate. Made inside a running event loop; `close` it.
+
+    Each tenant has at most `share` of the connections. Whoever waits for one too long gets Overloaded: that is never
+    reported as a fault of the server at the other end.
+    """
+
+    def __init__(self, config: FetchConfig, share: int | None = None) -> None:
+        """`share` is the whole unless given."""
+        self._config = config
+        self._connections = Budget(config.connections, share or config.connections, config.patience_s, "a download")
+        trust = ssl.create_default_context()
+        trust.set_alpn_protocols(["http/1.1"])
+        self._session = aiohttp.ClientSession(
+            # Without aiohttp's own limit: time in its queue would count as time that the server took.
+            connector=aiohttp.TCPConnector(socket_factory=self._open_socket, limit=0, ssl=trust),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # Compressed bodies stay as they are: a small body must not become a large one here.
+            headers={"Accept-Encoding": "identity", "User-Agent": "serve-app"},
+            auto_decompress=False,
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def get(
+        self,
+        url: str,
+        tenant: str = "",
+        max_bytes: int | None = None,
+        announced: Callable[[int], None] = lambda size: None,
+    ) -> bytes:
+        """The body of one control image. `announced` is told its size as soon as its server says it.
+
+        Raises FetchFailed with the reason, or Overloaded. Without `max_bytes` the config's limit holds.
+        """
+        body, limits = bytearray(), self._config
+        async for chunk in self._body(url, tenant, max_bytes or limits.max_bytes, limits.timeout_s, {}, announced):
+            body += chunk
+        return bytes(body)
+
+    async def download(self, url: str, target: Path, headers: Mapping[str, str], tenant: str = "") -> str:
+        """Write the body of one adapter to `target` and return its sha256 (hex). Raises FetchFailed or Overloaded."""
+        digest, limits = hashlib.sha256(), self._config
+        async with await open_file(target, "wb") as file:
+            async for chunk in self._body(url, tenant, limits.max_lora_bytes, limits.lora_timeout_s, headers):
+                digest.update(chunk)
+                await file.write(chunk)
+        return digest.hexdigest()
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
+        """The status of the answer, which is not read; a redirect is one like others. Raises FetchFailed."""
+        # On a connection of its own: one that the other side has just closed would look like a refusal.
+        headers = {**headers, "Connection": "close"}
+        options: dict[str, Any] = {"method": "POST", "data": body, "allow_redirects": False}
+        async with self._response(url, "", self._config.timeout_s, headers, **options) as response:
+            return response.status
+
+    async def read(self, url: str, start: int, end: int, version: str = "", tenant: str = "") -> tuple[bytes, Remote]:
+        """The bytes of an adapter from `start` to `end`, or to its own end, and what its server says of it.
+
+        No more is read than that, whatever the server sends. With a `version`, only bytes of that one are asked
+        for: of another version they come from the start of the file. Raises FetchFailed or Overloaded.
+        """
+        body = bytearray()
+        async with self._response(url, tenant, self._config.timeout_s, ranged(start, end, version)) as response:
+            remote = Remote.of(response)
+            if (remote.size or 0) > self._config.max_lora_bytes:
+                raise too_large(self._config.max_lora_bytes)
+            if remote.start not in (0, start):
+                raise FetchFailed("its server sent another range than it was asked for")
+            if response.status != 416:
+                async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+                    body += chunk
+                    if remote.start + len(body) >= end:
+                        # The connection is broken off: the server has more to send.
+                        break
+        return bytes(body[max(start - remote.start, 0) : end - remote.start]), remote
+
+    @asynccontextmanager
+    async def follow(self, url: str, start: int, version: str) -> AsyncIterator[tuple[Remote, AsyncIterator[bytes]]]:
+        """An adapter's bytes from `start` on, while its version is this one; else from 0. Raises FetchFailed."""
+        headers = ranged(start, None, version) if start else {}
+        async with self._response(url, "", self._config.lora_timeout_s, headers) as response:
+            yield Remote.of(response), response.content.iter_chunked(CHUNK_BYTES)
+
+    async def _body(
+        self,
+        url: str,
+        tenant: str,
+        max_bytes: int,
+        timeout_s: float,
+        headers: Mapping[str, str],
+        announced: Callable[[int], None] = lambda size: None,
+    ) -> AsyncIterator[bytes]:
+        received = 0
+        async with self._response(url, tenant, timeout_s, headers) as response:
+            if response.status != 200:
+                raise FetchFailed(f"its server answered {response.status}", {"status": response.status})
+            if (length := response.content_length) is not None:
+                if length > max_bytes:
+                    raise too_large(max_bytes)
+                announced(length)
+            began = time.monotonic()
+            async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+                received += len(chunk)
+                if received > max_bytes:
+                    raise too_large(max_bytes)
+                seconds = time.monotonic() - began
+                if seconds > self._config.timeout_s and received < MIN_RATE * seconds:
+                    raise FetchFailed(f"its server sends less than {MIN_RATE} bytes per second")
+                yield chunk
+
+    @asynccontextmanager
+    async def _response(
+        self, url: str, tenant: str, timeout_s: float, headers: Mapping[str, str], method: str = "GET", **options: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The open response, on one of the tenant's connections. Raises Overloaded.
+
+        Every error of aiohttp, here or while the body is read, becomes FetchFailed.
+        """
+        # However long a whole adapter may take: a server that sends nothing is not waited for.
+        silence_s = self._config.timeout_s if self._config.timeout_s < timeout_s else None
+        with self._connections.hold(tenant) as connection:
+            await connection.take(1)
+            try:
+                async with self._session.request(
+                    method,
+                    url,
+                    headers=headers,
+                    timeout=aiohttp.ClientTimeout(total=timeout_s, sock_read=silence_s),
+                    max_redirects=self._config.max_redirects,
+                    **options,
+                ) as response:
+                    yield response
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno in DISK_FULL:
+                    # Not the server's: of whoever writes down what comes.
+                    raise
+                raise FetchFailed(self._reason(error, timeout_s, silence_s)) from error
+
+    def _reason(self, error: Exception, timeout_s: float, silence_s: float | None) -> str:
+        """What went wrong, as a clause about "it", the file at the URL.
+
+        aiohttp's classes overlap: its errors of TLS are OSErrors and some ValueErrors, its time-outs are OSErrors. So
+        the kinds are asked for from the narrowest to the widest.
+        """
+        match error:
+            case aiohttp.SocketTimeoutError() if silence_s is not None:
+                return f"its server sent nothing for {silence_s:g} s"
+            case TimeoutError():
+                return f"its server took longer than {timeout_s:g} s"
+            case aiohttp.TooManyRedirects():
+                return f"it redirects more than {self._config.max_redirects} times"
+            case aiohttp.ClientConnectorCertificateError() | aiohttp.ServerFingerprintMismatch():
+                return "its server's TLS certificate cannot be verified"
+            case aiohttp.ClientSSLError() | ssl.SSLError():
+                return "its server does not speak TLS as https needs it"
+            case aiohttp.ClientConnectorError(os_error=AddressRefused() as refused):
+                return str(refused)
+            case aiohttp.ClientConnectorError():
+                return "its server cannot be reached"
+            case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError() | aiohttp.RedirectClientError():
+                return "its URL is not a valid http or https URL"
+            case aiohttp.ClientResponseError():
+                return "its server's answer is not valid HTTP"
+            case aiohttp.ClientError() | OSError():
+                return "its server broke the connection off"
+            case _:
+                # Of the URL's parser, idna among them.
+                return "its URL is not a valid http or https URL"
+
+    def _open_socket(self, address: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
+        family, kind, protocol, _, target = address
+        self._check_address(str(target[0]))
+        return socket.socket(family=family, type=kind, proto=protocol)
+
+    def _check_address(self, text: str) -> None:
+        address, limits = parse_address(text), self._config
+        allowed = limits.allow_private_addresses or any(address in network for network in limits.allowed_networks)
+        denied = any(address in network for network in limits.denied_networks)
+        if denied or not (allowed or is_public(address)):
+            raise AddressRefused("its address is not a public one, and those are refused")
+
+
+def too_large(max_bytes: int) -> FetchFailed:
+    return FetchFailed(f"it is larger than {max_bytes} bytes", {"max_bytes": max_bytes})
+
+
+def ranged(start: int, end: int | None, version: str) -> dict[str, str]:
+    """The headers that ask for the bytes from `start` to before `end` of this version of a file."""
+    last = "" if end is None else end - 1
+    return {"Range": f"bytes={start}-{last}"} | ({"If-Range": version} if version else {})
