@@ -38,7 +38,6 @@ import torch
 from benchmarks.chip import device_time, matmul_flops
 from benchmarks.edits import Bench, Made, make_bench, own_edit, served_edits, stock_edit
 from benchmarks.full_size import PHOTOGRAPH, PLAN
-from benchmarks.losses import relative_error
 from serve_app.commands.compare import difference
 from serve_app.config import ModelConfig
 from serve_app.engine.engine import Engine
@@ -201,6 +200,11 @@ def table(plans: list[EditPlan], results: dict[str, list[Made]], peak_flops: flo
                 f"| {ratio} | {forwards.seconds:.2f} | {1 - forwards.seconds / it.seconds:.1%} | {mfu} "
                 f"| {it.peak_bytes / 2**30:.1f} | {psnr} | {error} | {stages} |"
             )
+
+
+def relative_error(latents: torch.Tensor, expected: torch.Tensor) -> float:
+    """|latents - expected| / |expected|."""
+    return float((latents - expected).norm() / expected.norm())
 
 
 def is_served(mode: str) -> bool:

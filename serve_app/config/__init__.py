@@ -48,7 +48,7 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 ProfileName = Literal["reference", "trainer", "auto", "trainer-0.6.0", "trainer-0.7.32", "trainer-0.9.0"]
 
 # The kernels that attention may run on: PyTorch's own choice, its cuDNN or flash kernels by name, or FlashAttention 3
-# or 4 where their packages are installed. `python -m benchmarks.attention` measures them.
+# or 4 where their packages are installed. `python -m benchmarks.beside_stock` compares them.
 AttentionName = Literal["native", "cudnn", "flash", "flash_3", "flash_4"]
 
 QuantizationName = Literal["none", "fp8"]
