@@ -40,7 +40,7 @@ from benchmarks.edits import Bench, Made, make_bench, own_edit, served_edits, st
 from benchmarks.full_size import PHOTOGRAPH, PLAN
 from serve_app.commands.compare import difference
 from serve_app.config import ModelConfig
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import UnusableResult
 from serve_app.images.sizes import Size
 from serve_app.models.registry import MODELS
@@ -74,7 +74,7 @@ def measure_stock(bench: Bench, kernel: str, plans: list[EditPlan]) -> list[Made
 
 
 @contextmanager
-def own_engine(bench: Bench, mode: str, kernel: str, sizes: Iterable[Size], copies: str) -> Iterator[Engine]:
+def own_engine(bench: Bench, mode: str, kernel: str, sizes: Iterable[Size], copies: str) -> Iterator[TorchEngine]:
     """An engine that is ready, of the pipeline's own weights; afterwards all is as it was, for the next mode."""
     config = ModelConfig(
         device=bench.device.type,
@@ -96,7 +96,7 @@ def own_engine(bench: Bench, mode: str, kernel: str, sizes: Iterable[Size], copi
         for b in transformer.transformer_blocks
     ]
     another = torch.device("cuda", 1) if bench.device.type == "cuda" else bench.device
-    engine = Engine(bench.pipeline, MODELS[PLAN.model], config, second=another if mode == "pair" else None)
+    engine = TorchEngine(bench.pipeline, MODELS[PLAN.model], config, second=another if mode == "pair" else None)
     try:
         make_ready(engine, f"{mode}/{kernel}")
         yield engine
@@ -111,7 +111,7 @@ def own_engine(bench: Bench, mode: str, kernel: str, sizes: Iterable[Size], copi
             module.weight = weight
 
 
-def make_ready(engine: Engine, mode: str) -> None:
+def make_ready(engine: TorchEngine, mode: str) -> None:
     started = time.perf_counter()
     try:
         engine.make_ready()
@@ -141,7 +141,7 @@ def measure_own(
     return made
 
 
-def series(bench: Bench, engine: Engine, mode: str, plan: EditPlan, count: int = 4) -> None:
+def series(bench: Bench, engine: TorchEngine, mode: str, plan: EditPlan, count: int = 4) -> None:
     """Edits behind each other, as an editor makes them: each prepared beside the one before, or all by itself."""
     photograph = PHOTOGRAPH.read_bytes()
     plans = [replace(plan, prompt=f"{plan.prompt} {i}", adapters=plan.adapters[i % 2 :]) for i in range(count)]
@@ -169,7 +169,7 @@ def series(bench: Bench, engine: Engine, mode: str, plan: EditPlan, count: int =
     print(json.dumps({"mode": mode, "next edit prepared": shown}), flush=True)
 
 
-def new_size(bench: Bench, engine: Engine, mode: str, plan: EditPlan) -> None:
+def new_size(bench: Bench, engine: TorchEngine, mode: str, plan: EditPlan) -> None:
     """Two edits of a size that nothing was warmed up with: what the first one pays beside the second."""
     plan = replace(plan, width=plan.width * 7 // 8 // 16 * 16, height=plan.height * 9 // 8 // 16 * 16)
     compiled = engine.recompilations

@@ -16,7 +16,7 @@ import torch
 from benchmarks.full_size import PHOTOGRAPH, PLAN, gpu_profile, make_pipeline, request, serving, write_lora
 from serve_app.adapters.sources import fingerprint
 from serve_app.commands.demo import free_port
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.images.codec import encode
 from serve_app.images.sizes import Size
 from serve_app.models import architecture
@@ -110,7 +110,7 @@ def stock_edit(bench: Bench, plan: EditPlan) -> Made:
     return Made(time.perf_counter() - started, forwards, image, peak[0])
 
 
-def own_edit(bench: Bench, engine: Engine, plan: EditPlan) -> Made:
+def own_edit(bench: Bench, engine: TorchEngine, plan: EditPlan) -> Made:
     started = time.perf_counter()
     with bench.peak() as peak, bench.forwards() as forwards:
         edited = engine.edit(plan, [PHOTOGRAPH.read_bytes()])

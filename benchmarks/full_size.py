@@ -31,9 +31,9 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from serve_app.adapters.verified_files import Contents
+from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import AppConfig, ModelConfig
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.images.codec import encode
 from serve_app.models.architecture import PUBLISHED
 from serve_app.models.recipe import SCHEDULER_CONFIG
@@ -88,12 +88,12 @@ def make_pipeline(spec: ModelSpec, device: torch.device) -> Pipeline:
     return pipeline
 
 
-def load_full_size(config: ModelConfig, contents: Contents) -> Engine:
+def load_full_size(config: ModelConfig, contents: VerifiedFiles) -> TorchEngine:
     """An editor's engine for `build_application`, whatever checkpoint the config names."""
     device = torch.device("cuda")
     spec = MODELS[config.id]
     second = torch.device("cuda", 1) if config.gpus_per_replica == 2 else None
-    engine = Engine(make_pipeline(spec, device), spec, config.model_copy(update={"threads": 8}), contents, second)
+    engine = TorchEngine(make_pipeline(spec, device), spec, config.model_copy(update={"threads": 8}), contents, second)
     engine.make_ready()
     return engine
 
@@ -152,7 +152,7 @@ def measure_parity(steps: int) -> None:
         own = getattr(diffusers, spec.pipeline)(**components)
         own.set_progress_bar_config(disable=True)
         # Without memory of the model before: every stage is computed and recorded.
-        engine = Engine(own, spec, ModelConfig(threads=8, prompt_cache_bytes=0, control_cache_bytes=0))
+        engine = TorchEngine(own, spec, ModelConfig(threads=8, prompt_cache_bytes=0, control_cache_bytes=0))
         plan = replace(PLAN, model=spec.id, steps=count, control_images=("",) * len(pictures))
         torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()

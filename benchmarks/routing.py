@@ -30,7 +30,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.adapters.verified_files import Contents
+from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.app import editor_deployment
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.engine.adapter_cache import AdapterCache
@@ -107,7 +107,7 @@ class TimedEngine:
         load_s: float,
         cache: type[AdapterCache[TimedAdapter]],
         config: ModelConfig,
-        contents: Contents,
+        contents: VerifiedFiles,
     ) -> None:
         self.alive = True
         self.adapters = cache(config.adapter_cache_bytes)

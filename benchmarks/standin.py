@@ -22,7 +22,7 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 from benchmarks.routing import Edited, Prepared, TimedAdapter
-from serve_app.adapters.verified_files import Contents
+from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.app import build_application
 from serve_app.commands.demo import free_port
 from serve_app.config import MINIATURE_RANDOM, AppConfig, ModelConfig
@@ -45,7 +45,7 @@ class TimedEngine:
     # Whether it loads adapters when there is no edit that needs them.
     IS_WARMED_UP = True
 
-    def __init__(self, config: ModelConfig, contents: Contents) -> None:
+    def __init__(self, config: ModelConfig, files: VerifiedFiles) -> None:
         time.sleep(START_S)
         self.alive = True
         self.adapters: AdapterCache[TimedAdapter] = AdapterCache(config.adapter_cache_bytes)

@@ -16,7 +16,7 @@ from serve_app.tasks import EditPlan
 from tests.postgres import PostgresServer
 
 if TYPE_CHECKING:
-    from serve_app.engine.engine import Engine
+    from serve_app.engine.torch_engine import TorchEngine
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
@@ -88,13 +88,13 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="session")
-def engine() -> "Engine":
+def engine() -> "TorchEngine":
     """The miniature of random weights, as an editor loads it."""
     # Unit tests run without torch.
     from serve_app.config import MINIATURE_RANDOM, ModelConfig
-    from serve_app.engine.engine import Engine
+    from serve_app.engine.torch_engine import TorchEngine
 
-    return Engine.load(
+    return TorchEngine.load(
         ModelConfig(checkpoint=MINIATURE_RANDOM, threads=THREADS, device="cpu", adapter_cache_bytes=ADAPTER_CACHE_BYTES)
     )
 

@@ -21,7 +21,7 @@ from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
 from torch import Tensor
 
 from serve_app.config import ModelConfig
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.pipeline import checkpoint
 from tools.miniature import crops, edits, evaluation, flow_training, pairs, parts, photographs, style_training
 from tools.miniature import vae_training as vaes
@@ -145,7 +145,7 @@ class Training:
 
     def evaluate(self) -> None:
         config = ModelConfig(checkpoint=str(self.checkpoint), device=self.device.type)
-        engine = Engine.load(config)
+        engine = TorchEngine.load(config)
         sheets: dict[str, list[Tensor]] = {}
 
         def show(photograph: str, what: str, made: Tensor) -> None:

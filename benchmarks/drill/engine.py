@@ -17,9 +17,10 @@ from ray import serve
 from benchmarks.drill import timed
 from benchmarks.drill.notes import QUICK, QUICK_STEP_S, TIMED, TIMED_STEP_S, Notes, register_editor
 from benchmarks.drill.service import TIME_LIMITS
-from serve_app.adapters.verified_files import Contents
+from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
+from serve_app.engine.protocol import Edited, Engine, HeldAdapters
 from serve_app.errors import EditCanceled
 from serve_app.replicas.editor import load_engine
 from serve_app.tasks import AdapterUse, EditPlan
@@ -29,15 +30,13 @@ PACED = {TIMED: (TIMED_STEP_S, time.sleep), QUICK: (QUICK_STEP_S, timed.busy)}
 
 if TYPE_CHECKING:
     # Ingresses read this module too, and never import torch.
-    from serve_app.engine.adapter_cache import AdapterCache
-    from serve_app.engine.deltas import Adapter
-    from serve_app.engine.engine import Edited, Engine, Prepared
+    from serve_app.engine.torch_engine import Prepared
 
 
 class DrillEngine:
-    """`Engine`'s interface: the real engine, watched, and steps of a fixed time for a plan that asks for them."""
+    """The real engine, watched, and steps of a fixed time for a plan that asks for them."""
 
-    def __init__(self, engine: "Engine", notes: Notes) -> None:
+    def __init__(self, engine: Engine["Prepared"], notes: Notes) -> None:
         self._engine = engine
         self._notes = notes
 
@@ -46,16 +45,16 @@ class DrillEngine:
         return self._engine.alive
 
     @property
-    def adapters(self) -> "AdapterCache[Adapter]":
+    def adapters(self) -> HeldAdapters:
         return self._engine.adapters
 
-    def hold(self, uses: Sequence[AdapterUse]) -> "tuple[Adapter, ...]":
-        return self._engine.hold(uses)
+    def hold(self, uses: Sequence[AdapterUse]) -> None:
+        self._engine.hold(uses)
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> "Prepared":
         return self._engine.prepare(plan, control_images)
 
-    def run(self, prepared: "Prepared", on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> "Edited":
+    def run(self, prepared: "Prepared", on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
         plan = prepared.plan
 
         def noted(step: int) -> None:
@@ -74,8 +73,8 @@ class DrillEngine:
         return edited
 
 
-def load_drilled(config: ModelConfig, contents: Contents, folder: Path) -> DrillEngine:
-    engine = DrillEngine(load_engine(config, contents), Notes(folder / "notes"))
+def load_drilled(config: ModelConfig, files: VerifiedFiles, folder: Path) -> DrillEngine:
+    engine = DrillEngine(load_engine(config, files), Notes(folder / "notes"))
     register_editor(folder)
     return engine
 

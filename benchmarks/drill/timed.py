@@ -17,7 +17,7 @@ from ray import serve
 
 from benchmarks.drill.notes import TIMED_STEP_S, Notes, register_editor
 from benchmarks.routing import Edited, Prepared, TimedAdapter
-from serve_app.adapters.verified_files import Contents
+from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.engine.adapter_cache import AdapterCache
@@ -87,7 +87,7 @@ class TimedEngine:
         return edited
 
 
-def load_timed(config: ModelConfig, contents: Contents, folder: Path) -> TimedEngine:
+def load_timed(config: ModelConfig, files: VerifiedFiles, folder: Path) -> TimedEngine:
     return TimedEngine(config, folder)
 
 

@@ -36,7 +36,7 @@ class Content:
         return cls(data, hashlib.sha256(data).hexdigest())
 
 
-class Contents:
+class VerifiedFiles:
     """Reads adapters' files on one node, through its disk where they lie elsewhere. Any thread may ask.
 
     The first one who reads an adapter writes its digest into artifact storage; whoever reads other content under

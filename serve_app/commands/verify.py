@@ -16,7 +16,7 @@ from rich.console import Console
 
 from serve_app.config import ModelConfig
 from serve_app.engine.canary import fixed_files, fixed_plan
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import ServiceError
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.pipeline import checkpoint
@@ -64,7 +64,7 @@ def verify(config: ModelConfig, model: str | None, size: int, steps: int) -> boo
     if not show(checkpoint.constants(folder, spec)):
         return False
     pipeline = checkpoint.read(folder, devices.dtype_for(device))
-    engine = Engine(pipeline.to(device), spec, config)
+    engine = TorchEngine(pipeline.to(device), spec, config)
     plan = fixed_plan(spec, size, size, steps)
     control_images = fixed_files(plan)
     images = []

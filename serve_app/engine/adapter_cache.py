@@ -72,7 +72,7 @@ class AdapterCache(Generic[T]):
         self._loading: dict[str, Future[T]] = {}
         self._uses = Uses()
         self._load_s = MovingAverage()
-        self._given_up = 0
+        self._evictions = 0
         self._lock = threading.Lock()
 
     def get(self, adapter_id: str, load: Callable[[], T]) -> T:
@@ -126,9 +126,9 @@ class AdapterCache(Generic[T]):
             return sum(adapter.size_bytes for adapter in self._kept.values())
 
     @property
-    def given_up(self) -> int:
-        """How many adapters there was no room for any more, so far."""
-        return self._given_up
+    def evictions(self) -> int:
+        """The number of adapters that were dropped for lack of room since the start."""
+        return self._evictions
 
     @property
     def load_s(self) -> float | None:
@@ -146,7 +146,7 @@ class AdapterCache(Generic[T]):
         self._kept[adapter_id] = adapter
         for surplus in self._surplus():
             del self._kept[surplus]
-            self._given_up += 1
+            self._evictions += 1
 
     def _surplus(self) -> list[str]:
         """Whom the budget has no room for beside those used more."""

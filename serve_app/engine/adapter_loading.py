@@ -12,7 +12,7 @@ from serve_app.adapters.factors import read_factors, summary
 from serve_app.adapters.formats import Layout, read_layout
 from serve_app.adapters.header import read_header
 from serve_app.adapters.receipts import refuse_unfit
-from serve_app.adapters.verified_files import Content, Contents
+from serve_app.adapters.verified_files import Content, VerifiedFiles
 from serve_app.engine.deltas import Adapter, read_changes
 from serve_app.errors import LoraInvalidFile
 from serve_app.models.architecture import Architecture
@@ -20,14 +20,14 @@ from serve_app.tasks import AdapterUse
 
 
 def read_adapter(
-    use: AdapterUse, contents: Contents, model: str, architecture: Architecture, *, pinned: bool
+    use: AdapterUse, files: VerifiedFiles, model: str, architecture: Architecture, *, pinned: bool
 ) -> Adapter:
     """The adapter in host memory.
 
-    Raises what `Contents.read` raises, LoraInvalidFile if the file cannot be read or holds what is no number,
+    Raises what `VerifiedFiles.read` raises, LoraInvalidFile if the file cannot be read or holds what is no number,
     LoraIncompatible if it does not fit the model.
     """
-    content = contents.read(use)
+    content = files.read(use)
     header = read_header(BytesIO(content.data), len(content.data), use.path)
     layout = read_layout(header.tensors, architecture.parameters)
     refuse_unfit(layout, header, use.path, model, architecture)

@@ -20,9 +20,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.adapters.verified_files import Contents
+from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.concurrency import background
 from serve_app.config import EditorSettings, FetchConfig, ModelConfig
+from serve_app.engine.protocol import Edited, Engine
 from serve_app.errors import (
     DeviceLost,
     EditError,
@@ -54,7 +55,7 @@ from serve_app.workers.warm_list import Warm, fill, read_warm
 
 if TYPE_CHECKING:
     # The client's end lives in ingress processes, which never import torch.
-    from serve_app.engine.engine import Edited, Engine, Prepared
+    from serve_app.engine.torch_engine import Prepared
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ TELL_S = 5.0
 # Keys of `runtime` that differ between two runs of the same edit; they are left out of the image's own metadata.
 OF_ONE_RUN = ("peak_memory_gib", "reused", "recompilations")
 
-EngineFactory = Callable[[ModelConfig, Contents], "Engine"]
+EngineFactory = Callable[[ModelConfig, VerifiedFiles], Engine[Any]]
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,11 @@ class TimeLimits:
 TIME_LIMITS = TimeLimits()
 
 
-def load_engine(config: ModelConfig, contents: Contents) -> "Engine":
+def load_engine(config: ModelConfig, files: VerifiedFiles) -> Engine["Prepared"]:
     """The real engine, imported where it is needed only."""
-    from serve_app.engine.engine import Engine
+    from serve_app.engine.torch_engine import TorchEngine
 
-    return Engine.load(config, contents)
+    return TorchEngine.load(config, files)
 
 
 def adapter_set_id(uses: tuple[AdapterUse, ...]) -> str:
@@ -135,13 +136,13 @@ class Editor:
         # One thread for the device: edits run one after the other, and the event loop stays free.
         on_gpu = ray.get_runtime_context().get_accelerator_ids().get("GPU")
         self._device_thread = ThreadPoolExecutor(1, "device", initializer=None if on_gpu else yield_to_others)
-        contents = Contents(config, limits, self._artifacts)
+        files = VerifiedFiles(config, limits, self._artifacts)
         if on_gpu:
             # In the thread that edits: cuDNN remembers by thread what it has planned for the sizes of the warm-up.
-            self._engine = self._device_thread.submit(load, config, contents).result()
+            self._engine = self._device_thread.submit(load, config, files).result()
         else:
             # Not in a thread that waits for an idle core: a start should end soon.
-            self._engine = load(config, contents)
+            self._engine = load(config, files)
         # Waited for here and not in the thread's own queue, where nothing could be cancelled.
         self._device = asyncio.Lock()
         # Edits whose caller has gone and that have not stopped yet, with the moment since when (s, monotonic).
@@ -286,7 +287,7 @@ class Editor:
             prepared = await self._prepare(task.plan)
         loop = asyncio.get_running_loop()
 
-        def run() -> tuple["Edited", float]:
+        def run() -> tuple[Edited, float]:
             started = time.perf_counter()
             return self._engine.run(prepared, on_step, should_stop), time.perf_counter() - started
 
@@ -305,7 +306,7 @@ class Editor:
         logger.info("image %s of %s: made, %.2f s on the device", task.index, task.request_id, seconds)
         return done
 
-    def _tell(self, edited: "Edited", done: EditDone, seconds: float) -> None:
+    def _tell(self, edited: Edited, done: EditDone, seconds: float) -> None:
         """Tell operators of a finished edit, which kept the device for so long."""
         self._record(GPU_SECONDS, seconds)
         for stage, stage_s in done.timings.items():
@@ -320,16 +321,18 @@ class Editor:
         adapters, told = self._engine.adapters, 0
         while True:
             self._record(CACHE_BYTES, adapters.size_bytes)
-            given_up = adapters.given_up
-            self._record(EVICTIONS, given_up - told)
-            told = given_up
+            evictions = adapters.evictions
+            self._record(EVICTIONS, evictions - told)
+            told = evictions
             await asyncio.sleep(TELL_S)
 
     def _record(self, metric: Metric, value: float = 1.0, **tags: str) -> None:
         self._meter.record(metric, value, model=self._model, **tags)
 
-    async def _prepare(self, plan: EditPlan) -> "Prepared":
-        def prepare() -> "Prepared":
+    async def _prepare(self, plan: EditPlan) -> Any:
+        """The engine's own value, for its `run`."""
+
+        def prepare() -> Any:
             return self._engine.prepare(plan, [self._control_image(sha256) for sha256 in plan.control_images])
 
         if not plan.adapters:
@@ -348,7 +351,7 @@ class Editor:
         except FileNotFoundError as error:
             raise EditError("its control image is no longer stored") from error
 
-    async def _store_patiently(self, task: EditTask, edited: "Edited", should_stop: Callable[[], bool]) -> EditDone:
+    async def _store_patiently(self, task: EditTask, edited: Edited, should_stop: Callable[[], bool]) -> EditDone:
         """Store a finished image, and wait for storage that is away; the device is free for others meanwhile.
 
         Raises StorageFailed when patience ends: the dispatcher then has the image made again.
@@ -363,7 +366,7 @@ class Editor:
                     raise
             await asyncio.sleep(STORAGE_PAUSE_S)
 
-    def _store(self, task: EditTask, edited: "Edited") -> EditDone:
+    def _store(self, task: EditTask, edited: Edited) -> EditDone:
         """Encode and store the image; the record beside it comes last and says that it is whole."""
         started = time.perf_counter()
         # What differs from run to run is no part of an image that can be made again.

@@ -10,7 +10,7 @@ import torch
 
 from serve_app.adapters.sources import fingerprint
 from serve_app.config import MINIATURE_RANDOM, ModelConfig
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import checkpoint, miniature
 from serve_app.pipeline.random_lora import make_lora
@@ -34,7 +34,7 @@ class Bench:
     """One pipeline, and an engine over it: what is measured on either is of the same weights."""
 
     pipeline: Any
-    engine: Engine
+    engine: TorchEngine
 
 
 def run_out_of_memory_once(module: torch.nn.Module) -> None:
@@ -54,7 +54,7 @@ def bench() -> Callable[..., Bench]:
     @cache
     def bench(model: str, dtype: torch.dtype = torch.float32) -> Bench:
         pipeline = checkpoint.load(ModelConfig(id=model, checkpoint=MINIATURE_RANDOM), MODELS[model], CPU, dtype)
-        return Bench(pipeline, Engine(pipeline, MODELS[model], FORGETFUL))
+        return Bench(pipeline, TorchEngine(pipeline, MODELS[model], FORGETFUL))
 
     return bench
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from serve_app.config import ModelConfig
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
 from tests.conftest import THREADS, as_png, noise_image
@@ -18,8 +18,8 @@ MODEL = MODELS["qwen_image_edit_plus"]
 
 
 @pytest.fixture(scope="module")
-def ahead() -> Engine:
-    return Engine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS, prepare_ahead=True))
+def ahead() -> TorchEngine:
+    return TorchEngine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS, prepare_ahead=True))
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file, save_file
 
 from serve_app.adapters.sources import fingerprint, identity
-from serve_app.adapters.verified_files import Contents
+from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import MINIATURE_RANDOM, FetchConfig, ModelConfig
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import LoraChanged, LoraDownloadFailed, StorageFailed
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import checkpoint, miniature
@@ -58,7 +58,7 @@ def adapter_bytes(loras) -> int:
 
 
 @pytest.fixture
-def engine(tmp_path, adapter_bytes) -> Engine:
+def engine(tmp_path, adapter_bytes) -> TorchEngine:
     """An engine with room for eight adapters, in memory and on disk."""
     import torch
 
@@ -70,8 +70,8 @@ def engine(tmp_path, adapter_bytes) -> Engine:
         adapter_disk_bytes=ROOM * adapter_bytes,
         adapter_disk_folder=str(tmp_path / "disk"),
     )
-    contents = Contents(config, LIMITS, Artifacts(str(tmp_path / "artifacts")))
-    return Engine(checkpoint.load(config, MODEL, CPU, torch.float32), MODEL, config, contents)
+    contents = VerifiedFiles(config, LIMITS, Artifacts(str(tmp_path / "artifacts")))
+    return TorchEngine(checkpoint.load(config, MODEL, CPU, torch.float32), MODEL, config, contents)
 
 
 @pytest.fixture

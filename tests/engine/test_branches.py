@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from serve_app.app import editor_deployment
 from serve_app.config import ModelConfig
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import OutOfMemory
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
@@ -19,8 +19,8 @@ MODEL = MODELS["qwen_image_edit_plus_2511"]
 
 
 @pytest.fixture(scope="module")
-def paired() -> Engine:
-    return Engine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS), second=CPU)
+def paired() -> TorchEngine:
+    return TorchEngine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS), second=CPU)
 
 
 @pytest.fixture

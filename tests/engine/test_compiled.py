@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from serve_app.commands.compare import difference
 from serve_app.config import MINIATURE_RANDOM, ModelConfig
-from serve_app.engine.engine import CANARY_STEPS, Engine
+from serve_app.engine.torch_engine import CANARY_STEPS, TorchEngine
 from serve_app.errors import UnusableResult
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
@@ -38,8 +38,8 @@ def config(tmp_path_factory) -> ModelConfig:
 
 
 @pytest.fixture(scope="module")
-def compiled(config) -> Engine:
-    return Engine.load(config)
+def compiled(config) -> TorchEngine:
+    return TorchEngine.load(config)
 
 
 def test_adapters_scales_stacks_and_sizes_compile_nothing_anew(compiled, bench, make_plan, loras):
@@ -78,14 +78,14 @@ def test_graph_compiled_in_traffic_is_counted(compiled):
 def test_second_start_finds_what_the_first_compiled(compiled, config):
     torch._dynamo.reset()
     counters.clear()
-    assert Engine.load(config).recompilations == 0
+    assert TorchEngine.load(config).recompilations == 0
     assert counters["inductor"]["fxgraph_cache_hit"] > 0
     assert counters["inductor"]["fxgraph_cache_miss"] == 0
 
 
 def test_image_of_as_many_tokens_as_a_block_is_wide_warms_up_for_others_too(config, make_plan):
     torch._dynamo.reset()
-    engine = Engine.load(config.model_copy(update={"warm_up": ((64, 64),)}))
+    engine = TorchEngine.load(config.model_copy(update={"warm_up": ((64, 64),)}))
     width = engine._pipeline.transformer.inner_dim
     assert width == 64 // 16 * 64 // 16
     assert engine.edit(make_plan(model=MODEL.id, control_images=(), width=96), []).runtime["recompilations"] == 0
@@ -93,7 +93,7 @@ def test_image_of_as_many_tokens_as_a_block_is_wide_warms_up_for_others_too(conf
 
 def test_number_of_steps_compiles_nothing_anew_whichever_came_first(make_plan):
     torch._dynamo.reset()
-    engine = Engine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS))
+    engine = TorchEngine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS))
     fuse(engine._pipeline.transformer, with_gelu=False)
     compile_blocks(engine._pipeline.transformer, "eager")
     plans = [make_plan(model=MODEL.id, control_images=(), steps=steps) for steps in (4, 1, STEPS_AT_ONCE + 1)]
@@ -109,7 +109,7 @@ def test_attention_kernel_of_an_installed_package_is_compiled_around(make_plan, 
         heads = (tensor.transpose(1, 2) for tensor in (query, key, value))
         return F.scaled_dot_product_attention(*heads, scale=scale).transpose(1, 2).contiguous()
 
-    engine = Engine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS))
+    engine = TorchEngine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS))
     transformer = engine._pipeline.transformer
     choose_attention(transformer, "flash_4", lambda: kernel)
     compile_blocks(transformer, "aot_eager")
@@ -120,7 +120,7 @@ def test_attention_kernel_of_an_installed_package_is_compiled_around(make_plan, 
 
 
 def test_replica_that_makes_another_image_once_it_is_warm_is_not_ready(config):
-    engine = Engine(miniature.make(MODEL), MODEL, config.model_copy(update={"compile": "none"}))
+    engine = TorchEngine(miniature.make(MODEL), MODEL, config.model_copy(update={"compile": "none"}))
     forwards = []
 
     def go_wrong(transformer, arguments, output):

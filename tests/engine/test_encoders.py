@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from serve_app.config import ModelConfig
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.images import codec
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import make_recipe
@@ -86,7 +86,7 @@ def test_what_is_remembered_is_what_would_be_computed(encoders, make_plan, chang
 
 
 def test_edit_says_what_was_remembered_for_it(bench, make_plan):
-    engine = Engine(bench(PLUS).pipeline, MODELS[PLUS], ModelConfig(threads=THREADS))
+    engine = TorchEngine(bench(PLUS).pipeline, MODELS[PLUS], ModelConfig(threads=THREADS))
     first, again = (engine.edit(make_plan(model=PLUS), [IMAGE]) for _ in range(2))
     assert (first.runtime["reused"], again.runtime["reused"]) == (
         {"prompts": 0, "controls": 0},

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from serve_app.config import MINIATURE_RANDOM, ModelConfig
-from serve_app.engine.engine import Engine, graphs_compiled
+from serve_app.engine.torch_engine import TorchEngine, graphs_compiled
 from serve_app.errors import (
     CheckpointRefused,
     EditCanceled,
@@ -175,7 +175,7 @@ def test_checkpoint_that_save_pretrained_wrote_is_served(make_plan, control_png,
     with torch.no_grad():
         pipeline.transformer.proj_out.weight *= 0.5
     pipeline.save_pretrained(tmp_path / "mine")
-    own = Engine.load(ModelConfig(checkpoint=str(tmp_path / "mine"), threads=THREADS, device="cpu"))
+    own = TorchEngine.load(ModelConfig(checkpoint=str(tmp_path / "mine"), threads=THREADS, device="cpu"))
     assert distance(np.asarray(own.edit(make_plan(), [control_png]).image), image_of()) > 0.5
 
 
@@ -240,12 +240,12 @@ def test_every_model_has_a_miniature_that_edits(bench, make_plan, control_png, m
 def poisoned(tmp_path):
     """An engine whose VAE's last layer has this weight and bias."""
 
-    def poisoned(weight: float, bias: float) -> Engine:
+    def poisoned(weight: float, bias: float) -> TorchEngine:
         pipeline = miniature.make(EDIT)
         with torch.no_grad():
             pipeline.vae.decoder.conv_out.weight.fill_(weight)
             pipeline.vae.decoder.conv_out.bias.fill_(bias)
-        return Engine(pipeline, EDIT, ModelConfig(threads=THREADS))
+        return TorchEngine(pipeline, EDIT, ModelConfig(threads=THREADS))
 
     return poisoned
 

@@ -9,7 +9,8 @@ import torch
 from pydantic import ValidationError
 
 from serve_app.config import ModelConfig
-from serve_app.engine.engine import Edited, Engine
+from serve_app.engine.protocol import Edited
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import EditCanceled, OutOfMemory
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
@@ -33,7 +34,9 @@ class Counted:
     """An engine, and how often each block of its transformers was computed."""
 
     def __init__(self, threshold: float, second: torch.device | None = None) -> None:
-        self.engine = Engine(miniature.make(MODEL), MODEL, with_cache(threshold, warm_up=((64, 64),)), second=second)
+        self.engine = TorchEngine(
+            miniature.make(MODEL), MODEL, with_cache(threshold, warm_up=((64, 64),)), second=second
+        )
         self.engine.make_ready()
         transformers = self.engine._denoiser.transformers
         self.blocks = [0] * len(transformers[0].transformer_blocks)
@@ -110,7 +113,7 @@ def test_forward_of_the_other_branch_of_an_edit_that_failed_is_not_remembered(pl
 
 
 def test_compiled_blocks_are_left_out_as_well_and_compiled_once(plan, always):
-    engine = Engine(miniature.make(MODEL), MODEL, with_cache(ALWAYS))
+    engine = TorchEngine(miniature.make(MODEL), MODEL, with_cache(ALWAYS))
     transformer = engine._pipeline.transformer
     called = []
 

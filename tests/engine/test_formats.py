@@ -18,8 +18,8 @@ from serve_app.adapters.receipts import understand
 from serve_app.config import ModelConfig
 from serve_app.engine.adapter_loading import is_finite
 from serve_app.engine.deltas import Adapter, Change, read_changes
-from serve_app.engine.engine import Engine
 from serve_app.engine.merged_weights import write_sum
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import LoraIncompatible, LoraInvalidFile
 from serve_app.models.architecture import BLOCK_LINEARS, MINIATURE_ARCHITECTURE
 from serve_app.models.registry import MODELS
@@ -403,7 +403,7 @@ def test_hooks_give_the_image_of_merged_weights_but_for_one_grey_level(bench, ma
     save_file(make_file("kohya")[0], tmp_path / "adapter.safetensors")
     merged = bench("qwen_image").engine
     pipeline = checkpoint.read(miniature.ensure(MODELS["qwen_image"]), torch.float32)
-    hooked = Engine(pipeline, MODELS["qwen_image"], ModelConfig(threads=THREADS, adapter_weights="hooks"))
+    hooked = TorchEngine(pipeline, MODELS["qwen_image"], ModelConfig(threads=THREADS, adapter_weights="hooks"))
     for scale in (1.0, 0.5, 0.0, -1.0):
         plan = make_plan(
             model="qwen_image", control_images=(), adapters=(use(tmp_path / "adapter.safetensors", scale),)

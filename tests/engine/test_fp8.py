@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from serve_app.config import ModelConfig
 from serve_app.engine.canary import likeness
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
 from serve_app.pipeline.quantization import is_worth_it, quantised
@@ -18,19 +18,19 @@ MODEL = MODELS["qwen_image"]
 
 
 @pytest.fixture(scope="module")
-def engines() -> tuple[Engine, Engine]:
+def engines() -> tuple[TorchEngine, TorchEngine]:
     """In bf16, and the same weights in fp8."""
 
-    def engine(**options: object) -> Engine:
+    def engine(**options: object) -> TorchEngine:
         pipeline = miniature.make(MODEL).to(torch.bfloat16)
-        made = Engine(pipeline, MODEL, ModelConfig(threads=THREADS, adapter_weights="device", **options))
+        made = TorchEngine(pipeline, MODEL, ModelConfig(threads=THREADS, adapter_weights="device", **options))
         made.make_ready()
         return made
 
     return engine(), engine(quantization="fp8", warm_up=[(64, 64)])
 
 
-def weights(engine: Engine) -> dict[str, torch.Tensor]:
+def weights(engine: TorchEngine) -> dict[str, torch.Tensor]:
     return {
         name: module.weight.detach().clone()
         for name, module in engine._pipeline.transformer.named_modules()

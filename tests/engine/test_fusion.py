@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from serve_app.commands.compare import difference
 from serve_app.config import ModelConfig
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import EditCanceled, OutOfMemory
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import fusion, miniature
@@ -89,7 +89,7 @@ class Fused:
     """An engine with fused blocks, and how many products their modulations were made by."""
 
     def __init__(self, second: torch.device | None = None) -> None:
-        self.engine = Engine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS), second=second)
+        self.engine = TorchEngine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS), second=second)
         self.transformers = self.engine._denoiser.transformers
         self.products = 0
         for transformer in self.transformers:

@@ -7,7 +7,7 @@ from tokenizers import models
 from transformers import Qwen2Tokenizer
 
 from serve_app.config import MINIATURE, MINIATURE_RANDOM, ModelConfig
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import InvalidParameter
 from serve_app.images.codec import read
 from serve_app.models.profile import PROFILES
@@ -36,7 +36,7 @@ TEXTS = (
 def family(request: pytest.FixtureRequest):
     """A model's id, its engine of random weights, and control images for it."""
     config = ModelConfig(id=request.param, checkpoint=MINIATURE_RANDOM, threads=THREADS, device="cpu")
-    return config, Engine.load(config), IMAGES[: FAMILIES[request.param]]
+    return config, TorchEngine.load(config), IMAGES[: FAMILIES[request.param]]
 
 
 def plan_for(make_plan, model: str, pictures: list[bytes], **changes: object) -> EditPlan:

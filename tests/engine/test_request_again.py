@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from serve_app.api.app import create_app
 from serve_app.config import MINIATURE_RANDOM, SQLITE_PREFIX, AppConfig, ModelConfig
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.images import codec
 from serve_app.intake.service import Service
 from serve_app.storage.artifacts import Artifacts
@@ -37,7 +37,7 @@ class EngineEditors:
 
     def __init__(self, config: AppConfig) -> None:
         self._artifacts = Artifacts(config.artifacts_url)
-        self._engines = {model.id: Engine.load(model) for model in config.models}
+        self._engines = {model.id: TorchEngine.load(model) for model in config.models}
 
     async def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
         plan = task.plan

@@ -11,7 +11,7 @@ from torch import nn
 
 from serve_app.config import ModelConfig
 from serve_app.engine import denoiser
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import CheckpointRefused, InvalidParameter, OutOfMemory
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
@@ -25,11 +25,11 @@ from tests.engine.conftest import run_out_of_memory_once, use
 MODEL = MODELS["qwen_image"]
 
 
-def engine(**options: object) -> Engine:
-    return Engine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS, device="cpu", **options))
+def engine(**options: object) -> TorchEngine:
+    return TorchEngine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS, device="cpu", **options))
 
 
-def pixels(engine: Engine, plan) -> np.ndarray:
+def pixels(engine: TorchEngine, plan) -> np.ndarray:
     return np.asarray(engine.edit(plan, []).image)
 
 
@@ -163,7 +163,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(make_plan):
 
 def test_edit_that_found_no_memory_beside_another_is_made_after_it(make_plan):
     """The other one is being prepared when the memory runs out, and cannot end before that."""
-    ahead = Engine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS, prepare_ahead=True))
+    ahead = TorchEngine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS, prepare_ahead=True))
     plan = make_plan(model=MODEL.id, control_images=(), prompt="the one")
     prepared, failed, encoding = ahead.prepare(plan, []), threading.Event(), threading.Event()
 

@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 
 from serve_app.config import ModelConfig
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.architecture import TRAINED_MINIATURE
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import trained_miniature
@@ -21,7 +21,7 @@ FIGURES = json.loads((TRAINED_MINIATURE / "figures.json").read_text())
 
 @pytest.fixture(scope="module")
 def miniature():
-    return Engine.load(ModelConfig(threads=THREADS, device="cpu"))
+    return TorchEngine.load(ModelConfig(threads=THREADS, device="cpu"))
 
 
 def photograph(name: str) -> PIL.Image.Image:

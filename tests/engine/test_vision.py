@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from serve_app.config import ModelConfig
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import vision_encoder
 from tests.conftest import THREADS, as_png, noise_image
@@ -38,7 +38,7 @@ def test_windows_at_once_are_each_window_by_itself(bench, grid, monkeypatch):
     assert torch.equal(found, expected)
 
 
-def looks(engine: Engine, monkeypatch) -> list[int]:
+def looks(engine: TorchEngine, monkeypatch) -> list[int]:
     """An entry for each time that the vision encoder computes."""
     seen: list[int] = []
     visual = engine._pipeline.text_encoder.model.visual
@@ -65,7 +65,7 @@ def test_images_of_other_sizes_for_the_negative_prompt_are_looked_at_apart(bench
 
 
 def test_what_was_seen_is_remembered_for_another_prompt(bench, make_plan, monkeypatch):
-    engine = Engine(bench(EDIT.id).pipeline, MODELS[EDIT.id], ModelConfig(threads=THREADS))
+    engine = TorchEngine(bench(EDIT.id).pipeline, MODELS[EDIT.id], ModelConfig(threads=THREADS))
     seen = looks(engine, monkeypatch)
     images = []
     for prompt in ("one", "another"):

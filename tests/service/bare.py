@@ -56,7 +56,7 @@ def bare_editor(
     """A replica whose artifacts lie in `folder`; its images are stored nowhere. Its `_beside` is to be cancelled."""
     context = SimpleNamespace(get_accelerator_ids=dict)
     monkeypatch.setattr(editor.ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(editor.meter, "start", lambda *_: NO_METER)
+    monkeypatch.setattr(editor.metrics_export, "start", lambda *_: NO_METER)
     monkeypatch.setattr(editor, "yield_to_others", lambda: None)
     monkeypatch.setattr(Editor, "_store", lambda *_: EditDone("", "", "png", 8, 8, 0, 0, "", {}, {}))
     return Editor(ModelConfig(), str(folder), FetchConfig(), load, time_limits)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ray import serve
 
-from serve_app.adapters.verified_files import Contents
+from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from tests.service.standin import TimedEngine
 
 
-def load_timed_engine(config: ModelConfig, contents: Contents) -> "TimedEngine":
+def load_timed_engine(config: ModelConfig, files: VerifiedFiles) -> "TimedEngine":
     from tests.service.standin import TimedEngine
 
-    return TimedEngine(config, contents)
+    return TimedEngine(config, files)
 
 
-def load_noted_engine(config: ModelConfig, contents: Contents) -> "NotedEngine":
+def load_noted_engine(config: ModelConfig, files: VerifiedFiles) -> "NotedEngine":
     from tests.service.noted import NotedEngine
 
-    return NotedEngine.load(config, contents)
+    return NotedEngine.load(config, files)
 
 
 def timed(args: AppConfig) -> serve.Application:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serve_app.config import ModelConfig
-from serve_app.engine.engine import Engine, Prepared
+from serve_app.engine.torch_engine import Prepared, TorchEngine
 from serve_app.tasks import EditPlan
 
 
@@ -13,7 +13,7 @@ def notes_file(config: ModelConfig) -> Path:
     return Path(config.adapter_disk_folder) / "notes"
 
 
-class NotedEngine(Engine):
+class NotedEngine(TorchEngine):
     """A line an edit, before it is made: the process, held or read, the adapters' paths."""
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:

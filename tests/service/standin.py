@@ -10,11 +10,12 @@ from pathlib import Path
 import PIL.Image
 import torch
 
-from serve_app.adapters.verified_files import Contents
+from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import ModelConfig
 from serve_app.engine.adapter_cache import AdapterCache
 from serve_app.engine.deltas import Adapter
-from serve_app.engine.engine import Edited, Prepared, Stopwatch
+from serve_app.engine.protocol import Edited
+from serve_app.engine.torch_engine import Prepared, Stopwatch
 from serve_app.errors import DeviceLost, EditCanceled
 from serve_app.models.architecture import MINIATURE_ARCHITECTURE
 from serve_app.tasks import AdapterUse, EditPlan
@@ -35,7 +36,7 @@ class TimedEngine:
     A prompt "kill the device" ends the device's life, once for each folder.
     """
 
-    def __init__(self, config: ModelConfig, contents: Contents) -> None:
+    def __init__(self, config: ModelConfig, files: VerifiedFiles) -> None:
         self._notes = Path(config.checkpoint)
         self.alive = True
         self.adapters: AdapterCache[Adapter] = AdapterCache(config.adapter_cache_bytes)

@@ -51,7 +51,7 @@ async def test_engine_is_loaded_in_the_thread_that_edits_if_there_is_a_gpu(tmp_p
     """Warm is that thread alone. Without a GPU it is one that waits for idle cores, which a start should not."""
     context = SimpleNamespace(get_accelerator_ids=lambda: {"GPU": gpus})
     monkeypatch.setattr(editor.ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(editor.meter, "start", lambda *_: None)
+    monkeypatch.setattr(editor.metrics_export, "start", lambda *_: None)
     loaded_in = []
 
     def load(*_: object) -> SimpleNamespace:

@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from serve_app.adapters import transfer
 from serve_app.adapters.sources import fingerprint
-from serve_app.adapters.verified_files import Contents
+from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.errors import LoraChanged, LoraInvalidFile, StorageFailed
 from serve_app.tasks import AdapterUse
@@ -71,9 +71,9 @@ def put(store):
 def contents(tmp_path):
     """A node's reader, by its budget: each call is another process of the same node."""
 
-    def contents(budget: int = 10**9) -> Contents:
+    def contents(budget: int = 10**9) -> VerifiedFiles:
         config = ModelConfig(adapter_disk_folder=str(tmp_path), adapter_disk_bytes=budget)
-        return Contents(config, FetchConfig())
+        return VerifiedFiles(config, FetchConfig())
 
     return contents
 
@@ -200,5 +200,5 @@ def test_local_files_are_read_where_they_are(tmp_path):
     file.write_bytes(safetensors_bytes())
     use = AdapterUse(fingerprint(str(file)), "here", str(file), 1.0)
     config = ModelConfig(adapter_disk_folder=str(tmp_path / "cache"))
-    assert Contents(config, FetchConfig()).read(use).data == file.read_bytes()
+    assert VerifiedFiles(config, FetchConfig()).read(use).data == file.read_bytes()
     assert not Path(tmp_path / "cache").exists()

@@ -13,7 +13,7 @@ import pytest
 
 from serve_app.adapters import sources
 from serve_app.adapters.local_files import NotRegular, open_regular
-from serve_app.adapters.verified_files import Contents
+from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import FetchConfig, JobsConfig, ModelConfig
 from serve_app.errors import LoraChanged, Overloaded, StorageFailed
 from serve_app.intake.catalogue import Shelf
@@ -119,7 +119,7 @@ def test_file_that_became_a_pipe_is_one_that_changed(tmp_path):
     file = tmp_path / "a.safetensors"
     file.write_bytes(safetensors_bytes())
     use = AdapterUse(sources.fingerprint(str(file)), "a.safetensors", str(file), 1.0)
-    contents = Contents(ModelConfig(adapter_disk_folder=str(tmp_path / "disk")), FetchConfig())
+    contents = VerifiedFiles(ModelConfig(adapter_disk_folder=str(tmp_path / "disk")), FetchConfig())
     assert contents.read(use).data == file.read_bytes()
     file.unlink()
     named_pipe(file)

@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.adapters.sources import fingerprint
-from serve_app.adapters.verified_files import Contents
+from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.concurrency.threads import Threads
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.errors import StorageFailed, StorageRefused
@@ -138,7 +138,7 @@ def test_lora_root_that_is_away_fails_as_such(config, stores, make_body):
 def test_adapter_whose_store_is_away_is_read_once_it_is_back(stores, tmp_path):
     url = "s3://loras/lora.safetensors"
     fsspec.filesystem("s3").pipe_file("/loras/lora.safetensors", safetensors_bytes())
-    contents = Contents(
+    contents = VerifiedFiles(
         ModelConfig(adapter_disk_folder=str(tmp_path / "disk")), FetchConfig(), Artifacts(str(tmp_path))
     )
     use = AdapterUse(fingerprint(url), "lora.safetensors", url, 1.0)
@@ -153,7 +153,7 @@ def test_adapter_whose_store_is_away_is_read_once_it_is_back(stores, tmp_path):
 async def test_edit_whose_lora_cannot_be_read_now_loses_no_attempt(bench, stores, tmp_path):
     url = "s3://loras/lora.safetensors"
     fsspec.filesystem("s3").pipe_file("/loras/lora.safetensors", safetensors_bytes())
-    contents = Contents(ModelConfig(adapter_disk_folder=str(tmp_path / "disk")), FetchConfig())
+    contents = VerifiedFiles(ModelConfig(adapter_disk_folder=str(tmp_path / "disk")), FetchConfig())
     use = AdapterUse(fingerprint(url), "lora.safetensors", url, 1.0)
     stores.failure = "away"
     with pytest.raises(StorageFailed) as failed:

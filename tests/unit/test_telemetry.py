@@ -203,7 +203,7 @@ def test_an_adapter_that_makes_room_is_counted():
     cache: AdapterCache[Sized] = AdapterCache(25)
     for name in "abc":
         cache.get(name, Sized)
-    assert cache.given_up == 1
+    assert cache.evictions == 1
 
 
 def test_a_clients_trace_goes_on_in_the_editor(told, make_body):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.adapters.sources import fingerprint, identity
-from serve_app.adapters.verified_files import Contents
+from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.errors import LoraChanged, LoraDownloadFailed
 from serve_app.storage.artifacts import Artifacts
@@ -28,12 +28,12 @@ def server() -> Iterator[LoraServer]:
 
 
 @pytest.fixture
-def node(tmp_path) -> Callable[..., Contents]:
+def node(tmp_path) -> Callable[..., VerifiedFiles]:
     """The reader of a node, by its name; all nodes share one artifact storage."""
 
-    def node(name: str = "one", **limits: object) -> Contents:
+    def node(name: str = "one", **limits: object) -> VerifiedFiles:
         config = ModelConfig(adapter_disk_folder=str(tmp_path / name))
-        return Contents(config, FetchConfig.model_validate(OPEN | limits), Artifacts(str(tmp_path / "artifacts")))
+        return VerifiedFiles(config, FetchConfig.model_validate(OPEN | limits), Artifacts(str(tmp_path / "artifacts")))
 
     return node
 

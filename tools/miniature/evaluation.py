@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from serve_app.adapters.sources import fingerprint
-from serve_app.engine.engine import Engine
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.pipeline import conditioning
 from serve_app.tasks import AdapterUse, EditPlan
 from tools.miniature.edits import INSTRUCTIONS, STYLES, Instruction, Style
@@ -56,7 +56,7 @@ def as_png(picture: PIL.Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def made_by(engine: Engine, picture: PIL.Image.Image, plan: EditPlan) -> Tensor:
+def made_by(engine: TorchEngine, picture: PIL.Image.Image, plan: EditPlan) -> Tensor:
     """The engine's edit, (1, 3, H, W) in [0, 1]."""
     return as_tensor(engine.edit(plan, [as_png(picture)]).image)[None]
 
@@ -66,7 +66,7 @@ def at_size(picture: PIL.Image.Image, side: int = SIDE) -> PIL.Image.Image:
 
 
 @torch.no_grad()
-def vae_quality(engine: Engine, picture: PIL.Image.Image) -> float:
+def vae_quality(engine: TorchEngine, picture: PIL.Image.Image) -> float:
     """Decibels of a photograph that is encoded and decoded again, through the service's own code."""
     pipeline = engine._pipeline
     pixels = conditioning.control_pixels(pipeline, picture, [])
@@ -83,7 +83,7 @@ def show_nothing(what: str, made: Tensor) -> None:
 
 
 def follow(
-    engine: Engine,
+    engine: TorchEngine,
     picture: PIL.Image.Image,
     instruction: Instruction,
     show: Show = show_nothing,
@@ -101,7 +101,7 @@ def follow(
     }
 
 
-def walk(engine: Engine, picture: PIL.Image.Image, style: Style, file: Path, show: Show) -> dict[str, Any]:
+def walk(engine: TorchEngine, picture: PIL.Image.Image, style: Style, file: Path, show: Show) -> dict[str, Any]:
     """How near the pictures of each multiplier are to the style, and to the base model's own."""
     instruction = next(i for i in INSTRUCTIONS if i.name == STYLED)
     prompt = f"{style.trigger} {instruction.wordings[0]}"
@@ -119,7 +119,10 @@ def walk(engine: Engine, picture: PIL.Image.Image, style: Style, file: Path, sho
 
 
 def figures(
-    engine: Engine, photographs: Mapping[str, PIL.Image.Image], loras: Path, show: Callable[[str, str, Tensor], None]
+    engine: TorchEngine,
+    photographs: Mapping[str, PIL.Image.Image],
+    loras: Path,
+    show: Callable[[str, str, Tensor], None],
 ) -> dict[str, Any]:
     """Everything at 1024x1024, 8 steps, guidance 1.0. `show` is given each picture, by photograph and name."""
     found: dict[str, Any] = {"vae_db": {}, "instructions": {}, "loras": {}}

@@ -16,7 +16,7 @@ import PIL.Image
 import torch
 import transformers
 
-from serve_app.adapters.verified_files import Contents
+from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.engine.adapter_cache import AdapterCache
 from serve_app.engine.adapter_loading import read_adapter
@@ -24,6 +24,7 @@ from serve_app.engine.canary import LEAST_LIKENESS_DB, fixed_files, fixed_plan, 
 from serve_app.engine.deltas import Adapter
 from serve_app.engine.denoiser import Denoiser
 from serve_app.engine.merged_weights import Near
+from serve_app.engine.protocol import Edited
 from serve_app.errors import CheckpointRefused, DeviceLost, EditCanceled, OutOfMemory, UnusableResult, clear_frames
 from serve_app.images import codec
 from serve_app.models import architecture
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """What an edit needs but no denoising: made beside the edit before, consumed by `Engine.run`.
+    """What an edit needs but no denoising: made beside the edit before, consumed by `TorchEngine.run`.
 
     `given` and `near` (by the adapters' ids) lie on the device, if they could be made beside the edit before.
     """
@@ -59,23 +60,7 @@ class Prepared:
     near: dict[str, Near] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Edited:
-    """A finished image: RGB, of the plan's size. `timings` are seconds by stage; the rest as in `EditDone`.
-
-    `swapped` is how many parameters (with hooks: adapters) were set anew for it, `compilations` how many graphs
-    torch.compile made meanwhile.
-    """
-
-    image: PIL.Image.Image
-    timings: dict[str, float]
-    effective: dict[str, Any]
-    runtime: dict[str, Any]
-    swapped: int = 0
-    compilations: int = 0
-
-
-class Engine:
+class TorchEngine:
     """One model's pipeline on one device.
 
     `prepare` may run in any thread while an edit runs; `run` is for one caller at a time. What is prepared takes
@@ -87,12 +72,12 @@ class Engine:
         pipeline: checkpoint.Pipeline,
         spec: ModelSpec,
         config: ModelConfig,
-        contents: Contents | None = None,
+        files: VerifiedFiles | None = None,
         second: torch.device | None = None,
     ) -> None:
         """An engine for a pipeline where it lies; of the config, what says how to run it.
 
-        `contents` reads the adapters' files: by default with nobody to agree with on what is in them. A `second` device
+        `files` reads the adapters' files: by default with nobody to agree with on what is in them. A `second` device
         gets a copy of the transformer, which does one of the two guidance branches.
         """
         offload = config.offload
@@ -101,7 +86,7 @@ class Engine:
         self.threads = config.threads or os.cpu_count() or 1
         self.alive = True
         self.adapters: AdapterCache[Adapter] = AdapterCache(config.adapter_cache_bytes)
-        self._contents = contents or Contents(config, FetchConfig())
+        self._files = files or VerifiedFiles(config, FetchConfig())
         self._spec = spec
         self._config = config
         self._graphs_when_ready: int | None = None
@@ -122,7 +107,7 @@ class Engine:
         )
 
     @classmethod
-    def load(cls, config: ModelConfig, contents: Contents | None = None) -> Self:
+    def load(cls, config: ModelConfig, files: VerifiedFiles | None = None) -> Self:
         """The engine for a configured model. Raises CheckpointRefused."""
         spec, device = MODELS[config.id], devices.choose(config.device)
         if config.gpus_per_replica > 1 and torch.cuda.device_count() < config.gpus_per_replica:
@@ -132,7 +117,7 @@ class Engine:
             )
         pipeline = checkpoint.load(config, spec, device, devices.dtype_for(device))
         second = torch.device("cuda", 1) if config.gpus_per_replica == 2 else None
-        engine = cls(pipeline, spec, config, contents, second)
+        engine = cls(pipeline, spec, config, files, second)
         engine.make_ready()
         return engine
 
@@ -188,7 +173,7 @@ class Engine:
         with watch.stage("load_control_images"):
             decoded = tuple(codec.read(data, plan.exif) for data in control_images)
         with watch.stage("read_adapters"):
-            adapters = self.hold(plan.adapters)
+            adapters = self._adapters_of(plan.adapters)
         prepared = Prepared(plan, decoded, adapters, watch)
         if self._aside is None:
             return prepared
@@ -196,8 +181,12 @@ class Engine:
         context = contextvars.copy_context()
         return self._beside.submit(context.run, self._prepare_on_device, prepared, self._aside).result()
 
-    def hold(self, uses: Sequence[AdapterUse]) -> tuple[Adapter, ...]:
-        """The adapters of one edit, in host memory. Raises as `prepare`, and DeviceLost."""
+    def hold(self, uses: Sequence[AdapterUse]) -> None:
+        """Load adapters into host memory, as for an edit that uses them. Raises as `prepare` does."""
+        self._adapters_of(uses)
+
+    def _adapters_of(self, uses: Sequence[AdapterUse]) -> tuple[Adapter, ...]:
+        """The adapters of one edit in host memory, in the order of `uses`."""
         try:
             loaded = self.adapters.get_all({use.id: partial(self._read, use) for use in uses})
         except RuntimeError as error:
@@ -235,7 +224,7 @@ class Engine:
 
     def _read(self, use: AdapterUse) -> Adapter:
         pinned = self.device.type == "cuda"
-        return read_adapter(use, self._contents, self._spec.id, self._architecture, pinned=pinned)
+        return read_adapter(use, self._files, self._spec.id, self._architecture, pinned=pinned)
 
     def run(
         self,
