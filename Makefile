@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m serve_app.commands.demo --model $(MODEL)
+	$(BIN)/edits-server demo --model $(MODEL)
 
 serve: $(VENV)/.installed
 	$(BIN)/edits-server run serve_config.yaml

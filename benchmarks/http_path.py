@@ -19,7 +19,8 @@ import httpx
 import numpy as np
 import PIL.Image
 
-from serve_app.commands.demo import OUT, PHOTOGRAPH, free_port, service, wait_until_ready, write_config
+from serve_app.commands.demo import OUT, PHOTOGRAPH, service, wait_until_ready, write_config
+from serve_app.commands.ports import free_port
 from serve_app.models.registry import MODELS
 
 

@@ -24,7 +24,7 @@ from ray.serve.schema import ServeDeploySchema
 from benchmarks.routing import Edited, Prepared, TimedAdapter
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.app import build_application
-from serve_app.commands.demo import free_port
+from serve_app.commands.ports import free_port
 from serve_app.config import MINIATURE_RANDOM, AppConfig, ModelConfig
 from serve_app.engine.adapter_cache import AdapterCache
 from serve_app.errors import EditCanceled, EditError

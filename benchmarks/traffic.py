@@ -30,7 +30,8 @@ from diffusers import QwenImageTransformer2DModel
 
 from benchmarks.full_size import gpu_profile, serving, write_lora
 from benchmarks.routing import popularity
-from serve_app.commands.demo import OUT, PHOTOGRAPH, free_port, service, wait_until_ready, write_config
+from serve_app.commands.demo import OUT, PHOTOGRAPH, service, wait_until_ready, write_config
+from serve_app.commands.ports import free_port
 from serve_app.models.architecture import TRAINED_MINIATURE
 from serve_app.models.registry import MODELS
 from serve_app.pipeline.random_lora import make_lora

@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from serve_app.commands.main import app
 from serve_app.tasks import EditPlan
 from tests.postgres import PostgresServer
 
@@ -41,6 +42,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "commands: runs edits-server and its front in processes of their own")
     config.addinivalue_line("markers", "engine: runs the real diffusers classes in this process")
     config.addinivalue_line("markers", "service: runs a real Ray Serve application")
+
+
+def edits_server(*arguments: object) -> int | str | None:
+    """Run the command in this process, and return its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        app([str(argument) for argument in arguments], prog_name="edits-server")
+    return ended.value.code
 
 
 def noise_image(width: int, height: int, seed: int = 0) -> PIL.Image.Image:

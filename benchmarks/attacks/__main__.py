@@ -33,7 +33,7 @@ from benchmarks.attacks.blue import Blue, Seen
 from benchmarks.attacks.files import small_png
 from benchmarks.attacks.red import ATTACK_S, ATTACKS, MAX_QUEUED
 from benchmarks.drill.service import kill_session, serve_config
-from serve_app.commands.demo import free_port
+from serve_app.commands.ports import free_port
 from serve_app.config import SQLITE_PREFIX
 from serve_app.intake.keys import new_key
 

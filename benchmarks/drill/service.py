@@ -24,7 +24,7 @@ import psutil
 import yaml
 
 from benchmarks.drill.notes import EDITOR_FILES, Notes
-from serve_app.commands.demo import free_port
+from serve_app.commands.ports import free_port
 from serve_app.config import MINIATURE_RANDOM
 from serve_app.replicas.editor import TimeLimits
 

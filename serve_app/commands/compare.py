@@ -1,13 +1,8 @@
-"""Are two images the same, and if not, why? `python -m serve_app.commands.compare A B`.
+"""`edits-server compare`: how far apart two images are, and which of their parameters differ."""
 
-Exit status as of `cmp`: 0 if every pixel is equal, 1 if not, 2 if they cannot be compared.
-"""
-
-import argparse
 import json
 import math
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,37 +72,42 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m serve_app.commands.compare", description=__doc__)
-    parser.add_argument("a", type=Path)
-    parser.add_argument("b", type=Path)
-    paths = parser.parse_args(arguments)
+def compare_files(a: Path, b: Path) -> int:
+    """Print how far apart two images are and which of their parameters differ.
+
+    Returns 0 if every pixel is equal, 1 if not, 2 if the images cannot be compared.
+    """
     console = Console(soft_wrap=True, highlight=False, markup=False)
     try:
-        a, b = (PIL.Image.open(path) for path in (paths.a, paths.b))
-        known = [parameters(image) for image in (a, b)]
-        found = difference(a, b)
+        images = [PIL.Image.open(path) for path in (a, b)]
+        known = [parameters(image) for image in images]
+        found = difference(*images)
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         console.print(f"cannot be compared: {error}")
         return 2
-    if found.share == 0:
-        console.print(f"identical: all {a.width}x{a.height} pixels")
-    else:
-        console.print(
-            f"different: {found.share:.4%} of the pixels, by at most {found.largest} of 255 levels, "
-            f"PSNR {found.psnr:.2f} dB"
-        )
-    for path, record in zip((paths.a, paths.b), known, strict=True):
+    console.print(_pixels(found, images[0]))
+    for path, record in zip((a, b), known, strict=True):
         if record is None:
             console.print(f"{path} carries no parameters; PNGs of this service do")
-    ours, theirs = known
-    if ours is not None and theirs is not None:
-        names = [name for name in dict(ours) | theirs if ours.get(name) != theirs.get(name)]
-        console.print("parameters that differ:" if names else "no parameter differs")
-        for name in names:
-            console.print(f"  {name}: {ours.get(name)!r} | {theirs.get(name)!r}")
+    for line in _parameters_that_differ(*known):
+        console.print(line)
     return 0 if found.share == 0 else 1
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _pixels(found: Difference, image: PIL.Image.Image) -> str:
+    if found.share == 0:
+        return f"identical: all {image.width}x{image.height} pixels"
+    return (
+        f"different: {found.share:.4%} of the pixels, by at most {found.largest} of 255 levels, "
+        f"PSNR {found.psnr:.2f} dB"
+    )
+
+
+def _parameters_that_differ(a: dict[str, Any] | None, b: dict[str, Any] | None) -> list[str]:
+    """The lines to print: none if an image carries no parameters."""
+    if a is None or b is None:
+        return []
+    names = [name for name in dict(a) | b if a.get(name) != b.get(name)]
+    if not names:
+        return ["no parameter differs"]
+    return ["parameters that differ:", *(f"  {name}: {a.get(name)!r} | {b.get(name)!r}" for name in names)]

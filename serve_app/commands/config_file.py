@@ -9,10 +9,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.schema import DeploymentSchema, HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
+from serve_app.commands.ports import LOOPBACK
 from serve_app.config import AppConfig, strict_yaml
 from serve_app.errors import ConfigRefused
 
-LOOPBACK = "127.0.0.1"
 # Serve's proxy closes an idle connection after 5 s by default, and the front would send a request into that.
 KEEP_ALIVE_S = 300
 

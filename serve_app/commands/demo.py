@@ -1,16 +1,10 @@
-"""`make demo`: start the service on a free port, ask for an edit without and with a LoRA, show both, stop.
+"""`edits-server demo`: starts the service, makes an edit without and with a LoRA, shows both images, stops."""
 
-Run in the project's folder; everything it writes goes to `out/`. `make demo MODEL=qwen_image` shows another
-model of the family.
-"""
-
-import argparse
 import base64
 import io
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,8 +20,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from serve_app.commands.ports import LOOPBACK, free_port
 from serve_app.config import AppConfig, ModelConfig, strict_yaml
-from serve_app.models.registry import MODELS, ModelSpec
+from serve_app.models.registry import ModelSpec
 
 OUT = Path("out")
 PHOTOGRAPH = Path("samples/astronaut.jpg")
@@ -45,15 +40,13 @@ LEFT_OUT = ("auth", "webhooks", "base_url", "allowed_hosts")
 console = Console()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m serve_app.commands.demo", description=__doc__)
-    parser.add_argument("--model", choices=list(MODELS), default="qwen_image_edit")
-    model = MODELS[parser.parse_args().model]
+def show_demo(model: ModelSpec) -> None:
+    """Run the demo in the project's folder, which must be the current one. Raises SystemExit(1) if it fails."""
     started = time.monotonic()
     OUT.mkdir(exist_ok=True)
     port = free_port()
     config = write_config(port, model)
-    with service(config) as process, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    with service(config) as process, httpx.Client(base_url=f"http://{LOOPBACK}:{port}", timeout=30) as client:
         wait_until_ready(client, process)
         made = [edit(client, model, PHOTOGRAPH.read_bytes(), multiplier) for multiplier in (0.0, 1.0)]
     images = [PIL.Image.open(PHOTOGRAPH)] if model.requires_control_image else []
@@ -67,12 +60,6 @@ def main() -> None:
         "guesses at other words, and without an image it makes none."
         f" With `checkpoint: {model.base_model}` in serve_config.yaml\nand a GPU, the edits are the real model's.[/dim]"
     )
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def write_config(port: int, model: ModelSpec) -> Path:
@@ -208,7 +195,3 @@ def side_by_side(images: Sequence[PIL.Image.Image]) -> PIL.Image.Image:
     for i, (edited, width) in enumerate(zip(images, widths, strict=True)):
         sheet.paste(edited.convert("RGB").resize((width, height)), (sum(widths[:i]), 0))
     return sheet
-
-
-if __name__ == "__main__":
-    main()

@@ -15,30 +15,12 @@ from types import TracebackType
 from typing import Self
 
 from serve_app.commands.haproxy import FrontSettings, write_files
-from serve_app.errors import ConfigRefused, FrontFailed
+from serve_app.errors import FrontFailed
 
 START_S, STOP_S = 10.0, 5.0
 PR_SET_PDEATHSIG = 1
 
 logger = logging.getLogger(__name__)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket that no other process can share. Raises ConfigRefused if the port is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        # Connections of an earlier process that are still closing do not count; another listener does.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(1024)
-    except OSError as error:
-        listener.close()
-        raise ConfigRefused(
-            f"http_options: cannot listen on {host}:{port}: {error.strerror};"
-            " stop what listens there, or configure another port"
-        ) from error
-    return listener
 
 
 class Front:

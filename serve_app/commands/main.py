@@ -1,22 +1,33 @@
-"""The command line of `edits-server`."""
+"""The command line of `edits-server`.
+
+Each sub-command imports in its own function what only it needs: `--help` must not wait seconds for torch and Ray.
+"""
 
 import logging
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from serve_app.errors import ServiceError
+from serve_app.models.registry import MODELS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+keys = typer.Typer(no_args_is_help=True)
+app.add_typer(keys, name="keys", help="Makes API keys.")
+
+
+def check_model(model: str | None) -> str | None:
+    """The `--model` of a command line, unchanged. Raises BadParameter for an unknown one."""
+    if model is not None and model not in MODELS:
+        raise typer.BadParameter(f"there is no model {model!r}; choose one of {', '.join(MODELS)}")
+    return model
 
 
 @app.callback()
 def edits_server() -> None:
     """Serves image-editing LoRAs."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("serve_app").setLevel(logging.INFO)
 
 
 @app.command()
@@ -31,10 +42,11 @@ def run(
 
     A second signal stops it at once.
     """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("serve_app").setLevel(logging.INFO)
     if address in (None, "local"):
         # Ray reads this when it is imported: a cluster of one machine, whose processes then listen on loopback alone.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    # Only now, also because it takes seconds, which `--help` need not wait for.
     from serve_app.commands.run import run_service
 
     try:
@@ -42,3 +54,85 @@ def run(
     except ServiceError as error:
         typer.echo(f"edits-server: {error.message}", err=True)
         raise typer.Exit(1) from error
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[str, typer.Argument(help="A folder in diffusers' layout, a hub id, or `miniature`.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            callback=check_model, help="The id of the model; the default is what the checkpoint's configs say."
+        ),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub id.")] = None,
+    local_files_only: Annotated[bool, typer.Option("--local-files-only", help="Never ask the hub.")] = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; the default is all cores.")] = None,
+    size: Annotated[int, typer.Option(min=1, help="Width and height of the edit in pixels, at least 64.")] = 512,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the edit.")] = 4,
+) -> None:
+    """Checks that a checkpoint is what its model's recipe assumes, and that this machine can edit with it.
+
+    Compares the checkpoint's configs with the recipe, then makes one fixed edit twice. Exit code 0 if every check
+    passes, 1 otherwise.
+    """
+    from serve_app.commands.verify import verify_checkpoint
+    from serve_app.config import ModelConfig
+
+    try:
+        config = ModelConfig(
+            id=model or "qwen_image_edit",
+            checkpoint=checkpoint,
+            device=device,
+            threads=threads,
+            revision=revision,
+            local_files_only=local_files_only,
+        )
+        passed = verify_checkpoint(config, model, size, steps)
+    except (ServiceError, ValueError, RuntimeError) as error:
+        # RuntimeError: no such device, or not enough memory on it.
+        typer.echo(f"BAD  {error}")
+        passed = False
+    raise typer.Exit(0 if passed else 1)
+
+
+@app.command()
+def compare(a: Path, b: Path) -> None:
+    """Says whether two images are equal, and which of their parameters differ if not.
+
+    Exit code as of `cmp`: 0 if every pixel is equal, 1 if not, 2 if the images cannot be compared.
+    """
+    from serve_app.commands.compare import compare_files
+
+    raise typer.Exit(compare_files(a, b))
+
+
+@app.command()
+def demo(
+    model: Annotated[str, typer.Option(callback=check_model, help="The id of the model to show.")] = "qwen_image_edit",
+) -> None:
+    """Starts the service on a free port, makes an edit without and with a LoRA, shows both images, and stops.
+
+    Run it in the project's folder. Everything that it writes goes to `out/`.
+    """
+    from serve_app.commands.demo import show_demo
+
+    show_demo(MODELS[model])
+
+
+@keys.command()
+def new(
+    tenant: Annotated[str | None, typer.Argument(help="The tenant that the key belongs to.")] = None,
+    operator: Annotated[
+        bool, typer.Option("--operator", help="Make a key that sees the requests of every tenant instead.")
+    ] = False,
+) -> None:
+    """Makes a key and prints it. It is shown once and stored nowhere."""
+    from serve_app.intake.keys import MAX_TENANT_CHARS, new_entry
+
+    if operator == (tenant is not None):
+        raise typer.BadParameter("name either a TENANT or --operator")
+    if tenant is not None and not 0 < len(tenant) <= MAX_TENANT_CHARS:
+        raise typer.BadParameter(f"the name of a tenant has 1 to {MAX_TENANT_CHARS} characters")
+    typer.echo(new_entry(tenant), nl=False)

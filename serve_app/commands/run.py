@@ -2,7 +2,6 @@
 
 import logging
 import re
-import socket
 import threading
 import time
 from pathlib import Path
@@ -13,9 +12,10 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Repli
 
 from serve_app.app import shutdown_s
 from serve_app.commands.cluster import cluster
-from serve_app.commands.config_file import LOOPBACK, ConfigFile, read_config_file
-from serve_app.commands.front import Front, listen
+from serve_app.commands.config_file import ConfigFile, read_config_file
+from serve_app.commands.front import Front
 from serve_app.commands.haproxy import FrontSettings
+from serve_app.commands.ports import free_port, listen
 from serve_app.commands.signals import StopSignals
 from serve_app.errors import StartFailed
 from serve_app.replicas.running_editors import PlacementLog
@@ -51,12 +51,6 @@ def run_service(path: Path, address: str | None) -> None:
                 service.start(port)
                 service.watch()
                 service.drain()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        return int(listener.getsockname()[1])
 
 
 class RunningService:

@@ -1,13 +1,7 @@
-"""Is this checkpoint what the recipe assumes, and does it edit here? `python -m serve_app.commands.verify CHECKPOINT`.
+"""`edits-server verify`: checks a checkpoint against the recipe of its model, then makes one fixed edit twice."""
 
-Checks the checkpoint's configs against the recipe, then makes one fixed edit twice. Exit status 0 if all is
-well, 1 if not.
-"""
-
-import argparse
 import hashlib
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +11,6 @@ from rich.console import Console
 from serve_app.config import ModelConfig
 from serve_app.engine.canary import fixed_files, fixed_plan
 from serve_app.engine.torch_engine import TorchEngine
-from serve_app.errors import ServiceError
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.pipeline import checkpoint
 from serve_app.pipeline import device as devices
@@ -25,35 +18,12 @@ from serve_app.pipeline import device as devices
 console = Console(soft_wrap=True, highlight=False, markup=False)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m serve_app.commands.verify", description=__doc__)
-    parser.add_argument("checkpoint", help="a directory in diffusers' layout, a hub id, or `miniature`")
-    parser.add_argument("--model", choices=list(MODELS), help="default: what the checkpoint's configs say")
-    parser.add_argument("--revision", help="of a hub id: a branch, a tag or a commit")
-    parser.add_argument("--local-files-only", action="store_true", help="never ask the hub")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--threads", type=positive, help="CPU threads; default: all cores")
-    parser.add_argument("--size", type=positive, default=512, help="width and height of the edit, from 64 pixels")
-    parser.add_argument("--steps", type=positive, default=4)
-    options = parser.parse_args(arguments)
-    try:
-        config = ModelConfig(
-            id=options.model or "qwen_image_edit",
-            checkpoint=options.checkpoint,
-            device=options.device,
-            threads=options.threads,
-            revision=options.revision,
-            local_files_only=options.local_files_only,
-        )
-        return 0 if verify(config, options.model, options.size, options.steps) else 1
-    except (ServiceError, ValueError, RuntimeError) as error:
-        # RuntimeError: no such device, or not enough memory on it.
-        console.print(f"BAD  {error}")
-        return 1
+def verify_checkpoint(config: ModelConfig, model: str | None, size: int, steps: int) -> bool:
+    """Print every check of a configured checkpoint; whether all of them pass.
 
-
-def verify(config: ModelConfig, model: str | None, size: int, steps: int) -> bool:
-    """Print every check. Raises CheckpointRefused if there is nothing to check."""
+    The checkpoint is taken for `model`, or for the model that its configs name. `size` is in pixels.
+    Raises CheckpointRefused if there is no checkpoint to check.
+    """
     folder = checkpoint.find(config, MODELS[config.id])
     fitting = [MODELS[model]] if model else models_of(folder, config.checkpoint)
     spec = fitting[0]
@@ -64,13 +34,16 @@ def verify(config: ModelConfig, model: str | None, size: int, steps: int) -> boo
     if not show(checkpoint.constants(folder, spec)):
         return False
     pipeline = checkpoint.read(folder, devices.dtype_for(device))
-    engine = TorchEngine(pipeline.to(device), spec, config)
+    return edits_equally(TorchEngine(pipeline.to(device), spec, config), spec, size, steps)
+
+
+def edits_equally(engine: TorchEngine, spec: ModelSpec, size: int, steps: int) -> bool:
+    """Make the fixed edit twice and print both results; whether they are equal. An unusable result raises."""
     plan = fixed_plan(spec, size, size, steps)
     control_images = fixed_files(plan)
     images = []
     for number in (1, 2):
         started = time.perf_counter()
-        # A result that is not finite or all of one colour raises.
         edited = engine.edit(plan, control_images)
         images.append(edited.image)
         pixels = np.asarray(edited.image)
@@ -78,10 +51,10 @@ def verify(config: ModelConfig, model: str | None, size: int, steps: int) -> boo
             f"ok   edit {number}: finite, not of one colour; {time.perf_counter() - started:.2f} s; pixels' mean "
             f"{pixels.mean():.2f}, sha256 {hashlib.sha256(pixels.tobytes()).hexdigest()[:16]}"
         )
-    same = images[0].tobytes() == images[1].tobytes()
-    console.print("ok   both edits are equal" if same else "BAD  the two edits differ")
+    equal = images[0].tobytes() == images[1].tobytes()
+    console.print("ok   both edits are equal" if equal else "BAD  the two edits differ")
     console.print("     " + json.dumps(edited.runtime))
-    return same
+    return equal
 
 
 def show(found: list[checkpoint.Constant]) -> bool:
@@ -104,18 +77,7 @@ def models_of(folder: Path, checkpoint_name: str) -> list[ModelSpec]:
     return named or fitting or [MODELS["qwen_image_edit"]]
 
 
-def positive(text: str) -> int:
-    """A command line's positive whole number. Raises ValueError."""
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
-
-
 def revision_of(folder: Path) -> str | None:
     """The commit of a checkpoint in the hub's cache, whose folders are named `snapshots/<commit>`."""
     resolved = folder.resolve()
     return resolved.name if resolved.parent.name == "snapshots" else None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,15 +6,13 @@ The file is YAML. Each key is 256 random bits, so that a plain SHA-256 of it is 
       acme: [<SHA-256 of a key, hex>, ...]
     operators: [<SHA-256 of a key, hex>]
 
-`python -m serve_app.intake.keys new acme` draws one.
+`edits-server keys new acme` makes one.
 """
 
-import argparse
 import hashlib
 import logging
 import re
 import secrets
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -164,19 +162,8 @@ def new_key() -> tuple[str, str]:
     return key, hashlib.sha256(key.encode()).hexdigest()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m serve_app.intake.keys", description="API keys of the service.")
-    new = parser.add_subparsers(required=True).add_parser("new", help="draw a key: it is shown once, and kept nowhere")
-    whose = new.add_mutually_exclusive_group(required=True)
-    whose.add_argument("tenant", nargs="?", metavar="TENANT", help="whose key it is")
-    whose.add_argument("--operator", action="store_true", help="a key that sees every tenant's requests")
-    tenant = parser.parse_args().tenant
-    if tenant is not None and not 0 < len(tenant) <= MAX_TENANT_CHARS:
-        parser.error(f"a tenant's name has 1 to {MAX_TENANT_CHARS} characters")
+def new_entry(tenant: str | None) -> str:
+    """A new key, and the lines of the keys file that make it known. The key is an operator's if `tenant` is None."""
     key, sha256 = new_key()
     lines = {"operators": [sha256]} if tenant is None else {"tenants": {tenant: [sha256]}}
-    sys.stdout.write(f"{key}\n\nThe key is shown this once. Into the keys file goes:\n\n{yaml.safe_dump(lines)}")
-
-
-if __name__ == "__main__":
-    main()
+    return f"{key}\n\nThe key is shown this once. Into the keys file goes:\n\n{yaml.safe_dump(lines)}"

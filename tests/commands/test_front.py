@@ -13,8 +13,9 @@ import httpx
 import psutil
 import pytest
 
-from serve_app.commands.front import Front, listen
+from serve_app.commands.front import Front
 from serve_app.commands.haproxy import MAX_HEAD_BYTES, FrontSettings, cors_rules, quoted
+from serve_app.commands.ports import listen
 from serve_app.config import FrontConfig
 from serve_app.errors import ConfigRefused
 from tests.commands.backend import Answers, backend

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from serve_app.commands import verify
 from serve_app.config import ModelConfig
 from serve_app.errors import CheckpointRefused
 from serve_app.models.architecture import architecture_of
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import checkpoint, miniature
+from tests.conftest import edits_server
 
 SPEC = MODELS["qwen_image_edit"]
 
@@ -32,7 +32,7 @@ def test_broken_tokenizer_is_named(folder, capsys, part, content):
     with pytest.raises(CheckpointRefused) as caught:
         checkpoint.load(config, SPEC, torch.device("cpu"), torch.float32)
     assert str(file) in str(caught.value)
-    assert verify.main([str(folder), "--device", "cpu", "--size", "64"]) == 1
+    assert edits_server("verify", folder, "--device", "cpu", "--size", "64") == 1
     assert f"{file}" in capsys.readouterr().out
 
 

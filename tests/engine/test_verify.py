@@ -1,4 +1,4 @@
-"""`python -m serve_app.commands.verify`: what an operator sees of a checkpoint before it takes traffic."""
+"""`edits-server verify`: what an operator sees of a checkpoint before it takes traffic."""
 
 import json
 import os
@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from serve_app.commands import verify
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
-from tests.conftest import ROOT
+from tests.conftest import ROOT, edits_server
 
 SMALL = ["--size", "64", "--steps", "2", "--device", "cpu"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -31,7 +30,7 @@ def copy(tmp_path):
     "model", ["qwen_image_edit", "qwen_image_edit_plus", "qwen_image_edit_plus_2511", "qwen_image"]
 )
 def test_sound_checkpoint_is_recognised_and_edits_twice_the_same(copy, capsys, model):
-    assert verify.main([str(copy(model)), *SMALL]) == 0
+    assert edits_server("verify", copy(model), *SMALL) == 0
     out = capsys.readouterr().out
     assert f", as {model}" in out
     assert "revision: none" in out
@@ -44,7 +43,7 @@ def test_difference_is_named_and_nothing_is_edited(copy, capsys):
     folder = copy("qwen_image_edit")
     file = folder / "scheduler/scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"max_shift": 1.15}))
-    assert verify.main([str(folder), *SMALL]) == 1
+    assert edits_server("verify", folder, *SMALL) == 1
     out = capsys.readouterr().out
     assert "BAD  scheduler has max_shift = 1.15, the recipe needs 0.9" in out
     assert "ok   scheduler: base_shift = 0.5" in out
@@ -52,12 +51,12 @@ def test_difference_is_named_and_nothing_is_edited(copy, capsys):
 
 
 def test_other_model_than_the_checkpoints_is_refused(copy, capsys):
-    assert verify.main([str(copy("qwen_image_edit")), "--model", "qwen_image", *SMALL]) == 1
+    assert edits_server("verify", copy("qwen_image_edit"), "--model", "qwen_image", *SMALL) == 1
     assert "_class_name = 'QwenImageEditPipeline', the recipe needs 'QwenImagePipeline'" in capsys.readouterr().out
 
 
 def test_revision_of_a_directory_is_a_mistake(copy, capsys):
-    assert verify.main([str(copy("qwen_image")), "--revision", "main"]) == 1
+    assert edits_server("verify", copy("qwen_image"), "--revision", "main") == 1
     assert "is a directory, which has no revisions" in capsys.readouterr().out
 
 
@@ -73,12 +72,12 @@ def hub_cache(tmp_path):
 
 def run_verify(hub_cache: Path, *arguments: str) -> subprocess.CompletedProcess:
     """In a process of its own: the hub's client reads its environment once."""
-    command = [sys.executable, "-m", "serve_app.commands.verify", *arguments, *SMALL]
+    command = [sys.executable, "-m", "serve_app.commands", "verify", *arguments, *SMALL]
     environment = os.environ | {"HF_HUB_CACHE": str(hub_cache)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def test_cached_hub_checkpoint_is_used_without_asking_the_hub_and_its_commit_is_told(hub_cache):
+def test_cached_hub_checkpoint_is_used_without_asking_the_hub_and_its_commit_is_printed(hub_cache):
     ran = run_verify(hub_cache, "me/mini", "--local-files-only")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert f"revision: {COMMIT}" in ran.stdout
@@ -91,17 +90,16 @@ def test_revision_that_is_not_cached_is_refused_when_the_hub_may_not_be_asked(hu
 
 
 def test_model_that_the_configs_cannot_tell_is_named_with_the_others(copy, capsys):
-    assert verify.main([str(copy("qwen_image_2512")), *SMALL]) == 0
+    assert edits_server("verify", copy("qwen_image_2512"), *SMALL) == 0
     assert "as qwen_image (or qwen_image_2512: --model says which)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", [["--steps", "0"], ["--size", "-64"], ["--threads", "x"]])
 def test_number_that_makes_no_sense_is_a_usage_error(wrong):
-    with pytest.raises(SystemExit, match="2"):
-        verify.main(["miniature", *wrong])
+    assert edits_server("verify", "miniature", *wrong) == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_device_that_is_not_there_is_said(capsys):
-    assert verify.main(["miniature", "--device", "cuda"]) == 1
+def test_missing_device_is_named(capsys):
+    assert edits_server("verify", "miniature", "--device", "cuda") == 1
     assert "BAD  the config says device: cuda, but torch finds no CUDA device" in capsys.readouterr().out

@@ -10,12 +10,11 @@ import PIL.Image
 import pytest
 import torch
 
-from serve_app.commands import compare
 from serve_app.config import MINIATURE_RANDOM
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import checkpoint, miniature
 from serve_app.replicas.editor import OF_ONE_RUN
-from tests.conftest import LORAS, THREADS, as_base64, as_png, noise_image
+from tests.conftest import LORAS, THREADS, as_base64, as_png, edits_server, noise_image
 from tests.engine.oracle import ORACLES, merge_lora
 from tests.service.conftest import pixels
 
@@ -136,7 +135,7 @@ def test_compare_says_which_parameter_made_the_difference(family, tmp_path, caps
     paths = [tmp_path / f"{profile}.png" for profile in ("reference", "trainer")]
     for path in paths:
         path.write_bytes(family.edit(body("qwen_image_edit", profile=path.stem))[1])
-    assert compare.main([str(path) for path in paths]) == 1
+    assert edits_server("compare", *paths) == 1
     out = capsys.readouterr().out
     assert "effective.profile: 'reference' | 'trainer'" in out
     assert "effective.control_images[0].vae[0].kernel: 'lanczos' | 'bilinear'" in out

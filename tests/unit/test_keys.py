@@ -183,5 +183,5 @@ def test_the_command_refuses_what_the_service_would(arguments):
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "serve_app.intake.keys", *arguments]
+    command = [sys.executable, "-m", "serve_app.commands", "keys", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=dict(os.environ))

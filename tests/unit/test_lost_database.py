@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import pytest
 import sqlalchemy as sa
 
-from serve_app.commands.demo import free_port
+from serve_app.commands.ports import free_port
 from serve_app.config import JobsConfig
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs.database import CLIENT_SILENCE_S, SERVER_SILENCE_S, Database, transaction
