@@ -131,7 +131,7 @@ class Service:
         self._admission = Admission(config, self._fetcher, decoders, sources, self._architectures, controls)
         self._shelf = Shelf(sources, self._architectures)
         await self._store.open()
-        self._watch = Watch(self._store)
+        self._watch = Watch(self._store, self._meter)
         _run(exits, self._watch.run())
         self._dispatcher = Dispatcher(
             self._store, self._editors, self._artifacts, config.jobs, self._editors_of_each_model, self._meter
@@ -139,7 +139,7 @@ class Service:
         _run(exits, self._dispatcher.run())
         _run(exits, BacklogReport(self.backlogs, self._editors_of_each_model, self._meter).run())
         models = [model.id for model in config.models]
-        self._warmth = Warmth(self._store, self._artifacts, self._admission.named_adapter, models)
+        self._warmth = Warmth(self._store, self._artifacts, self._admission.named_adapter, models, self._meter)
         _run(exits, self._warmth.run())
         self._sweeper = Sweeper(self._store, self._artifacts, config.jobs, self._meter)
         _run(exits, self._sweeper.run())

@@ -1,12 +1,11 @@
 """Who waits for a request to change: one look at the database for all waiters of this process."""
 
 import asyncio
-import logging
 from contextlib import suppress
 
+from serve_app.concurrency.loops import every
 from serve_app.jobs.store import JobStore
-
-logger = logging.getLogger(__name__)
+from serve_app.telemetry.metrics import NO_METER, Loop, Meter
 
 # How soon a change is noticed.
 LOOK_S = 0.2
@@ -15,19 +14,14 @@ LOOK_S = 0.2
 class Watch:
     """`run` until cancelled."""
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, store: JobStore, meter: Meter = NO_METER) -> None:
         self._store = store
+        self._meter = meter
         self._waiters: dict[asyncio.Future[None], tuple[str, int]] = {}
         self._somebody = asyncio.Event()
 
     async def run(self) -> None:
-        while True:
-            await self._somebody.wait()
-            try:
-                await self._look()
-            except Exception:
-                logger.exception("could not look for changes; trying again")
-            await asyncio.sleep(LOOK_S)
+        await every(LOOK_S, self._look, loop=Loop.REQUEST_WATCH, meter=self._meter)
 
     async def changed(self, request_id: str, version: int, seconds: float) -> None:
         """Return once the request has another version, or is gone, or the time is over."""
@@ -44,6 +38,7 @@ class Watch:
                 self._somebody.clear()
 
     async def _look(self) -> None:
+        await self._somebody.wait()
         versions = await self._store.requests.versions({request_id for request_id, _ in self._waiters.values()})
         for waiter, (request_id, version) in list(self._waiters.items()):
             if versions.get(request_id) != version and not waiter.done():

@@ -10,7 +10,7 @@ from serve_app.telemetry import tracing
 from serve_app.telemetry.metrics import METRICS, MODEL, Kind, Meter, Metric
 
 # Values of a tag that are few enough to be told before they occur.
-FEW = 5
+FEW = 10
 
 
 def start(role: str, models: Sequence[str]) -> Meter:

@@ -14,6 +14,21 @@ from serve_app.errors import ServiceError
 from serve_app.tasks import Priority, Status
 
 
+class Loop(StrEnum):
+    """A loop that runs next to requests: see `concurrency.loops`."""
+
+    CLAIMING = "claiming"  # claims images for this ingress
+    LEASE_RENEWAL = "lease_renewal"  # renews the leases of what this ingress has claimed
+    CLAIM_WATCH = "claim_watch"  # stops the edits whose claim is lost
+    REQUEST_WATCH = "request_watch"  # looks for changes of requests that clients wait for
+    BACKLOG_REPORT = "backlog_report"  # measures what waits
+    WEBHOOKS = "webhooks"  # posts webhooks that are due
+    SWEEPER = "sweeper"  # deletes old requests and files
+    WARM_LIST = "warm_list"  # writes down which adapters editors should load first
+    KEEP_WARM = "keep_warm"  # keeps adapters of the warm list in an editor's memory
+    CACHE_REPORT = "cache_report"  # measures an editor's adapter cache
+
+
 class Kind(StrEnum):
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -127,5 +142,11 @@ WEBHOOKS = Metric(
 )
 SWEEPS = Metric("edits_sweeps_total", Kind.COUNTER, "sweeps of old requests", {"outcome": (FINISHED, FAILED)})
 SWEPT = Metric("edits_swept_total", Kind.COUNTER, "what sweeps removed", {"what": ("requests", "files")})
+LOOP_FAILURES = Metric(
+    "edits_loop_failures_total",
+    Kind.COUNTER,
+    "failed rounds of the loops that run next to requests; repeated: the round before it failed too",
+    {"loop": tuple(Loop), "repeated": ("false", "true")},
+)
 
 METRICS = tuple(value for value in globals().values() if isinstance(value, Metric))

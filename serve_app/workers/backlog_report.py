@@ -1,16 +1,12 @@
 """Tells operators, from each ingress, what waits and who is there for it."""
 
-import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 
-from serve_app.errors import StoreUnavailable
+from serve_app.concurrency.loops import every
 from serve_app.policy.scaling import Backlog
 from serve_app.tasks import Priority
-from serve_app.telemetry.metrics import CLAIMED, EDITORS, OLDEST_WAITING, WAITING, WAITING_GPU_SECONDS, Meter
+from serve_app.telemetry.metrics import CLAIMED, EDITORS, OLDEST_WAITING, WAITING, WAITING_GPU_SECONDS, Loop, Meter
 from serve_app.workers.dispatcher import EditorCount
-
-logger = logging.getLogger(__name__)
 
 # How often it is counted (s): as often as a metrics endpoint is scraped.
 REPORT_S = 5.0
@@ -28,19 +24,15 @@ class BacklogReport:
         self._meter = meter
 
     async def run(self) -> None:
-        while True:
-            try:
-                for model, editors in (await self._editor_count()).items():
-                    self._meter.record(EDITORS, editors, model=model)
-                for model, backlog in (await self._backlogs()).items():
-                    self._report(model, backlog)
-            except StoreUnavailable as error:
-                logger.warning("could not count what waits: %s", error)
-            except Exception:
-                logger.exception("could not count what waits; trying again")
-            await asyncio.sleep(REPORT_S)
+        await every(REPORT_S, self._report, loop=Loop.BACKLOG_REPORT, meter=self._meter)
 
-    def _report(self, model: str, backlog: Backlog) -> None:
+    async def _report(self) -> None:
+        for model, editors in (await self._editor_count()).items():
+            self._meter.record(EDITORS, editors, model=model)
+        for model, backlog in (await self._backlogs()).items():
+            self._report_model(model, backlog)
+
+    def _report_model(self, model: str, backlog: Backlog) -> None:
         for priority in Priority:
             self._meter.record(WAITING, getattr(backlog, priority), model=model, priority=priority)
         self._meter.record(CLAIMED, backlog.images - backlog.interactive - backlog.bulk, model=model)

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.exc import SQLAlchemyError
 
 from serve_app.concurrency import background
+from serve_app.concurrency.loops import WakeUp, every
 from serve_app.config import JobsConfig
 from serve_app.errors import EditorLost, EditorUnavailable, Overloaded, StorageFailed, StoreUnavailable, describe
 from serve_app.jobs.records import Claim
@@ -33,6 +34,7 @@ from serve_app.telemetry.metrics import (
     STAGE_SECONDS,
     STOPPED,
     UNRECORDED,
+    Loop,
     Meter,
 )
 
@@ -103,28 +105,26 @@ class Dispatcher:
         self._work: dict[asyncio.Task[None], tuple[Claim, Clock]] = {}
         self._is_draining = False
         self._claiming = asyncio.Lock()
-        self._awake = asyncio.Event()
+        self._wake_up = WakeUp()
         self._poll_s = config.lease_s / POLLS_PER_LEASE
         # When the database last answered, and until when nothing is taken over from others.
         self._answered = self._indulgent_until = float("-inf")
 
     def wake(self) -> None:
-        self._awake.set()
+        self._wake_up.set()
 
     async def run(self) -> None:
         """Claim and work until cancelled; then stop the work and give it back."""
-        beside = [background.begin(self._renew_for_ever()), background.begin(self._watch_for_ever())]
+        meter, renewal_s = self._meter, self._config.lease_s / 3
+        leases = [
+            background.begin(every(renewal_s, self._renew, loop=Loop.LEASE_RENEWAL, meter=meter)),
+            background.begin(every(WATCH_S, self._stop_lost, loop=Loop.CLAIM_WATCH, meter=meter)),
+        ]
         try:
-            while True:
-                self._awake.clear()
-                await self._claim()
-                # Not `wait_for`: in Python 3.11 it loses a cancellation that comes with the event.
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._poll_s):
-                        await self._awake.wait()
+            await every(self._poll_s, self._claim, loop=Loop.CLAIMING, meter=meter, pause=self._wake_up.pause)
         finally:
             try:
-                await background.end(*beside, *self._work)
+                await background.end(*leases, *self._work)
             finally:
                 await self._release()
 
@@ -155,20 +155,17 @@ class Dispatcher:
                 await self._claim_for_each_model()
 
     async def _claim_for_each_model(self) -> None:
-        try:
-            for model in await self._store.queue.expire():
-                self._meter.record(REQUESTS, model=model, status=Status.FAILED)
-            take_over = self._may_take_over()
-            for model, editors in (await self._editor_count()).items():
-                room = MAX_IN_FLIGHT - len(self._work)
-                capacity = CLAIMS_PER_EDITOR * editors
-                for claim in await self._store.queue.claim(self._owner, model, capacity, room, take_over):
-                    clock = Clock()
-                    task = asyncio.create_task(self._finish(claim, clock))
-                    self._work[task] = claim, clock
-                    task.add_done_callback(self._ended)
-        except Exception:
-            logger.exception("could not claim work; trying again")
+        for model in await self._store.queue.expire():
+            self._meter.record(REQUESTS, model=model, status=Status.FAILED)
+        take_over = self._may_take_over()
+        for model, editors in (await self._editor_count()).items():
+            room = MAX_IN_FLIGHT - len(self._work)
+            capacity = CLAIMS_PER_EDITOR * editors
+            for claim in await self._store.queue.claim(self._owner, model, capacity, room, take_over):
+                clock = Clock()
+                task = asyncio.create_task(self._finish(claim, clock))
+                self._work[task] = claim, clock
+                task.add_done_callback(self._ended)
 
     def _may_take_over(self) -> bool:
         """Whether a lease that ran out says that its owner is lost; asked when the database has just answered.
@@ -186,31 +183,20 @@ class Dispatcher:
         del self._work[task]
         self.wake()
 
-    async def _renew_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(self._config.lease_s / 3)
-            try:
-                await self._store.queue.renew(self._owner, [claim.task for claim, _ in self._work.values()])
-            except Exception:
-                logger.exception("could not renew the leases; trying again")
+    async def _renew(self) -> None:
+        await self._store.queue.renew(self._owner, [claim.task for claim, _ in self._work.values()])
 
-    async def _watch_for_ever(self) -> None:
-        """Stop work on claims that are lost: cancelled, past their deadline, or another's."""
-        while True:
-            await asyncio.sleep(WATCH_S)
-            # What is claimed from here on is not in the answer.
-            work = list(self._work.items())
-            if not work:
-                continue
-            try:
-                held = await self._store.queue.held(self._owner)
-            except Exception:
-                logger.exception("could not look at the claims; trying again")
-                continue
-            for task, (claim, _) in work:
-                # Once: a second cancellation would cut its clean-up short.
-                if (claim.task.request_id, claim.task.index, claim.generation) not in held and not task.cancelling():
-                    task.cancel()
+    async def _stop_lost(self) -> None:
+        """Stop work on claims that are lost: cancelled, past their deadline, or taken over by another dispatcher."""
+        # What is claimed from here on is not in the answer.
+        work = list(self._work.items())
+        if not work:
+            return
+        held = await self._store.queue.held(self._owner)
+        for task, (claim, _) in work:
+            # Once: a second cancellation would cut its clean-up short.
+            if (claim.task.request_id, claim.task.index, claim.generation) not in held and not task.cancelling():
+                task.cancel()
 
     async def _finish(self, claim: Claim, clock: "Clock") -> None:
         """Bring one claimed image to its end, or give it back; and tell of it."""
@@ -400,7 +386,7 @@ class Dispatcher:
         raise loss
 
     async def _note(self, claim: Claim, write: Awaitable[Status | None]) -> None:
-        """Record how far an edit is, if the store is there. `_watch_for_ever` decides whether the claim still holds."""
+        """Record how far an edit is, if the store is there. `_stop_lost` decides whether the claim still holds."""
         try:
             await write
         except StoreUnavailable:

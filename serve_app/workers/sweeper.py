@@ -9,10 +9,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+from serve_app.concurrency.loops import every
 from serve_app.config import JobsConfig
 from serve_app.jobs.store import JobStore, owner_name
 from serve_app.storage.artifacts import Artifacts
-from serve_app.telemetry.metrics import FAILED, FINISHED, NO_METER, SWEEPS, SWEPT, Meter
+from serve_app.telemetry.metrics import FAILED, FINISHED, NO_METER, SWEEPS, SWEPT, Loop, Meter
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +41,14 @@ class Sweeper:
         self._owner = owner_name()
 
     async def run(self) -> None:
-        while True:
-            try:
-                await self.sweep()
-            except Exception:
-                logger.exception("the sweep was not finished; trying again in %g s", self._config.sweep_s)
-                self._meter.record(SWEEPS, outcome=FAILED)
-            await asyncio.sleep(self._config.sweep_s)
+        await every(self._config.sweep_s, self._counted_sweep, loop=Loop.SWEEPER, meter=self._meter)
+
+    async def _counted_sweep(self) -> None:
+        try:
+            await self.sweep()
+        except Exception:
+            self._meter.record(SWEEPS, outcome=FAILED)
+            raise
 
     async def sweep(self) -> None:
         """Do all there is to do now, for as long as the duty is this process's. Raises ServiceError."""

@@ -7,15 +7,16 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter
 
+from serve_app.concurrency.loops import WakeUp, every
 from serve_app.errors import RequestError
 from serve_app.jobs.store import JobStore, owner_name
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import AdapterUse
+from serve_app.telemetry.metrics import NO_METER, Loop, Meter
 
 logger = logging.getLogger(__name__)
 
@@ -82,31 +83,35 @@ def hottest(recent: Iterable[AdapterSet]) -> list[AdapterSet]:
 class Warmth:
     """`run` until cancelled. `keep` are paths of adapters that every editor should hold; set it at any time."""
 
-    def __init__(self, store: JobStore, artifacts: Artifacts, resolve: Resolve, models: Sequence[str]) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        artifacts: Artifacts,
+        resolve: Resolve,
+        models: Sequence[str],
+        meter: Meter = NO_METER,
+    ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._resolve = resolve
         self._models = models
+        self._meter = meter
         self._owner = owner_name()
-        self._awake = asyncio.Event()
+        self._wake_up = WakeUp()
         self._keep: tuple[str, ...] = ()
 
     def keep(self, paths: Sequence[str]) -> None:
         self._keep = tuple(paths)
-        self._awake.set()
+        self._wake_up.set()
 
     async def run(self) -> None:
-        while True:
-            self._awake.clear()
-            try:
-                if await self._store.take_duty(DUTY, self._owner, DUTY_S):
-                    for model in self._models:
-                        await self._write(model)
-            except Exception:
-                logger.exception("could not write down which adapters are warm; trying again in %g s", PERIOD_S)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(PERIOD_S):
-                    await self._awake.wait()
+        pause = self._wake_up.pause
+        await every(PERIOD_S, self._write_all, loop=Loop.WARM_LIST, meter=self._meter, pause=pause)
+
+    async def _write_all(self) -> None:
+        if await self._store.take_duty(DUTY, self._owner, DUTY_S):
+            for model in self._models:
+                await self._write(model)
 
     async def _write(self, model: str) -> None:
         kept = [use for path in self._keep if (use := await self._named(path, model))]

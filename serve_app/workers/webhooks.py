@@ -18,13 +18,14 @@ from opentelemetry.trace import SpanKind
 from standardwebhooks import Webhook
 
 from serve_app.concurrency import background
+from serve_app.concurrency.loops import every
 from serve_app.config import FetchConfig, WebhooksConfig
 from serve_app.errors import FetchFailed, InvalidParameter
 from serve_app.jobs.outbox import Outbox
 from serve_app.jobs.records import Delivery
 from serve_app.storage.fetch import Fetcher
 from serve_app.telemetry import tracing
-from serve_app.telemetry.metrics import DELIVERED, GIVEN_UP, NO_METER, RETRIED, WEBHOOKS, Meter
+from serve_app.telemetry.metrics import DELIVERED, GIVEN_UP, NO_METER, RETRIED, WEBHOOKS, Loop, Meter
 
 logger = logging.getLogger(__name__)
 
@@ -100,19 +101,23 @@ class Deliverer:
             )
         )
         try:
-            while True:
-                if await self._take():
-                    continue
-                if self._work:
-                    # An end makes room, for its host too.
-                    await asyncio.wait(self._work, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
-                else:
-                    await asyncio.sleep(POLL_S)
+            await every(POLL_S, self._start_due, loop=Loop.WEBHOOKS, meter=self._meter, pause=self._until_room)
         finally:
             try:
                 await background.end(*self._work)
             finally:
                 await self._fetcher.close()
+
+    async def _start_due(self) -> None:
+        while await self._take():
+            pass
+
+    async def _until_room(self, seconds: float) -> None:
+        """Wait until a delivery ends, since that makes room for another one, or for `seconds`."""
+        if self._work:
+            await asyncio.wait(self._work, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            await asyncio.sleep(seconds)
 
     async def _take(self) -> bool:
         """Begin what is due and has room; whether there was any."""
@@ -121,12 +126,8 @@ class Deliverer:
             return False
         # A host that has room for one gets PER_HOST, as a query that counts for each would cost more.
         full = [host for host, count in Counter(self._work.values()).items() if count >= PER_HOST]
-        try:
-            lease_s = self._config.timeout_s + RECORDING_S
-            deliveries = await self._outbox.take(room, lease_s, PER_HOST, full)
-        except Exception:
-            logger.exception("could not look for webhooks; trying again")
-            return False
+        lease_s = self._config.timeout_s + RECORDING_S
+        deliveries = await self._outbox.take(room, lease_s, PER_HOST, full)
         for delivery in deliveries:
             task = asyncio.create_task(self._deliver(delivery))
             self._work[task] = delivery.host

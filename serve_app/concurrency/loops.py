@@ -1,0 +1,81 @@
+"""Loops that run next to requests: the same work every few seconds, for as long as the process lives."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from serve_app.telemetry.metrics import LOOP_FAILURES, Loop, Meter
+
+logger = logging.getLogger(__name__)
+
+# Waits for so many seconds, or for less if there is a reason to run the next round earlier.
+Pause = Callable[[float], Awaitable[object]]
+
+
+async def every(
+    seconds: float,
+    work: Callable[[], Awaitable[object]],
+    *,
+    loop: Loop,
+    meter: Meter,
+    pause: Pause = asyncio.sleep,
+    pauses_first: bool = False,
+) -> None:
+    """Run rounds of `work` with a pause of `seconds` after each, until this coroutine is cancelled.
+
+    A round that fails does not end the loop: the failure is logged with the loop's name and counted in
+    `LOOP_FAILURES`, where `repeated` says whether the round before it failed too. A cancellation reaches the round or
+    the pause once, and is raised when its clean-up is done. `pauses_first` delays the first round as well.
+
+    `pause` may return early. A test passes one that does not wait, or that raises CancelledError to end the loop.
+    """
+    failures = 0
+    if pauses_first:
+        await pause(seconds)
+    while True:
+        try:
+            await work()
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            # Something that the round waited for was cancelled, not the loop.
+            failures = _count_failure(loop, meter, failures)
+        except Exception:
+            failures = _count_failure(loop, meter, failures)
+        else:
+            failures = 0
+        await pause(seconds)
+
+
+class WakeUp:
+    """Lets others end a loop's pause early. Give its `pause` to `every`."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        """End the current pause, or the next one if a round is running: it may have looked too early."""
+        self._event.set()
+
+    async def pause(self, seconds: float) -> None:
+        """Return once `set` was called since the last pause, after `seconds` at the latest."""
+        try:
+            # Not `wait_for`: in Python 3.11 it loses a cancellation that arrives together with the event.
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        except TimeoutError:
+            return
+        self._event.clear()
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _count_failure(loop: Loop, meter: Meter, failures_before: int) -> int:
+    """Log and count the exception that is being handled. Returns the number of failed rounds in a row."""
+    failures = failures_before + 1
+    logger.exception("a round of the loop %s failed (%s in a row); the loop goes on", loop, failures)
+    meter.record(LOOP_FAILURES, loop=loop, repeated="true" if failures > 1 else "false")
+    return failures
