@@ -9,13 +9,14 @@ WORKERS ?= 3
 # Ray phones home unless told not to.
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help demo serve test check drill drill-nodes benchmark attacks clean
+.PHONY: help demo serve test docs check drill drill-nodes benchmark attacks clean
 
 help:
 	@echo "make demo       start the service, edit the sample photograph, show the result, stop (MODEL=...)"
 	@echo "make serve      the service in the foreground, as serve_config.yaml says"
 	@echo "make test       all tests"
-	@echo "make check      what CI runs: lint, types, import contract, all tests"
+	@echo "make docs       the documentation as a site in out/site; fails on a broken link or a missing page"
+	@echo "make check      what CI runs: lint, types, import contract, documentation, all tests"
 	@echo "make drill      kills whatever works on 60 requests and shows that none is lost; 5 minutes at most"
 	@echo "make drill-nodes  the same on several machines (network namespaces, so as root): one is killed, cut off, ..."
 	@echo "make benchmark  the HTTP path next to a running edit"
@@ -24,7 +25,7 @@ help:
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -37,11 +38,16 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile tests/unit tests/cluster
 	$(BIN)/python -m pytest tests/engine tests/service tests/commands
 
+docs: $(VENV)/.installed
+	$(BIN)/python -m tools.build_docs
+	@echo "the documentation: out/site/index.html"
+
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs
 	$(MAKE) test
 
 drill: $(VENV)/.installed

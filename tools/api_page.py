@@ -1,0 +1,140 @@
+"""The page of the HTTP API: the application's OpenAPI document as Markdown."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from serve_app.api.app import create_app
+from serve_app.config import AppConfig
+from serve_app.intake.service import Service
+
+JsonObject = Mapping[str, Any]
+
+HEAD = """# API
+
+This page is made from the application's own OpenAPI document, [`openapi.json`](openapi.json). A running service has
+the same document at `/openapi.json` and interactive docs at `/docs`. [HTTP](http.md) describes what all routes share:
+keys, limits of bodies, CORS, caching and the shape of errors.
+"""
+
+KIND_OF_SCHEMA = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
+BOUNDS = {"minimum": "≥", "maximum": "≤", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
+
+
+def openapi_document(repository: Path) -> dict[str, Any]:
+    """The OpenAPI document of an application with the default config, which is built and not started."""
+
+    async def no_editors() -> Mapping[str, int]:
+        return {}
+
+    config = AppConfig().resolved(repository)
+    # Editors are called by a service that is started; this one only describes itself.
+    service = Service(config, editors=None, editor_count=no_editors)  # type: ignore[arg-type]
+    return create_app(service).openapi()
+
+
+def api_page(document: JsonObject) -> str:
+    """The page, with a section for each route and for each body."""
+    lines = [HEAD, "## Routes\n"]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            lines += _route(method, path, operation)
+    lines.append("## Bodies\n")
+    for name, schema in sorted(document["components"]["schemas"].items()):
+        lines += _body(name, schema)
+    return "\n".join(lines)
+
+
+def _route(method: str, path: str, operation: JsonObject) -> Iterator[str]:
+    yield f"### {method.upper()} {path}\n"
+    yield operation.get("description", "") + "\n"
+    if "security" not in operation:
+        yield "Needs no key.\n"
+    parameters = operation.get("parameters", [])
+    if parameters:
+        yield "| parameter | in | type | default | meaning |\n|---|---|---|---|---|"
+        for parameter in parameters:
+            yield _parameter(parameter)
+        yield ""
+    if "requestBody" in operation:
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        yield f"Body: {_type(schema)}\n"
+    yield "| answer | body | codes |\n|---|---|---|"
+    for status, response in sorted(operation["responses"].items()):
+        yield _answer(status, response)
+    yield ""
+
+
+def _parameter(parameter: JsonObject) -> str:
+    schema = parameter["schema"]
+    meaning = parameter.get("description", schema.get("description", ""))
+    cells = (f"`{parameter['name']}`", parameter["in"], _type(schema), _default(schema, parameter["required"]), meaning)
+    return _row(cells)
+
+
+def _answer(status: str, response: JsonObject) -> str:
+    bodies, codes = [], []
+    for media_type, content in response.get("content", {}).items():
+        if media_type != "application/json":
+            bodies.append(f"`{media_type}`")
+        elif content.get("schema"):
+            bodies.append(_type(content["schema"]))
+        codes += [f"`{code}`" for code in content.get("examples", {})]
+    if not bodies:
+        bodies.append(response["description"])
+    return _row((status, ", ".join(bodies), ", ".join(codes)))
+
+
+def _body(name: str, schema: JsonObject) -> Iterator[str]:
+    yield f"### {name}\n"
+    if "description" in schema:
+        yield schema["description"] + "\n"
+    if "enum" in schema:
+        yield "One of " + ", ".join(f"`{value}`" for value in schema["enum"]) + ".\n"
+    if "properties" in schema:
+        required = schema.get("required", [])
+        yield "| field | type | default | meaning |\n|---|---|---|---|"
+        for field, inner in schema["properties"].items():
+            default = _default(inner, field in required)
+            yield _row((f"`{field}`", _type(inner), default, inner.get("description", "")))
+        yield ""
+    for example in schema.get("examples", []):
+        yield f"```json\n{json.dumps(example, indent=2)}\n```\n"
+
+
+def _type(schema: JsonObject) -> str:
+    """A schema in a few words; a body by its name, as a link to its section."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    choices = schema.get("anyOf", schema.get("allOf"))
+    if choices:
+        return " or ".join(_type(choice) for choice in choices)
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    kind = schema.get("type")
+    if kind == "array":
+        return f"list of {_type(schema.get('items', {}))}"
+    if kind == "null":
+        return "null"
+    words = [KIND_OF_SCHEMA.get(kind, "object" if kind == "object" else "anything")]
+    words += [f"{sign} {schema[key]:,}" for key, sign in BOUNDS.items() if key in schema]
+    if "maxLength" in schema:
+        words.append(f"at most {schema['maxLength']:,} characters")
+    return ", ".join(words)
+
+
+def _default(schema: JsonObject, required: bool) -> str:
+    if required:
+        return "required"
+    if "default" not in schema:
+        return ""
+    return f"`{json.dumps(schema['default'])}`"
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    texts = (cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
+    return "| " + " | ".join(texts) + " |"
