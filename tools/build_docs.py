@@ -11,36 +11,39 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
 from tools.api_page import api_page, openapi_document
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
 SITE = REPOSITORY / "out/site"
 # Pages that another page links to instead of the navigation.
 LINKED_FOLDERS = ("decisions",)
-LOADED = re.compile(
-    r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//|<link\b[^>]*\bhref=["']?(?:https?:)?//"""
-)
+REFERENCE = re.compile(r"""<(?P<tag>\w+)\b[^>]*?\s(?:href|src)=["']?(?P<target>[^"'\s>]+)""")
+# Elements whose target a browser loads with the page; an `a` is followed on a click.
+LOADING_TAGS = ("script", "link", "img", "iframe", "source")
 
 
 def main() -> None:
     document = openapi_document(REPOSITORY)
     (DOCS / "openapi.json").write_text(json.dumps(document, indent=2))
     (DOCS / "api.md").write_text(api_page(document))
-    problems = list(navigation_problems())
-    if problems:
-        sys.exit("\n".join(problems))
-    built = subprocess.run(
-        [sys.executable, "-m", "zensical", "build", "--strict", "--clean"], cwd=REPOSITORY, check=False
-    )
-    if built.returncode:
-        sys.exit(built.returncode)
-    problems = list(foreign_hosts())
-    if problems:
-        sys.exit("\n".join(problems))
+    stop_at(navigation_problems())
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
+    # Its own traceback follows the list of broken links and says nothing more.
+    if subprocess.run(command, cwd=REPOSITORY, check=False).returncode != 0:
+        sys.exit(1)
+    stop_at(site_problems())
+
+
+def stop_at(problems: Iterator[str]) -> None:
+    """End the command with the problems, if there are any."""
+    lines = list(problems)
+    if lines:
+        sys.exit("\n".join(lines))
 
 
 def navigation_problems() -> Iterator[str]:
@@ -55,11 +58,24 @@ def navigation_problems() -> Iterator[str]:
             yield f"docs/{page} is not in the navigation of mkdocs.yml"
 
 
-def foreign_hosts() -> Iterator[str]:
-    """Built pages that load a script, a style or an image from another host."""
+def site_problems() -> Iterator[str]:
+    """Links of built pages to files that are not in the site, and what pages would load from another host."""
     for page in sorted(SITE.rglob("*.html")):
-        for found in LOADED.findall(page.read_text()):
-            yield f"{page.relative_to(SITE)} loads from another host: {found}"
+        for reference in REFERENCE.finditer(page.read_text()):
+            target = reference["target"]
+            parts = urlsplit(target)
+            if parts.netloc:
+                if reference["tag"] in LOADING_TAGS:
+                    yield f"{page.relative_to(SITE)} loads from another host: {target}"
+            elif not parts.scheme and parts.path and not _is_in_site(page, unquote(parts.path)):
+                yield f"{page.relative_to(SITE)} links to {target}, which is not in the site"
+
+
+def _is_in_site(page: Path, path: str) -> bool:
+    file = SITE / path.lstrip("/") if path.startswith("/") else page.parent / path
+    if file.is_dir():
+        file = file / "index.html"
+    return file.is_file() and file.resolve().is_relative_to(SITE)
 
 
 def _pages(node: Any) -> Iterator[str]:
