@@ -17,7 +17,8 @@ from benchmarks.full_size import PHOTOGRAPH, PLAN, gpu_profile, make_pipeline, r
 from serve_app.adapters.sources import fingerprint
 from serve_app.commands.ports import free_port
 from serve_app.engine.torch_engine import TorchEngine
-from serve_app.images.codec import encode
+from serve_app.images.encode import encode
+from serve_app.images.output_formats import OUTPUT_FORMATS
 from serve_app.images.sizes import Size
 from serve_app.models import architecture
 from serve_app.models.registry import MODELS
@@ -114,7 +115,7 @@ def own_edit(bench: Bench, engine: TorchEngine, plan: EditPlan) -> Made:
     started = time.perf_counter()
     with bench.peak() as peak, bench.forwards() as forwards:
         edited = engine.edit(plan, [PHOTOGRAPH.read_bytes()])
-        encode(edited.image, "jpeg", {})
+        encode(edited.image, OUTPUT_FORMATS["jpeg"], {})
     return Made(time.perf_counter() - started, forwards, edited.image, peak[0], edited.timings)
 
 

@@ -34,7 +34,8 @@ from transformers import (
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.engine.torch_engine import TorchEngine
-from serve_app.images.codec import encode
+from serve_app.images.encode import encode
+from serve_app.images.output_formats import OUTPUT_FORMATS
 from serve_app.models.architecture import PUBLISHED
 from serve_app.models.recipe import SCHEDULER_CONFIG
 from serve_app.models.registry import MODELS, ModelSpec
@@ -157,7 +158,7 @@ def measure_parity(steps: int) -> None:
         torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         with record(own) as ours:
-            edited = engine.edit(plan, [encode(picture, "png", {}) for picture in pictures])
+            edited = engine.edit(plan, [encode(picture, OUTPUT_FORMATS["png"], {}) for picture in pictures])
         took, memory = time.perf_counter() - started, torch.cuda.max_memory_allocated() / 2**30
         started = time.perf_counter()
         with record(own) as theirs:

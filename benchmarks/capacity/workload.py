@@ -17,7 +17,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from serve_app.images.codec import ControlImage
+from serve_app.images.decode import ImageFacts
 from serve_app.images.sizes import MEGAPIXEL
 from serve_app.models.architecture import PUBLISHED
 from serve_app.models.effective import effective
@@ -30,7 +30,7 @@ MODEL = "qwen_image_edit"
 EXPONENT, BURSTINESS, PEAK_OVER_TROUGH = 1.0, 2.0, 2.0
 BURST_S, DAY_S = 60.0, 86400.0
 # A prompt of usual length (characters), and a photograph.
-PROMPT, CONTROL = "x" * 120, ControlImage((1024, 1024))
+PROMPT, CONTROL = "x" * 120, ImageFacts((1024, 1024))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import PIL.Image
 
-from serve_app.images.codec import encode
+from serve_app.images.encode import encode
+from serve_app.images.output_formats import OUTPUT_FORMATS
 from serve_app.images.sizes import snap
 from serve_app.models.registry import ModelSpec
 from serve_app.tasks import EditPlan
@@ -42,7 +43,7 @@ def fixed_plan(spec: ModelSpec, width: int, height: int, steps: int) -> EditPlan
 
 def fixed_files(plan: EditPlan) -> list[bytes]:
     """The control images of a fixed plan, encoded."""
-    return [encode(fixed_image(), "png", {})] * len(plan.control_images)
+    return [encode(fixed_image(), OUTPUT_FORMATS[plan.output_format], {})] * len(plan.control_images)
 
 
 def likeness(plain: PIL.Image.Image, other: PIL.Image.Image) -> float:

@@ -26,7 +26,7 @@ from serve_app.engine.denoiser import Denoiser
 from serve_app.engine.merged_weights import Near
 from serve_app.engine.protocol import Edited
 from serve_app.errors import CheckpointRefused, DeviceLost, EditCanceled, OutOfMemory, UnusableResult, clear_frames
-from serve_app.images import codec
+from serve_app.images.decode import DecodedImage, decode
 from serve_app.models import architecture
 from serve_app.models.effective import effective
 from serve_app.models.profile import PROFILES
@@ -53,7 +53,7 @@ class Prepared:
     """
 
     plan: EditPlan
-    control_images: tuple[codec.DecodedImage, ...]
+    control_images: tuple[DecodedImage, ...]
     adapters: tuple[Adapter, ...]
     watch: Stopwatch
     given: Conditions | None = None
@@ -171,7 +171,7 @@ class TorchEngine:
         """
         watch = Stopwatch(torch.device("cpu"))
         with watch.stage("load_control_images"):
-            decoded = tuple(codec.read(data, plan.exif) for data in control_images)
+            decoded = tuple(decode(data, plan.exif) for data in control_images)
         with watch.stage("read_adapters"):
             adapters = self._adapters_of(plan.adapters)
         prepared = Prepared(plan, decoded, adapters, watch)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from serve_app.concurrency.budget import Budget
 from serve_app.config import FetchConfig
 from serve_app.errors import ControlImageInvalid, Overloaded
-from serve_app.images.codec import ControlImage
+from serve_app.images.decode import ImageFacts
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Decoders:
         self._idle: list[Process] = []
         self._running: set[Process] = set()
 
-    async def facts(self, data: bytes, exif: Literal["ignore", "apply"], tenant: str) -> ControlImage:
+    async def facts(self, data: bytes, exif: Literal["ignore", "apply"], tenant: str) -> ImageFacts:
         """What `images.read` says of a file. Raises ControlImageInvalid, with the reason alone, or Overloaded."""
         with self._places.hold(tenant) as place:
             await place.take(1)
@@ -49,7 +49,7 @@ class Decoders:
         if "invalid" in answer:
             raise ControlImageInvalid(answer["invalid"])
         facts = answer["facts"]
-        return ControlImage(tuple(facts["size"]), facts["exif_orientation"], tuple(facts["conversions"]))
+        return ImageFacts(tuple(facts["size"]), facts["exif_orientation"], tuple(facts["conversions"]))
 
     async def close(self) -> None:
         """End every process. Nothing is decoded any more."""

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import PIL.AvifImagePlugin
 
 from serve_app.errors import ControlImageInvalid
-from serve_app.images import codec
+from serve_app.images.decode import decode
 
 # Less urgent than everything else: ingresses answer, and editors on a CPU compute, before images are looked at.
 NICENESS = 5
@@ -51,7 +51,7 @@ def _answer(data: bytes, order: dict[str, Any], memory_bytes: int) -> dict[str, 
     # The kernel ends a process that has used so much time of a CPU, also in the middle of a library's loop.
     signal.setitimer(signal.ITIMER_PROF, order["cpu_s"])
     try:
-        return {"facts": asdict(codec.read(data, order["exif"], order["max_pixels"]).facts)}
+        return {"facts": asdict(decode(data, order["exif"], order["max_pixels"]).facts)}
     except ControlImageInvalid as error:
         return {"invalid": error.message}
     except MemoryError:

@@ -12,8 +12,8 @@ from serve_app.adapters.sources import LoraSources
 from serve_app.concurrency.budget import Hold
 from serve_app.config import AppConfig
 from serve_app.errors import ControlImageInvalid, FetchFailed
-from serve_app.images import codec
 from serve_app.images.data_urls import decode_inline
+from serve_app.images.decode import ImageFacts
 from serve_app.images.decoder_pool import Decoders
 from serve_app.intake import plan
 from serve_app.intake.image_downloads import Downloads
@@ -163,7 +163,7 @@ class ControlFile:
 
     data: bytes
     sha256: str
-    facts: codec.ControlImage
+    facts: ImageFacts
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from serve_app.config import AUTO
-from serve_app.images.codec import ControlImage
+from serve_app.images.decode import ImageFacts
 from serve_app.intake.plan import TRIGGER, is_guided, trained_trigger
 from serve_app.models.profile import PROFILES
 from serve_app.models.prompt_tokens import Prompts
@@ -35,7 +35,7 @@ class Noted:
     request: InferenceRequest
     spec: ModelSpec
     plans: Sequence[EditPlan]
-    images: Mapping[str, ControlImage]
+    images: Mapping[str, ImageFacts]
     adapters: Sequence[AdapterUse]
     prompts: Prompts
 
@@ -59,7 +59,7 @@ def _few(notes: list[str]) -> list[str]:
     return [*notes[:MAX_OF_A_KIND], f"and the same of {left} more"] if left > 0 else notes
 
 
-def exif_notes(plans: Sequence[EditPlan], images: Mapping[str, ControlImage]) -> list[str]:
+def exif_notes(plans: Sequence[EditPlan], images: Mapping[str, ImageFacts]) -> list[str]:
     """A sentence for each control image (by sha256) whose EXIF rotation is not obeyed."""
     return [
         f"control image {number} of prompt {index} has EXIF orientation {images[sha256].exif_orientation}, which is "
@@ -70,7 +70,7 @@ def exif_notes(plans: Sequence[EditPlan], images: Mapping[str, ControlImage]) ->
     ]
 
 
-def stretch_notes(plans: Sequence[EditPlan], images: Mapping[str, ControlImage]) -> list[str]:
+def stretch_notes(plans: Sequence[EditPlan], images: Mapping[str, ImageFacts]) -> list[str]:
     """A sentence for each image whose shape is not that of its first control image (by sha256).
 
     Of several control images the first one is usually what is edited; the others show what goes into it.

@@ -20,7 +20,7 @@ from serve_app.errors import (
     TooManyControlImages,
     TooManyLoras,
 )
-from serve_app.images.codec import ControlImage
+from serve_app.images.decode import ImageFacts
 from serve_app.images.sizes import snap
 from serve_app.models.effective import STORED_IMAGE
 from serve_app.models.profile import PROFILES, Profile, profile_of_trainer
@@ -247,7 +247,7 @@ def _seed(prompt: Prompt, index: int, draw_seed: Callable[[], int]) -> tuple[int
 def check_lengths(
     plans: Sequence[EditPlan],
     spec: ModelSpec,
-    images: Mapping[str, ControlImage],
+    images: Mapping[str, ImageFacts],
     prompts: Prompts,
     config: AppConfig,
 ) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from serve_app.images.codec import ControlImage
+from serve_app.images.decode import ImageFacts
 from serve_app.images.sizes import Size
 from serve_app.models.architecture import Architecture
 from serve_app.models.prompt_tokens import image_tokens
@@ -25,7 +25,7 @@ TEMPLATE_TOKENS = 10
 
 
 def effective(
-    plan: EditPlan, spec: ModelSpec, recipe: Recipe, architecture: Architecture, images: Sequence[ControlImage]
+    plan: EditPlan, spec: ModelSpec, recipe: Recipe, architecture: Architecture, images: Sequence[ImageFacts]
 ) -> dict[str, Any]:
     """The record. Sizes are (width, height) in pixels."""
     text_tokens = _text_tokens(plan.prompt, recipe.encoder_sizes, recipe)
@@ -152,7 +152,7 @@ def _scheduler(plan: EditPlan, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _control_image(plan: EditPlan, recipe: Recipe, index: int, image: ControlImage) -> dict[str, Any]:
+def _control_image(plan: EditPlan, recipe: Recipe, index: int, image: ImageFacts) -> dict[str, Any]:
     encoder = "tensor in [0, 1], bilinear, no antialias; the processor then scales by 1/255 once more"
     return {
         "sha256": plan.control_images[index],

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from serve_app.errors import UnusableResult
-from serve_app.images.codec import is_of_one_colour
+from serve_app.images.blank import is_blank
 from serve_app.images.sizes import Size
 from serve_app.models.recipe import Recipe, Resize
 from serve_app.pipeline.checkpoint import Pipeline
@@ -119,7 +119,7 @@ def decode_latents(pipeline: Pipeline, latents: Tensor, width: int, height: int)
             "the result is not finite (NaN or infinity); a LoRA's multiplier or the guidance scale may be too high"
         )
     image: PIL.Image.Image = pipeline.image_processor.postprocess(decoded, output_type="pil")[0]
-    if is_of_one_colour(image):
+    if is_blank(image):
         raise UnusableResult(
             "the result is all of one colour; a LoRA's multiplier or the guidance scale may be too high"
         )

@@ -9,7 +9,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from serve_app.images.codec import DecodedImage
+from serve_app.images.decode import DecodedImage
 from serve_app.images.sizes import Size
 from serve_app.models.recipe import Recipe, Resize
 from serve_app.pipeline import conditioning, vision_encoder

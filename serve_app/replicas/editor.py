@@ -33,7 +33,8 @@ from serve_app.errors import (
     StorageFailed,
     clear_frames,
 )
-from serve_app.images import codec
+from serve_app.images.encode import encode
+from serve_app.images.output_formats import OUTPUT_FORMATS
 from serve_app.replicas import metrics_export, serve_port
 from serve_app.replicas.routing_stats import ADAPTER_BYTES, Holdings
 from serve_app.storage.artifacts import Artifacts
@@ -372,14 +373,15 @@ class Editor:
         # What differs from run to run is no part of an image that can be made again.
         runtime = {key: value for key, value in edited.runtime.items() if key not in OF_ONE_RUN}
         text = {"effective": edited.effective, "runtime": runtime}
-        data = codec.encode(edited.image, task.plan.output_format, text)
+        output_format = OUTPUT_FORMATS[task.plan.output_format]
+        data = encode(edited.image, output_format, text)
         digest = hashlib.sha256(data).hexdigest()
-        key = f"pictures/{digest}.{task.plan.output_format}"
+        key = f"pictures/{digest}{output_format.suffix}"
         self._artifacts.put(key, data)
         done = EditDone(
             key=key,
             url=self._artifacts.url(key),
-            format=task.plan.output_format,
+            format=output_format.name,
             width=edited.image.width,
             height=edited.image.height,
             seed=task.plan.seed,

@@ -16,6 +16,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from serve_app.config import MAX_PROMPT_CHARS, ProfileName
+from serve_app.images.output_formats import DEFAULT_OUTPUT_FORMAT, OutputFormatName, describe_output_formats
 from serve_app.schemas.text import MAX_NAME_CHARS, Name, Nullable, Text, Url, check_image_url, check_token
 from serve_app.tasks import ImageStage, Priority, Receipt, Status
 
@@ -148,7 +149,7 @@ class InferenceRequest(Tolerant):
         None, max_length=MAX_NAME_CHARS, description="Used for this request's downloads; never stored."
     )
     profile: ProfileName | None = Field(None, description="Whose preparation is followed. Default: the service's.")
-    output_format: Literal["jpeg", "png", "webp"] = Field("jpeg", description="jpeg has quality 95; others no loss.")
+    output_format: OutputFormatName = Field(DEFAULT_OUTPUT_FORMAT, description=describe_output_formats())
     vae_tiling: bool = Field(False, description="The VAE works in tiles, as the trainer's low-memory setting has it.")
     exif: Literal["ignore", "apply"] = Field("ignore", description="Whether control images are turned as EXIF says.")
     deadline_s: float | None = Field(

@@ -9,7 +9,7 @@ import torch
 
 from serve_app.config import ModelConfig
 from serve_app.engine.torch_engine import TorchEngine
-from serve_app.images import codec
+from serve_app.images.decode import decode
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
@@ -64,7 +64,7 @@ def encoders(bench):
 
 
 def conditions(encoders: Encoders, plan, files) -> Conditions:
-    pictures = [codec.read(data, plan.exif) for data in files]
+    pictures = [decode(data, plan.exif) for data in files]
     recipe = make_recipe(MODELS[plan.model], PROFILES[plan.profile], plan, [p.facts.size for p in pictures])
     with torch.no_grad():
         return encoders.conditions(plan, pictures, recipe, Stopwatch(CPU))

@@ -9,7 +9,7 @@ from transformers import Qwen2Tokenizer
 from serve_app.config import MINIATURE, MINIATURE_RANDOM, ModelConfig
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import InvalidParameter
-from serve_app.images.codec import read
+from serve_app.images.decode import decode
 from serve_app.models.profile import PROFILES
 from serve_app.models.prompt_tokens import TEMPLATES, Prompts, text_room
 from serve_app.models.recipe import make_recipe
@@ -58,7 +58,7 @@ def test_tokens_are_as_many_as_the_encoder_gives(family, make_plan, profile):
     for text in TEXTS:
         plan = plan_for(make_plan, config.id, pictures, profile=profile, prompt=text, negative_prompt=text)
         recipe = engine._recipe(engine.prepare(plan, pictures))
-        given = engine._encoders.conditions(plan, [read(data, "ignore") for data in pictures], recipe, watch)
+        given = engine._encoders.conditions(plan, [decode(data, "ignore") for data in pictures], recipe, watch)
         for embeddings, sizes in (
             (given.positive, recipe.encoder_sizes),
             (given.negative, recipe.negative_encoder_sizes),
@@ -73,7 +73,7 @@ def test_text_that_fits_just_so_is_edited_and_one_more_token_is_refused(family, 
     if not pictures:
         pytest.skip("a text-to-image model cuts its prompts")
     plan = plan_for(make_plan, config.id, pictures, guidance_scale=1.0)
-    sizes = [read(data, "ignore").facts.size for data in pictures]
+    sizes = [decode(data, "ignore").facts.size for data in pictures]
     recipe = make_recipe(spec, PROFILES[plan.profile], plan, sizes)
     room, prompts = text_room(recipe, (plan.width, plan.height)), Prompts(config)
     # A letter is a token of this tokenizer.

@@ -12,7 +12,8 @@ from starlette.testclient import TestClient
 from serve_app.api.app import create_app
 from serve_app.config import MINIATURE_RANDOM, SQLITE_PREFIX, AppConfig, ModelConfig
 from serve_app.engine.torch_engine import TorchEngine
-from serve_app.images import codec
+from serve_app.images.encode import encode
+from serve_app.images.output_formats import OUTPUT_FORMATS
 from serve_app.intake.service import Service
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone, EditEvent, EditTask, StepDone
@@ -44,7 +45,7 @@ class EngineEditors:
         yield StepDone(0, plan.steps)
         files = [self._artifacts.get(control_key(sha256)) for sha256 in plan.control_images]
         edited = self._engines[plan.model].edit(plan, files)
-        data = codec.encode(edited.image, plan.output_format, {"effective": edited.effective})
+        data = encode(edited.image, OUTPUT_FORMATS[plan.output_format], {"effective": edited.effective})
         digest = hashlib.sha256(data).hexdigest()
         key = f"pictures/{digest}.{plan.output_format}"
         self._artifacts.put(key, data)

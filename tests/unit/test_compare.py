@@ -8,7 +8,8 @@ import PIL.PngImagePlugin
 import pytest
 
 from serve_app.commands import compare
-from serve_app.images import codec
+from serve_app.images.encode import encode
+from serve_app.images.output_formats import OUTPUT_FORMATS
 from tests.conftest import edits_server
 
 
@@ -24,7 +25,7 @@ def record(**changes: object) -> dict:
 def file(tmp_path):
     def file(name: str, image: PIL.Image.Image, text: dict) -> str:
         path = tmp_path / name
-        path.write_bytes(codec.encode(image, "png", text))
+        path.write_bytes(encode(image, OUTPUT_FORMATS["png"], text))
         return str(path)
 
     return file

@@ -7,7 +7,6 @@ import PIL.Image
 import pytest
 
 from serve_app.errors import ControlImageInvalid
-from serve_app.images import codec
 from serve_app.images.containers import (
     MAX_CHUNKS,
     MAX_DIRECTORIES,
@@ -17,6 +16,7 @@ from serve_app.images.containers import (
     MAX_SEGMENTS,
     MAX_SUB_BLOCKS,
 )
+from serve_app.images.decode import decode
 from tests.unit.heavy_images import (
     chunk,
     gif_of_frames,
@@ -51,7 +51,7 @@ from tests.unit.heavy_images import (
 def test_heavy_file_is_refused_at_once(data, reason):
     started = time.process_time()
     with pytest.raises(ControlImageInvalid, match=reason):
-        codec.read(data, "ignore")
+        decode(data, "ignore")
     assert time.process_time() - started < 1
 
 
@@ -59,7 +59,7 @@ def test_fill_bytes_of_a_jpeg_are_looked_at_once():
     """FF may be repeated before a marker and before a stuffed zero."""
     filled = jpeg_with(b"\xff" * 40_000 + b"\0")
     started = time.process_time()
-    assert codec.read(filled, "ignore").facts.size == (64, 64)
+    assert decode(filled, "ignore").facts.size == (64, 64)
     assert time.process_time() - started < 0.5
 
 
@@ -80,26 +80,26 @@ def big_tiff() -> bytes:
     ids=["scans", "segments", "gif", "directories", "bigtiff", "chunks"],
 )
 def test_file_of_many_parts_is_read(data, conversions):
-    assert codec.read(data, "ignore").facts.conversions == conversions
+    assert decode(data, "ignore").facts.conversions == conversions
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "TIFF"])
 def test_frames_are_counted_as_pillow_does(file_format):
     pages = [PIL.Image.new("L", (60, 40), level) for level in range(7)]
     data = saved(pages[0], file_format, save_all=True, append_images=pages[1:])
-    assert codec.read(data, "ignore").facts.conversions[0] == "first of 7 frames"
+    assert decode(data, "ignore").facts.conversions[0] == "first of 7 frames"
 
 
 def test_directories_in_a_circle_are_counted_once():
     data = bytearray(tiff_of_directories(3))
     data[-4:] = data[4:8]
-    assert codec.read(bytes(data), "ignore").facts.conversions == ("first of 3 frames",)
+    assert decode(bytes(data), "ignore").facts.conversions == ("first of 3 frames",)
 
 
 def test_image_behind_the_image_is_not_counted():
     """A camera's file may hold a film behind its JPEG."""
     sound = saved(PIL.Image.new("RGB", (60, 40), "red"), "JPEG")
-    assert codec.read(sound + b"\xff\xda\0\2" * 1_000, "ignore").facts.size == (60, 40)
+    assert decode(sound + b"\xff\xda\0\2" * 1_000, "ignore").facts.size == (60, 40)
 
 
 def test_entry_beyond_the_file_is_no_default():
@@ -110,7 +110,7 @@ def test_entry_beyond_the_file_is_no_default():
     place = next(place for place in entries if struct.unpack_from("<H", data, place)[0] == 258)
     struct.pack_into("<I", data, place + 8, len(data))
     with pytest.raises(ControlImageInvalid, match="broken or truncated"):
-        codec.read(bytes(data), "ignore")
+        decode(bytes(data), "ignore")
 
 
 def test_entry_of_too_many_values():
@@ -120,7 +120,7 @@ def test_entry_of_too_many_values():
     struct.pack_into("<HI", data, first + 2 + 2, 4, 1_000_000)
     struct.pack_into("<I", data, first + 2 + 8, 8)
     with pytest.raises(ControlImageInvalid, match="more than 500000 values"):
-        codec.read(bytes(data), "ignore")
+        decode(bytes(data), "ignore")
 
 
 def test_checksum_of_any_chunk_is_checked():
@@ -131,9 +131,9 @@ def test_checksum_of_any_chunk_is_checked():
         damaged = bytearray(sound)
         damaged[place + 4 + length] ^= 1
         with pytest.raises(ControlImageInvalid, match="broken"):
-            codec.read(bytes(damaged), "ignore")
+            decode(bytes(damaged), "ignore")
 
 
 def test_png_without_its_last_chunk_is_whole():
     sound = png_of_chunks(0)
-    assert codec.read(sound.removesuffix(chunk(b"IEND", b"")), "ignore").facts.size == (64, 64)
+    assert decode(sound.removesuffix(chunk(b"IEND", b"")), "ignore").facts.size == (64, 64)

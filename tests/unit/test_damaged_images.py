@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from serve_app.errors import ControlImageInvalid
-from serve_app.images import codec
+from serve_app.images.decode import INPUT_FORMATS, decode
 from tests.conftest import noise_image
 from tests.unit.heavy_images import saved
 
@@ -50,7 +50,7 @@ def truncated(data: bytes) -> list[bytes]:
 def read(data: bytes) -> bytes | None:
     """The pixels; None if it is refused. Anything else that is raised fails the test."""
     try:
-        return codec.read(data, "ignore", max_pixels=40_000_000).image.tobytes()
+        return decode(data, "ignore", max_pixels=40_000_000).image.tobytes()
     except ControlImageInvalid:
         return None
 
@@ -58,7 +58,7 @@ def read(data: bytes) -> bytes | None:
 def decoder_fails(data: bytes) -> bool:
     """Whether Pillow reports an error the first time that it is asked for the pixels."""
     try:
-        with PIL.Image.open(io.BytesIO(data), formats=codec.FORMATS) as image:
+        with PIL.Image.open(io.BytesIO(data), formats=INPUT_FORMATS) as image:
             image.load()
     except Exception:
         return True

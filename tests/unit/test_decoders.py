@@ -15,7 +15,8 @@ import pytest
 
 from serve_app.config import FetchConfig
 from serve_app.errors import ControlImageInvalid, Overloaded
-from serve_app.images import codec, decoder_pool
+from serve_app.images import decoder_pool
+from serve_app.images.decode import EXIF_ORIENTATION, ImageFacts, decode
 from serve_app.images.decoder_pool import PROCESSES, Decoders
 from tests.unit.heavy_images import jpeg_of_scans, png_of_pixels, saved
 
@@ -55,12 +56,12 @@ async def refusal(decoders: Decoders, data: bytes) -> str:
 
 async def test_facts_are_those_of_the_engine(make_decoders):
     image = PIL.Image.new("RGBA", (60, 40), "red")
-    image.getexif()[codec.EXIF_ORIENTATION] = 6
+    image.getexif()[EXIF_ORIENTATION] = 6
     data = saved(image, "PNG", exif=image.getexif())
     decoders = make_decoders()
     for exif in ("ignore", "apply"):
-        assert await decoders.facts(data, exif, "") == codec.read(data, exif).facts
-    assert await decoders.facts(data, "apply", "") == codec.ControlImage((40, 60), 6, ("alpha dropped",))
+        assert await decoders.facts(data, exif, "") == decode(data, exif).facts
+    assert await decoders.facts(data, "apply", "") == ImageFacts((40, 60), 6, ("alpha dropped",))
 
 
 async def test_limits_and_reasons_reach_the_process(make_decoders):
@@ -99,7 +100,7 @@ async def test_file_that_takes_too_long_is_stopped_and_the_next_is_decoded(make_
 async def test_time_of_one_file_is_not_the_next_ones(make_decoders, monkeypatch):
     monkeypatch.setattr(decoder_pool, "WALL_FACTOR", 1000)
     started = time.process_time()
-    codec.read(HEAVY, "ignore")
+    decode(HEAVY, "ignore")
     decoders = make_decoders(decode_timeout_s=1.7 * (time.process_time() - started))
     for _ in range(4):
         await decoders.facts(HEAVY, "ignore", "")

@@ -7,9 +7,14 @@ import struct
 import numpy as np
 import PIL.Image
 import pytest
+from pydantic import ValidationError
 
 from serve_app.errors import ControlImageInvalid
-from serve_app.images import codec
+from serve_app.images.blank import is_blank
+from serve_app.images.decode import EXIF_ORIENTATION, DecodedImage, decode
+from serve_app.images.encode import encode
+from serve_app.images.output_formats import OUTPUT_FORMATS
+from serve_app.schemas import InferenceRequest
 from tests.unit.profiles import icc_profile
 
 SIZE = (60, 40)
@@ -27,8 +32,8 @@ def halves(mode: str, left: object, right: object) -> PIL.Image.Image:
     return image
 
 
-def colours(picture: codec.DecodedImage) -> list[tuple[int, ...]]:
-    return [picture.image.getpixel((5, 5)), picture.image.getpixel((55, 5))]
+def colours(decoded: DecodedImage) -> list[tuple[int, ...]]:
+    return [decoded.image.getpixel((5, 5)), decoded.image.getpixel((55, 5))]
 
 
 def palette_image() -> PIL.Image.Image:
@@ -91,10 +96,10 @@ FRAMES = [halves("L", 10 * n, 200) for n in range(3)]
     ],
 )
 def test_conversion_is_the_stated_one(data, left, right, conversions):
-    picture = codec.read(data, "ignore")
-    assert picture.image.mode == "RGB"
-    assert colours(picture) == [left, right]
-    assert picture.facts.conversions == conversions
+    decoded = decode(data, "ignore")
+    assert decoded.image.mode == "RGB"
+    assert colours(decoded) == [left, right]
+    assert decoded.facts.conversions == conversions
 
 
 @pytest.mark.parametrize(
@@ -115,29 +120,29 @@ def test_conversion_is_the_stated_one(data, left, right, conversions):
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 def test_colour_profile_that_is_not_srgb_is_told_and_not_applied(profile, conversions, file_format):
     image = halves("RGB", (250, 0, 0), (0, 0, 250))
-    picture = codec.read(saved(image, file_format, icc_profile=profile), "ignore")
-    assert picture.facts.conversions == conversions
-    plain = codec.read(saved(image, file_format), "ignore")
-    assert picture.image.tobytes() == plain.image.tobytes()
+    decoded = decode(saved(image, file_format, icc_profile=profile), "ignore")
+    assert decoded.facts.conversions == conversions
+    plain = decode(saved(image, file_format), "ignore")
+    assert decoded.image.tobytes() == plain.image.tobytes()
 
 
 def turned() -> bytes:
     """Lies on its side: EXIF says to turn it a quarter clockwise."""
     image = halves("RGB", (255, 0, 0), (0, 0, 255))
-    image.getexif()[codec.EXIF_ORIENTATION] = 6
+    image.getexif()[EXIF_ORIENTATION] = 6
     return saved(image, exif=image.getexif())
 
 
 def test_exif_rotation_is_ignored_and_told():
-    picture = codec.read(turned(), "ignore")
-    assert (picture.facts.size, picture.facts.exif_orientation) == (SIZE, 6)
-    assert colours(picture) == [(255, 0, 0), (0, 0, 255)]
+    decoded = decode(turned(), "ignore")
+    assert (decoded.facts.size, decoded.facts.exif_orientation) == (SIZE, 6)
+    assert colours(decoded) == [(255, 0, 0), (0, 0, 255)]
 
 
 def test_exif_rotation_is_applied_when_asked():
-    picture = codec.read(turned(), "apply")
-    assert (picture.facts.size, picture.facts.exif_orientation) == ((40, 60), 6)
-    assert [picture.image.getpixel((5, y)) for y in (5, 55)] == [(255, 0, 0), (0, 0, 255)]
+    decoded = decode(turned(), "apply")
+    assert (decoded.facts.size, decoded.facts.exif_orientation) == ((40, 60), 6)
+    assert [decoded.image.getpixel((5, y)) for y in (5, 55)] == [(255, 0, 0), (0, 0, 255)]
 
 
 def with_exif(payload: bytes) -> bytes:
@@ -146,7 +151,7 @@ def with_exif(payload: bytes) -> bytes:
 
 def test_orientation_of_an_odd_type_is_a_plain_number():
     exif = PIL.Image.Exif()
-    exif[codec.EXIF_ORIENTATION] = 6
+    exif[EXIF_ORIENTATION] = 6
     payload = bytearray(exif.tobytes())
     # The entry's type becomes DOUBLE's neighbour RATIONAL, its value an offset to 6/1 behind the directory.
     entry = payload.index(b"\x01\x12") if b"\x01\x12" in payload else payload.index(b"\x12\x01")
@@ -154,55 +159,71 @@ def test_orientation_of_an_odd_type_is_a_plain_number():
     order = "little" if little else "big"
     payload[entry + 2 : entry + 12] = (5).to_bytes(2, order) + (1).to_bytes(4, order) + (26).to_bytes(4, order)
     payload = payload[: 6 + 26] + (6).to_bytes(4, order) + (1).to_bytes(4, order)
-    facts = codec.read(with_exif(bytes(payload)), "ignore").facts
+    facts = decode(with_exif(bytes(payload)), "ignore").facts
     assert facts.exif_orientation in (None, 6)
     json.dumps(facts.exif_orientation)
 
 
 @pytest.mark.parametrize("exif", ["ignore", "apply"])
 def test_sound_image_with_broken_exif_is_read(exif):
-    picture = codec.read(with_exif(b"Exif\0\0garbage"), exif)
-    assert (picture.facts.size, picture.facts.exif_orientation) == (SIZE, None)
+    decoded = decode(with_exif(b"Exif\0\0garbage"), exif)
+    assert (decoded.facts.size, decoded.facts.exif_orientation) == (SIZE, None)
 
 
 def test_tiff_is_turned_by_pillow_and_that_is_told():
     image = halves("RGB", (255, 0, 0), (0, 0, 255))
-    image.getexif()[codec.EXIF_ORIENTATION] = 6
-    facts = codec.read(saved(image, "TIFF", exif=image.getexif()), "ignore").facts
+    image.getexif()[EXIF_ORIENTATION] = 6
+    facts = decode(saved(image, "TIFF", exif=image.getexif()), "ignore").facts
     assert facts.size == (40, 60)
     assert facts.conversions == ("turned as its TIFF tag says, as Pillow always does",)
 
 
 def test_upright_image_has_no_orientation():
-    assert codec.read(saved(PIL.Image.new("RGB", SIZE)), "apply").facts.exif_orientation is None
+    assert decode(saved(PIL.Image.new("RGB", SIZE)), "apply").facts.exif_orientation is None
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_grey_of_32_bits_is_refused(mode):
     with pytest.raises(ControlImageInvalid, match="32 bits"):
-        codec.read(saved(PIL.Image.new(mode, SIZE), "TIFF"), "ignore")
+        decode(saved(PIL.Image.new(mode, SIZE), "TIFF"), "ignore")
 
 
 @pytest.mark.parametrize("exif", ["ignore", "apply"])
 def test_size_is_checked_before_pixels_are_decoded(exif):
     with pytest.raises(ControlImageInvalid, match="60x40 pixels, and at most 2399 are accepted"):
-        codec.read(saved(PIL.Image.new("RGB", SIZE)), exif, max_pixels=2399)
+        decode(saved(PIL.Image.new("RGB", SIZE)), exif, max_pixels=2399)
 
 
 def test_png_carries_its_text_and_the_pixels_unchanged():
     image = halves("RGB", (1, 2, 3), (4, 5, 6))
-    made = PIL.Image.open(io.BytesIO(codec.encode(image, "png", {"effective": {"prompt": "rot, grün, 红"}})))
+    made = PIL.Image.open(io.BytesIO(encode(image, OUTPUT_FORMATS["png"], {"effective": {"prompt": "rot, grün, 红"}})))
     assert json.loads(made.text["effective"]) == {"prompt": "rot, grün, 红"}
     assert made.tobytes() == image.tobytes()
 
 
-def test_webp_loses_nothing():
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS.values(), ids=lambda row: row.name)
+def test_each_output_format_is_what_its_row_says(output_format):
     image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
-    assert PIL.Image.open(io.BytesIO(codec.encode(image, "webp", {}))).convert("RGB").tobytes() == image.tobytes()
+    made = PIL.Image.open(io.BytesIO(encode(image, output_format, {"key": "text"})))
+    assert made.get_format_mimetype() == output_format.mime_type
+    assert PIL.Image.registered_extensions()[output_format.suffix] == output_format.pillow_format
+    assert (made.convert("RGB").tobytes() == image.tobytes()) == output_format.is_lossless
+    assert ("key" in made.info) == output_format.carries_text
 
 
-def test_one_colour_is_recognised():
-    assert codec.is_of_one_colour(PIL.Image.new("RGB", SIZE, (3, 200, 7)))
+def test_requests_accept_exactly_the_formats_of_the_table():
+    field = InferenceRequest.model_json_schema()["properties"]["output_format"]
+    assert field["anyOf"] == [{"enum": list(OUTPUT_FORMATS), "type": "string"}, {"type": "null"}]
+    assert field["default"] in OUTPUT_FORMATS
+    body = {"model": "m", "loras": [], "prompts": [{"prompt": "p"}]}
+    for name in OUTPUT_FORMATS:
+        assert InferenceRequest.model_validate(body | {"output_format": name}).output_format == name
+    with pytest.raises(ValidationError, match="output_format"):
+        InferenceRequest.model_validate(body | {"output_format": "gif"})
+
+
+def test_image_of_one_colour_is_blank():
+    assert is_blank(PIL.Image.new("RGB", SIZE, (3, 200, 7)))
     image = PIL.Image.new("RGB", SIZE, (3, 200, 7))
     image.putpixel((59, 39), (3, 200, 8))
-    assert not codec.is_of_one_colour(image)
+    assert not is_blank(image)

@@ -4,7 +4,7 @@ import pytest
 
 from serve_app.config import AppConfig, ModelConfig, ProfileName
 from serve_app.errors import InvalidParameter
-from serve_app.images.codec import ControlImage
+from serve_app.images.decode import ImageFacts
 from serve_app.intake.notes import exif_notes, stretch_notes
 from serve_app.intake.plan import ignored_fields, plan_edits
 from serve_app.models.architecture import PUBLISHED, architecture_of
@@ -124,7 +124,7 @@ def test_text_to_image_ignores_control_images_and_says_so():
 )
 def test_result_of_another_aspect_is_noted(model, meaning):
     prompts = [{"prompt": "x", "ctrl_img": "c"}, {"prompt": "x", "ctrl_img": "c", "width": 768, "height": 1024}]
-    [note] = stretch_notes(plans({"model": model, "prompts": prompts}), {"d": ControlImage((1200, 1600))})
+    [note] = stretch_notes(plans({"model": model, "prompts": prompts}), {"d": ImageFacts((1200, 1600))})
     assert "the control image of prompt 0 is 1200x1600 and the result 1024x1024" in note
     assert "stretched" in note
     assert meaning in note
@@ -135,7 +135,7 @@ def test_result_of_another_aspect_is_noted(model, meaning):
 )
 def test_stretching_of_two_percent_goes_without_saying(size, notes):
     request = {"prompts": [{"prompt": "x", "ctrl_img": "c"}]}
-    assert len(stretch_notes(plans(request), {"d": ControlImage(size)})) == notes
+    assert len(stretch_notes(plans(request), {"d": ImageFacts(size)})) == notes
 
 
 def test_first_of_several_control_images_gives_the_aspect():
@@ -143,10 +143,10 @@ def test_first_of_several_control_images_gives_the_aspect():
     body = InferenceRequest.model_validate({"model": "qwen_image_edit_plus", "loras": [], "prompts": [prompt]})
     digests = {"wide": "w", "square": "s"}
     made = plan_edits(body, MODELS[body.model], AppConfig(), digests, ())
-    images = {"w": ControlImage((1600, 900)), "s": ControlImage((900, 900))}
+    images = {"w": ImageFacts((1600, 900)), "s": ImageFacts((900, 900))}
     [note] = stretch_notes(made, images)
     assert "1600x900" in note
-    assert stretch_notes(made, images | {"w": ControlImage((900, 900))}) == []
+    assert stretch_notes(made, images | {"w": ImageFacts((900, 900))}) == []
 
 
 def test_image_without_control_image_is_not_stretched():
@@ -154,12 +154,12 @@ def test_image_without_control_image_is_not_stretched():
 
 
 def test_exif_rotation_that_is_not_obeyed_is_noted():
-    turned = {"d": ControlImage((64, 48), exif_orientation=6)}
+    turned = {"d": ImageFacts((64, 48), exif_orientation=6)}
     request = {"prompts": [{"prompt": "x", "ctrl_img": "c"}]}
     [note] = exif_notes(plans(request), turned)
     assert "control image 1 of prompt 0 has EXIF orientation 6" in note
     assert exif_notes(plans(request | {"exif": "apply"}), turned) == []
-    assert exif_notes(plans(request), {"d": ControlImage((64, 48))}) == []
+    assert exif_notes(plans(request), {"d": ImageFacts((64, 48))}) == []
 
 
 def test_flops_of_a_forward_are_those_counted_by_hand():

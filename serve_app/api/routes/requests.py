@@ -14,6 +14,7 @@ from serve_app import errors
 from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, base_url_of
 from serve_app.api.error_answers import error_docs
 from serve_app.api.routes.models import DEFAULT_PAGE, MAX_PAGE
+from serve_app.images.output_formats import OUTPUT_FORMATS
 from serve_app.intake.answers import result_of, status_of
 from serve_app.intake.service import Service
 from serve_app.jobs.records import HistoryFilter, RequestRecord, Summary
@@ -22,7 +23,6 @@ from serve_app.schemas import History, HistoryEntry, RequestResult, RequestStatu
 from serve_app.schemas.text import Question, Url
 from serve_app.tasks import Status
 
-MEDIA_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 # A watcher who has seen nothing yet.
 NOTHING_SEEN = -1
 # An event's id: a version, which the database counts in 32 bits.
@@ -55,7 +55,7 @@ def _add_views(routes: APIRouter, service: Service) -> None:
         "/v1/requests/{request_id}/images/{n}",
         response_class=Response,
         responses=error_docs(errors.HostNotAllowed, errors.Unauthorized, errors.RequestNotFound, errors.ImageNotFound)
-        | {200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}}}
+        | {200: {"content": {row.mime_type: {} for row in OUTPUT_FORMATS.values()}}}
         | {304: {"description": "`If-None-Match` names the image's ETag"}},
     )
     async def image(
@@ -68,7 +68,7 @@ def _add_views(routes: APIRouter, service: Service) -> None:
         if names_etag(if_none_match or [], headers["ETag"]):
             return Response(status_code=304, headers=headers)
         data = await service.image_file(request_id, n, done)
-        return Response(data, media_type=MEDIA_TYPES[done.format], headers=headers)
+        return Response(data, media_type=OUTPUT_FORMATS[done.format].mime_type, headers=headers)
 
     @routes.delete("/v1/requests/{request_id}", responses=NOT_FOUND)
     async def delete(request_id: str, caller: CallerOfRequest, purge: bool = False) -> RequestStatus:

@@ -1,41 +1,36 @@
-"""Images: decoding what clients send, with limits, and encoding what they get."""
+"""Decoding the control images that clients send, within limits."""
 
 import hashlib
 import io
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-from PIL.PngImagePlugin import PngInfo
 
 from serve_app.errors import ControlImageInvalid
 from serve_app.images.colour_profiles import foreign_profile
 from serve_app.images.containers import check_container, check_frames
 from serve_app.images.sizes import Size, fits_encoder
 
-# What the bytes may be, whatever the sender called them. Formats that run programs or read other files
+# Formats that are accepted, whatever the sender called the file. Formats that run programs or read other files
 # (EPS, PDF, WMF) are not among them.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-
-JPEG_QUALITY = 95
+INPUT_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 EXIF_ORIENTATION = 0x0112
 
-# PIL knows a format by name only once its plugin is loaded.
+# Pillow recognises a format by name only after its plugin is loaded.
 PIL.Image.init()
 
 
 @dataclass(frozen=True)
-class ControlImage:
-    """The facts of a control image that its RGB pixels do not tell any more.
+class ImageFacts:
+    """What is known about a control image's file besides its RGB pixels.
 
-    `size` is in pixels, after `exif: apply`. `exif_orientation` is the tag's value, 2..8, if the file asks to
-    be turned. `conversions` are sentences, empty for plain RGB.
+    `size` is in pixels, after `exif: apply`. `exif_orientation` is the tag's value, 2..8, if the file asks to be
+    rotated or mirrored, otherwise None. `conversions` names what decoding to RGB changed; it is empty for plain RGB.
     """
 
     size: Size
@@ -45,57 +40,60 @@ class ControlImage:
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A control image as RGB."""
+    """A control image, decoded to RGB."""
 
     image: PIL.Image.Image
-    facts: ControlImage
+    facts: ImageFacts
 
     @cached_property
     def digest(self) -> str:
-        """What the pixels are, however they were sent and turned."""
+        """SHA-256 (hex) of the size and the RGB pixels: equal for equal pixels, whatever file they came from."""
         return hashlib.sha256(f"{self.image.size}".encode() + self.image.tobytes()).hexdigest()
 
 
-def read(data: bytes, exif: Literal["ignore", "apply"], max_pixels: int | None = None) -> DecodedImage:
+def decode(data: bytes, exif: Literal["ignore", "apply"], max_pixels: int | None = None) -> DecodedImage:
     """The image in `data` as the trainer and the reference server read it: `convert("RGB")`, not rotated.
 
-    `exif: apply` rotates it first as its EXIF orientation says (Pillow obeys a TIFF's by itself). Conversions:
-    of an animation the first frame; colours as they are, without the file's colour profile; a palette to its
-    colours; alpha dropped, the colour beneath it kept; 16-bit grey to its high byte, as Pillow reads 16-bit colour
+    `exif: apply` first rotates the image as its EXIF orientation says (Pillow always does this for a TIFF).
+    Conversions: an animation gives its first frame; colour profiles are not applied; a palette becomes its colours;
+    alpha is dropped and the colour below it kept; 16-bit grey keeps its high byte, as Pillow does for 16-bit colour
     (`convert` alone would clip it to white).
-    Raises ControlImageInvalid, with the reason alone, unless it is a whole image that can be edited.
+
+    Raises ControlImageInvalid unless it is a whole image that can be edited. The message gives the reason only; the
+    caller names the image.
     """
     counted = check_container(data)
     try:
         # Only the header is read here: the size is known before a single pixel is decoded.
-        with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with PIL.Image.open(io.BytesIO(data), formats=INPUT_FORMATS) as image:
             _check_size(image.size, max_pixels)
             # Pillow counts the frames of a GIF and of a TIFF by reading all of them.
             frames: int = getattr(image, "n_frames", 1) if counted is None else counted
             check_frames(frames)
-            # Pillow turns a TIFF while it loads it, and forgets the tag. Of a PNG nothing may be asked before: its
-            # `getexif` loads the image, and after an error a second `load` would succeed with what there is.
-            turned = _orientation(image) if image.format == "TIFF" else None
+            # Pillow rotates a TIFF while it loads it, and drops the tag. The orientation of a PNG must not be read
+            # before `load`: its `getexif` loads the image, and after an error a second `load` would succeed with the
+            # part of the pixels that was decoded.
+            rotated_by_pillow = _orientation(image) if image.format == "TIFF" else None
             image.load()
             conversions = _conversions(image, frames)
-            if turned:
+            if rotated_by_pillow:
                 conversions += ("turned as its TIFF tag says, as Pillow always does",)
-            orientation = None if turned else _orientation(image)
+            orientation = None if rotated_by_pillow else _orientation(image)
             rgb = _as_rgb(PIL.ImageOps.exif_transpose(image) if exif == "apply" and orientation else image)
     except (ControlImageInvalid, MemoryError):
         raise
     except PIL.UnidentifiedImageError as error:
-        raise ControlImageInvalid(f"its bytes are not an image ({', '.join(FORMATS)})") from error
+        raise ControlImageInvalid(f"its bytes are not an image ({', '.join(INPUT_FORMATS)})") from error
     except PIL.Image.DecompressionBombError as error:
         raise ControlImageInvalid("it has too many pixels") from error
     except Exception as error:
         # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and more for a broken file.
         raise ControlImageInvalid("it is broken or truncated") from error
-    return DecodedImage(rgb, ControlImage(rgb.size, orientation, conversions))
+    return DecodedImage(rgb, ImageFacts(rgb.size, orientation, conversions))
 
 
 def _orientation(image: PIL.Image.Image) -> int | None:
-    """How EXIF wants the image turned, 2..8; None if it does not, or cannot be read.
+    """The EXIF orientation, 2..8; None if the image is upright or its EXIF data cannot be read.
 
     Nothing is decoded here, so no decoder's error is lost.
     """
@@ -103,7 +101,7 @@ def _orientation(image: PIL.Image.Image) -> int | None:
         found = image.getexif().get(EXIF_ORIENTATION, 1)
         return int(found) if found in range(2, 9) else None
     except Exception:
-        # Broken EXIF beside sound pixels raises SyntaxError, ValueError, struct.error and more.
+        # Broken EXIF data next to intact pixels raises SyntaxError, ValueError, struct.error and more.
         return None
 
 
@@ -124,7 +122,8 @@ def _conversions(image: PIL.Image.Image, frames: int) -> tuple[str, ...]:
     elif image.mode == "P":
         found.append("palette to RGB")
     elif image.mode not in ("RGB", "RGBA"):
-        found.append(f"{image.mode} to RGB" + (" without a colour profile" if image.mode == "CMYK" else ""))
+        without_profile = " without a colour profile" if image.mode == "CMYK" else ""
+        found.append(f"{image.mode} to RGB{without_profile}")
     if image.has_transparency_data:
         found.append("alpha dropped")
     profile = foreign_profile(image.info.get("icc_profile"))
@@ -139,26 +138,3 @@ def _as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode.startswith("I;16"):
         return PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
-
-
-def encode(image: PIL.Image.Image, output_format: str, text: Mapping[str, Any]) -> bytes:
-    """The image as a file. `jpeg` is written as the reference server does: quality 95, else PIL's defaults.
-
-    A PNG carries each value of `text` as JSON in a text chunk of its key.
-    """
-    buffer = io.BytesIO()
-    if output_format == "jpeg":
-        image.save(buffer, format="JPEG", quality=JPEG_QUALITY)
-    elif output_format == "png":
-        info = PngInfo()
-        for key, value in text.items():
-            info.add_text(key, json.dumps(value))
-        image.save(buffer, format="PNG", pnginfo=info)
-    else:
-        image.save(buffer, format=output_format.upper(), lossless=True)
-    return buffer.getvalue()
-
-
-def is_of_one_colour(image: PIL.Image.Image) -> bool:
-    """Whether every pixel of an RGB image has the same colour."""
-    return all(least == most for least, most in image.getextrema())  # type: ignore[misc]

@@ -1,0 +1,31 @@
+"""Encoding a finished image as a file."""
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import PIL.Image
+from PIL.PngImagePlugin import PngInfo
+
+from serve_app.images.output_formats import OutputFormat
+
+
+def encode(image: PIL.Image.Image, output_format: OutputFormat, text: Mapping[str, Any]) -> bytes:
+    """The bytes of `image` as a file.
+
+    A format that carries text holds each value of `text` as JSON under its key; other formats leave `text` out.
+    """
+    options = dict(output_format.pillow_options)
+    if output_format.carries_text:
+        options["pnginfo"] = _text_chunks(text)
+    buffer = io.BytesIO()
+    image.save(buffer, format=output_format.pillow_format, **options)
+    return buffer.getvalue()
+
+
+def _text_chunks(text: Mapping[str, Any]) -> PngInfo:
+    chunks = PngInfo()
+    for key, value in text.items():
+        chunks.add_text(key, json.dumps(value))
+    return chunks
