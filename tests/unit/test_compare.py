@@ -57,8 +57,6 @@ def test_parameters_that_differ_are_named_with_both_values(file, capsys):
     changed = record(loras=[{"path": "a", "network_multiplier": 0.5}], exif="apply")
     paths = [file("a.png", plain_image(), record()), file("b.png", plain_image((11, 20, 30)), changed)]
     assert edits_server("compare", *paths) == 1
-        == 1
-    )
     out = capsys.readouterr().out
     assert "different: 100.0000% of the pixels, by at most 1 of 255 levels, PSNR 52.90 dB" in out
     assert "effective.loras[0].network_multiplier: 1.0 | 0.5" in out
