@@ -83,12 +83,13 @@ class PostgresServer:
         """SQLAlchemy's URL of a database of this server."""
         return f"postgresql+asyncpg://postgres@/{database}?host={self.folder}"
 
-    def new_database(self) -> str:
-        """The URL of a new, empty database."""
+    def new_database(self, template: str = "") -> str:
+        """The URL of a new database: empty, or a copy of the database at the URL `template`, which nobody may use."""
         name = f"test_{next(self._names)}"
+        source = template.partition("?")[0].rpartition("/")[2] or "template0"
         self._run(
             "psql", "--host", self.folder, "--username=postgres", "--no-psqlrc", "--quiet", "--command",
-            f"CREATE DATABASE {name} TEMPLATE template0",
+            f"CREATE DATABASE {name} TEMPLATE {source}",
         )  # fmt: skip
         return self.url(name)
 

@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 import json
+import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from starlette.testclient import TestClient
 from serve_app.api.app import create_app
 from serve_app.config import MINIATURE_RANDOM, SQLITE_PREFIX, AppConfig
 from serve_app.intake.service import Service
+from serve_app.jobs.database import Database
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone, EditEvent, EditTask, StepDone
+from tests.postgres import PostgresServer
 
 IMAGE = b"an image's bytes"
 
@@ -87,14 +90,51 @@ class Application:
 
 
 # For a module whose promises hold on both databases.
-ON_BOTH_DATABASES = pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+ON_BOTH_DATABASES = pytest.mark.parametrize("database_kind", ["sqlite", "postgresql"])
 
 
 @pytest.fixture
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty job database, SQLite unless a test asks for both."""
-    if getattr(request, "param", "sqlite") == "sqlite":
+def database_kind() -> str:
+    """SQLite unless a test asks for both."""
+    return "sqlite"
+
+
+async def _migrate(url: str) -> str:
+    database = Database(url)
+    await database.open()
+    await database.close()
+    return url
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a job database whose tables are there and empty."""
+    path = tmp_path_factory.mktemp("migrated") / "jobs.sqlite3"
+    asyncio.run(_migrate(f"{SQLITE_PREFIX}{path}"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres: PostgresServer) -> str:
+    """The URL of a job database whose tables are there and empty."""
+    return asyncio.run(_migrate(postgres.new_database()))
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path, database_kind: str) -> str:
+    """A job database without requests. It is a copy of a migrated one, for migrating each takes long."""
+    if database_kind == "sqlite":
+        shutil.copy(request.getfixturevalue("migrated_sqlite"), tmp_path / "jobs.sqlite3")
         return f"{SQLITE_PREFIX}{tmp_path}/jobs.sqlite3"
+    template = request.getfixturevalue("migrated_postgres")
+    return str(request.getfixturevalue("postgres").new_database(template))
+
+
+@pytest.fixture
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path, database_kind: str) -> str:
+    """A database without tables."""
+    if database_kind == "sqlite":
+        return f"{SQLITE_PREFIX}{tmp_path}/empty.sqlite3"
     return str(request.getfixturevalue("postgres").new_database())
 
 

@@ -9,10 +9,7 @@ from serve_app.errors import EditorLost, EditorUnavailable, LoraChanged, Storage
 from serve_app.tasks import Alive, Stage, Status, StepDone
 from serve_app.workers.dispatcher import FREE_CLAIMS
 from tests.unit.bench import saying
-from tests.unit.conftest import ON_BOTH_DATABASES
 from tests.unit.test_jobs import MODEL, PLAN, claim, is_stored, new
-
-pytestmark = ON_BOTH_DATABASES
 
 
 class BusyEditors:

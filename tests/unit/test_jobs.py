@@ -76,9 +76,9 @@ async def status(store: JobStore, request_id: str) -> Status:
     return (await store.requests.get(request_id)).status
 
 
-async def test_the_migrations_make_the_tables(open_store, database_url):
-    await open_store()
-    database = Database(database_url)
+async def test_the_migrations_make_the_tables(open_store, empty_database_url):
+    await open_store(database_url=empty_database_url)
+    database = Database(empty_database_url)
     async with database.reading() as connection:
         differences = await connection.run_sync(
             lambda c: compare_metadata(MigrationContext.configure(c, opts={"compare_type": True}), tables.metadata)
@@ -101,8 +101,8 @@ async def test_a_version_works_on_while_the_next_one_rolls_out(open_store, datab
     assert await status(restarted, record.id) == Status.SUCCEEDED
 
 
-async def test_any_number_may_open_a_new_database_at_once(open_store):
-    stores = await asyncio.gather(*(open_store() for _ in range(6)))
+async def test_any_number_may_open_a_new_database_at_once(open_store, empty_database_url):
+    stores = await asyncio.gather(*(open_store(database_url=empty_database_url) for _ in range(6)))
     record = await stores[0].requests.create(new(), is_stored)
     assert await stores[5].requests.get(record.id) == record
 

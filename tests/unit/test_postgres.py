@@ -45,6 +45,14 @@ async def test_each_database_is_new_and_empty(postgres):
     assert await ask(second, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
 
 
+async def test_copy_of_a_database_has_its_tables_and_is_apart_from_it(postgres):
+    template = postgres.new_database()
+    await ask(template, "CREATE TABLE t (n int)")
+    first, second = postgres.new_database(template), postgres.new_database(template)
+    await ask(first, "INSERT INTO t VALUES (1)")
+    assert [await ask(url, "SELECT count(*) FROM t") for url in (first, second, template)] == [1, 0, 0]
+
+
 async def test_server_is_a_current_one(postgres):
     assert int(await ask(postgres.new_database(), "SHOW server_version_num")) >= 180000
 

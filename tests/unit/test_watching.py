@@ -10,10 +10,8 @@ from starlette.testclient import TestClient
 
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import Status
-from tests.unit.conftest import ON_BOTH_DATABASES, Application
+from tests.unit.conftest import Application
 from tests.unit.test_http_contract import finished
-
-pytestmark = ON_BOTH_DATABASES
 
 
 @pytest.fixture
