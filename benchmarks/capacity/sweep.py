@@ -1,227 +1,161 @@
-"""How many GPUs for how many images, and what becomes of the design as it grows. Simulated, on H200s.
+"""Capacity of the service on H200s, simulated: tables of docs/capacity.md. Times in the tables are seconds.
 
-    python -m benchmarks.capacity.sweep fleets      # 4 to 256 GPUs, 10 to 50,000 adapters
-    python -m benchmarks.capacity.sweep largest     # 1,000 and 2,000 GPUs; 4 minutes
-    python -m benchmarks.capacity.sweep images      # the fewest GPUs for so many images an hour
-    python -m benchmarks.capacity.sweep bursts      # the same for other bursts and other promises
-    python -m benchmarks.capacity.sweep caches      # more host memory for adapters
-    python -m benchmarks.capacity.sweep probes      # routers that ask for queue lengths more often
-    python -m benchmarks.capacity.sweep ingresses   # two ingresses, as shipped, beside as many as are needed
-    python -m benchmarks.capacity.sweep line        # slower transactions on the line's row
-    python -m benchmarks.capacity.sweep days        # a day: the scaling policy beside a fixed fleet
-
-`--price` is dollars for a GPU and hour, `--forward-s` what one forward of 198 TFLOP takes.
+python -m benchmarks.capacity.sweep fleets      # 4 to 256 GPUs, 10 to 50,000 adapters
+python -m benchmarks.capacity.sweep caches      # more host memory for adapters
+python -m benchmarks.capacity.sweep images      # 100 to 10,000 images per hour
+python -m benchmarks.capacity.sweep bursts      # other bursts, larger and smaller fleets
 """
 
 import argparse
-import itertools
+import random
+import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 
-from benchmarks.capacity.simulation import Outcome, Simulation
-from benchmarks.capacity.stages import COMPILED_FORWARD_S, Stages, h200
-from benchmarks.capacity.workload import DAY_S, Traffic, popularity
-from serve_app.policy.scaling import Limits
+import simpy
 
-UTILISATION, ADAPTERS = 0.6, 1000
-FLEETS = ((4, 10), (4, 1000), (16, 1000), (64, 10), (64, 1000), (64, 50_000), (256, 1000), (256, 50_000))
-LARGEST = ((1000, 1000), (2000, 10), (2000, 1000), (2000, 50_000))
-FLEET_REQUESTS, LARGEST_REQUESTS = 4000, 1500
-IMAGES = (100, 300, 1_000, 3_000, 10_000)
-# Bursts last a minute: of fewer than a hundred of them little can be said.
-LEAST_S, LEAST_REQUESTS = 9000.0, 4000
-# A fleet is enough if nineteen in twenty interactive images begin within so long.
-PROMISE_S = 60.0
-UTILISATIONS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
+from benchmarks.capacity.editors import Stages, make_editors, warm_up
+from benchmarks.capacity.ingress import Ingress
+from benchmarks.capacity.queue import Queue
+from benchmarks.capacity.traffic import Image, Traffic
+from serve_app.replicas.routing_stats import ADAPTER_BYTES
+from serve_app.tasks import Priority
+from serve_app.workers.dispatcher import CLAIMS_PER_EDITOR, MAX_IN_FLIGHT
+
+UTILISATION, REQUESTS = 0.6, 4000
+# With fewer than a hundred bursts of a minute, little can be said about them.
+BURSTY_S = 9000.0
+H200 = Stages()
 
 
 @dataclass(frozen=True)
-class Sweep:
-    stages: Stages
-    price: float
+class Outcome:
+    """The counted images, the time from the first of them to the end of the last, and how long the GPUs worked.
 
-    def edit_s(self, traffic: Traffic) -> float:
-        """What a request keeps a device busy for, on average, a swap included."""
-        return traffic.flops / self.stages.flops_per_s + self.stages.beside_s[0] + self.stages.swap_s[0]
+    `busy` is the GPUs' share of the time up to the last request.
+    """
 
-    def at(self, gpus: int, utilisation: float, traffic: Traffic) -> Traffic:
-        """Traffic that keeps so many GPUs busy to this share."""
-        return replace(traffic, per_s=gpus * utilisation / self.edit_s(traffic))
-
-    def run(self, gpus: int, traffic: Traffic, requests: int, ingresses: int | None = None) -> Outcome:
-        simulation = Simulation(self.stages, gpus, ingresses)
-        simulation.fleet.warm(popularity(traffic.adapters, traffic.exponent))
-        # Long enough for an empty fleet to fill.
-        uncounted = max(requests // 5, gpus // 2)
-        return simulation.run(itertools.islice(traffic.arrivals(seed=1), uncounted + requests), uncounted)
-
-    def cost(self, outcome: Outcome) -> float:
-        """Dollars for a thousand images."""
-        return outcome.gpu_hours * self.price / len(outcome.pictures) * 1000
+    images: list[Image]
+    seconds: float
+    busy_s: float
+    busy: float
 
 
-def fleets(sweep: Sweep) -> None:
-    fleet_rows(sweep, FLEETS, FLEET_REQUESTS)
+class Simulation:
+    """One run of the service. The same arguments give the same outcome."""
+
+    def __init__(self, stages: Stages, gpus: int, adapters: int = 0) -> None:
+        """Caches hold the most popular of so many adapters at the start."""
+        self._env = simpy.Environment()
+        self._chance = random.Random(0)
+        self._ended: list[Image] = []
+        self._editors = make_editors(self._env, stages, gpus, self._chance)
+        warm_up(list(self._editors.values()), adapters, stages.cache_bytes // ADAPTER_BYTES)
+        # Two ingresses, as shipped; more where two could not have enough images in flight.
+        count, queue = max(2, -(-CLAIMS_PER_EDITOR * gpus // MAX_IN_FLIGHT)), Queue()
+        self._ingresses = [Ingress(self._env, stages, queue, self._editors, self._ended) for _ in range(count)]
+
+    def run(self, images: Iterable[Image], uncounted: int = 0) -> Outcome:
+        """Run until all images have ended. The first `uncounted` only fill the fleet."""
+        env, submitted, first, busy_before = self._env, 0, 0.0, 0.0
+        for image in images:
+            if image.requested > env.now:
+                env.run(image.requested)
+            if submitted == uncounted:
+                first, busy_before = env.now, self._busy_s()
+            submitted += 1
+            env.process(self._chance.choice(self._ingresses).submit(image))
+        last, busy_s = env.now, self._busy_s() - busy_before
+        while len(self._ended) < submitted:
+            env.run(env.now + 0.1)
+        counted = sorted(self._ended, key=lambda image: image.number)[uncounted:]
+        busy = busy_s / len(self._editors) / (last - first) if last > first else 0.0
+        return Outcome(counted, env.now - first, self._busy_s() - busy_before, busy)
+
+    def _busy_s(self) -> float:
+        return sum(editor.busy_s for editor in self._editors.values())
 
 
-def largest(sweep: Sweep) -> None:
-    fleet_rows(sweep, LARGEST, LARGEST_REQUESTS)
+@dataclass(frozen=True)
+class Case:
+    """One row of a table: a fleet, and the traffic that it serves."""
+
+    gpus: int
+    traffic: Traffic
+    stages: Stages = H200
+    requests: int = REQUESTS
+
+    def run(self) -> Outcome:
+        uncounted = max(self.requests // 5, self.gpus // 2)
+        images = islice(self.traffic.images(seed=1), uncounted + self.requests)
+        return Simulation(self.stages, self.gpus, self.traffic.adapters).run(images, uncounted)
 
 
-def fleet_rows(sweep: Sweep, fleets: Iterable[tuple[int, int]], requests: int) -> None:
-    print("| GPUs | adapters | images an hour | median | p95 | median wait | p95 wait | warm | loads a request |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for gpus, adapters in fleets:
-        traffic = sweep.at(gpus, UTILISATION, Traffic(1.0, adapters, burstiness=1.0))
-        outcome = sweep.run(gpus, traffic, requests)
-        print(
-            f"| {gpus:,} | {adapters:,} | {traffic.per_s * 3600:,.0f} | {outcome.median_s:.1f} | {outcome.p95_s:.1f} "
-            f"| {outcome.median_wait_s:.2f} | {outcome.p95_wait_s:.1f} | {outcome.warm:.0%} "
-            f"| {outcome.reloads:.2f}, {outcome.fetches:.2f} from the store |",
-            flush=True,
-        )
+def steady(gpus: int, adapters: int, cache_gib: int = 8) -> Case:
+    """A fleet whose GPUs are busy 60% of the time, with Poisson traffic."""
+    stages, traffic = replace(H200, cache_bytes=cache_gib * 2**30), Traffic(1.0, adapters, burstiness=1.0)
+    device_s = traffic.mean_flops / stages.flops_per_s + stages.other_device_s + stages.swap_s
+    return Case(gpus, replace(traffic, per_s=gpus * UTILISATION / device_s), stages)
 
 
-def enough(sweep: Sweep, traffic: Traffic, promise_s: float) -> tuple[int, Outcome]:
-    """The fewest GPUs, of those that the steps of utilisation give, and what came of them."""
-    requests = max(LEAST_REQUESTS, round(traffic.per_s * LEAST_S))
-    tried: dict[int, Outcome] = {}
-
-    def keeps(step: int) -> bool:
-        tried[step] = sweep.run(gpus_at(step), traffic, requests)
-        return tried[step].urgent_p95_wait_s <= promise_s
-
-    def gpus_at(step: int) -> int:
-        return max(1, -int(-traffic.per_s * sweep.edit_s(traffic) // UTILISATIONS[step]))
-
-    low, high = 0, len(UTILISATIONS) - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if keeps(middle) else (middle + 1, high)
-    if low not in tried:
-        keeps(low)
-    return gpus_at(low), tried[low]
+def bursty(images_per_hour: int, gpus: int, burstiness: float = 2.0) -> Case:
+    traffic = Traffic(images_per_hour / 3600, adapters=1000, burstiness=burstiness)
+    return Case(gpus, traffic, requests=max(REQUESTS, round(traffic.per_s * BURSTY_S)))
 
 
-def images_header() -> None:
-    print("| images an hour | burstiness | begun within, s | GPUs | busy | median | p95 | median wait | $ for 1,000 |")
-    print("|---|---|---|---|---|---|---|---|---|")
+FLEETS = ((4, 10), (4, 1000), (16, 1000), (64, 10), (64, 1000), (64, 50_000), (256, 1000), (256, 50_000))
+CACHES = [(gpus, adapters, gib) for gpus in (4, 64) for adapters in (1000, 50_000) for gib in (8, 32, 128)]
+IMAGES = ((100, 1), (300, 3), (1000, 9), (3000, 26), (10_000, 86))
+BURSTS = ((18, 1.0), (14, 1.0), (52, 2.0), (26, 2.0), (15, 2.0), (65, 4.0), (33, 4.0), (18, 4.0))
+SWEEPS: dict[str, Callable[[], list[Case]]] = {
+    "fleets": lambda: [steady(*fleet) for fleet in FLEETS],
+    "caches": lambda: [steady(*cache) for cache in CACHES],
+    "images": lambda: [bursty(*fleet) for fleet in IMAGES],
+    "bursts": lambda: [bursty(3000, gpus, burstiness) for gpus, burstiness in BURSTS],
+}
 
 
-def images_row(sweep: Sweep, traffic: Traffic, promise_s: float) -> None:
-    gpus, outcome = enough(sweep, traffic, promise_s)
-    print(
-        f"| {traffic.per_s * 3600:,.0f} | {traffic.burstiness:g} | {promise_s:g} | {gpus} | {outcome.busy:.0%} "
-        f"| {outcome.median_s:.1f} | {outcome.p95_s:.1f} | {outcome.median_wait_s:.2f} | {sweep.cost(outcome):.2f} |",
-        flush=True,
-    )
+def row(case: Case, dollars_per_hour: float) -> dict[str, str]:
+    """Cells of a table by their headings."""
+    outcome, traffic = case.run(), case.traffic
+    images = outcome.images
+    latencies, waits = [image.latency_s for image in images], [image.waited_s for image in images]
+    urgent = [image.waited_s for image in images if image.priority == Priority.INTERACTIVE]
+    dollars = case.gpus * outcome.seconds / 3600 * dollars_per_hour
+    return {
+        "GPUs": f"{case.gpus}",
+        "adapters": f"{traffic.adapters:,}",
+        "host cache, GiB": f"{case.stages.cache_bytes / 2**30:.0f}",
+        "images per hour": f"{traffic.per_s * 3600:,.0f}",
+        "burstiness": f"{traffic.burstiness:g}",
+        "busy": f"{outcome.busy:.0%}",
+        "median latency": f"{statistics.median(latencies):.1f}",
+        "p95 latency": f"{p95(latencies):.1f}",
+        "median wait": f"{statistics.median(waits):.2f}",
+        "p95 wait": f"{p95(waits):.1f}",
+        "p95 wait, interactive": f"{p95(urgent):.1f}",
+        "found in memory": f"{sum(not image.loads for image in images) / len(images):.0%}",
+        "loads per image": f"{statistics.fmean(image.loads for image in images):.2f}",
+        "fetches per image": f"{statistics.fmean(image.fetches for image in images):.2f}",
+        "$ per 1,000 images": f"{dollars / len(images) * 1000:.2f}",
+    }
 
 
-def images(sweep: Sweep) -> None:
-    images_header()
-    for an_hour in IMAGES:
-        images_row(sweep, Traffic(an_hour / 3600, ADAPTERS), PROMISE_S)
-
-
-def bursts(sweep: Sweep) -> None:
-    images_header()
-    for burstiness, promise_s in itertools.product((1.0, 2.0, 4.0), (10.0, 60.0, 300.0)):
-        images_row(sweep, Traffic(3000 / 3600, ADAPTERS, burstiness=burstiness), promise_s)
-
-
-def caches(sweep: Sweep) -> None:
-    print("| host memory a GPU, GiB | GPUs | adapters | warm | loads a request | median | p95 |")
-    print("|---|---|---|---|---|---|---|")
-    for gpus, adapters, gib in itertools.product((4, 64), (1000, 50_000), (8, 32, 128)):
-        larger = replace(sweep, stages=replace(sweep.stages, cache_bytes=gib * 2**30))
-        traffic = sweep.at(gpus, UTILISATION, Traffic(1.0, adapters, burstiness=1.0))
-        outcome = larger.run(gpus, traffic, FLEET_REQUESTS)
-        print(
-            f"| {gib} | {gpus} | {adapters:,} | {outcome.warm:.0%} "
-            f"| {outcome.reloads:.2f}, {outcome.fetches:.2f} from the store | {outcome.median_s:.1f} "
-            f"| {outcome.p95_s:.1f} |",
-            flush=True,
-        )
-
-
-def probes(sweep: Sweep) -> None:
-    print("| GPUs | queue lengths a second | ingresses | mean wait | p95 wait | busiest router, share of a core |")
-    print("|---|---|---|---|---|---|")
-    for gpus, a_second, count in (
-        (64, 200, 2),
-        (256, 200, 3),
-        (256, 1000, 3),
-        (256, 200, 1),
-        (512, 200, 6),
-        (512, 2000, 6),
-    ):
-        faster = replace(sweep, stages=replace(sweep.stages, probes_per_s=a_second))
-        traffic = sweep.at(gpus, UTILISATION, Traffic(1.0, ADAPTERS, burstiness=1.0))
-        outcome = faster.run(gpus, traffic, FLEET_REQUESTS, count)
-        print(
-            f"| {gpus} | {a_second} | {count} | {outcome.mean_wait_s:.2f} | {outcome.p95_wait_s:.1f} "
-            f"| {outcome.router_busy:.2f} |",
-            flush=True,
-        )
-
-
-def ingresses(sweep: Sweep) -> None:
-    print("| GPUs | ingresses | busy | median wait | p95 wait | busiest router, share of a core |")
-    print("|---|---|---|---|---|---|")
-    for gpus, count in ((128, 2), (256, 2), (512, 2), (512, None)):
-        traffic = sweep.at(gpus, 0.9, Traffic(1.0, ADAPTERS, burstiness=1.0))
-        outcome = sweep.run(gpus, traffic, FLEET_REQUESTS, count)
-        print(
-            f"| {gpus} | {count or 'enough'} | {outcome.busy:.0%} | {outcome.median_wait_s:.1f} "
-            f"| {outcome.p95_wait_s:.1f} | {outcome.router_busy:.2f} |",
-            flush=True,
-        )
-
-
-def line(sweep: Sweep) -> None:
-    print("| commit and claim, ms | GPUs | busy | median wait | p95 wait |")
-    print("|---|---|---|---|---|")
-    for lock_s, gpus in itertools.product((0.005, 0.02, 0.05), (64, 256, 512)):
-        slower = replace(sweep, stages=replace(sweep.stages, commit_s=(lock_s,), claim_s=(lock_s,)))
-        traffic = sweep.at(gpus, 0.8, Traffic(1.0, ADAPTERS, burstiness=1.0))
-        outcome = slower.run(gpus, traffic, FLEET_REQUESTS)
-        print(
-            f"| {lock_s * 1e3:g} | {gpus} | {outcome.busy:.0%} | {outcome.median_wait_s:.1f} "
-            f"| {outcome.p95_wait_s:.1f} |",
-            flush=True,
-        )
-
-
-def days(sweep: Sweep) -> None:
-    traffic = Traffic(1000 / 3600, ADAPTERS, days=True)
-    requests = round(traffic.per_s * DAY_S)
-    fixed, _ = enough(sweep, replace(traffic, days=False, per_s=traffic.per_s * 4 / 3), PROMISE_S)
-    print("| GPUs | GPU-hours | busy | median wait | p95 wait | $ for 1,000 |")
-    print("|---|---|---|---|---|---|")
-    for name, limits in (("fixed", None), ("scaled", Limits(2, 2 * fixed))):
-        simulation = Simulation(sweep.stages, fixed, limits=limits)
-        outcome = simulation.run(itertools.islice(traffic.arrivals(seed=1), requests), 500)
-        print(
-            f"| {name}, {fixed if limits is None else f'{limits.min_replicas} to {limits.max_replicas}'} "
-            f"| {outcome.gpu_hours:.0f} | {outcome.busy:.0%} | {outcome.median_wait_s:.1f} | {outcome.p95_wait_s:.1f} "
-            f"| {sweep.cost(outcome):.2f} |",
-            flush=True,
-        )
+def p95(values: list[float]) -> float:
+    return statistics.quantiles(values, n=20)[-1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sweeps: dict[str, Callable[[Sweep], None]] = {
-        each.__name__: each for each in (fleets, largest, images, bursts, caches, probes, ingresses, line, days)
-    }
-    parser.add_argument("sweep", choices=sweeps)
-    parser.add_argument("--price", type=float, default=3.0)
-    parser.add_argument("--forward-s", type=float, default=COMPILED_FORWARD_S)
+    parser.add_argument("sweep", choices=SWEEPS)
+    parser.add_argument("--price", type=float, default=3.0, help="dollars per GPU-hour")
     args = parser.parse_args()
-    sweep = Sweep(h200(args.forward_s), args.price)
-    mean_s = sweep.edit_s(Traffic(1.0, ADAPTERS))
-    print(f"an edit keeps a GPU busy for {mean_s:.1f} s on average; ${args.price:g} for a GPU and hour; seconds\n")
-    sweeps[args.sweep](sweep)
+    for number, case in enumerate(SWEEPS[args.sweep]()):
+        cells = row(case, args.price)
+        if number == 0:
+            print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}")
+        print(f"| {' | '.join(cells.values())} |", flush=True)
 
 
 if __name__ == "__main__":
