@@ -24,7 +24,7 @@ import numpy as np
 import PIL.Image
 import psutil
 
-from benchmarks.standin import EDITOR, MODEL, ROOT, cluster, declared, deploy, wait_until_running
+from benchmarks.local_service import EDITOR, MODEL, ROOT, cluster, declared, deploy, wait_until_running
 
 EDITS, EVERY = 200, 50
 # What may be allocated between two looks without a trend: pages that malloc keeps, a log's buffers.
@@ -144,7 +144,7 @@ def main() -> None:
         deployments = [{"name": EDITOR, "num_replicas": 1}]
         application = declared(folder, deployments, lora_root=str(folder / "loras"))
         with cluster() as url, httpx.Client(base_url=url, timeout=30) as client:
-            deploy(application | {"import_path": "serve_app.app:build"})
+            deploy(application)
             wait_until_running(START_TIMEOUT_S)
             seen = measure(client, loras)
     finally:

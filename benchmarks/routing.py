@@ -20,11 +20,10 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
 
-import PIL.Image
 import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
@@ -34,11 +33,13 @@ from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.app import editor_deployment
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.engine.adapter_cache import AdapterCache
+from serve_app.engine.protocol import Edited
 from serve_app.replicas.editor import adapter_set_id
 from serve_app.replicas.router import ROUTER
 from serve_app.replicas.routing_stats import ADAPTER_BYTES
 from serve_app.replicas.running_editors import editor_name
-from serve_app.tasks import AdapterUse, EditDone, EditPlan, EditTask
+from serve_app.tasks import AdapterUse, EditDone, EditPlan, EditTask, StepDone
+from tests.standin import PreparedPlan, StandInAdapter, StandInEngine
 
 REPLICAS, CALLERS, PLACES = 4, 3, 3
 EXPONENT, UTILISATION = 1.0, 0.6
@@ -50,12 +51,7 @@ HASHING = RequestRouterConfig(
 )
 
 
-@dataclass(frozen=True, eq=False)
-class TimedAdapter:
-    size_bytes: int = ADAPTER_BYTES
-
-
-class LeastRecentlyUsed(AdapterCache[TimedAdapter]):
+class LeastRecentlyUsed(AdapterCache[StandInAdapter]):
     """What Serve's multiplexing does with models: so many stay, whatever they are used."""
 
     def _surplus(self) -> list[str]:
@@ -66,7 +62,7 @@ class LeastRecentlyUsed(AdapterCache[TimedAdapter]):
 @dataclass(frozen=True)
 class Contender:
     router: RequestRouterConfig
-    cache: type[AdapterCache[TimedAdapter]] = AdapterCache
+    cache: type[AdapterCache[StandInAdapter]] = AdapterCache
     places: int = PLACES
 
 
@@ -79,65 +75,33 @@ CONTENDERS = {
 }
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The edit holds on to its adapters."""
-
-    plan: EditPlan
-    adapters: dict[str, TimedAdapter]
-    loads: int
-
-
-@dataclass(frozen=True)
-class Edited:
-    image: PIL.Image.Image
-    runtime: dict[str, Any]
-    timings: dict[str, float] = field(default_factory=dict)
-    effective: dict[str, Any] = field(default_factory=dict)
-    swapped: int = 0
-    compilations: int = 0
-
-
-class TimedEngine:
-    """`Engine`'s interface: a host cache, loads and edits that sleep."""
+class CountingEngine(StandInEngine):
+    """Counts the adapters in this process's memory; edits of one step."""
 
     def __init__(
         self,
         work_s: float,
         load_s: float,
-        cache: type[AdapterCache[TimedAdapter]],
+        cache: type[AdapterCache[StandInAdapter]],
         config: ModelConfig,
-        contents: VerifiedFiles,
+        files: VerifiedFiles,
     ) -> None:
-        self.alive = True
-        self.adapters = cache(config.adapter_cache_bytes)
-        self._work_s, self._load_s = work_s, load_s
-        self._mine = threading.local()
-        self._in_memory: WeakSet[TimedAdapter] = WeakSet()
+        super().__init__(config, work_s, load_s, cache)
+        self._in_memory: WeakSet[StandInAdapter] = WeakSet()
         self._most_in_memory = 0
         self._lock = threading.Lock()
 
-    def hold(self, uses: Sequence[AdapterUse]) -> dict[str, TimedAdapter]:
-        self._mine.loads = 0
-        return self.adapters.get_all({use.id: self._load for use in uses})
-
-    def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
-        return Prepared(plan, self.hold(plan.adapters), self._mine.loads)
-
-    def _load(self) -> TimedAdapter:
-        self._mine.loads += 1
-        adapter = TimedAdapter()
+    def load_adapter(self) -> StandInAdapter:
+        adapter = StandInAdapter()
         with self._lock:
             self._in_memory.add(adapter)
             self._most_in_memory = max(self._most_in_memory, len(self._in_memory))
-        time.sleep(self._load_s)
+        super().load_adapter()
         return adapter
 
-    def run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
-        on_step(0)
-        time.sleep(self._work_s)
-        runtime = {"loads": prepared.loads, "in_memory": self._most_in_memory}
-        return Edited(PIL.Image.new("RGB", (prepared.plan.width, prepared.plan.height)), runtime)
+    def run(self, prepared: PreparedPlan, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
+        done = super().run(prepared, on_step, should_stop)
+        return replace(done, runtime=done.runtime | {"in_memory": self._most_in_memory})
 
 
 @dataclass(frozen=True)
@@ -172,10 +136,10 @@ def without_routing(adapters: int, draws: int = 100_000) -> tuple[float, float]:
     cache = LeastRecentlyUsed(places * ADAPTER_BYTES)
     loads = 0
 
-    def load() -> TimedAdapter:
+    def load() -> StandInAdapter:
         nonlocal loads
         loads += 1
-        return TimedAdapter()
+        return StandInAdapter()
 
     for adapter in random.Random(0).choices(range(adapters), shares, k=draws):
         cache.get(str(adapter), load)
@@ -221,7 +185,8 @@ class Caller:
             if isinstance(event, EditDone):
                 done = time.time() - start - arrival.at
                 return Served(arrival, began, done, event.runtime["loads"], event.runtime["in_memory"])
-            began = time.time() - start - arrival.at
+            if event == StepDone(0, work.plan.steps):
+                began = time.time() - start - arrival.at
         raise RuntimeError("an answer ended without its image")
 
 
@@ -231,11 +196,11 @@ def deploy(names: Sequence[str], ratio: float, work_s: float, folder: str) -> di
     for name in names:
         contender = CONTENDERS[name]
         model = ModelConfig(device="cpu", adapter_cache_bytes=contender.places * ADAPTER_BYTES)
-        engine = functools.partial(TimedEngine, work_s, ratio * work_s, contender.cache)
+        engine = functools.partial(CountingEngine, work_s, ratio * work_s, contender.cache)
         editors = editor_deployment(model).options(num_replicas=REPLICAS, request_router_config=contender.router)
         application = name.replace(",", "").replace(" ", "-")
         serve.run(editors.bind(model, folder, FetchConfig(), engine), name=application, route_prefix=None)
-        callers[name] = [Caller.remote(application) for _ in range(CALLERS)]
+        callers[name] = [Caller.remote(application) for _ in range(CALLERS)]  # type: ignore[attr-defined]  # Ray
     ray.get([caller.is_up.remote() for group in callers.values() for caller in group])
     return callers
 

@@ -1,7 +1,7 @@
 """The drill's engine, which notes what it does, and the application around it.
 
-It is the real engine on the miniature of random weights. For the drills of cancelling, where steps are to be of one
-length on a machine of any load, it is the declared timed one of `benchmarks.drill.timed`.
+It is the real engine on the miniature of random weights. Prompts of the cancelling drills ask for steps of a fixed
+time instead, so that a step takes equally long on a machine of any load.
 """
 
 # No `from __future__ import annotations` here: Serve reads the annotation of a builder to validate the args.
@@ -14,27 +14,27 @@ from typing import TYPE_CHECKING
 
 from ray import serve
 
-from benchmarks.drill import timed
 from benchmarks.drill.notes import QUICK, QUICK_STEP_S, TIMED, TIMED_STEP_S, Notes, register_editor
 from benchmarks.drill.service import TIME_LIMITS
+from benchmarks.drill.timed import busy
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.engine.protocol import Edited, Engine, HeldAdapters
-from serve_app.errors import EditCanceled
 from serve_app.replicas.editor import load_engine
 from serve_app.tasks import AdapterUse, EditPlan
-
-# Prompts that ask for steps of a fixed time: that time (s), and what passes it.
-PACED = {TIMED: (TIMED_STEP_S, time.sleep), QUICK: (QUICK_STEP_S, timed.busy)}
+from tests.standin import edited, run_steps
 
 if TYPE_CHECKING:
-    # Ingresses read this module too, and never import torch.
+    # Ingresses import this module too, and never import torch.
     from serve_app.engine.torch_engine import Prepared
+
+# Prompts that ask for steps of a fixed time: that time (s), and the function that waits for it.
+PACED = {TIMED: (TIMED_STEP_S, time.sleep), QUICK: (QUICK_STEP_S, busy)}
 
 
 class DrillEngine:
-    """The real engine, watched, and steps of a fixed time for a plan that asks for them."""
+    """An `Engine`: the real one, whose steps are noted, and steps of a fixed time for a prompt that asks for them."""
 
     def __init__(self, engine: Engine["Prepared"], notes: Notes) -> None:
         self._engine = engine
@@ -56,21 +56,13 @@ class DrillEngine:
 
     def run(self, prepared: "Prepared", on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
         plan = prepared.plan
-
-        def noted(step: int) -> None:
-            self._notes.write("step", plan, step)
-            on_step(step)
-
-        try:
-            if plan.prompt in PACED:
-                edited = timed.run(plan, noted, should_stop, *PACED[plan.prompt])
-            else:
-                edited = self._engine.run(prepared, noted, should_stop)
-        except EditCanceled:
-            self._notes.write("stopped", plan, 0)
-            raise
-        self._notes.write("made", plan, plan.steps)
-        return edited
+        noted = self._notes.of_steps(plan, on_step)
+        with self._notes.of_run(plan):
+            if plan.prompt not in PACED:
+                return self._engine.run(prepared, noted, should_stop)
+            step_s, wait = PACED[plan.prompt]
+            run_steps(plan, noted, should_stop, step_s, wait)
+            return edited(plan, plan.steps * step_s, {})
 
 
 def load_drilled(config: ModelConfig, files: VerifiedFiles, folder: Path) -> DrillEngine:
@@ -80,6 +72,6 @@ def load_drilled(config: ModelConfig, files: VerifiedFiles, folder: Path) -> Dri
 
 
 def build(args: AppConfig) -> serve.Application:
-    """`serve_app.app:build` with this engine. Paths in the args are absolute; notes lie beside the artifacts."""
+    """`serve_app.app:build` with this engine. Paths in the args are absolute; notes lie next to the artifacts."""
     load = partial(load_drilled, folder=Path(args.artifacts_url).parent)
     return build_application(args, load, TIME_LIMITS)

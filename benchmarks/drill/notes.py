@@ -5,10 +5,12 @@ What an image is called stands in its negative prompt: without guidance that dec
 
 import os
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve_app.errors import EditCanceled
 from serve_app.tasks import EditPlan
 
 # The prompt that asks for steps of a fixed time, and that time: a third of a real step at a megapixel on one H200.
@@ -54,6 +56,25 @@ class Notes:
         line = f"{time.time()} {os.getpid()} {what} {plan.negative_prompt} {step} {plan.steps}\n"
         with self._file.open("a") as file:
             file.write(line)
+
+    def of_steps(self, plan: EditPlan, on_step: Callable[[int], None]) -> Callable[[int], None]:
+        """An `on_step` that notes each step before it calls the given one."""
+
+        def noted(step: int) -> None:
+            self.write("step", plan, step)
+            on_step(step)
+
+        return noted
+
+    @contextmanager
+    def of_run(self, plan: EditPlan) -> Iterator[None]:
+        """Note, at the exit, whether the edit was made or stopped."""
+        try:
+            yield
+        except EditCanceled:
+            self.write("stopped", plan, 0)
+            raise
+        self.write("made", plan, plan.steps)
 
     def latest(self) -> Mapping[int, Note]:
         """The last note of each process."""

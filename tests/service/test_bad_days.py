@@ -17,8 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.replicas.editor import ALIVE_S, EditorHandles
 from serve_app.tasks import Alive, EditDone, EditTask, Stage, StepDone
-from tests.service.builds import load_timed_engine
-from tests.service.standin import STEP_S, as_checkpoint
+from tests.service.standin import STEP_S, NotingEngine, as_checkpoint
 
 STEPS = 20
 # An edit that is to be stopped: what stops it has fifteen seconds, however busy the machine is.
@@ -57,7 +56,7 @@ def timed(deploy, folder, postgres):
     """One application for all of these tests: each leaves it serving."""
     models = [{"checkpoint": str(folder), "device": "cpu"}]
     jobs = {"lease_s": 3, "database_url": postgres.new_database()}
-    return deploy("timed", load_timed_engine, models=models, jobs=jobs)
+    return deploy("timed", NotingEngine, models=models, jobs=jobs)
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from serve_app.errors import DeviceLost
 from serve_app.replicas.editor import Editor, EditorHandles, TimeLimits
 from serve_app.tasks import EditDone, EditTask, StepDone
 from tests.cancelling import after_ticks, cancelled_at_each_await
-from tests.service.bare import STEPS, QuickEngine, bare_editor
+from tests.service.bare import STEPS, GatedEngine, bare_editor
 
 
 @pytest.fixture
 async def replica(tmp_path, monkeypatch):
     """Any edit that was told to stop and has not is one that hangs."""
-    replica = bare_editor(tmp_path, monkeypatch, lambda *_: QuickEngine(), TimeLimits(stopping_s=0))
+    replica = bare_editor(tmp_path, monkeypatch, lambda *_: GatedEngine(), TimeLimits(stopping_s=0))
     yield replica
     replica._engine.gate.set()
     for task in replica._beside:

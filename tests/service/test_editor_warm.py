@@ -10,18 +10,18 @@ from serve_app.replicas.editor import TimeLimits
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import AdapterUse
 from serve_app.workers.warm_list import Warm
-from tests.service.bare import QuickEngine, bare_editor
+from tests.service.bare import GatedEngine, bare_editor
 
 USES = (AdapterUse("id", "lora.safetensors", "/loras/lora.safetensors", 1.0),)
 
 
-class WithoutHold(QuickEngine):
+class WithoutHold(GatedEngine):
     """A stand-in that lacks a method of the engine."""
 
     hold = None
 
 
-class Refusing(QuickEngine):
+class Refusing(GatedEngine):
     def __init__(self, error: Exception) -> None:
         super().__init__()
         self._error = error
@@ -36,7 +36,7 @@ def start(tmp_path, monkeypatch):
     Artifacts(str(tmp_path)).put_json(f"warm/{ModelConfig().id}.json", asdict(Warm(kept=(USES,))))
     replicas = []
 
-    def start(engine: QuickEngine) -> None:
+    def start(engine: GatedEngine) -> None:
         replicas.append(bare_editor(tmp_path, monkeypatch, lambda *_: engine, TimeLimits()))
 
     yield start

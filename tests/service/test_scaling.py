@@ -14,9 +14,8 @@ from serve_app.config import AppConfig
 from serve_app.policy.scaling import Backlog
 from serve_app.replicas.autoscaler import Autoscaler, to_stats
 from tests.conftest import LORAS
-from tests.service.builds import load_timed_engine
 from tests.service.conftest import Deployed
-from tests.service.standin import as_checkpoint
+from tests.service.standin import NotingEngine, as_checkpoint
 
 EDITOR = "Editor-qwen_image_edit"
 
@@ -92,7 +91,7 @@ def asleep(cluster, tmp_path):
     }
     serve.context._get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [declared]}))
     client = httpx.Client(base_url=f"http://127.0.0.1:{cluster}/asleep", timeout=30)
-    deployed = Deployed("asleep", client, tmp_path, AppConfig.model_validate(args), load_timed_engine)
+    deployed = Deployed("asleep", client, tmp_path, AppConfig.model_validate(args), NotingEngine)
     deployed.wait_until_ready()
     yield deployed
     serve.delete("asleep")
