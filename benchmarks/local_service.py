@@ -10,7 +10,7 @@ import ray
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.commands.demo import free_port
+from serve_app.commands.ports import free_port
 from serve_app.config import MINIATURE_RANDOM
 from serve_app.replicas.running_editors import editor_name
 

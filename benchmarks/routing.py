@@ -34,9 +34,8 @@ from serve_app.app import editor_deployment
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.engine.adapter_cache import AdapterCache
 from serve_app.engine.protocol import Edited
-from serve_app.replicas.editor import adapter_set_id
 from serve_app.replicas.router import ROUTER
-from serve_app.replicas.routing_stats import ADAPTER_BYTES
+from serve_app.replicas.routing_stats import ADAPTER_BYTES, adapter_set_id
 from serve_app.replicas.running_editors import editor_name
 from serve_app.tasks import AdapterUse, EditDone, EditPlan, EditTask, StepDone
 from tests.standin import PreparedPlan, StandInAdapter, StandInEngine

@@ -19,7 +19,8 @@ from serve_app.policy.placement import EDITOR_CPUS, GPU_EDITOR_CPUS, INGRESS_CPU
 from serve_app.replicas import metrics_export, serve_port
 from serve_app.replicas.autoscaler import to_stats
 from serve_app.replicas.config_folder import config_folder
-from serve_app.replicas.editor import TIME_LIMITS, Editor, EditorHandles, EngineFactory, TimeLimits, load_engine
+from serve_app.replicas.editor import TIME_LIMITS, Editor, EngineFactory, TimeLimits, load_engine
+from serve_app.replicas.editor_client import EditorHandles
 from serve_app.replicas.router import ROUTER
 from serve_app.replicas.running_editors import RunningEditors, editor_name
 
@@ -30,10 +31,10 @@ class Ingress:
 
     def __init__(self, config: AppConfig, editors: dict[str, DeploymentHandle]) -> None:
         serve_port.keep_to_this_machine()
-        told = metrics_export.start("ingress", list(editors))
+        meter = metrics_export.start("ingress", list(editors))
         running = RunningEditors(serve.get_replica_context().app_name, list(editors))
         drain_s = shutdown_s(config.jobs) / 2
-        self._service = Service(config, EditorHandles(editors), running, told, running.asleep, drain_s)
+        self._service = Service(config, EditorHandles(editors), running, meter, running.asleep, drain_s)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """What Serve calls at the start and at a change of `user_config`, in place."""

@@ -14,7 +14,7 @@ from serve_app.config import ModelConfig
 from serve_app.engine.adapter_cache import AdapterCache
 from serve_app.models.architecture import PUBLISHED
 from serve_app.policy.routing import HOME_UTILISATION, REPORT_PERIOD_S, MovingAverage, Replica, Report
-from serve_app.replicas.routing_stats import ADAPTER_BYTES, Holdings
+from serve_app.replicas.routing_stats import ADAPTER_BYTES, RoutingStats
 from serve_app.workers.dispatcher import CLAIMS_PER_EDITOR
 
 Process = Generator[simpy.Event, Any, None]
@@ -81,7 +81,7 @@ class Editor:
         self._cache: AdapterCache[CachedAdapter] = AdapterCache(stages.cache_bytes)
         self._loading: dict[str, simpy.Event] = {}
         self._mean_load_s = MovingAverage()
-        self._holdings = Holdings(self, max(1, stages.cache_bytes // ADAPTER_BYTES))
+        self._routing_stats = RoutingStats(self, max(1, stages.cache_bytes // ADAPTER_BYTES))
         self._phase = chance.uniform(0, REPORT_PERIOD_S)
         # On their way to the routers, each with the time when it arrives; the first has arrived.
         self._reports = deque([(0.0, Report())])
@@ -98,8 +98,8 @@ class Editor:
         """Hold an adapter, and let the routers know, before the simulation starts."""
         self._disk.add(adapter)
         self._cache.get(adapter, CachedAdapter)
-        with self._holdings.loading(adapter, [adapter]):
-            self._reports = deque([(0.0, self._holdings.report())])
+        with self._routing_stats.loading(adapter, [adapter]):
+            self._reports = deque([(0.0, self._routing_stats.report())])
         self._known = replace(self._known, held=frozenset(self._reports[0][1].held))
 
     def as_replica(self, running: int) -> Replica:
@@ -123,7 +123,7 @@ class Editor:
     def edit(self, image: Image) -> Process:
         """Run one accepted edit: load its adapter, wait for the device, use it, free the slot."""
         adapter, stages = image.adapter, self._stages
-        with self._holdings.loading(adapter, [adapter]) if adapter else nullcontext():
+        with self._routing_stats.loading(adapter, [adapter]) if adapter else nullcontext():
             if adapter:
                 self._send_report()
                 yield from self._load(image)
@@ -137,7 +137,7 @@ class Editor:
                 self._on_device = adapter
             yield self._env.timeout(seconds)
             self.busy_s += seconds
-        self._holdings.work_s.add(seconds)
+        self._routing_stats.work_s.add(seconds)
         self._send_report()
         self.running -= 1
 
@@ -159,7 +159,7 @@ class Editor:
         self._cache.get(adapter, CachedAdapter)
 
     def _send_report(self) -> None:
-        report = self._holdings.report()
+        report = self._routing_stats.report()
         if report != self._reports[-1][1]:
             periods = (self._env.now - self._phase) // REPORT_PERIOD_S + 1
             self._reports.append((self._phase + periods * REPORT_PERIOD_S + REPORT_DELAY_S, report))

@@ -261,7 +261,7 @@ class JobsConfig(Frozen):
     deadline_s: PositiveFloat = 86400.0
     lease_s: PositiveFloat = 10.0
     stall_s: PositiveFloat = 600.0
-    # Editors speak every 2 s (`ALIVE_S` in editor.py).
+    # Editors speak every 2 s (`ALIVE_S` in replicas/edit_progress.py).
     silence_s: float = Field(30.0, ge=6.0)
     max_attempts: PositiveInt = 3
     max_queued_per_tenant: PositiveInt = 5_000

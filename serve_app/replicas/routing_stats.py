@@ -1,30 +1,41 @@
-"""What a replica tells the routers of itself: which sets of adapters it has, what a load and an edit take."""
+"""What an editor reports to the routers: which sets of adapters it holds, how long a load and an edit take."""
 
+import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from serve_app.policy.routing import MovingAverage, Report
+from serve_app.tasks import AdapterUse
 
-# Sets that a replica remembers. It may hold more stacks of its adapters than that, and names the latest.
+# The number of sets that an editor remembers. It may hold more combinations of its adapters; it reports the latest.
 REMEMBERED_SETS = 256
-# A rank-32 adapter on all 840 linears at the published size: from it follows how many sets a replica names.
+# The size of a rank-32 adapter on all 840 linears at the published size. It decides how many sets an editor advertises.
 ADAPTER_BYTES = 590_000_000
 
 
+def adapter_set_id(uses: tuple[AdapterUse, ...]) -> str:
+    """The router's id for a set of adapters, whatever their order and scales; "" for no adapters.
+
+    Base-model requests carry no id: with one, Serve would pin them to a single replica.
+    """
+    ids = sorted({use.id for use in uses})
+    return hashlib.sha256("\0".join(ids).encode()).hexdigest()[:16] if ids else ""
+
+
 class Adapters(Protocol):
-    """The host cache, as far as routers care."""
+    """The part of the host cache that routers need to know."""
 
     def holds(self, adapter_id: str) -> bool: ...
     @property
     def load_s(self) -> float | None: ...
 
 
-class Holdings:
-    """For one event loop. The adapters themselves are the cache's: it is asked what is still there.
+class RoutingStats:
+    """For one event loop. It keeps the names of sets only; the host cache says which adapters are still there.
 
-    `names` is how many sets Serve goes on naming, the latest used.
+    `names` is the number of sets that Serve advertises for this editor: those used last.
     """
 
     def __init__(self, adapters: Adapters, names: int) -> None:
@@ -36,7 +47,7 @@ class Holdings:
 
     @contextmanager
     def loading(self, set_id: str, adapter_ids: Sequence[str]) -> Iterator[None]:
-        """A set counts as held from here on, and after that for as long as the cache has all of it."""
+        """Within, the set counts as held; afterwards for as long as the cache holds all of it."""
         self._sets[set_id] = tuple(adapter_ids)
         self._sets.move_to_end(set_id)
         if len(self._sets) > REMEMBERED_SETS:
@@ -47,15 +58,19 @@ class Holdings:
         finally:
             self._being_loaded -= Counter([set_id])
 
+    def holds_all(self, adapter_ids: Iterable[str]) -> bool:
+        """Whether all of these adapters are in host memory."""
+        return all(map(self._adapters.holds, adapter_ids))
+
     def report(self, alive: bool = True) -> Report:
-        """Sets in one order and seconds rounded: Serve sends each change of a report to every router."""
+        """The report for the routers. Serve sends each change to every router: so sets are sorted, seconds rounded."""
         held = sorted(set_id for set_id in self._sets if self._holds(set_id))
         gone = sorted(set(list(self._sets)[-self._names :]).difference(held))
         work_s, load_s = (_rounded(value) for value in (self.work_s.value, self._adapters.load_s))
         return Report(tuple(held), tuple(gone), work_s, load_s, alive)
 
     def _holds(self, set_id: str) -> bool:
-        return self._being_loaded[set_id] > 0 or all(map(self._adapters.holds, self._sets[set_id]))
+        return self._being_loaded[set_id] > 0 or self.holds_all(self._sets[set_id])
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -10,6 +10,7 @@ import pytest
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.engine.protocol import Edited
 from serve_app.replicas import editor
+from serve_app.replicas.edit_storage import EditStorage
 from serve_app.replicas.editor import Editor, EngineFactory, TimeLimits
 from serve_app.tasks import EditDone
 from serve_app.telemetry.metrics import NO_METER
@@ -43,10 +44,10 @@ class GatedEngine(StandInEngine):
 
 
 def bare_editor(folder: Path, monkeypatch: pytest.MonkeyPatch, load: EngineFactory, time_limits: TimeLimits) -> Editor:
-    """A replica whose artifacts lie in `folder`; its images are stored nowhere. Its `_beside` is to be cancelled."""
+    """A replica whose artifacts lie in `folder`; its images are stored nowhere. The caller cancels its `_loops`."""
     context = SimpleNamespace(get_accelerator_ids=dict)
     monkeypatch.setattr("serve_app.replicas.editor.ray.get_runtime_context", lambda: context)
     monkeypatch.setattr("serve_app.replicas.editor.metrics_export.start", lambda *_: NO_METER)
     monkeypatch.setattr(editor, "yield_to_others", lambda: None)
-    monkeypatch.setattr(Editor, "_store", lambda *_: EditDone("", "", "png", 8, 8, 0, 0, "", {}, {}))
+    monkeypatch.setattr(EditStorage, "store", lambda *_: EditDone("", "", "png", 8, 8, 0, 0, "", {}, {}))
     return Editor(ModelConfig(), str(folder), FetchConfig(), load, time_limits)

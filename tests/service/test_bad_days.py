@@ -15,7 +15,8 @@ import pytest
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.replicas.editor import ALIVE_S, EditorHandles
+from serve_app.replicas.edit_progress import ALIVE_S
+from serve_app.replicas.editor_client import EditorHandles
 from serve_app.tasks import Alive, EditDone, EditTask, Stage, StepDone
 from tests.service.standin import STEP_S, NotingEngine, as_checkpoint
 

@@ -32,8 +32,8 @@ async def test_error_of_an_edit_does_not_keep_what_the_edit_had():
         except ValueError as error:
             raise UnusableResult("no image") from error
 
-    replica = SimpleNamespace(_engine=SimpleNamespace(alive=True), _stopping={}, _work=work)
-    replica._forget = partial(Editor._forget, replica)
+    replica = SimpleNamespace(_engine=SimpleNamespace(alive=True), _stopping={}, _traced_edit=work)
+    replica._clean_up = partial(Editor._clean_up, replica)
     gc.collect()
     gc.disable()
     try:
@@ -62,5 +62,5 @@ async def test_engine_is_loaded_in_the_thread_that_edits_if_there_is_a_gpu(tmp_p
     try:
         assert (replica._device_thread.submit(threading.get_ident).result() in loaded_in) == same
     finally:
-        for task in replica._beside:
+        for task in replica._loops:
             task.cancel()

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from serve_app.errors import DeviceLost
-from serve_app.replicas.editor import Editor, EditorHandles, TimeLimits
+from serve_app.replicas.editor import Editor, TimeLimits
+from serve_app.replicas.editor_client import EditorHandles
 from serve_app.tasks import EditDone, EditTask, StepDone
 from tests.cancelling import after_ticks, cancelled_at_each_await
 from tests.service.bare import STEPS, GatedEngine, bare_editor
@@ -20,7 +21,7 @@ async def replica(tmp_path, monkeypatch):
     replica = bare_editor(tmp_path, monkeypatch, lambda *_: GatedEngine(), TimeLimits(stopping_s=0))
     yield replica
     replica._engine.gate.set()
-    for task in replica._beside:
+    for task in replica._loops:
         task.cancel()
 
 

@@ -41,7 +41,7 @@ def start(tmp_path, monkeypatch):
 
     yield start
     for replica in replicas:
-        for task in replica._beside:
+        for task in replica._loops:
             task.cancel()
 
 

@@ -13,7 +13,7 @@ import torch
 from serve_app.config import MINIATURE_RANDOM
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import checkpoint, miniature
-from serve_app.replicas.editor import OF_ONE_RUN
+from serve_app.replicas.edit_storage import OF_ONE_RUN
 from tests.conftest import LORAS, THREADS, as_base64, as_png, edits_server, noise_image
 from tests.engine.oracle import ORACLES, merge_lora
 from tests.service.conftest import pixels

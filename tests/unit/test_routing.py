@@ -16,7 +16,7 @@ from serve_app.policy.routing import (
     Waiting,
     answers_within_s,
 )
-from serve_app.replicas.routing_stats import Holdings
+from serve_app.replicas.routing_stats import RoutingStats
 
 WORK_S, LOAD_S = 1.0, 1.5
 
@@ -236,54 +236,54 @@ def cache() -> AdapterCache[Sized]:
 
 
 def test_set_is_held_from_the_start_of_its_load_until_the_cache_gives_it_up(cache):
-    holdings = Holdings(cache, names=2)
-    with holdings.loading("set of a", ["a"]):
-        assert holdings.report() == Report(held=("set of a",))
+    stats = RoutingStats(cache, names=2)
+    with stats.loading("set of a", ["a"]):
+        assert stats.report() == Report(held=("set of a",))
         cache.get("a", Sized)
     for adapter in "bcd":
-        with holdings.loading(f"set of {adapter}", [adapter]):
+        with stats.loading(f"set of {adapter}", [adapter]):
             cache.get(adapter, Sized)
-    assert holdings.report().held == ("set of c", "set of d")
+    assert stats.report().held == ("set of c", "set of d")
 
 
 def test_what_serve_may_still_name_is_taken_back(cache):
-    holdings = Holdings(cache, names=2)
+    stats = RoutingStats(cache, names=2)
     for adapters in ("a", "b", "c", "d", "cd"):
-        with holdings.loading(f"set of {adapters}", list(adapters)):
+        with stats.loading(f"set of {adapters}", list(adapters)):
             for adapter in adapters:
                 cache.get(adapter, Sized)
     for adapter in "efe":
         cache.get(adapter, Sized)
     # The latest two are d and c together, whose c is gone, and d; Serve has dropped the rest itself.
-    assert holdings.report().gone == ("set of cd",)
+    assert stats.report().gone == ("set of cd",)
 
 
 def test_set_that_failed_to_load_is_taken_back(cache):
-    holdings = Holdings(cache, names=2)
-    with pytest.raises(OSError, match="no such file"), holdings.loading("bad", ["bad"]):
+    stats = RoutingStats(cache, names=2)
+    with pytest.raises(OSError, match="no such file"), stats.loading("bad", ["bad"]):
         raise OSError("no such file")
-    assert holdings.report().gone == ("bad",)
+    assert stats.report().gone == ("bad",)
 
 
 def test_set_is_held_only_when_all_of_it_is(cache):
-    holdings = Holdings(cache, names=2)
-    with holdings.loading("both", ["a", "b"]):
+    stats = RoutingStats(cache, names=2)
+    with stats.loading("both", ["a", "b"]):
         cache.get("a", Sized)
-    assert holdings.report().held == ()
-    with holdings.loading("both", ["a", "b"]):
+    assert stats.report().held == ()
+    with stats.loading("both", ["a", "b"]):
         cache.get("b", Sized)
-    assert holdings.report().held == ("both",)
+    assert stats.report().held == ("both",)
 
 
 def test_seconds_are_measured(cache):
-    holdings = Holdings(cache, names=2)
-    assert (holdings.report().work_s, holdings.report().load_s) == (None, None)
-    holdings.work_s.add(2.0)
-    holdings.work_s.add(3.0)
+    stats = RoutingStats(cache, names=2)
+    assert (stats.report().work_s, stats.report().load_s) == (None, None)
+    stats.work_s.add(2.0)
+    stats.work_s.add(3.0)
     cache.get("a", Sized)
-    loaded = holdings.report().load_s
+    loaded = stats.report().load_s
     cache.get("a", lambda: pytest.fail("it is there"))
-    report = holdings.report()
+    report = stats.report()
     assert 2.0 < report.work_s < 3.0
     assert 0 <= report.load_s == loaded < 0.1
 

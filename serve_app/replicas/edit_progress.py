@@ -1,0 +1,53 @@
+"""The connection between an edit that runs in an editor and the caller who reads its events."""
+
+import asyncio
+
+from serve_app.tasks import Alive, EditEvent, EditTask, Stage, StepDone
+
+# How often an editor repeats that the edit is alive (s): a few times within any `silence_s` worth setting.
+ALIVE_S = 2.0
+
+
+class EditProgress:
+    """Events of one edit on their way to the caller; the caller's wish to stop on its way to the edit.
+
+    To be created on the event loop. `step` and `should_stop` may be called in any thread.
+    """
+
+    def __init__(self, task: EditTask) -> None:
+        self._task = task
+        self._loop = asyncio.get_running_loop()
+        self._latest = Alive(Stage.PREPARING)
+        self._events: asyncio.Queue[EditEvent | None] = asyncio.Queue()
+        self._events.put_nowait(self._latest)
+        self._stop = asyncio.Event()
+
+    def step(self, step: int) -> None:
+        """Report that a denoising step is done; 0 says that the first one begins."""
+        self._loop.call_soon_threadsafe(self._events.put_nowait, StepDone(step, self._task.plan.steps))
+
+    def stage(self, stage: Stage) -> None:
+        """Report that a stage begins."""
+        self._events.put_nowait(Alive(stage))
+
+    def end(self) -> None:
+        """Report that there are no more events."""
+        self._events.put_nowait(None)
+
+    async def next_event(self) -> EditEvent | None:
+        """The next event, or the latest `Alive` again if there was none for `ALIVE_S`. None: the edit has ended."""
+        try:
+            async with asyncio.timeout(ALIVE_S):
+                event = await self._events.get()
+        except TimeoutError:
+            return self._latest
+        if isinstance(event, Alive):
+            self._latest = event
+        return event
+
+    def stop(self) -> None:
+        """Have the edit stop at its next step."""
+        self._stop.set()
+
+    def should_stop(self) -> bool:
+        return self._stop.is_set()
