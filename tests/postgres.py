@@ -58,7 +58,9 @@ class PostgresServer:
         try:
             self._install()
             # A machine that loses its power ends a durable server too: its folder is temporary.
-            self._run("initdb", "--no-sync", "--pgdata", self._data, "--username=postgres", "--encoding=UTF8", "--locale=C")
+            self._run(
+                "initdb", "--no-sync", "--pgdata", self._data, "--username=postgres", "--encoding=UTF8", "--locale=C"
+            )
             if self._address:
                 with (self._data / "pg_hba.conf").open("a") as rules:
                     rules.write("host all all all trust\n")

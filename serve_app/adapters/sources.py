@@ -30,6 +30,7 @@ from serve_app.errors import (
     StorageFailed,
 )
 from serve_app.models.effective import without_secrets
+from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.storage.fetch import Fetcher
 from serve_app.storage.os_errors import as_os_errors
@@ -316,7 +317,7 @@ class LoraSources:
             # Only a file with a sound header is kept.
             with target.open("rb") as file:
                 header = await asyncio.to_thread(read_header, file, size, without_secrets(url))
-            key = f"loras/{digest}.safetensors"
+            key = artifact_keys.downloaded_adapter(digest)
             await background.to_the_end(asyncio.to_thread(self._artifacts.put_file, key, target))
         kept = self._artifacts.url(key)
         try:

@@ -17,6 +17,7 @@ from serve_app.adapters.sources import fingerprint, open_store
 from serve_app.adapters.transfer import fetch, refuse_changed
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.errors import FetchFailed, LoraChanged, LoraDownloadFailed, StorageFailed
+from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.storage.fetch import DISK_FULL
 from serve_app.tasks import AdapterUse
@@ -114,19 +115,15 @@ class VerifiedFiles:
     def _pinned(self, use: AdapterUse) -> str | None:
         """The digest that everybody who uses this adapter has to find; None if nobody has used it."""
         try:
-            return self._artifacts.get(_key(use)).decode() if self._artifacts else None
+            return self._artifacts.get(artifact_keys.adapter_digest(use.id)).decode() if self._artifacts else None
         except FileNotFoundError:
             return None
 
     def _pin(self, use: AdapterUse, sha256: str) -> str:
         """The digest that is pinned from now on: this one, unless another was faster."""
-        if self._artifacts is None or self._artifacts.put_new(_key(use), sha256.encode()):
+        if self._artifacts is None or self._artifacts.put_new(artifact_keys.adapter_digest(use.id), sha256.encode()):
             return sha256
-        return self._artifacts.get(_key(use)).decode()
-
-
-def _key(use: AdapterUse) -> str:
-    return f"adapters/{use.id}.sha256"
+        return self._artifacts.get(artifact_keys.adapter_digest(use.id)).decode()
 
 
 def _check(use: AdapterUse, file: BinaryIO) -> None:

@@ -52,13 +52,14 @@ from serve_app.models.profile import PROFILES, TRAINER
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.policy.scaling import Backlog
 from serve_app.schemas import Explanation, InferenceRequest, LoraInfo, LoraList, Tolerant
+from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.storage.fetch import Fetcher
 from serve_app.tasks import EditDone, EditPlan, Event, Status
 from serve_app.telemetry import tracing
 from serve_app.telemetry.metrics import ACCEPTED, NO_METER, NO_MODEL, REPEATED, REQUESTS, SUBMISSIONS, Meter
 from serve_app.workers.backlog_report import BacklogReport
-from serve_app.workers.dispatcher import Dispatcher, EditorCount, Editors, control_key, record_key
+from serve_app.workers.dispatcher import Dispatcher, EditorCount, Editors
 from serve_app.workers.sweeper import Sweeper
 from serve_app.workers.warm_list import Warmth
 from serve_app.workers.webhooks import Deliverer
@@ -242,7 +243,9 @@ class Service:
         with self._images.hold(caller.tenant) as room:
             admitted = await self._admission.admit(request, caller, room)
             await gather_all(
-                background.to_the_end(asyncio.to_thread(self._artifacts.put_missing, control_key(sha256), file.data))
+                background.to_the_end(
+                    asyncio.to_thread(self._artifacts.put_missing, artifact_keys.control_image(sha256), file.data)
+                )
                 for sha256, file in admitted.control_files.items()
             )
             return self._new_request(request_id, request, admitted, caller, base_url)
@@ -265,7 +268,9 @@ class Service:
     def _new_request(
         self, request_id: str, request: InferenceRequest, admitted: Admitted, caller: Caller, base_url: str
     ) -> NewRequest:
-        controls = {control_key(sha256): len(file.data) for sha256, file in admitted.control_files.items()}
+        controls = {
+            artifact_keys.control_image(sha256): len(file.data) for sha256, file in admitted.control_files.items()
+        }
         return NewRequest(
             id=request_id,
             tenant=caller.tenant,
@@ -368,7 +373,7 @@ class Service:
         self._dispatcher.wake()
         if purge:
             await self._store.retention.purge(request_id, self._artifacts.delete)
-            records = [record_key(request_id, image.index) for image in record.images]
+            records = [artifact_keys.record(request_id, image.index) for image in record.images]
             await asyncio.to_thread(self._artifacts.delete, records)
         return await self.standing(request_id, caller)
 

@@ -8,8 +8,8 @@ from serve_app.errors import ControlImageInvalid
 from serve_app.intake.keys import Caller
 from serve_app.jobs.requests import Requests
 from serve_app.models.effective import STORED_IMAGE
+from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
-from serve_app.workers.dispatcher import control_key
 
 SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -31,7 +31,7 @@ class StoredControls:
         sha256 = image.removeprefix(STORED_IMAGE).lower()
         if not SHA256.fullmatch(sha256):
             raise ControlImageInvalid(f"a stored control image is named {STORED_IMAGE} and 64 hex digits")
-        key = control_key(sha256)
+        key = artifact_keys.control_image(sha256)
         # The answer does not tell another tenant's image from one that nobody has sent, or that was deleted meanwhile.
         with suppress(FileNotFoundError):
             if await self._requests.need(key, None if caller.is_operator else caller.tenant):

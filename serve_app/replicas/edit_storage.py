@@ -11,9 +11,9 @@ from serve_app.engine.protocol import Edited
 from serve_app.errors import EditError, StorageFailed
 from serve_app.images.encode import encode
 from serve_app.images.output_formats import OUTPUT_FORMATS
+from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone, EditTask
-from serve_app.workers.dispatcher import control_key, record_key
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class EditStorage:
         Raises EditError if it was deleted, StorageFailed if it cannot be read now.
         """
         try:
-            return self._artifacts.get(control_key(sha256))
+            return self._artifacts.get(artifact_keys.control_image(sha256))
         except FileNotFoundError as error:
             raise EditError("its control image is no longer stored") from error
 
@@ -65,7 +65,7 @@ class EditStorage:
         output_format = OUTPUT_FORMATS[plan.output_format]
         data = encode(edited.image, output_format, {"effective": edited.effective, "runtime": runtime})
         digest = hashlib.sha256(data).hexdigest()
-        key = f"pictures/{digest}{output_format.suffix}"
+        key = artifact_keys.image(digest, output_format.suffix)
         self._artifacts.put(key, data)
         done = EditDone(
             key=key,
@@ -80,5 +80,5 @@ class EditStorage:
             effective=edited.effective,
             runtime=edited.runtime,
         )
-        self._artifacts.put_json(record_key(task.request_id, task.index), asdict(done))
+        self._artifacts.put_json(artifact_keys.record(task.request_id, task.index), asdict(done))
         return done

@@ -21,6 +21,7 @@ from serve_app.config import JobsConfig
 from serve_app.errors import EditorLost, EditorUnavailable, Overloaded, StorageFailed, StoreUnavailable, describe
 from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore, owner_name
+from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import Alive, EditDone, EditEvent, EditTask, ImageStage, Stage, Status, StepDone
 from serve_app.telemetry import tracing
@@ -71,16 +72,6 @@ class Editors(Protocol):
     def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
         """The events of one edit: `StepDone` 0, 1, ... and at last one `EditDone`. Raises ServiceError."""
         ...
-
-
-def control_key(sha256: str) -> str:
-    """Where the control image with this digest lies."""
-    return f"controls/{sha256}"
-
-
-def record_key(request_id: str, index: int) -> str:
-    """Where an editor writes that an image is whole, and what it is."""
-    return f"results/{request_id}/{index}.json"
 
 
 class Dispatcher:
@@ -337,7 +328,7 @@ class Dispatcher:
         """What an editor finished for a dispatcher that was lost before it could record it."""
         if claim.generation == 1:
             return None
-        key = record_key(claim.task.request_id, claim.task.index)
+        key = artifact_keys.record(claim.task.request_id, claim.task.index)
         stored = await asyncio.to_thread(self._artifacts.get_json, key)
         if not stored:
             return None

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from serve_app.concurrency.loops import every
 from serve_app.config import JobsConfig
 from serve_app.jobs.store import JobStore, owner_name
+from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.telemetry.metrics import FAILED, FINISHED, NO_METER, SWEEPS, SWEPT, Loop, Meter
 
@@ -24,8 +25,6 @@ DUTY_SWEEPS = 1.5
 REQUESTS, FILES = 20, 100
 # Keys and ids that are looked up in one statement.
 LOOKUP = 500
-# Where files lie that requests refer to, and where editors write that an image is whole.
-FOLDERS, IMAGES, RECORDS = ("controls", "loras", "pictures"), "pictures", "results"
 # A file that is younger may belong to a request that is about to be committed (s).
 ORPHAN_S = 3600.0
 
@@ -57,7 +56,7 @@ class Sweeper:
         retention, config = self._store.retention, self._config
         await self._forget(lambda: retention.older_than(config.keep_s, REQUESTS))
         await self._forget(lambda: retention.beyond(config.keep_bytes, REQUESTS))
-        for folder in FOLDERS:
+        for folder in artifact_keys.REFERRED_FOLDERS:
             await self._delete_orphans(folder)
         await self._delete_records_of_nobody()
         self._meter.record(SWEEPS, outcome=FINISHED)
@@ -69,7 +68,7 @@ class Sweeper:
         while await self._is_mine() and (ids := await find()):
             # First, as nothing would lead to them later. What has ended needs them no more.
             for request_id in ids:
-                await asyncio.to_thread(self._artifacts.delete_folder, f"{RECORDS}/{request_id}")
+                await asyncio.to_thread(self._artifacts.delete_folder, artifact_keys.records(request_id))
             keys: set[str] = set()
             # The files after the rows: a request can have thousands. What a crash leaves here are orphans.
             await self._store.retention.remove(ids, keys.update)
@@ -97,7 +96,7 @@ class Sweeper:
             if not await self._is_mine():
                 return
             orphans = await self._store.retention.unneeded(keys)
-            if orphans and folder == IMAGES:
+            if orphans and folder == artifact_keys.IMAGES:
                 promised = await self._promised() if promised is None else promised
                 orphans = [key for key in orphans if key not in promised]
             await self.discard(orphans)
@@ -106,7 +105,7 @@ class Sweeper:
 
     async def _promised(self) -> set[str]:
         """The images that were made for unfinished requests, whether or not a dispatcher knows of them already."""
-        records = _by_request(await asyncio.to_thread(self._artifacts.older_than, RECORDS, 0.0))
+        records = _by_request(await asyncio.to_thread(self._artifacts.older_than, artifact_keys.RECORDS, 0.0))
         promised: set[str] = set()
         for ids in _portions(list(records), LOOKUP):
             for request_id in await self._store.retention.unfinished(ids):
@@ -118,21 +117,21 @@ class Sweeper:
 
     async def _delete_records_of_nobody(self) -> None:
         """Those that an editor wrote for a request that was forgotten meanwhile."""
-        old = _by_request(await asyncio.to_thread(self._artifacts.older_than, RECORDS, ORPHAN_S))
+        old = _by_request(await asyncio.to_thread(self._artifacts.older_than, artifact_keys.RECORDS, ORPHAN_S))
         for ids in _portions(list(old), LOOKUP):
             if not await self._is_mine():
                 return
             known = await self._store.requests.versions(ids)
             for request_id in ids:
                 if request_id not in known:
-                    await asyncio.to_thread(self._artifacts.delete_folder, f"{RECORDS}/{request_id}")
+                    await asyncio.to_thread(self._artifacts.delete_folder, artifact_keys.records(request_id))
 
 
 def _by_request(record_keys: Sequence[str]) -> dict[str, list[str]]:
-    """The keys `results/<request id>/<index>.json`, by request."""
+    """The keys of records, by request id."""
     of_request: dict[str, list[str]] = {}
     for key in record_keys:
-        of_request.setdefault(key.split("/")[1], []).append(key)
+        of_request.setdefault(artifact_keys.request_of_record(key), []).append(key)
     return of_request
 
 

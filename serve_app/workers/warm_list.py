@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from serve_app.concurrency.loops import WakeUp, every
 from serve_app.errors import RequestError
 from serve_app.jobs.store import JobStore, owner_name
+from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import AdapterUse
 from serve_app.telemetry.metrics import NO_METER, Loop, Meter
@@ -47,7 +48,7 @@ def read_warm(artifacts: Artifacts, model: str) -> Warm:
 
     Raises StorageFailed, and ValueError for a file that is no such record.
     """
-    stored = artifacts.get_json(_key(model))
+    stored = artifacts.get_json(artifact_keys.warm_list(model))
     return _warm.validate_python(stored) if stored else Warm()
 
 
@@ -118,7 +119,7 @@ class Warmth:
         recent = await self._store.requests.recent_adapters(model, IMAGES)
         warm = Warm(tuple((use,) for use in kept), tuple(hottest(recent)[:SETS]))
         if await asyncio.to_thread(read_warm, self._artifacts, model) != warm:
-            await asyncio.to_thread(self._artifacts.put_json, _key(model), asdict(warm))
+            await asyncio.to_thread(self._artifacts.put_json, artifact_keys.warm_list(model), asdict(warm))
 
     async def _named(self, path: str, model: str) -> AdapterUse | None:
         try:
@@ -126,7 +127,3 @@ class Warmth:
         except RequestError as error:
             logger.warning("%s is not kept warm for %s: %s", path, model, error.message)
             return None
-
-
-def _key(model: str) -> str:
-    return f"warm/{model}.json"

@@ -15,9 +15,9 @@ from serve_app.engine.torch_engine import TorchEngine
 from serve_app.images.encode import encode
 from serve_app.images.output_formats import OUTPUT_FORMATS
 from serve_app.intake.service import Service
+from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone, EditEvent, EditTask, StepDone
-from serve_app.workers.dispatcher import control_key
 from tests.conftest import LORAS, THREADS, as_base64, as_png, noise_image
 
 LORA = "my_lora_job/my_lora.safetensors"
@@ -43,11 +43,11 @@ class EngineEditors:
     async def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
         plan = task.plan
         yield StepDone(0, plan.steps)
-        files = [self._artifacts.get(control_key(sha256)) for sha256 in plan.control_images]
+        files = [self._artifacts.get(artifact_keys.control_image(sha256)) for sha256 in plan.control_images]
         edited = self._engines[plan.model].edit(plan, files)
         data = encode(edited.image, OUTPUT_FORMATS[plan.output_format], {"effective": edited.effective})
         digest = hashlib.sha256(data).hexdigest()
-        key = f"pictures/{digest}.{plan.output_format}"
+        key = artifact_keys.image(digest, f".{plan.output_format}")
         self._artifacts.put(key, data)
         size = edited.image.size
         url = self._artifacts.url(key)

@@ -14,6 +14,7 @@ from serve_app.api.app import create_app
 from serve_app.config import MINIATURE_RANDOM, SQLITE_PREFIX, AppConfig
 from serve_app.intake.service import Service
 from serve_app.jobs.database import Database
+from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone, EditEvent, EditTask, StepDone
 from tests.postgres import PostgresServer
@@ -68,7 +69,7 @@ class InstantEditors:
         for step in range(1, plan.steps + 1):
             yield StepDone(step, plan.steps)
         digest = hashlib.sha256(IMAGE).hexdigest()
-        key = f"pictures/{digest}.{plan.output_format}"
+        key = artifact_keys.image(digest, f".{plan.output_format}")
         self._artifacts.put(key, IMAGE)
         timings = {"generate": 1.0, "load_control_images": 0.1, "save": 0.1}
         url, size = self._artifacts.url(key), len(IMAGE)
