@@ -1,46 +1,39 @@
-"""Cancel under load: how far cancelled edits run on, and what it costs the others. With a timed engine."""
+"""Cancellation under load: how long cancelled edits run on, and how much they slow down the other requests.
+
+The engine is timed: its steps have a fixed duration.
+"""
 
 import asyncio
 import random
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from benchmarks.drill.cancellation import AT_ONCE, Cancellation, Cancelled, Canceller
 from benchmarks.drill.load import PROMPTS, Client, Order
 from benchmarks.drill.notes import TIMED_STEP_S, Note
 from benchmarks.drill.service import EDITORS, Service
 
 SEED = 6
 CANCELLED, OTHERS = 50, 50
-# Of the cancelled ones, this many are cancelled while they run; the rest a while after they were posted.
+# Requests that are cancelled while they run, at a step up to LATEST_STEP; the rest up to LATEST_S after their POST.
 RUNNING = 25
 LATEST_STEP, LATEST_S = 2, 6.0
-# What the others may lose against the same load alone, time that the cancelled ones ran for set aside.
+# The least throughput of the other requests compared with the same load alone, without the time of the cancelled edits.
 LEAST_SHARE = 0.95
 
 
 @dataclass(frozen=True)
-class Cancelled:
-    """A cancellation: when it was asked for and answered (seconds since the epoch), and the status that it left."""
-
-    image: str
-    asked_at: float
-    answered_at: float
-    status: str
-
-
-@dataclass(frozen=True)
 class Load:
-    """What was seen of a load: seconds from its first step to the last of the others' images, by the engines."""
+    """Seconds from the first step to the last image of the other requests, and editor-seconds of cancelled edits."""
 
     wall_s: float
     cancelled_s: float
 
     @property
     def throughput(self) -> float:
-        """The others' images a second of the time that was theirs."""
+        """Images of the other requests per second that the editors did not spend on cancelled edits."""
         return OTHERS / (self.wall_s - self.cancelled_s / EDITORS)
 
 
@@ -52,13 +45,14 @@ def measure(notes: Mapping[str, Sequence[Note]], others: Sequence[str], cancelle
 
 
 def steps_begun_after(cancellation: Cancelled, notes: Mapping[str, Sequence[Note]]) -> int:
-    """How many steps an engine began after the cancellation was answered; it always ends the one it is in."""
+    """How many steps an engine began after the cancellation was answered. It always finishes the step that it is in."""
     ended = [note.at for note in notes.get(cancellation.image, ()) if note.what == "step"]
     # A step begins when the one before it ends.
     return sum(before > cancellation.answered_at for before, _ in pairwise(ended))
 
 
 def faults(cancellations: Sequence[Cancelled], notes: Mapping[str, Sequence[Note]]) -> list[str]:
+    """Cancellations that did not work, one sentence each."""
     problems = []
     for each in cancellations:
         if each.status != "canceled":
@@ -69,7 +63,7 @@ def faults(cancellations: Sequence[Cancelled], notes: Mapping[str, Sequence[Note
 
 
 class CancelDrill:
-    """`run` it on a service that has nothing else to do; it prints what was seen and returns the problems."""
+    """`run` it on an idle service: it prints its measurements and returns the problems."""
 
     def __init__(self, service: Service, client: Client) -> None:
         self._service = service
@@ -81,32 +75,27 @@ class CancelDrill:
         await self._client.wait_for_all([await self._client.submit(order) for order in alone])
         others = [self._order("other", number) for number in range(OTHERS)]
         cancelled = [self._order("cancelled", number) for number in range(CANCELLED)]
-        request_ids, cancelling = [], []
-        # One after the other, so that both kinds are all along the line.
+        canceller = Canceller(self._client, self._service.notes)
+        cancelling = asyncio.create_task(canceller.run(CANCELLED))
+        request_ids = []
+        # In turn, so that both kinds are spread over the whole queue.
         for number, (other, to_cancel) in enumerate(zip(others, cancelled, strict=True)):
             request_ids.append(await self._client.submit(other))
             request_id = await self._client.submit(to_cancel)
-            cancelling.append(asyncio.create_task(self._cancel(request_id, to_cancel.images[0], number < RUNNING)))
-        cancellations = await asyncio.gather(*cancelling)
+            canceller.add(self._cancellation(request_id, to_cancel.images[0], number < RUNNING))
+        cancellations = await cancelling
         await self._client.wait_for_all(request_ids)
         return self._judge(alone, others, cancellations)
 
     def _order(self, name: str, number: int) -> Order:
         return Order(f"{name}{number}", (number % len(PROMPTS),), timed=True)
 
-    async def _cancel(self, request_id: str, image: str, while_it_runs: bool) -> Cancelled:
-        """Cancel a request at a random moment of its run, or a random while after its POST."""
-        after_step = self._random.randrange(LATEST_STEP + 1)
-        pause = self._random.uniform(0, TIMED_STEP_S if while_it_runs else LATEST_S)
-        while while_it_runs and not self._has_ended_step(image, after_step):
-            await asyncio.sleep(0.02)
-        await asyncio.sleep(pause)
-        asked_at = time.time()
-        status = await self._client.cancel(request_id)
-        return Cancelled(image, asked_at, time.time(), status)
-
-    def _has_ended_step(self, image: str, step: int) -> bool:
-        return any(note.step >= step for note in self._service.notes.of_image().get(image, ()))
+    def _cancellation(self, request_id: str, image: str, while_it_runs: bool) -> Cancellation:
+        """A cancellation at a random moment of the edit, or a random time after the POST."""
+        if while_it_runs:
+            step = self._random.randrange(LATEST_STEP + 1)
+            return Cancellation(request_id, image, step, self._random.uniform(0, TIMED_STEP_S))
+        return Cancellation(request_id, image, AT_ONCE, self._random.uniform(0, LATEST_S))
 
     def _judge(self, alone: Sequence[Order], others: Sequence[Order], cancellations: Sequence[Cancelled]) -> list[str]:
         notes = self._service.notes.of_image()

@@ -130,16 +130,21 @@ class Service:
 
     async def _until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
+        last_answer = "none"
         async with httpx.AsyncClient(base_url=self.url, timeout=5) as client:
             while time.monotonic() < deadline and self._process.poll() is None:
                 try:
-                    if (await client.get("/ready")).status_code == 200:
+                    answer = await client.get("/ready")
+                    if answer.status_code == 200:
                         return
-                except httpx.TransportError:
-                    pass
+                    last_answer = f"{answer.status_code} {answer.text[:200]}"
+                except httpx.TransportError as error:
+                    last_answer = repr(error)
                 await asyncio.sleep(0.2)
         log = (self.folder / "log").read_text(errors="replace")
-        raise DrillFailed(f"the service did not start; the end of its log:\n{log[-3000:]}")
+        raise DrillFailed(
+            f"the service did not start; last answer of /ready: {last_answer}; the end of its log:\n{log[-3000:]}"
+        )
 
 
 def serve_config(

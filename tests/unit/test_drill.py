@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from benchmarks.drill import cancelling, steady, verdict
-from benchmarks.drill.cancelling import Cancelled
+from benchmarks.drill.cancellation import AT_ONCE, Cancellation, Cancelled
 from benchmarks.drill.load import Answer, Order, digest, make_orders
 from benchmarks.drill.notes import Note, Notes
 from benchmarks.drill.store import Seen
@@ -271,9 +271,9 @@ def test_editor_that_was_replaced_without_a_fault_and_request_that_was_lost_are_
 
 
 @pytest.mark.parametrize(
-    ("moment", "is_due"), [(steady.WAITING, True), (0, True), (3, True), (4, False), (steady.MADE, False)]
+    ("moment", "is_due"), [(AT_ONCE, True), (0, True), (3, True), (4, False), (steady.MADE, False)]
 )
 def test_cancellation_is_due_once_its_edit_has_come_so_far(moment, is_due):
     notes = [note(float(step), 1, "step", step) for step in range(4)]
-    assert steady.Cancellation("id", "r1.0", moment, 0.0).is_due(notes) == is_due
-    assert steady.Cancellation("id", "r1.0", moment, 0.0).is_due([*notes, note(9.0, 1, "made", 3)])
+    assert Cancellation("id", "r1.0", moment, 0.0).is_due(notes) == is_due
+    assert Cancellation("id", "r1.0", moment, 0.0).is_due([*notes, note(9.0, 1, "made", 3)])
