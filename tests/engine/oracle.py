@@ -1,4 +1,4 @@
-"""The reference server's and the trainer's edits, said once more in straight lines, apart from the product's code.
+"""The reference server's and the trainer's edits, written a second time in straight-line code of their own.
 
 Both are written from the parity facts. `reference_edit` ends in diffusers' own `__call__`, which nobody here
 wrote; `trainer_edit` cannot, since `__call__` rescales every guided prediction.
@@ -19,17 +19,17 @@ from serve_app.tasks import EditPlan
 T2I = ("qwen_image", "qwen_image_2512")
 
 
-def as_tensor(picture: PIL.Image.Image) -> torch.Tensor:
+def as_tensor(image: PIL.Image.Image) -> torch.Tensor:
     """(1, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None] / 255.0
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None] / 255.0
 
 
-def for_encoder(pipeline, picture: PIL.Image.Image) -> torch.Tensor:
-    return as_tensor(picture).to(pipeline.text_encoder.device, pipeline.text_encoder.dtype)
+def for_encoder(pipeline, image: PIL.Image.Image) -> torch.Tensor:
+    return as_tensor(image).to(pipeline.text_encoder.device, pipeline.text_encoder.dtype)
 
 
-def shown(pixels: torch.Tensor, area: int, *, upside_down: bool) -> torch.Tensor:
-    """What the vision encoder's processor gets of a (1, 3, H, W) tensor."""
+def resized_for_encoder(pixels: torch.Tensor, area: int, *, upside_down: bool) -> torch.Tensor:
+    """A (1, 3, H, W) tensor at the size that the vision encoder's processor receives."""
     high, wide = pixels.shape[-2:]
     ratio = high / wide if upside_down else wide / high
     width = math.sqrt(area * ratio)
@@ -39,7 +39,10 @@ def shown(pixels: torch.Tensor, area: int, *, upside_down: bool) -> torch.Tensor
 
 
 def encode_prompt(pipeline, text: str, **images) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The pipeline's own, its vision encoder attending as transformers ships it, whatever an engine has set."""
+    """The pipeline's own `encode_prompt`, with the vision encoder's attention as transformers ships it.
+
+    An engine over the same pipeline may have replaced that attention.
+    """
     config = pipeline.text_encoder.model.visual.config
     found = config._attn_implementation
     config._attn_implementation = "sdpa"
@@ -49,15 +52,15 @@ def encode_prompt(pipeline, text: str, **images) -> tuple[torch.Tensor, torch.Te
         config._attn_implementation = found
 
 
-def reference_prompt(pipeline, model: str, pictures: Sequence[PIL.Image.Image], text: str) -> torch.Tensor:
+def reference_prompt(pipeline, model: str, images: Sequence[PIL.Image.Image], text: str) -> torch.Tensor:
     if model in T2I:
         embeddings, mask = encode_prompt(pipeline, text)
     elif model == "qwen_image_edit":
-        image = shown(for_encoder(pipeline, pictures[0]), 1024 * 1024, upside_down=True)
-        embeddings, mask = encode_prompt(pipeline, text, image=image)
+        pixels = resized_for_encoder(for_encoder(pipeline, images[0]), 1024 * 1024, upside_down=True)
+        embeddings, mask = encode_prompt(pipeline, text, image=pixels)
     else:
-        images = [shown(for_encoder(pipeline, picture), 384 * 384, upside_down=True) for picture in pictures]
-        embeddings, mask = encode_prompt(pipeline, text, image=images)
+        tensors = [resized_for_encoder(for_encoder(pipeline, image), 384 * 384, upside_down=True) for image in images]
+        embeddings, mask = encode_prompt(pipeline, text, image=tensors)
     assert mask is None
     return embeddings
 
@@ -66,7 +69,7 @@ def reference_prompt(pipeline, model: str, pictures: Sequence[PIL.Image.Image], 
 def reference_edit(
     pipeline,
     model: str,
-    pictures: Sequence[PIL.Image.Image],
+    images: Sequence[PIL.Image.Image],
     *,
     prompt: str,
     negative: str,
@@ -78,15 +81,15 @@ def reference_edit(
     output_type: str = "pil",
 ) -> PIL.Image.Image | torch.Tensor:
     """The image, or with `output_type="latent"` the packed latents."""
-    pictures = [picture.convert("RGB") for picture in pictures]
-    inputs = {"prompt_embeds": reference_prompt(pipeline, model, pictures, prompt)}
+    images = [image.convert("RGB") for image in images]
+    inputs = {"prompt_embeds": reference_prompt(pipeline, model, images, prompt)}
     if guidance > 1:
         # The reference encodes it always; without guidance nothing reads it.
-        inputs["negative_prompt_embeds"] = reference_prompt(pipeline, model, pictures, negative)
+        inputs["negative_prompt_embeds"] = reference_prompt(pipeline, model, images, negative)
     if model == "qwen_image_edit":
-        inputs["image"] = pictures[0].resize((width, height), PIL.Image.Resampling.LANCZOS)
+        inputs["image"] = images[0].resize((width, height), PIL.Image.Resampling.LANCZOS)
     elif model not in T2I:
-        inputs["image"] = pictures
+        inputs["image"] = images
     return pipeline(
         **inputs,
         true_cfg_scale=guidance,
@@ -102,7 +105,7 @@ def reference_edit(
 def trainer_edit(
     pipeline,
     model: str,
-    pictures: Sequence[PIL.Image.Image],
+    images: Sequence[PIL.Image.Image],
     *,
     prompt: str,
     negative: str,
@@ -113,20 +116,22 @@ def trainer_edit(
     seed: int,
 ) -> PIL.Image.Image:
     """The trainer's preview at its newest version, from the parsed sample on."""
-    pictures = [picture.convert("RGB") for picture in pictures]
+    images = [image.convert("RGB") for image in images]
     edit, t2i = model == "qwen_image_edit", model in T2I
 
     # The list is changed in place, so what one prompt has resized is what the next one starts from. For
     # the edit model each prompt starts from the original.
-    tensors = [for_encoder(pipeline, picture) for picture in pictures]
+    tensors = [for_encoder(pipeline, image) for image in images]
 
     def encode(text: str) -> torch.Tensor:
         if t2i:
             return encode_prompt(pipeline, text)[0][:, :512]
         if edit:
-            return encode_prompt(pipeline, text, image=shown(tensors[0], 1024 * 1024, upside_down=False))[0]
+            return encode_prompt(pipeline, text, image=resized_for_encoder(tensors[0], 1024 * 1024, upside_down=False))[
+                0
+            ]
         for i, tensor in enumerate(tensors):
-            tensors[i] = shown(tensor, 384 * 384, upside_down=False)
+            tensors[i] = resized_for_encoder(tensor, 384 * 384, upside_down=False)
         return encode_prompt(pipeline, text, image=tensors)[0]
 
     positive = encode(prompt)
@@ -136,14 +141,14 @@ def trainer_edit(
     controls, shapes = [], [(1, height // 16, width // 16)]
     mean = torch.tensor(pipeline.vae.config.latents_mean).view(1, 16, 1, 1, 1).to(positive)
     std = torch.tensor(pipeline.vae.config.latents_std).view(1, 16, 1, 1, 1).to(positive)
-    for picture in pictures:
+    for image in images:
         if edit:
-            picture = picture.resize((width, height), PIL.Image.Resampling.BILINEAR)
-        ratio = picture.width / picture.height
+            image = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+        ratio = image.width / image.height
         wide = math.sqrt(1024 * 1024 * ratio)
         size = (round(wide / 32) * 32, round(wide / ratio / 32) * 32)
-        picture = picture.resize(size, PIL.Image.Resampling.LANCZOS)
-        pixels = (as_tensor(picture) * 2.0 - 1.0).to(positive)
+        image = image.resize(size, PIL.Image.Resampling.LANCZOS)
+        pixels = (as_tensor(image) * 2.0 - 1.0).to(positive)
         latents = (pipeline.vae.encode(pixels[:, :, None]).latent_dist.mode() - mean) / std
         controls.append(pipeline._pack_latents(latents, 1, 16, size[1] // 8, size[0] // 8))
         shapes.append((1, size[1] // 16, size[0] // 16))
@@ -208,12 +213,12 @@ def merge_lora(pipeline, path: Path, scale: float) -> None:
 ORACLES = {"reference": reference_edit, "trainer": trainer_edit}
 
 
-def edit_by_oracle(pipeline, plan: EditPlan, pictures: Sequence[PIL.Image.Image]) -> PIL.Image.Image:
-    """What the oracle of a plan's profile makes of it."""
+def edit_by_oracle(pipeline, plan: EditPlan, images: Sequence[PIL.Image.Image]) -> PIL.Image.Image:
+    """The image that the oracle of the plan's profile makes."""
     return ORACLES[plan.profile](
         pipeline,
         plan.model,
-        pictures,
+        images,
         prompt=plan.prompt,
         negative=plan.negative_prompt,
         width=plan.width,

@@ -24,11 +24,11 @@ from tests.engine.conftest import CPU, EDIT, run_out_of_memory_once
 PLUS = "qwen_image_edit_plus"
 
 
-def turned(picture: PIL.Image.Image) -> bytes:
+def turned(image: PIL.Image.Image) -> bytes:
     """A PNG that asks to be rotated."""
     exif, buffer = PIL.Image.Exif(), io.BytesIO()
     exif[0x0112] = 6
-    picture.save(buffer, "PNG", exif=exif)
+    image.save(buffer, "PNG", exif=exif)
     return buffer.getvalue()
 
 
@@ -64,10 +64,10 @@ def encoders(bench):
 
 
 def conditions(encoders: Encoders, plan, files) -> Conditions:
-    pictures = [decode(data, plan.exif) for data in files]
-    recipe = make_recipe(MODELS[plan.model], PROFILES[plan.profile], plan, [p.facts.size for p in pictures])
+    images = [decode(data, plan.exif) for data in files]
+    recipe = make_recipe(MODELS[plan.model], PROFILES[plan.profile], plan, [p.facts.size for p in images])
     with torch.no_grad():
-        return encoders.conditions(plan, pictures, recipe, Stopwatch(CPU))
+        return encoders.conditions(plan, images, recipe, Stopwatch(CPU))
 
 
 @pytest.mark.parametrize("change", CHANGES)

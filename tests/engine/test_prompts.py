@@ -1,4 +1,4 @@
-"""Lengths that an ingress tells without torch are those of what the text encoder is given."""
+"""Prompt lengths that an ingress computes without torch equal those that the text encoder is given."""
 
 import json
 
@@ -39,8 +39,8 @@ def family(request: pytest.FixtureRequest):
     return config, TorchEngine.load(config), IMAGES[: FAMILIES[request.param]]
 
 
-def plan_for(make_plan, model: str, pictures: list[bytes], **changes: object) -> EditPlan:
-    return make_plan(model=model, control_images=tuple("0" * 64 for _ in pictures), steps=1, **changes)
+def plan_for(make_plan, model: str, images: list[bytes], **changes: object) -> EditPlan:
+    return make_plan(model=model, control_images=tuple("0" * 64 for _ in images), steps=1, **changes)
 
 
 def test_templates_are_those_of_diffusers(family):
@@ -52,36 +52,36 @@ def test_templates_are_those_of_diffusers(family):
 
 
 @pytest.mark.parametrize("profile", ["reference", "trainer", "trainer-0.6.0"])
-def test_tokens_are_as_many_as_the_encoder_gives(family, make_plan, profile):
-    config, engine, pictures = family
+def test_token_count_equals_the_encoders(family, make_plan, profile):
+    config, engine, images = family
     watch = Stopwatch(engine.device)
     for text in TEXTS:
-        plan = plan_for(make_plan, config.id, pictures, profile=profile, prompt=text, negative_prompt=text)
-        recipe = engine._recipe(engine.prepare(plan, pictures))
-        given = engine._encoders.conditions(plan, [decode(data, "ignore") for data in pictures], recipe, watch)
+        plan = plan_for(make_plan, config.id, images, profile=profile, prompt=text, negative_prompt=text)
+        recipe = engine._recipe(engine.prepare(plan, images))
+        given = engine._encoders.conditions(plan, [decode(data, "ignore") for data in images], recipe, watch)
         for embeddings, sizes in (
             (given.positive, recipe.encoder_sizes),
             (given.negative, recipe.negative_encoder_sizes),
         ):
-            told = Prompts(config).least_tokens(text, recipe, sizes, enough=-1)
-            assert min(told, recipe.max_prompt_tokens or told) == embeddings.shape[1], text
+            counted = Prompts(config).least_tokens(text, recipe, sizes, enough=-1)
+            assert min(counted, recipe.max_prompt_tokens or counted) == embeddings.shape[1], text
 
 
-def test_text_that_fits_just_so_is_edited_and_one_more_token_is_refused(family, make_plan):
-    config, engine, pictures = family
+# A text-to-image model cuts its prompts, so it refuses none.
+@pytest.mark.parametrize("family", [model for model, count in FAMILIES.items() if count], indirect=True)
+def test_longest_prompt_that_fits_is_edited_and_one_more_token_is_refused(family, make_plan):
+    config, engine, images = family
     spec = MODELS[config.id]
-    if not pictures:
-        pytest.skip("a text-to-image model cuts its prompts")
-    plan = plan_for(make_plan, config.id, pictures, guidance_scale=1.0)
-    sizes = [decode(data, "ignore").facts.size for data in pictures]
+    plan = plan_for(make_plan, config.id, images, guidance_scale=1.0)
+    sizes = [decode(data, "ignore").facts.size for data in images]
     recipe = make_recipe(spec, PROFILES[plan.profile], plan, sizes)
     room, prompts = text_room(recipe, (plan.width, plan.height)), Prompts(config)
-    # A letter is a token of this tokenizer.
+    # This tokenizer makes one token of each letter.
     fits = "x" * (room - prompts.least_tokens("", recipe, recipe.encoder_sizes, enough=-1))
     assert prompts.least_tokens(fits, recipe, recipe.encoder_sizes, enough=-1) == room
-    engine.edit(plan_for(make_plan, config.id, pictures, guidance_scale=1.0, prompt=fits), pictures)
+    engine.edit(plan_for(make_plan, config.id, images, guidance_scale=1.0, prompt=fits), images)
     with pytest.raises(InvalidParameter):
-        engine.edit(plan_for(make_plan, config.id, pictures, guidance_scale=1.0, prompt=fits + "x"), pictures)
+        engine.edit(plan_for(make_plan, config.id, images, guidance_scale=1.0, prompt=fits + "x"), images)
 
 
 @pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json and merges.txt"])
@@ -106,7 +106,7 @@ def test_tokenizer_is_read_from_the_checkpoints_files(tmp_path, make, files, mak
 
 
 def test_cut_names_the_words_behind_the_last_token_that_is_read(make_plan):
-    """With the trained miniature's tokenizer, whose tokens join bytes."""
+    """The trained miniature's tokenizer joins several bytes to one token."""
     config = ModelConfig(id="qwen_image", checkpoint=MINIATURE)
     spec, text = MODELS["qwen_image"], " ".join(f"word{number}" for number in range(300))
     plan = make_plan(model="qwen_image", control_images=(), prompt=text)

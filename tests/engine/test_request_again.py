@@ -114,12 +114,12 @@ def test_record_that_is_sent_back_makes_the_image_bit_for_bit(client, fields):
     body = {"model": MODELS[0], "loras": [{"path": LORA}], "output_format": "png"}
     body["prompts"] = [prompt | {k: v for k, v in fields.items() if k in OF_A_PROMPT}]
     body |= {k: v for k, v in fields.items() if k not in OF_A_PROMPT}
-    picture, record = made(client, body)
+    image, record = made(client, body)
     again, same = made(client, record["request"])
-    assert pixels(again) == pixels(picture)
+    assert pixels(again) == pixels(image)
     assert same["request"] == record["request"]
     if body["output_format"] == "png":
-        carried = json.loads(PIL.Image.open(io.BytesIO(picture)).text["effective"])
+        carried = json.loads(PIL.Image.open(io.BytesIO(image)).text["effective"])
         assert carried == record
 
 

@@ -80,7 +80,7 @@ async def test_no_process_is_started_before_there_is_work_and_one_serves_many(ma
     assert workers() == []
 
 
-async def test_at_most_so_many_processes(make_decoders):
+async def test_number_of_processes_is_limited(make_decoders):
     decoders = make_decoders()
     await asyncio.gather(*(decoders.facts(SMALL, "ignore", "") for _ in range(20)))
     assert len(workers()) <= PROCESSES
@@ -97,13 +97,13 @@ async def test_file_that_takes_too_long_is_stopped_and_the_next_is_decoded(make_
     assert (await decoders.facts(SMALL, "ignore", "")).size == (60, 40)
 
 
-async def test_time_of_one_file_is_not_the_next_ones(make_decoders, monkeypatch):
+async def test_each_file_has_its_own_time_limit(make_decoders, monkeypatch):
     monkeypatch.setattr(decoder_pool, "WALL_FACTOR", 1000)
     started = time.process_time()
-    decode(HEAVY, "ignore")
+    expected = decode(HEAVY, "ignore").facts
     decoders = make_decoders(decode_timeout_s=1.7 * (time.process_time() - started))
     for _ in range(4):
-        await decoders.facts(HEAVY, "ignore", "")
+        assert await decoders.facts(HEAVY, "ignore", "") == expected
 
 
 async def test_file_that_needs_too_much_memory_is_refused(make_decoders, monkeypatch):
@@ -187,7 +187,7 @@ async def test_one_tenants_heavy_files_do_not_hold_up_another(make_decoders):
     await asyncio.wait(attack)
 
 
-async def test_nobody_is_blamed_for_a_busy_machine(make_decoders, monkeypatch):
+async def test_busy_machine_is_not_the_files_fault(make_decoders, monkeypatch):
     monkeypatch.setattr(decoder_pool, "WALL_FACTOR", 0.02)
     with pytest.raises(Overloaded):
         await make_decoders().facts(HEAVY, "ignore", "")
