@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 
 from benchmarks.full_size import PHOTOGRAPH, PLAN, gpu_profile, make_pipeline, request, serving, write_lora
-from serve_app.adapters.sources import fingerprint
+from serve_app.adapters.identity import fingerprint
 from serve_app.commands.ports import free_port
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.images.encode import encode

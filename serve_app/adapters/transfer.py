@@ -3,7 +3,7 @@
 import asyncio
 from typing import BinaryIO
 
-from serve_app.adapters.sources import fingerprint, identity, open_store
+from serve_app.adapters.identity import fingerprint, identity, open_store
 from serve_app.config import FetchConfig
 from serve_app.errors import FetchFailed, LoraChanged
 from serve_app.storage.fetch import Fetcher

@@ -12,8 +12,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from serve_app.adapters.disk_cache import DiskCache
 from serve_app.adapters.header import read_header
+from serve_app.adapters.identity import fingerprint, open_store
 from serve_app.adapters.local_files import NotRegular, open_regular
-from serve_app.adapters.sources import fingerprint, open_store
 from serve_app.adapters.transfer import fetch, refuse_changed
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.errors import FetchFailed, LoraChanged, LoraDownloadFailed, StorageFailed

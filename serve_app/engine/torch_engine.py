@@ -28,7 +28,7 @@ from serve_app.engine.protocol import Edited
 from serve_app.errors import CheckpointRefused, DeviceLost, EditCanceled, OutOfMemory, UnusableResult, clear_frames
 from serve_app.images.decode import DecodedImage, decode
 from serve_app.models import architecture
-from serve_app.models.effective import effective
+from serve_app.models.effective import effective_record
 from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import Recipe, make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
@@ -303,7 +303,7 @@ class TorchEngine:
                     latents = self._denoiser.denoise(plan, recipe, given, after_step)
             with watch.stage("decode"):
                 made = self._encoders.decode(latents, plan)
-        record = effective(plan, self._spec, recipe, self._architecture, [image.facts for image in decoded])
+        record = effective_record(plan, self._spec, recipe, self._architecture, [image.facts for image in decoded])
         compilations = graphs_compiled() - compiled_before
         runtime = self._runtime(prepared) | {"reused": given.reused}
         return Edited(made, dict(watch.seconds), record, runtime, swapped, compilations)

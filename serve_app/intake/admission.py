@@ -21,11 +21,12 @@ from serve_app.intake.keys import Caller
 from serve_app.intake.notes import Noted, notes_about
 from serve_app.intake.stored_images import StoredControls, is_stored
 from serve_app.models.architecture import Architecture
-from serve_app.models.effective import effective, without_secrets
+from serve_app.models.effective import effective_record
 from serve_app.models.profile import PROFILES
 from serve_app.models.prompt_tokens import Prompts
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
+from serve_app.models.repeat_request import without_url_secrets
 from serve_app.schemas import InferenceRequest, Lora
 from serve_app.storage.fetch import Fetcher
 from serve_app.tasks import AdapterUse, EditPlan
@@ -95,7 +96,7 @@ class Admission:
         spec = admitted.spec
         images = [admitted.control_files[digest].facts for digest in edit.control_images]
         recipe = make_recipe(spec, PROFILES[edit.profile], edit, [image.size for image in images])
-        return effective(edit, spec, recipe, self._architectures[spec.id], images)
+        return effective_record(edit, spec, recipe, self._architectures[spec.id], images)
 
     async def adapter(self, lora: Lora, token: str | None, spec: ModelSpec, tenant: str) -> AdapterUse:
         """What a request's LoRA is.
@@ -103,7 +104,7 @@ class Admission:
         Raises LoraNotFound, LoraInvalidFile, LoraDownloadFailed, LoraIncompatible or Overloaded.
         """
         file = await self._sources.admit(lora.path, token, tenant)
-        path, architecture = without_secrets(lora.path), self._architectures[spec.id]
+        path, architecture = without_url_secrets(lora.path), self._architectures[spec.id]
         receipt = await asyncio.to_thread(understand, file.header, file.size_bytes, path, spec.id, architecture)
         return AdapterUse(file.id, path, file.url, lora.network_multiplier, receipt, file.version)
 

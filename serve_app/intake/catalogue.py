@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from functools import lru_cache, partial
 
+from serve_app.adapters.lora_root import LoraRoot, StoredFile
 from serve_app.adapters.receipts import understand
-from serve_app.adapters.sources import LoraSources, StoredFile
 from serve_app.errors import (
     LoraDownloadFailed,
     LoraIncompatible,
@@ -23,8 +23,8 @@ KNOWN_FILES = 4096
 class Shelf:
     """The LoRA root seen with the eyes of the served models: `architectures` are by the model's id."""
 
-    def __init__(self, sources: LoraSources, architectures: Mapping[str, Architecture]) -> None:
-        self._sources = sources
+    def __init__(self, root: LoraRoot, architectures: Mapping[str, Architecture]) -> None:
+        self._root = root
         self._architectures = architectures
         # A file that its store says is unchanged is not read again.
         self._known = lru_cache(KNOWN_FILES)(self._read)
@@ -32,11 +32,11 @@ class Shelf:
     async def page(self, search: str, cursor: str, limit: int) -> LoraList:
         """As `Service.loras`."""
         page: list[LoraInfo] = []
-        for file in await self._sources.ask(self._sources.files):
+        for file in await self._root.in_thread(self._root.files):
             if file.path <= cursor:
                 continue
             # In turn, so that no page reads more headers than it shows or searches.
-            info = await self._sources.ask(partial(self._describe, file))
+            info = await self._root.in_thread(partial(self._describe, file))
             words = (info.path, info.receipt.trigger_word or "", info.receipt.kind) if info.receipt else (info.path,)
             if any(search.lower() in word.lower() for word in words):
                 page.append(info)
@@ -47,10 +47,10 @@ class Shelf:
     async def one(self, path: str) -> LoraInfo:
         """One file. Raises LoraUnknown, or LoraDownloadFailed if its store does not answer."""
         try:
-            file = await self._sources.ask(partial(self._sources.find, path))
+            file = await self._root.in_thread(partial(self._root.find, path))
         except (LoraNotFound, LoraPathForbidden) as error:
             raise LoraUnknown(error.message, error.details) from error
-        return await self._sources.ask(partial(self._describe, file))
+        return await self._root.in_thread(partial(self._describe, file))
 
     def _describe(self, file: StoredFile) -> LoraInfo:
         try:
@@ -62,7 +62,7 @@ class Shelf:
     def _read(self, file: StoredFile) -> LoraInfo:
         receipt, problem, fits = None, None, []
         try:
-            admitted = self._sources.read(file)
+            admitted = self._root.read(file)
             for model, architecture in self._architectures.items():
                 try:
                     receipt = understand(admitted.header, admitted.size_bytes, file.path, model, architecture)

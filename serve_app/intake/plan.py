@@ -22,11 +22,11 @@ from serve_app.errors import (
 )
 from serve_app.images.decode import ImageFacts
 from serve_app.images.sizes import snap
-from serve_app.models.effective import STORED_IMAGE
 from serve_app.models.profile import PROFILES, Profile, profile_of_trainer
 from serve_app.models.prompt_tokens import Prompts, text_room
 from serve_app.models.recipe import SAMPLERS, make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
+from serve_app.models.repeat_request import STORED_IMAGE
 from serve_app.schemas import InferenceRequest, Lora, Prompt
 from serve_app.tasks import MAX_TRIGGER_CHARS, AdapterUse, EditPlan, SamplerName
 

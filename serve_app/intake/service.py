@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from opentelemetry.trace import SpanKind
 
+from serve_app.adapters.lora_root import LoraRoot
 from serve_app.adapters.sources import LoraSources
 from serve_app.concurrency import background
 from serve_app.concurrency.budget import Budget
@@ -125,12 +126,13 @@ class Service:
         # Without keys all callers are one tenant, and there is nobody to keep a process for.
         decoders = Decoders(config.fetch, PROCESSES - 1 if config.auth.keys_file else PROCESSES)
         exits.push_async_callback(decoders.close)
-        sources = LoraSources(config.lora_root, self._fetcher, self._artifacts, config.fetch.hub_hosts)
+        lora_root = LoraRoot(config.lora_root)
+        sources = LoraSources(lora_root, self._fetcher, self._artifacts, config.fetch.hub_hosts)
         self._store = JobStore(config.jobs)
         exits.push_async_callback(self._store.close)
         controls = StoredControls(self._store.requests, self._artifacts)
         self._admission = Admission(config, self._fetcher, decoders, sources, self._architectures, controls)
-        self._shelf = Shelf(sources, self._architectures)
+        self._shelf = Shelf(lora_root, self._architectures)
         await self._store.open()
         self._watch = Watch(self._store, self._meter)
         _run(exits, self._watch.run())

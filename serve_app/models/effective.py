@@ -1,12 +1,12 @@
-"""What was done, or would be: one record for `/v1/explain`, for a result's metadata and for a PNG's text.
+"""The effective record of an edit: every value that decides the image, and what follows from it.
 
-Pure, and the same code in the ingress and next to the engine. Its `request` is a body that makes the image again.
+`/v1/explain` returns it before an edit; a result's metadata and a PNG's text carry it afterwards. Ingress and engine
+compute it with this code, which is pure.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from serve_app.images.decode import ImageFacts
 from serve_app.images.sizes import Size
@@ -14,25 +14,49 @@ from serve_app.models.architecture import Architecture
 from serve_app.models.prompt_tokens import image_tokens
 from serve_app.models.recipe import Recipe, scheduler_config, shift_of, sigmas_of, tokens
 from serve_app.models.registry import ModelSpec
-from serve_app.tasks import EditPlan, Receipt
+from serve_app.models.repeat_request import repeat_request, without_url_secrets
+from serve_app.tasks import AdapterUse, EditPlan
 
-# A rough figure for byte-pair tokens of English; only the estimate of the work rests on it.
-CHARACTERS_A_TOKEN = 4
-# What a stored control image's name in a request starts with; its digest follows.
-STORED_IMAGE = "sha256:"
-# Tokens of the template behind the dropped system prompt.
+# A rough figure for byte-pair tokens of English. Only the estimate of the work uses it.
+CHARACTERS_PER_TOKEN = 4
+# Tokens of the prompt's template after the system prompt, whose embeddings are dropped.
 TEMPLATE_TOKENS = 10
 
 
-def effective(
+def effective_record(
     plan: EditPlan, spec: ModelSpec, recipe: Recipe, architecture: Architecture, images: Sequence[ImageFacts]
 ) -> dict[str, Any]:
-    """The record. Sizes are (width, height) in pixels."""
+    """The effective record of one edit, ready for JSON. Sizes are (width, height) in pixels.
+
+    `images` describes the plan's control images, in order.
+    """
     text_tokens = _text_tokens(plan.prompt, recipe.encoder_sizes, recipe)
-    positive = architecture.forward_flops(recipe.image_tokens, text_tokens)
-    negative = architecture.forward_flops(
-        recipe.image_tokens, _text_tokens(plan.negative_prompt, recipe.negative_encoder_sizes, recipe)
-    )
+    return {
+        **_parameters(plan, spec),
+        "why": plan.why,
+        "request": repeat_request(plan),
+        "guidance": _guidance(plan, recipe),
+        "forwards": recipe.forwards,
+        "scheduler": _scheduler(plan, recipe),
+        "noise": {"generator": "cpu", "seed": plan.seed, "shape": [1, 1, 16, plan.height // 8, plan.width // 8]},
+        "text_encoder": {
+            "position_ids": recipe.position_ids,
+            "prompt_prefix": recipe.prompt_prefix,
+            "max_prompt_tokens": recipe.max_prompt_tokens,
+        },
+        "control_images": [_control_image(plan, recipe, index, image) for index, image in enumerate(images)],
+        "loras": [_lora(use, architecture) for use in plan.adapters],
+        "loras_applied": "W0 + the sum of network_multiplier * change, from an untouched W0 for each request",
+        "tokens": {
+            "target": recipe.target_tokens,
+            "control": recipe.image_tokens - recipe.target_tokens,
+            "text_estimated": text_tokens,
+        },
+        "transformer_flops_estimated": _flops(plan, recipe, architecture, text_tokens),
+    }
+
+
+def _parameters(plan: EditPlan, spec: ModelSpec) -> dict[str, Any]:
     return {
         "model": plan.model,
         "base_model": spec.base_model,
@@ -50,79 +74,31 @@ def effective(
         "vae_tiling": plan.vae_tiling,
         "quantization": plan.quantization,
         "feature_cache": plan.feature_cache,
-        "why": plan.why,
-        "request": request_of(plan),
-        "guidance": _guidance(plan, recipe),
-        "forwards": recipe.forwards,
-        "scheduler": _scheduler(plan, recipe),
-        "noise": {"generator": "cpu", "seed": plan.seed, "shape": [1, 1, 16, plan.height // 8, plan.width // 8]},
-        "text_encoder": {
-            "position_ids": recipe.position_ids,
-            "prompt_prefix": recipe.prompt_prefix,
-            "max_prompt_tokens": recipe.max_prompt_tokens,
-        },
-        "control_images": [_control_image(plan, recipe, index, image) for index, image in enumerate(images)],
-        "loras": [
-            {
-                "path": without_secrets(use.path),
-                "network_multiplier": use.scale,
-                "id": use.id,
-                "receipt": _plain(use.receipt),
-                "modules_of_a_whole_one": architecture.adapted_modules,
-            }
-            for use in plan.adapters
-        ],
-        "loras_applied": "W0 + the sum of network_multiplier * change, from an untouched W0 for each request",
-        "tokens": {
-            "target": recipe.target_tokens,
-            "control": recipe.image_tokens - recipe.target_tokens,
-            "text_estimated": text_tokens,
-        },
-        "transformer_flops_estimated": plan.steps * (positive + (negative if recipe.guided else 0)),
     }
 
 
-def request_of(plan: EditPlan) -> dict[str, Any]:
-    """A request for this one image: every value that decides its pixels, under the request's own names.
-
-    A control image stands there by its digest, which the service takes while it keeps the image. The parts of a LoRA's
-    URL that may be secret are left out: its sender has to add them. What only the config says (quantization,
-    feature_cache) is not part of a request.
-    """
-    names = ["ctrl_img"] if len(plan.control_images) == 1 else ["ctrl_img_1", "ctrl_img_2", "ctrl_img_3"]
-    prompt = {
-        "prompt": plan.prompt,
-        "neg": plan.negative_prompt,
-        "width": plan.width,
-        "height": plan.height,
-        "sample_steps": plan.steps,
-        "guidance_scale": plan.guidance_scale,
-        "seed": plan.seed,
-        "sampler": plan.sampler,
-    }
-    images = {name: f"{STORED_IMAGE}{sha256}" for name, sha256 in zip(names, plan.control_images, strict=False)}
+def _lora(use: AdapterUse, architecture: Architecture) -> dict[str, Any]:
     return {
-        "model": plan.model,
-        "loras": [{"path": without_secrets(use.path), "network_multiplier": use.scale} for use in plan.adapters],
-        "prompts": [prompt | images],
-        "profile": plan.profile,
-        "output_format": plan.output_format,
-        "exif": plan.exif,
-        "vae_tiling": plan.vae_tiling,
+        "path": without_url_secrets(use.path),
+        "network_multiplier": use.scale,
+        "id": use.id,
+        "receipt": None if use.receipt is None else _with_lists(asdict(use.receipt)),
+        "modules_of_a_whole_one": architecture.adapted_modules,
     }
 
 
-def without_secrets(path: str) -> str:
-    """A LoRA's path as it may travel in an image: a URL without its user, query and fragment."""
-    if "://" not in path:
-        return path
-    parts = urlsplit(path)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+def _with_lists(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with lists in place of tuples, as JSON has them."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
-def _plain(receipt: Receipt | None) -> dict[str, Any] | None:
-    """As JSON has it: lists for tuples."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(receipt).items()} if receipt else None
+def _flops(plan: EditPlan, recipe: Recipe, architecture: Architecture, text_tokens: int) -> int:
+    """Floating-point operations of all forwards; `text_tokens` are the prompt's."""
+    flops = plan.steps * architecture.forward_flops(recipe.image_tokens, text_tokens)
+    if recipe.guided:
+        negative_tokens = _text_tokens(plan.negative_prompt, recipe.negative_encoder_sizes, recipe)
+        flops += plan.steps * architecture.forward_flops(recipe.image_tokens, negative_tokens)
+    return flops
 
 
 def _guidance(plan: EditPlan, recipe: Recipe) -> dict[str, Any]:
@@ -170,6 +146,6 @@ def _control_image(plan: EditPlan, recipe: Recipe, index: int, image: ImageFacts
 
 
 def _text_tokens(text: str, encoder_sizes: Sequence[Sequence[Size]], recipe: Recipe) -> int:
-    """About how many tokens the text stream has: the images', the prompt's and the template's."""
-    total = image_tokens(encoder_sizes) + len(recipe.prompt_prefix + text) // CHARACTERS_A_TOKEN + TEMPLATE_TOKENS
+    """An estimate of the text stream's tokens: those of the images, the prompt and the template."""
+    total = image_tokens(encoder_sizes) + len(recipe.prompt_prefix + text) // CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS
     return min(total, recipe.max_prompt_tokens or total)

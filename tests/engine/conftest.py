@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from serve_app.adapters.sources import fingerprint
+from serve_app.adapters.identity import fingerprint
 from serve_app.config import MINIATURE_RANDOM, ModelConfig
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.registry import MODELS

@@ -11,7 +11,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file, save_file
 
-from serve_app.adapters.sources import fingerprint, identity
+from serve_app.adapters.identity import fingerprint, identity
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import MINIATURE_RANDOM, FetchConfig, ModelConfig
 from serve_app.engine.torch_engine import TorchEngine

@@ -12,7 +12,7 @@ from filelock import FileLock
 from fsspec.implementations.memory import MemoryFileSystem
 
 from serve_app.adapters import transfer
-from serve_app.adapters.sources import fingerprint
+from serve_app.adapters.identity import fingerprint
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.errors import LoraChanged, LoraInvalidFile, StorageFailed

@@ -11,9 +11,9 @@ import pytest
 from fsspec.spec import AbstractBufferedFile
 
 from serve_app.adapters.header import read_header
+from serve_app.adapters.lora_root import BEGINNING_BYTES
 from serve_app.adapters.receipts import understand
 from serve_app.adapters.scalar_tensors import scalar
-from serve_app.adapters.sources import BEGINNING_BYTES
 from serve_app.models.architecture import MINIATURE_ARCHITECTURE, PUBLISHED
 from serve_app.tasks import Factor
 from tests.unit.conftest import safetensors_bytes

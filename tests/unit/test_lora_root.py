@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.adapters import sources
+from serve_app.adapters import lora_root
+from serve_app.adapters.identity import fingerprint
 from serve_app.adapters.local_files import NotRegular, open_regular
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import FetchConfig, JobsConfig, ModelConfig
@@ -20,7 +21,6 @@ from serve_app.intake.catalogue import Shelf
 from serve_app.jobs import database
 from serve_app.jobs.records import NewImage, NewRequest
 from serve_app.jobs.store import JobStore
-from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import AdapterUse
 from tests.unit.conftest import safetensors_bytes
 
@@ -118,7 +118,7 @@ def test_file_that_became_a_pipe_is_one_that_changed(tmp_path):
     """In the editor, after the request was accepted."""
     file = tmp_path / "a.safetensors"
     file.write_bytes(safetensors_bytes())
-    use = AdapterUse(sources.fingerprint(str(file)), "a.safetensors", str(file), 1.0)
+    use = AdapterUse(fingerprint(str(file)), "a.safetensors", str(file), 1.0)
     contents = VerifiedFiles(ModelConfig(adapter_disk_folder=str(tmp_path / "disk")), FetchConfig())
     assert contents.read(use).data == file.read_bytes()
     file.unlink()
@@ -148,21 +148,20 @@ def stuck() -> Iterator[Stuck]:
 
 
 @pytest.fixture
-def lora_sources(config) -> sources.LoraSources:
-    artifacts = Artifacts(config.artifacts_url)
-    return sources.LoraSources(config.lora_root, None, artifacts, ())  # type: ignore[arg-type]  # no URLs here
+def root(config) -> lora_root.LoraRoot:
+    return lora_root.LoraRoot(config.lora_root)
 
 
-async def test_store_that_hangs_is_given_up_and_then_not_asked(lora_sources, stuck, monkeypatch):
-    monkeypatch.setattr(sources, "ROOT_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(lora_sources._threads._places, "_patience_s", 0.1)
-    monkeypatch.setattr(lora_sources, "files", stuck)
-    shelf = Shelf(lora_sources, {})
+async def test_store_that_hangs_is_given_up_and_then_not_asked(root, stuck, monkeypatch):
+    monkeypatch.setattr(lora_root, "ROOT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(root._threads._places, "_patience_s", 0.1)
+    monkeypatch.setattr(root, "files", stuck)
+    shelf = Shelf(root, {})
     began = time.monotonic()
-    looks = [shelf.page("", "", 10) for _ in range(3 * sources.ROOT_THREADS)]
+    looks = [shelf.page("", "", 10) for _ in range(3 * lora_root.ROOT_THREADS)]
     outcomes = await asyncio.gather(*looks, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {Overloaded}
-    assert (stuck.calls, time.monotonic() - began < 2) == (sources.ROOT_THREADS, True)
+    assert (stuck.calls, time.monotonic() - began < 2) == (lora_root.ROOT_THREADS, True)
     # Threads of others are free, and those that hung serve again once the store is back.
     assert await asyncio.to_thread(lambda: 1) == 1
     stuck.released.set()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from serve_app.adapters.sources import BEGINNING_BYTES, identity
+from serve_app.adapters.identity import identity
+from serve_app.adapters.lora_root import BEGINNING_BYTES
 from serve_app.config import AppConfig
 from tests.loraserver import LoraServer, lora_server
 from tests.unit.conftest import PAIR, Application, safetensors_bytes

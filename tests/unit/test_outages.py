@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from starlette.testclient import TestClient
 
-from serve_app.adapters.sources import fingerprint
+from serve_app.adapters.identity import fingerprint
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.concurrency.threads import Threads
 from serve_app.config import FetchConfig, ModelConfig

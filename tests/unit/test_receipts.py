@@ -7,8 +7,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from serve_app.adapters.sources import hub_url
-from serve_app.models.effective import without_secrets
+from serve_app.adapters.urls import hub_url
+from serve_app.models.repeat_request import without_url_secrets
 from tests.unit.conftest import PAIR, TO_Q, safetensors_bytes
 
 TRAINED = {
@@ -320,8 +320,8 @@ def test_trigger_word_passes_the_same_checks_as_the_prompt(client, make_body):
 
 def test_secrets_of_a_url_are_not_in_the_record():
     url = "https://user:password@hub.example/a/b.safetensors?X-Amz-Signature=secret#part"
-    assert without_secrets(url) == "https://hub.example/a/b.safetensors"
-    assert without_secrets("job/lora.safetensors") == "job/lora.safetensors"
+    assert without_url_secrets(url) == "https://hub.example/a/b.safetensors"
+    assert without_url_secrets("job/lora.safetensors") == "job/lora.safetensors"
 
 
 def test_models_show_the_divisor_of_the_configured_profile(client_with):

@@ -11,7 +11,7 @@ from aiohttp.client_reqrep import ConnectionKey
 from starlette.testclient import TestClient
 from yarl import URL
 
-from serve_app.adapters.sources import is_origin
+from serve_app.adapters.urls import is_origin
 from serve_app.config import AppConfig, FetchConfig, JobsConfig
 from serve_app.errors import FetchFailed
 from serve_app.jobs.store import JobStore

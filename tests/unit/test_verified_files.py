@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.adapters.sources import fingerprint, identity
+from serve_app.adapters.identity import fingerprint, identity
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.errors import LoraChanged, LoraDownloadFailed

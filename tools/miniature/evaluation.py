@@ -9,7 +9,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from serve_app.adapters.sources import fingerprint
+from serve_app.adapters.identity import fingerprint
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.pipeline import conditioning
 from serve_app.tasks import AdapterUse, EditPlan

@@ -1,0 +1,47 @@
+"""A request that makes one image again: part of every effective record."""
+
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from serve_app.tasks import EditPlan
+
+# The name of a stored control image in a request starts with this; its digest follows.
+STORED_IMAGE = "sha256:"
+
+
+def repeat_request(plan: EditPlan) -> dict[str, Any]:
+    """The body of a request for this one image, with every value that decides its pixels.
+
+    Control images are named by their digest, which the service accepts as long as it stores the image. The parts of a
+    LoRA's URL that may be secret are left out: the sender has to add them. What only the config says (quantization,
+    feature_cache) is not part of a request.
+    """
+    names = ["ctrl_img"] if len(plan.control_images) == 1 else ["ctrl_img_1", "ctrl_img_2", "ctrl_img_3"]
+    prompt = {
+        "prompt": plan.prompt,
+        "neg": plan.negative_prompt,
+        "width": plan.width,
+        "height": plan.height,
+        "sample_steps": plan.steps,
+        "guidance_scale": plan.guidance_scale,
+        "seed": plan.seed,
+        "sampler": plan.sampler,
+    }
+    images = {name: f"{STORED_IMAGE}{sha256}" for name, sha256 in zip(names, plan.control_images, strict=False)}
+    return {
+        "model": plan.model,
+        "loras": [{"path": without_url_secrets(use.path), "network_multiplier": use.scale} for use in plan.adapters],
+        "prompts": [prompt | images],
+        "profile": plan.profile,
+        "output_format": plan.output_format,
+        "exif": plan.exif,
+        "vae_tiling": plan.vae_tiling,
+    }
+
+
+def without_url_secrets(path: str) -> str:
+    """A LoRA's path as it may be stored and shown: a URL without its user, query and fragment, any other as it is."""
+    if "://" not in path:
+        return path
+    parts = urlsplit(path)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
