@@ -1,7 +1,7 @@
 """Builds the documentation into out/site, strictly: `make docs`.
 
 Writes docs/api.md and docs/openapi.json first, which the application describes. Ends with exit code 1 if a link, an
-anchor or a page is missing, or if a page would load something from another host.
+anchor, a page or a file that a page names is missing, or if a page would load something from another host.
 """
 
 import json
@@ -23,6 +23,10 @@ SITE = REPOSITORY / "out/site"
 # Pages that another page links to instead of the navigation.
 LINKED_FOLDERS = ("decisions",)
 REFERENCE = re.compile(r"""<(?P<tag>\w+)\b[^>]*?\s(?:href|src)=["']?(?P<target>[^"'\s>]+)""")
+# A file of the repository, as pages name it: `serve_app/app.py`, or short within the package, `jobs/queue.py`.
+FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|cfg|lua|toml|yaml))`")
+# What readers make themselves.
+NOT_COMMITTED = ("out/", "cluster/secrets/")
 # Elements whose target a browser loads with the page; an `a` is followed on a click.
 LOADING_TAGS = ("script", "link", "img", "iframe", "source")
 
@@ -32,6 +36,7 @@ def main() -> None:
     (DOCS / "openapi.json").write_text(json.dumps(document, indent=2))
     (DOCS / "api.md").write_text(api_page(document))
     stop_at(navigation_problems())
+    stop_at(file_problems())
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     # Its own traceback follows the list of broken links and says nothing more.
     if subprocess.run(command, cwd=REPOSITORY, check=False).returncode != 0:
@@ -56,6 +61,15 @@ def navigation_problems() -> Iterator[str]:
     for page in sorted(present - named):
         if not page.startswith(tuple(f"{folder}/" for folder in LINKED_FOLDERS)):
             yield f"docs/{page} is not in the navigation of mkdocs.yml"
+
+
+def file_problems() -> Iterator[str]:
+    """Files that a page names and that are not in the repository."""
+    for page in [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]:
+        for name in FILE.findall(page.read_text()):
+            places = (REPOSITORY / name, REPOSITORY / "serve_app" / name)
+            if not name.startswith(NOT_COMMITTED) and not any(place.is_file() for place in places):
+                yield f"{page.relative_to(REPOSITORY)} names {name}, which is not in the repository"
 
 
 def site_problems() -> Iterator[str]:
