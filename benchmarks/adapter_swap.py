@@ -1,10 +1,10 @@
-"""How long the weights take to change at the published size, on one GPU, and what it leaves behind.
+"""Time to change the adapters in the weights at the published size on one GPU, and whether the weights stay exact.
 
-Random rank-32 adapters on all 840 linears of the blocks, in pinned host memory, as an editor holds them.
+Adapters are random, of rank 32, on all 840 linears of the blocks, in pinned host memory as in an editor.
 `not_nearest` is the share of one linear's weights that are not the bf16 nearest to the definition in float64.
 
-python -m benchmarks.adapter_swap            # swaps, stacks, scales; copies on the device and in host memory
-python -m benchmarks.adapter_swap --compile  # and whether compiled blocks notice
+python -m benchmarks.adapter_swap            # swaps, stacks, scales; untouched weights on the device or in host memory
+python -m benchmarks.adapter_swap --compile  # also checks that swaps cause no recompilation
 """
 
 import argparse
@@ -51,7 +51,7 @@ def make_lora(seed: int, dtype: torch.dtype = torch.bfloat16) -> Adapter:
 
 
 def make_lokr(seed: int) -> Adapter:
-    """Whole matrices of 16x16 and of what is left, as the trainer's default factor gives."""
+    """A LoKr adapter with factors of 16x16 and the rest, as the trainer's default factor gives."""
     generator = torch.Generator().manual_seed(seed)
     changes = {
         f"{name}.weight": Kronecker(
@@ -119,7 +119,7 @@ def measure(transformer: QwenImageTransformer2DModel, copies: str, swaps: int) -
 
 
 def measure_stack(weights: Weights, stack: Stack, before: Stack) -> float:
-    """Seconds from one stack to another, the median of three."""
+    """Seconds to change from the stack `before` to `stack`, median of three."""
     times = []
     for _ in range(3):
         times.append(seconds(lambda: weights.apply(stack)))
@@ -143,7 +143,7 @@ def not_nearest(transformer: QwenImageTransformer2DModel, weights: Weights, stac
 
 @torch.no_grad()
 def measure_compiled(transformer: QwenImageTransformer2DModel) -> None:
-    """Graphs before and after swaps, stacks and scales: compiled blocks must not notice."""
+    """Count graphs before and after swaps, stacks and scales: compiled blocks must not be compiled again."""
     weights = Weights(transformer, "device")
     a, b = make_lora(1), make_lora(2)
     side = 32

@@ -1,21 +1,21 @@
-"""One edit by stock diffusers with a PEFT adapter and by this engine, side by side in one process, on the same weights.
+"""One edit by stock diffusers with a PEFT adapter, compared with this engine, in one process and on the same weights.
 
     python -m benchmarks.beside_stock                        # one GPU, the published sizes, random weights in bf16
-    python -m benchmarks.beside_stock --tiny                 # the same on a CPU with the miniature: does it run?
+    python -m benchmarks.beside_stock --tiny                 # a quick check on a CPU, with the miniature
     python -m benchmarks.beside_stock --modes stock stock/cudnn eager compiled compiled/flash_4
-    python -m benchmarks.beside_stock --modes stock pair service_pair   # two GPUs: compiled, a guidance branch each
-    python -m benchmarks.beside_stock --modes stock eager fp8      # compiled, and the blocks' linears in fp8
+    python -m benchmarks.beside_stock --modes stock pair service_pair   # two GPUs: one guidance branch on each
+    python -m benchmarks.beside_stock --modes stock eager fp8      # compiled, with the blocks' linears in fp8
     python -m benchmarks.beside_stock --sizes 1024x1024 768x1344 --steps 8 25 --adapters 0 1 2
     python -m benchmarks.beside_stock --modes stock service service_fp8    # from POST to the image's bytes
-    python -m benchmarks.beside_stock --modes compiled --kernels   # and what the GPU's time goes to
+    python -m benchmarks.beside_stock --modes compiled --kernels   # prints GPU time by kernel
 
 An edit is timed from encoded control image to encoded JPEG, warm. `stock` is diffusers' own `__call__` in eager mode
-with the adapters as PEFT's layers; `/NAME` is the attention kernel. Ratios and PSNR are beside `stock` and `eager` of
-the same row, and so is the relative error of the latents that are decoded. MFU is of the first GPU's forwards, against
-the best matrix product of the same run. Edits behind each other, of 8 steps at most, show what preparing the next one
-beside the current one does, and one of a size that was not warmed up, twice, what a new size costs. `service` is
-cluster/serve_config.gpu.yaml's model, through Ray, in processes of its own, after the others have gone; it has no MFU.
-A mode that fails here is said and left out.
+with the adapters as PEFT's layers; `/NAME` selects the attention kernel. Time ratios compare with `stock`; PSNR and the
+relative error of the final latents compare with `eager` of the same size and steps. MFU is that of the first GPU's
+forwards, relative to the best matrix product of the same run. A series of edits of at most 8 steps shows the effect of
+preparing the next edit during the current one. Two edits of a size that was not warmed up show the cost of a new size.
+`service` runs the model of cluster/serve_config.gpu.yaml through Ray, in its own processes and after the other modes
+have released their memory; it has no MFU. A mode that fails is reported and skipped.
 """
 
 import argparse
@@ -48,7 +48,7 @@ from serve_app.pipeline.acceleration import BACKENDS, choose_attention
 from serve_app.pipeline.device import free_cached_memory
 from serve_app.tasks import EditPlan
 
-# The service's modes, and what each sets beside the GPU profile.
+# The service's modes, and the keys that each adds to the GPU profile.
 SERVED: dict[str, dict[str, object]] = {
     "service": {},
     "service_fp8": {"quantization": "fp8"},
@@ -75,7 +75,7 @@ def measure_stock(bench: Bench, kernel: str, plans: list[EditPlan]) -> list[Made
 
 @contextmanager
 def own_engine(bench: Bench, mode: str, kernel: str, sizes: Iterable[Size], copies: str) -> Iterator[TorchEngine]:
-    """An engine that is ready, of the pipeline's own weights; afterwards all is as it was, for the next mode."""
+    """A ready engine on the pipeline's own weights. The pipeline is restored afterwards, for the next mode."""
     config = ModelConfig(
         device=bench.device.type,
         threads=bench.threads,
@@ -84,7 +84,7 @@ def own_engine(bench: Bench, mode: str, kernel: str, sizes: Iterable[Size], copi
         quantization="fp8" if mode == "fp8" else "none",
         warm_up=tuple(sizes),
         adapter_weights=copies,
-        # Nothing is remembered: every edit is timed as if its prompt and image were new.
+        # No caches: every edit is timed as if its prompt and image were new.
         prompt_cache_bytes=0,
         control_cache_bytes=0,
     )
@@ -102,10 +102,10 @@ def own_engine(bench: Bench, mode: str, kernel: str, sizes: Iterable[Size], copi
         yield engine
     finally:
         engine._denoiser.apply({}, {})
-        for block, processor, pictures, text, *modulations in blocks:
+        for block, processor, image_mlp, text_mlp, *modulations in blocks:
             vars(block).pop("forward", None)
             block.attn.set_processor(processor)
-            block.img_mlp.net[0], block.txt_mlp.net[0] = pictures, text
+            block.img_mlp.net[0], block.txt_mlp.net[0] = image_mlp, text_mlp
             block.img_mod, block.txt_mod = modulations
         for module, weight in linears.items():
             module.weight = weight
@@ -116,7 +116,7 @@ def make_ready(engine: TorchEngine, mode: str) -> None:
     try:
         engine.make_ready()
     except UnusableResult as error:
-        # What an engine refuses to serve is measured all the same.
+        # An engine that refuses to serve is measured anyway.
         print(f"{mode}: {error}", flush=True)
     print(json.dumps({"mode": mode, "ready_s": round(time.perf_counter() - started, 1)}), flush=True)
 
@@ -129,7 +129,9 @@ def measure_own(
     with own_engine(bench, mode, kernel, sizes, copies) as engine:
         for plan in plans:
             own_edit(bench, engine, replace(plan, steps=2))  # warm, with these adapters in host memory
-            engine.edit(replace(plan, steps=1, adapters=()), [PHOTOGRAPH.read_bytes()])  # so that it pays its swap
+            engine.edit(
+                replace(plan, steps=1, adapters=()), [PHOTOGRAPH.read_bytes()]
+            )  # so that the timed edit includes its swap
             made.append(own_edit(bench, engine, plan))
         if mode != "eager" and not only_edits:
             short = replace(plans[0], steps=min(8, plans[0].steps))
@@ -142,18 +144,18 @@ def measure_own(
 
 
 def series(bench: Bench, engine: TorchEngine, mode: str, plan: EditPlan, count: int = 4) -> None:
-    """Edits behind each other, as an editor makes them: each prepared beside the one before, or all by itself."""
+    """A series of edits, each prepared during the one before or after it; prints seconds per edit for both."""
     photograph = PHOTOGRAPH.read_bytes()
     plans = [replace(plan, prompt=f"{plan.prompt} {i}", adapters=plan.adapters[i % 2 :]) for i in range(count)]
     shown = {}
-    with ThreadPoolExecutor(1) as beside:
-        for name, ahead in (("in its turn", False), ("beside", True)):
+    with ThreadPoolExecutor(1) as preparation:
+        for name, ahead in (("after the edit before", False), ("during the edit before", True)):
             denoised, prepared = [], engine.prepare(plans[0], [photograph])
             started = time.perf_counter()
             for index in range(count):
                 following = None
                 if ahead and index + 1 < count:
-                    following = beside.submit(engine.prepare, plans[index + 1], [photograph])
+                    following = preparation.submit(engine.prepare, plans[index + 1], [photograph])
                 edited = engine.run(prepared)
                 denoised.append(edited.timings["denoise"] + edited.timings["decode"])
                 if following is not None:
@@ -170,7 +172,7 @@ def series(bench: Bench, engine: TorchEngine, mode: str, plan: EditPlan, count: 
 
 
 def new_size(bench: Bench, engine: TorchEngine, mode: str, plan: EditPlan) -> None:
-    """Two edits of a size that nothing was warmed up with: what the first one pays beside the second."""
+    """Two edits of a size that was not warmed up; prints the time of the first compared with the second."""
     plan = replace(plan, width=plan.width * 7 // 8 // 16 * 16, height=plan.height * 9 // 8 // 16 * 16)
     compiled = engine.recompilations
     first, again = (own_edit(bench, engine, plan).seconds for _ in range(2))
@@ -221,16 +223,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--sizes", nargs="+", type=size_of)
     parser.add_argument("--steps", nargs="+", type=int)
-    parser.add_argument("--adapters", nargs="+", type=int, default=[1], help="how many an edit has")
+    parser.add_argument("--adapters", nargs="+", type=int, default=[1], help="number of adapters per edit")
     modes = f"stock, eager, compiled, fp8, pair, {', '.join(SERVED)}; each with /KERNEL of {', '.join(BACKENDS)}"
     parser.add_argument("--modes", nargs="+", default=["stock", "eager", "compiled"], help=modes)
-    parser.add_argument("--kernels", action="store_true", help="print what the device's time goes to")
-    parser.add_argument("--only-edits", action="store_true", help="neither edits behind each other nor a new size")
-    parser.add_argument("--copies", default="auto", choices=["auto", "device", "host"], help="of the untouched weights")
+    parser.add_argument("--kernels", action="store_true", help="print the device's time by kernel")
+    parser.add_argument("--only-edits", action="store_true", help="measure neither a series of edits nor a new size")
+    parser.add_argument(
+        "--copies", default="auto", choices=["auto", "device", "host"], help="where the untouched weights are kept"
+    )
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     if options.tiny and any(map(is_served, options.modes)):
-        parser.error("the service is of the published size: not with --tiny")
+        parser.error("the service runs at the published size only, so not with --tiny")
     return options
 
 
@@ -249,12 +253,12 @@ def main() -> None:
         peak_flops = matmul_flops(device)
         lasting = matmul_flops(device, lasting_s=0.1 if options.tiny else 5)
         print(json.dumps({"matrix product, TFLOP/s": peak_flops / 1e12, "for seconds": lasting / 1e12}), flush=True)
-        # The service's editor needs the device's memory.
+        # Last, because the service's editor needs the device's memory.
         for mode in sorted(options.modes, key=is_served):
             way, _, kernel = mode.partition("/")
             if is_served(mode):
                 bench = None
-            # What the mode before left.
+            # Free the memory of the previous mode.
             gc.collect()
             free_cached_memory(device)
             try:

@@ -1,4 +1,4 @@
-"""What a device can do, and what it did."""
+"""The speed of a device in matrix products, and its time by kernel."""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ from serve_app.pipeline.device import finish
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """From when the device is idle until it is again."""
+    """Seconds that a call takes on an idle device, including its queued work."""
     finish(device)
     started = time.perf_counter()
     call()
@@ -22,10 +22,10 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def matmul_flops(device: torch.device, lasting_s: float = 0.0) -> float:
-    """Operations a second of the best of some square products in the device's dtype, random data.
+    """Floating-point operations per second of the fastest of some square matrix products of random data.
 
-    The best of ten each; with `lasting_s` the mean of the largest one over so long, when a card has come to the clock
-    that its power allows.
+    Each size counts with the median of ten products. With `lasting_s`, the largest size counts with the mean over that
+    many seconds, in which a GPU reaches the clock that its power limit allows.
     """
     sizes, dtype = ((4096, 8192, 16384), torch.bfloat16) if device.type == "cuda" else ((512, 1024), torch.float32)
     best = 0.0
@@ -39,7 +39,7 @@ def matmul_flops(device: torch.device, lasting_s: float = 0.0) -> float:
 
 
 def device_time(call: Callable[[], object], most: int = 25) -> str:
-    """A table of what the device computed in a call: by kernel, the longest first."""
+    """A table of the device's time in a call, by kernel, the longest first."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         call()
     events = [event for event in profiler.key_averages() if event.device_type != DeviceType.CPU]

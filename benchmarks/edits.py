@@ -1,4 +1,4 @@
-"""One edit in each way that there is: by stock diffusers with PEFT, by this engine, and through the service."""
+"""One edit in each way: by stock diffusers with PEFT, by this engine, and through the service."""
 
 import base64
 import io
@@ -32,7 +32,7 @@ from tests.engine.oracle import edit_by_oracle
 
 @dataclass
 class Forwards:
-    """What the transformer did in one edit: operations, seconds, and the packed latents that it ended with."""
+    """The transformer's work in one edit: floating-point operations, seconds, and the final packed latents."""
 
     flops: int = 0
     seconds: float = 0.0
@@ -41,7 +41,7 @@ class Forwards:
 
 @dataclass(frozen=True)
 class Made:
-    """One edit: seconds from file to file, seconds by stage, the image, bytes of the device at the peak."""
+    """One edit: seconds from file to file, seconds by stage, the image, and the device's peak memory in bytes."""
 
     seconds: float
     forwards: Forwards
@@ -59,9 +59,9 @@ class Bench:
 
     @contextmanager
     def forwards(self) -> Iterator[Forwards]:
-        """Operations by the shapes that come, and seconds from the first forward's start to the last one's end.
+        """Counts operations by the shapes of the inputs, and times from the start of the first forward to the last end.
 
-        What is made once for many forwards, before the first one, is left out: in compiled blocks the modulations.
+        Work that is done once for many forwards, before the first one, is left out: modulations of compiled blocks.
         """
         transformer, seen, started = self.pipeline.transformer, Forwards(), []
         dimensions = architecture.from_config(transformer.config)
@@ -73,7 +73,7 @@ class Bench:
             tokens = (inputs["hidden_states"].shape[1], inputs["encoder_hidden_states"].shape[1])
             seen.flops += dimensions.forward_flops(*tokens)
 
-        # Where the loop's last forward ends is seen by whoever decodes.
+        # The decoder is the first to see that the last forward has ended.
         def decoding(module: object, arguments: tuple) -> None:
             finish(self.device)
             seen.seconds = time.perf_counter() - started[0]
@@ -134,14 +134,14 @@ def make_bench(tiny: bool, folder: Path, adapters: int, threads: int) -> Bench:
 
 
 def served_edits(folder: Path, plans: list[EditPlan], options: Mapping[str, Any]) -> list[Made]:
-    """The same edits from POST to the image's bytes, by the service as the GPU profile with `options` runs it."""
+    """The same edits from POST to the image's bytes, by the service with the GPU profile and `options`."""
     made = []
-    # Nothing is remembered from an earlier edit, as in the other modes.
+    # No caches, as in the other modes.
     profile = gpu_profile() | {"prompt_cache_bytes": 0, "control_cache_bytes": 0} | dict(options)
     photograph = PHOTOGRAPH.read_bytes()
     with serving(folder, free_port(), profile) as url, httpx.Client(base_url=url, timeout=60) as client:
         for plan in plans:
-            # As stock is warmed; then without adapters, so that the timed edit pays its swap.
+            # Warm up as for stock; then an edit without adapters, so that the timed edit includes its swap.
             for first in (replace(plan, steps=2), replace(plan, steps=1, adapters=())):
                 request(client, request_for(first, photograph))
             started = time.perf_counter()
@@ -155,16 +155,16 @@ def served_edits(folder: Path, plans: list[EditPlan], options: Mapping[str, Any]
             [runtime] = done.result["metadata"]["runtime"]
             peak = int((runtime["peak_memory_gib"] or 0) * 2**30)
             PIL.Image.open(io.BytesIO(data)).load()
-            # Its image has been through JPEG, so it is not compared.
+            # Its image has been compressed as JPEG, so it is not compared.
             made.append(Made(took, Forwards(seconds=stages["denoise"]), None, peak, stages))
     return made
 
 
-def request_for(plan: EditPlan, picture: bytes) -> dict[str, Any]:
+def request_for(plan: EditPlan, control_image: bytes) -> dict[str, Any]:
     prompt = {
         "prompt": plan.prompt,
         "neg": plan.negative_prompt,
-        "ctrl_img": base64.b64encode(picture).decode(),
+        "ctrl_img": base64.b64encode(control_image).decode(),
         "width": plan.width,
         "height": plan.height,
         "sample_steps": plan.steps,

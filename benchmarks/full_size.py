@@ -1,10 +1,10 @@
 """The published sizes with random weights on one GPU: parity with diffusers, and an edit through the service.
 
-Random weights make noise for images, but shapes, kernels, time and memory are those of the real model.
+Images are noise, but shapes, kernels, time and memory are those of the real model.
 
-python -m benchmarks.full_size parity     # every stage beside diffusers' own __call__, in one process
-python -m benchmarks.full_size service    # 1024x1024 edits over HTTP and Ray Serve: bare, and with LoRAs of rank 32
-python -m benchmarks.full_size service --profile    # the same as cluster/serve_config.gpu.yaml runs the model
+python -m benchmarks.full_size parity     # every stage compared with diffusers' own __call__, in one process
+python -m benchmarks.full_size service    # 1024x1024 edits over HTTP and Ray Serve, without and with LoRAs of rank 32
+python -m benchmarks.full_size service --profile    # the same with the settings of cluster/serve_config.gpu.yaml
 """
 
 import argparse
@@ -47,7 +47,7 @@ from serve_app.tasks import EditPlan
 ROOT = Path(__file__).parent.parent
 PHOTOGRAPH = ROOT / "samples/astronaut.jpg"
 
-# Qwen2.5-VL-7B-Instruct's config.json, as far as it decides shapes.
+# The values of Qwen2.5-VL-7B-Instruct's config.json that decide shapes.
 TEXT = {
     "vocab_size": 152064,
     "hidden_size": 3584,
@@ -64,7 +64,7 @@ VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_head
 
 
 def make_pipeline(spec: ModelSpec, device: torch.device) -> Pipeline:
-    """A model at its published size, its weights drawn on the device in bf16: about 58 GB."""
+    """A model at its published size with random bf16 weights on the device: about 58 GB."""
     tokenizer = make_tokenizer()
     parts = {
         "scheduler": FlowMatchEulerDiscreteScheduler.from_config(SCHEDULER_CONFIG),
@@ -90,7 +90,7 @@ def make_pipeline(spec: ModelSpec, device: torch.device) -> Pipeline:
 
 
 def load_full_size(config: ModelConfig, contents: VerifiedFiles) -> TorchEngine:
-    """An editor's engine for `build_application`, whatever checkpoint the config names."""
+    """An editor's engine for `build_application`; it ignores the checkpoint in the config."""
     device = torch.device("cuda")
     spec = MODELS[config.id]
     second = torch.device("cuda", 1) if config.gpus_per_replica == 2 else None
@@ -100,7 +100,7 @@ def load_full_size(config: ModelConfig, contents: VerifiedFiles) -> TorchEngine:
 
 
 def gpu_profile() -> dict[str, Any]:
-    """How cluster/serve_config.gpu.yaml runs its model, whatever checkpoint it names."""
+    """The model settings of cluster/serve_config.gpu.yaml, without id and checkpoint."""
     [application] = yaml.safe_load((ROOT / "cluster/serve_config.gpu.yaml").read_text())["applications"]
     [model] = application["args"]["models"]
     return {key: value for key, value in model.items() if key not in ("id", "checkpoint")}
@@ -108,7 +108,7 @@ def gpu_profile() -> dict[str, Any]:
 
 @contextmanager
 def serving(folder: Path, port: int, options: Mapping[str, Any]) -> Iterator[str]:
-    """The service with one editor on this machine, its LoRA root and data in `folder`; the address."""
+    """Run the service with one editor, its LoRA root and data in `folder`; yields its address."""
     import ray
     from ray import serve
 
@@ -118,7 +118,7 @@ def serving(folder: Path, port: int, options: Mapping[str, Any]) -> Iterator[str
     ray.init(address="local", num_gpus=gpus, include_dashboard=False, namespace="serve", log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        # The engine is made here, so the checkpoint's name only says which dimensions an ingress expects.
+        # The engine has random weights; an ingress takes the expected dimensions from the checkpoint's name.
         models = [{"device": "cuda", "checkpoint": MODELS[PLAN.model].base_model} | dict(options)]
         args = {"models": models, "artifacts_url": "artifacts", "lora_root": ".", "require_lora": False}
         config = AppConfig.model_validate(args).resolved(folder)
@@ -132,7 +132,7 @@ def serving(folder: Path, port: int, options: Mapping[str, Any]) -> Iterator[str
 
 
 def measure_parity(steps: int) -> None:
-    """One edit by the engine and one by diffusers' `__call__`, of the same pipeline: equal at every stage?"""
+    """Compare an edit by the engine with one by diffusers' `__call__` on the same pipeline, stage by stage."""
     from tests.engine.oracle import edit_by_oracle
     from tests.engine.recorder import differences, record
 
@@ -146,23 +146,23 @@ def measure_parity(steps: int) -> None:
         (MODELS["qwen_image_edit_plus"], [wide, photograph], 4),
         (MODELS["qwen_image"], [], 4),
     )
-    for spec, pictures, count in cases:
+    for spec, images, count in cases:
         components = dict(pipeline.components.items())
         if not spec.requires_control_image:
             components.pop("processor")
         own = getattr(diffusers, spec.pipeline)(**components)
         own.set_progress_bar_config(disable=True)
-        # Without memory of the model before: every stage is computed and recorded.
+        # No caches, so that every stage is computed and recorded.
         engine = TorchEngine(own, spec, ModelConfig(threads=8, prompt_cache_bytes=0, control_cache_bytes=0))
-        plan = replace(PLAN, model=spec.id, steps=count, control_images=("",) * len(pictures))
+        plan = replace(PLAN, model=spec.id, steps=count, control_images=("",) * len(images))
         torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         with record(own) as ours:
-            edited = engine.edit(plan, [encode(picture, OUTPUT_FORMATS["png"], {}) for picture in pictures])
+            edited = engine.edit(plan, [encode(image, OUTPUT_FORMATS["png"], {}) for image in images])
         took, memory = time.perf_counter() - started, torch.cuda.max_memory_allocated() / 2**30
         started = time.perf_counter()
         with record(own) as theirs:
-            expected = edit_by_oracle(own, plan, pictures)
+            expected = edit_by_oracle(own, plan, images)
         reference_took = time.perf_counter() - started
         latents = [next(value for name, value in events if name == "final_latents") for events in (ours, theirs)]
         report(
@@ -196,7 +196,7 @@ PLAN = EditPlan(
 
 
 def write_lora(path: Path, seed: int, rank: int = 32) -> None:
-    """A random adapter of the trainer's format on all 840 linears of the blocks: 562 MiB."""
+    """Write a random adapter in the trainer's format on all 840 linears of the blocks: 562 MiB."""
     generator = torch.Generator("cuda").manual_seed(seed)
     tensors = {}
     for name, (out, into) in PUBLISHED.linears.items():
@@ -208,7 +208,7 @@ def write_lora(path: Path, seed: int, rank: int = 32) -> None:
 
 
 def measure_service(options: Mapping[str, Any], port: int = 8123) -> None:
-    """The documented request over HTTP: twice bare (the first one finds the GPU cold), then with LoRAs."""
+    """The documented request over HTTP: twice without LoRAs (the first finds the GPU cold), then with LoRAs."""
     with tempfile.TemporaryDirectory() as folder:
         for seed in (1, 2):
             write_lora(Path(folder, f"{seed}.safetensors"), seed)
@@ -233,7 +233,7 @@ def measure_service(options: Mapping[str, Any], port: int = 8123) -> None:
 
 @dataclass(frozen=True)
 class Done:
-    """A request that ended: seconds from its POST to the answer, and to when it was seen to have ended."""
+    """A finished request: seconds from its POST until the answer, and until its end was seen by polling."""
 
     posted: float
     took: float
@@ -242,7 +242,7 @@ class Done:
 
 
 def request(client: httpx.Client, body: dict[str, Any]) -> Done:
-    """POST a request and ask how it is, every 10 ms, until it ended."""
+    """POST a request and poll its status every 10 ms until it has ended."""
     started = time.perf_counter()
     submitted = client.post("/v1/inference", json=body).raise_for_status().json()
     posted = time.perf_counter() - started
@@ -259,9 +259,9 @@ def report(**facts: object) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["parity", "service"])
-    parser.add_argument("--steps", type=int, default=25, help="of the edit in `parity`")
+    parser.add_argument("--steps", type=int, default=25, help="steps of the edit in `parity`")
     parser.add_argument(
-        "--profile", action="store_true", help="`service` with the levers of cluster/serve_config.gpu.yaml"
+        "--profile", action="store_true", help="`service` with the settings of cluster/serve_config.gpu.yaml"
     )
     arguments = parser.parse_args()
     if arguments.what == "parity":

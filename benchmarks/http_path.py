@@ -4,7 +4,7 @@
     python benchmarks/http_path.py --polls 100 --seconds 5
     RAY_SERVE_ENABLE_HA_PROXY=1 python benchmarks/http_path.py   # with Serve's HAProxy in front
 
-Talks to loopback alone and is bounded by --seconds.
+It uses loopback only, and --seconds limits its duration.
 """
 
 import argparse
@@ -55,7 +55,7 @@ async def ask(client: aiohttp.ClientSession, method: str, url: str, **arguments:
 
 
 async def poll(client: aiohttp.ClientSession, url: str, rate: int, seconds: float) -> list[float]:
-    """Latencies (s) of `rate` polls a second, each sent when it is due, however long the others take."""
+    """Latencies (s) of `rate` polls per second. Each is sent when it is due, even if earlier ones are unanswered."""
     started = time.perf_counter()
     polls = []
     for i in range(int(rate * seconds)):
@@ -84,17 +84,17 @@ async def measure(port: int, polls: int, seconds: float) -> None:
         running = await ask(client, "POST", "/v1/inference", json=body(photograph, 1024, 150))
         while (await ask(client, "GET", running["status_url"]))["progress"]["steps_done"] < 1:
             await asyncio.sleep(0.1)
-        show(f"status, {polls}/s beside a running edit", await poll(client, running["status_url"], polls, seconds))
+        show(f"status, {polls}/s, during an edit", await poll(client, running["status_url"], polls, seconds))
         large = body(one_megabyte(), 64, 1)
         posts = [await timed(client, "POST", "/v1/inference", json=large) for _ in range(20)]
-        show("POST with a 1 MB image beside a running edit", posts)
+        show("POST with a 1 MB image, during an edit", posts)
         status = await ask(client, "GET", running["status_url"])
         assert status["status"] == "in_progress", "the edit ended before the measurement did"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--polls", type=int, default=200, help="polls a second")
+    parser.add_argument("--polls", type=int, default=200, help="polls per second")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long to poll")
     arguments = parser.parse_args()
     OUT.mkdir(exist_ok=True)

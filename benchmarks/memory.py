@@ -2,10 +2,10 @@
 
 python -m benchmarks.memory
 
-Edits are small and few steps long; adapters, control images, sizes and prompts take turns. The table shows MiB before
-the first edit and after each 50. The exit code is 1 if a process has a trend: if it grew by more than 16 MiB from edit
-100 to edit 200. By then every cache of the editor has seen each of the inputs many times. It is 1 too if a process
-started after edit 100: one before it has ended.
+Edits are small and have few steps; adapters, control images, sizes and prompts alternate. The table shows MiB before
+the first edit and after every 50. The exit code is 1 if a process grows by more than 16 MiB from edit 100 to edit 200,
+when every cache of the editor has seen all inputs many times. It is also 1 if a process started after edit 100, because
+that means that an earlier one has ended.
 """
 
 import base64
@@ -27,7 +27,7 @@ import psutil
 from benchmarks.local_service import EDITOR, MODEL, ROOT, cluster, declared, deploy, wait_until_running
 
 EDITS, EVERY = 200, 50
-# What may be allocated between two looks without a trend: pages that malloc keeps, a log's buffers.
+# Growth that is no trend: pages that malloc keeps, buffers of logs.
 TREND_MIB, FROM_EDIT = 16.0, 100
 LORA = ROOT / "tests/loras/my_lora_job/my_lora.safetensors"
 ADAPTERS, IMAGES = 5, 12
@@ -69,7 +69,7 @@ def body(number: int, loras: list[str]) -> dict[str, Any]:
 
 
 def edit(client: httpx.Client, request: dict[str, Any]) -> None:
-    """Make one edit, look at it as a client does, and fetch its image."""
+    """Make one edit, poll its status as a client does, and fetch its image."""
     id_ = client.post("/v1/inference", json=request).raise_for_status().json()["request_id"]
     deadline = time.monotonic() + EDIT_TIMEOUT_S
     while (status := client.get(f"/v1/requests/{id_}/status").json()["status"]) in ("in_queue", "in_progress"):
@@ -83,17 +83,17 @@ def edit(client: httpx.Client, request: dict[str, Any]) -> None:
 
 
 def resident() -> Memory:
-    """MiB of every process below this one, by its id and what it is."""
+    """Resident MiB of every process below this one, by process id and title."""
     found: Memory = {}
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             found[process.pid, _title(process.cmdline())] = process.memory_info().rss / 2**20
-    # Ray keeps idle workers and ends them as it likes.
+    # Ray starts and ends idle workers at any time.
     return {key: size for key, size in found.items() if not key[1].startswith("ray::IDLE")}
 
 
 def _title(words: list[str]) -> str:
-    """What a process is, without what it does at this moment."""
+    """A process's name, without the method that it runs at the moment."""
     first = words[0] if words else ""
     if first.startswith("ray::"):
         return first.split(".")[0].strip()
@@ -121,12 +121,12 @@ def table(seen: dict[int, Memory]) -> list[str]:
 
 
 def growth(seen: dict[int, Memory], key: tuple[int, str]) -> float:
-    """What a process has grown by since `FROM_EDIT`; 0 for one that was not there then."""
+    """MiB that a process has grown by since `FROM_EDIT`; 0 for one that did not exist then."""
     return seen[EDITS][key] - seen[FROM_EDIT].get(key, seen[EDITS][key])
 
 
 def faults(seen: dict[int, Memory]) -> list[str]:
-    """What is wrong, in a sentence each."""
+    """Problems, one sentence each."""
     grown = [key[1] for key in seen[EDITS] if growth(seen, key) > TREND_MIB]
     born = [key[1] for key in seen[EDITS] if key not in seen[FROM_EDIT]]
     found = [f"more than {TREND_MIB:g} MiB from edit {FROM_EDIT} on: {', '.join(grown)}"] if grown else []

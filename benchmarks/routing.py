@@ -1,12 +1,12 @@
-"""What router and host cache are worth: ours beside Serve's default and its consistent hashing, on the same arrivals.
+"""Our router and host cache compared with Serve's default and its consistent hashing, on the same arrivals.
 
     python -m benchmarks.routing
 
-The shipped editor deployment, four replicas for each contender, on engines that sleep: an edit takes `--work-s`, the
-load of an adapter a multiple of that, and the host cache has room for three: the real one, or one that gives up the
-least recently used, as Serve's multiplexing does. Three processes hold a handle to each and send what arrives: open
-loop, Poisson, 40 adapters in Zipf traffic. Contenders of one run get the same arrivals at the same time, those of
-another run the same arrivals. A reload is a call that the cache makes because it does not hold the adapter.
+Each contender has the shipped editor deployment with four replicas, on engines that sleep: an edit takes `--work-s`,
+and the load of an adapter takes a multiple of that. The host cache has room for three adapters; it is either the real
+one, or one that evicts the least recently used adapter, as Serve's multiplexing does. Three processes hold a handle to
+each contender and send requests for 40 adapters: Poisson arrivals, Zipf popularity, sent when due. All contenders get
+the same arrivals at the same time. A load is a call that the cache makes because it does not hold the adapter.
 """
 
 import argparse
@@ -112,9 +112,9 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Served:
-    """Seconds since the arrival: until its work began, until its image was there.
+    """Seconds from the arrival until the edit began, and until its image was there.
 
-    `in_memory` is how many adapters its replica had in memory at once at most so far, those being loaded included.
+    `in_memory` is the largest number of adapters in its replica's memory so far, including those being loaded.
     """
 
     arrival: Arrival
@@ -130,7 +130,7 @@ def popularity(adapters: int) -> list[float]:
 
 
 def without_routing(adapters: int, draws: int = 100_000) -> tuple[float, float]:
-    """Reloads a request if the most popular were held for ever, and if one cache by recency had all the places."""
+    """Loads per request if the most popular adapters stayed in memory, and with one cache by recency of all places."""
     shares, places = popularity(adapters), REPLICAS * PLACES
     cache = LeastRecentlyUsed(places * ADAPTER_BYTES)
     loads = 0
@@ -190,7 +190,7 @@ class Caller:
 
 
 def deploy(names: Sequence[str], ratio: float, work_s: float, folder: str) -> dict[str, list[Any]]:
-    """An application for each contender; its callers."""
+    """Deploy an application for each contender; returns its callers."""
     callers = {}
     for name in names:
         contender = CONTENDERS[name]
@@ -205,7 +205,7 @@ def deploy(names: Sequence[str], ratio: float, work_s: float, folder: str) -> di
 
 
 def measure(callers: dict[str, list[Any]], stream: list[Arrival]) -> dict[str, list[Served]]:
-    """What each contender made of one stream of arrivals."""
+    """Send one stream of arrivals to every contender; returns what each served."""
     start = time.time() + 1
     answers = {
         name: [
@@ -218,7 +218,7 @@ def measure(callers: dict[str, list[Any]], stream: list[Arrival]) -> dict[str, l
 
 
 def longest_waits(served: list[Served]) -> list[float]:
-    """For each adapter, the longest that one of its requests waited for its work to begin."""
+    """For each adapter, the longest time that one of its requests waited for its edit to begin."""
     longest: dict[int, float] = defaultdict(float)
     for each in served:
         longest[each.arrival.adapter] = max(longest[each.arrival.adapter], each.began)
@@ -230,7 +230,7 @@ def p95(served: list[Served]) -> float:
 
 
 def table(ratio: float, runs: dict[str, list[list[Served]]]) -> None:
-    """A row for each contender over all its runs; of the p95, each run's too."""
+    """Print a row for each contender over all its runs, with the p95 of each run."""
     counted = sum(map(len, next(iter(runs.values()))))
     print(f"\nload / work = {ratio:g}; {counted} requests each, times in seconds\n")
     print(
@@ -253,14 +253,14 @@ def table(ratio: float, runs: dict[str, list[list[Served]]]) -> None:
 
 
 def start_ray() -> None:
-    """A Ray of this run's own, for what is to be timed."""
+    """Start a Ray for this run alone, suited to timing."""
     ray.init(
         address="local",
         num_cpus=64,
         include_dashboard=False,
         log_to_driver=False,
         namespace="serve",
-        # Ray runs workers at a low priority: whatever else the machine does would be measured with them.
+        # Without this, workers have a low priority, and other work on the machine would distort the times.
         _system_config={"worker_niceness": 0},
     )
 
@@ -268,15 +268,17 @@ def start_ray() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work-s", type=float, default=0.5)
-    parser.add_argument("--requests", type=int, default=300, help="counted for each seed")
-    parser.add_argument("--warm-up", type=int, default=50, help="sent before them and not counted")
+    parser.add_argument("--requests", type=int, default=300, help="counted requests per seed")
+    parser.add_argument("--warm-up", type=int, default=50, help="requests that are sent first and not counted")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--ratios", type=float, nargs="+", default=[1.5, 0.01], help="load / work")
     parser.add_argument("--adapters", type=int, default=40)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS)[:3])
     args = parser.parse_args()
     held, shared = without_routing(args.adapters)
-    print(f"adapter loads per request, the most popular held for ever: {held:.3f}; one cache by recency: {shared:.3f}")
+    print(
+        f"adapter loads per request, the most popular always in memory: {held:.3f}; one cache by recency: {shared:.3f}"
+    )
     start_ray()
     try:
         for ratio in args.ratios:

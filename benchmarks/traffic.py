@@ -1,12 +1,12 @@
-"""Multi-LoRA traffic over HTTP: Zipf over many adapters, mixed steps, as many requests at once as keep an editor fed.
+"""Multi-LoRA traffic over HTTP: many adapters with Zipf popularity, mixed steps, two requests at once per editor.
 
     python -m benchmarks.traffic                       # starts the shipped service on a free port, and stops it
     python -m benchmarks.traffic --full-size           # random weights of the published size on this machine's GPU
     python -m benchmarks.traffic --url http://127.0.0.1:8000   # a running service, with the LoRAs that it lists
 
-The same requests once for each of `--adapters`, so that the first row is what one adapter alone would give. The GPU is
-busy while an image is denoised and decoded; what is left of the time is gaps. Talks to loopback alone and is bounded
-by --requests.
+The same requests run once for each number in `--adapters`, so that the first row is the baseline of one adapter. The
+GPU counts as busy while an image is denoised and decoded; the rest of the time is gaps. Without --url it uses loopback
+only. --requests limits its duration.
 """
 
 import argparse
@@ -37,14 +37,14 @@ from serve_app.models.registry import MODELS
 from serve_app.pipeline.random_lora import make_lora
 
 MODEL = MODELS["qwen_image_edit"]
-# So many files of random weights; the rest are links to them, and other adapters to the service all the same.
+# Files with different random weights. The rest are hard links to them; to the service they are other adapters.
 DISTINCT = 4
 PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
 class Served:
-    """One request: seconds from POST to its end, seconds on the device, and of the edit's stages."""
+    """One request: seconds from POST to its end, and seconds of each stage of the edit."""
 
     took: float
     stages: dict[str, float]
@@ -68,7 +68,7 @@ def write_loras(folder: Path, count: int, *, full_size: bool) -> None:
 
 @contextmanager
 def shipped(folder: Path) -> Iterator[str]:
-    """The service of serve_config.yaml on a free port, with this LoRA root."""
+    """Run the service of serve_config.yaml on a free port, with this LoRA root; yields its address."""
     OUT.mkdir(exist_ok=True)
     port = free_port()
     config = write_config(port, MODEL)
@@ -83,7 +83,7 @@ def shipped(folder: Path) -> Iterator[str]:
 
 
 def bodies(paths: Sequence[str], requests: int, size: int, steps: Sequence[int], guidance: float) -> list[dict]:
-    """The requests, the same for the same arguments, whichever adapter each one has."""
+    """Request bodies. Their sizes and steps do not depend on the number of adapters."""
     chance = random.Random(0)
     image, weights = base64.b64encode(PHOTOGRAPH.read_bytes()).decode(), popularity(len(paths))
     made = []
@@ -114,7 +114,7 @@ async def edit(client: aiohttp.ClientSession, body: dict) -> Served:
 
 
 async def drive(url: str, requests: list[dict], at_once: int) -> tuple[float, list[Served]]:
-    """Seconds from the first POST to the last end, and each request; `at_once` are always under way."""
+    """Send the requests, `at_once` at a time. Returns the seconds from first POST to last end, and each request."""
     waiting = iter(requests)
 
     async def caller(client: aiohttp.ClientSession) -> list[Served]:
@@ -141,19 +141,19 @@ def row(adapters: int, editors: int, seconds: float, served: list[Served]) -> st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="of a service that runs; else one is started and stopped")
+    parser.add_argument("--url", help="of a running service; without it, one is started and stopped")
     parser.add_argument("--full-size", action="store_true")
-    parser.add_argument("--adapters", nargs="+", type=int, default=[1, 50], help="one run each, over so many")
-    parser.add_argument("--requests", type=int, help="a run; default: 120 at full size, else 12")
+    parser.add_argument("--adapters", nargs="+", type=int, default=[1, 50], help="numbers of adapters, one run each")
+    parser.add_argument("--requests", type=int, help="per run; default: 120 at full size, otherwise 12")
     parser.add_argument("--steps", nargs="+", type=int, default=[4, 8, 12], help="each request draws one")
-    parser.add_argument("--guidance", type=float, default=4.0, help="1: one forward a step")
-    parser.add_argument("--size", type=int, help="width and height; default: 1024 at full size, else 64")
-    parser.add_argument("--editors", type=int, default=1, help="how many the service runs")
+    parser.add_argument("--guidance", type=float, default=4.0, help="1: one forward per step")
+    parser.add_argument("--size", type=int, help="width and height; default: 1024 at full size, otherwise 64")
+    parser.add_argument("--editors", type=int, default=1, help="number of editors of the service")
     options = parser.parse_args()
     count = options.requests or (120 if options.full_size else 12)
     size = options.size or (1024 if options.full_size else 64)
     print(
-        "| adapters | requests | s | GPU busy | gap, s an image | swap, median s | p50, s | p95, s | images an hour |"
+        "| adapters | requests | s | GPU busy | gap per image, s | swap, median s | p50, s | p95, s | images per hour |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name, started(options, Path(name)) as url:
@@ -167,7 +167,7 @@ def main() -> None:
 
 @contextmanager
 def started(options: argparse.Namespace, folder: Path) -> Iterator[str]:
-    """The address of the service that the options mean."""
+    """Start the service that the options ask for, if it does not run yet; yields its address."""
     if options.url:
         yield options.url
         return

@@ -1,12 +1,12 @@
-"""Attacks of one tenant on another: what the waiting tenant feels, and what memory and storage the service takes.
+"""Attacks of one tenant, and their effect on another tenant's latencies and on the service's memory and storage.
 
     python -m benchmarks.attacks                        # every attack; 12 minutes at most
     python -m benchmarks.attacks slow_bodies costly_images
 
-It starts `edits-server run` with two tenants and an editor that only sleeps, on loopback, measures the waiting tenant
-alone, then next to each attack of `benchmarks.attacks.red`, and stops what it started. It fails if one of the waiting
-tenant's medians is more than three times its quiet one, if one of its requests fails, if a process of the service takes
-more than `MEMORY_MB`, or if an attack was over, or could not connect, before it could be felt.
+It starts `edits-server run` on loopback with two tenants and an editor that only sleeps. It measures the waiting tenant
+alone and then during each attack of `benchmarks.attacks.red`, and stops what it started. It fails if one of the waiting
+tenant's medians is more than three times its median without an attack, if one of its requests fails, if a process of
+the service takes more than `MEMORY_MB`, or if an attack ended too early or could not connect to be measured.
 """
 
 import argparse
@@ -40,17 +40,17 @@ from serve_app.intake.keys import new_key
 ROOT = Path(__file__).parents[2]
 START_S, STOP_S = 120.0, 60.0
 QUIET_ROUNDS, ROUNDS = 30, 30
-# How long the attack is under way before the waiting tenant is measured, and how long the service rests after it (s).
+# How long the attack runs before the waiting tenant is measured, and how long the service rests afterwards (s).
 HEAD_START_S, REST_S = 1.0, 3.0
 SLOWER = 3.0
-# Rounds of the waiting tenant next to an attack, below which nothing was shown.
+# The fewest rounds of the waiting tenant during an attack for a result.
 LEAST_ROUNDS = 5
-# What one process of the service may take (resident).
+# The largest resident size allowed for a process of the service.
 MEMORY_MB = 1500.0
 
 
 class Service:
-    """The service in a session of its own, by which its processes are found."""
+    """The service in its own process session, by which its processes are found."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
@@ -117,7 +117,7 @@ class Service:
 
 
 class PeakMemory:
-    """The largest resident size (MB) of one process of the service since `reset`, looked at four times a second."""
+    """The largest resident size (MB) of a process of the service since `reset`, sampled four times per second."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -148,7 +148,7 @@ class PeakMemory:
 
 @asynccontextmanager
 async def image_server() -> AsyncIterator[str]:
-    """The waiting tenant's own server, which answers at once; the URL of an image."""
+    """A server of the waiting tenant that answers at once; yields the URL of an image."""
 
     async def handler(asked: web.Request) -> web.Response:
         return web.Response(body=small_png())
@@ -163,7 +163,7 @@ async def image_server() -> AsyncIterator[str]:
 
 
 async def attacked(name: str, service: Service, blue: Blue) -> tuple[Seen, dict[str, int]]:
-    """What the waiting tenant saw during an attack, and what the attacker was answered."""
+    """Run an attack; returns what the waiting tenant measured, and the answers that the attacker got, by status."""
     arguments = [name, str(service.port), service.keys["red"][0], str(service.folder / "loras")]
     red = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.attacks.red", *arguments), stdout=subprocess.PIPE, cwd=ROOT
@@ -178,7 +178,7 @@ async def attacked(name: str, service: Service, blue: Blue) -> tuple[Seen, dict[
 
 
 async def measure(names: list[str]) -> bool:
-    """Print a row per attack; whether the waiting tenant was left alone by all of them."""
+    """Print a row per attack. Returns whether all of them stayed within the bounds."""
     folder = Path(tempfile.mkdtemp(prefix="attacks-"))
     service = Service(folder, free_port())
     service.start()
@@ -190,19 +190,18 @@ async def measure(names: list[str]) -> bool:
             await blue.prepare()
             with memory.watched():
                 quiet = await blue.watch(QUIET_ROUNDS, asyncio.Event())
-                print(
-                    "| attack | POST | status | image | health | largest process, MB | stored, MB | attacker was told |"
-                )
+                print("| attack | POST | status | image | health | largest process, MB | stored, MB | attacker got |")
                 print("|---|---|---|---|---|---|---|---|")
                 print(row("none (medians, ms)", [f"{1e3 * quiet.median(kind):.0f}" for kind in quiet.seconds], memory))
-                return all([await held(name, service, blue, quiet, memory) for name in names])
+                within = [await stays_within_bounds(name, service, blue, quiet, memory) for name in names]
+                return all(within)
     finally:
         service.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def held(name: str, service: Service, blue: Blue, quiet: Seen, memory: PeakMemory) -> bool:
-    """Print one attack's row; whether the waiting tenant and the memory stayed within bounds."""
+async def stays_within_bounds(name: str, service: Service, blue: Blue, quiet: Seen, memory: PeakMemory) -> bool:
+    """Print one attack's row. Returns whether the waiting tenant's latencies and the memory stayed within bounds."""
     memory.reset()
     stored = service.stored_mb()
     seen, answers = await attacked(name, service, blue)
@@ -215,7 +214,7 @@ async def held(name: str, service: Service, blue: Blue, quiet: Seen, memory: Pea
     await asyncio.sleep(REST_S)
     was_felt = len(seen.seconds["post"]) >= LEAST_ROUNDS and set(answers) - {"ClientConnectorError"}
     if not was_felt:
-        print(f"  nothing is shown: {len(seen.seconds['post'])} rounds next to an attack that was told {told}")
+        print(f"  no result: {len(seen.seconds['post'])} rounds during an attack that got the answers {told}")
     quick = all(ratio <= SLOWER for ratio in ratios.values())
     return bool(was_felt) and quick and not seen.failures and memory.mb <= MEMORY_MB
 
@@ -229,8 +228,8 @@ def main() -> None:
     parser.add_argument("attacks", nargs="*", choices=[*ATTACKS, []], help="which attacks; default: all")
     names = parser.parse_args().attacks or list(ATTACKS)
     if not asyncio.run(measure(names)):
-        sys.exit("the waiting tenant was held up, or a process took more memory than stated")
-    print("The waiting tenant was left alone by every attack.")
+        sys.exit("It FAILED: an attack slowed the waiting tenant down, or a process took more memory than allowed.")
+    print("Every attack left the waiting tenant and the memory within bounds.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The waiting tenant: how long its POST, its status and its image take."""
+"""The waiting tenant: measures the latencies of its POST, status and image requests."""
 
 import asyncio
 import base64
@@ -10,7 +10,7 @@ import aiohttp
 
 from benchmarks.attacks.files import small_png
 
-# One request that is not answered within this is counted with it (s).
+# A request that is not answered within this time counts with it (s).
 GIVEN_UP_S = 60.0
 PAUSE_S = 0.1
 KINDS = ("post", "status", "image", "health")
@@ -18,7 +18,7 @@ KINDS = ("post", "status", "image", "health")
 
 @dataclass
 class Seen:
-    """Seconds of each request by kind, and what was not answered well."""
+    """Seconds of each request by kind, and a sentence for each failure."""
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     failures: list[str] = field(default_factory=list)
@@ -28,18 +28,18 @@ class Seen:
 
 
 class Blue:
-    """A client that does the same again and again: post a small edit, ask for a status, get an image."""
+    """A client that repeats the same round: post a small edit, ask for a status, fetch an image, ask for `/health`."""
 
     def __init__(self, port: int, key: str, image_url: str) -> None:
         self._base = f"http://127.0.0.1:{port}"
         self._headers = {"Authorization": f"Bearer {key}"}
-        # One control image in the body and one by its URL, so that a POST needs all that others may occupy.
+        # One control image in the body and one by URL, so that a POST needs every resource that an attack may occupy.
         self._controls = [base64.b64encode(small_png()).decode(), image_url]
         self._finished = ""
         self._seed = 0
 
     async def prepare(self) -> None:
-        """Have one finished request to ask about. Raises RuntimeError if it does not succeed."""
+        """Make one request to ask about later. Raises RuntimeError if it does not succeed."""
         async with aiohttp.ClientSession(self._base, headers=self._headers) as session:
             async with session.post("/v1/inference", json=self._body()) as answer:
                 if answer.status != 200:
@@ -55,7 +55,7 @@ class Blue:
         raise RuntimeError("blue's first request did not succeed")
 
     async def watch(self, rounds: int, until: asyncio.Event) -> Seen:
-        """`rounds` rounds, and no more once `until` is set."""
+        """Measure up to `rounds` rounds; stops when `until` is set."""
         seen = Seen()
         async with aiohttp.ClientSession(self._base, headers=self._headers) as session:
             for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""Files that cost their reader far more than their sender. Each takes well under a second to make."""
+"""Files that are far more work to read than to send. Each takes well under a second to make."""
 
 import io
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 
 MB = 1_000_000
-# The largest image that the service accepts by default: 40 million pixels, at about 64 bytes per scan.
+# Side of the largest image that the service accepts by default: 40 million pixels, about 64 bytes per scan.
 SIDE = 6304
 SOS, EOI = b"\xff\xda", b"\xff\xd9"
 
@@ -41,7 +41,7 @@ def jpeg_of_scans(size_bytes: int) -> bytes:
 
 
 def tiff_of_directories(directories: int) -> bytes:
-    """A grey TIFF of 64x64 pixels with so many image directories, each of which describes the same pixels."""
+    """A grey TIFF of 64x64 pixels with `directories` image directories, each of which describes the same pixels."""
     pixels, side, long, short = bytes(64 * 64), 64, 4, 3
     entries = [
         (256, long, side),

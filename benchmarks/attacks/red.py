@@ -1,4 +1,4 @@
-"""What the attacking tenant does. Each attack is bounded, talks to loopback alone and stops by itself.
+"""The attacks of the attacking tenant. Each is limited in time, uses loopback only and stops by itself.
 
 python -m benchmarks.attacks.red NAME PORT KEY FOLDER      # one attack; `python -m benchmarks.attacks` runs them all
 
@@ -29,20 +29,20 @@ from benchmarks.attacks.files import (
 )
 
 HOST, HERE = "127.0.0.1", "127.0.0.2"
-# How long one attack is repeated at least, and how long it lasts at most (s).
+# An attack is repeated for at least LEAST_S and lasts at most ATTACK_S (s).
 LEAST_S, ATTACK_S = 10.0, 40.0
-# Between two attacks: what is measured is what a request does, not how many of them there are (s).
+# Pause between two repetitions (s): the effect of one attack is measured, not that of many requests.
 PAUSE_S = 1.0
 LORA = "my_lora_job/my_lora.safetensors"
 PIPE = "pipe.safetensors"
-# Images of one tenant that may wait, as the attacked service is configured.
+# The limit of waiting images per tenant in the attacked service's config.
 MAX_QUEUED = 300
 
 Attack = Callable[["Red"], Awaitable[None]]
 
 
 class Red:
-    """The attacker's connection to the service. `answers` counts what came back, by status."""
+    """The attacker's connection to the service. `answers` counts answers by status, and errors by type."""
 
     def __init__(self, port: int, key: str, folder: Path) -> None:
         self.port = port
@@ -65,7 +65,7 @@ class Red:
         return {"Authorization": f"Bearer {self.key}"}
 
     async def _request(self, method: str, path: str, **options: Any) -> Any:
-        """The JSON of an answer with status 200, else None."""
+        """The JSON of an answer with status 200, otherwise None."""
         connector = aiohttp.TCPConnector(local_addr=(HERE, 0))
         try:
             async with (
@@ -105,7 +105,7 @@ def base64_of(data: bytes) -> str:
 
 @asynccontextmanager
 async def server(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
-    """A web server of the attacker's own; its URL."""
+    """Run a web server of the attacker; yields its URL."""
     application = web.Application()
     application.router.add_get("/{path:.*}", handler)
     runner = web.AppRunner(application, shutdown_timeout=0.1)
@@ -207,7 +207,7 @@ async def dripping_downloads(red: Red) -> None:
     async def handler(asked: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse()
         await answer.prepare(asked)
-        # The service hangs up when it has waited enough.
+        # The service closes the connection when it has waited long enough.
         with suppress(ConnectionError):
             for _ in range(int(ATTACK_S)):
                 await answer.write(b"x")
@@ -228,7 +228,7 @@ async def full_disk(red: Red) -> None:
         return web.Response(body=content)
 
     control = base64_of(small_png())
-    # What waits here keeps the queue full: it is cancelled with the attack's end.
+    # This request keeps the queue full until it is cancelled at the end of the attack.
     filling = await red.post("/v1/inference", request([control] * MAX_QUEUED, steps=20))
     try:
         async with server(handler) as url:
@@ -242,7 +242,7 @@ async def full_disk(red: Red) -> None:
 
 
 async def named_pipe(red: Red) -> None:
-    """A named pipe lies under the LoRA root, and twelve listings and requests want to read it."""
+    """Put a named pipe under the LoRA root; twelve listings and twelve requests try to read it."""
     pipe = red.folder / PIPE
     os.mkfifo(pipe)
     try:
@@ -273,7 +273,7 @@ ATTACKS: dict[str, Attack] = {
 
 
 async def attack(name: str, port: int, key: str, folder: Path) -> dict[str, int]:
-    """Run one attack again and again; what it was answered."""
+    """Repeat one attack; returns the counts of its answers."""
     red = Red(port, key, folder)
     began = time.monotonic()
     try:
@@ -288,7 +288,7 @@ async def attack(name: str, port: int, key: str, folder: Path) -> dict[str, int]
 
 def main() -> None:
     name, port, key, folder = sys.argv[1:]
-    # As little of this machine's processor as can be: an attacker brings a processor of its own.
+    # The lowest priority: a real attacker would not use this machine's processor.
     os.nice(19)
     print(json.dumps(asyncio.run(attack(name, int(port), key, Path(folder)))))
 

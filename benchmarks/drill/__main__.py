@@ -1,13 +1,13 @@
-"""The failure drill: what was accepted must end as if nothing had been killed.
+"""The failure drill: every accepted request must end as if nothing had been killed.
 
 python -m benchmarks.drill [failures] [cancelling] [steady]      # make drill: all three
 
-60 requests over three editors and two ingresses, on a PostgreSQL server and a Ray cluster of its own, on
-loopback. Editors, ingresses and connections to the database are killed at random while they are seen at work,
-then the whole cluster. What is left of it then has to stand 50 cancellations among 100 requests, and then 250
-cancellations at random moments among 500 edits, after which every editor has to be the one that it was. Time limits
-of minutes are shortened so that they act within the drill. Seeds are fixed; it takes at most five minutes and ends
-what it started. The exit code is 1 if anything is not as it must be.
+`failures` sends 60 requests to three editors and two ingresses, with a PostgreSQL server and a Ray cluster started for
+the drill, on loopback. It kills editors, ingresses and connections to the database at random while they are at work,
+and then the whole cluster. `cancelling` cancels 50 of 100 requests. `steady` cancels 250 of 500 edits at random
+moments; no editor may be replaced by that. Time limits of minutes are shortened so that they act within the drill.
+Seeds are fixed. The drill takes at most five minutes and stops what it started. The exit code is 1 if it finds a
+problem.
 """
 
 import argparse
@@ -49,7 +49,7 @@ PARTS = {"failures": fail, "cancelling": cancel, "steady": cancel_at_random}
 
 
 async def drill(parts: Sequence[str], problems: list[str]) -> None:
-    """Add what is not as it must be to `problems` after each part: it is reported also if a later part hangs."""
+    """Run the parts and add their problems to `problems`, so that they are reported even if a later part hangs."""
     with PostgresServer(durable=True) as postgres:
         url = postgres.new_database()
         with Service(url) as service:
@@ -81,7 +81,7 @@ async def main(parts: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"which ones: {', '.join(PARTS)} (all)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one or more of {', '.join(PARTS)}; default: all")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"there is no part {', '.join(sorted(unknown))}")

@@ -100,20 +100,20 @@ class CancelDrill:
     def _judge(self, alone: Sequence[Order], others: Sequence[Order], cancellations: Sequence[Cancelled]) -> list[str]:
         notes = self._service.notes.of_image()
         images = [each.image for each in cancellations]
-        before = measure(notes, [order.images[0] for order in alone], [])
-        beside = measure(notes, [order.images[0] for order in others], images)
+        without = measure(notes, [order.images[0] for order in alone], [])
+        together = measure(notes, [order.images[0] for order in others], images)
         after = [steps_begun_after(each, notes) for each in cancellations]
         begun = sum(image in notes for image in images)
         stopped = [notes[each.image][-1].at - each.asked_at for each in cancellations if each.image in notes]
-        share = beside.throughput / before.throughput
+        share = together.throughput / without.throughput
         print(
             f"{len(images)} of {len(images) + OTHERS} requests cancelled, "
             f"{begun} of them while an editor worked on them\n"
             f"steps begun after the cancellation was answered: {after.count(0)}x none, {after.count(1)}x one, "
             f"{sum(count > 1 for count in after)}x more; stopped {statistics.median(stopped):.2f} s after "
             f"it was asked for (median), {max(stopped):.2f} s at most; a step takes {TIMED_STEP_S} s\n"
-            f"the other {OTHERS}: {before.wall_s:.1f} s alone; {beside.wall_s:.1f} s beside the cancelled ones, "
-            f"which ran for {beside.cancelled_s / EDITORS:.1f} s of that on each editor: "
+            f"the other {OTHERS}: {without.wall_s:.1f} s alone; {together.wall_s:.1f} s with the cancelled ones, "
+            f"which ran for {together.cancelled_s / EDITORS:.1f} s of that on each editor: "
             f"{share:.1%} of the throughput"
         )
         problems = faults(cancellations, notes)

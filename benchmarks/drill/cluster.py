@@ -1,8 +1,8 @@
 """The service on several machines: a Ray cluster whose nodes are machines of a drill's network, and its database.
 
-A head without replicas and three nodes, each with a proxy, an ingress and an editor; PostgreSQL on a machine of its
-own. What the head knows lies in RocksDB on a volume, as KubeRay's `gcsFaultToleranceOptions` has it, so that a new
-head carries on. Editors are the timed ones. Artifact storage is a folder that every machine sees.
+There are a head without replicas, three nodes, each with a proxy, an ingress and an editor, and a machine for
+PostgreSQL. The head's state is in RocksDB on a volume, as with KubeRay's `gcsFaultToleranceOptions`, so that a new head
+continues with it. Editors use the timed engine. Artifact storage is a folder that all machines share.
 """
 
 import asyncio
@@ -26,10 +26,10 @@ from tests.postgres import PostgresServer
 NODES = 3
 GCS_PORT, HTTP_PORT = 6379, 8000
 START_TIMEOUT_S = 90
-# A lease as in the other drill. The default patience with editors is for edits that take half a minute, and for a first
-# one that may compile. Attempts are left as they are: a fault that costs three fails the drill.
+# The lease is that of the other drill. Default time limits are for edits that take half a minute and may compile first.
+# `max_attempts` keeps its default: a fault that costs three attempts fails the drill.
 JOBS = {"lease_s": 3, "stall_s": 10, "silence_s": 6}
-# How long it takes until a machine whose Ray has ended is replaced (s): a pod is rescheduled, a machine rebooted.
+# A machine whose Ray has ended is replaced after this time (s), as when a pod is rescheduled or a machine reboots.
 REPLACED_AFTER_S = 5
 
 
@@ -53,7 +53,7 @@ class Cluster:
         self.database = self._machine("database", 100)
         with self.database.inside():
             self.postgres = self._stack.enter_context(PostgresServer(address=self.database.address))
-        # The drill's own way to the database is the socket: it is there also when the machine is cut off.
+        # The drill itself connects through a socket, which also works while the machine is cut off.
         self.local_database_url = self.postgres.new_database()
         name = self.local_database_url.partition("@/")[2].partition("?")[0]
         self.database_url = f"postgresql+asyncpg://postgres@{self.database.address}/{name}"
@@ -70,12 +70,12 @@ class Cluster:
 
     def _machine(self, name: str, number: int) -> Machine:
         machine = Machine(name, number, self.folder / "disks" / name)
-        # Each mounts the storage for itself.
+        # Each machine has its own mount of the storage.
         subprocess.run(machine.command("mount", "--bind", str(self._storage), str(self._storage)), check=True)
         return machine
 
     def set_storage_writable(self, writable: bool) -> None:
-        """Whether the machines can write to artifact storage; without it they get an error at once."""
+        """Allow or forbid the nodes to write to artifact storage. Where it is forbidden, writes fail at once."""
         options = f"remount,bind,{'rw' if writable else 'ro'}"
         for node in self.nodes:
             subprocess.run(node.command("mount", "-o", options, str(self._storage)), check=True)
@@ -85,13 +85,13 @@ class Cluster:
         return [f"http://{node.address}:{HTTP_PORT}" for node in self.nodes]
 
     async def start(self) -> None:
-        """Returns when every node serves. Raises DrillFailed if one does not."""
-        # The command waits for the head.
+        """Start the service; returns when every node serves. Raises DrillFailed if one does not."""
+        # This command waits for the head.
         self._run(self.head, "serve", "run", "--non-blocking", str(self.folder / "serve_config.yaml"))
         await self.until_whole()
 
     async def _keep_up(self, machine: Machine) -> None:
-        """Start Ray on a machine whenever it has ended there. A head carries on from what is on its volume."""
+        """Start Ray on a machine again whenever it has ended. A head continues with the state on its volume."""
         role = [f"--address={self.head.address}:{GCS_PORT}", "--num-cpus=1"]
         if machine is self.head:
             role = ["--head", f"--port={GCS_PORT}", "--num-cpus=0", "--include-dashboard=false"]
@@ -110,26 +110,26 @@ class Cluster:
             "PYTHONPATH": str(ROOT),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_AUTH_MODE": "disabled",
-            # Ray would kill workers, of each node at once, for what others use of this one machine's memory.
+            # Each node's memory monitor would see the whole host's memory, and kill workers for what others use.
             "RAY_memory_monitor_refresh_ms": "0",
             "RAY_ADDRESS": f"{self.head.address}:{GCS_PORT}",
             "RAY_gcs_storage": "rocksdb",
             "RAY_gcs_storage_path": str(self.folder / "gcs"),
         }
-        # Beside this interpreter, whatever the PATH says.
+        # The program next to this interpreter, independent of the PATH.
         program = str(Path(sys.executable).with_name(command[0]))
         with (self.folder / f"log-{machine.name}").open("ab") as log:
             return subprocess.Popen(machine.command(program, *command[1:]), stdout=log, stderr=log, env=environment)
 
     def editor(self, node: Machine) -> int | None:
-        """The process of the editor on a node, once its engine is loaded."""
+        """The process id of the editor on a node; None until its engine is loaded."""
         return next((pid for pid in node.pids() if (self.folder / EDITOR_FILES / str(pid)).exists()), None)
 
     def node_of(self, pid: int) -> Machine | None:
         return next((node for node in self.nodes if pid in node.pids()), None)
 
     async def until_whole(self, replaced: int | None = None) -> float:
-        """When every node answers by HTTP and has an editor, none of them the process `replaced`."""
+        """Wait until every node answers and has an editor other than the process `replaced`. Returns the time."""
         deadline = time.monotonic() + START_TIMEOUT_S
         async with httpx.AsyncClient(timeout=2) as client:
             while not all([await self._is_whole(client, node, replaced) for node in self.nodes]):
@@ -151,11 +151,11 @@ class Cluster:
         return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-600:]}" for log in logs)
 
     def set_slow(self, machines: Sequence[Machine]) -> None:
-        """From the next edits on, editors on these machines take five times as long, and no others."""
+        """Make the editors of these machines, and no others, five times slower from the next edit on."""
         (self.folder / "slow").write_text("".join(f"{machine.address}\n" for machine in machines))
 
     def _config(self) -> dict[str, Any]:
-        # One of each a node.
+        # One ingress and one editor per node.
         replicas = {"num_replicas": NODES, "max_replicas_per_node": 1}
         config = serve_config(
             {"host": "0.0.0.0", "port": HTTP_PORT},

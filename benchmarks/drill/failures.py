@@ -1,4 +1,4 @@
-"""The failure drill: requests, while what works on them is killed."""
+"""The failure drill: kills editors, ingresses, connections and the cluster while they work on requests."""
 
 import asyncio
 import random
@@ -13,18 +13,18 @@ from benchmarks.drill.verdict import CLUSTER, CONNECTION, EDITOR, INGRESS, KILLS
 
 SEED = 5
 REQUESTS = 60
-# Posted before the first kill, with each kill, and beside the kill of the cluster; together all of them. On a machine
-# that is done sooner, some of the last are posted before.
+# Requests posted before the first kill, with each kill, and during the kill of the cluster; together all of them. On a
+# fast machine some of the last ones are posted earlier.
 AT_FIRST, WITH_EACH, AT_LAST = 20, 2, 10
 PAUSE_S = (2.0, 4.0)
-# So many that the work lasts until the last kill, however fast the machine is.
+# Steps per edit: enough for the work to last until the last kill on a fast machine.
 STEPS = 10
-# How long a victim is looked for.
+# How long the drill looks for a process at work (s).
 PATIENCE_S = 30
 
 
 class FailureDrill:
-    """`run` it; what it shows is in the tables of `report`, also where it failed half way."""
+    """`run` it, then print `report`, which also shows a drill that failed half way."""
 
     def __init__(self, service: Service, store: Store, client: Client) -> None:
         self._service = service
@@ -38,7 +38,7 @@ class FailureDrill:
         self._kills: list[Kill] = []
 
     async def run(self) -> list[str]:
-        """What is not as it must be. Raises DrillFailed where no victim is found."""
+        """Run the drill and return its problems. Raises DrillFailed if no process was seen at work."""
         undisturbed = await make_undisturbed(
             self._client,
             [Order("plain", EVERYTHING, steps=STEPS), Order("with-lora", EVERYTHING, lora=True, steps=STEPS)],
@@ -65,7 +65,7 @@ class FailureDrill:
             self._accepted[order.name] = await self._client.submit(order)
 
     async def _kill(self, kind: str) -> None:
-        """Kill one of `kind` as soon as one is seen at work."""
+        """Kill a process or connection of this kind as soon as one is seen at work."""
         attempts: dict[str, Callable[[], Awaitable[Kill | None]]] = {
             EDITOR: self._kill_editor,
             INGRESS: self._kill_ingress,
@@ -80,12 +80,12 @@ class FailureDrill:
         self._kills.append(kill)
 
     async def _keep_busy(self) -> None:
-        """Post the next request if all have ended."""
+        """Post the next request if all others have ended."""
         if all(seen.state == "ended" for seen in (await self._store.look()).values()):
             await self._post(1)
 
     async def _kill_editor(self) -> Kill | None:
-        """One that has just noted a step, not the last, of an image that is still to be made."""
+        """Kill an editor that has just noted a step, not the last, of an unfinished image. None if there is none."""
         running = [
             note for note in self._service.notes.at_work(await self._store.running()) if self._service.owns(note.pid)
         ]
@@ -97,7 +97,7 @@ class FailureDrill:
         return Kill(at, EDITOR, note.pid, (note.image,), f"at step {note.step} of {note.steps} of {note.image}")
 
     async def _kill_ingress(self) -> Kill | None:
-        """One whose dispatcher holds images that editors are working on."""
+        """Kill an ingress whose dispatcher has claimed images that editors work on. None if there is none."""
         held: dict[int, list[str]] = {}
         for image, seen in (await self._store.look()).items():
             if seen.is_running and seen.owner_pid is not None:
@@ -111,13 +111,13 @@ class FailureDrill:
         return Kill(at, INGRESS, pid, tuple(held[pid]), f"holding {', '.join(held[pid])}")
 
     async def _end_connection(self) -> Kill | None:
-        """One that is in the middle of a transaction on images."""
+        """End a connection that is in a transaction on images. None if there is none."""
         ended = await self._store.end_one_in_use()
         if ended is None:
             return None
         running = await self._store.running()
         if not running:
-            # It was about images that wait: not what is looked for.
+            # Its transaction was on waiting images, which is not the case to test.
             return None
         doing = " ".join(ended.query.split())[:32]
         return Kill(
@@ -125,7 +125,7 @@ class FailureDrill:
         )
 
     async def _lose_the_cluster(self) -> None:
-        """Kill all of Ray while images run, and start the service again; requests come in all the while."""
+        """Kill all of Ray while images run, and start the service again, while requests keep coming."""
         deadline = time.monotonic() + PATIENCE_S
         while not (running := await self._store.running()):
             if time.monotonic() > deadline:
@@ -155,7 +155,7 @@ class FailureDrill:
             problems += verdict.faults(order, answers[order.name], undisturbed)
         succeeded = sum(len(answer.images) for answer in answers.values())
         requests, booked = await self._store.counts()
-        # The two requests of the undisturbed run are among them.
+        # Includes the two requests of the undisturbed run.
         if requests != REQUESTS + 2:
             problems.append(f"{requests} requests are stored, {REQUESTS + 2} were posted")
         if booked != succeeded + 2 * len(PROMPTS):
@@ -163,7 +163,7 @@ class FailureDrill:
         return problems
 
     def report(self) -> list[str]:
-        """The tables, in Markdown, and what else was counted."""
+        """The tables and counts of the drill, as lines of Markdown."""
         notes, history = self._service.notes.of_image(), self._store.history
         images = [image for order in self._orders for image in order.images]
         made = verdict.times_made(images, notes)
@@ -178,5 +178,5 @@ class FailureDrill:
             f"{len(self._accepted)} requests with {len(images)} images, the last one ended after {last:.0f} s; "
             f"made: {often}",
             f"the service was {restart} after the cluster was killed; "
-            f"{self._client.asked_again} times a client had to ask again",
+            f"clients repeated {self._client.asked_again} requests",
         ]

@@ -1,4 +1,4 @@
-"""What is asked of the service during a drill, and the client that asks until it is answered."""
+"""The requests of a drill, and the client that repeats each request until it is answered."""
 
 import asyncio
 import base64
@@ -18,7 +18,7 @@ from benchmarks.drill.service import MODEL, ROOT, DrillFailed
 
 LORAS = [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": 1.0}]
 STEPS = 5
-# The drill's images: small, and few different ones, so that an undisturbed run of each is cheap.
+# The drill's images are small and few, so that an undisturbed run of each is cheap.
 PROMPTS = (
     {"prompt": "sks at night", "seed": 1, "width": 64, "height": 64},
     {"prompt": "sks in the snow", "seed": 2, "width": 96, "height": 64},
@@ -31,9 +31,9 @@ PAUSE_S = 0.3
 
 @dataclass(frozen=True)
 class Order:
-    """A request of the drill: its name, the numbers of its prompts, with the sample LoRA or without.
+    """A request of the drill: its name, the numbers of its prompts, and whether it uses the sample LoRA.
 
-    A `timed` or a `quick` one takes a fixed time for each step and computes nothing.
+    A `timed` or `quick` request takes a fixed time for each step and computes nothing.
     """
 
     name: str
@@ -45,16 +45,16 @@ class Order:
 
     @property
     def images(self) -> list[str]:
-        """What its images are called, in the notes and in the database."""
+        """Names of its images in the notes and in the database."""
         return [f"{self.name}.{index}" for index in range(len(self.prompts))]
 
     @property
-    def pictures(self) -> list[tuple[int, bool]]:
-        """Which of the few images each image has to be."""
+    def contents(self) -> list[tuple[int, bool]]:
+        """The expected content of each image: the number of its prompt, and whether it uses the LoRA."""
         return [(prompt, self.lora) for prompt in self.prompts]
 
     def body(self) -> dict[str, Any]:
-        # Without guidance there is no negative prompt in the work, so it can say what an image is called.
+        # Without guidance the negative prompt has no effect, so it can carry the image's name.
         common = {"sample_steps": self.steps, "guidance_scale": 1, "ctrl_img": CONTROL}
         if self.timed or self.quick:
             common |= {"prompt": QUICK if self.quick else TIMED}
@@ -65,7 +65,7 @@ class Order:
 
 
 def make_orders(count: int, randomness: random.Random, steps: int = STEPS) -> list[Order]:
-    """Requests for one image or, one in ten, for two."""
+    """Requests for one image each; every tenth is for two."""
     return [
         Order(
             f"r{number}",
@@ -78,9 +78,9 @@ def make_orders(count: int, randomness: random.Random, steps: int = STEPS) -> li
 
 
 def _control_image() -> str:
-    picture = PIL.Image.open(ROOT / "samples/astronaut.jpg").resize((96, 64))
+    image = PIL.Image.open(ROOT / "samples/astronaut.jpg").resize((96, 64))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -89,7 +89,7 @@ CONTROL = _control_image()
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request: its images by number as they were reported, each with a digest of its pixels."""
+    """The end of a request: the reported images by number, each with a digest of its pixels."""
 
     status: str
     error: str | None
@@ -97,7 +97,7 @@ class Answer:
 
 
 class Client:
-    """Asks by HTTP alone, at each address in turn, and again where nobody answers: processes die in a drill."""
+    """Sends requests to each address in turn, and repeats those that are not answered: processes die in a drill."""
 
     def __init__(self, urls: Sequence[str], timeout_s: float = 20) -> None:
         self._http = httpx.AsyncClient(timeout=timeout_s)
@@ -111,39 +111,39 @@ class Client:
         await self._http.aclose()
 
     async def submit(self, order: Order) -> str:
-        """The id under which the order was accepted. Its name is its Idempotency-Key."""
+        """Post a request with its name as Idempotency-Key. Returns the request id."""
         answer = await self.ask("POST", "/v1/inference", json=order.body(), headers={"Idempotency-Key": order.name})
         return answer.raise_for_status().json()["request_id"]
 
     async def cancel(self, request_id: str) -> str:
-        """The status that a cancelled request has from then on."""
+        """Cancel a request. Returns the status in the answer."""
         answer = await self.ask("DELETE", f"/v1/requests/{request_id}")
         return answer.raise_for_status().json()["status"]
 
     async def wait(self, request_id: str) -> str:
-        """How the request ended, once it has."""
+        """Wait until a request has ended. Returns its status."""
         while (status := await self._status(request_id)) not in ENDED:
             await asyncio.sleep(PAUSE_S)
         return status
 
     async def wait_for_all(self, request_ids: Iterable[str]) -> None:
-        """One after the other, so that waiting is next to no load."""
+        """Wait for one after the other, so that waiting causes little load."""
         for request_id in request_ids:
             await self.wait(request_id)
 
     async def answer(self, request_id: str) -> Answer:
-        """What the result says, with every image that it names fetched."""
+        """Fetch a request's result and every image in it."""
         result = (await self.ask("GET", f"/v1/requests/{request_id}/result")).raise_for_status().json()
         images = []
-        # A request that failed shows the images that were made all the same.
+        # A failed request also reports the images that were made.
         for output in result["outputs"]["images"] if result["outputs"] else result["metadata"].get("partial", []):
             path = httpx.URL(output["url"]).path
-            picture = (await self.ask("GET", path)).raise_for_status().content
-            images.append((int(path.rpartition("/")[2]), digest(picture)))
+            image = (await self.ask("GET", path)).raise_for_status().content
+            images.append((int(path.rpartition("/")[2]), digest(image)))
         return Answer(result["status"], result["error"], tuple(images))
 
     async def ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        """The application's own answer; without one (or with its 503) the question is put again."""
+        """Send a request until the application itself answers it, with another status than 5xx."""
         while True:
             try:
                 answer = await self._http.request(method, next(self._urls) + path, **arguments)
@@ -159,25 +159,28 @@ class Client:
 
 
 async def make_undisturbed(client: Client, orders: Iterable[Order]) -> dict[tuple[int, bool], str]:
-    """The digest of each image, as the service makes it while nothing is killed. Raises DrillFailed."""
-    pictures = {}
+    """Digests of the images that the service makes while nothing is killed, by content.
+
+    Raises DrillFailed if an image is missing.
+    """
+    digests = {}
     for order in orders:
         request_id = await client.submit(order)
         await client.wait(request_id)
         answer = await client.answer(request_id)
         if len(answer.images) != len(order.images):
             raise DrillFailed(f"the undisturbed run ended with {answer}")
-        pictures |= {order.pictures[number]: digest for number, digest in answer.images}
-    return pictures
+        digests |= {order.contents[number]: digest for number, digest in answer.images}
+    return digests
 
 
 def _is_the_applications(answer: httpx.Response) -> bool:
-    """Serve's proxy speaks for itself in plain text, also with 404 where its routes are not there yet."""
+    """Whether the application answered. Serve's proxy answers in plain text, with 404 as long as it has no routes."""
     kind = answer.headers.get("content-type", "")
     return answer.status_code < 500 and kind.startswith(("application/json", "image/"))
 
 
-def digest(picture: bytes) -> str:
-    """Equal for equal sizes and pixels."""
-    image = PIL.Image.open(io.BytesIO(picture)).convert("RGB")
+def digest(data: bytes) -> str:
+    """A digest of an encoded image that depends on its size and pixels only."""
+    image = PIL.Image.open(io.BytesIO(data)).convert("RGB")
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()

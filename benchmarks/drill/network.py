@@ -1,8 +1,8 @@
-"""Machines for a drill: network namespaces on a bridge, each with an address, each of which can be cut off.
+"""Machines for a drill: network namespaces on a bridge, each with its own address. Each can be cut off.
 
-Everything happens in namespaces of the drill's own, which `isolated` makes: network, processes, mounts, with /tmp in
-memory. Nothing outside is seen or changed, and when the drill ends, however it does, the kernel ends what it started.
-It takes root (CAP_SYS_ADMIN and CAP_NET_ADMIN) on Linux.
+Everything happens in namespaces that `isolated` makes for the drill: network, processes, and mounts with /tmp in
+memory. Nothing outside is seen or changed, and when the drill ends, for whatever reason, the kernel ends its processes.
+This requires root (CAP_SYS_ADMIN and CAP_NET_ADMIN) on Linux.
 """
 
 import ctypes
@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 
 CLONE_NEWNET = 0x40000000
-# Of no network that the machine could be in: the namespace has no way out.
+# Any private subnet: the namespace has no connection to other networks.
 SUBNET = "10.77.0"
-# What the isolated command runs under: a shell that waits also reaps whoever loses its parent.
+# The isolated command runs under a waiting shell, which also reaps processes that lose their parent.
 ISOLATED = """
 set -e
 mount -t tmpfs drill /tmp
@@ -35,13 +35,13 @@ exec sleep infinity
 
 
 def isolated(command: Sequence[str]) -> int:
-    """Run a command in namespaces of its own; its exit status."""
+    """Run a command in its own namespaces. Returns its exit status."""
     unshare = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     return subprocess.run([*unshare, "sh", "-c", ISOLATED, "drill", *command], check=False).returncode
 
 
 class Machine:
-    """A network namespace with one interface. `disk` is what it sees as /tmp/ray; all other files are everybody's."""
+    """A network namespace with one interface. Its /tmp/ray is the folder `disk`; all other files are shared."""
 
     def __init__(self, name: str, number: int, disk: Path) -> None:
         self.name = name
@@ -60,11 +60,11 @@ class Machine:
             _ip("link", "set", "lo", "up")
             _ip("addr", "add", f"{self.address}/24", "dev", "eth0")
             _ip("link", "set", "eth0", "up")
-            # Programs find their own address by asking for the way to somewhere.
+            # Programs find their own address by the route to some other address.
             _ip("route", "add", "default", "via", f"{SUBNET}.254")
 
     def command(self, *command: str) -> list[str]:
-        """What runs a command there, with the machine's disk."""
+        """The command line that runs a command on this machine, with its disk."""
         return ["nsenter", f"--target={self._holder.pid}", "--net", "--mount", *command]
 
     @property
@@ -73,7 +73,7 @@ class Machine:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """What this thread starts in the block is on the machine's network; its disk it does not see."""
+        """Processes that this thread starts in the block use the machine's network, but not its disk."""
         own = os.open("/proc/self/ns/net", os.O_RDONLY)
         there = os.open(f"/proc/{self._holder.pid}/ns/net", os.O_RDONLY)
         try:
@@ -87,14 +87,14 @@ class Machine:
             os.close(there)
 
     def cut(self) -> None:
-        """Pull the cable: packets are lost, connections are not closed."""
+        """Cut the machine off: packets are lost, connections are not closed."""
         _ip("link", "set", self._port, "down")
 
     def join(self) -> None:
         _ip("link", "set", self._port, "up")
 
     def pids(self) -> list[int]:
-        """Its living processes."""
+        """Process ids of its living processes."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, FileNotFoundError):
@@ -104,12 +104,12 @@ class Machine:
         return found
 
     def empty(self) -> None:
-        """Delete what is on its disk."""
+        """Delete everything on its disk."""
         for child in self._disk.iterdir():
             shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
     def kill(self) -> int:
-        """SIGKILL for every process on it, as a machine dies; how many there were."""
+        """Send SIGKILL to every process on it. Returns their number."""
         killed: set[int] = set()
         while pids := self.pids():
             for pid in pids:
@@ -121,7 +121,7 @@ class Machine:
 
 
 def make_lan() -> None:
-    """The bridge that machines are joined to; the drill itself is at its end 254."""
+    """Make the bridge that connects the machines. The drill itself has the address 254 on it."""
     _ip("link", "add", "lan", "type", "bridge")
     _ip("addr", "add", f"{SUBNET}.254/24", "dev", "lan")
     _ip("link", "set", "lan", "up")

@@ -1,11 +1,12 @@
-"""Drills on several machines: what was accepted must end as if nothing had happened, whatever befalls one of them.
+"""Drills on several machines: every accepted request must end as if no machine had failed.
 
 python -m benchmarks.drill.nodes [NAME ...]      # make drill-nodes; as root, on Linux
 
-Machines are network namespaces of one host; see `cluster` for what runs on them and `scenarios` for what befalls them.
-While one request a second is posted, a node is killed, cut off, its editor stopped or slowed; the head is killed and
-started anew; the database is cut off; artifact storage refuses writes. Each takes 90 s at most. The exit code is 1 if
-a request does not end with its image, if an image differs from an undisturbed run's, or if a fault hit nothing.
+Machines are network namespaces of one host; see `cluster` for their processes and `scenarios` for the faults. While one
+request per second is posted, a node is killed or cut off, an editor is stopped or slowed, the head is killed and
+started again, the database is cut off, or artifact storage refuses writes. Each drill takes 90 s at most. The exit code
+is 1 if a request does not end with its image, if an image differs from that of an undisturbed run, or if a fault hit
+nothing.
 """
 
 import argparse
@@ -28,21 +29,21 @@ from benchmarks.drill.store import Store
 from benchmarks.drill.verdict import CABLE, DATABASE, HANG, HEAD, NODE, SLOW, STORAGE, Kill
 
 NAMES = (NODE, CABLE, HEAD, HANG, SLOW, DATABASE, STORAGE)
-# Those that end with a new editor on the machine.
+# Drills that end with a new editor on the machine.
 REPLACED = (NODE, CABLE, HEAD)
 LIMIT_S = 90
-# Half of what three editors make; what is posted before a fault, and after it is over (s).
+# Time between requests, which is half of what three editors can do; time before a fault, and after its end (s).
 EVERY_S, BEFORE_S, AFTER_S = 1.0, 4.0, 4.0
-# A balancer would not wait longer for an address.
+# A load balancer would not wait longer for an address.
 CLIENT_TIMEOUT_S = 5
 HEADER = (
-    "| drill | what was hit | images hit | noticed, s | taken up again, s | ended, s | longest pause, s "
-    "| slowest image, s | whole again, s | attempts lost | made twice | asked again | requests |"
+    "| drill | what was hit | images hit | noticed, s | resumed, s | ended, s | longest pause, s "
+    "| slowest image, s | restored, s | attempts lost | made twice | repeated | requests |"
 )
 
 
 class Load:
-    """Requests at a steady rate for as long as a block lasts; at its end the last ones are accepted."""
+    """Posts requests at a steady rate during a block, and waits at its end until all are accepted."""
 
     def __init__(self, name: str, client: Client) -> None:
         self._name = name
@@ -66,27 +67,29 @@ class Load:
         while True:
             number = len(self.orders)
             self.orders.append(Order(f"{self._name}{number}", (number % len(EVERYTHING),), timed=True))
-            # Whoever has to ask again holds up nobody.
+            # In tasks of their own, so that a repeated request delays no other.
             self._posting.append(asyncio.create_task(self._client.submit(self.orders[-1])))
             await asyncio.sleep(EVERY_S)
 
 
 class NodesDrill:
-    """`run` one by name on a whole cluster; it prints its row and returns the problems.
+    """`run` one drill by name on a complete cluster: it prints its row and returns the problems.
 
-    `attempts` says why attempts were lost.
+    `attempts` has the reasons of lost attempts.
     """
 
-    def __init__(self, cluster: Cluster, store: Store, client: Client, pictures: dict[tuple[int, bool], str]) -> None:
+    def __init__(
+        self, cluster: Cluster, store: Store, client: Client, undisturbed: dict[tuple[int, bool], str]
+    ) -> None:
         self._cluster = cluster
         self._store = store
         self._client = client
-        self._images = pictures
+        self._undisturbed = undisturbed
         self._scenarios = Scenarios(cluster, store)
         self.attempts: list[str] = []
 
     async def run(self, name: str) -> list[str]:
-        """Raises DrillFailed where nothing could be hit, or not all ended in time."""
+        """Raises DrillFailed if nothing could be hit, or not all requests ended in time."""
         asked_before, counted_before = self._client.asked_again, await self._store.counts()
         following = asyncio.create_task(self._store.follow())
         try:
@@ -109,13 +112,13 @@ class NodesDrill:
         return await self._problems(kill, load, counted_before)
 
     async def _befall(self, name: str) -> tuple[Kill, Load, asyncio.Task[float]]:
-        """Under load, until the cluster is whole again: what was hit, the load, and when it is whole."""
+        """Cause the fault under load. Returns what was hit, the load, and a task for the time of full recovery."""
         async with Load(name, self._client) as load:
             await asyncio.sleep(BEFORE_S)
             kill = await self._scenarios.by_name[name]()
             becoming_whole = asyncio.create_task(self._cluster.until_whole(kill.pid if name in REPLACED else None))
             if name != CABLE:
-                # Ray gives up a node that was cut off, also when it is back by then, later than a drill may take.
+                # Ray declares a node that was cut off dead even if it is back, later than the end of a drill.
                 await becoming_whole
             await asyncio.sleep(AFTER_S)
         return kill, load, becoming_whole
@@ -126,9 +129,9 @@ class NodesDrill:
         if not kill.images or (kill.kind in (NODE, CABLE, HANG) and verdict.had_made(kill, _until(kill, notes))):
             problems.append(f"{kill.kind}: it hit nothing")
         if kill.kind in (NODE, CABLE, HANG) and verdict.recovery(kill, self._store.history, notes) is None:
-            problems.append(f"{kill.kind}: an image that it hit was not taken up again")
+            problems.append(f"{kill.kind}: work on an image that it hit was not resumed")
         for order, request_id in zip(load.orders, load.request_ids, strict=True):
-            problems += verdict.faults(order, await self._client.answer(request_id), self._images)
+            problems += verdict.faults(order, await self._client.answer(request_id), self._undisturbed)
         requests, booked = (now - then for now, then in zip(await self._store.counts(), before, strict=True))
         if not requests == booked == len(load.orders):
             problems.append(f"{kill.kind}: {len(load.orders)} posted, {requests} stored, {booked} booked as made")
@@ -152,7 +155,7 @@ class NodesDrill:
 
 
 def _until(kill: Kill, notes: dict[str, list[Note]]) -> dict[str, list[Note]]:
-    """What had been noted when it happened: who is stopped or cut off may go on later."""
+    """The notes until the fault: an editor that is stopped or cut off may continue later."""
     return {image: [note for note in notes.get(image, ()) if note.at <= kill.at] for image in kill.images}
 
 
@@ -161,10 +164,10 @@ async def drill(names: list[str], folder: Path) -> list[str]:
     async with Cluster(folder) as cluster:
         began = time.monotonic()
         await cluster.start()
-        print(f"{NODES} nodes and a head were whole after {time.monotonic() - began:.0f} s\n")
+        print(f"{NODES} nodes and a head were ready after {time.monotonic() - began:.0f} s\n")
         async with Store(cluster.local_database_url) as store, Client(cluster.urls, CLIENT_TIMEOUT_S) as client:
-            pictures = await make_undisturbed(client, [Order("undisturbed", EVERYTHING, timed=True)])
-            nodes_drill = NodesDrill(cluster, store, client, pictures)
+            undisturbed = await make_undisturbed(client, [Order("undisturbed", EVERYTHING, timed=True)])
+            nodes_drill = NodesDrill(cluster, store, client, undisturbed)
             print(HEADER + "\n" + "|---" * (HEADER.count("|") - 1) + "|", flush=True)
             for name in names:
                 try:
@@ -194,8 +197,8 @@ async def main(names: list[str], logs: Path | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(NAMES)} (all)")
-    parser.add_argument("--logs", type=Path, help="a folder, not there yet, for the logs of all machines")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(NAMES)}; default: all")
+    parser.add_argument("--logs", type=Path, help="a new folder for the logs of all machines")
     parser.add_argument("--isolated", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(NAMES):

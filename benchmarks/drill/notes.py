@@ -1,6 +1,6 @@
-"""What the drill's engines did, noted by them at the moment they did it.
+"""Notes that the drill's engines write about each step, at the moment they make it.
 
-What an image is called stands in its negative prompt: without guidance that decides no pixel.
+The name of an image is in its negative prompt, which changes no pixel without guidance.
 """
 
 import os
@@ -13,18 +13,18 @@ from pathlib import Path
 from serve_app.errors import EditCanceled
 from serve_app.tasks import EditPlan
 
-# The prompt that asks for steps of a fixed time, and that time: a third of a real step at a megapixel on one H200.
+# The prompt that asks for steps of a fixed duration (s): a third of a real step at one megapixel on an H200.
 TIMED, TIMED_STEP_S = "timed", 0.3
-# The same for many edits in a short time.
+# The same with a shorter step, for many edits in a short time.
 QUICK, QUICK_STEP_S = "quick", 0.05
 # The folder where each editor leaves a file with its process id.
 EDITOR_FILES = "editors"
-# How old an editor's word may be that it is running.
+# A note counts as an editor's current work for this long.
 FRESH_S = 1.0
 
 
 def register_editor(folder: Path) -> None:
-    """Note, in an editor's own process, that it is there."""
+    """Register this process as an editor."""
     files = folder / EDITOR_FILES
     files.mkdir(exist_ok=True)
     (files / str(os.getpid())).touch()
@@ -32,7 +32,7 @@ def register_editor(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Note:
-    """What a process did for an image. `what` is step (0: begun), made or stopped; `at` seconds since the epoch."""
+    """What a process did for an image. `what` is step (0: begun), made or stopped; `at` is seconds since the epoch."""
 
     at: float
     pid: int
@@ -43,7 +43,7 @@ class Note:
 
 
 class Notes:
-    """A file of notes, a line each: written by every engine, read by the drill."""
+    """A file with one note per line: every engine appends to it, and the drill reads it."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -52,7 +52,7 @@ class Notes:
         self._of_image: dict[str, list[Note]] = {}
 
     def write(self, what: str, plan: EditPlan, step: int) -> None:
-        # One short write to a file opened for appending: lines of several processes do not mix.
+        # One short write to a file that is opened for appending, so that lines of several processes do not mix.
         line = f"{time.time()} {os.getpid()} {what} {plan.negative_prompt} {step} {plan.steps}\n"
         with self._file.open("a") as file:
             file.write(line)
@@ -77,12 +77,12 @@ class Notes:
         self.write("made", plan, plan.steps)
 
     def latest(self) -> Mapping[int, Note]:
-        """The last note of each process."""
+        """The latest note of each process."""
         self._refresh()
         return self._latest
 
     def at_work(self, running: Container[str]) -> list[Note]:
-        """What processes have just noted that are in the middle of one of these images, not at its last step."""
+        """The latest notes of processes that are working on one of these images and are not at its last step."""
         return [
             note
             for note in self.latest().values()
@@ -93,7 +93,7 @@ class Notes:
         ]
 
     def of_image(self) -> Mapping[str, Sequence[Note]]:
-        """The notes on each image, in the order of time."""
+        """The notes on each image, in order of time."""
         self._refresh()
         return self._of_image
 
@@ -103,7 +103,7 @@ class Notes:
         with self._file.open("rb") as file:
             file.seek(self._read)
             new = file.read()
-        # A line that is not whole yet is read next time.
+        # An incomplete line is read next time.
         whole = new[: new.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.decode().splitlines():

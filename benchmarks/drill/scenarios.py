@@ -1,4 +1,4 @@
-"""What is done to a cluster of several machines while it works, one thing at a time."""
+"""Faults of a cluster of several machines, one at a time, while it works."""
 
 import asyncio
 import os
@@ -14,15 +14,15 @@ from benchmarks.drill.service import DrillFailed
 from benchmarks.drill.store import Store
 from benchmarks.drill.verdict import CABLE, DATABASE, HANG, HEAD, NODE, SLOW, STORAGE, Kill
 
-# How long a victim is looked for, and how long what comes back stays away (s).
+# How long the drill looks for a process at work, and how long a fault that ends lasts (s).
 PATIENCE_S, AWAY_S = 20, 30
-# How often a node whose editor works is frozen and looked at, before another one is.
+# How often a node at work is frozen and looked at before another node is tried.
 LOOKS = 20
 Scenario = Callable[[], Awaitable[Kill]]
 
 
 class Scenarios:
-    """Each does what it does, undoes what does not undo itself, and returns what it hit."""
+    """Each scenario causes its fault, undoes it if it does not end by itself, and returns what it hit."""
 
     def __init__(self, cluster: Cluster, store: Store) -> None:
         self._cluster = cluster
@@ -46,12 +46,12 @@ class Scenarios:
         return Kill(at, NODE, note.pid, images, f"{processes} processes of {node.name}, {_step(note)}")
 
     async def _cut_node_off(self) -> Kill:
-        """Cut the cable of a node while its ingress is in a transaction that holds the line of the model."""
+        """Cut a node off while its ingress is in a transaction that locks the queue's row of the model."""
         deadline = time.monotonic() + PATIENCE_S
         kill = None
         while kill is None:
             if time.monotonic() > deadline:
-                raise DrillFailed(f"no node was seen to hold a line for {PATIENCE_S} s")
+                raise DrillFailed(f"no node was seen to lock the queue for {PATIENCE_S} s")
             node, note = await self._node_at_work()
             kill = await self._cut_off_holding_a_line(node, note)
         await asyncio.sleep(AWAY_S)
@@ -61,8 +61,8 @@ class Scenarios:
     async def _cut_off_holding_a_line(self, node: Machine, note: Note) -> Kill | None:
         pids = node.pids()
         for _ in range(LOOKS):
-            # A line is held for milliseconds: with the node frozen there is time to look, and what it holds now it
-            # still holds when it is cut off.
+            # The row is locked for milliseconds. While the node is frozen there is time to look, and it still holds the
+            # lock when it is cut off.
             with _frozen(pids):
                 if await self._store.holds_a_line(node.address) and note.image in await self._store.running():
                     images = await self._images_of(node, note)
@@ -132,7 +132,7 @@ class Scenarios:
         return Kill(at, STORAGE, 0, images, f"read-only for {AWAY_S} s, {len(images)} images running")
 
     async def _node_at_work(self) -> tuple[Machine, Note]:
-        """A node whose editor has just noted a step, not the last, of an image that is still to be made."""
+        """A node whose editor has just noted a step, not the last, of an unfinished image."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             for note in self._cluster.notes.at_work(await self._store.running()):
@@ -142,7 +142,7 @@ class Scenarios:
         raise DrillFailed(f"no editor was seen at work for {PATIENCE_S} s")
 
     async def _images_of(self, node: Machine, note: Note) -> tuple[str, ...]:
-        """What the node's editor makes, and what its ingress holds."""
+        """The image that the node's editor makes, and those that its ingress has claimed."""
         pids = node.pids()
         held = [image for image, seen in (await self._store.look()).items() if seen.owner_pid in pids]
         return tuple(sorted({note.image, *held}))
@@ -150,7 +150,7 @@ class Scenarios:
 
 @contextmanager
 def _frozen(pids: Sequence[int]) -> Iterator[None]:
-    """Processes stopped for the length of a block."""
+    """Stop processes for the duration of a block."""
     _send(pids, signal.SIGSTOP)
     try:
         yield

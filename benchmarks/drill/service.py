@@ -1,8 +1,8 @@
-"""The service under drill: `serve run` on a Ray cluster of its own, which can be killed whole and started again.
+"""The service in a drill: `serve run` on its own Ray cluster, which can be killed as a whole and started again.
 
-Every process of the cluster belongs to the session that was begun for `serve run`: by that, never by a name, is
-it found. A guard process waits for the end of a pipe that the drill holds open; however the drill ends, SIGKILL
-included, the guard then kills the sessions that it was told of and removes the folder.
+Every process of the cluster belongs to the process session that `serve run` started in, and is found by that, never by
+name. A guard process waits until a pipe that the drill holds open is closed. However the drill ends, SIGKILL included,
+the guard then kills the sessions whose leaders the drill has written to the pipe, and removes the folder.
 
 python -m benchmarks.drill.service FOLDER      # the guard
 """
@@ -32,12 +32,12 @@ ROOT = Path(__file__).parents[2]
 MODEL = "qwen_image_edit"
 EDITORS, INGRESSES = 3, 2
 START_TIMEOUT_S = 90
-# What an ingress held is anybody's after this long: a third of the default. Attempts are not what is drilled: so
-# many kills in a minute hit one image more than the usual three times. Whatever acts after minutes by default acts
-# within the drill.
+# Other ingresses take over an ingress's claims after `lease_s`, a third of the default. `max_attempts` is raised
+# because so many kills in a minute hit one image more than the default of three times. Time limits that are minutes by
+# default are shortened so that they act within the drill.
 JOBS = {"lease_s": 3, "max_attempts": 10, "silence_s": 10, "stall_s": 20}
 TIME_LIMITS = TimeLimits(stopping_s=5, storage_s=10)
-# `serve run` on a Ray of its own without the dashboard, whose ten processes are not drilled and take seconds to start.
+# `serve run` on its own Ray without the dashboard, whose ten processes take seconds to start.
 SERVE_RUN = """
 import ray
 from ray.serve.scripts import cli
@@ -47,11 +47,11 @@ cli()
 
 
 class DrillFailed(Exception):
-    """The drill could not be done, or showed what must not be."""
+    """The drill could not be run to its end, or found a problem."""
 
 
 class Service:
-    """`with Service(...) as service: await service.start()`. `notes` is what its engines do."""
+    """`with Service(...) as service: await service.start()`. `notes` has what its engines note."""
 
     def __init__(self, database_url: str) -> None:
         self._database_url = database_url
@@ -71,7 +71,7 @@ class Service:
         self._guard.wait()
 
     async def start(self) -> None:
-        """Returns when the service is ready. Raises DrillFailed if it does not come."""
+        """Start the service; returns when it is ready. Raises DrillFailed if it does not become ready."""
         self._launch()
         await self._until_ready()
 
@@ -79,7 +79,7 @@ class Service:
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "RAY_USAGE_STATS_ENABLED": "0",
-            # A short path: sockets lie below it. Its own, so that no other Ray is met.
+            # A short path, because sockets lie below it; a folder of its own, so that no other Ray is found.
             "RAY_TMPDIR": str(self.folder),
         }
         command = [sys.executable, "-c", SERVE_RUN, "run", str(self.folder / "serve_config.yaml")]
@@ -92,28 +92,28 @@ class Service:
         self._guard.stdin.flush()
 
     def owns(self, pid: int) -> bool:
-        """Whether this is a living process of the service."""
+        """Whether this process id is a living process of the service."""
         return _is_alive_in(pid, self._process.pid)
 
     def editors(self) -> frozenset[int]:
-        """The processes of the editors that are there."""
+        """Process ids of the living editors."""
         return frozenset(pid for pid in self._registered() if self.owns(pid))
 
     def started(self) -> int:
-        """How many editors were started so far, those that are gone among them."""
+        """Number of editors started so far, including those that have ended."""
         return len(self._registered())
 
     def _registered(self) -> list[int]:
         return [int(file.name) for file in (self.folder / EDITOR_FILES).iterdir()]
 
     def kill(self, pid: int) -> None:
-        """SIGKILL for one process of the service. Raises DrillFailed for any other."""
+        """Send SIGKILL to one process of the service. Raises DrillFailed for any other process."""
         if not self.owns(pid):
             raise DrillFailed(f"{pid} is no process of the service")
         os.kill(pid, signal.SIGKILL)
 
     def kill_cluster(self) -> int:
-        """SIGKILL for every process of the service's Ray, its head included; how many."""
+        """Send SIGKILL to every process of the service's Ray, including the head. Returns their number."""
         killed = kill_session(self._process.pid)
         self._process.wait()
         return killed
@@ -155,9 +155,9 @@ def serve_config(
     ingresses: dict[str, Any],
     editors: dict[str, Any],
 ) -> dict[str, Any]:
-    """A serve config: all replicas of a drill fit on two cores, since Ray only counts them."""
+    """A serve config whose replicas ask for so few CPUs that Ray places all of them on two cores."""
     args = {
-        # Small: sixty of its edits are made in a minute, however often some of them are lost.
+        # Small, so that sixty edits take a minute even if some of them are lost.
         "models": [{"id": MODEL, "checkpoint": MINIATURE_RANDOM, "device": "cpu", "threads": 1}],
         "lora_root": str(ROOT / "tests/loras"),
         "require_lora": False,
@@ -179,7 +179,7 @@ def serve_config(
 
 
 def _is_alive_in(pid: int, leader: int) -> bool:
-    """Whether this is a living process of the session that `leader` began."""
+    """Whether this is a living process of the session that the process `leader` started."""
     try:
         return os.getsid(pid) == leader and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except (ProcessLookupError, psutil.NoSuchProcess):
@@ -187,7 +187,7 @@ def _is_alive_in(pid: int, leader: int) -> bool:
 
 
 def kill_session(leader: int) -> int:
-    """SIGKILL for the session's processes, until there is none; how many there were."""
+    """Send SIGKILL to a session's processes until none is left. Returns their number."""
     killed: set[int] = set()
     while found := {pid for pid in psutil.pids() if _is_alive_in(pid, leader)}:
         for pid in found:

@@ -66,7 +66,7 @@ class SteadyDrill:
         await asyncio.sleep(TIME_LIMITS.stopping_s + HEALTH_CHECKS_S)
         after, started = self._service.editors(), self._service.started() - known
         self._print(cancellations, statuses)
-        print(f"editors: {sorted(before)} before, {sorted(after)} after, {started} started meanwhile")
+        print(f"editors: {sorted(before)} before, {sorted(after)} after, {started} started in between")
         return faults(before, after, started, {"cancelled": statuses, "other": ended})
 
     async def _post(self, canceller: Canceller) -> tuple[list[str], list[Cancellation]]:
@@ -93,5 +93,5 @@ class SteadyDrill:
             f"{len(cancellations)} of {EDITS} edits cancelled: {moments[AT_ONCE]} while they waited, {moments[MADE]} "
             f"after their last step, the others at one of {STEPS} steps of {QUICK_STEP_S} s; "
             f"{ends['not begun']} never began, {ends['stopped']} were stopped, {ends['made']} had been made; "
-            f"{statuses.count('succeeded')} succeeded all the same"
+            f"{statuses.count('succeeded')} succeeded in spite of it"
         )

@@ -1,4 +1,4 @@
-"""The drill's eyes on the job database: which image is whose, every change of that, and connections in use."""
+"""The drill's view of the job database: states and owners of images, their changes, and connections in use."""
 
 import asyncio
 import json
@@ -10,13 +10,13 @@ from typing import Self
 import asyncpg
 
 POLL_S = 0.1
-# What the drill's own connections call themselves, so that it does not end them.
+# The application name of the drill's own connections, so that it does not end them.
 OWN_NAME = "drill"
 
 IMAGES = """
 SELECT plan ->> 'negative_prompt' AS image, state, status, owner, generation, step FROM images
 """
-# Seen and ended in one statement: nothing comes in between. A transaction on images is what is looked for.
+# Finds and ends a connection in one statement, so that nothing happens in between.
 END_ONE_IN_USE = """
 SELECT pid, state, query FROM (
     SELECT pid, state, left(query, 60) AS query FROM pg_stat_activity
@@ -26,7 +26,7 @@ SELECT pid, state, query FROM (
 ) AS victim WHERE pg_terminate_backend(pid)
 """
 REASONS = "SELECT plan ->> 'negative_prompt' AS image, reasons FROM images WHERE json_array_length(reasons) > 0"
-# A transaction of an address that holds the line of a model, as a claim and a POST do for its length.
+# Transactions of an address that lock the queue's row of a model, as a claim and a POST do.
 HOLDING_A_LINE = """
 SELECT true FROM pg_stat_activity AS activity JOIN pg_locks AS locks USING (pid)
 WHERE activity.client_addr = $1 AND activity.state = 'idle in transaction'
@@ -36,7 +36,7 @@ WHERE activity.client_addr = $1 AND activity.state = 'idle in transaction'
 
 @dataclass(frozen=True)
 class Seen:
-    """An image's row as it was seen first, and after each change. `at`: seconds since the epoch."""
+    """One state of an image's row, and when the drill first saw it (seconds since the epoch)."""
 
     at: float
     image: str
@@ -48,7 +48,7 @@ class Seen:
 
     @property
     def owner_pid(self) -> int | None:
-        """The ingress that holds it: an owner is called host:pid:..."""
+        """The process id of the ingress that has claimed it. An owner is named host:pid:..."""
         return int(self.owner.split(":")[1]) if self.owner else None
 
     @property
@@ -58,7 +58,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Connection:
-    """A connection of the service that was ended in use."""
+    """A connection of the service that the drill has ended."""
 
     pid: int
     state: str
@@ -74,7 +74,7 @@ class Store:
 
     async def __aenter__(self) -> Self:
         self._connection = await asyncpg.connect(self._url, server_settings={"application_name": OWN_NAME})
-        # One statement at a time goes over a connection.
+        # A connection carries one statement at a time.
         self._turn = asyncio.Lock()
         return self
 
@@ -82,13 +82,13 @@ class Store:
         await self._connection.close()
 
     async def follow(self) -> None:
-        """Note every change, until cancelled."""
+        """Record every change until cancelled."""
         while True:
             await self.look()
             await asyncio.sleep(POLL_S)
 
     async def look(self) -> dict[str, Seen]:
-        """Every image as it is now."""
+        """Read the current state of every image, and record changes."""
         async with self._turn:
             rows = await self._connection.fetch(IMAGES)
         now = time.time()
@@ -100,32 +100,32 @@ class Store:
         return self.latest()
 
     def latest(self) -> dict[str, Seen]:
-        """Every image as it was seen last."""
+        """The state of every image at the last look."""
         return {image: history[-1] for image, history in self.history.items()}
 
     async def running(self) -> tuple[str, ...]:
-        """The images that editors are said to work on."""
+        """The images that editors work on, according to the database."""
         return tuple(image for image, seen in (await self.look()).items() if seen.is_running)
 
     async def end_one_in_use(self) -> Connection | None:
-        """End one connection of the service that is in a transaction on images. None if there is none right now."""
+        """End one connection of the service that is in a transaction on images. None if there is none."""
         async with self._turn:
             row = await self._connection.fetchrow(END_ONE_IN_USE, OWN_NAME)
         return Connection(*row.values()) if row else None
 
     async def holds_a_line(self, address: str) -> bool:
-        """Whether a transaction from this address is open that holds the line of a model, and waits for its client."""
+        """Whether an open transaction of this address locks the queue's row of a model and waits for its client."""
         async with self._turn:
             return bool(await self._connection.fetchval(HOLDING_A_LINE, ip_address(address)))
 
     async def reasons(self) -> dict[str, list[str]]:
-        """How each lost attempt ended, for the images that had any."""
+        """Reasons of lost attempts, for the images that had any."""
         async with self._turn:
             rows = await self._connection.fetch(REASONS)
         return {image: json.loads(reasons) for image, reasons in rows}
 
     async def counts(self) -> tuple[int, int]:
-        """How many requests there are, and how many images were booked as made."""
+        """Number of requests in the database, and number of images booked as made."""
         async with self._turn:
             requests = await self._connection.fetchval("SELECT count(*) FROM requests")
             images = await self._connection.fetchval("SELECT coalesce(sum(images), 0) FROM usage")

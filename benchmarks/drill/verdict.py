@@ -1,4 +1,4 @@
-"""What a drill has shown: how long each kill was felt, and what is not as it must be. Pure."""
+"""Evaluation of a drill: how long each kill had an effect, and which problems were found. Pure functions."""
 
 import statistics
 from collections import Counter
@@ -11,19 +11,19 @@ from benchmarks.drill.notes import Note
 from benchmarks.drill.store import Seen
 
 EDITOR, INGRESS, CONNECTION, CLUSTER = "editor", "ingress", "connection", "cluster"
-# What befalls several machines.
+# Faults of the drills on several machines.
 NODE, CABLE, HEAD, HANG, SLOW, DATABASE, STORAGE = "node", "cable", "head", "hang", "slow", "database", "storage"
-# Of these, no editor's work is lost: an image gets on when the database shows its next change.
+# Faults that lose no editor's work: an image continues when the database shows its next change.
 WITHOUT_LOSS = (CONNECTION, HEAD, SLOW, DATABASE, STORAGE)
 KILLS_OF_EACH = 5
 
 
 @dataclass(frozen=True)
 class Kill:
-    """What was killed, when (seconds since the epoch), and what it was seen to do at that moment.
+    """A fault: what was killed, when (seconds since the epoch), and what it was doing at that moment.
 
-    `images` is what it was running: an editor's image, those that an ingress held, for a connection and for
-    the cluster all that were running.
+    `images` are those that it hit: the image of an editor, the claims of an ingress, and all running images for a
+    connection or the cluster.
     """
 
     at: float
@@ -35,17 +35,17 @@ class Kill:
 
 @dataclass(frozen=True)
 class Recovery:
-    """Seconds from a kill until the last of its images was taken up again, and until the last had its end."""
+    """Seconds from a kill until work on the last of its images was resumed, and until the last of them ended."""
 
     taken_up_s: float
     ended_s: float
 
 
 def recovery(kill: Kill, history: Mapping[str, Sequence[Seen]], notes: Mapping[str, Sequence[Note]]) -> Recovery | None:
-    """None if one of the images never was taken up again or never ended.
+    """The recovery from a kill; None if work on one of its images was never resumed or never ended.
 
-    An image is taken up again when another editor begins it or its result is recorded after all; where no editor was
-    hit, when the database shows its next change.
+    Work on an image is resumed when another editor begins it or its result is recorded; where no editor was hit, when
+    the database shows the image's next change.
     """
     taken_up, ended = [], []
     for image in kill.images:
@@ -65,7 +65,7 @@ def recovery(kill: Kill, history: Mapping[str, Sequence[Seen]], notes: Mapping[s
 
 
 def noticed_s(kill: Kill, history: Mapping[str, Sequence[Seen]]) -> float | None:
-    """Seconds until the first of its images was given back or handed on; None if none was."""
+    """Seconds until the first of its images was returned to the queue or claimed again; None if none was."""
     moments = []
     for image in kill.images:
         before = [seen.generation for seen in history[image] if seen.at <= kill.at]
@@ -75,18 +75,18 @@ def noticed_s(kill: Kill, history: Mapping[str, Sequence[Seen]]) -> float | None
 
 
 def longest_pause_s(since: float, images: Iterable[str], history: Mapping[str, Sequence[Seen]]) -> float:
-    """The longest time from `since` on in which none of these images had its end."""
+    """The longest time after `since` in which none of these images ended."""
     ends = sorted(seen.at for image in images for seen in history.get(image, ()) if seen.state == "ended")
     return max((after - before for before, after in pairwise([since, *(at for at in ends if at > since)])), default=0.0)
 
 
 def slowest_s(images: Iterable[str], history: Mapping[str, Sequence[Seen]]) -> float:
-    """The longest that one of these images took, from its POST to its end."""
+    """The longest time that one of these images took from its POST to its end."""
     return max((history[image][-1].at - history[image][0].at for image in images if image in history), default=0.0)
 
 
 def misses(kills: Iterable[Kill], notes: Mapping[str, Sequence[Note]]) -> list[str]:
-    """The kills that hit nothing, and the kinds that were killed too seldom."""
+    """Kills that hit nothing, and kinds with too few kills, one sentence each."""
     kills = list(kills)
     problems = [
         f"the kill of {kill.kind} {kill.pid} hit nothing"
@@ -96,18 +96,18 @@ def misses(kills: Iterable[Kill], notes: Mapping[str, Sequence[Note]]) -> list[s
     counts = Counter(kill.kind for kill in kills)
     for kind, least in ((EDITOR, KILLS_OF_EACH), (INGRESS, KILLS_OF_EACH), (CONNECTION, KILLS_OF_EACH), (CLUSTER, 1)):
         if counts[kind] < least:
-            problems.append(f"only {counts[kind]} kills of kind {kind}, {least} are asked for")
+            problems.append(f"only {counts[kind]} kills of kind {kind}, {least} are required")
     return problems
 
 
 def had_made(kill: Kill, notes: Mapping[str, Sequence[Note]]) -> bool:
-    """Whether the last that an editor noted of its image was that it had made it."""
+    """Whether the killed editor's last note on its image says that the image was made."""
     own = [note for image in kill.images for note in notes.get(image, ()) if note.pid == kill.pid]
     return not own or max(own, key=lambda note: note.at).what == "made"
 
 
 def faults(order: Order, answer: Answer, undisturbed: Mapping[tuple[int, bool], str]) -> list[str]:
-    """What is wrong with the end of an accepted request."""
+    """Problems with the end of an accepted request, one sentence each."""
     if answer.status not in ("succeeded", "failed"):
         return [f"{order.name} has not ended: {answer.status}"]
     if answer.status == "failed":
@@ -119,7 +119,7 @@ def faults(order: Order, answer: Answer, undisturbed: Mapping[tuple[int, bool], 
     problems += [
         f"image {number} of {order.name} is not the image of an undisturbed run"
         for number, digest in answer.images
-        if number < len(order.pictures) and digest != undisturbed[order.pictures[number]]
+        if number < len(order.contents) and digest != undisturbed[order.contents[number]]
     ]
     return problems
 
@@ -127,9 +127,9 @@ def faults(order: Order, answer: Answer, undisturbed: Mapping[tuple[int, bool], 
 def kill_rows(
     kills: Sequence[Kill], began: float, history: Mapping[str, Sequence[Seen]], notes: Mapping[str, Sequence[Note]]
 ) -> list[str]:
-    """The table of kills and recoveries."""
+    """The table of kills and recoveries, as lines of Markdown."""
     rows = [
-        "| at, s | killed | pid | it was seen | taken up again after, s | all ended after, s |",
+        "| at, s | killed | pid | its work at that moment | resumed after, s | all ended after, s |",
         "|---|---|---|---|---|---|",
     ]
     for kill in kills:
@@ -142,7 +142,7 @@ def kill_rows(
 def summary_rows(
     kills: Sequence[Kill], history: Mapping[str, Sequence[Seen]], notes: Mapping[str, Sequence[Note]]
 ) -> list[str]:
-    rows = ["| killed | times | images hit | taken up again after, s: median | most |", "|---|---|---|---|---|"]
+    rows = ["| killed | times | images hit | resumed after, s: median | longest |", "|---|---|---|---|---|"]
     for kind in (EDITOR, INGRESS, CONNECTION, CLUSTER):
         of_kind = [kill for kill in kills if kill.kind == kind]
         felt = [each.taken_up_s for kill in of_kind if (each := recovery(kill, history, notes))]
@@ -153,5 +153,5 @@ def summary_rows(
 
 
 def times_made(images: Iterable[str], notes: Mapping[str, Sequence[Note]]) -> Counter[int]:
-    """How many images were made how often; an editor that was killed in the middle has not made its image."""
+    """How many images were made how many times. An image that an editor was killed on was not made by it."""
     return Counter(sum(note.what == "made" for note in notes.get(image, ())) for image in images)
