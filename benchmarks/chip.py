@@ -9,15 +9,15 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from serve_app.pipeline.device import finish
+from serve_app.pipeline.device import synchronise_stream
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
     """Seconds that a call takes on an idle device, including its queued work."""
-    finish(device)
+    synchronise_stream(device)
     started = time.perf_counter()
     call()
-    finish(device)
+    synchronise_stream(device)
     return time.perf_counter() - started
 
 

@@ -24,7 +24,7 @@ from serve_app.models import architecture
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
 from serve_app.pipeline.checkpoint import Pipeline, read
-from serve_app.pipeline.device import dtype_for, finish
+from serve_app.pipeline.device import dtype_for, synchronise_stream
 from serve_app.pipeline.random_lora import make_lora
 from serve_app.tasks import AdapterUse, EditPlan
 from tests.engine.oracle import edit_by_oracle
@@ -68,14 +68,14 @@ class Bench:
 
         def before(module: object, arguments: tuple, inputs: dict) -> None:
             if not started:
-                finish(self.device)
+                synchronise_stream(self.device)
                 started.append(time.perf_counter())
             tokens = (inputs["hidden_states"].shape[1], inputs["encoder_hidden_states"].shape[1])
             seen.flops += dimensions.forward_flops(*tokens)
 
         # The decoder is the first to see that the last forward has ended.
         def decoding(module: object, arguments: tuple) -> None:
-            finish(self.device)
+            synchronise_stream(self.device)
             seen.seconds = time.perf_counter() - started[0]
             seen.latents = arguments[0].float().cpu()
 
@@ -123,7 +123,7 @@ def make_bench(tiny: bool, folder: Path, adapters: int, threads: int) -> Bench:
     spec = MODELS[PLAN.model]
     device = torch.device("cpu" if tiny else "cuda")
     torch.set_num_threads(threads)
-    pipeline = read(miniature.ensure(spec), dtype_for(device)) if tiny else make_pipeline(spec, device)
+    pipeline = read(miniature.checkpoint_folder(spec), dtype_for(device)) if tiny else make_pipeline(spec, device)
     loras = tuple(folder / f"{seed}.safetensors" for seed in range(adapters))
     for seed, path in enumerate(loras):
         if tiny:

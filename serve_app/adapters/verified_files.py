@@ -11,10 +11,10 @@ from typing import BinaryIO
 from fsspec.implementations.local import LocalFileSystem
 
 from serve_app.adapters.disk_cache import DiskCache
+from serve_app.adapters.download import download, refuse_changed
 from serve_app.adapters.header import read_header
 from serve_app.adapters.identity import fingerprint, open_store
 from serve_app.adapters.local_files import NotRegular, open_regular
-from serve_app.adapters.transfer import fetch, refuse_changed
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.errors import FetchFailed, LoraChanged, LoraDownloadFailed, StorageFailed
 from serve_app.storage import artifact_keys
@@ -26,14 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Content:
+class AdapterFile:
     """A whole file, and its digest (hex)."""
 
     data: bytes
     sha256: str
 
     @classmethod
-    def of(cls, data: bytes) -> "Content":
+    def of(cls, data: bytes) -> "AdapterFile":
         return cls(data, hashlib.sha256(data).hexdigest())
 
 
@@ -49,7 +49,7 @@ class VerifiedFiles:
         self._limits = limits
         self._artifacts = artifacts
 
-    def read(self, use: AdapterUse) -> Content:
+    def read(self, use: AdapterUse) -> AdapterFile:
         """The adapter's file. Blocks.
 
         Raises LoraChanged if the file is gone or is not the one that was admitted, LoraDownloadFailed if its server
@@ -71,7 +71,7 @@ class VerifiedFiles:
             )
         return content
 
-    def _content(self, use: AdapterUse) -> Content:
+    def _content(self, use: AdapterUse) -> AdapterFile:
         """The file's bytes. Every error of a store is translated here.
 
         A server that a request names is the client's choice, and its failure is an error of the request. Stores are
@@ -80,7 +80,7 @@ class VerifiedFiles:
         details = {"lora_path": use.path}
         gone = f"the LoRA file {use.path!r} was deleted after the request was accepted"
         try:
-            return Content.of(self._bytes(use))
+            return AdapterFile.of(self._bytes(use))
         except FetchFailed as error:
             if error.details.get("status") in (404, 410):
                 raise LoraChanged(gone, details) from error
@@ -98,7 +98,7 @@ class VerifiedFiles:
                 refuse_changed(use, fingerprint(use.url))
                 with open_regular(Path(path)) as file:
                     return file.read()
-        bring = partial(fetch, use, config=self._limits)
+        bring = partial(download, use, config=self._limits)
         check = partial(_check, use)
         try:
             return self._disk.read(use.id, bring, check)

@@ -12,7 +12,7 @@ from serve_app.adapters.factors import read_factors, summary
 from serve_app.adapters.formats import Layout, read_layout
 from serve_app.adapters.header import read_header
 from serve_app.adapters.receipts import refuse_unfit
-from serve_app.adapters.verified_files import Content, VerifiedFiles
+from serve_app.adapters.verified_files import AdapterFile, VerifiedFiles
 from serve_app.engine.deltas import Adapter, read_changes
 from serve_app.errors import LoraInvalidFile
 from serve_app.models.architecture import Architecture
@@ -40,7 +40,7 @@ def read_adapter(
     return Adapter(changes, pinned=pinned, sha256=content.sha256, factor=summary(layout, found))
 
 
-def _load(content: Content, use: AdapterUse) -> dict[str, Tensor]:
+def _load(content: AdapterFile, use: AdapterUse) -> dict[str, Tensor]:
     try:
         return load(content.data)
     except SafetensorError as error:

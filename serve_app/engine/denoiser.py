@@ -12,12 +12,12 @@ from serve_app.engine.merged_weights import NOTHING_NEAR, Near, Weights, place_f
 from serve_app.engine.peft_layers import Hooks
 from serve_app.errors import CheckpointRefused
 from serve_app.models.recipe import Recipe
-from serve_app.pipeline.acceleration import accelerate, forget_features
-from serve_app.pipeline.branches import Branches, twin
+from serve_app.pipeline.acceleration import accelerate, reset_feature_cache
+from serve_app.pipeline.branches import Branches, copy_to_device
 from serve_app.pipeline.checkpoint import Pipeline
 from serve_app.pipeline.denoise import denoise, noise
 from serve_app.pipeline.encoders import Conditions
-from serve_app.pipeline.fusion import forget_modulations
+from serve_app.pipeline.fusion import clear_modulations
 from serve_app.pipeline.offloading import Placement
 from serve_app.tasks import EditPlan
 
@@ -48,7 +48,7 @@ class Denoiser:
             )
         self.transformers = [pipeline.transformer]
         if second is not None:
-            self.transformers.append(twin(pipeline.transformer, second))
+            self.transformers.append(copy_to_device(pipeline.transformer, second))
         self._branches = Branches(self.transformers, threads)
         self._weights: Sequence[Weights | Hooks] = (
             [Hooks(pipeline)]
@@ -104,5 +104,5 @@ class Denoiser:
             )
         finally:
             for transformer in self.transformers:
-                forget_features(transformer)
-                forget_modulations(transformer)
+                reset_feature_cache(transformer)
+                clear_modulations(transformer)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from serve_app.engine.deltas import Adapter, Change, LowRank
 from serve_app.engine.host_memory import Pieces
 from serve_app.pipeline.device import free_memory
-from serve_app.pipeline.quantization import is_worth_it, quantise, quantised
+from serve_app.pipeline.quantization import quantise, quantised, should_quantise
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Weights:
         """Go on in fp8; adapters are merged as before, from the weights as they are without any, and then rounded."""
         self.apply({})
         for name, module in self._transformer.named_modules():
-            if is_worth_it(name, module):
+            if should_quantise(name, module):
                 weight = f"{name}.weight"
                 self._untouched.setdefault(weight, self._parameters[weight])
                 self._parameters[weight] = quantise(module)

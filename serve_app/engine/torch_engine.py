@@ -34,8 +34,8 @@ from serve_app.models.recipe import Recipe, make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.pipeline import checkpoint
 from serve_app.pipeline import device as devices
-from serve_app.pipeline.acceleration import changes_anything, graphs_compiled, settle_thread
-from serve_app.pipeline.device import Stopwatch
+from serve_app.pipeline.acceleration import configure_thread, graphs_compiled, is_accelerated
+from serve_app.pipeline.device import StageTimer
 from serve_app.pipeline.encoders import Conditions, Encoders
 from serve_app.tasks import AdapterUse, EditPlan
 
@@ -55,7 +55,7 @@ class Prepared:
     plan: EditPlan
     control_images: tuple[DecodedImage, ...]
     adapters: tuple[Adapter, ...]
-    watch: Stopwatch
+    timer: StageTimer
     given: Conditions | None = None
     near: dict[str, Near] = field(default_factory=dict)
 
@@ -95,10 +95,10 @@ class TorchEngine:
         ahead = config.prepare_ahead
         if ahead is None:
             ahead = self.device.type == "cuda" and offload == "none" and not config.switches_kernels
-        self._aside = devices.Aside(self.device) if ahead else None
+        self._side_stream = devices.SideStream(self.device) if ahead else None
         # One thread: there is memory for one edit beside the current one, and cuDNN remembers by thread what it has
         # planned for a size. Whoever holds the lock has that memory.
-        self._beside = ThreadPoolExecutor(1, "beside", settle_thread, (self.threads,))
+        self._beside = ThreadPoolExecutor(1, "beside", configure_thread, (self.threads,))
         self._preparing = threading.Lock()
         self._architecture = architecture.from_config(pipeline.transformer.config)
         self._denoiser = Denoiser(pipeline, config, self.device, second, self.threads)
@@ -127,7 +127,7 @@ class TorchEngine:
         Raises UnusableResult if a fixed edit is no image then, or another one than before.
         """
         config, started = self._config, time.perf_counter()
-        if not (changes_anything(config) or config.warm_up):
+        if not (is_accelerated(config) or config.warm_up):
             return
         size = next(iter(config.warm_up), (self._spec.default_width, self._spec.default_height))
         plain = self._fixed_edit(*size, CANARY_STEPS)
@@ -169,17 +169,17 @@ class TorchEngine:
         copy the adapters there. Raises LoraChanged, LoraDownloadFailed, LoraInvalidFile or LoraIncompatible for a file
         that is not what was admitted, or cannot be had.
         """
-        watch = Stopwatch(torch.device("cpu"))
-        with watch.stage("load_control_images"):
+        timer = StageTimer(torch.device("cpu"))
+        with timer.stage("load_control_images"):
             decoded = tuple(decode(data, plan.exif) for data in control_images)
-        with watch.stage("read_adapters"):
+        with timer.stage("read_adapters"):
             adapters = self._adapters_of(plan.adapters)
-        prepared = Prepared(plan, decoded, adapters, watch)
-        if self._aside is None:
+        prepared = Prepared(plan, decoded, adapters, timer)
+        if self._side_stream is None:
             return prepared
         # In the caller's context, which says whose span this is.
         context = contextvars.copy_context()
-        return self._beside.submit(context.run, self._prepare_on_device, prepared, self._aside).result()
+        return self._beside.submit(context.run, self._prepare_on_device, prepared, self._side_stream).result()
 
     def hold(self, uses: Sequence[AdapterUse]) -> None:
         """Load adapters into host memory, as for an edit that uses them. Raises as `prepare` does."""
@@ -195,14 +195,14 @@ class TorchEngine:
             raise
         return tuple(loaded[use.id] for use in uses)
 
-    def _prepare_on_device(self, prepared: Prepared, aside: devices.Aside) -> Prepared:
+    def _prepare_on_device(self, prepared: Prepared, side_stream: devices.SideStream) -> Prepared:
         plan = prepared.plan
         try:
-            with self._preparing, torch.no_grad(), aside.work():
-                watch = Stopwatch(self.device, prepared.watch.seconds)
-                given = self._encoders.conditions(plan, prepared.control_images, self._recipe(prepared), watch)
+            with self._preparing, torch.no_grad(), side_stream.current():
+                timer = StageTimer(self.device, prepared.timer.seconds)
+                given = self._encoders.conditions(plan, prepared.control_images, self._recipe(prepared), timer)
                 near = {}
-                with watch.stage("copy_adapters"):
+                with timer.stage("copy_adapters"):
                     # What the weights have now is a hint: an edit runs beside this, and may change them.
                     if self._denoiser.copies != "hooks" and scales_of(plan) != self._denoiser.scales:
                         near = {
@@ -237,7 +237,7 @@ class TorchEngine:
         Raises EditCanceled when told to stop, LoraIncompatible, OutOfMemory, UnusableResult, and DeviceLost
         when the device's context died; `alive` is False from then on.
         """
-        settle_thread(self.threads)
+        configure_thread(self.threads)
         try:
             with torch.no_grad():
                 return self._run_beside(prepared, on_step, should_stop)
@@ -280,7 +280,7 @@ class TorchEngine:
     def _run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
         plan, decoded = prepared.plan, prepared.control_images
         recipe = self._recipe(prepared)
-        watch = Stopwatch(self.device, prepared.watch.seconds)
+        timer = StageTimer(self.device, prepared.timer.seconds)
         compiled_before = graphs_compiled()
 
         def after_step(step: int) -> None:
@@ -293,27 +293,27 @@ class TorchEngine:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         on_step(0)
-        with watch.stage("generate"):
-            given = prepared.given or self._encoders.conditions(plan, decoded, recipe, watch)
-            given.lend()
+        with timer.stage("generate"):
+            given = prepared.given or self._encoders.conditions(plan, decoded, recipe, timer)
+            given.record_stream()
             with self._denoiser.working():
-                with watch.stage("apply_adapters"):
+                with timer.stage("apply_adapters"):
                     swapped = self._apply(prepared)
-                with watch.stage("denoise"):
+                with timer.stage("denoise"):
                     latents = self._denoiser.denoise(plan, recipe, given, after_step)
-            with watch.stage("decode"):
+            with timer.stage("decode"):
                 made = self._encoders.decode(latents, plan)
         record = effective_record(plan, self._spec, recipe, self._architecture, [image.facts for image in decoded])
         compilations = graphs_compiled() - compiled_before
         runtime = self._runtime(prepared) | {"reused": given.reused}
-        return Edited(made, dict(watch.seconds), record, runtime, swapped, compilations)
+        return Edited(made, dict(timer.seconds), record, runtime, swapped, compilations)
 
     def _apply(self, prepared: Prepared) -> int:
         """Set the weights, and say how many had to be; the same adapter twice adds up."""
         by_id = {use.id: adapter for use, adapter in zip(prepared.plan.adapters, prepared.adapters, strict=True)}
         for changes in prepared.near.values():
             # One of them stands for all: they lie in one piece of memory.
-            next(iter(changes.values())).moved(devices.lend)
+            next(iter(changes.values())).moved(devices.record_stream)
         uses = {adapter_id: (by_id[adapter_id], scale) for adapter_id, scale in scales_of(prepared.plan).items()}
         try:
             return self._denoiser.apply(uses, prepared.near)

@@ -23,7 +23,7 @@ from serve_app.intake.stored_images import StoredControls, is_stored
 from serve_app.models.architecture import Architecture
 from serve_app.models.effective import effective_record
 from serve_app.models.profile import PROFILES
-from serve_app.models.prompt_tokens import Prompts
+from serve_app.models.prompt_tokens import PromptTokens
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.models.repeat_request import without_url_secrets
@@ -56,7 +56,7 @@ class Admission:
         self._sources = sources
         self._architectures = architectures
         self._controls = controls
-        self._prompts = {model.id: Prompts(model) for model in config.models}
+        self._prompts = {model.id: PromptTokens(model) for model in config.models}
 
     async def check(self, request: InferenceRequest, most_waiting: int) -> None:
         """The checks that fetch and keep nothing, in the contract's order. Raises RequestError or Overloaded.

@@ -8,7 +8,7 @@ from serve_app.config import AUTO
 from serve_app.images.decode import ImageFacts
 from serve_app.intake.plan import TRIGGER, is_guided, trained_trigger
 from serve_app.models.profile import PROFILES
-from serve_app.models.prompt_tokens import Prompts
+from serve_app.models.prompt_tokens import PromptTokens
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.schemas import InferenceRequest
@@ -37,7 +37,7 @@ class Noted:
     plans: Sequence[EditPlan]
     images: Mapping[str, ImageFacts]
     adapters: Sequence[AdapterUse]
-    prompts: Prompts
+    prompts: PromptTokens
 
 
 def notes_about(noted: Noted) -> list[str]:
@@ -125,7 +125,7 @@ def unused_neg_notes(request: InferenceRequest, spec: ModelSpec) -> list[str]:
     ]
 
 
-def cut_notes(plans: Sequence[EditPlan], spec: ModelSpec, prompts: Prompts) -> list[str]:
+def cut_notes(plans: Sequence[EditPlan], spec: ModelSpec, prompts: PromptTokens) -> list[str]:
     """A sentence for each text of which a text-to-image model reads the beginning alone."""
     return [
         note
@@ -141,9 +141,9 @@ def _texts_read(plan: EditPlan) -> Iterable[tuple[str, str]]:
         yield "neg", plan.negative_prompt
 
 
-def _cut_note(name: str, text: str, plan: EditPlan, spec: ModelSpec, prompts: Prompts) -> str | None:
+def _cut_note(name: str, text: str, plan: EditPlan, spec: ModelSpec, prompts: PromptTokens) -> str | None:
     recipe = make_recipe(spec, PROFILES[plan.profile], plan, [])
-    cut = prompts.cut(text, recipe)
+    cut = prompts.truncation(text, recipe)
     if cut is None:
         return None
     about, source = ("", "") if cut.is_exact else ("about ", ", by an estimate from its length")

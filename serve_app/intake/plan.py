@@ -23,7 +23,7 @@ from serve_app.errors import (
 from serve_app.images.decode import ImageFacts
 from serve_app.images.sizes import snap
 from serve_app.models.profile import PROFILES, Profile, profile_of_trainer
-from serve_app.models.prompt_tokens import Prompts, text_room
+from serve_app.models.prompt_tokens import PromptTokens, max_text_tokens
 from serve_app.models.recipe import SAMPLERS, make_recipe
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.models.repeat_request import STORED_IMAGE
@@ -248,7 +248,7 @@ def check_lengths(
     plans: Sequence[EditPlan],
     spec: ModelSpec,
     images: Mapping[str, ImageFacts],
-    prompts: Prompts,
+    prompts: PromptTokens,
     config: AppConfig,
 ) -> None:
     """Raise InvalidParameter for a text that is refused only now that its trigger word and its images are known.
@@ -262,12 +262,12 @@ def check_lengths(
         if recipe.max_prompt_tokens is not None:
             # It is cut, and a note says so.
             continue
-        room = text_room(recipe, (plan.width, plan.height))
+        room = max_text_tokens(recipe, (plan.width, plan.height))
         read = [("prompt", plan.prompt, recipe.encoder_sizes)]
         if recipe.guided:
             read.append(("neg", plan.negative_prompt, recipe.negative_encoder_sizes))
         for name, text, sizes in read:
-            if (tokens := prompts.least_tokens(text, recipe, sizes, room)) > room:
+            if (tokens := prompts.count(text, recipe, sizes, room)) > room:
                 raise InvalidParameter(
                     f"prompt {index}: {name} with its control images has {tokens} tokens, and with images of this "
                     f"size the model takes {room}: shorten it",

@@ -1,7 +1,7 @@
-"""How long a prompt is for the text encoder: what an ingress needs to refuse one, and to say what is not read of it.
+"""Lengths of prompts in tokens: an ingress refuses a prompt that is too long, or says which part is not read.
 
-Free of torch. The tokenizer is the checkpoint's own where its files are on this machine; otherwise lengths are
-estimates, and whoever tells of them says so.
+Free of torch. The tokenizer is the checkpoint's own if its files are on this machine; otherwise lengths are estimates,
+and messages say so.
 """
 
 import json
@@ -22,13 +22,13 @@ from serve_app.models.registry import MODELS, Family
 
 logger = logging.getLogger(__name__)
 
-# Positions that the transformer knows: the rows of a table in diffusers' `QwenEmbedRope`, which does not say when they
-# have run out.
+# Positions that the transformer knows: the rows of a table in diffusers' `QwenEmbedRope`, which raises no clear error
+# beyond them.
 POSITIONS = 4096
 # Pixels a side of the vision encoder's merged patch: 2 x 2 patches of 14 pixels, sides rounded to it.
 MERGED_PATCH = 28
-# Without a tokenizer: what a token has on average in English, and what no text of 100,000 characters exceeds.
-BYTES_A_TOKEN, MOST_BYTES_A_TOKEN = 4, 16
+# Without a tokenizer: bytes of a token on average in English, and the most that a text of 100,000 characters has.
+BYTES_PER_TOKEN, MAX_BYTES_PER_TOKEN = 4, 16
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -46,7 +46,7 @@ WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}
 
 @dataclass(frozen=True)
 class Template:
-    """What stands around a prompt. The embeddings of its first `dropped` tokens are dropped."""
+    """The text before and after a prompt. The embeddings of the first `dropped` tokens are dropped."""
 
     head: str
     dropped: int
@@ -72,8 +72,8 @@ TEMPLATES: dict[Family, Template] = {
 
 
 @dataclass(frozen=True)
-class Cut:
-    """What the text encoder does not read of a text: the last `lost` of its `words`; all numbers may be estimates."""
+class Truncation:
+    """A text of which the model does not read the last `lost` of its `words`. Without `is_exact`, all are estimates."""
 
     tokens: int
     words: int
@@ -81,30 +81,34 @@ class Cut:
     is_exact: bool
 
 
-class Prompts:
-    """The prompts of one configured model. The tokenizer is read when a text may be too long, which few are."""
+class PromptTokens:
+    """Counts the tokens of prompts for one configured model.
+
+    Most texts are too short to reach a limit, so the tokenizer is read only when one may not be.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
         self._template = TEMPLATES[MODELS[config.id].family]
 
-    def least_tokens(self, text: str, recipe: Recipe, encoder_sizes: Sequence[Sequence[Size]], enough: int) -> int:
-        """How many tokens the transformer is given for a text beside its images.
+    def count(self, text: str, recipe: Recipe, encoder_sizes: Sequence[Sequence[Size]], threshold: int) -> int:
+        """How many tokens the transformer receives for a text and its images.
 
-        Any number up to `enough` may stand for every other one. Without a tokenizer there are at least so many.
+        Up to `threshold`, the answer may be any number up to it: it is exact only above. Without a tokenizer it is a
+        lower bound.
         """
         for_images = image_tokens(encoder_sizes)
         whole = self._template.head + recipe.prompt_prefix + text + self._template.tail
         length = _utf8_length(whole)
-        if for_images + length - self._template.dropped <= enough:
-            return enough
+        if for_images + length - self._template.dropped <= threshold:
+            return threshold
         if self._tokenizer is None:
-            return for_images + len(text.encode()) // MOST_BYTES_A_TOKEN
+            return for_images + len(text.encode()) // MAX_BYTES_PER_TOKEN
         # The head, or the prefix, has a token for each image already.
         return len(self._encode(whole).ids) - self._template.dropped + for_images - len(encoder_sizes)
 
-    def cut(self, text: str, recipe: Recipe) -> Cut | None:
-        """What is not read of a text, None if all of it is. For models whose prompts are cut."""
+    def truncation(self, text: str, recipe: Recipe) -> Truncation | None:
+        """The part of a text that the model does not read; None if it reads all. For models that cut their prompts."""
         if recipe.max_prompt_tokens is None:
             return None
         template = self._template
@@ -113,15 +117,15 @@ class Prompts:
             return None
         words = len(text.split())
         if self._tokenizer is None:
-            tokens = len(text.encode()) // BYTES_A_TOKEN
+            tokens = len(text.encode()) // BYTES_PER_TOKEN
             lost = round(words * (1 - recipe.max_prompt_tokens / tokens)) if tokens > recipe.max_prompt_tokens else 0
-            return Cut(tokens, words, lost, False) if lost else None
+            return Truncation(tokens, words, lost, False) if lost else None
         read = self._encode(whole)
         end = template.dropped + recipe.max_prompt_tokens
         if len(read.ids) <= end:
             return None
         unread = whole[read.offsets[end][0] : len(template.head) + len(text)].split()
-        return Cut(len(self._encode(text).ids), words, len(unread), True) if unread else None
+        return Truncation(len(self._encode(text).ids), words, len(unread), True) if unread else None
 
     def _encode(self, text: str) -> Encoding:
         assert self._tokenizer is not None
@@ -137,32 +141,32 @@ class Prompts:
             return None
 
 
-def text_room(recipe: Recipe, target: Size) -> int:
-    """How many tokens of a prompt have positions beside the images of an edit whose result has the size `target`."""
-    return room_beside((width // 16, height // 16) for width, height in (target, *recipe.control_sizes))
+def max_text_tokens(recipe: Recipe, target: Size) -> int:
+    """How many tokens a prompt may have in an edit whose result has the size `target`, in pixels."""
+    return max_tokens_with_images((width // 16, height // 16) for width, height in (target, *recipe.control_sizes))
 
 
-def room_beside(grids: Iterable[tuple[int, int]]) -> int:
-    """How many tokens of a prompt have positions beside images of so many rows and columns of tokens.
+def max_tokens_with_images(grids: Iterable[tuple[int, int]]) -> int:
+    """How many tokens of a prompt have positions with images of these grids (rows and columns of tokens).
 
-    An image's rows and columns count from its middle, and text begins behind the longest half.
+    The positions of an image count from its middle; those of the text begin after the longest half.
     """
     return POSITIONS - max(max(grid) // 2 for grid in grids)
 
 
 def image_tokens(encoder_sizes: Sequence[Sequence[Size]]) -> int:
-    """Tokens of the images that the vision encoder sees, each resized to its sizes in turn."""
-    seen = (sizes[-1] for sizes in encoder_sizes)
-    return sum(round(width / MERGED_PATCH) * round(height / MERGED_PATCH) for width, height in seen)
+    """Tokens of the vision encoder's images, each resized to its sizes in turn."""
+    final_sizes = (sizes[-1] for sizes in encoder_sizes)
+    return sum(round(width / MERGED_PATCH) * round(height / MERGED_PATCH) for width, height in final_sizes)
 
 
 def _utf8_length(text: str) -> int:
-    """Bytes of a text as the tokenizer sees it: it has no more tokens than that."""
+    """Bytes of a text after the tokenizer's normalisation: an upper bound for its tokens."""
     return len(unicodedata.normalize("NFC", text).encode())
 
 
 def _read_tokenizer(config: ModelConfig) -> Tokenizer | None:
-    """The tokenizer of a checkpoint, None if its files are not on this machine."""
+    """The tokenizer of a checkpoint; None if its files are not on this machine."""
     if config.checkpoint == MINIATURE_RANDOM:
         return _make_tokenizer({byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
     if whole := _file(config, "tokenizer.json"):
@@ -201,7 +205,7 @@ def _file(config: ModelConfig, name: str) -> Path | None:
     if folder.is_dir():
         file = folder / "tokenizer" / name
         return file if file.is_file() else None
-    # Takes a fifth of a second, which most requests need not wait for.
+    # This import takes a fifth of a second, and most requests do not need it.
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(config.checkpoint, f"tokenizer/{name}", revision=config.revision)

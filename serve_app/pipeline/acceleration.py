@@ -33,7 +33,7 @@ BACKENDS: dict[AttentionName, str] = {
 GRAPHS_OF_A_BLOCK = 64
 
 
-def changes_anything(config: ModelConfig) -> bool:
+def is_accelerated(config: ModelConfig) -> bool:
     """Whether a replica computes otherwise than plain."""
     return config.compile != "none" or config.attention != "native" or bool(config.lossy)
 
@@ -53,7 +53,7 @@ def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig) ->
         transformer.enable_cache(FirstBlockCacheConfig(config.feature_cache))
 
 
-def forget_features(transformer: QwenImageTransformer2DModel) -> None:
+def reset_feature_cache(transformer: QwenImageTransformer2DModel) -> None:
     """Drop what a feature cache remembers of an image's steps."""
     if transformer.is_cache_enabled:
         transformer._reset_stateful_cache()
@@ -70,7 +70,7 @@ def compile_blocks(transformer: QwenImageTransformer2DModel, backend: str | Call
         block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True, backend=backend)
 
 
-def settle_thread(threads: int) -> None:
+def configure_thread(threads: int) -> None:
     """Set what torch keeps for each thread by itself: whoever computes calls this first, in its own thread.
 
     The number of threads decides the last bits of a CPU's sums, and compiled code is guarded with it.

@@ -9,7 +9,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor, nn
 
-from serve_app.pipeline.acceleration import settle_thread
+from serve_app.pipeline.acceleration import configure_thread
 from serve_app.pipeline.fusion import modulate
 
 Shapes = list[tuple[int, int, int]]
@@ -17,7 +17,7 @@ Shapes = list[tuple[int, int, int]]
 BRANCHES = ("positive", "negative")
 
 
-def twin(transformer: QwenImageTransformer2DModel, device: torch.device) -> QwenImageTransformer2DModel:
+def copy_to_device(transformer: QwenImageTransformer2DModel, device: torch.device) -> QwenImageTransformer2DModel:
     """A transformer with the same weights on another device; nothing but the weights is copied there.
 
     Of one that is not compiled yet: what is compiled keeps its own weights.
@@ -41,7 +41,7 @@ class Branches:
     def __init__(self, transformers: Sequence[QwenImageTransformer2DModel], threads: int) -> None:
         self._first, *rest = transformers
         self._second = next(iter(rest), None)
-        self._launcher = ThreadPoolExecutor(1, "branch", settle_thread, (threads,))
+        self._launcher = ThreadPoolExecutor(1, "branch", configure_thread, (threads,))
 
     def predict(
         self, hidden: Tensor, times: Tensor, step: int, shapes: Shapes, prompts: Sequence[Tensor]

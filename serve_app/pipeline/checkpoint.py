@@ -99,9 +99,9 @@ def read(folder: Path, dtype: torch.dtype) -> Pipeline:
 def find(config: ModelConfig, spec: ModelSpec) -> Path:
     """The local folder of a configured checkpoint, made or downloaded first if need be. Raises CheckpointRefused."""
     if config.checkpoint == MINIATURE:
-        return trained_miniature.ensure(spec)
+        return trained_miniature.checkpoint_folder(spec)
     if config.checkpoint == MINIATURE_RANDOM:
-        return miniature.ensure(spec)
+        return miniature.checkpoint_folder(spec)
     if Path(config.checkpoint).is_dir():
         if config.revision is not None:
             raise CheckpointRefused(f"revision: {config.checkpoint!r} is a directory, which has no revisions")

@@ -9,7 +9,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from serve_app.errors import InvalidParameter
-from serve_app.models.prompt_tokens import room_beside
+from serve_app.models.prompt_tokens import max_tokens_with_images
 from serve_app.models.recipe import scheduler_config, shift_of
 from serve_app.pipeline.branches import Branches, Shapes
 from serve_app.pipeline.conditioning import pack
@@ -18,7 +18,7 @@ from serve_app.tasks import SamplerName
 
 def refuse_too_long(tokens: int, shapes: Shapes) -> None:
     """Raise InvalidParameter where so many tokens of a prompt have no positions beside images of these shapes."""
-    room = room_beside((rows, columns) for _, rows, columns in shapes)
+    room = max_tokens_with_images((rows, columns) for _, rows, columns in shapes)
     if tokens > room:
         raise InvalidParameter(
             f"the prompt with its control images is of {tokens} tokens, and with images of this size the model takes "

@@ -1,4 +1,4 @@
-"""The device that an editor computes on: which one, in which dtype, and whether it still works."""
+"""The device that an editor computes on: its choice and dtype, its streams and memory, and whether it still works."""
 
 import logging
 import sys
@@ -16,15 +16,15 @@ from serve_app.telemetry import tracing
 
 logger = logging.getLogger(__name__)
 
-# How the driver, cuBLAS and cuDNN say it; torch says the last where none of cuDNN's ways found room.
+# How the driver, cuBLAS and cuDNN report it. torch reports the last one when none of cuDNN's algorithms has memory.
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "unable to find an engine")
-# This process's own, in a container.
+# The control group of this process in a container.
 CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass
-class Stopwatch:
-    """Seconds by stage. On CUDA a stage ends when what it queued on its own stream is done."""
+class StageTimer:
+    """Measures the seconds of each stage. On CUDA a stage ends when the work on its stream is complete."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
@@ -34,40 +34,46 @@ class Stopwatch:
         started = time.perf_counter()
         with tracing.span(name):
             yield
-            finish(self.device)
+            synchronise_stream(self.device)
         self.seconds[name] = time.perf_counter() - started
 
 
-def finish(device: torch.device) -> None:
-    """Wait for what this thread has queued, and for nothing that another thread queues on another stream."""
+def synchronise_stream(device: torch.device) -> None:
+    """Wait until the work on this thread's current CUDA stream is complete; other streams are not waited for."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
 
 
-def lend(tensor: Tensor) -> Tensor:
-    """`tensor`, whose memory is not given away before this thread's stream is done with it, whoever lets go of it."""
+def record_stream(tensor: Tensor) -> Tensor:
+    """`tensor`, after `torch.Tensor.record_stream` for this thread's current stream.
+
+    Its memory is not reused before the work on that stream is complete, even if the tensor is freed earlier.
+    """
     if tensor.is_cuda:
         tensor.record_stream(torch.cuda.current_stream(tensor.device))
     return tensor
 
 
-class Aside:
-    """Work on the device beside what it is doing: on CUDA in a stream of its own, on a CPU in the caller's thread."""
+class SideStream:
+    """A CUDA stream next to the main one, for work while another edit runs. On a CPU: the caller's thread."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @contextmanager
-    def work(self) -> Iterator[None]:
-        """What is queued within is complete afterwards. Who then uses its tensors elsewhere has to `lend` them."""
+    def current(self) -> Iterator[None]:
+        """Makes this the current stream; on leaving, its work is complete.
+
+        Whoever then uses the tensors on another stream has to call `record_stream` on them.
+        """
         with torch.cuda.stream(self._stream):
             yield
-            finish(self._device)
+            synchronise_stream(self._device)
 
 
 def choose(device: str) -> torch.device:
-    """The torch device for the config's `auto`, `cpu` or `cuda`. Raises RuntimeError for a cuda that is not there."""
+    """The torch device for the config's `auto`, `cpu` or `cuda`. Raises RuntimeError for a missing CUDA device."""
     if device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("the config says device: cuda, but torch finds no CUDA device")
     if device == "auto":
@@ -83,22 +89,22 @@ def dtype_for(device: torch.device) -> torch.dtype:
 
 
 def is_alive(device: torch.device) -> bool:
-    """Whether the device still computes: False once its context is dead, after an illegal access for example.
+    """Whether the device still computes: False once its context is broken, for example by an illegal access.
 
-    Such a context never recovers within its process, so the process has to be replaced.
+    A broken context never recovers within its process, so the process has to be replaced.
     """
     try:
         total = torch.ones(8, device=device).sum().item()
     except RuntimeError as error:
         if is_out_of_memory(error):
             return True
-        logger.exception("the device %s does not answer any more", device)
+        logger.exception("the device %s no longer computes", device)
         return False
     return total == 8.0
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the device is what was missing, whoever wanted it: torch's allocator, a library, the driver."""
+    """Whether the device ran out of memory, whether torch's allocator, a library or the driver reports it."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, torch.OutOfMemoryError) or any(words in str(seen) for words in OUT_OF_MEMORY):
@@ -108,7 +114,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that could be allocated now: on the card, or for the CPU of the machine and of this process's container."""
+    """Bytes that could be allocated now: on the GPU, or on a CPU in the machine and within the container's limit."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -116,9 +122,9 @@ def free_memory(device: torch.device) -> int:
 
 
 def free_in_container(cgroup: Path) -> int:
-    """Bytes below the limit of the control group (version 2) whose files these are; a great many without a limit.
+    """Bytes left below the memory limit of the control group (version 2) at `cgroup`; `sys.maxsize` without a limit.
 
-    Files that the kernel remembers count as free: it forgets them first.
+    The kernel's page cache counts as free: the kernel drops it first.
     """
     try:
         limit, used, details = ((cgroup / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
@@ -129,6 +135,6 @@ def free_in_container(cgroup: Path) -> int:
 
 
 def free_cached_memory(device: torch.device) -> None:
-    """Give cached blocks back to the card, after an edit that ran out of memory."""
+    """Return torch's cached blocks to the GPU, after an edit that ran out of memory."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

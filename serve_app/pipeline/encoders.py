@@ -1,4 +1,4 @@
-"""The parts around the transformer, with memory: prompts and control images into tensors, latents into an image."""
+"""The models around the transformer: text encoder, vision encoder and VAE, with caches of their results."""
 
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -14,7 +14,7 @@ from serve_app.images.sizes import Size
 from serve_app.models.recipe import Recipe, Resize
 from serve_app.pipeline import conditioning, vision_encoder
 from serve_app.pipeline.checkpoint import Pipeline
-from serve_app.pipeline.device import Stopwatch, finish, lend
+from serve_app.pipeline.device import StageTimer, record_stream, synchronise_stream
 from serve_app.pipeline.offloading import Placement
 from serve_app.pipeline.tensor_cache import TensorCache
 from serve_app.tasks import EditPlan
@@ -22,11 +22,11 @@ from serve_app.tasks import EditPlan
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the transformer is given beside the latents, on the encoders' device and complete.
+    """The transformer's inputs besides the noisy latents, on the encoders' device; their computation is complete.
 
     `positive` and `negative` (None without guidance) are prompt embeddings, (1, L, hidden); `control` is the packed
-    latents of all control images, in order, (1, tokens, 64), None without any. `reused` counts what was not computed
-    but remembered from an earlier edit.
+    latents of all control images, in order, (1, tokens, 64), None without any. `reused` counts the results that came
+    from the caches of earlier edits.
     """
 
     positive: Tensor
@@ -34,29 +34,30 @@ class Conditions:
     control: Tensor | None
     reused: dict[str, int] = field(default_factory=dict)
 
-    def lend(self) -> None:
-        """To be called by whoever uses them on another stream than the one that made them."""
+    def record_stream(self) -> None:
+        """Call this before using the tensors on another stream than the one that computed them."""
         for tensor in (self.positive, self.negative, self.control):
             if tensor is not None:
-                lend(tensor)
+                record_stream(tensor)
 
 
 @dataclass
-class Reading:
-    """The prompts of one edit: what the vision encoder made of its images, and how many embeddings were remembered.
+class PromptEncoding:
+    """State shared by the two prompts of one edit.
 
-    Both prompts are read beside the same images, which are looked at once even if nothing outlasts the edit.
+    `vision_features` are the vision encoder's outputs by their images: both prompts use the same images, which are
+    encoded once even if nothing is cached between edits. `cache_hits` counts embeddings from an earlier edit.
     """
 
-    sights: dict[Hashable, Tensor] = field(default_factory=dict)
-    remembered: int = 0
+    vision_features: dict[Hashable, Tensor] = field(default_factory=dict)
+    cache_hits: int = 0
 
 
 class Encoders:
-    """The text encoder and the VAE of one pipeline. Any thread may ask; each of the two does one thing at a time.
+    """The text encoder and the VAE of one pipeline, each used by one thread at a time. Thread-safe.
 
-    The VAE keeps the state of a running encoding or decoding in itself, and its tiling is a switch. What is
-    remembered is complete on the device before anybody else sees it.
+    The VAE holds the state of a running encoding or decoding, and its tiling is a switch of the whole VAE. The
+    computation of a cached tensor is complete on the device before another thread can get it.
     """
 
     def __init__(
@@ -69,32 +70,32 @@ class Encoders:
         self._controls = TensorCache(control_cache_bytes)
         self._text_lock = threading.Lock()
         self._vae_lock = threading.Lock()
-        vision_encoder.attend_to_windows_at_once(pipeline.text_encoder.model.visual)
+        vision_encoder.batch_window_attention(pipeline.text_encoder.model.visual)
 
     def conditions(
-        self, plan: EditPlan, images: Sequence[DecodedImage], recipe: Recipe, watch: Stopwatch
+        self, plan: EditPlan, images: Sequence[DecodedImage], recipe: Recipe, timer: StageTimer
     ) -> Conditions:
-        """Encode a plan's prompts and control images, or remember them."""
-        with watch.stage("encode_prompt"), self._alone(self._text_lock):
-            reading = Reading()
-            positive = self._prompt(plan.prompt, images, recipe.encoder_sizes, recipe, reading)
+        """The encoded prompts and control images of a plan, computed or from the caches."""
+        with timer.stage("encode_prompt"), self._alone(self._text_lock):
+            encoding = PromptEncoding()
+            positive = self._prompt(plan.prompt, images, recipe.encoder_sizes, recipe, encoding)
             negative = None
             if recipe.guided:
-                negative = self._prompt(plan.negative_prompt, images, recipe.negative_encoder_sizes, recipe, reading)
-        with watch.stage("encode_control"), self._alone(self._vae_lock):
+                negative = self._prompt(plan.negative_prompt, images, recipe.negative_encoder_sizes, recipe, encoding)
+        with timer.stage("encode_control"), self._alone(self._vae_lock):
             before = self._controls.hits
             control = self._control(plan, images, recipe)
-            reused = {"prompts": reading.remembered, "controls": self._controls.hits - before}
+            reused = {"prompts": encoding.cache_hits, "controls": self._controls.hits - before}
         return Conditions(positive, negative, control, reused)
 
     @contextmanager
     def _alone(self, lock: threading.Lock) -> Iterator[None]:
-        """Within, nobody else; what was queued is complete before anybody is let in, also if something failed."""
+        """Holds `lock`. Queued work is complete before the lock is released, also after an error."""
         with lock:
             try:
                 yield
             finally:
-                finish(self._device)
+                synchronise_stream(self._device)
 
     def decode(self, latents: Tensor, plan: EditPlan) -> PIL.Image.Image:
         """The image of packed latents. Raises UnusableResult."""
@@ -107,15 +108,16 @@ class Encoders:
         images: Sequence[DecodedImage],
         sizes: Sequence[Sequence[Size]],
         recipe: Recipe,
-        reading: Reading,
+        encoding: PromptEncoding,
     ) -> Tensor:
-        """A prompt's embeddings beside the control images, each resized to its `sizes` in turn."""
-        shown = tuple((image.digest, tuple(steps)) for image, steps in zip(images, sizes, strict=True))
+        """A prompt's embeddings with the control images, each resized to its `sizes` in turn."""
+        images_key = tuple((image.digest, tuple(steps)) for image, steps in zip(images, sizes, strict=True))
 
-        def see(look: Callable[[], Tensor]) -> Tensor:
-            if shown not in reading.sights:
-                reading.sights[shown] = lend(self._prompts.get(("sight", shown), look))
-            return reading.sights[shown]
+        def vision_features(compute: Callable[[], Tensor]) -> Tensor:
+            if images_key not in encoding.vision_features:
+                features = self._prompts.get(("vision features", images_key), compute)
+                encoding.vision_features[images_key] = record_stream(features)
+            return encoding.vision_features[images_key]
 
         def encode() -> Tensor:
             encoder = self._pipeline.text_encoder
@@ -123,16 +125,19 @@ class Encoders:
                 conditioning.encoder_image(image.image, steps, self._device, encoder.dtype)
                 for image, steps in zip(images, sizes, strict=True)
             ]
-            with self._placement.working(encoder), vision_encoder.seeing(encoder.model.visual, see):
+            with (
+                self._placement.working(encoder),
+                vision_encoder.cached_features(encoder.model.visual, vision_features),
+            ):
                 return conditioning.encode_prompt(self._pipeline, text, pixels, recipe, self._device)
 
-        key = (recipe.prompt_prefix, text, shown, recipe.position_ids, recipe.max_prompt_tokens)
-        reading.remembered += key in self._prompts
-        return lend(self._prompts.get(key, encode))
+        key = (recipe.prompt_prefix, text, images_key, recipe.position_ids, recipe.max_prompt_tokens)
+        encoding.cache_hits += key in self._prompts
+        return record_stream(self._prompts.get(key, encode))
 
     def _control(self, plan: EditPlan, images: Sequence[DecodedImage], recipe: Recipe) -> Tensor | None:
         latents = [
-            lend(self._control_latents(image, resizes, plan))
+            record_stream(self._control_latents(image, resizes, plan))
             for image, resizes in zip(images, recipe.control_resizes, strict=True)
         ]
         return torch.cat(latents, dim=1) if latents else None
@@ -147,9 +152,9 @@ class Encoders:
 
     @contextmanager
     def _vae(self, plan: EditPlan) -> Iterator[None]:
-        """The VAE works within. What it remembers of one image goes, also of one that was too much for it."""
+        """The VAE, ready to work on its device. Its own feature cache is cleared afterwards, also on errors."""
         vae = self._pipeline.vae
-        # The switch that diffusers' enable_tiling sets; its sizes of tiles are the class's own.
+        # The switch that diffusers' `enable_tiling` sets; the tile sizes are the class's defaults.
         vae.use_tiling = plan.vae_tiling
         try:
             with self._placement.working(vae):

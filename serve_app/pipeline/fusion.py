@@ -75,7 +75,7 @@ def modulate(transformer: QwenImageTransformer2DModel, times: Tensor, step: int)
         modulation.set(index)
 
 
-def forget_modulations(transformer: QwenImageTransformer2DModel) -> None:
+def clear_modulations(transformer: QwenImageTransformer2DModel) -> None:
     """Have the next forwards compute their modulations themselves."""
     for modulation in modulations(transformer):
         modulation.of_steps = modulation.now = None

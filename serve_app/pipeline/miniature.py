@@ -66,14 +66,14 @@ VISION: dict[str, Any] = {
 }
 
 
-def ensure(spec: ModelSpec) -> Path:
-    """The directory of a model's miniature; made first if need be. Safe to call from many processes at once."""
-    return kept(spec, [Path(__file__)], lambda folder: make(spec).save_pretrained(folder))
+def checkpoint_folder(spec: ModelSpec) -> Path:
+    """The directory of a model's miniature, made on the first call. Safe to call from many processes at once."""
+    return written_once(spec, [Path(__file__)], lambda folder: make(spec).save_pretrained(folder))
 
 
-def kept(spec: ModelSpec, sources: Iterable[Path], write: Callable[[Path], None]) -> Path:
-    """A folder in the user's cache that `write` has filled for a model, once for this content of `sources`."""
-    # Named by what it is made from, so that a change there never meets an older cache.
+def written_once(spec: ModelSpec, sources: Iterable[Path], write: Callable[[Path], None]) -> Path:
+    """A folder in the user's cache that `write` fills for a model, once for each content of `sources`."""
+    # The name holds a hash of the sources, so that a changed source never finds an older cache.
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source.read_bytes())
@@ -85,7 +85,7 @@ def kept(spec: ModelSpec, sources: Iterable[Path], write: Callable[[Path], None]
         try:
             made.rename(target)
         except OSError:
-            # Another process was faster, and made the same.
+            # Another process made the same folder first.
             shutil.rmtree(made)
     return target
 
@@ -93,9 +93,9 @@ def kept(spec: ModelSpec, sources: Iterable[Path], write: Callable[[Path], None]
 def make(spec: ModelSpec) -> DiffusionPipeline:
     """A model's miniature in memory; all have the same weights. Leaves the caller's random state as it was."""
     tokenizer = make_tokenizer()
-    of_its_own: dict[str, Any] = {}
+    processor: dict[str, Any] = {}
     if spec.requires_control_image:
-        of_its_own["processor"] = Qwen2VLProcessor(
+        processor["processor"] = Qwen2VLProcessor(
             # The published limits; the class's own default would shrink a 1 MP image.
             image_processor=Qwen2VLImageProcessor(size={"shortest_edge": 3136, "longest_edge": 12845056}),
             tokenizer=tokenizer,
@@ -110,7 +110,7 @@ def make(spec: ModelSpec) -> DiffusionPipeline:
             text_encoder=make_text_encoder(TEXT, VISION),
             tokenizer=tokenizer,
             transformer=make_transformer(spec.zero_cond_t),
-            **of_its_own,
+            **processor,
         )
 
 

@@ -25,7 +25,7 @@ def quantised(weight: Tensor) -> Tensor:
     return made
 
 
-def is_worth_it(name: str, module: nn.Module) -> bool:
+def should_quantise(name: str, module: nn.Module) -> bool:
     """Whether a module of the transformer is a linear of its blocks that all tokens pass.
 
     The modulations of a block see one vector a step: there is nothing to gain.

@@ -1,6 +1,6 @@
-"""The trained miniature, for each model of the family: the same weights under each one's pipeline.
+"""The trained miniature for each model of the family: the same weights in each model's pipeline.
 
-It was trained as `qwen_image_edit`, and with the prompts of the edit-plus models as well (tools/train_miniature.py).
+It was trained as `qwen_image_edit`, also with the prompts of the edit-plus models (tools/train_miniature.py).
 """
 
 import json
@@ -11,22 +11,22 @@ from typing import Any
 
 from serve_app.models.architecture import TRAINED_MINIATURE
 from serve_app.models.registry import MODELS, ModelSpec
-from serve_app.pipeline.miniature import kept
+from serve_app.pipeline.miniature import written_once
 
-TRAINED_AS = MODELS["qwen_image_edit"]
+TRAINED_MODEL = MODELS["qwen_image_edit"]
 DOCUMENTS = shutil.ignore_patterns("README.md", "figures.json", "training.jsonl")
 
 logger = logging.getLogger(__name__)
 
 
-def ensure(spec: ModelSpec) -> Path:
-    """The directory of a model's trained miniature; a copy for the other models than the one it was trained as."""
-    if spec == TRAINED_AS:
+def checkpoint_folder(spec: ModelSpec) -> Path:
+    """The directory of a model's trained miniature: the original for the model that was trained, otherwise a copy."""
+    if spec == TRAINED_MODEL:
         return TRAINED_MINIATURE
     if not spec.requires_control_image:
-        logger.warning("the miniature learnt to edit: what %s makes of a prompt alone is no image", spec.id)
+        logger.warning("the miniature was trained to edit: %s has only a prompt, and gives noise", spec.id)
     sources = [Path(__file__), *sorted(TRAINED_MINIATURE.rglob("*.safetensors"))]
-    return kept(spec, sources, lambda folder: _write(spec, folder))
+    return written_once(spec, sources, lambda folder: _write(spec, folder))
 
 
 def _write(spec: ModelSpec, folder: Path) -> None:

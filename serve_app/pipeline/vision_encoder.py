@@ -1,7 +1,7 @@
-"""The text encoder's eye, Qwen2.5-VL's vision transformer: its windows at once, and what it saw kept for who asks next.
+"""The text encoder's vision encoder, Qwen2.5-VL's vision transformer: batched window attention, and cached features.
 
-transformers attends within one window after the other: an image of 1024x1024 has a hundred of them in each of 28
-layers, and the launching takes longer than the computing.
+transformers computes the attention of one window after the other. An image of 1024x1024 has a hundred windows in each
+of 28 layers, and launching the kernels takes longer than they compute.
 """
 
 from collections.abc import Callable, Iterator, MutableMapping
@@ -17,20 +17,20 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-# transformers tells the lengths of the windows, instead of calling for each one, to a kernel with "flash" in its name.
+# transformers calls a kernel with "flash" in its name once, with the windows' lengths, instead of once per window.
 NAME = "flash_windows_by_length"
 
-# By the tensor of ends that an image's layers share: asking the device for them waits until it has caught up.
+# Rows by the tensor of window ends that all layers of an image share. Reading that tensor waits for the device.
 _rows: MutableMapping[Tensor, list[Tensor]] = WeakIdKeyDictionary()
 
 
-def attend_to_windows_at_once(visual: PreTrainedModel) -> None:
-    """Have the vision transformer attend within all windows of one length in one call: the same numbers."""
-    AttentionInterface.register(NAME, attend)
+def batch_window_attention(visual: PreTrainedModel) -> None:
+    """Make the vision transformer compute all windows of one length in one call. The results are equal."""
+    AttentionInterface.register(NAME, window_attention)
     visual.config._attn_implementation = NAME
 
 
-def attend(
+def window_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -45,9 +45,9 @@ def attend(
 
     The result is (1, tokens, heads, width).
     """
-    attended = partial(F.scaled_dot_product_attention, scale=scaling)
+    attention = partial(F.scaled_dot_product_attention, scale=scaling)
     if len(cu_seq_lens_q) == 2:
-        return attended(query, key, value).transpose(1, 2), None
+        return attention(query, key, value).transpose(1, 2), None
     if cu_seq_lens_q not in _rows:
         _rows[cu_seq_lens_q] = rows_by_length(cu_seq_lens_q)
     # (tokens, heads, width)
@@ -55,12 +55,12 @@ def attend(
     out = torch.empty_like(streams[0], memory_format=torch.contiguous_format)
     for rows in _rows[cu_seq_lens_q]:
         queries, keys, values = (stream[rows].transpose(1, 2) for stream in streams)
-        out[rows] = attended(queries, keys, values).transpose(1, 2)
+        out[rows] = attention(queries, keys, values).transpose(1, 2)
     return out.unsqueeze(0), None
 
 
 def rows_by_length(ends: Tensor) -> list[Tensor]:
-    """For each length of a window, the tokens of all such windows: (windows, length), where `ends` lies."""
+    """For each window length, the token indices of all windows of that length: (windows, length), on `ends`' device."""
     rows: dict[int, list[Tensor]] = {}
     for start, end in pairwise(ends.tolist()):
         rows.setdefault(end - start, []).append(torch.arange(start, end))
@@ -68,13 +68,16 @@ def rows_by_length(ends: Tensor) -> list[Tensor]:
 
 
 @contextmanager
-def seeing(visual: nn.Module, remembered: Callable[[Callable[[], Tensor]], Tensor]) -> Iterator[None]:
-    """Within, what the vision transformer makes of its images, (merged tokens, width), goes through `remembered`."""
-    look, replaced = visual.forward, vars(visual).get("forward")
+def cached_features(visual: nn.Module, cache: Callable[[Callable[[], Tensor]], Tensor]) -> Iterator[None]:
+    """Within, the vision transformer's features of its images, (merged tokens, width), come from `cache`.
+
+    `cache` is called with the function that computes them.
+    """
+    compute, replaced = visual.forward, vars(visual).get("forward")
 
     def forward(*pixels: Any, **options: Any) -> BaseModelOutputWithPooling:
-        seen = remembered(lambda: look(*pixels, **options).pooler_output)
-        return BaseModelOutputWithPooling(pooler_output=seen)
+        features = cache(lambda: compute(*pixels, **options).pooler_output)
+        return BaseModelOutputWithPooling(pooler_output=features)
 
     visual.forward = forward
     try:

@@ -11,7 +11,7 @@ from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import OutOfMemory
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
-from serve_app.pipeline.branches import twin
+from serve_app.pipeline.branches import copy_to_device
 from tests.conftest import THREADS
 from tests.engine.conftest import CPU, run_out_of_memory_once, use
 
@@ -54,7 +54,7 @@ def test_what_fails_on_the_second_device_fails_that_edit_alone(paired, make_plan
 
 def test_twin_shares_nothing_that_an_adapter_writes_to():
     transformer = miniature.make(MODEL).transformer
-    other = twin(transformer, CPU)
+    other = copy_to_device(transformer, CPU)
     for (name, mine), (its, theirs) in zip(transformer.named_parameters(), other.named_parameters(), strict=True):
         assert name == its
         assert torch.equal(mine, theirs)

@@ -18,7 +18,7 @@ SPEC = MODELS["qwen_image_edit"]
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    return Path(shutil.copytree(miniature.ensure(SPEC), tmp_path / "checkpoint"))
+    return Path(shutil.copytree(miniature.checkpoint_folder(SPEC), tmp_path / "checkpoint"))
 
 
 @pytest.mark.parametrize(

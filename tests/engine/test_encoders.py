@@ -14,7 +14,7 @@ from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import encoders as encoders_module
-from serve_app.pipeline.device import Stopwatch
+from serve_app.pipeline.device import StageTimer
 from serve_app.pipeline.encoders import Conditions, Encoders
 from serve_app.pipeline.offloading import Placement
 from serve_app.pipeline.tensor_cache import TensorCache
@@ -67,7 +67,7 @@ def conditions(encoders: Encoders, plan, files) -> Conditions:
     images = [decode(data, plan.exif) for data in files]
     recipe = make_recipe(MODELS[plan.model], PROFILES[plan.profile], plan, [p.facts.size for p in images])
     with torch.no_grad():
-        return encoders.conditions(plan, images, recipe, Stopwatch(CPU))
+        return encoders.conditions(plan, images, recipe, StageTimer(CPU))
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -100,7 +100,7 @@ def test_what_is_remembered_is_complete_also_where_something_failed(bench, make_
     """The next one to ask may be on another stream of the device than the one that computed."""
     pipeline = bench(EDIT.id).pipeline
     remembering, finished = Encoders(pipeline, Placement(pipeline, CPU, "none"), 2**30, 2**30), []
-    monkeypatch.setattr(encoders_module, "finish", finished.append)
+    monkeypatch.setattr(encoders_module, "synchronise_stream", finished.append)
     run_out_of_memory_once(pipeline.text_encoder.model.language_model)
     with pytest.raises(torch.OutOfMemoryError):
         conditions(remembering, make_plan(), (IMAGE,))

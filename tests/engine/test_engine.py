@@ -197,7 +197,7 @@ def test_checkpoint_that_save_pretrained_wrote_is_served(make_plan, control_png,
     ],
 )
 def test_checkpoint_with_other_constants_is_refused_by_name(tmp_path, model, file, key, value):
-    shutil.copytree(miniature.ensure(MODELS[model]), tmp_path, dirs_exist_ok=True)
+    shutil.copytree(miniature.checkpoint_folder(MODELS[model]), tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / file).read_text())
     config.get("image_processor", config)[key] = value
     (tmp_path / file).write_text(json.dumps(config))
@@ -207,7 +207,7 @@ def test_checkpoint_with_other_constants_is_refused_by_name(tmp_path, model, fil
 
 
 def test_every_difference_of_a_checkpoint_is_named_at_once(tmp_path):
-    shutil.copytree(miniature.ensure(EDIT), tmp_path, dirs_exist_ok=True)
+    shutil.copytree(miniature.checkpoint_folder(EDIT), tmp_path, dirs_exist_ok=True)
     file = tmp_path / "scheduler/scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_shift": 0.1, "shift": 3.0}))
     with pytest.raises(CheckpointRefused, match=r"base_shift = 0\.1.*shift = 3\.0"):
@@ -220,7 +220,7 @@ def test_folder_that_is_no_checkpoint_is_refused(tmp_path):
 
 
 def test_truncated_checkpoint_is_refused(tmp_path):
-    shutil.copytree(miniature.ensure(EDIT), tmp_path, dirs_exist_ok=True)
+    shutil.copytree(miniature.checkpoint_folder(EDIT), tmp_path, dirs_exist_ok=True)
     weights = tmp_path / "transformer/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CheckpointRefused, match="diffusers cannot read the checkpoint"):

@@ -56,7 +56,7 @@ def test_metadata_scales_as_in_diffusers_and_by_its_definition(tmp_path: Path, n
     keys = {"target_modules": [Q, K], "peft_type": "LORA"} | config
     metadata = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": value for key, value in keys.items()})}
     save_file(tensors, tmp_path / "adapter.safetensors", metadata=metadata)
-    pipeline = checkpoint.read(miniature.ensure(MODELS["qwen_image"]), torch.float64)
+    pipeline = checkpoint.read(miniature.checkpoint_folder(MODELS["qwen_image"]), torch.float64)
     before = {module: pipeline.transformer.get_submodule(module).weight.clone() for module in (Q, K)}
     pipeline.load_lora_weights(str(tmp_path / "adapter.safetensors"), adapter_name="one")
     pipeline.fuse_lora()

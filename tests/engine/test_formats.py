@@ -383,7 +383,7 @@ def test_pefts_own_result_is_within_roundings_of_ours_in_bf16(tmp_path, name):
     tensors, meanings = make_file(name)
     tensors = {key: t if key.endswith(".alpha") else t.bfloat16() for key, t in tensors.items()}
     save_file(tensors, tmp_path / "adapter.safetensors")
-    pipeline = checkpoint.read(miniature.ensure(MODELS["qwen_image"]), torch.bfloat16)
+    pipeline = checkpoint.read(miniature.checkpoint_folder(MODELS["qwen_image"]), torch.bfloat16)
     ours = {name: pipeline.transformer.get_parameter(name).clone() for name in meanings}
     changes = changes_of(tensors)
     for parameter, weight in ours.items():
@@ -402,7 +402,7 @@ def test_pefts_own_result_is_within_roundings_of_ours_in_bf16(tmp_path, name):
 def test_hooks_give_the_image_of_merged_weights_but_for_one_grey_level(bench, make_plan, tmp_path):
     save_file(make_file("kohya")[0], tmp_path / "adapter.safetensors")
     merged = bench("qwen_image").engine
-    pipeline = checkpoint.read(miniature.ensure(MODELS["qwen_image"]), torch.float32)
+    pipeline = checkpoint.read(miniature.checkpoint_folder(MODELS["qwen_image"]), torch.float32)
     hooked = TorchEngine(pipeline, MODELS["qwen_image"], ModelConfig(threads=THREADS, adapter_weights="hooks"))
     for scale in (1.0, 0.5, 0.0, -1.0):
         plan = make_plan(

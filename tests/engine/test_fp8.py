@@ -10,7 +10,7 @@ from serve_app.engine.canary import likeness
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
-from serve_app.pipeline.quantization import is_worth_it, quantised
+from serve_app.pipeline.quantization import quantised, should_quantise
 from tests.conftest import THREADS
 from tests.engine.conftest import use
 
@@ -34,7 +34,7 @@ def weights(engine: TorchEngine) -> dict[str, torch.Tensor]:
     return {
         name: module.weight.detach().clone()
         for name, module in engine._pipeline.transformer.named_modules()
-        if is_worth_it(name, module)
+        if should_quantise(name, module)
     }
 
 

@@ -15,7 +15,7 @@ from serve_app.pipeline import fusion, miniature
 from serve_app.pipeline.acceleration import accelerate
 from serve_app.pipeline.fusion import (
     LinearGelu,
-    forget_modulations,
+    clear_modulations,
     fuse,
     linear_gelu,
     modulate,
@@ -81,7 +81,7 @@ def test_modulations_are_those_of_the_step(transformer, monkeypatch):
         assert torch.allclose(found, expected[step], rtol=1e-4, atol=1e-5)
         assert not torch.allclose(found, expected[step - 1], rtol=1e-2, atol=1e-2)
     # What another image sees is its own.
-    forget_modulations(transformer)
+    clear_modulations(transformer)
     assert torch.allclose(forward(transformer, times[0]), expected[0], rtol=1e-4, atol=1e-5)
 
 

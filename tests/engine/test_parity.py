@@ -181,7 +181,7 @@ def lora_images(bench, make_plan, path, scale: float, apply: Callable[[Any], Non
     plan = plan_for(case, make_plan, adapters=(use(path, scale),))
     made = bench(case.model).engine.edit(plan, [as_png(noise_image(*SQUARE))]).image
     # A pipeline of its own, not the bench's: `apply` changes its weights for good.
-    pipeline = checkpoint.read(miniature.ensure(EDIT), torch.float32)
+    pipeline = checkpoint.read(miniature.checkpoint_folder(EDIT), torch.float32)
     apply(pipeline)
     expected = edit_by_oracle(pipeline, plan, [noise_image(*SQUARE)])
     return np.asarray(made).astype(int), np.asarray(expected).astype(int)

@@ -11,11 +11,11 @@ from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import InvalidParameter
 from serve_app.images.decode import decode
 from serve_app.models.profile import PROFILES
-from serve_app.models.prompt_tokens import TEMPLATES, Prompts, text_room
+from serve_app.models.prompt_tokens import TEMPLATES, PromptTokens, max_text_tokens
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature, trained_miniature
-from serve_app.pipeline.device import Stopwatch
+from serve_app.pipeline.device import StageTimer
 from serve_app.tasks import EditPlan
 from tests.conftest import THREADS, as_png, noise_image
 
@@ -54,16 +54,16 @@ def test_templates_are_those_of_diffusers(family):
 @pytest.mark.parametrize("profile", ["reference", "trainer", "trainer-0.6.0"])
 def test_token_count_equals_the_encoders(family, make_plan, profile):
     config, engine, images = family
-    watch = Stopwatch(engine.device)
+    timer = StageTimer(engine.device)
     for text in TEXTS:
         plan = plan_for(make_plan, config.id, images, profile=profile, prompt=text, negative_prompt=text)
         recipe = engine._recipe(engine.prepare(plan, images))
-        given = engine._encoders.conditions(plan, [decode(data, "ignore") for data in images], recipe, watch)
+        given = engine._encoders.conditions(plan, [decode(data, "ignore") for data in images], recipe, timer)
         for embeddings, sizes in (
             (given.positive, recipe.encoder_sizes),
             (given.negative, recipe.negative_encoder_sizes),
         ):
-            counted = Prompts(config).least_tokens(text, recipe, sizes, enough=-1)
+            counted = PromptTokens(config).count(text, recipe, sizes, threshold=-1)
             assert min(counted, recipe.max_prompt_tokens or counted) == embeddings.shape[1], text
 
 
@@ -75,21 +75,21 @@ def test_longest_prompt_that_fits_is_edited_and_one_more_token_is_refused(family
     plan = plan_for(make_plan, config.id, images, guidance_scale=1.0)
     sizes = [decode(data, "ignore").facts.size for data in images]
     recipe = make_recipe(spec, PROFILES[plan.profile], plan, sizes)
-    room, prompts = text_room(recipe, (plan.width, plan.height)), Prompts(config)
+    room, prompts = max_text_tokens(recipe, (plan.width, plan.height)), PromptTokens(config)
     # This tokenizer makes one token of each letter.
-    fits = "x" * (room - prompts.least_tokens("", recipe, recipe.encoder_sizes, enough=-1))
-    assert prompts.least_tokens(fits, recipe, recipe.encoder_sizes, enough=-1) == room
+    fits = "x" * (room - prompts.count("", recipe, recipe.encoder_sizes, threshold=-1))
+    assert prompts.count(fits, recipe, recipe.encoder_sizes, threshold=-1) == room
     engine.edit(plan_for(make_plan, config.id, images, guidance_scale=1.0, prompt=fits), images)
     with pytest.raises(InvalidParameter):
         engine.edit(plan_for(make_plan, config.id, images, guidance_scale=1.0, prompt=fits + "x"), images)
 
 
 @pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json and merges.txt"])
-@pytest.mark.parametrize("make", [trained_miniature.ensure, miniature.ensure], ids=["trained", "random"])
-def test_tokenizer_is_read_from_the_checkpoints_files(tmp_path, make, files, make_plan):
+@pytest.mark.parametrize("maker", [trained_miniature, miniature], ids=["trained", "random"])
+def test_tokenizer_is_read_from_the_checkpoints_files(tmp_path, maker, files):
     """Published checkpoints have a vocabulary and merges, those that transformers writes today one file."""
     spec = MODELS["qwen_image_edit"]
-    whole = make(spec) / "tokenizer/tokenizer.json"
+    whole = maker.checkpoint_folder(spec) / "tokenizer/tokenizer.json"
     (tmp_path / "tokenizer").mkdir()
     if files == "tokenizer.json":
         (tmp_path / "tokenizer" / files).write_bytes(whole.read_bytes())
@@ -99,8 +99,8 @@ def test_tokenizer_is_read_from_the_checkpoints_files(tmp_path, make, files, mak
         models.BPE(vocab=content["model"]["vocab"], merges=merges).save(str(tmp_path / "tokenizer"))
         added = {str(token["id"]): token for token in content["added_tokens"]}
         (tmp_path / "tokenizer/tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
-    ours = Prompts(ModelConfig(checkpoint=str(tmp_path)))
-    theirs = Qwen2Tokenizer.from_pretrained(make(spec) / "tokenizer")
+    ours = PromptTokens(ModelConfig(checkpoint=str(tmp_path)))
+    theirs = Qwen2Tokenizer.from_pretrained(maker.checkpoint_folder(spec) / "tokenizer")
     for text in TEXTS:
         assert ours._encode(text).ids == theirs(text)["input_ids"], text
 
@@ -111,9 +111,9 @@ def test_cut_names_the_words_behind_the_last_token_that_is_read(make_plan):
     spec, text = MODELS["qwen_image"], " ".join(f"word{number}" for number in range(300))
     plan = make_plan(model="qwen_image", control_images=(), prompt=text)
     recipe = make_recipe(spec, PROFILES["reference"], plan, [])
-    cut = Prompts(config).cut(text, recipe)
+    cut = PromptTokens(config).truncation(text, recipe)
     assert cut is not None
-    tokenizer = Qwen2Tokenizer.from_pretrained(trained_miniature.ensure(spec) / "tokenizer")
+    tokenizer = Qwen2Tokenizer.from_pretrained(trained_miniature.checkpoint_folder(spec) / "tokenizer")
     template = TEMPLATES["text_to_image"]
     ids = tokenizer(template.head + text + template.tail)["input_ids"][: template.dropped + 512]
     read_text = tokenizer.decode(ids).removeprefix(template.head)

@@ -21,7 +21,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture
 def copy(tmp_path):
     def copy(model: str) -> Path:
-        return Path(shutil.copytree(miniature.ensure(MODELS[model]), tmp_path / "checkpoint"))
+        return Path(shutil.copytree(miniature.checkpoint_folder(MODELS[model]), tmp_path / "checkpoint"))
 
     return copy
 
@@ -64,7 +64,7 @@ def test_revision_of_a_directory_is_a_mistake(copy, capsys):
 def hub_cache(tmp_path):
     """The hub's local cache with one checkpoint, `me/mini`, at one commit."""
     repository = tmp_path / "hub/models--me--mini"
-    shutil.copytree(miniature.ensure(MODELS["qwen_image"]), repository / "snapshots" / COMMIT)
+    shutil.copytree(miniature.checkpoint_folder(MODELS["qwen_image"]), repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(COMMIT)
     return tmp_path / "hub"

@@ -37,7 +37,7 @@ def expected():
 
     @cache
     def pipeline_with(model: str, scale: float | None):
-        pipeline = checkpoint.read(miniature.ensure(MODELS[model]), torch.float32)
+        pipeline = checkpoint.read(miniature.checkpoint_folder(MODELS[model]), torch.float32)
         if scale is not None:
             merge_lora(pipeline, LORA, scale)
         return pipeline

@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 from fsspec.implementations.memory import MemoryFileSystem
 
-from serve_app.adapters import transfer
+from serve_app.adapters import download
 from serve_app.adapters.identity import fingerprint
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import FetchConfig, ModelConfig
@@ -109,7 +109,7 @@ def test_many_at_once_fetch_once(put, store, contents):
 
 
 def test_download_that_broke_off_is_resumed(put, store, contents, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(download, "CHUNK_BYTES", 4096)
     use, data = put()
     CountingStore.fail_at = 8192
     with pytest.raises(StorageFailed, match="cannot be read now"):
@@ -122,7 +122,7 @@ def test_download_that_broke_off_is_resumed(put, store, contents, tmp_path, monk
 
 
 def test_file_that_is_overwritten_while_it_is_read_is_of_neither_revision(put, contents, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(download, "CHUNK_BYTES", 4096)
     use, data = put()
     CountingStore.overwrite_with = data[:-1] + b"x"
     with pytest.raises(LoraChanged):

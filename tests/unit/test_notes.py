@@ -6,7 +6,7 @@ import pytest
 
 from serve_app.config import MINIATURE_RANDOM, ModelConfig
 from serve_app.models.profile import PROFILES
-from serve_app.models.prompt_tokens import TEMPLATES, Prompts
+from serve_app.models.prompt_tokens import TEMPLATES, PromptTokens
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
 from tests.conftest import as_base64, as_png, noise_image
@@ -82,11 +82,11 @@ def test_length_is_called_an_estimate_where_there_is_no_tokenizer(make_plan):
     spec = MODELS["qwen_image"]
     plan = make_plan(model="qwen_image", control_images=())
     recipe = make_recipe(spec, PROFILES["reference"], plan, [])
-    cut = Prompts(ModelConfig(id="qwen_image", checkpoint="nobody/nothing")).cut("word " * 1_000, recipe)
+    cut = PromptTokens(ModelConfig(id="qwen_image", checkpoint="nobody/nothing")).truncation("word " * 1_000, recipe)
     assert cut is not None
     assert (cut.is_exact, cut.tokens, cut.words) == (False, 1_250, 1_000)
     assert cut.lost == 590
-    exact = Prompts(ModelConfig(id="qwen_image", checkpoint=MINIATURE_RANDOM)).cut("word " * 1_000, recipe)
+    exact = PromptTokens(ModelConfig(id="qwen_image", checkpoint=MINIATURE_RANDOM)).truncation("word " * 1_000, recipe)
     assert exact is not None
     assert exact.is_exact
 

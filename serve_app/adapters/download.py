@@ -1,4 +1,4 @@
-"""Bringing one adapter's file from where it lies: a file system, or an http(s) URL that a client named."""
+"""Downloading one adapter file, from a file system or from an http(s) URL that a client named."""
 
 import asyncio
 from typing import BinaryIO
@@ -13,26 +13,26 @@ from serve_app.tasks import AdapterUse
 CHUNK_BYTES = 16 * 2**20
 
 
-def fetch(use: AdapterUse, file: BinaryIO, config: FetchConfig) -> None:
-    """Go on with `file`, which holds the beginning of the adapter or nothing, to its end. Blocks.
+def download(use: AdapterUse, file: BinaryIO, config: FetchConfig) -> None:
+    """Append the rest of the adapter to `file`, which holds its beginning or nothing. Blocks.
 
     Raises LoraChanged for a file that is not the one that was admitted, FetchFailed and OSError.
     """
     if use.version:
-        asyncio.run(_download(use, file, config))
+        asyncio.run(_download_from_server(use, file, config))
     else:
-        _copy(use, file)
+        _copy_from_store(use, file)
 
 
 def refuse_changed(use: AdapterUse, found: str) -> None:
-    """Raise LoraChanged unless the identity that was found is that of the adapter."""
+    """Raise LoraChanged unless the identity that was found is the adapter's."""
     if found != use.id:
         raise LoraChanged(
             f"the LoRA file {use.path!r} was changed after the request was accepted", {"lora_path": use.path}
         )
 
 
-def _copy(use: AdapterUse, file: BinaryIO) -> None:
+def _copy_from_store(use: AdapterUse, file: BinaryIO) -> None:
     filesystem, path = open_store(use.url)
     refuse_changed(use, fingerprint(use.url))
     with as_os_errors():
@@ -45,21 +45,21 @@ def _copy(use: AdapterUse, file: BinaryIO) -> None:
             chunk = filesystem.cat_file(path, start=start, end=min(start + CHUNK_BYTES, size))
         file.write(chunk)
     file.flush()
-    # What was written over meanwhile would be of two revisions.
+    # A file that was overwritten meanwhile would be a mix of two revisions.
     refuse_changed(use, fingerprint(use.url))
 
 
-async def _download(use: AdapterUse, file: BinaryIO, config: FetchConfig) -> None:
-    """As long as each connection brings something, another one goes on where it broke off."""
+async def _download_from_server(use: AdapterUse, file: BinaryIO, config: FetchConfig) -> None:
+    """Download until the end. A connection that breaks off is replaced if it transferred at least one byte."""
     fetcher = Fetcher(config)
     try:
         async with asyncio.timeout(config.lora_timeout_s):
             while True:
-                there = file.tell()
+                before = file.tell()
                 try:
-                    return await _follow(fetcher, use, file)
+                    return await _continue(fetcher, use, file)
                 except FetchFailed:
-                    if file.tell() <= there:
+                    if file.tell() <= before:
                         raise
     except TimeoutError as error:
         raise FetchFailed(f"its server took longer than {config.lora_timeout_s:g} s") from error
@@ -67,13 +67,13 @@ async def _download(use: AdapterUse, file: BinaryIO, config: FetchConfig) -> Non
         await fetcher.close()
 
 
-async def _follow(fetcher: Fetcher, use: AdapterUse, file: BinaryIO) -> None:
-    # From the last byte that is there: a server has nothing to answer to a range behind the end.
+async def _continue(fetcher: Fetcher, use: AdapterUse, file: BinaryIO) -> None:
+    # From the last byte that is present: a server refuses a range that starts behind the end.
     start = max(file.tell() - 1, 0)
     async with fetcher.follow(use.url, start, use.version) as (remote, chunks):
         if remote.size is None:
             raise FetchFailed("its server no longer says how long it is")
-        # A part of the version that was asked for need not say so again.
+        # An answer with a part of the requested version need not repeat the version.
         refuse_changed(use, identity(use.url, remote.size, remote.version or (use.version if remote.start else "")))
         if file.tell() > remote.start:
             file.seek(remote.start)
