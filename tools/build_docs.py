@@ -25,6 +25,8 @@ LINKED_FOLDERS = ("decisions",)
 REFERENCE = re.compile(r"""<(?P<tag>\w+)\b[^>]*?\s(?:href|src)=["']?(?P<target>[^"'\s>]+)""")
 # A file of the repository, as pages name it: `serve_app/app.py`, or short within the package, `jobs/queue.py`.
 FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|cfg|lua|toml|yaml))`")
+# A module of the repository that a page runs.
+COMMAND = re.compile(r"python -m ((?:serve_app|benchmarks|tests|tools)[\w.]*)")
 # What readers make themselves.
 NOT_COMMITTED = ("out/", "cluster/secrets/")
 # Elements whose target a browser loads with the page; an `a` is followed on a click.
@@ -64,12 +66,13 @@ def navigation_problems() -> Iterator[str]:
 
 
 def file_problems() -> Iterator[str]:
-    """Files that a page names and that are not in the repository."""
+    """Files and modules that a page names and that are not in the repository."""
     for page in [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]:
-        for name in FILE.findall(page.read_text()):
-            places = (REPOSITORY / name, REPOSITORY / "serve_app" / name)
-            if not name.startswith(NOT_COMMITTED) and not any(place.is_file() for place in places):
-                yield f"{page.relative_to(REPOSITORY)} names {name}, which is not in the repository"
+        text = page.read_text()
+        missing = [name for name in FILE.findall(text) if not name.startswith(NOT_COMMITTED) and not _is_file(name)]
+        missing += [module for module in COMMAND.findall(text) if not _is_module(module)]
+        for name in missing:
+            yield f"{page.relative_to(REPOSITORY)} names {name}, which is not in the repository"
 
 
 def site_problems() -> Iterator[str]:
@@ -83,6 +86,15 @@ def site_problems() -> Iterator[str]:
                     yield f"{page.relative_to(SITE)} loads from another host: {target}"
             elif not parts.scheme and parts.path and not _is_in_site(page, unquote(parts.path)):
                 yield f"{page.relative_to(SITE)} links to {target}, which is not in the site"
+
+
+def _is_file(name: str) -> bool:
+    return (REPOSITORY / name).is_file() or (REPOSITORY / "serve_app" / name).is_file()
+
+
+def _is_module(name: str) -> bool:
+    path = REPOSITORY.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
 
 
 def _is_in_site(page: Path, path: str) -> bool:
