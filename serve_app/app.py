@@ -44,7 +44,7 @@ class Ingress:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve takes to the autoscaling policy: see `serve_app.replicas.autoscaler`."""
-        backlogs = await self._service.backlogs()
+        backlogs = await self._service.workload.backlogs()
         return to_stats({editor_name(model): backlog for model, backlog in backlogs.items()})
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

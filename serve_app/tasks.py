@@ -23,13 +23,11 @@ class Status(StrEnum):
 SamplerName = Literal["flowmatch", "lightning"]
 
 
-class Event(StrEnum):
-    """What a client can be told of a request."""
+class WebhookEvent(StrEnum):
+    """An event of a request that webhooks can be sent for."""
 
-    QUEUED = "queued"  # waits, with how many images before it
-    STARTED = "started"
-    STEP = "step"  # a denoising step of one image is done
-    IMAGE = "image"  # an image can be read
+    STARTED = "started"  # an editor has taken up the first image
+    IMAGE = "image"  # an image can be downloaded
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELED = "canceled"

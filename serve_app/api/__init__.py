@@ -1,1 +1,1 @@
-"""HTTP and nothing else: the application, its routes by subject, what every request passes, and the shape of errors."""
+"""HTTP and nothing else: the application, its routes by subject, middleware, bodies, and the shape of errors."""

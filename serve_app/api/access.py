@@ -1,6 +1,6 @@
-"""Who may reach a route: the hosts by which the service is addressed, and the keys of callers.
+"""Who may reach a route: checks of the Host header and of the caller's API key.
 
-Both are decided from a request's headers alone, before anything of its body is read.
+Both look only at a request's headers, before anything of its body is read.
 """
 
 import re
@@ -11,23 +11,23 @@ from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.api.routes import docs
 from serve_app.errors import HostNotAllowed
 from serve_app.intake.keys import Caller
 
-# Kubernetes and load balancers ask these by a pod's address, whatever the service's name is.
+# Kubernetes and load balancers send these to a pod's address, so any Host header is accepted.
 PROBES = frozenset(("/health", "/ready"))
-# What needs no key: a GET of these paths. Anything else does, so that a new route is protected from the start.
-PUBLIC_PATHS = PROBES | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+# A GET of these paths needs no key. Everything else does, so that a new route is protected from the start.
+PUBLIC_PATHS = PROBES | docs.PATHS
 # A name, an IPv4 address or an IPv6 address in brackets, with or without a port.
 HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
 
 
 class CheckHost:
-    """Raises HostNotAllowed for a Host header that is malformed or fits none of `allowed_hosts`, and for a missing one.
+    """Raises HostNotAllowed for a Host header that is malformed or matches none of `allowed_hosts`.
 
-    Without a name in `allowed_hosts` a missing one is let through: HTTP/1.0 has none.
-
-    Answers contain URLs that are made of this header.
+    A missing header is refused as well, except where `allowed_hosts` is `*`: HTTP/1.0 has none. The header matters
+    because answers contain URLs that start with it.
     """
 
     def __init__(self, app: ASGIApp, allowed_hosts: Sequence[str]) -> None:
@@ -41,7 +41,7 @@ class CheckHost:
 
     def _check(self, hosts: list[str]) -> None:
         if not hosts and self._allowed != ["*"]:
-            raise HostNotAllowed("there is no Host header, and this service answers under its names alone")
+            raise HostNotAllowed("there is no Host header, and this service answers only under its own names")
         for host in hosts:
             parts = HOST.fullmatch(host)
             if parts is None or len(hosts) > 1:

@@ -9,15 +9,17 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from serve_app import schemas
 from serve_app.api.access import Authenticate, CheckHost
-from serve_app.api.body_limits import BodyLimit
-from serve_app.api.error_answers import answer_http_error, answer_shape_error
+from serve_app.api.bodies.limits import BodyLimit
+from serve_app.api.error_answers import answer_faults, answer_http_error
 from serve_app.api.middleware import AnswerErrors, AnswerHead, DropRayHeaders, NameRequest, ProtectAnswers
-from serve_app.api.routes import inference, models, operation, requests
+from serve_app.api.routes import docs, inference, models, operation, requests
 from serve_app.intake.service import Service
+from serve_app.schemas import answers, errors
+from serve_app.schemas import requests as request_bodies
 
-# What a script in a browser may read of an answer, besides what every browser permits. Serve adds X-Request-ID.
+# Headers of an answer that scripts in a browser may read, in addition to those that every browser permits. Serve adds
+# X-Request-ID.
 EXPOSED_HEADERS = (
     "Allow",
     "Content-Disposition",
@@ -29,14 +31,18 @@ EXPOSED_HEADERS = (
 )
 
 
+# Every body of the contract, by the name that it has in the OpenAPI document.
+BODIES: dict[str, Any] = vars(request_bodies) | vars(answers) | vars(errors)
+
+
 class Application(FastAPI):
-    """FastAPI that keeps the nulls in the examples of `schemas`; its own document drops fields that are null."""
+    """FastAPI that keeps the nulls in the examples of bodies: its own OpenAPI document drops fields that are null."""
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
         for name, schema in document["components"]["schemas"].items():
             if "examples" in schema:
-                schema["examples"] = getattr(schemas, name).model_config["json_schema_extra"]["examples"]
+                schema["examples"] = BODIES[name].model_config["json_schema_extra"]["examples"]
         return document
 
 
@@ -45,7 +51,7 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with service:
+        async with service.running():
             yield
 
     app = Application(
@@ -53,24 +59,31 @@ def create_app(service: Service) -> FastAPI:
         description="Edits images with LoRAs that ostris/ai-toolkit trained for Qwen-Image-Edit.",
         version="1",
         lifespan=lifespan,
-        # A redirect would name the host that the client named.
+        # The pages that load nothing from another host are in `routes/docs.py`.
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        # A redirect would contain the Host header that the client sent.
         redirect_slashes=False,
     )
-    for routes in (operation, models, inference, requests):
-        app.include_router(routes.router(service))
-    app.add_exception_handler(RequestValidationError, answer_shape_error)
+    # Errors find the shape of their group among these: see `error_shapes`.
+    groups = (operation, models, inference, requests)
+    app.state.routers = [docs.router(app.title), *(routes.router(service) for routes in groups)]
+    for router in app.state.routers:
+        app.include_router(router)
+    app.add_exception_handler(RequestValidationError, answer_faults)
     app.add_exception_handler(HTTPException, answer_http_error)
     _add_middleware(app, service)
     return app
 
 
 def _add_middleware(app: FastAPI, service: Service) -> None:
-    """From the inside out: a request passes these from the last to the first."""
+    """Add the middleware from the inside out: a request passes the last one first."""
     config = service.config
     app.add_middleware(
-        BodyLimit, memory=service.bodies, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s
+        BodyLimit, memory=service.body_memory, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s
     )
-    app.add_middleware(Authenticate, caller_of=service.caller)
+    app.add_middleware(Authenticate, caller_of=service.keys.caller)
     app.add_middleware(CheckHost, allowed_hosts=config.allowed_hosts)
     app.add_middleware(DropRayHeaders)
     app.add_middleware(AnswerErrors)

@@ -1,4 +1,4 @@
-"""Who calls, and under which address: what most routes ask first."""
+"""Who calls, and under which address: the dependencies of most routes."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -6,18 +6,19 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 
+from serve_app.config import AppConfig
+from serve_app.intake.answers import Links
 from serve_app.intake.keys import Caller
-from serve_app.intake.service import Service
 
-# They tell the interactive docs what a key looks like; whether one is needed is the config's business.
+# They show in the interactive docs how a key is sent. The config decides whether one is needed.
 KEYS_IN_DOCS = [
     Depends(HTTPBearer(auto_error=False, description="An API key, where the service has them.")),
-    Depends(APIKeyHeader(name="X-API-Key", auto_error=False, description="The same, in a header of its own.")),
+    Depends(APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key in its own header.")),
 ]
 
 
 def caller_of(request: Request) -> Caller:
-    """A dependency: who calls, as `serve_app.api.access` found out before the route was reached."""
+    """A dependency: who calls. The middleware `serve_app.api.access.Authenticate` has found out."""
     caller: Caller = request.state.caller
     return caller
 
@@ -25,10 +26,13 @@ def caller_of(request: Request) -> Caller:
 CallerOfRequest = Annotated[Caller, Depends(caller_of)]
 
 
-def base_url_of(service: Service) -> Callable[[Request], str]:
-    """A dependency: what URLs in answers start with, without a slash at the end."""
+def links_of(config: AppConfig) -> Callable[[Request], Links]:
+    """A dependency: how the answer to a request names files.
 
-    def base_url(request: Request) -> str:
-        return (service.config.base_url or str(request.base_url)).rstrip("/")
+    URLs start with the config's `base_url`, or with the address that the client used.
+    """
 
-    return base_url
+    def links(request: Request) -> Links:
+        return Links.of(config, (config.base_url or str(request.base_url)).rstrip("/"))
+
+    return links

@@ -1,4 +1,4 @@
-"""What an error looks like on the wire."""
+"""Answers to errors: status, headers, and a body in the shape of the route's group."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from serve_app.api.error_shapes import CONTRACT, ErrorShape, Fault, shape_of
 from serve_app.errors import (
-    ErrorDescription,
     MethodNotAllowed,
     NotFound,
     Overloaded,
@@ -24,66 +24,65 @@ from serve_app.errors import (
     Unauthorized,
     describe,
 )
-from serve_app.schemas import MAX_FAULTS, ErrorBody
+from serve_app.schemas.requests import MAX_FAULTS
 
-# What a client may do about it, by code.
+# Headers that say what a client may do about an error, by code.
 HEADERS = {
-    # About what an edit takes, after which there is room for the next.
+    # About as long as an edit takes; then the queue has room for the next.
     QueueFull.code: {"Retry-After": "10"},
     TooManyRequests.code: {"Retry-After": "2"},
     ServiceUnavailable.code: {"Retry-After": "2"},
     StoreUnavailable.code: {"Retry-After": "2"},
     StorageFailed.code: {"Retry-After": "2"},
     Overloaded.code: {"Retry-After": "5"},
-    # The rest of the body is not waited for.
+    # The rest of the body is not read.
     RequestTooSlow.code: {"Connection": "close"},
     Unauthorized.code: {"WWW-Authenticate": "Bearer"},
 }
 
 
-def error_response(error: Exception, headers: Mapping[str, str] = {}) -> JSONResponse:
+def error_response(error: Exception, shape: ErrorShape = CONTRACT, headers: Mapping[str, str] = {}) -> JSONResponse:
+    """The answer to any error. `headers` replace those of the error's code."""
     description = describe(error)
     headers = {**HEADERS.get(description.code, {}), **headers}
-    return JSONResponse(_body(description), status_code=description.status, headers=headers)
+    return JSONResponse(shape.body(description), status_code=description.status, headers=headers)
 
 
 async def answer_http_error(request: Request, error: Exception) -> Response:
-    """An error of the router in the contract's shape."""
+    """The answer to an error of the router: an unknown path, or a method that the path's route does not take."""
     assert isinstance(error, HTTPException)
+    shape = shape_of(request.scope)
     if error.status_code == NotFound.status:
-        return error_response(NotFound("there is no such route; GET /docs lists the routes"))
+        return error_response(NotFound("there is no such route; GET /docs lists the routes"), shape)
     if error.status_code == MethodNotAllowed.status:
         methods = {method.strip() for method in (error.headers or {}).get("Allow", "").split(",")}
         allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
         refusal = MethodNotAllowed(f"this route does not take {request.method}; it takes {allowed}")
-        return error_response(refusal, {"Allow": allowed})
+        return error_response(refusal, shape, {"Allow": allowed})
     return await http_exception_handler(request, error)
 
 
-async def answer_shape_error(request: Request, error: Exception) -> JSONResponse:
+async def answer_faults(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a body, query or header of the wrong shape: 422."""
     assert isinstance(error, RequestValidationError)
-    return JSONResponse({"detail": [_fault(fault) for fault in error.errors()[:MAX_FAULTS]]}, status_code=422)
+    faults = [_public_fault(fault) for fault in error.errors()[:MAX_FAULTS]]
+    return JSONResponse(shape_of(request.scope).faults_body(faults), status_code=422)
 
 
-def _fault(fault: Mapping[str, Any]) -> dict[str, Any]:
-    """What a client sees of a fault: not `input` and `ctx`, which would echo the body and the token in it."""
+def _public_fault(fault: Fault) -> Fault:
+    """A fault without `input` and `ctx`, which would echo the body and the token in it."""
     shown = {key: fault[key] for key in ("type", "loc", "msg")}
     if fault["type"] == "json_invalid":
-        # FastAPI keeps the reason, which quotes nothing, in `ctx` alone.
+        # FastAPI keeps the reason, which quotes nothing of the body, only in `ctx`.
         shown["msg"] = f"{fault['msg']}: {fault['ctx']['error']}"
     return shown
 
 
-def error_docs(*kinds: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's `responses` for these errors, by status, with an example each."""
+def error_docs(*kinds: type[ServiceError], shape: ErrorShape = CONTRACT) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's `responses` for these errors, by status, with an example of each."""
     docs: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
-        entry = docs.setdefault(kind.status, {"model": ErrorBody, "content": {"application/json": {"examples": {}}}})
-        example = _body(describe(kind("one sentence that says why")))
+        entry = docs.setdefault(kind.status, {"model": shape.model, "content": {"application/json": {"examples": {}}}})
+        example = shape.body(describe(kind("one sentence that says why")))
         entry["content"]["application/json"]["examples"][kind.code] = {"value": example}
     return docs
-
-
-def _body(description: ErrorDescription) -> dict[str, Any]:
-    facts = {"code": description.code, "message": description.message, "details": description.details}
-    return {"detail": {"error": facts}}

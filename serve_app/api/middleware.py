@@ -1,4 +1,4 @@
-"""What every HTTP request and every answer passes, whatever the route."""
+"""Middleware that every HTTP request and every answer passes, whatever the route."""
 
 import logging
 
@@ -7,21 +7,22 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.error_answers import error_response
+from serve_app.api.error_shapes import shape_of
 from serve_app.telemetry import tracing
 
 logger = logging.getLogger(__name__)
 
-# What Ray Serve takes from a request's headers: a client must not steer its routing or time-outs.
+# Headers that Ray Serve itself obeys: a client must not steer its routing or time-outs.
 RAY_HEADERS = frozenset(
     (b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-session-id", b"serve-multiplexed-model-id")
 )
 
 
 class DropRayHeaders:
-    """Takes the headers that Ray Serve itself obeys off every request, in any spelling.
+    """Removes the headers that Ray Serve obeys from every request, in any spelling.
 
-    Nothing behind this sees them. Serve's proxy, in front of it, has by then read them for this one HTTP
-    request; jobs are dispatched outside of any request, so none of it reaches an edit.
+    Nothing behind this middleware sees them. Serve's proxy has already read them, which affects this one HTTP request
+    only: jobs are dispatched outside of any HTTP request.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -35,7 +36,7 @@ class DropRayHeaders:
 
 
 class NameRequest:
-    """Has what happens in here belong to the request that the path names, and to the client's trace."""
+    """Attaches log lines and spans to the request that the path names, and to the client's trace."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -49,9 +50,9 @@ class NameRequest:
 
 
 class ProtectAnswers:
-    """Tells browsers to take an answer for what it says it is, and caches to keep it from others.
+    """Sets headers that make browsers trust the media type and forbid caches to store the answer.
 
-    A route that has a `Cache-Control: private` of its own keeps it.
+    A `Cache-Control: private` that a route has set stays.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -87,17 +88,17 @@ class AnswerHead:
                     return
                 await send({"type": "http.response.body"})
                 if message.get("more_body", False):
-                    # A stream, which may last long and has nothing more to say here.
+                    # The rest of a stream may take long, and none of it is sent.
                     answering.cancel()
 
             await self._app({**scope, "method": "GET"}, receive, without_body)
 
 
 class AnswerErrors:
-    """Answers any error in the contract's shape, and logs those that are the service's own.
+    """Answers any error in the shape of the route's group, and logs those that are the service's own.
 
-    It lies within the CORS middleware, so that a browser may read the answer. FastAPI's handler for `Exception`
-    lies outside of all middleware.
+    It is inside the CORS middleware, so that a browser may read the answer. FastAPI's handler for `Exception` is
+    outside all middleware.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -106,21 +107,21 @@ class AnswerErrors:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
-        async def noted(message: Message) -> None:
+        async def watched_send(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, noted)
+            await self._app(scope, receive, watched_send)
         except Exception as error:
             if started or scope["type"] != "http":
-                # The server cuts the answer off, so that nobody takes it for complete.
+                # The server cuts off the answer, so that no client takes it for complete.
                 raise
-            response = error_response(error)
+            response = error_response(error, shape_of(scope))
             if response.status_code == 500:
                 logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
             elif response.status_code > 500:
-                # Foreseen, and many at once when something is away or busy: a traceback each would say nothing more.
+                # An expected error, often many at once when something is away or busy: tracebacks would add nothing.
                 logger.warning("%s %s: %s", scope["method"], scope["path"], error)
             await response(scope, receive, send)

@@ -1,66 +1,75 @@
-"""What clients are told of a request: its record as the bodies of the HTTP contract."""
+"""A request's stored record as the bodies of the HTTP contract."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+from serve_app.config import AppConfig
 from serve_app.jobs.records import ImageRecord, RequestRecord, Standing
-from serve_app.schemas import ImageOutput, Outputs, Progress, RequestResult, RequestStatus
+from serve_app.schemas.answers import ImageOutput, Outputs, Progress, RequestResult, RequestStatus
 from serve_app.tasks import Status
 
-
-@dataclass(frozen=True)
-class Place:
-    """What URLs in answers start with, and whether clients may be told where artifacts lie on the server."""
-
-    base_url: str
-    tells_paths: bool
-
-
-# What is predicted at least while a request has not ended, and what predictions are rounded to (s).
+# The smallest prediction for a request that has not ended, and what predictions are rounded to (s).
 SHORTEST_ETA_S = 0.1
 
 
+@dataclass(frozen=True)
+class Links:
+    """How answers name files: what their URLs start with, and whether they show paths on the server."""
+
+    base_url: str
+    shows_paths: bool
+
+    @classmethod
+    def of(cls, config: AppConfig, base_url: str) -> Self:
+        """For a client that reaches the service at `base_url`. With API keys, answers show no paths on the server."""
+        return cls(base_url, shows_paths=config.auth.keys_file is None)
+
+
 def status_of(standing: Standing, editors: int) -> RequestStatus:
-    """Where a request stands, while so many editors of its model are running."""
+    """Where a request stands. `editors` is how many editors of its model are running."""
     progress = Progress.model_validate(standing, from_attributes=True)
     return RequestStatus.model_validate({**vars(standing), "progress": progress, "eta_s": eta(standing, editors)})
 
 
 def eta(standing: Standing, editors: int) -> float | None:
-    """Seconds until the request is predicted to end, never 0; null once it has, and before the speed was measured."""
+    """Predicted seconds until the request ends, never 0.
+
+    None once it has ended, and before the first edit of its model was measured.
+    """
     if standing.status.ended or not standing.speed:
         return None
-    # The queue is shared by all editors; what is being worked on has one each.
+    # All editors share the queue; each image that is being made has one editor.
     at_once = max(editors, 1) if standing.queue_position is not None else 1
     return max(SHORTEST_ETA_S, round(standing.work_left / standing.speed / at_once, 1))
 
 
-def output_of(record: RequestRecord, image: ImageRecord, place: Place) -> ImageOutput | None:
-    """A finished image, None if it is not."""
+def output_of(record: RequestRecord, image: ImageRecord, links: Links) -> ImageOutput | None:
+    """A finished image, None if it is not finished."""
     if image.result is None:
         return None
-    url = f"{place.base_url}/v1/requests/{record.id}/images/{image.index}"
+    url = f"{links.base_url}/v1/requests/{record.id}/images/{image.index}"
     return ImageOutput(
         format=image.result.format,
         width=image.result.width,
         height=image.result.height,
-        file_path=image.result.url if place.tells_paths else url,
+        file_path=image.result.url if links.shows_paths else url,
         seed=image.result.seed,
         url=url,
     )
 
 
-def result_of(record: RequestRecord, place: Place) -> RequestResult:
-    outputs = [output_of(record, image, place) for image in record.images]
+def result_of(record: RequestRecord, links: Links) -> RequestResult:
+    """What came of a request. `outputs` is null unless it succeeded and its images are still stored."""
+    outputs = [output_of(record, image, links) for image in record.images]
     finished = [output for output in outputs if output is not None]
     metadata = metadata_of(record)
     if record.status in (Status.FAILED, Status.CANCELED):
         metadata["partial"] = [{"image": i} | output.model_dump() for i, output in enumerate(outputs) if output]
-    is_there = record.status == Status.SUCCEEDED and not record.purged
+    has_outputs = record.status == Status.SUCCEEDED and not record.purged
     return RequestResult(
         request_id=record.id,
         status=record.status,
-        outputs=Outputs(images=finished) if is_there else None,
+        outputs=Outputs(images=finished) if has_outputs else None,
         error=record.error,
         error_code=record.error_code,
         error_details=record.error_details,
@@ -71,7 +80,7 @@ def result_of(record: RequestRecord, place: Place) -> RequestResult:
 
 
 def metadata_of(record: RequestRecord) -> dict[str, Any]:
-    # One entry a prompt, empty until its image is there.
+    """The `metadata` of a result. Its lists have one entry per prompt, empty until the image is finished."""
     results = [image.result for image in record.images]
     timings = [{stage: round(s, 4) for stage, s in done.timings.items()} if done else {} for done in results]
     metadata: dict[str, Any] = {

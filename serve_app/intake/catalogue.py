@@ -1,10 +1,12 @@
-"""What lies under the LoRA root, with what each file's header says. For people who look for an adapter."""
+"""The catalogue: the served models, and the files under the LoRA root with what their headers say."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 
 from serve_app.adapters.lora_root import LoraRoot, StoredFile
 from serve_app.adapters.receipts import understand
+from serve_app.config import AppConfig
 from serve_app.errors import (
     LoraDownloadFailed,
     LoraIncompatible,
@@ -13,29 +15,44 @@ from serve_app.errors import (
     LoraPathForbidden,
     LoraUnknown,
 )
+from serve_app.intake.plan import divisor_of
 from serve_app.models.architecture import Architecture
-from serve_app.schemas import LoraInfo, LoraList
+from serve_app.models.profile import PROFILES, TRAINER
+from serve_app.models.registry import MODELS, ModelSpec
+from serve_app.schemas.answers import LoraInfo, LoraList
 
-# Files whose headers are remembered, some KB each.
+# How many files' descriptions are kept in memory, some KB each.
 KNOWN_FILES = 4096
 
 
-class Shelf:
-    """The LoRA root seen with the eyes of the served models: `architectures` are by the model's id."""
+class Catalogue:
+    """What clients can edit with. A LoRA's description says which of the served models it fits."""
 
-    def __init__(self, root: LoraRoot, architectures: Mapping[str, Architecture]) -> None:
+    def __init__(self, config: AppConfig, root: LoraRoot, architectures: Mapping[str, Architecture]) -> None:
+        """`architectures` are those of the served models, by id."""
+        self._config = config
         self._root = root
         self._architectures = architectures
-        # A file that its store says is unchanged is not read again.
+        # A file is read again only if its store says that it has changed.
         self._known = lru_cache(KNOWN_FILES)(self._read)
 
-    async def page(self, search: str, cursor: str, limit: int) -> LoraList:
-        """As `Service.loras`."""
+    def models(self) -> list[ModelSpec]:
+        """The served models, each with the size divisor of the config's profile."""
+        profile = PROFILES.get(self._config.preview_profile, TRAINER)
+        specs = (MODELS[model.id] for model in self._config.models)
+        return [replace(spec, resolution_divisor=divisor_of(spec, profile)) for spec in specs]
+
+    async def loras(self, search: str, cursor: str, limit: int) -> LoraList:
+        """A page of the files under the LoRA root, by path, each with its receipt.
+
+        `search` is looked for in the path, the trigger word and the kind, in any case; the page begins after the path
+        `cursor`. Raises Overloaded, or LoraDownloadFailed if the root's store does not answer.
+        """
         page: list[LoraInfo] = []
         for file in await self._root.in_thread(self._root.files):
             if file.path <= cursor:
                 continue
-            # In turn, so that no page reads more headers than it shows or searches.
+            # One after the other, so that a page reads no more headers than it shows or searches.
             info = await self._root.in_thread(partial(self._describe, file))
             words = (info.path, info.receipt.trigger_word or "", info.receipt.kind) if info.receipt else (info.path,)
             if any(search.lower() in word.lower() for word in words):
@@ -44,8 +61,8 @@ class Shelf:
                 break
         return LoraList(loras=page[:limit], next_cursor=page[limit - 1].path if len(page) > limit else None)
 
-    async def one(self, path: str) -> LoraInfo:
-        """One file. Raises LoraUnknown, or LoraDownloadFailed if its store does not answer."""
+    async def lora(self, path: str) -> LoraInfo:
+        """One file under the LoRA root. Raises LoraUnknown, or LoraDownloadFailed if its store does not answer."""
         try:
             file = await self._root.in_thread(partial(self._root.find, path))
         except (LoraNotFound, LoraPathForbidden) as error:
@@ -56,7 +73,7 @@ class Shelf:
         try:
             return self._known(file)
         except (LoraNotFound, LoraDownloadFailed) as error:
-            # Of the store, not of the file: it is tried again.
+            # The store failed, not the file: this answer is not kept, and the next call tries again.
             return LoraInfo(path=file.path, fits=[], receipt=None, problem=error.message)
 
     def _read(self, file: StoredFile) -> LoraInfo:

@@ -1,57 +1,112 @@
-"""What happens to a request, as events that a watcher can resume: each has the request's version as its id.
+"""Events of a request: everything that server-sent events and webhooks say about it is made here.
 
-An event is derived from the record, so any ingress can tell it, also long after. A watcher who comes late, or
-again, is told of each image once and of the newest step instead of every one.
+A new event is a member of `Event` and the place in `events_since` or `Events.stream` that yields it. Every event of
+`events_since` is derived from the stored record and has the request's version as its id, so any ingress can send it,
+also long after it happened. A watcher that comes late, or again, gets each image once and only the newest step.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
-from serve_app.intake.answers import Place, output_of, result_of
+from serve_app.errors import RequestNotFound
+from serve_app.intake.answers import Links, output_of, result_of
+from serve_app.intake.watch import MAX_UNCHANGED_S, Watch
 from serve_app.jobs.records import Delivery, ImageRecord, RequestRecord
-from serve_app.tasks import Event, Status
+from serve_app.jobs.store import JobStore
+from serve_app.tasks import Status, WebhookEvent
+
+# How old a watcher's view of its place in the queue may be (s).
+POSITION_S = 1.0
+# How long a stream lasts (s), so that watchers do not keep an ingress from shutting down; they resume with another one.
+# Less than a drained pod has (120 s).
+STREAM_S = 90.0
+
+
+class Event(StrEnum):
+    """The name of a server-sent event."""
+
+    QUEUED = "queued"  # the place in the queue has changed
+    STARTED = "started"  # an editor has taken up the first image
+    STEP = "step"  # a denoising step of one image is done
+    IMAGE = "image"  # an image can be downloaded
+    # The ends of a request, with its result. Their names are those of `Status`.
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
 
 
 @dataclass(frozen=True)
 class RequestEvent:
-    """`version` is null for an event that cannot be resumed after: a place in the queue."""
+    """`version` is None for an event that a watcher cannot resume after: a place in the queue."""
 
     event: Event
     version: int | None
     data: dict[str, Any]
 
 
-def events_since(record: RequestRecord, version: int, place: Place) -> Iterator[RequestEvent]:
+class Events:
+    """Streams of events, fed from the database."""
+
+    def __init__(self, store: JobStore, watch: Watch) -> None:
+        self._store = store
+        self._watch = watch
+
+    async def stream(self, record: RequestRecord, since: int, links: Links) -> AsyncIterator[RequestEvent]:
+        """The events of a request after its version `since`, until it ends or `STREAM_S` are over."""
+        position: int | None = None
+        until = time.monotonic() + STREAM_S
+        while True:
+            for event in events_since(record, since, links):
+                yield event
+            since = record.version
+            if record.status.ended or time.monotonic() > until:
+                return
+            try:
+                standing = await self._store.requests.standing(record.id)
+                if standing.queue_position is not None and standing.queue_position != position:
+                    position = standing.queue_position
+                    yield RequestEvent(Event.QUEUED, None, {"request_id": record.id, "queue_position": position})
+                is_waiting = standing.queue_position is not None
+                await self._watch.changed(record.id, since, POSITION_S if is_waiting else MAX_UNCHANGED_S)
+                record = await self._store.requests.get(record.id)
+            except RequestNotFound:
+                return
+
+
+def events_since(record: RequestRecord, version: int, links: Links) -> Iterator[RequestEvent]:
     """The events of a request after `version`, oldest first; its end comes last."""
     if record.started_version is not None and version < record.started_version:
         yield RequestEvent(Event.STARTED, record.started_version, {"request_id": record.id})
-    # One that changed after its request was read belongs to the next time.
+    # An image that changed after its request was read is left for the next call.
     changed = (image for image in record.images if version < image.version <= record.version)
     for image in sorted(changed, key=lambda image: image.version):
-        if (event := _of_image(record, image, place)) is not None:
+        if (event := _of_image(record, image, links)) is not None:
             yield event
     if record.status.ended and version < record.version:
-        yield RequestEvent(Event(record.status), record.version, _result(record, place))
+        yield RequestEvent(Event(record.status), record.version, _result(record, links))
 
 
-def payload_of(record: RequestRecord, delivery: Delivery, place: Place) -> dict[str, Any] | None:
-    """What a webhook tells of its event, the request as it is now; None if there is nothing left to tell of."""
+def payload_of(record: RequestRecord, delivery: Delivery, links: Links) -> dict[str, Any] | None:
+    """The payload of a webhook for its event, with the request as it is now; None if its image no longer exists."""
     request = {"request_id": record.id}
-    if delivery.event == Event.STARTED:
+    if delivery.event == WebhookEvent.STARTED:
         return request
     if delivery.image_index is None:
-        return _result(record, place)
-    event = _of_image(record, record.images[delivery.image_index], place)
+        return _result(record, links)
+    event = _of_image(record, record.images[delivery.image_index], links)
     return request | event.data if event is not None and event.event == Event.IMAGE else None
 
 
-def _result(record: RequestRecord, place: Place) -> dict[str, Any]:
-    return result_of(record, place).model_dump(mode="json")
+def _result(record: RequestRecord, links: Links) -> dict[str, Any]:
+    return result_of(record, links).model_dump(mode="json")
 
 
-def _of_image(record: RequestRecord, image: ImageRecord, place: Place) -> RequestEvent | None:
-    output = output_of(record, image, place)
+def _of_image(record: RequestRecord, image: ImageRecord, links: Links) -> RequestEvent | None:
+    """What is new about one image: that it is finished, its newest step, or nothing."""
+    output = output_of(record, image, links)
     if output is not None:
         return RequestEvent(Event.IMAGE, image.version, {"image": image.index} | output.model_dump())
     if image.status == Status.IN_PROGRESS:

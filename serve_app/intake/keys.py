@@ -1,4 +1,4 @@
-"""API keys: who calls. The service knows hashes of keys alone, from a file that can change while it runs.
+"""API keys: who calls. The service knows only hashes of keys, from a file that may change while it runs.
 
 The file is YAML. Each key is 256 random bits, so that a plain SHA-256 of it is enough:
 
@@ -15,7 +15,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,21 +27,35 @@ from serve_app.errors import KeysRefused, Unauthorized
 
 logger = logging.getLogger(__name__)
 
-# What secret scanners, and people, know a key by.
+# Secret scanners, and people, recognise a key by this.
 KEY_PREFIX = "edits_"
 MAX_TENANT_CHARS = 100
-# How often the file is looked at, at most (s).
-LOOK_S = 2.0
+# The file is checked for changes at most this often (s).
+CHECK_S = 2.0
 HOW_TO_SEND = "send one as 'Authorization: Bearer <key>' or as 'X-API-Key: <key>'"
 
 
 @dataclass(frozen=True)
+class TenantLimits:
+    """What one tenant may have at a time. None: as much as the whole service.
+
+    `max_queued` is the number of its images that may wait in the queue.
+    """
+
+    max_queued: int | None = None
+
+
+@dataclass(frozen=True)
 class Caller:
-    """Who sends a request. An operator sees every tenant's; its own requests are of the tenant "", as without keys."""
+    """Who sends a request, and what its tenant may have.
+
+    An operator sees every tenant's requests; its own belong to the tenant "", as all requests do without API keys.
+    """
 
     tenant: str = ""
     is_operator: bool = False
     has_key: bool = False
+    limits: TenantLimits = TenantLimits()
 
 
 def _check_sha256(text: str) -> str:
@@ -62,53 +76,58 @@ class KeysFile(BaseModel):
 
 
 class Keys:
-    """Raises KeysRefused if there is a file and it cannot be used."""
+    """Finds out who calls, and is the one place that says what a tenant may have.
 
-    def __init__(self, config: AuthConfig) -> None:
+    `limits` are those of every tenant. They may be replaced at any time and hold from the next request on.
+    """
+
+    def __init__(self, config: AuthConfig, limits: TenantLimits = TenantLimits()) -> None:
+        """Raises KeysRefused if there is a file of keys and it cannot be used."""
+        self.limits = limits
         self._path = None if config.keys_file is None else Path(config.keys_file)
         self._callers: dict[str, Caller] = {}
-        self._looked = time.monotonic()
+        self._checked_at = time.monotonic()
         if self._path is not None:
             self._version = _version(self._path)
             self._callers = read_keys(self._path)
 
     def caller(self, authorization: str | None, x_api_key: str | None) -> Caller:
-        """Who sends these two headers; the second one wins, as what stands before a service may fill the first.
+        """Who sends these two headers. X-API-Key wins, since a proxy may fill the header Authorization.
 
         Raises Unauthorized.
         """
         if self._path is None:
-            return Caller()
-        self._look(self._path)
+            return Caller(limits=self.limits)
+        self._reload_if_changed(self._path)
         key = x_api_key or _bearer(authorization)
         if key is None:
             raise Unauthorized(f"an API key is needed: {HOW_TO_SEND}")
-        # What is compared is a digest. How long that takes may tell a digest's beginning, and no key follows from it.
+        # The lookup compares digests. Its duration may reveal the beginning of one, from which no key can be derived.
         caller = self._callers.get(hashlib.sha256(key.encode()).hexdigest())
         if caller is None:
-            raise Unauthorized(f"this API key is not known; {HOW_TO_SEND}")
-        return caller
+            raise Unauthorized(f"this API key is unknown; {HOW_TO_SEND}")
+        return replace(caller, limits=self.limits)
 
-    def _look(self, path: Path) -> None:
-        """Read the file again if it has changed. One that cannot be used leaves things as they are."""
+    def _reload_if_changed(self, path: Path) -> None:
+        """Read the file again if it has changed. If it cannot be used, the keys stay as they are."""
         now = time.monotonic()
-        if now - self._looked < LOOK_S:
+        if now - self._checked_at < CHECK_S:
             return
-        self._looked = now
-        # Before it is read: what is written meanwhile is another version.
+        self._checked_at = now
+        # The version is taken before the file is read: a write during the reading makes another version.
         version = _version(path)
         if version == self._version:
             return
         self._version = version
         try:
             self._callers = read_keys(path)
-            logger.info("read the API keys again: there are %s", len(self._callers))
+            logger.info("read the API keys again: %s keys", len(self._callers))
         except KeysRefused as error:
-            logger.error("the API keys stay as they were: %s", error)
+            logger.error("the API keys were not read again: %s", error)
 
 
 def read_keys(path: Path) -> dict[str, Caller]:
-    """Who has the key with which SHA-256 (hex). Raises KeysRefused, which says what is wrong and quotes no hash."""
+    """The caller of each key, by the key's SHA-256 (hex). Raises KeysRefused, whose message quotes no hash."""
     try:
         file = KeysFile.model_validate(strict_yaml.load(path.read_text()))
     except (OSError, UnicodeDecodeError) as error:
@@ -125,7 +144,7 @@ def read_keys(path: Path) -> dict[str, Caller]:
     for caller, hashes in (*of_tenants, (Caller(is_operator=True, has_key=True), file.operators)):
         _add(callers, caller, hashes, path)
     if not callers:
-        raise KeysRefused(f"{path} holds no key, so that nobody could call")
+        raise KeysRefused(f"{path} has no keys, so nobody could use the service")
     return callers
 
 
@@ -166,4 +185,4 @@ def new_entry(tenant: str | None) -> str:
     """A new key, and the lines of the keys file that make it known. The key is an operator's if `tenant` is None."""
     key, sha256 = new_key()
     lines = {"operators": [sha256]} if tenant is None else {"tenants": {tenant: [sha256]}}
-    return f"{key}\n\nThe key is shown this once. Into the keys file goes:\n\n{yaml.safe_dump(lines)}"
+    return f"{key}\n\nThe key is shown only now. Add this to the keys file:\n\n{yaml.safe_dump(lines)}"

@@ -1,96 +1,90 @@
-"""What the sender of a request may not have meant: sentences that explain and result tell alike. Pure."""
+"""Notes: sentences about what the sender of a request may not have meant. Explanations and results carry them. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from serve_app.config import AUTO
-from serve_app.images.decode import ImageFacts
-from serve_app.intake.plan import TRIGGER, is_guided, trained_trigger
-from serve_app.models.profile import PROFILES
+from serve_app.intake.ignored import ignores_ctrl_img, ignores_neg
+from serve_app.intake.plan import TRIGGER, PlannedEdit, effective_guidance, trained_trigger
 from serve_app.models.prompt_tokens import PromptTokens
-from serve_app.models.recipe import make_recipe
+from serve_app.models.recipe import Recipe
 from serve_app.models.registry import MODELS, ModelSpec
-from serve_app.schemas import InferenceRequest
-from serve_app.tasks import AdapterUse, EditPlan
+from serve_app.schemas.requests import InferenceRequest
+from serve_app.tasks import AdapterUse
 
-# Sentences of one kind; a request of 5,000 prompts would repeat each of them as often.
+# How many notes of one kind are given: a request of 5,000 prompts would repeat each as often.
 MAX_OF_A_KIND = 20
 
-# How far the aspect of a result may be from its control image's before that is told. Flooring the sides to a multiple
-# of 32 alone seldom changes it by as much.
+# By what factor the aspect ratio of a result may differ from its control image's without a note. Flooring the sides to
+# a multiple of 32 alone seldom changes it by as much.
 MAX_STRETCH = 1.02
-# What another aspect does, by the model's family: an edit model gets its control image resized to the result's size, an
-# edit-plus model gets each in its own shape (docs/parity.md, rows 4 and 5).
+# What another aspect ratio does, by the model's family: an edit model gets its control image resized to the result's
+# size, an edit-plus model gets each in its own shape (docs/parity.md, rows 4 and 5).
 STRETCHES = {
     "edit": "the control image is stretched to the result's shape before it is edited",
     "edit_plus": "the model sees the control image in its own shape, and what it shows may come out stretched or cut",
 }
 
 
-@dataclass(frozen=True)
-class Noted:
-    """A request with all that was found out about it. `images` are the facts of its control images, by sha256."""
-
-    request: InferenceRequest
-    spec: ModelSpec
-    plans: Sequence[EditPlan]
-    images: Mapping[str, ImageFacts]
-    adapters: Sequence[AdapterUse]
-    prompts: PromptTokens
-
-
-def notes_about(noted: Noted) -> list[str]:
-    """Every note, kind by kind."""
+def notes_about(
+    request: InferenceRequest,
+    spec: ModelSpec,
+    edits: Sequence[PlannedEdit],
+    adapters: Sequence[AdapterUse],
+    prompts: PromptTokens,
+) -> list[str]:
+    """Every note on a request, kind by kind."""
     kinds = (
-        exif_notes(noted.plans, noted.images),
-        stretch_notes(noted.plans, noted.images),
-        trigger_notes(noted.request, noted.adapters),
-        receipt_notes(noted.adapters),
-        dropped_image_notes(noted.request, noted.spec),
-        unused_neg_notes(noted.request, noted.spec),
-        cut_notes(noted.plans, noted.spec, noted.prompts),
+        exif_notes(edits),
+        stretch_notes(edits),
+        trigger_notes(request, adapters),
+        receipt_notes(adapters),
+        ignored_image_notes(request, spec),
+        ignored_neg_notes(request, spec),
+        cut_notes(edits, spec, prompts),
     )
-    return list(chain.from_iterable(map(_few, kinds)))
+    return list(chain.from_iterable(map(_shortened, kinds)))
 
 
-def _few(notes: list[str]) -> list[str]:
+def _shortened(notes: list[str]) -> list[str]:
     left = len(notes) - MAX_OF_A_KIND
-    return [*notes[:MAX_OF_A_KIND], f"and the same of {left} more"] if left > 0 else notes
+    if left <= 0:
+        return notes
+    return [*notes[:MAX_OF_A_KIND], f"and the same of {left} more"]
 
 
-def exif_notes(plans: Sequence[EditPlan], images: Mapping[str, ImageFacts]) -> list[str]:
-    """A sentence for each control image (by sha256) whose EXIF rotation is not obeyed."""
+def exif_notes(edits: Sequence[PlannedEdit]) -> list[str]:
+    """A sentence for each control image whose EXIF rotation is ignored."""
     return [
-        f"control image {number} of prompt {index} has EXIF orientation {images[sha256].exif_orientation}, which is "
+        f"control image {number} of prompt {index} has EXIF orientation {image.exif_orientation}, which is "
         "ignored as the trainer does; send exif: apply to have it turned"
-        for index, edit in enumerate(plans)
-        for number, sha256 in enumerate(edit.control_images, start=1)
-        if edit.exif == "ignore" and images[sha256].exif_orientation
+        for index, edit in enumerate(edits)
+        for number, image in enumerate(edit.control_images, start=1)
+        if edit.plan.exif == "ignore" and image.exif_orientation
     ]
 
 
-def stretch_notes(plans: Sequence[EditPlan], images: Mapping[str, ImageFacts]) -> list[str]:
-    """A sentence for each image whose shape is not that of its first control image (by sha256).
+def stretch_notes(edits: Sequence[PlannedEdit]) -> list[str]:
+    """A sentence for each result whose aspect ratio is not that of its first control image.
 
     Of several control images the first one is usually what is edited; the others show what goes into it.
     """
     notes = []
-    for index, edit in enumerate(plans):
+    for index, edit in enumerate(edits):
         if not edit.control_images:
             continue
-        width, height = images[edit.control_images[0]].size
-        ratio = (edit.width * height) / (edit.height * width)
+        plan, (width, height) = edit.plan, edit.control_images[0].size
+        ratio = (plan.width * height) / (plan.height * width)
         if max(ratio, 1 / ratio) > MAX_STRETCH:
             shapes = (
-                f"the control image of prompt {index} is {width}x{height} and the result {edit.width}x{edit.height}"
+                f"the control image of prompt {index} is {width}x{height} and the result {plan.width}x{plan.height}"
             )
-            notes.append(f"{shapes}: {STRETCHES[MODELS[edit.model].family]}; set width and height to its aspect")
+            notes.append(f"{shapes}: {STRETCHES[MODELS[plan.model].family]}; set width and height to its aspect")
     return notes
 
 
 def trigger_notes(request: InferenceRequest, adapters: Sequence[AdapterUse]) -> list[str]:
-    """A sentence for each prompt whose `[trigger]` stays as it is."""
+    """A sentence for each prompt whose `[trigger]` is not replaced."""
     trained, path = trained_trigger(adapters)
     notes = []
     for index, prompt in enumerate(request.prompts):
@@ -107,42 +101,41 @@ def trigger_notes(request: InferenceRequest, adapters: Sequence[AdapterUse]) -> 
     return notes
 
 
-def dropped_image_notes(request: InferenceRequest, spec: ModelSpec) -> list[str]:
-    """A sentence for each prompt whose `ctrl_img` is dropped."""
+def ignored_image_notes(request: InferenceRequest, spec: ModelSpec) -> list[str]:
+    """A sentence for each prompt whose `ctrl_img` is ignored."""
     return [
         f"ctrl_img of prompt {index} is not used, since ctrl_img_1, ctrl_img_2 or ctrl_img_3 is set"
         for index, prompt in enumerate(request.prompts)
-        if spec.requires_control_image and prompt.ctrl_img and prompt.numbered_images
+        if ignores_ctrl_img(prompt, spec)
     ]
 
 
-def unused_neg_notes(request: InferenceRequest, spec: ModelSpec) -> list[str]:
-    """A sentence for each negative prompt that no forward reads."""
+def ignored_neg_notes(request: InferenceRequest, spec: ModelSpec) -> list[str]:
+    """A sentence for each negative prompt that the model never reads."""
     return [
-        f"neg of prompt {index} is not used, since guidance_scale {prompt.guidance_scale:g} is not above 1"
+        f"neg of prompt {index} is not used, since guidance_scale {effective_guidance(prompt, spec):g} is not above 1"
         for index, prompt in enumerate(request.prompts)
-        if prompt.neg and prompt.guidance_scale is not None and not is_guided(prompt, spec)
+        if ignores_neg(prompt, spec)
     ]
 
 
-def cut_notes(plans: Sequence[EditPlan], spec: ModelSpec, prompts: PromptTokens) -> list[str]:
-    """A sentence for each text of which a text-to-image model reads the beginning alone."""
+def cut_notes(edits: Sequence[PlannedEdit], spec: ModelSpec, prompts: PromptTokens) -> list[str]:
+    """A sentence for each text of which a text-to-image model reads only the beginning."""
     return [
         note
-        for index, plan in enumerate(plans)
-        for name, text in _texts_read(plan)
-        if (note := _cut_note(f"{name} of prompt {index}", text, plan, spec, prompts))
+        for index, edit in enumerate(edits)
+        for name, text in _texts_read(edit)
+        if (note := _cut_note(f"{name} of prompt {index}", text, edit.recipe, spec, prompts))
     ]
 
 
-def _texts_read(plan: EditPlan) -> Iterable[tuple[str, str]]:
-    yield "prompt", plan.prompt
-    if plan.guidance_scale > 1:
-        yield "neg", plan.negative_prompt
+def _texts_read(edit: PlannedEdit) -> Iterable[tuple[str, str]]:
+    yield "prompt", edit.plan.prompt
+    if edit.recipe.guided:
+        yield "neg", edit.plan.negative_prompt
 
 
-def _cut_note(name: str, text: str, plan: EditPlan, spec: ModelSpec, prompts: PromptTokens) -> str | None:
-    recipe = make_recipe(spec, PROFILES[plan.profile], plan, [])
+def _cut_note(name: str, text: str, recipe: Recipe, spec: ModelSpec, prompts: PromptTokens) -> str | None:
     cut = prompts.truncation(text, recipe)
     if cut is None:
         return None
@@ -154,5 +147,5 @@ def _cut_note(name: str, text: str, plan: EditPlan, spec: ModelSpec, prompts: Pr
 
 
 def receipt_notes(adapters: Sequence[AdapterUse]) -> list[str]:
-    """What the adapters' files say that is not obeyed, or that their owners may not have meant."""
+    """What the adapters' files say that has no effect, or that their owners may not have meant."""
     return [note for use in adapters if use.receipt for note in use.receipt.notes]

@@ -1,4 +1,4 @@
-"""Control images that earlier requests sent, named by their content."""
+"""Stored control images: files that earlier requests sent, which a request can name by their sha256."""
 
 import asyncio
 import re
@@ -15,24 +15,24 @@ SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def is_stored(image: str) -> bool:
-    """Whether a request names a stored control image, as `effective.request` of an earlier one does."""
+    """Whether a control image's string names a stored one, as `effective.request` of an earlier request does."""
     return image.startswith(STORED_IMAGE)
 
 
-class StoredControls:
-    """Whoever may see a request may use its control images again, for as long as they are kept."""
+class StoredImages:
+    """Whoever may see a request may use its control images again, until they are deleted."""
 
     def __init__(self, requests: Requests, artifacts: Artifacts) -> None:
         self._requests = requests
         self._artifacts = artifacts
 
     async def get(self, image: str, caller: Caller) -> bytes:
-        """The file that `sha256:<hex>` names. Raises ControlImageInvalid, with the reason alone."""
+        """The file that `sha256:<hex>` names. Raises ControlImageInvalid, whose message is only the reason."""
         sha256 = image.removeprefix(STORED_IMAGE).lower()
         if not SHA256.fullmatch(sha256):
-            raise ControlImageInvalid(f"a stored control image is named {STORED_IMAGE} and 64 hex digits")
+            raise ControlImageInvalid(f"a stored control image is named by {STORED_IMAGE} and 64 hex digits")
         key = artifact_keys.control_image(sha256)
-        # The answer does not tell another tenant's image from one that nobody has sent, or that was deleted meanwhile.
+        # The answer is the same for another tenant's image, for one that nobody sent, and for one that was deleted.
         with suppress(FileNotFoundError):
             if await self._requests.need(key, None if caller.is_operator else caller.tenant):
                 return await asyncio.to_thread(self._artifacts.get, key)

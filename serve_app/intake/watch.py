@@ -1,4 +1,4 @@
-"""Who waits for a request to change: one look at the database for all waiters of this process."""
+"""Waiting for requests to change: one query at a time serves everybody in this process who waits."""
 
 import asyncio
 from contextlib import suppress
@@ -7,27 +7,29 @@ from serve_app.concurrency.loops import every
 from serve_app.jobs.store import JobStore
 from serve_app.telemetry.metrics import NO_METER, Loop, Meter
 
-# How soon a change is noticed.
-LOOK_S = 0.2
+# How often the database is asked while somebody waits (s).
+POLL_S = 0.2
+# How long a waiter should wait at most before it reads the request again, changed or not (s).
+MAX_UNCHANGED_S = 15.0
 
 
 class Watch:
-    """`run` until cancelled."""
+    """Wakes whoever waits for a request to change. `run` it until cancelled."""
 
     def __init__(self, store: JobStore, meter: Meter = NO_METER) -> None:
         self._store = store
         self._meter = meter
         self._waiters: dict[asyncio.Future[None], tuple[str, int]] = {}
-        self._somebody = asyncio.Event()
+        self._has_waiters = asyncio.Event()
 
     async def run(self) -> None:
-        await every(LOOK_S, self._look, loop=Loop.REQUEST_WATCH, meter=self._meter)
+        await every(POLL_S, self._wake_changed, loop=Loop.REQUEST_WATCH, meter=self._meter)
 
     async def changed(self, request_id: str, version: int, seconds: float) -> None:
-        """Return once the request has another version, or is gone, or the time is over."""
+        """Return once the request's version is not `version`, or it is gone, or `seconds` have passed."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters[waiter] = (request_id, version)
-        self._somebody.set()
+        self._has_waiters.set()
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
@@ -35,12 +37,12 @@ class Watch:
         finally:
             del self._waiters[waiter]
             if not self._waiters:
-                self._somebody.clear()
+                self._has_waiters.clear()
 
-    async def _look(self) -> None:
-        await self._somebody.wait()
+    async def _wake_changed(self) -> None:
+        await self._has_waiters.wait()
         versions = await self._store.requests.versions({request_id for request_id, _ in self._waiters.values()})
         for waiter, (request_id, version) in list(self._waiters.items()):
             if versions.get(request_id) != version and not waiter.done():
-                # One that began to wait after the look, for a request that is not in it, is only told early.
+                # A waiter that came during the query, for a request that is not in it, merely wakes too early.
                 waiter.set_result(None)

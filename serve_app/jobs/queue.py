@@ -22,7 +22,7 @@ from serve_app.jobs.transitions import CLAIMED, ENDED, FREE, UNFINISHED, WAITING
 from serve_app.policy.fair_turns import take_turns
 from serve_app.policy.routing import UNMEASURED_WORK_S
 from serve_app.policy.scaling import Backlog
-from serve_app.tasks import EditDone, EditPlan, EditTask, Event, ImageStage, Priority, Status
+from serve_app.tasks import EditDone, EditPlan, EditTask, ImageStage, Priority, Status, WebhookEvent
 
 P = ParamSpec("P")
 
@@ -275,7 +275,7 @@ class Queue:
             )
             await self._charge(connection, claim, done.timings.get("generate", 0.0), images=1)
             await self._measure(connection, claim, done)
-            await transitions.announce(connection, request, Event.IMAGE, claim.task.index)
+            await transitions.announce(connection, request, WebhookEvent.IMAGE, claim.task.index)
             return await transitions.end_if_done(connection, claim.task.request_id)
 
     @transaction

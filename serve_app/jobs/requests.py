@@ -31,13 +31,14 @@ class Requests:
 
     def __init__(self, database: Database, config: JobsConfig) -> None:
         self._database = database
-        # They may change while the service runs.
-        self.max_queued_per_tenant, self.max_queued = config.max_queued_per_tenant, config.max_queued
+        # How many images of all tenants may wait. It may change while the service runs.
+        self.max_queued = config.max_queued
 
     @transaction
-    async def create(self, new: NewRequest, is_stored: IsStored) -> RequestRecord:
+    async def create(self, new: NewRequest, is_stored: IsStored, tenant_max: int | None = None) -> RequestRecord:
         """Commit a new request; the earlier one if its idempotency key has been used for the same body.
 
+        At most `tenant_max` images of its tenant may wait then; None: as many as of all tenants.
         Raises QueueFull, IdempotencyConflict if the key was used for another body, and FilesGone if one of its
         files was deleted meanwhile, since nothing needed it yet; StorageFailed if storage does not say.
         """
@@ -47,7 +48,7 @@ class Requests:
                 if not await self._database.ask_storage(lambda: all(map(is_stored, new.files))):
                     raise FilesGone("a file of this request was deleted meanwhile; send it again")
                 line = await self._line(connection, new.model)
-                await self._refuse_when_full(connection, new.tenant, len(new.images))
+                await self._refuse_when_full(connection, new.tenant, len(new.images), tenant_max)
                 await self._insert(connection, new, await self._first_turn(connection, line, new))
         except IntegrityError:
             # Its key is there already; or it is itself, committed by a try whose answer was lost.
@@ -58,14 +59,14 @@ class Requests:
         return await self._get(new.id)
 
     @transaction
-    async def refuse_when_full(self, tenant: str, sent: int) -> None:
+    async def refuse_when_full(self, tenant: str, sent: int, tenant_max: int | None = None) -> None:
         """Raise QueueFull if `create` would now, before anything is fetched or stored for a request.
 
         One that could never be queued is not refused here: waiting would not help its sender.
         """
-        most = min(self.max_queued_per_tenant, self.max_queued)
+        most = self.max_queued if tenant_max is None else min(tenant_max, self.max_queued)
         async with self._database.reading() as connection:
-            await self._refuse_when_full(connection, tenant, min(sent, most))
+            await self._refuse_when_full(connection, tenant, min(sent, most), tenant_max)
 
     @transaction
     async def earlier(self, tenant: str, idempotency_key: str, body_sha256: str) -> RequestRecord | None:
@@ -161,12 +162,13 @@ class Requests:
         line = sa.select(tables.lines).where(tables.lines.c.model == model).with_for_update()
         return (await connection.execute(line)).one()
 
-    async def _refuse_when_full(self, connection: AsyncConnection, tenant: str, sent: int) -> None:
+    async def _refuse_when_full(
+        self, connection: AsyncConnection, tenant: str, sent: int, tenant_max: int | None
+    ) -> None:
         waiting = sa.select(sa.func.count()).where(_images.state == WAITING)
-        limits = (
-            (self.max_queued_per_tenant, waiting.where(_images.tenant == tenant), "your queue is"),
-            (self.max_queued, waiting, "the queue is"),
-        )
+        limits = [(self.max_queued, waiting, "the queue is")]
+        if tenant_max is not None:
+            limits.insert(0, (tenant_max, waiting.where(_images.tenant == tenant), "your queue is"))
         for limit, count, whose in limits:
             queued = (await connection.execute(count)).scalar_one()
             if queued + sent > limit:

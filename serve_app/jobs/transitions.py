@@ -14,7 +14,7 @@ from serve_app.errors import ErrorDescription
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database
 from serve_app.schemas.text import escaped
-from serve_app.tasks import Event, Status
+from serve_app.tasks import Status, WebhookEvent
 
 UNFINISHED = (Status.IN_QUEUE, Status.IN_PROGRESS)
 WAITING, CLAIMED, ENDED = "waiting", "claimed", "ended"
@@ -24,9 +24,9 @@ MAX_TOLD, MAX_TOLD_CHARS = 20, 1_000
 # What an image has that nobody works on.
 FREE: dict[str, Any] = {"state": WAITING, "owner": None, "lease_until": None, "stage": None}
 ENDS = {
-    Status.SUCCEEDED: Event.SUCCEEDED,
-    Status.FAILED: Event.FAILED,
-    Status.CANCELED: Event.CANCELED,
+    Status.SUCCEEDED: WebhookEvent.SUCCEEDED,
+    Status.FAILED: WebhookEvent.FAILED,
+    Status.CANCELED: WebhookEvent.CANCELED,
 }
 
 
@@ -52,7 +52,7 @@ async def start(connection: AsyncConnection, request_id: str) -> sa.Row[Any] | N
         started_version=sa.func.coalesce(tables.requests.c.started_version, tables.requests.c.version + 1),
     )
     if row is not None and row.started_version == row.version:
-        await announce(connection, row, Event.STARTED)
+        await announce(connection, row, WebhookEvent.STARTED)
     return row
 
 
@@ -138,7 +138,7 @@ def storable(value: Any) -> Any:
 
 
 async def announce(
-    connection: AsyncConnection, request: sa.Row[Any], event: Event, image_index: int | None = None
+    connection: AsyncConnection, request: sa.Row[Any], event: WebhookEvent, image_index: int | None = None
 ) -> None:
     """Queue a webhook for this event, if the request asked for one."""
     if request.webhook is None or event not in request.webhook["events"]:

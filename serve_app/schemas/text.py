@@ -1,6 +1,6 @@
-"""What clients may send as text: one rule for each string of a body, a query or a header.
+"""Which text clients may send: the rules for every string of a body, a query or a header.
 
-Every text is stored, echoed or read by the tokenizer sooner or later, and all of these need UTF-8.
+Every text is eventually stored, echoed or read by the tokenizer, and all of these need UTF-8.
 """
 
 from typing import Annotated, Any
@@ -14,16 +14,16 @@ MAX_NAME_CHARS, MAX_URL_CHARS = 1_000, 8_000
 
 
 def is_text(text: str) -> bool:
-    """Whether UTF-8 can carry `text`: JSON lets half of a surrogate pair pass, as of an emoji that was cut in two."""
+    """Whether UTF-8 can encode `text`. JSON may contain half of a surrogate pair, as of an emoji cut in two."""
     try:
-        # Base64 is ASCII, which Python knows without a look at its characters.
+        # Long texts are mostly base64, and `isascii` takes no time: Python stores whether a string is ASCII.
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
 
 
 def escaped(text: str, most: int) -> str:
-    """The beginning of a text that anybody may have written, as UTF-8 and every database take it."""
+    """At most `most` characters of an untrusted text, in a form that UTF-8 and every database accept."""
     whole = text if is_text(text) else text.encode("utf-8", "backslashreplace").decode()
     whole = whole.replace("\0", "\\0")
     return whole if len(whole) <= most else f"{whole[: most - 3]}..."
@@ -33,7 +33,7 @@ def check_text(value: Any) -> Any:
     if isinstance(value, str) and not is_text(value):
         raise PydanticCustomError(
             "text_not_unicode",
-            "The text holds half of a surrogate pair, which UTF-8 cannot carry: send whole characters",
+            "The text has half of a surrogate pair, which UTF-8 cannot encode: send whole characters",
         )
     return value
 
@@ -41,33 +41,33 @@ def check_text(value: Any) -> Any:
 Text = Annotated[str, BeforeValidator(check_text)]
 Name = Annotated[Text, Field(max_length=MAX_NAME_CHARS)]
 Url = Annotated[Text, Field(max_length=MAX_URL_CHARS)]
-# A text that the database is asked for. PostgreSQL takes no NUL.
+# A text that the database is searched for. PostgreSQL accepts no NUL.
 Question = Annotated[Url, Field(pattern=r"^[^\x00]*$")]
 
 
 def check_image_url(text: str) -> str:
-    """A control image is a URL, or a whole image in base64: only the URL has a length to be limited."""
+    """Limit the length of a control image's URL. Base64 is a whole image, and has other limits."""
     if text.startswith("http") and len(text) > MAX_URL_CHARS:
         raise PydanticCustomError("string_too_long", "A URL has at most {most} characters", {"most": MAX_URL_CHARS})
     return text
 
 
 def check_token(token: SecretStr) -> SecretStr:
-    """A token travels in a header, where a line break would begin another one."""
+    """Refuse a token that cannot be sent in a header, where a line break would start another header."""
     if not (secret := token.get_secret_value()).isprintable() or not is_text(secret):
-        raise PydanticCustomError("token_not_printable", "The token holds characters that a header cannot carry")
+        raise PydanticCustomError("token_not_printable", "The token has characters that a header cannot contain")
     return token
 
 
 class Nullable(BaseModel):
-    """A body in which null for an optional field means that the field is absent, whatever its default is."""
+    """A body in which null for an optional field means that the field was not sent, whatever its default is."""
 
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        # A name that is not text names no field, and pydantic would refuse the whole body for it.
+        # A name that UTF-8 cannot encode is no field's, and pydantic would refuse the whole body because of it.
         return {name: value for name, value in data.items() if is_text(name) and not cls._is_absent(name, value)}
 
     @classmethod
@@ -76,7 +76,7 @@ class Nullable(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """The schema, in which each optional field takes null as well."""
+        """The schema, in which each optional field also accepts null."""
         found = handler(schema)
         described = handler.resolve_ref_schema(found)
         for name, field in described["properties"].items():

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -69,7 +70,7 @@ class Fetcher:
     """Downloads and posts over http and https, within the limits of the config.
 
     The address is checked where the socket is made, so whatever a name resolves to, a literal address and
-    every redirect pass the same gate. Made inside a running event loop; `close` it.
+    every redirect pass the same gate. Its connections belong to the event loop that first uses it; `close` it there.
 
     Each tenant has at most `share` of the connections. Whoever waits for one too long gets Overloaded: that is never
     reported as a fault of the server at the other end.
@@ -79,9 +80,13 @@ class Fetcher:
         """`share` is the whole unless given."""
         self._config = config
         self._connections = Budget(config.connections, share or config.connections, config.patience_s, "a download")
+
+    @cached_property
+    def _session(self) -> aiohttp.ClientSession:
+        # A session needs a running event loop, which does not exist yet where the service is built.
         trust = ssl.create_default_context()
         trust.set_alpn_protocols(["http/1.1"])
-        self._session = aiohttp.ClientSession(
+        return aiohttp.ClientSession(
             # Without aiohttp's own limit: time in its queue would count as time that the server took.
             connector=aiohttp.TCPConnector(socket_factory=self._open_socket, limit=0, ssl=trust),
             cookie_jar=aiohttp.DummyCookieJar(),

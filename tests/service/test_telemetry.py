@@ -240,7 +240,7 @@ def test_every_line_about_a_request_has_its_ids(told: Told) -> None:
     about = [line for line in ours if line.get("edit_request_id") == told.request_id]
     assert {line["deployment"] for line in about} == {f"{NAME}_Ingress", f"{NAME}_Editor-qwen_image_edit"}
     assert {line["name"] for line in about} == {
-        "serve_app.intake.service",
+        "serve_app.intake.submission",
         "serve_app.workers.dispatcher",
         "serve_app.replicas.editor",
     }

@@ -20,7 +20,7 @@ def broken(application: Application, monkeypatch: pytest.MonkeyPatch):
         raise ZeroDivisionError("a secret of the inside")
 
     with TestClient(application.app, raise_server_exceptions=False) as client:
-        monkeypatch.setattr("serve_app.intake.service.Service.standing", fail)
+        monkeypatch.setattr("serve_app.intake.queries.Queries.standing", fail)
         yield client
 
 
@@ -44,7 +44,7 @@ def test_answer_that_breaks_off_is_not_completed(application: Application, make_
         raise ZeroDivisionError
         yield
 
-    monkeypatch.setattr("serve_app.intake.service.Service.events", fail)
+    monkeypatch.setattr("serve_app.intake.events.Events.stream", fail)
     with TestClient(application.app) as client:
         request_id = client.post("/v1/inference", json=make_body()).json()["request_id"]
         with pytest.raises(ExceptionGroup):

@@ -11,8 +11,8 @@ from fastapi.routing import iter_route_contexts
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from serve_app.api import body_limits
 from serve_app.api.access import PUBLIC_PATHS
+from serve_app.api.bodies import limits
 from serve_app.config import AuthConfig
 from serve_app.errors import Overloaded
 from serve_app.intake.keys import new_key
@@ -86,7 +86,7 @@ class Sender:
 
 @pytest.fixture
 def few_slots(monkeypatch) -> None:
-    monkeypatch.setattr(body_limits, "MAX_BODIES", 4)
+    monkeypatch.setattr(limits, "MAX_BODIES", 4)
 
 
 @pytest.fixture
@@ -145,8 +145,8 @@ def test_paths_that_resemble_a_public_one_need_a_key(keyed, path):
 
 
 def test_slow_body_is_ended(application, client, monkeypatch):
-    monkeypatch.setattr(body_limits, "GRACE_S", 0.2)
-    monkeypatch.setattr(body_limits, "MIN_BYTES_PER_S", 1000)
+    monkeypatch.setattr(limits, "GRACE_S", 0.2)
+    monkeypatch.setattr(limits, "MIN_BYTES_PER_S", 1000)
     slow = client.portal.call(Sender("/v1/inference", [b" "] * 1000, pause_s=0.01).post, application.app)
     assert (slow.status, slow.code, slow.headers[b"connection"]) == (408, "REQUEST_TIMEOUT", b"close")
     assert 0 < slow.read < 100
@@ -155,9 +155,9 @@ def test_slow_body_is_ended(application, client, monkeypatch):
 
 
 def test_body_that_comes_fast_enough_may_take_longer_than_the_start(application, client, monkeypatch):
-    monkeypatch.setattr(body_limits, "GRACE_S", 0.3)
+    monkeypatch.setattr(limits, "GRACE_S", 0.3)
     # Each part brings a minute, so that no pause of a busy machine ends it.
-    monkeypatch.setattr(body_limits, "MIN_BYTES_PER_S", 100 / 60)
+    monkeypatch.setattr(limits, "MIN_BYTES_PER_S", 100 / 60)
     parts = [b" " * 100] * 50 + [b"{}"]
     sent = client.portal.call(
         Sender("/v1/inference", parts, pause_s=0.01, content_type="application/json").post, application.app
@@ -213,8 +213,8 @@ def test_slow_bodies_leave_room_for_everything_else(few_slots, keyed):
 
 
 def test_one_tenant_leaves_slots_for_another(monkeypatch):
-    monkeypatch.setattr(body_limits, "MAX_BODIES", 3)
-    slots = body_limits.BodySlots(2)
+    monkeypatch.setattr(limits, "MAX_BODIES", 3)
+    slots = limits.BodySlots(2)
     with ExitStack() as held:
         for tenant in ("red", "red", "blue"):
             held.enter_context(slots.one(tenant))

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from serve_app.api import body_limits
-from serve_app.api.body_limits import BYTES_PER_VALUE, COPIES, MAX_BODIES, SMALL_BODY, BodyLimit
+from serve_app.api.bodies import limits
+from serve_app.api.bodies.limits import BYTES_PER_VALUE, COPIES, MAX_BODIES, SMALL_BODY, BodyLimit
 from serve_app.api.middleware import AnswerErrors
 from serve_app.concurrency.budget import Budget
 from serve_app.intake.keys import Caller
@@ -92,8 +92,8 @@ async def test_body_that_finds_no_memory_is_refused_at_once_and_not_read():
 
 async def test_full_memory_of_a_service_is_a_503_at_once(application, client):
     service = application.service
-    with service.bodies.hold("") as hold:
-        hold.take_now(service.bodies.total)
+    with service.body_memory.hold("") as hold:
+        hold.take_now(service.body_memory.total)
         answer = await asyncio.to_thread(client.post, "/v1/inference", json={})
         cancel = await asyncio.to_thread(client.post, f"/v1/requests/{'0' * 32}/cancel")
     assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (503, "OVERLOADED")
@@ -164,8 +164,8 @@ async def test_memory_of_parsed_values_counts():
 
 async def test_large_body_must_come_as_fast_as_its_time_asks_for(monkeypatch):
     """At the rate of a small one it would hold its memory for the whole time and still not be here."""
-    monkeypatch.setattr(body_limits, "GRACE_S", 0.1)
-    monkeypatch.setattr(body_limits, "MIN_BYTES_PER_S", 1)
+    monkeypatch.setattr(limits, "GRACE_S", 0.1)
+    monkeypatch.setattr(limits, "MIN_BYTES_PER_S", 1)
     app = Bodies(total=10 * COPIES * LARGE, timeout_s=20)
     # A hundred times as fast as any body must come, and a twentieth of what this one has to.
     slow = app.request(*[b"x" * 500] * 1000, length=LARGE, pause_s=0.05)

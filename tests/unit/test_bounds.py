@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.api.json_body import MAX_VALUES
+from serve_app.api.bodies.json_bodies import MAX_VALUES
 from serve_app.config import MAX_PROMPT_CHARS, IngressSettings
-from serve_app.intake.plan import MAX_KEPT_CHARS
-from serve_app.schemas import MAX_FAULTS, MAX_LORAS, MAX_PROMPTS
+from serve_app.intake.checks import MAX_KEPT_CHARS
+from serve_app.schemas.requests import MAX_FAULTS, MAX_LORAS, MAX_PROMPTS
 from tests.unit.conftest import safetensors_bytes
 
 

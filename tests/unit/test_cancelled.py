@@ -112,7 +112,7 @@ async def test_watcher_that_goes_away_is_forgotten(store):
 
     async def check() -> None:
         assert not watch._waiters
-        assert not watch._somebody.is_set()
+        assert not watch._has_waiters.is_set()
 
     await cancelled_at_each_await(lambda: watch.changed("request", 0, 0.01), check)
 
@@ -145,7 +145,7 @@ async def test_service_that_is_cancelled_at_its_start_or_exit_leaves_nothing_beh
 
     async def once() -> None:
         services.append(Service(config, InstantEditors(Artifacts(config.artifacts_url)), one_editor))
-        async with services[-1]:
+        async with services[-1].running():
             await asyncio.sleep(0)
 
     async def check() -> None:
@@ -164,7 +164,7 @@ async def test_service_whose_store_does_not_open_leaves_nothing_behind(config, m
     monkeypatch.setattr(JobStore, "open", away)
     service = Service(config, InstantEditors(Artifacts(config.artifacts_url)), one_editor)
     with pytest.raises(StoreUnavailable):
-        await service.__aenter__()
+        await service.running().__aenter__()
     assert service._fetcher._session.closed
 
 

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from serve_app.errors import EditorLost, LoraChanged, OutOfMemory, UnusableResult, describe
-from serve_app.intake.answers import Place
+from serve_app.intake.answers import Links
 from serve_app.intake.events import events_since, payload_of
 from serve_app.jobs import tables
 from serve_app.jobs.records import Delivery, HistoryFilter, Webhook
 from serve_app.jobs.store import JobStore
-from serve_app.tasks import Event, Status
+from serve_app.tasks import Status, WebhookEvent
 from tests.unit.conftest import ON_BOTH_DATABASES
 from tests.unit.test_http_contract import finished
 from tests.unit.test_jobs import DONE, claim, is_stored, new
@@ -51,8 +51,8 @@ async def test_webhook_and_history_carry_the_code(store):
     [mine] = await claim(store)
     await store.queue.fail(mine, describe(CHANGED), 0.0)
     record = await store.requests.get(record.id)
-    delivery = Delivery("d", record.id, Event.FAILED, None, 0.0, 1, hook)
-    payload = payload_of(record, delivery, Place("http://b", True))
+    delivery = Delivery("d", record.id, WebhookEvent.FAILED, None, 0.0, 1, hook)
+    payload = payload_of(record, delivery, Links("http://b", True))
     assert (payload["error_code"], payload["error_details"]["prompt_index"]) == ("LORA_CHANGED", 0)
     [row] = await store.requests.history(HistoryFilter(tenant="t"), None, 1)
     assert (row.error_code, row.error_details["lora_path"]) == ("LORA_CHANGED", "a.safetensors")
@@ -126,7 +126,7 @@ async def test_what_its_editor_refused_before_the_first_step_has_a_start_that_is
     await store.queue.fail(mine, describe(CHANGED), 0.0)
     record = await store.requests.get(record.id)
     assert (record.status, record.started_at is not None) == (Status.FAILED, True)
-    assert [event.event for event in events_since(record, -1, Place("", True))] == ["started", "failed"]
+    assert [event.event for event in events_since(record, -1, Links("", True))] == ["started", "failed"]
     assert [delivery.event for delivery in await store.outbox.take(9, 60, 9)] == ["started", "failed"]
 
 

@@ -14,7 +14,7 @@ from serve_app.images.blank import is_blank
 from serve_app.images.decode import EXIF_ORIENTATION, DecodedImage, decode
 from serve_app.images.encode import encode
 from serve_app.images.output_formats import OUTPUT_FORMATS
-from serve_app.schemas import InferenceRequest
+from serve_app.schemas.requests import InferenceRequest
 from tests.unit.profiles import icc_profile
 
 SIZE = (60, 40)

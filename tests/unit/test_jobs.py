@@ -321,10 +321,10 @@ async def test_request_whose_commit_was_answered_into_the_void_is_made_once(stor
 
 
 async def test_full_queue_refuses_and_what_is_claimed_no_longer_counts(open_store):
-    store = await open_store(max_queued=5, max_queued_per_tenant=3)
-    await store.requests.create(new(3, tenant="a"), is_stored)
+    store = await open_store(max_queued=5)
+    await store.requests.create(new(3, tenant="a"), is_stored, 3)
     with pytest.raises(QueueFull, match="your queue is full: 3 images wait, at most 3 may"):
-        await store.requests.create(new(1, tenant="a"), is_stored)
+        await store.requests.create(new(1, tenant="a"), is_stored, 3)
     await store.requests.create(new(2, tenant="b"), is_stored)
     with pytest.raises(QueueFull, match="the queue is full"):
         await store.requests.create(new(1, tenant="c"), is_stored)

@@ -23,7 +23,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "LOOK_S", 0.0)
+    monkeypatch.setattr(keys, "CHECK_S", 0.0)
 
 
 def write(file: Path, content: object) -> None:
@@ -91,11 +91,11 @@ def test_keys_rotate_without_a_restart(file):
         known.caller(None, old)
 
 
-def test_the_file_is_looked_at_now_and_then_only(file, monkeypatch):
+def test_the_file_is_checked_only_now_and_then(file, monkeypatch):
     (key, sha256), (_, another) = new_key(), new_key()
     write(file, {"operators": [sha256]})
     known = keys_of(file)
-    monkeypatch.setattr(keys, "LOOK_S", 60.0)
+    monkeypatch.setattr(keys, "CHECK_S", 60.0)
     write(file, {"operators": [another]})
     assert known.caller(None, key).is_operator
 
@@ -110,7 +110,7 @@ def test_a_broken_file_keeps_the_last_good_one_and_says_so_once(file, caplog, br
     else:
         write(file, broken)
     assert all(known.caller(None, key).is_operator for _ in range(3))
-    assert [record.message.startswith("the API keys stay as they were") for record in caplog.records] == [True]
+    assert [record.message.startswith("the API keys were not read again") for record in caplog.records] == [True]
     write(file, {"operators": [another]})
     with pytest.raises(Unauthorized):
         known.caller(None, key)
@@ -129,7 +129,7 @@ def test_a_broken_file_keeps_the_last_good_one_and_says_so_once(file, caplog, br
         ({"tenants": {7: ["a" * 64]}}, r"tenants\.7.*string"),
         ({"tenants": {"a": ["a" * 64], "b": ["a" * 64]}}, r"one key belongs to 'a' and 'b'"),
         ({"tenants": {"a": ["a" * 64]}, "operators": ["a" * 64]}, r"one key belongs to 'a' and 'operators'"),
-        ({}, r"holds no key"),
+        ({}, r"has no keys"),
         (f"tenants: {{a: [{'a' * 64}]}}\ntenants: {{b: [{'b' * 64}]}}\n", r"has one entry twice, see its line 2"),
         (f"tenants:\n  a: [{'a' * 64}]\n  'a': [{'b' * 64}]\n", r"has one entry twice, see its line 3"),
         (f"operators: [{'a' * 64}]\noperators: []\n", r"has one entry twice, see its line 2"),
@@ -164,7 +164,7 @@ def test_the_file_is_named_by_the_environment_relative_to_the_config(tmp_path, m
 def test_the_command_draws_a_key_and_what_it_prints_is_a_file(file, arguments, caller):
     drawn = [run("new", *arguments) for _ in range(2)]
     assert all(done.returncode == 0 for done in drawn), drawn
-    (first, lines), (second, _) = (done.stdout.split("goes:\n\n") for done in drawn)
+    (first, lines), (second, _) = (done.stdout.split("keys file:\n\n") for done in drawn)
     key = first.splitlines()[0]
     assert key.startswith("edits_")
     assert len(key) == len("edits_") + 43

@@ -17,7 +17,7 @@ from serve_app.adapters.local_files import NotRegular, open_regular
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import FetchConfig, JobsConfig, ModelConfig
 from serve_app.errors import LoraChanged, Overloaded, StorageFailed
-from serve_app.intake.catalogue import Shelf
+from serve_app.intake.catalogue import Catalogue
 from serve_app.jobs import database
 from serve_app.jobs.records import NewImage, NewRequest
 from serve_app.jobs.store import JobStore
@@ -152,13 +152,13 @@ def root(config) -> lora_root.LoraRoot:
     return lora_root.LoraRoot(config.lora_root)
 
 
-async def test_store_that_hangs_is_given_up_and_then_not_asked(root, stuck, monkeypatch):
+async def test_store_that_hangs_is_given_up_and_then_not_asked(config, root, stuck, monkeypatch):
     monkeypatch.setattr(lora_root, "ROOT_TIMEOUT_S", 0.1)
     monkeypatch.setattr(root._threads._places, "_patience_s", 0.1)
     monkeypatch.setattr(root, "files", stuck)
-    shelf = Shelf(root, {})
+    catalogue = Catalogue(config, root, {})
     began = time.monotonic()
-    looks = [shelf.page("", "", 10) for _ in range(3 * lora_root.ROOT_THREADS)]
+    looks = [catalogue.loras("", "", 10) for _ in range(3 * lora_root.ROOT_THREADS)]
     outcomes = await asyncio.gather(*looks, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {Overloaded}
     assert (stuck.calls, time.monotonic() - began < 2) == (lora_root.ROOT_THREADS, True)
@@ -166,7 +166,7 @@ async def test_store_that_hangs_is_given_up_and_then_not_asked(root, stuck, monk
     assert await asyncio.to_thread(lambda: 1) == 1
     stuck.released.set()
     monkeypatch.undo()
-    assert [lora.path for lora in (await shelf.page("", "", 10)).loras] == ["job/lora.safetensors"]
+    assert [lora.path for lora in (await catalogue.loras("", "", 10)).loras] == ["job/lora.safetensors"]
 
 
 async def test_transaction_does_not_wait_for_a_thread_that_others_let_hang(database_url, make_plan, stuck):

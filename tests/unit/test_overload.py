@@ -53,8 +53,8 @@ def service_of(client: httpx.AsyncClient) -> Service:
 class ImageServer:
     """A server of one image under any path. `pause_s` is before each answer; `says_length` whether it tells it."""
 
-    def __init__(self, picture: bytes) -> None:
-        self.picture = picture
+    def __init__(self, image: bytes) -> None:
+        self.image = image
         self.pause_s = 0.0
         self.says_length = True
         self.status = 200
@@ -69,10 +69,10 @@ class ImageServer:
                 await asyncio.sleep(30)
             await asyncio.sleep(self.pause_s)
             if self.says_length or self.status != 200:
-                return web.Response(body=self.picture, status=self.status)
+                return web.Response(body=self.image, status=self.status)
             response = web.StreamResponse()
             await response.prepare(request)
-            await response.write(self.picture)
+            await response.write(self.image)
             return response
         finally:
             self.running -= 1
@@ -125,14 +125,14 @@ async def test_slow_downloads_of_one_tenant_leave_others_their_connections(start
     # Those that had a connection are the server's own fault.
     blamed = [error_of(answer) for answer in answers if answer.status_code == 400]
     assert [error["code"] for error in blamed] == ["CONTROL_IMAGE_INVALID"] * 2
-    assert service_of(client)._images.held == 0
+    assert service_of(client).image_memory.held == 0
 
 
 async def test_time_in_our_own_line_is_no_time_of_the_server(images, url):
     images.pause_s = 0.3
     fetcher = Fetcher(FetchConfig(allow_private_addresses=True, timeout_s=0.6, connections=1))
     bodies = await asyncio.gather(*(fetcher.get(f"{url}/{number}") for number in range(4)))
-    assert (bodies, images.most) == ([images.picture] * 4, 1)
+    assert (bodies, images.most) == ([images.image] * 4, 1)
     await fetcher.close()
 
 
@@ -156,26 +156,26 @@ async def test_download_that_drips_is_given_up(web_server, tmp_path):
 async def test_request_downloads_no_more_at_a_time_than_it_holds(start, images, url, body_of):
     """Each image may be as large as the limit, until its server says how large it is."""
     images.says_length, images.pause_s = False, 0.02
-    size = len(images.picture)
+    size = len(images.image)
     client = await start(max_bytes=size, budget_bytes=4 * size)
     answer = await post(client, "red", body_of(*(f"{url}/{number}" for number in range(50))))
     assert (images.most, images.requests) == (2, 2)
     error = error_of(answer)
     assert (error["code"], "together are larger than" in error["message"]) == ("CONTROL_IMAGE_INVALID", True)
     assert error["details"]["prompt_index"] == 2
-    assert service_of(client)._images.held == 0
+    assert service_of(client).image_memory.held == 0
 
 
 async def test_what_images_do_not_take_is_used_for_others(start, images, url, body_of):
     """Of two tenants that hold all there is, one waits for the other's answer alone."""
     images.pause_s = 0.02
-    size = len(images.picture)
+    size = len(images.image)
     client = await start(max_bytes=10 * size, budget_bytes=30 * size * 2)
     many = body_of(*(f"{url}/{number}" for number in range(25)))
     answers = await asyncio.gather(*(post(client, tenant, many) for tenant in ("red", "blue", "red", "blue")))
     assert [answer.status_code for answer in answers] == [200] * 4
     assert images.most <= 2 * IMAGES_AT_ONCE
-    assert service_of(client)._images.held == 0
+    assert service_of(client).image_memory.held == 0
 
 
 async def test_memory_for_images_is_waited_for_and_then_refused(start, images, url, body_of):
@@ -213,7 +213,7 @@ async def test_waiting_for_a_result_holds_no_memory_for_the_body(start, make_bod
     client = await start()
     application: Application = client.application
     application.editors.gate.clear()
-    bodies = service_of(client).bodies
+    bodies = service_of(client).body_memory
     waiting = asyncio.create_task(client.post("/v1/inference?wait=20", json=make_body(), headers={"X-API-Key": "red"}))
     async with asyncio.timeout(20):
         while not (application.editors.tasks and bodies.held == 0):
@@ -241,7 +241,7 @@ async def test_waiting_for_a_result_keeps_no_copy_of_the_body(start, make_body):
         headers = {"X-API-Key": "red", "Content-Type": "application/json"}
         waiting = asyncio.create_task(client.post("/v1/inference?wait=20", content=sent(), headers=headers))
         async with asyncio.timeout(20):
-            while not application.editors.tasks or service_of(client).bodies.held:
+            while not application.editors.tasks or service_of(client).body_memory.held:
                 assert not waiting.done()
                 await asyncio.sleep(0.01)
         held, _ = tracemalloc.get_traced_memory()

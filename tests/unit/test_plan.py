@@ -5,14 +5,15 @@ import pytest
 from serve_app.config import AppConfig, ModelConfig, ProfileName
 from serve_app.errors import InvalidParameter
 from serve_app.images.decode import ImageFacts
+from serve_app.intake.ignored import ignored_fields
 from serve_app.intake.notes import exif_notes, stretch_notes
-from serve_app.intake.plan import ignored_fields, plan_edits
+from serve_app.intake.plan import PlannedEdit, add_recipes, plan_edits
 from serve_app.models.architecture import PUBLISHED, architecture_of
 from serve_app.models.profile import PROFILES, profile_of_trainer
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
-from serve_app.schemas import InferenceRequest
-from serve_app.tasks import AdapterUse, Receipt
+from serve_app.schemas.requests import InferenceRequest
+from serve_app.tasks import AdapterUse, EditPlan, Receipt
 
 
 def plans(request: dict, adapters: tuple[AdapterUse, ...] = (), **config: object):
@@ -21,6 +22,11 @@ def plans(request: dict, adapters: tuple[AdapterUse, ...] = (), **config: object
         {"model": "qwen_image_edit", "loras": [], "prompts": [{"prompt": "x"}]} | request
     )
     return plan_edits(body, MODELS[body.model], AppConfig.model_validate(config), {"c": "d"}, adapters, lambda: 77)
+
+
+def edits(plans: list[EditPlan], images: dict[str, ImageFacts]) -> list[PlannedEdit]:
+    """The plans with their recipes; `images` are by digest."""
+    return add_recipes(plans, MODELS[plans[0].model], images)
 
 
 def lora(version: str | None) -> AdapterUse:
@@ -124,7 +130,7 @@ def test_text_to_image_ignores_control_images_and_says_so():
 )
 def test_result_of_another_aspect_is_noted(model, meaning):
     prompts = [{"prompt": "x", "ctrl_img": "c"}, {"prompt": "x", "ctrl_img": "c", "width": 768, "height": 1024}]
-    [note] = stretch_notes(plans({"model": model, "prompts": prompts}), {"d": ImageFacts((1200, 1600))})
+    [note] = stretch_notes(edits(plans({"model": model, "prompts": prompts}), {"d": ImageFacts((1200, 1600))}))
     assert "the control image of prompt 0 is 1200x1600 and the result 1024x1024" in note
     assert "stretched" in note
     assert meaning in note
@@ -135,7 +141,7 @@ def test_result_of_another_aspect_is_noted(model, meaning):
 )
 def test_stretching_of_two_percent_goes_without_saying(size, notes):
     request = {"prompts": [{"prompt": "x", "ctrl_img": "c"}]}
-    assert len(stretch_notes(plans(request), {"d": ImageFacts(size)})) == notes
+    assert len(stretch_notes(edits(plans(request), {"d": ImageFacts(size)}))) == notes
 
 
 def test_first_of_several_control_images_gives_the_aspect():
@@ -144,22 +150,22 @@ def test_first_of_several_control_images_gives_the_aspect():
     digests = {"wide": "w", "square": "s"}
     made = plan_edits(body, MODELS[body.model], AppConfig(), digests, ())
     images = {"w": ImageFacts((1600, 900)), "s": ImageFacts((900, 900))}
-    [note] = stretch_notes(made, images)
+    [note] = stretch_notes(edits(made, images))
     assert "1600x900" in note
-    assert stretch_notes(made, images | {"w": ImageFacts((900, 900))}) == []
+    assert stretch_notes(edits(made, images | {"w": ImageFacts((900, 900))})) == []
 
 
 def test_image_without_control_image_is_not_stretched():
-    assert stretch_notes(plans({"model": "qwen_image"}), {}) == []
+    assert stretch_notes(edits(plans({"model": "qwen_image"}), {})) == []
 
 
 def test_exif_rotation_that_is_not_obeyed_is_noted():
     turned = {"d": ImageFacts((64, 48), exif_orientation=6)}
     request = {"prompts": [{"prompt": "x", "ctrl_img": "c"}]}
-    [note] = exif_notes(plans(request), turned)
+    [note] = exif_notes(edits(plans(request), turned))
     assert "control image 1 of prompt 0 has EXIF orientation 6" in note
-    assert exif_notes(plans(request | {"exif": "apply"}), turned) == []
-    assert exif_notes(plans(request), {"d": ImageFacts((64, 48))}) == []
+    assert exif_notes(edits(plans(request | {"exif": "apply"}), turned)) == []
+    assert exif_notes(edits(plans(request), {"d": ImageFacts((64, 48))})) == []
 
 
 def test_flops_of_a_forward_are_those_counted_by_hand():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.schemas import InferenceRequest
+from serve_app.schemas.requests import InferenceRequest
 from tests.unit.conftest import safetensors_bytes
 from tests.unit.test_http_contract import finished
 

@@ -1,1 +1,1 @@
-"""The routes, one module a subject: `router(service)` is a module's."""
+"""The routes, one module per subject. Each module has `router(service)`."""

@@ -1,20 +1,22 @@
-"""Requests come in."""
+"""Routes that take requests in: submit one, or only explain it."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 
 from serve_app import errors
-from serve_app.api.body_limits import release
-from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, base_url_of
+from serve_app.api.bodies.json_bodies import JsonRoute
+from serve_app.api.bodies.limits import release
+from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, links_of
 from serve_app.api.error_answers import error_docs
-from serve_app.api.json_body import JsonRoute
-from serve_app.intake.answers import result_of
+from serve_app.intake.answers import Links, result_of
 from serve_app.intake.service import Service
-from serve_app.schemas import Explanation, InferenceRequest, RequestResult, ShapeErrors, Submitted
+from serve_app.schemas.answers import Explanation, RequestResult, Submitted
+from serve_app.schemas.errors import ShapeErrors
+from serve_app.schemas.requests import InferenceRequest
 from serve_app.schemas.text import Question
 
-# What a POST can be refused for, in the order of the checks.
+# The errors of a POST, in the order of the checks.
 EXPLAIN_ERRORS = (
     errors.Unauthorized,
     errors.ModelNotFound,
@@ -50,29 +52,29 @@ def router(service: Service) -> APIRouter:
         responses={422: {"model": ShapeErrors}},
         route_class=JsonRoute,
     )
-    BaseUrl = Depends(base_url_of(service))
+    LinksOfRequest = Depends(links_of(service.config))
 
     @routes.post("/v1/inference", responses=error_docs(*SUBMIT_ERRORS))
     async def submit(
         request: Request,
         body: InferenceRequest,
         caller: CallerOfRequest,
-        base_url: Annotated[str, BaseUrl],
+        links: Annotated[Links, LinksOfRequest],
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the result.")] = 0,
         idempotency_key: Annotated[Question | None, Header(min_length=1, max_length=MAX_KEY)] = None,
     ) -> Submitted | RequestResult:
-        """Accept a request. From the answer on it is stored, and reaches an end whatever happens here.
+        """Accept a request. Once this is answered, the request is stored and will finish, even if this process dies.
 
-        With `wait` the answer is the result, if there is one in time. The same `Idempotency-Key` and body are
-        the same request, however often they are sent: a repeat is answered with its status of now.
+        With `wait` the answer is the result, if the request ends in time. The same `Idempotency-Key` and body are the
+        same request, however often they are sent: a repeat is answered with the request's current status.
         """
-        record, is_new = await service.submit(body, caller, base_url, idempotency_key)
+        record, is_new = await service.submissions.submit(body, caller, links.base_url, idempotency_key)
         if wait:
             await release(request, body)
-            record = await service.ended(record, wait)
+            record = await service.queries.ended(record, wait)
             if record.status.ended:
-                return result_of(record, service.place(base_url))
-        url = f"{base_url}/v1/requests/{record.id}"
+                return result_of(record, links)
+        url = f"{links.base_url}/v1/requests/{record.id}"
         return Submitted(
             request_id=record.id,
             status="queued" if is_new else record.status,
@@ -83,7 +85,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/explain", responses=error_docs(*EXPLAIN_ERRORS))
     async def explain(body: InferenceRequest, caller: CallerOfRequest) -> Explanation:
-        """What would be done with a request, to the last size and kernel; nothing is made."""
-        return await service.explain(body, caller)
+        """What a request would do: every effective value, down to sizes and kernels. No image is made."""
+        return await service.submissions.explain(body, caller)
 
     return routes

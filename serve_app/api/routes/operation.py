@@ -1,9 +1,9 @@
-"""Whether the service lives and is ready. No key is needed."""
+"""Routes for probes: whether the service is alive and ready. They need no key."""
 
 from fastapi import APIRouter, Response
 
 from serve_app.intake.service import Service
-from serve_app.schemas import Health, Readiness
+from serve_app.schemas.answers import Health, Readiness
 
 
 def router(service: Service) -> APIRouter:
@@ -17,7 +17,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/ready", responses={503: {"model": Readiness}})
     async def ready(response: Response) -> Readiness:
         """Whether each configured model has a running editor, or is scaled to zero; otherwise 503."""
-        waiting_for = await service.waiting_for()
+        waiting_for = await service.workload.models_without_editor()
         response.status_code = 503 if waiting_for else 200
         return Readiness(ready=not waiting_for, waiting_for=waiting_for)
 

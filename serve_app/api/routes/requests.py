@@ -1,4 +1,4 @@
-"""Requests are looked at, watched, cancelled and listed."""
+"""Routes about requests that were taken in: their status, result, images and events, cancelling, and the history."""
 
 import base64
 import binascii
@@ -11,19 +11,21 @@ from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from serve_app import errors
-from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, base_url_of
+from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, links_of
 from serve_app.api.error_answers import error_docs
 from serve_app.api.routes.models import DEFAULT_PAGE, MAX_PAGE
 from serve_app.images.output_formats import OUTPUT_FORMATS
-from serve_app.intake.answers import result_of, status_of
+from serve_app.intake.answers import Links, result_of, status_of
+from serve_app.intake.events import Event
+from serve_app.intake.keys import Caller
 from serve_app.intake.service import Service
 from serve_app.jobs.records import HistoryFilter, RequestRecord, Summary
 from serve_app.jobs.requests import refuse_malformed
-from serve_app.schemas import History, HistoryEntry, RequestResult, RequestStatus, TenantUsage, UsageList
+from serve_app.schemas.answers import History, HistoryEntry, RequestResult, RequestStatus, TenantUsage, UsageList
 from serve_app.schemas.text import Question, Url
 from serve_app.tasks import Status
 
-# A watcher who has seen nothing yet.
+# The version that a watcher has seen who has seen nothing yet.
 NOTHING_SEEN = -1
 # An event's id: a version, which the database counts in 32 bits.
 EVENT_ID = re.compile(r"[0-9]{1,10}")
@@ -39,17 +41,24 @@ def router(service: Service) -> APIRouter:
 
 
 def _add_views(routes: APIRouter, service: Service) -> None:
-    BaseUrl = Depends(base_url_of(service))
+    LinksOfRequest = Depends(links_of(service.config))
+
+    async def cancelled(request_id: str, caller: Caller, *, purge: bool) -> RequestStatus:
+        record = await service.queries.request(request_id, caller)
+        await service.submissions.cancel(record, purge=purge)
+        return status_of(*await service.queries.standing(request_id, caller))
 
     @routes.get("/v1/requests/{request_id}/status", responses=NOT_FOUND)
     async def status(request_id: str, caller: CallerOfRequest) -> RequestStatus:
-        """Where a request stands."""
-        return status_of(*await service.standing(request_id, caller))
+        """The status and progress of a request."""
+        return status_of(*await service.queries.standing(request_id, caller))
 
     @routes.get("/v1/requests/{request_id}/result", responses=NOT_FOUND)
-    async def result(request_id: str, caller: CallerOfRequest, base_url: Annotated[str, BaseUrl]) -> RequestResult:
-        """What came of a request; `outputs` is null until it succeeded."""
-        return result_of(await service.request(request_id, caller), service.place(base_url))
+    async def result(
+        request_id: str, caller: CallerOfRequest, links: Annotated[Links, LinksOfRequest]
+    ) -> RequestResult:
+        """The result of a request; `outputs` is null until it has succeeded."""
+        return result_of(await service.queries.request(request_id, caller), links)
 
     @routes.get(
         "/v1/requests/{request_id}/images/{n}",
@@ -62,26 +71,26 @@ def _add_views(routes: APIRouter, service: Service) -> None:
         request_id: str, n: int, caller: CallerOfRequest, if_none_match: Annotated[list[str] | None, Header()] = None
     ) -> Response:
         """The image number `n` (from 0, in prompt order), as soon as it is finished."""
-        done = await service.image(request_id, n, caller)
+        done = await service.queries.image(request_id, n, caller)
         # A browser keeps the image, but asks again each time: the request may have been purged meanwhile.
         headers = {"ETag": f'"{done.sha256}"', "Cache-Control": "private, no-cache"}
         if names_etag(if_none_match or [], headers["ETag"]):
             return Response(status_code=304, headers=headers)
-        data = await service.image_file(request_id, n, done)
+        data = await service.queries.image_file(request_id, n, done)
         return Response(data, media_type=OUTPUT_FORMATS[done.format].mime_type, headers=headers)
 
     @routes.delete("/v1/requests/{request_id}", responses=NOT_FOUND)
     async def delete(request_id: str, caller: CallerOfRequest, purge: bool = False) -> RequestStatus:
-        """Cancel a request, if it has not ended: what waits at once, what runs at its next step.
+        """Cancel a request that has not ended. Waiting images stop at once, a running one at its next step.
 
-        With `purge` its images and control images are deleted for good. Doing it twice does no harm.
+        With `purge` its images and control images are deleted for good. Repeating it does no harm.
         """
-        return status_of(*await service.cancel(request_id, caller, purge=purge))
+        return await cancelled(request_id, caller, purge=purge)
 
     @routes.post("/v1/requests/{request_id}/cancel", responses=NOT_FOUND)
     async def cancel(request_id: str, caller: CallerOfRequest) -> RequestStatus:
         """The same as DELETE."""
-        return status_of(*await service.cancel(request_id, caller, purge=False))
+        return await cancelled(request_id, caller, purge=False)
 
 
 def _add_events(routes: APIRouter, service: Service) -> None:
@@ -90,26 +99,29 @@ def _add_events(routes: APIRouter, service: Service) -> None:
         caller: CallerOfRequest,
         last_event_id: Annotated[str | None, Header()] = None,
     ) -> tuple[RequestRecord, int]:
-        """The request, and what its watcher has seen. Before the answer begins, so that errors have their status."""
-        record = await service.request(request_id, caller)
+        """The request, and the version that its watcher has seen. Read before the answer starts, so that an error
+        still decides its status."""
+        record = await service.queries.request(request_id, caller)
         event_id = EVENT_ID.fullmatch(last_event_id or "")
         since = int(event_id[0]) if event_id else NOTHING_SEEN
         if record.status.ended and since >= record.version:
-            # Tells an EventSource not to come again.
+            # This status makes an EventSource stop reconnecting.
             raise HTTPException(204)
         return record, since
 
-    @routes.get("/v1/requests/{request_id}/events", responses=NOT_FOUND, response_class=EventSourceResponse)
+    @routes.get(
+        "/v1/requests/{request_id}/events",
+        responses=NOT_FOUND,
+        response_class=EventSourceResponse,
+        description=f"What happens to a request, as server-sent events: {', '.join(Event)}. The last one is its end "
+        "and carries the result.\n\n`Last-Event-ID` resumes after an event, on any ingress.",
+    )
     async def events(
         watched: Annotated[tuple[RequestRecord, int], Depends(watched)],
-        base_url: Annotated[str, Depends(base_url_of(service))],
+        links: Annotated[Links, Depends(links_of(service.config))],
     ) -> AsyncIterator[ServerSentEvent]:
-        """What happens to a request, as server-sent events: queued, started, step, image, and its end, the result.
-
-        `Last-Event-ID` resumes after an event, on any ingress.
-        """
         record, since = watched
-        async for event in service.events(record, since, base_url):
+        async for event in service.events.stream(record, since, links):
             version = None if event.version is None else str(event.version)
             yield ServerSentEvent(data=event.data, event=event.event, id=version)
 
@@ -124,24 +136,24 @@ def _add_history(routes: APIRouter, service: Service) -> None:
         caller: CallerOfRequest,
         status: Status | None = None,
         model: Question | None = None,
-        lora: Annotated[Question | None, Query(description="A `loras[].path`.")] = None,
+        lora: Annotated[Question | None, Query(description="A `loras[].path` of the request.")] = None,
         tenant: Annotated[Question | None, Query(description="For operators; others see their own.")] = None,
         since: Annotated[datetime | None, Query(description="In UTC, unless it says otherwise.")] = None,
         until: Annotated[datetime | None, Query(description="In UTC, unless it says otherwise.")] = None,
         cursor: Url | None = None,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE,
     ) -> History:
-        """Requests of the key's tenant, newest first. Without API keys nobody sees a history: 403."""
-        which = HistoryFilter(tenant, status, model, lora, _seconds(since), _seconds(until))
+        """Requests of the key's tenant, newest first. Without API keys there is no history: 403."""
+        filter_ = HistoryFilter(tenant, status, model, lora, _seconds(since), _seconds(until))
         before = _read_cursor(cursor) if cursor else None
-        rows = await service.history(which, before, limit + 1, caller)
+        rows = await service.queries.history(filter_, before, limit + 1, caller)
         page = [HistoryEntry.model_validate(row, from_attributes=True) for row in rows[:limit]]
         return History(requests=page, next_cursor=_cursor_after(rows[limit - 1]) if len(rows) > limit else None)
 
     @routes.get("/v1/usage", responses=responses)
     async def usage(caller: CallerOfRequest) -> UsageList:
-        """GPU seconds and images of the key's tenant, since the beginning. Without API keys: 403."""
-        rows = await service.usage(caller)
+        """GPU seconds and images of the key's tenant, since the database was created. Without API keys: 403."""
+        rows = await service.queries.usage(caller)
         return UsageList(usage=[TenantUsage.model_validate(row, from_attributes=True) for row in rows])
 
 
@@ -152,7 +164,7 @@ def names_etag(if_none_match: list[str], etag: str) -> bool:
 
 
 def _seconds(moment: datetime | None) -> float | None:
-    """Seconds since the epoch. A time without a zone is UTC: this machine's zone has no year 1."""
+    """Seconds since the epoch. A time without a time zone is UTC: local time cannot be computed for the year 1."""
     if moment is None:
         return None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
@@ -168,4 +180,4 @@ def _read_cursor(cursor: str) -> tuple[float, str]:
         refuse_malformed(request_id)
         return float(created_at), request_id
     except (binascii.Error, ValueError, errors.RequestNotFound) as error:
-        raise errors.InvalidParameter("cursor: send the next_cursor of a page as it was") from error
+        raise errors.InvalidParameter("cursor: send the next_cursor of a page unchanged") from error

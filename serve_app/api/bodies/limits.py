@@ -1,4 +1,4 @@
-"""Request bodies: how large they may be, how long they may take to arrive, how many are read at a time, and the memory
+"""Limits on request bodies: their size, how long they may take to arrive, how many are read at a time, and the memory
 that they take, which tenants share."""
 
 import asyncio
@@ -11,30 +11,30 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.concurrency.budget import Budget, Hold
 from serve_app.errors import BodyTooLarge, Overloaded, RequestTooSlow
-from serve_app.schemas import InferenceRequest
+from serve_app.schemas.requests import InferenceRequest
 
 # The methods whose routes read a body. A body that comes with any other method is never waited for.
 METHODS_WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
-# A body must arrive at this rate on average, after a start of so many seconds.
+# A body must arrive at this average rate, once GRACE_S have passed.
 MIN_BYTES_PER_S = 4096
 GRACE_S = 10.0
 # How many bodies one ingress reads at a time. Serve hands an ingress at most `max_ongoing_requests` requests (app.py);
 # the rest of those must stay free for requests without a body.
 MAX_BODIES = 400
-# More digits of a Content-Length are not looked at: it is too large, whatever the limit is.
+# How many digits of a Content-Length are read. A longer one is too large for any limit.
 MAX_LENGTH_DIGITS = 18
-# Where all callers are one tenant, bodies larger than this leave one part in so many of the memory free for smaller
-# ones.
+# Where all callers are one tenant, bodies larger than SMALL_BODY leave one part in SPARE_PARTS of the memory free for
+# smaller ones.
 SMALL_BODY, SPARE_PARTS = 1_000_000, 4
-# A body is in memory as the bytes that came, as the text while it is parsed, and as its strings; control images in it
-# also decoded, by when the text is gone.
+# A body is in memory as the bytes that came, as text while it is parsed, and as the strings in it. Its control images
+# are also decoded, but only after the text is gone.
 COPIES = 3
-# Parsed JSON has objects besides: an empty one takes three bytes of a body, and 70 in memory, one with a key 200.
+# Parsed JSON also has objects: an empty one takes three bytes of a body and 70 in memory, one with a key takes 200.
 BYTES_PER_VALUE = 100
 
 
 def announced(scope: Scope) -> int | None:
-    """The length that a body's headers announce: 0 if there is no body for a route, None if the length is unknown."""
+    """The length of the body by its headers: 0 if no route reads one, None if the length is unknown."""
     if scope["type"] != "http" or scope["method"] not in METHODS_WITH_BODY:
         return 0
     headers = dict(scope["headers"])
@@ -46,12 +46,12 @@ def announced(scope: Scope) -> int | None:
 
 
 def count_values(body: bytes) -> int:
-    """How many lists, objects and items JSON has at most, found without parsing it: commas in texts count as well."""
+    """At most how many lists, objects and items a JSON body has. It is not parsed: commas in texts count as well."""
     return sum(map(body.count, (b"[", b"{", b",")))
 
 
 class BodySlots:
-    """How many bodies are being read, of all tenants and of each, which has at most `share` of them."""
+    """Counts the bodies that are being read: MAX_BODIES in all, and of each tenant at most `share`."""
 
     def __init__(self, share: int) -> None:
         self._share = share
@@ -61,7 +61,7 @@ class BodySlots:
     def one(self, tenant: str) -> Iterator[None]:
         """Hold a slot for one body of `tenant`. Raises Overloaded if none is free.
 
-        It does not wait for a slot: meanwhile Serve would receive the body and keep it in memory.
+        It does not wait for a slot: Serve would receive the body during that time and keep it in memory.
         """
         if self._taken[tenant] >= self._share or self._taken.total() >= MAX_BODIES:
             raise Overloaded("this service is receiving as many request bodies as it can; send the request again later")
@@ -77,18 +77,18 @@ class BodySlots:
 class BodyLimit:
     """Reads the body before its route does, and holds memory for it until the request is answered.
 
-    Raises BodyTooLarge, RequestTooSlow or Overloaded. Nothing waits here for a slot or for memory: meanwhile Serve
-    would receive the body and keep all of it.
+    Raises BodyTooLarge, RequestTooSlow or Overloaded. Nothing waits here for a slot or for memory: Serve would receive
+    the body during that time and keep all of it.
 
-    A route that takes a body parses the whole of it, so nothing is gained by reading it later; and FastAPI would
-    report an error that is raised while it reads a body as a body that it cannot parse.
+    A route that takes a body parses the whole of it, so reading it later would gain nothing. And FastAPI would report
+    an error that is raised while it reads a body as a body that it cannot parse.
     """
 
     def __init__(self, app: ASGIApp, memory: Budget, max_bytes: int, timeout_s: float) -> None:
-        """A tenant gets the same part of the slots as of the memory."""
+        """`memory` is for all bodies (bytes). A tenant gets the same share of the slots as of the memory."""
         self._app = app
         self._memory = memory
-        # A tenant that fills its own share with large bodies leaves the rest to others anyway.
+        # Where tenants have shares, large bodies of one tenant leave the rest of the memory to others anyway.
         self._spare = memory.total // SPARE_PARTS if memory.share == memory.total else 0
         self._slots = BodySlots(MAX_BODIES * memory.share // memory.total)
         self._max_bytes = max_bytes
@@ -108,7 +108,7 @@ class BodyLimit:
             values = count_values(body)
             self._hold(hold, COPIES * len(body) + BYTES_PER_VALUE * values)
             messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-            # Nothing but the message refers to the body: it goes once the route has parsed it.
+            # Only the message refers to the body now, so its memory is free once the route has parsed it.
             del body
 
             async def replay() -> Message:
@@ -122,7 +122,7 @@ class BodyLimit:
 
     async def _read(self, receive: Receive, hold: Hold, length: int | None) -> bytes:
         """The whole body."""
-        # A body of unknown length gets memory as it comes.
+        # A body of unknown length gets memory as it arrives.
         self._hold(hold, COPIES * (min(SMALL_BODY, self._max_bytes) if length is None else length))
         body = bytearray()
         started = asyncio.get_running_loop().time()
@@ -153,18 +153,18 @@ class BodyLimit:
         hold.take_now(min(amount, self._memory.total - spare), spare)
 
     def _seconds_for(self, received: int, length: int | None) -> float:
-        """How long after the start of a body its next part may come, once so many bytes are there.
+        """How many seconds after its start the next part of a body may arrive, once `received` bytes are there.
 
-        A large body, for which much memory is held, has to come as fast as it must to be here in time.
+        A large body, for which much memory is held, has to arrive at the rate that brings all of it in time.
         """
         rate = max(MIN_BYTES_PER_S, (length or 0) / self._timeout_s)
         return min(self._timeout_s, GRACE_S + received / rate)
 
 
 async def release(request: Request, body: InferenceRequest) -> None:
-    """Free what a body was parsed to, for a request that is answered much later. `body` is empty after that.
+    """Free the parsed body of a request that is answered much later. `body` is empty after that.
 
-    Of the bytes themselves nothing is left: see `JsonRequest`.
+    JsonRequest has dropped the bytes already.
     """
     body.prompts.clear()
     (body.model_extra or {}).clear()

@@ -1,20 +1,21 @@
-"""JSON bodies: read so that whatever is wrong with one is a documented answer with its reason."""
+"""The reader of JSON bodies. Whatever is wrong with a body becomes a documented answer with its reason."""
 
 import json
-from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import Request, Response
-from fastapi.routing import APIRoute
+from fastapi import Request
 
-# Lists, objects and what they hold: see `bodies.count_values`. 10,000 prompts with every field have a quarter of that.
+from serve_app.api.bodies import BodyRoute
+
+# How many lists, objects and items a body may have: see `limits.count_values`. 10,000 prompts with every field have a
+# quarter of that.
 MAX_VALUES = 1_000_000
-# What stands for a body that is not empty.
+# What `body` returns in place of a body that is not empty.
 SOME_BODY = b"{}"
 
 
 class JsonRequest(Request):
-    """A request whose body is UTF-8 JSON. `json` raises JSONDecodeError alone, which FastAPI answers with 422."""
+    """A request whose body is UTF-8 JSON. `json` raises only JSONDecodeError, which FastAPI answers with 422."""
 
     async def body(self) -> bytes:
         """SOME_BODY, or nothing if the body is empty: FastAPI keeps what this returns until the request is answered."""
@@ -45,7 +46,7 @@ class JsonRequest(Request):
         except RecursionError as error:
             raise _broken("it is nested too deep") from error
         except ValueError as error:
-            # What Python says to a number of more digits than it converts.
+            # Python does not convert numbers with too many digits.
             raise _broken("a number has too many digits") from error
 
 
@@ -53,13 +54,7 @@ def _broken(reason: str, position: int = 0) -> json.JSONDecodeError:
     return json.JSONDecodeError(reason, "", position)
 
 
-class JsonRoute(APIRoute):
-    """A route that reads its body as JsonRequest does."""
+class JsonRoute(BodyRoute):
+    """A route that takes a JSON body."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handle_json(request: Request) -> Response:
-            return await handle(JsonRequest(request.scope, request.receive))
-
-        return handle_json
+    reader = JsonRequest

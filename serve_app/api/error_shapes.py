@@ -1,0 +1,53 @@
+"""Error shapes: how a group of routes writes its errors.
+
+A group chooses its shape with the `error_shape` of its route class. Everything that can fail on the way to a route of
+the group, middleware included, answers in that shape; a path that no route has is answered in the contract's.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.routing import Match
+from starlette.types import Scope
+
+from serve_app.errors import ErrorDescription
+from serve_app.schemas.errors import ErrorBody
+
+# One thing that is wrong with the shape of a body: pydantic's type, loc and msg.
+Fault = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ErrorShape:
+    """`body` writes an error, `faults_body` the faults of a body of the wrong shape (422); `model` documents `body`."""
+
+    model: type[BaseModel]
+    body: Callable[[ErrorDescription], dict[str, Any]]
+    faults_body: Callable[[Sequence[Fault]], dict[str, Any]]
+
+
+def _contract_body(description: ErrorDescription) -> dict[str, Any]:
+    facts = {"code": description.code, "message": description.message, "details": description.details}
+    return {"detail": {"error": facts}}
+
+
+def _contract_faults(faults: Sequence[Fault]) -> dict[str, Any]:
+    return {"detail": [dict(fault) for fault in faults]}
+
+
+CONTRACT = ErrorShape(ErrorBody, _contract_body, _contract_faults)
+
+
+def shape_of(scope: Scope) -> ErrorShape:
+    """The shape of the group whose route has the path, for any method. It can be asked before routing."""
+    app = scope.get("app")
+    if app is not None:
+        for router in app.state.routers:
+            for route in router.routes:
+                match, _ = route.matches(scope)
+                if match is not Match.NONE:
+                    shape: ErrorShape = getattr(route, "error_shape", CONTRACT)
+                    return shape
+    return CONTRACT

@@ -1,0 +1,245 @@
+"""Submissions: a request is checked, its files are stored, and it is committed as a job; or it is only explained."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import uuid
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from opentelemetry.trace import SpanKind
+
+from serve_app.concurrency import background
+from serve_app.concurrency.budget import Budget
+from serve_app.config import AppConfig
+from serve_app.errors import FilesGone, describe
+from serve_app.intake.admission import Admission, Admitted, gather_all
+from serve_app.intake.keys import Caller
+from serve_app.intake.plan import PlannedEdit
+from serve_app.jobs.records import NewImage, NewRequest, RequestRecord, Webhook
+from serve_app.jobs.store import JobStore
+from serve_app.schemas.answers import Explanation
+from serve_app.schemas.requests import InferenceRequest, Tolerant
+from serve_app.storage import artifact_keys
+from serve_app.storage.artifacts import Artifacts
+from serve_app.tasks import Status
+from serve_app.telemetry import tracing
+from serve_app.telemetry.metrics import ACCEPTED, NO_MODEL, REPEATED, REQUESTS, SUBMISSIONS, Meter
+from serve_app.workers.dispatcher import Dispatcher
+from serve_app.workers.sweeper import Sweeper
+
+logger = logging.getLogger(__name__)
+
+# How often a request is admitted whose files are deleted before it is committed.
+MAX_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A request that is being submitted. `digest` is that of its body, known where there is an idempotency key."""
+
+    id: str
+    request: InferenceRequest
+    caller: Caller
+    base_url: str
+    idempotency_key: str | None = None
+    digest: str | None = None
+
+
+class Submissions:
+    """Takes requests in, explains them, and cancels them."""
+
+    def __init__(
+        self,
+        config: AppConfig,
+        admission: Admission,
+        image_memory: Budget,
+        store: JobStore,
+        artifacts: Artifacts,
+        dispatcher: Dispatcher,
+        sweeper: Sweeper,
+        meter: Meter,
+    ) -> None:
+        """`image_memory` is what control images may take (bytes) while their requests are checked."""
+        self._config = config
+        self._admission = admission
+        self._image_memory = image_memory
+        self._store = store
+        self._artifacts = artifacts
+        self._dispatcher = dispatcher
+        self._sweeper = sweeper
+        self._meter = meter
+
+    async def submit(
+        self, request: InferenceRequest, caller: Caller, base_url: str, idempotency_key: str | None = None
+    ) -> tuple[RequestRecord, bool]:
+        """Check a request in the contract's order, fetch what it names, commit it, and wake the dispatcher.
+
+        With an idempotency key that was used for the same body, it is the earlier request; the second value says
+        whether it is new. Raises RequestError, Overloaded, StoreUnavailable and StorageFailed.
+        """
+        submission = Submission(uuid.uuid4().hex, request, caller, base_url, idempotency_key)
+        model = request.model if request.model in self._admission.models else NO_MODEL
+        with tracing.about(submission.id), tracing.span("POST /v1/inference", SpanKind.SERVER, model=model):
+            try:
+                record = await self._accept(submission)
+            except Exception as error:
+                self._meter.record(SUBMISSIONS, model=model, code=describe(error).code)
+                raise
+            is_new = record.id == submission.id
+            outcome = ACCEPTED if is_new else REPEATED
+            self._meter.record(SUBMISSIONS, model=model, code=outcome)
+            logger.info("request %s: %s, %s images", record.id, outcome, len(record.images))
+            return record, is_new
+
+    async def explain(self, request: InferenceRequest, caller: Caller) -> Explanation:
+        """What `submit` would do with the request. The queue is not asked, so QUEUE_FULL is never raised.
+
+        A LoRA that the request names by a URL with secrets is downloaded, and deleted again.
+        """
+        await self._admission.check(request, self._max_images(caller))
+        async with self._discarding_new_files():
+            with self._image_memory.hold(caller.tenant) as hold:
+                admitted = await self._admission.admit(request, caller, hold)
+                return Explanation(
+                    model=admitted.spec.id,
+                    effective=[self._admission.effective(admitted, edit) for edit in admitted.edits],
+                    ignored=admitted.ignored,
+                    notes=admitted.notes,
+                )
+
+    async def cancel(self, record: RequestRecord, *, purge: bool) -> None:
+        """End a request that has not ended, and with `purge` delete its images and control images."""
+        if await self._store.requests.cancel(record.id):
+            self._meter.record(REQUESTS, model=record.model, status=Status.CANCELED)
+        self._dispatcher.wake()
+        if purge:
+            await self._store.retention.purge(record.id, self._artifacts.delete)
+            records = [artifact_keys.record(record.id, image.index) for image in record.images]
+            await asyncio.to_thread(self._artifacts.delete, records)
+
+    def _max_images(self, caller: Caller) -> int:
+        """How many images of one request of this caller may wait in an empty queue."""
+        in_all, of_tenant = self._store.requests.max_queued, caller.limits.max_queued
+        return in_all if of_tenant is None else min(in_all, of_tenant)
+
+    async def _accept(self, submission: Submission) -> RequestRecord:
+        """The committed request, or the earlier one with the same idempotency key and body."""
+        request, caller = submission.request, submission.caller
+        if submission.idempotency_key is not None:
+            # Bodies hold images: only who asks for it pays for the digest.
+            digest = await asyncio.to_thread(digest_of, request)
+            earlier = await self._store.requests.earlier(caller.tenant, submission.idempotency_key, digest)
+            if earlier is not None:
+                return earlier
+            submission = replace(submission, digest=digest)
+        await self._admission.check(request, self._max_images(caller))
+        # Before anything is fetched or stored for a request that the queue has no room for.
+        await self._store.requests.refuse_when_full(caller.tenant, len(request.prompts), caller.limits.max_queued)
+        async with self._discarding_new_files() as new_files:
+            record = await self._commit(submission)
+            if record.id == submission.id:
+                new_files.clear()
+        return record
+
+    async def _commit(self, submission: Submission) -> RequestRecord:
+        """Do the rest of the checks, store the request's files and commit it."""
+        limits = submission.caller.limits
+        for tries in range(1, MAX_TRIES + 1):
+            try:
+                new = await self._prepare(submission)
+                record = await self._store.requests.create(new, self._artifacts.exists, limits.max_queued)
+            except FilesGone:
+                # A file that no other request needed was deleted just before this request came to need it.
+                if tries == MAX_TRIES:
+                    raise
+            else:
+                self._dispatcher.wake()
+                return record
+        raise AssertionError("unreachable")
+
+    async def _prepare(self, submission: Submission) -> NewRequest:
+        """Do the rest of the checks and store the request's files. Their bytes are free when this returns."""
+        with self._image_memory.hold(submission.caller.tenant) as hold:
+            admitted = await self._admission.admit(submission.request, submission.caller, hold)
+            await gather_all(
+                background.to_the_end(
+                    asyncio.to_thread(self._artifacts.put_missing, artifact_keys.control_image(sha256), file.data)
+                )
+                for sha256, file in admitted.control_files.items()
+            )
+            return self._new_request(submission, admitted)
+
+    @asynccontextmanager
+    async def _discarding_new_files(self) -> AsyncIterator[set[str]]:
+        """Delete the files that the code inside newly stores, unless it removes them from the set that it is given.
+
+        A file that another request needs by then stays. The sweeper deletes what cannot be deleted now.
+        """
+        with self._artifacts.noting_new() as new_files:
+            try:
+                yield new_files
+            finally:
+                try:
+                    await self._sweeper.discard(sorted(new_files))
+                except Exception:
+                    logger.exception("could not delete the files of a refused request; the sweeper does so later")
+
+    def _new_request(self, submission: Submission, admitted: Admitted) -> NewRequest:
+        request = submission.request
+        controls = {
+            artifact_keys.control_image(sha256): len(file.data) for sha256, file in admitted.control_files.items()
+        }
+        return NewRequest(
+            id=submission.id,
+            tenant=submission.caller.tenant,
+            model=admitted.spec.id,
+            images=tuple(NewImage(edit.plan, self._work(admitted, edit)) for edit in admitted.edits),
+            deadline_s=request.deadline_s or self._config.jobs.deadline_s,
+            priority=request.priority,
+            notes=notes_of(admitted),
+            files=controls | self._adapter_files(admitted),
+            idempotency_key=submission.idempotency_key,
+            body_sha256=submission.digest,
+            webhook=webhook_of(request, submission.base_url),
+            traceparent=tracing.traceparent(),
+        )
+
+    def _adapter_files(self, admitted: Admitted) -> dict[str, int]:
+        """The adapters that were downloaded into artifact storage: size (bytes) by key."""
+        uses = (use for edit in admitted.edits for use in edit.plan.adapters)
+        keys = {self._artifacts.key_of(use.url): use.receipt.size_bytes for use in uses if use.receipt}
+        return {key: size for key, size in keys.items() if key is not None}
+
+    def _work(self, admitted: Admitted, edit: PlannedEdit) -> float:
+        """The predicted work of an image (FLOP)."""
+        return float(self._admission.effective(admitted, edit)["transformer_flops_estimated"])
+
+
+def webhook_of(request: InferenceRequest, base_url: str) -> Webhook | None:
+    """The webhook that a request asks for."""
+    if request.webhook_url is None:
+        return None
+    return Webhook(request.webhook_url, tuple(request.webhook_events), base_url)
+
+
+def notes_of(admitted: Admitted) -> dict[str, Any]:
+    """What a result's metadata says about the request itself."""
+    notes = {"ignored": admitted.ignored, "notes": admitted.notes}
+    return {name: texts for name, texts in notes.items() if texts}
+
+
+def digest_of(request: InferenceRequest) -> str:
+    """The SHA-256 (hex) of everything that a body asks for. The token is left out, since nothing of it is stored."""
+    body = _as_json(request, exclude={"hf_token", "loras", "prompts"})
+    body |= {"loras": list(map(_as_json, request.loras)), "prompts": list(map(_as_json, request.prompts))}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _as_json(part: Tolerant, exclude: Collection[str] = ()) -> dict[str, Any]:
+    """What was sent, unknown fields included. Those stay as they came: pydantic cannot dump deeply nested values."""
+    known = part.model_dump(mode="json", include=set(type(part).model_fields) - set(exclude))
+    return known | (part.model_extra or {})

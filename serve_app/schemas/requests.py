@@ -1,0 +1,141 @@
+"""What clients send: the bodies of requests. Lenient on purpose: unknown fields are ignored and "512" is a number."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SecretStr, TypeAdapter
+from pydantic_core import PydanticCustomError
+
+from serve_app.config import MAX_PROMPT_CHARS, ProfileName
+from serve_app.images.output_formats import DEFAULT_OUTPUT_FORMAT, OutputFormatName, describe_output_formats
+from serve_app.schemas.text import MAX_NAME_CHARS, Name, Nullable, Text, Url, check_image_url, check_token
+from serve_app.tasks import Priority
+
+MAX_SEED = 2**63 - 1
+MAX_DEADLINE_S = 7 * 86400.0
+# Entries of the lists in one body. The configured limits are lower; these bound the work before those are checked.
+MAX_PROMPTS, MAX_LORAS, MAX_EVENTS = 10_000, 100, 100
+# How many faults of a body's shape an answer lists.
+MAX_FAULTS = 20
+WebhookEvent = Literal["started", "image", "succeeded", "failed", "canceled"]
+DEFAULT_WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = ("succeeded", "failed", "canceled")
+
+SUBMIT_EXAMPLE: dict[str, Any] = {
+    "model": "qwen_image_edit",
+    "trigger_word": "sks",
+    "prompts": [
+        {
+            "prompt": "[trigger] a photo of a person",
+            "width": 1024,
+            "height": 1024,
+            "seed": 42,
+            "sample_steps": 25,
+            "guidance_scale": 4.0,
+            "neg": "",
+            "ctrl_img": "<base64_or_url>",
+        }
+    ],
+    "loras": [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": 1.0}],
+}
+
+# Text that the tokenizer reads. `max_prompt_chars` of the config is the limit with the trigger word filled in.
+PromptText = Annotated[Text, Field(max_length=MAX_PROMPT_CHARS)]
+ControlImageText = Annotated[Text, AfterValidator(check_image_url)]
+
+
+class Tolerant(Nullable):
+    """Accepts unknown fields, as the contract requires, and keeps them in `model_extra`."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Lora(Tolerant):
+    path: Url = Field(description="Relative to the LoRA root, or an http(s) URL of a .safetensors file.")
+    network_multiplier: float = Field(1.0, ge=-2.0, le=2.0)
+    transformer: Literal["low", "high"] | None = Field(None, description="For models with two transformers only.")
+
+
+class Prompt(Tolerant):
+    prompt: PromptText
+    trigger_word: PromptText | None = Field(None, description="Used instead of the request's, unless it is empty.")
+    width: int | None = Field(None, ge=64, le=4096, description="Pixels; floored to the model's divisor.")
+    height: int | None = Field(None, ge=64, le=4096, description="Pixels; floored to the model's divisor.")
+    guidance_scale: float | None = Field(None, ge=0, le=20)
+    sample_steps: int | None = Field(None, ge=1, le=150)
+    neg: PromptText | None = Field(None, description="Used only if guidance_scale is above 1.")
+    seed: int | None = Field(
+        None, ge=-1, le=MAX_SEED, description="-1: drawn by the service. Default: 42 + the prompt's index."
+    )
+    sampler: Name | None = Field(
+        None,
+        description="flowmatch (the default), or lightning for adapters distilled to few steps; others are ignored.",
+    )
+    num_frames: int | None = Field(None, ge=1, le=1000)
+    fps: int | None = Field(None, ge=1, le=120)
+    resolution: Literal["Default", "High"] | None = None
+    ctrl_img: ControlImageText | None = Field(
+        None,
+        description="A URL (starts with http), base64, a data: URL, or sha256: and the hex digest of a control image "
+        "that an earlier request of the same tenant sent and that is still stored.",
+    )
+    ctrl_img_1: ControlImageText | None = None
+    ctrl_img_2: ControlImageText | None = None
+    ctrl_img_3: ControlImageText | None = None
+
+    @property
+    def numbered_images(self) -> list[str]:
+        """`ctrl_img_1..3`, those that are set."""
+        return [image for image in (self.ctrl_img_1, self.ctrl_img_2, self.ctrl_img_3) if image]
+
+    @property
+    def control_images(self) -> list[str]:
+        """The control images in order: `ctrl_img_1..3` if any is set, else `ctrl_img`."""
+        return self.numbered_images or ([self.ctrl_img] if self.ctrl_img else [])
+
+
+_FIRST_PROMPTS = TypeAdapter(list[Prompt])
+
+
+def _check_prompts(prompts: Any) -> Any:
+    """Limit the number of prompts, and report all faults of the first ones; of the rest only one fault is reported."""
+    if isinstance(prompts, list):
+        if len(prompts) > MAX_PROMPTS:
+            raise PydanticCustomError("too_long", "At most {most} prompts are accepted", {"most": MAX_PROMPTS})
+        _FIRST_PROMPTS.validate_python(prompts[:MAX_FAULTS])
+    return prompts
+
+
+class InferenceRequest(Tolerant):
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [SUBMIT_EXAMPLE]})
+
+    model: Name
+    loras: list[Lora] = Field(max_length=MAX_LORAS)
+    prompts: Annotated[
+        list[Prompt],
+        Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True),
+        BeforeValidator(_check_prompts),
+    ]
+    trigger_word: PromptText | None = Field(
+        None, description="Replaces [trigger] in every prompt. `auto`: the word that a LoRA's file names."
+    )
+    hf_token: Annotated[SecretStr, AfterValidator(check_token)] | None = Field(
+        None, max_length=MAX_NAME_CHARS, description="Used for the downloads of this request; never stored."
+    )
+    profile: ProfileName | None = Field(
+        None, description="Whose preparation of images and prompts is followed. Default: the service's."
+    )
+    output_format: OutputFormatName = Field(DEFAULT_OUTPUT_FORMAT, description=describe_output_formats())
+    vae_tiling: bool = Field(False, description="The VAE works in tiles, as the trainer's low-memory setting has it.")
+    exif: Literal["ignore", "apply"] = Field(
+        "ignore", description="Whether control images are rotated by their EXIF orientation."
+    )
+    deadline_s: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_DEADLINE_S,
+        description="The request must end within so many seconds. Default: the service's.",
+    )
+    priority: Priority = Field(Priority.INTERACTIVE, description="A bulk request runs when no interactive one waits.")
+    webhook_url: Url | None = Field(None, description="A URL that the service posts the request's events to.")
+    webhook_events: list[WebhookEvent] = Field(
+        list(DEFAULT_WEBHOOK_EVENTS), max_length=MAX_EVENTS, description="Which events are posted to webhook_url."
+    )
