@@ -38,6 +38,7 @@ def main() -> None:
     (DOCS / "openapi.json").write_text(json.dumps(document, indent=2))
     (DOCS / "api.md").write_text(api_page(document))
     stop_at(navigation_problems())
+    stop_at(index_problems())
     stop_at(file_problems())
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     # Its own traceback follows the list of broken links and says nothing more.
@@ -63,6 +64,16 @@ def navigation_problems() -> Iterator[str]:
     for page in sorted(present - named):
         if not page.startswith(tuple(f"{folder}/" for folder in LINKED_FOLDERS)):
             yield f"docs/{page} is not in the navigation of mkdocs.yml"
+
+
+def index_problems() -> Iterator[str]:
+    """Decision records that the list of decisions lacks, or names by another title than their own."""
+    index = (DOCS / "decisions/index.md").read_text()
+    for record in sorted(DOCS.glob("decisions/0*.md")):
+        number, _, title = record.read_text().splitlines()[0].removeprefix("# ").partition(". ")
+        entry = f"| {number} | [{title}]({record.name}) |"
+        if entry not in index:
+            yield f"docs/decisions/index.md lacks the line {entry}"
 
 
 def file_problems() -> Iterator[str]:
