@@ -17,10 +17,10 @@ help:
 	@echo "make test       all tests"
 	@echo "make docs       the documentation as a site in out/site; fails on a broken link or a missing page"
 	@echo "make check      what CI runs: lint, types, import contract, documentation, all tests"
-	@echo "make drill      kills whatever works on 60 requests and shows that none is lost; 5 minutes at most"
-	@echo "make drill-nodes  the same on several machines (network namespaces, so as root): one is killed, cut off, ..."
-	@echo "make benchmark  the HTTP path next to a running edit"
-	@echo "make attacks    ten attacks of one tenant, and what another tenant feels; 12 minutes at most"
+	@echo "make drill      kill processes that work on 60 requests, and check that no request is lost; 5 minutes at most"
+	@echo "make drill-nodes  the same with failing machines (network namespaces; needs root)"
+	@echo "make benchmark  latencies of HTTP requests during an edit"
+	@echo "make attacks    ten attacks of one tenant, and the latencies of another; 12 minutes at most"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'

@@ -35,7 +35,7 @@ from pathlib import Path
 import diffusers
 import torch
 
-from benchmarks.chip import device_time, matmul_flops
+from benchmarks.device_speed import device_time, matmul_flops
 from benchmarks.edits import Bench, Made, make_bench, own_edit, served_edits, stock_edit
 from benchmarks.full_size import PHOTOGRAPH, PLAN
 from serve_app.commands.compare import difference

@@ -4,9 +4,9 @@
     python -m benchmarks.attacks slow_bodies costly_images
 
 It starts `edits-server run` on loopback with two tenants and an editor that only sleeps. It measures the waiting tenant
-alone and then during each attack of `benchmarks.attacks.red`, and stops what it started. It fails if one of the waiting
-tenant's medians is more than three times its median without an attack, if one of its requests fails, if a process of
-the service takes more than `MEMORY_MB`, or if an attack ended too early or could not connect to be measured.
+alone and then during each attack of `benchmarks.attacks.attacker`, and stops what it started. It fails if one of the
+waiting tenant's medians is more than three times its median without an attack, if one of its requests fails, if a
+process of the service takes more than `MEMORY_MB`, or if an attack ended too early or could not connect to be measured.
 """
 
 import argparse
@@ -29,9 +29,9 @@ import psutil
 import yaml
 from aiohttp import ClientError, ClientSession, web
 
-from benchmarks.attacks.blue import Blue, Seen
+from benchmarks.attacks.attacker import ATTACK_S, ATTACKS, MAX_QUEUED
 from benchmarks.attacks.files import small_png
-from benchmarks.attacks.red import ATTACK_S, ATTACKS, MAX_QUEUED
+from benchmarks.attacks.waiting_tenant import Seen, WaitingTenant
 from benchmarks.drill.service import kill_session, serve_config
 from serve_app.commands.ports import free_port
 from serve_app.config import SQLITE_PREFIX
@@ -55,7 +55,7 @@ class Service:
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
         self.port = port
-        self.keys = {tenant: new_key() for tenant in ("red", "blue")}
+        self.keys = {tenant: new_key() for tenant in ("attacker", "waiting")}
 
     def start(self) -> None:
         shutil.copytree(ROOT / "samples/loras", self.folder / "loras")
@@ -162,17 +162,17 @@ async def image_server() -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-async def attacked(name: str, service: Service, blue: Blue) -> tuple[Seen, dict[str, int]]:
+async def attacked(name: str, service: Service, waiting: WaitingTenant) -> tuple[Seen, dict[str, int]]:
     """Run an attack; returns what the waiting tenant measured, and the answers that the attacker got, by status."""
-    arguments = [name, str(service.port), service.keys["red"][0], str(service.folder / "loras")]
-    red = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.attacks.red", *arguments), stdout=subprocess.PIPE, cwd=ROOT
+    arguments = [name, str(service.port), service.keys["attacker"][0], str(service.folder / "loras")]
+    attack = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.attacks.attacker", *arguments), stdout=subprocess.PIPE, cwd=ROOT
     )
     ended = asyncio.Event()
-    answers = asyncio.create_task(red.communicate())
+    answers = asyncio.create_task(attack.communicate())
     answers.add_done_callback(lambda _: ended.set())
     await asyncio.sleep(HEAD_START_S)
-    seen = await blue.watch(ROUNDS, ended)
+    seen = await waiting.watch(ROUNDS, ended)
     output, _ = await asyncio.wait_for(answers, 2 * ATTACK_S + 60)
     return seen, json.loads(output)
 
@@ -186,31 +186,33 @@ async def measure(names: list[str]) -> bool:
         await service.until_ready()
         memory = PeakMemory(service)
         async with image_server() as image_url:
-            blue = Blue(service.port, service.keys["blue"][0], image_url)
-            await blue.prepare()
+            waiting = WaitingTenant(service.port, service.keys["waiting"][0], image_url)
+            await waiting.prepare()
             with memory.watched():
-                quiet = await blue.watch(QUIET_ROUNDS, asyncio.Event())
+                quiet = await waiting.watch(QUIET_ROUNDS, asyncio.Event())
                 print("| attack | POST | status | image | health | largest process, MB | stored, MB | attacker got |")
                 print("|---|---|---|---|---|---|---|---|")
                 print(row("none (medians, ms)", [f"{1e3 * quiet.median(kind):.0f}" for kind in quiet.seconds], memory))
-                within = [await stays_within_bounds(name, service, blue, quiet, memory) for name in names]
+                within = [await stays_within_bounds(name, service, waiting, quiet, memory) for name in names]
                 return all(within)
     finally:
         service.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def stays_within_bounds(name: str, service: Service, blue: Blue, quiet: Seen, memory: PeakMemory) -> bool:
+async def stays_within_bounds(
+    name: str, service: Service, waiting: WaitingTenant, quiet: Seen, memory: PeakMemory
+) -> bool:
     """Print one attack's row. Returns whether the waiting tenant's latencies and the memory stayed within bounds."""
     memory.reset()
     stored = service.stored_mb()
-    seen, answers = await attacked(name, service, blue)
+    seen, answers = await attacked(name, service, waiting)
     ratios = {kind: seen.median(kind) / quiet.median(kind) for kind in seen.seconds}
     told = ", ".join(f"{count}x {answer}" for answer, count in answers.items())
     columns = [f"{ratio:.1f}x" for ratio in ratios.values()]
     print(row(name, columns, memory, f"{service.stored_mb() - stored:.0f}", told), flush=True)
     for failure in seen.failures[:3]:
-        print(f"  blue: {failure}")
+        print(f"  waiting tenant: {failure}")
     await asyncio.sleep(REST_S)
     was_felt = len(seen.seconds["post"]) >= LEAST_ROUNDS and set(answers) - {"ClientConnectorError"}
     if not was_felt:

@@ -1,4 +1,4 @@
-"""A store of jobs with editors and dispatchers, and editors that say what a test has them say."""
+"""A job store with editors and dispatchers, and editors whose events a test scripts."""
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
@@ -10,12 +10,12 @@ from serve_app.workers.dispatcher import Dispatcher
 from tests.unit.conftest import InstantEditors
 from tests.unit.test_jobs import MODEL, is_stored, new
 
-# What an editor says of an edit, with pauses (s), and how that ends.
-Says = list[EditEvent | float | Exception]
+# The events of one edit, with pauses (s), and optionally the error that ends it.
+Script = list[EditEvent | float | Exception]
 
 
 class Bench:
-    """A store, editors, and as many dispatchers as a test starts."""
+    """A job store and editors. A test starts the dispatchers that it needs."""
 
     def __init__(self, config) -> None:
         self.jobs = config.jobs
@@ -39,7 +39,7 @@ class Bench:
                 await running
 
     async def stopped(self) -> None:
-        """Return once an edit has been told to stop."""
+        """Wait until an edit has been asked to stop."""
         async with asyncio.timeout(30):
             await self.editors.stopped.wait()
 
@@ -50,19 +50,19 @@ class Bench:
         return record
 
 
-class Saying:
-    """Editors that say what a test has them say of each edit, and then nothing or what makes the image."""
+class ScriptedEditors:
+    """Editors that send the events of one script per edit. Edits after the last script make their image."""
 
-    def __init__(self, editors: InstantEditors, says: list[Says]) -> None:
+    def __init__(self, editors: InstantEditors, scripts: list[Script]) -> None:
         self._editors = editors
-        self.says = says
+        self.scripts = scripts
 
     async def edit(self, task):
-        if not self.says:
+        if not self.scripts:
             async for event in self._editors.edit(task):
                 yield event
             return
-        for each in self.says.pop(0):
+        for each in self.scripts.pop(0):
             if isinstance(each, Exception):
                 raise each
             if isinstance(each, float):
@@ -71,12 +71,15 @@ class Saying:
                 yield each
 
 
-async def saying(bench, *says: Says, **jobs: float):
-    """A request, when it has ended, whose editors said this of it, an edit each; after that they make its image."""
+async def run_scripted(bench, *scripts: Script, **jobs: float):
+    """Run one request to its end, with one script per edit. Edits after the last script make its image.
+
+    `jobs` are changed keys of the jobs config. Returns the request's record.
+    """
     bench.jobs = bench.jobs.model_copy(update=jobs)
-    bench.editors = Saying(bench.editors, list(says))
+    bench.editors = ScriptedEditors(bench.editors, list(scripts))
     record = await bench.store.requests.create(new(), is_stored)
     async with bench.dispatching():
         record = await bench.ended(record.id)
-    assert not bench.editors.says
+    assert not bench.editors.scripts
     return record

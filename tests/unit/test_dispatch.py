@@ -8,7 +8,7 @@ import pytest
 from serve_app.errors import EditorLost, EditorUnavailable, LoraChanged, StorageFailed
 from serve_app.tasks import Alive, Stage, Status, StepDone
 from serve_app.workers.dispatcher import FREE_CLAIMS
-from tests.unit.bench import saying
+from tests.unit.bench import run_scripted
 from tests.unit.test_jobs import MODEL, PLAN, claim, is_stored, new
 
 
@@ -95,43 +95,43 @@ SILENCE = 30.0
 
 
 async def test_editor_that_is_not_heard_of_costs_a_retry(bench):
-    record = await saying(bench, [Alive(Stage.PREPARING), StepDone(0, 8), SILENCE], silence_s=0.3)
+    record = await run_scripted(bench, [Alive(Stage.PREPARING), StepDone(0, 8), SILENCE], silence_s=0.3)
     assert record.status == Status.SUCCEEDED
     assert record.images[0].reasons == ("the editor was not heard of for 0.3 s",)
 
 
 async def test_editor_that_says_it_is_there_is_waited_for(bench):
     begun = [StepDone(0, 8), *[0.1, Alive(Stage.RUNNING)] * 15, StepDone(1, 8), EditorLost("gone")]
-    record = await saying(bench, [Alive(Stage.PREPARING), *begun], silence_s=1)
+    record = await run_scripted(bench, [Alive(Stage.PREPARING), *begun], silence_s=1)
     assert record.images[0].reasons == ("gone",)
 
 
 async def test_image_that_waits_for_storage_is_not_taken_for_one_that_makes_no_step(bench):
     storing = [StepDone(8, 8), Alive(Stage.STORING), *[0.1, Alive(Stage.STORING)] * 6, EditorLost("gone")]
-    record = await saying(bench, [Alive(Stage.PREPARING), StepDone(0, 8), *storing], stall_s=0.3)
+    record = await run_scripted(bench, [Alive(Stage.PREPARING), StepDone(0, 8), *storing], stall_s=0.3)
     assert record.images[0].reasons == ("gone",)
 
 
 async def test_edit_that_no_editor_says_it_has_is_asked_for_anew_and_loses_no_attempt(bench):
-    record = await saying(bench, *[[SILENCE]] * (bench.jobs.max_attempts + 1), silence_s=0.2)
+    record = await run_scripted(bench, *[[SILENCE]] * (bench.jobs.max_attempts + 1), silence_s=0.2)
     assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
 
 
 async def test_image_that_only_waited_on_a_lost_editor_loses_no_attempt(bench):
     lost = [Alive(Stage.PREPARING), Alive(Stage.WAITING), EditorLost("gone")]
     silent = [Alive(Stage.PREPARING), Alive(Stage.WAITING), SILENCE]
-    record = await saying(bench, *[lost, silent] * bench.jobs.max_attempts, silence_s=0.2)
+    record = await run_scripted(bench, *[lost, silent] * bench.jobs.max_attempts, silence_s=0.2)
     assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
 
 
 async def test_image_whose_control_image_cannot_be_read_now_loses_no_attempt(bench):
     away = [Alive(Stage.PREPARING), StorageFailed("away")]
-    record = await saying(bench, *[away] * (bench.jobs.max_attempts + 1))
+    record = await run_scripted(bench, *[away] * (bench.jobs.max_attempts + 1))
     assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
 
 
 async def test_image_that_was_being_prepared_on_a_lost_editor_loses_an_attempt(bench):
-    record = await saying(
+    record = await run_scripted(
         bench,
         [Alive(Stage.PREPARING), EditorLost("gone")],
         [Alive(Stage.WAITING), Alive(Stage.RUNNING), EditorLost("gone")],
@@ -141,7 +141,7 @@ async def test_image_that_was_being_prepared_on_a_lost_editor_loses_an_attempt(b
 
 async def test_image_that_seems_to_kill_editors_while_it_waits_is_given_up(bench):
     lost = [Alive(Stage.PREPARING), Alive(Stage.WAITING), EditorLost("gone")]
-    record = await saying(bench, *[lost] * (FREE_CLAIMS + bench.jobs.max_attempts))
+    record = await run_scripted(bench, *[lost] * (FREE_CLAIMS + bench.jobs.max_attempts))
     assert record.error == "prompt 0: given up after 3 attempts (1: gone; 2: gone; 3: gone)"
 
 

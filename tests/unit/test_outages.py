@@ -16,7 +16,7 @@ from serve_app.config import FetchConfig, ModelConfig
 from serve_app.errors import StorageFailed, StorageRefused
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import AdapterUse, Status, StepDone
-from tests.unit.bench import saying
+from tests.unit.bench import run_scripted
 from tests.unit.conftest import Application, safetensors_bytes
 from tests.unit.outages import RemoteStore, stand_in
 from tests.unit.test_http_contract import finished
@@ -158,7 +158,7 @@ async def test_edit_whose_lora_cannot_be_read_now_loses_no_attempt(bench, stores
     stores.failure = "away"
     with pytest.raises(StorageFailed) as failed:
         contents.read(use)
-    record = await saying(bench, *[[failed.value]] * (bench.jobs.max_attempts + 1))
+    record = await run_scripted(bench, *[[failed.value]] * (bench.jobs.max_attempts + 1))
     assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
 
 
@@ -181,7 +181,7 @@ async def test_finished_image_is_recorded_after_looks_into_storage_hung_in_every
 
 async def test_image_that_could_not_be_stored_is_made_again_however_often(bench):
     unstored = [StepDone(0, 8), StepDone(8, 8), StorageFailed("full")]
-    record = await saying(bench, *[unstored] * (bench.jobs.max_attempts + 2))
+    record = await run_scripted(bench, *[unstored] * (bench.jobs.max_attempts + 2))
     assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
 
 

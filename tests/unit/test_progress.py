@@ -5,7 +5,7 @@ import pytest
 from serve_app.intake.answers import status_of
 from serve_app.jobs.store import JobStore
 from serve_app.tasks import Alive, EditDone, ImageStage, Stage, StepDone
-from tests.unit.bench import Bench, Saying
+from tests.unit.bench import Bench, ScriptedEditors
 from tests.unit.conftest import ON_BOTH_DATABASES
 from tests.unit.test_jobs import PLAN, claim, is_stored, new
 
@@ -72,7 +72,7 @@ async def stage_of(bench: Bench, request_id: str) -> ImageStage | None:
 async def test_stages_follow_each_other(bench):
     seen = []
 
-    class Told(Saying):
+    class RecordingEditors(ScriptedEditors):
         async def edit(self, task):
             async for event in super().edit(task):
                 yield event
@@ -80,15 +80,15 @@ async def test_stages_follow_each_other(bench):
                 seen.append(((await bench.store.requests.standing(task.request_id)).stage, type(event)))
 
     steps = PLAN.steps
-    said = [Alive(Stage.PREPARING), Alive(Stage.WAITING), Alive(Stage.RUNNING), StepDone(0, steps)]
-    said += [StepDone(step, steps) for step in range(1, steps + 1)] + [Alive(Stage.STORING)]
-    told = Told(bench.editors, [said])
+    script = [Alive(Stage.PREPARING), Alive(Stage.WAITING), Alive(Stage.RUNNING), StepDone(0, steps)]
+    script += [StepDone(step, steps) for step in range(1, steps + 1)] + [Alive(Stage.STORING)]
+    editors = RecordingEditors(bench.editors, [script])
     record = await bench.store.requests.create(new(), is_stored)
     assert await stage_of(bench, record.id) is None
-    bench.editors = told
+    bench.editors = editors
     async with bench.dispatching():
         ended = await bench.ended(record.id)
-    stages = [stage for stage, _ in seen[: len(said)]]
+    stages = [stage for stage, _ in seen[: len(script)]]
     assert list(dict.fromkeys(stages)) == ["preparing", "waiting", "denoising", "decoding", "storing"]
     # The last step is recorded however soon it follows the one before.
     assert stages[-2] == "decoding"

@@ -27,7 +27,7 @@ class Seen:
         return statistics.median(self.seconds[kind]) if self.seconds[kind] else float("nan")
 
 
-class Blue:
+class WaitingTenant:
     """A client that repeats the same round: post a small edit, ask for a status, fetch an image, ask for `/health`."""
 
     def __init__(self, port: int, key: str, image_url: str) -> None:
@@ -43,7 +43,7 @@ class Blue:
         async with aiohttp.ClientSession(self._base, headers=self._headers) as session:
             async with session.post("/v1/inference", json=self._body()) as answer:
                 if answer.status != 200:
-                    raise RuntimeError(f"blue's request was refused: {await answer.text()}")
+                    raise RuntimeError(f"the waiting tenant's request was refused: {await answer.text()}")
                 request_id = (await answer.json())["request_id"]
             for _ in range(300):
                 async with session.get(f"/v1/requests/{request_id}/status") as answer:
@@ -52,7 +52,7 @@ class Blue:
                     self._finished = request_id
                     return
                 await asyncio.sleep(0.1)
-        raise RuntimeError("blue's first request did not succeed")
+        raise RuntimeError("the waiting tenant's first request did not succeed")
 
     async def watch(self, rounds: int, until: asyncio.Event) -> Seen:
         """Measure up to `rounds` rounds; stops when `until` is set."""

@@ -1,6 +1,6 @@
 """The attacks of the attacking tenant. Each is limited in time, uses loopback only and stops by itself.
 
-python -m benchmarks.attacks.red NAME PORT KEY FOLDER      # one attack; `python -m benchmarks.attacks` runs them all
+python -m benchmarks.attacks.attacker NAME PORT KEY FOLDER   # one attack; `python -m benchmarks.attacks` runs all
 
 Connections come from 127.0.0.2, as if from another machine.
 """
@@ -38,10 +38,10 @@ PIPE = "pipe.safetensors"
 # The limit of waiting images per tenant in the attacked service's config.
 MAX_QUEUED = 300
 
-Attack = Callable[["Red"], Awaitable[None]]
+Attack = Callable[["Attacker"], Awaitable[None]]
 
 
-class Red:
+class Attacker:
     """The attacker's connection to the service. `answers` counts answers by status, and errors by type."""
 
     def __init__(self, port: int, key: str, folder: Path) -> None:
@@ -116,12 +116,12 @@ async def server(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     await runner.cleanup()
 
 
-async def endless_headers(red: Red) -> None:
+async def endless_headers(attacker: Attacker) -> None:
     """Four connections send headers of 100 MB each, without a key."""
 
     async def one() -> None:
         try:
-            async with red.connection() as (reader, writer):
+            async with attacker.connection() as (reader, writer):
                 writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n")
                 for _ in range(4):
                     writer.write(b"X-Filler: ")
@@ -130,38 +130,38 @@ async def endless_headers(red: Red) -> None:
                         await writer.drain()
                     writer.write(b"\r\n")
                 writer.write(b"\r\n")
-                red.count((await reader.readline()).decode(errors="replace").strip() or "closed")
+                attacker.count((await reader.readline()).decode(errors="replace").strip() or "closed")
         except OSError as error:
-            red.count(type(error).__name__)
+            attacker.count(type(error).__name__)
 
     await asyncio.gather(*(one() for _ in range(4)))
 
 
-async def bodies_without_a_key(red: Red) -> None:
+async def bodies_without_a_key(attacker: Attacker) -> None:
     """16 bodies of 60 MB, `[{},{},...]`, without a key."""
     body = b"[" + b"{}," * (20 * MB - 1) + b"{}]"
-    await asyncio.gather(*(red.post("/v1/inference", body, with_key=False) for _ in range(16)))
+    await asyncio.gather(*(attacker.post("/v1/inference", body, with_key=False) for _ in range(16)))
 
 
-async def slow_bodies(red: Red) -> None:
+async def slow_bodies(attacker: Attacker) -> None:
     """2,200 connections with a body of one byte per second each."""
 
     async def one() -> None:
         try:
-            async with red.connection() as (_, writer):
-                head = f"POST /v1/inference HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {red.key}\r\n"
+            async with attacker.connection() as (_, writer):
+                head = f"POST /v1/inference HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {attacker.key}\r\n"
                 writer.write(f"{head}Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n".encode())
                 while True:
                     writer.write(b" ")
                     await writer.drain()
                     await asyncio.sleep(1)
         except OSError as error:
-            red.count(type(error).__name__)
+            attacker.count(type(error).__name__)
 
     await asyncio.gather(*(one() for _ in range(2200)))
 
 
-async def headers_of_safetensors(red: Red) -> None:
+async def headers_of_safetensors(attacker: Attacker) -> None:
     """Four POSTs name a LoRA whose header has a tensor of 131,000 dimensions."""
     content = safetensors_of_one_shape(131_000)
 
@@ -171,24 +171,24 @@ async def headers_of_safetensors(red: Red) -> None:
     control = base64_of(small_png())
     async with server(handler) as url:
         await asyncio.gather(
-            *(red.post("/v1/inference", request([control], [f"{url}/{i}.safetensors"])) for i in range(4))
+            *(attacker.post("/v1/inference", request([control], [f"{url}/{i}.safetensors"])) for i in range(4))
         )
 
 
-async def costly_images(red: Red) -> None:
+async def costly_images(attacker: Attacker) -> None:
     """Three progressive JPEGs of as many scans as fit into 2.4 MB, and two TIFFs with 40,000 directories."""
     images = [jpeg_of_scans(2_400_000)] * 3 + [tiff_of_directories(40_000)] * 2
-    await asyncio.gather(*(red.post("/v1/inference", request([base64_of(image)])) for image in images))
+    await asyncio.gather(*(attacker.post("/v1/inference", request([base64_of(image)])) for image in images))
 
 
-async def answers_larger_than_requests(red: Red) -> None:
+async def answers_larger_than_requests(attacker: Attacker) -> None:
     """Four times 2 MB of `"prompts": [1, 1, ...]`."""
     prompts = ",".join(["1"] * MB)
     body = f'{{"model": "qwen_image_edit", "loras": [], "prompts": [{prompts}]}}'.encode()
-    await asyncio.gather(*(red.post("/v1/inference", body) for _ in range(4)))
+    await asyncio.gather(*(attacker.post("/v1/inference", body) for _ in range(4)))
 
 
-async def amplification(red: Red) -> None:
+async def amplification(attacker: Attacker) -> None:
     """One POST names 150 URLs of 20 MB each, and 50 parallel POSTs carry 20 MB each."""
     large = large_png(19 * MB, seed=1)
 
@@ -198,10 +198,12 @@ async def amplification(red: Red) -> None:
     carried = request([base64_of(large)])
     async with server(handler) as url:
         named = request(f"{url}/{index}.png" for index in range(150))
-        await asyncio.gather(red.post("/v1/inference", named), *(red.post("/v1/inference", carried) for _ in range(50)))
+        await asyncio.gather(
+            attacker.post("/v1/inference", named), *(attacker.post("/v1/inference", carried) for _ in range(50))
+        )
 
 
-async def dripping_downloads(red: Red) -> None:
+async def dripping_downloads(attacker: Attacker) -> None:
     """40 POSTs name four URLs each, whose server sends a byte per second."""
 
     async def handler(asked: web.Request) -> web.StreamResponse:
@@ -216,40 +218,40 @@ async def dripping_downloads(red: Red) -> None:
 
     async with server(handler) as url:
         await asyncio.gather(
-            *(red.post("/v1/inference", request(f"{url}/{post}/{i}.png" for i in range(4))) for post in range(40))
+            *(attacker.post("/v1/inference", request(f"{url}/{post}/{i}.png" for i in range(4))) for post in range(40))
         )
 
 
-async def full_disk(red: Red) -> None:
+async def full_disk(attacker: Attacker) -> None:
     """29 POSTs of 27 MB beyond the queue's limit, and ten explains of a LoRA's URL with a query."""
-    content = await asyncio.to_thread(Path(red.folder, LORA).read_bytes)
+    content = await asyncio.to_thread(Path(attacker.folder, LORA).read_bytes)
 
     async def handler(asked: web.Request) -> web.Response:
         return web.Response(body=content)
 
     control = base64_of(small_png())
     # This request keeps the queue full until it is cancelled at the end of the attack.
-    filling = await red.post("/v1/inference", request([control] * MAX_QUEUED, steps=20))
+    filling = await attacker.post("/v1/inference", request([control] * MAX_QUEUED, steps=20))
     try:
         async with server(handler) as url:
             for number in range(29):
                 images = [base64_of(large_png(4_500_000, seed=6 * number + index)) for index in range(6)]
-                await red.post("/v1/inference", request(images))
+                await attacker.post("/v1/inference", request(images))
             for number in range(10):
-                await red.post("/v1/explain", request([control], [f"{url}/a.safetensors?{number}"]))
+                await attacker.post("/v1/explain", request([control], [f"{url}/a.safetensors?{number}"]))
     finally:
-        await red.delete(f"/v1/requests/{filling['request_id']}")
+        await attacker.delete(f"/v1/requests/{filling['request_id']}")
 
 
-async def named_pipe(red: Red) -> None:
+async def named_pipe(attacker: Attacker) -> None:
     """Put a named pipe under the LoRA root; twelve listings and twelve requests try to read it."""
-    pipe = red.folder / PIPE
+    pipe = attacker.folder / PIPE
     os.mkfifo(pipe)
     try:
         control = base64_of(small_png())
         await asyncio.gather(
-            *(red.get("/v1/loras") for _ in range(12)),
-            *(red.post("/v1/inference", request([control], [PIPE])) for _ in range(12)),
+            *(attacker.get("/v1/loras") for _ in range(12)),
+            *(attacker.post("/v1/inference", request([control], [PIPE])) for _ in range(12)),
         )
     finally:
         pipe.unlink()
@@ -274,16 +276,16 @@ ATTACKS: dict[str, Attack] = {
 
 async def attack(name: str, port: int, key: str, folder: Path) -> dict[str, int]:
     """Repeat one attack; returns the counts of its answers."""
-    red = Red(port, key, folder)
+    attacker = Attacker(port, key, folder)
     began = time.monotonic()
     try:
         async with asyncio.timeout(ATTACK_S):
             while time.monotonic() - began < LEAST_S:
-                await ATTACKS[name](red)
+                await ATTACKS[name](attacker)
                 await asyncio.sleep(PAUSE_S)
     except TimeoutError:
-        red.count("unfinished")
-    return red.answers
+        attacker.count("unfinished")
+    return attacker.answers
 
 
 def main() -> None:
