@@ -29,6 +29,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
+from benchmarks.capacity.traffic import popularity
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.app import editor_deployment
 from serve_app.config import FetchConfig, ModelConfig
@@ -41,7 +42,7 @@ from serve_app.tasks import AdapterUse, EditDone, EditPlan, EditTask, StepDone
 from tests.standin import PreparedPlan, StandInAdapter, StandInEngine
 
 REPLICAS, CALLERS, PLACES = 4, 3, 3
-EXPONENT, UTILISATION = 1.0, 0.6
+UTILISATION = 0.6
 DEFAULT = RequestRouterConfig()
 HASHING = RequestRouterConfig(
     request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter",
@@ -122,11 +123,6 @@ class Served:
     done: float
     loads: int
     in_memory: int
-
-
-def popularity(adapters: int) -> list[float]:
-    weights = [1 / (rank + 1) ** EXPONENT for rank in range(adapters)]
-    return [weight / sum(weights) for weight in weights]
 
 
 def without_routing(adapters: int, draws: int = 100_000) -> tuple[float, float]:

@@ -28,8 +28,8 @@ import httpx
 import yaml
 from diffusers import QwenImageTransformer2DModel
 
+from benchmarks.capacity.traffic import popularity
 from benchmarks.full_size import gpu_profile, serving, write_lora
-from benchmarks.routing import popularity
 from serve_app.commands.demo import OUT, PHOTOGRAPH, service, wait_until_ready, write_config
 from serve_app.commands.ports import free_port
 from serve_app.models.architecture import TRAINED_MINIATURE
