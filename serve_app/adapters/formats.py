@@ -1,7 +1,8 @@
-"""What the tensors of an adapter file mean: one table for every way in which people's files are written.
+"""The tensors of an adapter file: one table for the key styles of all tools that write such files.
 
-Names and shapes alone, no torch: an ingress understands a file from its header, an editor its tensors, by the same
-code. A key is a prefix, a module's name and a part; a module's parts say which kind of change it is.
+It uses only names and shapes and no torch, so that an ingress, which has a file's header, and an editor, which has its
+tensors, run the same code. A key consists of a prefix, a module's name and a part; the parts of a module say which kind
+of change it is. A new key style is a row in PREFIXES or PARTS.
 """
 
 from collections.abc import Mapping
@@ -12,24 +13,25 @@ from typing import Literal
 Shape = tuple[int, ...]
 Kind = Literal["lora", "lokr", "loha", "full"]
 
-# What may stand before a module's name, in the order in which it is taken off. DiffSynth writes `pipe.dit.`, PEFT
+# Prefixes of a module's name, in the order in which they are removed. DiffSynth writes `pipe.dit.`, PEFT
 # `base_model.model.`, ComfyUI `model.diffusion_model.`, the trainer `diffusion_model.`, diffusers `transformer.`,
 # kohya's scripts `lora_unet_` and LyCORIS `lycoris_`, with dots as underscores.
+PEFT_PREFIX = "base_model.model."
 PREFIXES = (
     "pipe.dit.",
-    "base_model.model.",
+    PEFT_PREFIX,
     "model.diffusion_model.",
     "diffusion_model.",
     "transformer.",
     "lora_unet_",
     "lycoris_",
 )
-# What torch.compile puts into the names of a compiled module, wherever that module is; with dots, and as underscores.
+# What torch.compile inserts into the name of a compiled module, at any place; with dots, or as underscores.
 COMPILED = "_orig_mod."
 COMPILED_BY_UNDERSCORES = COMPILED.replace(".", "_")
 
-# What may stand behind it, and the part of the change that it is. PEFT may put the adapter's name before the last
-# word: `.lora_A.default.weight`.
+# Endings of a key, and the part of the change that each is. PEFT may put the adapter's name before the last word:
+# `.lora_A.default.weight`.
 PARTS = {
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
@@ -62,7 +64,7 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), "loha"),
     "diff": "full",
 }
-# Parts whose first dimension is a rank. Of several in one change the first one here has the rank that alpha is of.
+# Parts whose first dimension is a rank. If a change has several, alpha is divided by the rank of the first one here.
 INNER_PARTS = ("down", "hada_w1_b", "hada_w2_b", "w2_b", "w1_b")
 # Parts that change a bias, and the kind of adapter that writes them.
 BIASES: dict[str, Kind] = {"bias": "lora", "diff_b": "full"}
@@ -87,7 +89,7 @@ REFUSED = {
 # The most words that the end of a key has.
 MAX_WORDS = 3
 
-# Not a change to the transformer: an embedding that some trainers keep beside the LoRA.
+# Not a change to the transformer: an embedding that some trainers store with the LoRA.
 IGNORED = ("emb_params",)
 
 
@@ -112,7 +114,7 @@ class Module:
 
 @dataclass
 class Layout:
-    """A whole file. `faults` are keys that cannot be applied, each with its reason; none means that all fits."""
+    """A whole file. `faults` are the keys that cannot be applied, each with its reason; without any, the file fits."""
 
     modules: dict[str, Module] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from serve_app.config.attention import AttentionName
 from serve_app.errors import ConfigRefused
 
 SQLITE_PREFIX = "sqlite+aiosqlite:///"
@@ -46,10 +47,6 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 # How an edit is prepared: as the reference server does, as the trainer's preview does (now, or up to an older
 # version), or as the preview of the trainer version that wrote the adapter did. See models/profile.py.
 ProfileName = Literal["reference", "trainer", "auto", "trainer-0.6.0", "trainer-0.7.32", "trainer-0.9.0"]
-
-# The kernels that attention may run on: PyTorch's own choice, its cuDNN or flash kernels by name, or FlashAttention 3
-# or 4 where their packages are installed. `python -m benchmarks.beside_stock` compares them.
-AttentionName = Literal["native", "cudnn", "flash", "flash_3", "flash_4"]
 
 QuantizationName = Literal["none", "fp8"]
 

@@ -1,6 +1,6 @@
-"""How the transformer computes: with which attention kernel, compiled or not, every block at every step or not.
+"""How the transformer computes: its attention kernel, compilation, and the feature cache, which skips blocks.
 
-All of it is configuration, the same for every replica of a model: an image must not depend on who made it.
+All of it is configuration, the same for all replicas of a model: an image must not depend on the replica.
 """
 
 import os
@@ -15,37 +15,30 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor
 from torch.fx.experimental import _config as symbols
 
-from serve_app.config import AttentionName, ModelConfig
+from serve_app.config import ModelConfig
+from serve_app.config.attention import ATTENTION_BACKENDS, AttentionName
 from serve_app.pipeline.fusion import fuse
 
 # (queries, keys, values, scale), each (1, tokens, heads, width of a head), to the same shape.
 AttentionKernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
 
-# diffusers' names of its own backends.
-BACKENDS: dict[AttentionName, str] = {
-    "native": "native",
-    "cudnn": "_native_cudnn",
-    "flash": "_native_flash",
-    "flash_3": "_flash_3",
-    "flash_4": "flash_4_hub",
-}
-# Graphs that Dynamo may hold for one block before it gives up, which under `fullgraph` fails the edit.
+# Graphs that Dynamo may compile for one block. Beyond them it gives up, which under `fullgraph` fails the edit.
 GRAPHS_OF_A_BLOCK = 64
 
 
 def is_accelerated(config: ModelConfig) -> bool:
-    """Whether a replica computes otherwise than plain."""
+    """Whether a replica compiles, uses another attention kernel than `native`, or computes with losses."""
     return config.compile != "none" or config.attention != "native" or bool(config.lossy)
 
 
 def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig) -> None:
-    """Have `transformer` compute as the config says. Compiling itself waits for the first forward."""
+    """Set up `transformer` as the config says. The first forward compiles."""
     if config.attention != "native":
         choose_attention(transformer, config.attention)
     if config.compile == "regional":
-        # Inductor and Triton keep what they compile there, and find it when the next process starts.
+        # Inductor and Triton cache compiled code there for the next process.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.compile_cache_folder
-        # On a CPU torch's fused GELU is another form of it.
+        # torch's fused GELU on a CPU computes another form of GELU.
         plain = config.quantization == "none" and transformer.device.type == "cuda"
         fuse(transformer, with_gelu=plain)
         compile_blocks(transformer)
@@ -54,41 +47,40 @@ def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig) ->
 
 
 def reset_feature_cache(transformer: QwenImageTransformer2DModel) -> None:
-    """Drop what a feature cache remembers of an image's steps."""
+    """Drop the features that a feature cache holds from the steps of one image."""
     if transformer.is_cache_enabled:
         transformer._reset_stateful_cache()
 
 
 def compile_blocks(transformer: QwenImageTransformer2DModel, backend: str | Callable[..., Any] = "inductor") -> None:
-    """One graph for all blocks: they are alike, and their weights are its inputs, so that adapters written into the
-    weights change nothing that it depends on.
+    """Compile one graph for all blocks. Weights are its inputs, so adapters merged into the weights need no new graph.
 
-    Not diffusers' `compile_repeated_blocks`: it compiles what hooks have become part of, and those of the feature
-    cache, set later, decide by values, which no graph can.
+    diffusers' `compile_repeated_blocks` would compile the hooks too, and the feature cache's hooks decide by values,
+    which a graph cannot.
     """
     for block in transformer.transformer_blocks:
         block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True, backend=backend)
 
 
 def configure_thread(threads: int) -> None:
-    """Set what torch keeps for each thread by itself: whoever computes calls this first, in its own thread.
+    """Set torch's settings of the current thread. Every thread that computes calls this first.
 
-    The number of threads decides the last bits of a CPU's sums, and compiled code is guarded with it.
+    The number of CPU threads changes the last bits of sums, and compiled code is guarded by it.
     """
     torch.set_num_threads(threads)
     dynamo.config.recompile_limit = GRAPHS_OF_A_BLOCK
-    # An image of as many tokens as a block is wide (768x1024 at the published size) would have them taken for one
-    # number, which is no other for another image.
+    # Otherwise Dynamo would take the token count for the block's width where they happen to be equal (768x1024 at the
+    # published size), and compile again for the next image.
     symbols.use_duck_shape = False
 
 
 def graphs_compiled() -> int:
-    """How many graphs torch.compile has made in this process; a recompilation is one more."""
+    """The number of graphs that torch.compile has made in this process, recompilations included."""
     return dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def installed_flash_4() -> AttentionKernel:
-    """FlashAttention-4's kernel out of the installed package. Raises ImportError."""
+    """FlashAttention-4's kernel from the installed package. Raises ImportError."""
     from flash_attn.cute import flash_attn_func
 
     def kernel(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
@@ -103,23 +95,23 @@ def choose_attention(
     name: AttentionName,
     flash_4: Callable[[], AttentionKernel] = installed_flash_4,
 ) -> None:
-    """Set the kernel of every block. Raises ImportError for one that is not installed.
+    """Set the attention kernel of every block. Raises ImportError for one that is not installed.
 
-    Not diffusers' `set_attention_backend`: that sets a default of the whole process as well, and takes
-    FlashAttention-4 from the hub alone.
+    diffusers' `set_attention_backend` would also set the default of the whole process, and it takes FlashAttention-4
+    only from the hub.
     """
-    backend = AttentionBackendName(BACKENDS[name])
+    backend = AttentionBackendName(ATTENTION_BACKENDS[name])
     if name == "flash_4":
-        taken_from_hub = attention_dispatch._HUB_KERNELS_REGISTRY[backend]
-        # An operator is made once: graphs that were compiled with it hold on to it.
-        taken_from_hub.kernel_fn = taken_from_hub.kernel_fn or as_operator(flash_4())
+        hub_kernel = attention_dispatch._HUB_KERNELS_REGISTRY[backend]
+        # The operator is made once: compiled graphs keep a reference to it.
+        hub_kernel.kernel_fn = hub_kernel.kernel_fn or as_operator(flash_4())
     for module in transformer.modules():
         if hasattr(getattr(module, "processor", None), "_attention_backend"):
             module.processor._attention_backend = backend
 
 
 def as_operator(kernel: AttentionKernel) -> Callable[..., Tensor]:
-    """The kernel as one opaque operator: what is compiled around it does not look into it."""
+    """The kernel as one opaque operator, which torch.compile does not trace into."""
     operator = torch.library.custom_op(
         "serve_app::attention",
         lambda query, key, value, scale: kernel(query, key, value, scale),
