@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from serve_app.api.access import Authenticate, CheckHost
 from serve_app.api.bodies.limits import BodyLimit
 from serve_app.api.error_answers import answer_faults, answer_http_error
-from serve_app.api.middleware import AnswerErrors, AnswerHead, DropRayHeaders, NameRequest, ProtectAnswers
+from serve_app.api.middleware import AnswerErrors, AnswerHead, DropRayHeaders, SecurityHeaders, TraceRequest
 from serve_app.api.routes import docs, inference, models, operation, requests
 from serve_app.intake.service import Service
 from serve_app.schemas import answers, errors
@@ -87,7 +87,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
     app.add_middleware(CheckHost, allowed_hosts=config.allowed_hosts)
     app.add_middleware(DropRayHeaders)
     app.add_middleware(AnswerErrors)
-    app.add_middleware(NameRequest)
+    app.add_middleware(TraceRequest)
     app.add_middleware(AnswerHead)
     app.add_middleware(
         CORSMiddleware,
@@ -96,4 +96,4 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
     )
-    app.add_middleware(ProtectAnswers)
+    app.add_middleware(SecurityHeaders)

@@ -35,7 +35,7 @@ class DropRayHeaders:
         await self._app(scope, receive, send)
 
 
-class NameRequest:
+class TraceRequest:
     """Attaches log lines and spans to the request that the path names, and to the client's trace."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -49,7 +49,7 @@ class NameRequest:
             await self._app(scope, receive, send)
 
 
-class ProtectAnswers:
+class SecurityHeaders:
     """Sets headers that make browsers trust the media type and forbid caches to store the answer.
 
     A `Cache-Control: private` that a route has set stays.

@@ -43,7 +43,7 @@ class Queries:
         refuse_others(standing.tenant, request_id, caller)
         return standing, (await self._workload.editor_counts()).get(standing.model, 0)
 
-    async def ended(self, record: RequestRecord, seconds: float) -> RequestRecord:
+    async def wait_until_ended(self, record: RequestRecord, seconds: float) -> RequestRecord:
         """The request once it has ended, or as it is after `seconds`.
 
         While the database cannot be reached, it is the request as it was last read.

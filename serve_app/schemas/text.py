@@ -42,7 +42,7 @@ Text = Annotated[str, BeforeValidator(check_text)]
 Name = Annotated[Text, Field(max_length=MAX_NAME_CHARS)]
 Url = Annotated[Text, Field(max_length=MAX_URL_CHARS)]
 # A text that the database is searched for. PostgreSQL accepts no NUL.
-Question = Annotated[Url, Field(pattern=r"^[^\x00]*$")]
+LookupText = Annotated[Url, Field(pattern=r"^[^\x00]*$")]
 
 
 def check_image_url(text: str) -> str:

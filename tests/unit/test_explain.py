@@ -153,7 +153,7 @@ def test_exif_rotation_is_applied_when_asked(client, make_body):
     assert answer["notes"] == []
 
 
-def test_conversions_of_a_control_image_are_told(client, make_body):
+def test_conversions_of_a_control_image_are_reported(client, make_body):
     clear = as_base64(as_png(PIL.Image.new("RGBA", (64, 64), (1, 2, 3, 0))))
     [record] = explained(client, make_body(ctrl_img=clear))["effective"]
     assert record["control_images"][0]["conversions"] == ["alpha dropped"]
@@ -166,7 +166,7 @@ def test_prompt_with_a_reserved_token_is_refused(client, make_body, token):
     assert (error["code"], error["details"]) == ("INVALID_PARAMETER", {"prompt_index": 0, "parameter": "prompt"})
 
 
-def test_misspelt_and_misplaced_fields_are_told(client, make_body):
+def test_misspelt_and_misplaced_fields_are_reported(client, make_body):
     body = make_body(sampel_steps=3, profile="reference") | {"steps": 3}
     body["prompts"][0]["output_format"] = "png"
     assert explained(client, body)["ignored"] == ["prompts[].output_format", "prompts[].sampel_steps", "steps"]

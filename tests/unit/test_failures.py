@@ -1,4 +1,4 @@
-"""A failed request says why in words and in a code, wherever it is told of."""
+"""A failed request says why in words and in a code, wherever it is reported."""
 
 import json
 
@@ -34,8 +34,8 @@ def test_result_status_events_and_history_carry_the_code(application, client, ma
         "error_details": {"prompt_index": 0, "lora_path": "a.safetensors"},
     }
     status = client.get(f"/v1/requests/{result['request_id']}/status").json()
-    for told in (result, status):
-        assert {key: told[key] for key in expected} == expected
+    for answer in (result, status):
+        assert {key: answer[key] for key in expected} == expected
     stream = client.get(f"/v1/requests/{result['request_id']}/events").text
     assert '"error_code":"LORA_CHANGED"' in stream.split("event: failed")[1].replace(" ", "")
 
@@ -119,7 +119,7 @@ async def test_error_that_nobody_foresaw_has_the_code_of_such_errors(bench):
     assert (record.error_code, record.error_details) == ("INTERNAL_ERROR", {"prompt_index": 0})
 
 
-async def test_what_its_editor_refused_before_the_first_step_has_a_start_that_is_told(store):
+async def test_what_its_editor_refused_before_the_first_step_has_a_start_event(store):
     hook = Webhook("http://h", ("started", "failed"), "http://b")
     record = await store.requests.create(new(webhook=hook), is_stored)
     [mine] = await claim(store)

@@ -120,7 +120,7 @@ def test_file_path_is_the_real_local_path(client, make_body):
 
 
 def test_file_path_is_the_url_where_there_are_api_keys(config, make_body, tmp_path):
-    """A tenant is not told how the server's disk is laid out."""
+    """A tenant does not see paths of the server."""
     key, sha256 = new_key()
     (tmp_path / "keys.yaml").write_text(f"tenants: {{t: [{sha256}]}}")
     locked = Application(config.model_copy(update={"auth": AuthConfig(keys_file=str(tmp_path / "keys.yaml"))}))
@@ -129,8 +129,8 @@ def test_file_path_is_the_url_where_there_are_api_keys(config, make_body, tmp_pa
         [image] = result["outputs"]["images"]
         assert image["file_path"] == image["url"]
         assert client.get(image["file_path"]).content == IMAGE
-        told = client.get(f"/v1/requests/{result['request_id']}/events").text
-    assert str(tmp_path) not in told + str(result)
+        stream = client.get(f"/v1/requests/{result['request_id']}/events").text
+    assert str(tmp_path) not in stream + str(result)
 
 
 def test_image_is_downloaded_by_its_url(client, make_body):

@@ -12,7 +12,7 @@ import yaml
 from serve_app.config import AppConfig, AuthConfig
 from serve_app.errors import KeysRefused, Unauthorized
 from serve_app.intake import keys
-from serve_app.intake.keys import Caller, Keys, new_key
+from serve_app.intake.keys import Caller, Keys, TenantLimits, new_key
 from tests.conftest import ROOT
 
 
@@ -56,6 +56,14 @@ def test_a_key_says_who_calls_in_either_header(file):
     ):
         assert known.caller(authorization, x_api_key) == Caller("acme", is_operator=False, has_key=True)
     assert known.caller(f"Bearer {boss}", None) == Caller("", is_operator=True, has_key=True)
+
+
+def test_a_caller_has_the_limits_of_now(file):
+    key, sha256 = new_key()
+    write(file, {"tenants": {"acme": [sha256]}})
+    for known, x_api_key in ((Keys(AuthConfig(), TenantLimits(3)), None), (keys_of(file), key)):
+        known.limits = TenantLimits(max_queued=5)
+        assert known.caller(None, x_api_key).limits.max_queued == 5
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Facts that change an image, or what was sent in vain: told by explain and by the result alike."""
+"""Notes and ignored fields: explain and the result report the same."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ def make_body(make_body):
     return partial(make_body, width=WIDTH, height=HEIGHT)
 
 
-def told(client, body: dict) -> tuple[list[str], list[str]]:
+def ignored_and_notes(client, body: dict) -> tuple[list[str], list[str]]:
     """The fields that were ignored and the notes, which explain and the result agree on."""
     answer = explained(client, body)
     metadata = finished(client, body)["metadata"]
@@ -34,23 +34,23 @@ def told(client, body: dict) -> tuple[list[str], list[str]]:
     return answer["ignored"], answer["notes"]
 
 
-def test_image_that_is_dropped_is_told_with_the_reason(client, make_body):
-    ignored, [note] = told(client, make_body(ctrl_img=IMAGES[0], ctrl_img_2=IMAGES[1]))
+def test_image_that_is_dropped_is_noted_with_the_reason(client, make_body):
+    ignored, [note] = ignored_and_notes(client, make_body(ctrl_img=IMAGES[0], ctrl_img_2=IMAGES[1]))
     assert ignored == ["ctrl_img"]
     assert note == "ctrl_img of prompt 0 is not used, since ctrl_img_1, ctrl_img_2 or ctrl_img_3 is set"
-    assert told(client, make_body(ctrl_img=None, ctrl_img_2=IMAGES[1])) == ([], [])
+    assert ignored_and_notes(client, make_body(ctrl_img=None, ctrl_img_2=IMAGES[1])) == ([], [])
 
 
 @pytest.mark.parametrize("scale", [0, 0.5, 1])
-def test_negative_prompt_that_is_not_used_is_told_with_the_reason(client, make_body, scale):
-    ignored, [note] = told(client, make_body(neg="blurry", guidance_scale=scale))
+def test_negative_prompt_that_is_not_used_is_noted_with_the_reason(client, make_body, scale):
+    ignored, [note] = ignored_and_notes(client, make_body(neg="blurry", guidance_scale=scale))
     assert ignored == ["neg"]
     assert note == f"neg of prompt 0 is not used, since guidance_scale {scale:g} is not above 1"
 
 
 def test_negative_prompt_that_is_used_or_empty_needs_no_note(client, make_body):
     for fields in ({"neg": "blurry"}, {"neg": "", "guidance_scale": 1}, {"neg": "blurry", "guidance_scale": 1.01}):
-        assert told(client, make_body(**fields)) == ([], [])
+        assert ignored_and_notes(client, make_body(**fields)) == ([], [])
 
 
 def test_words_that_a_text_to_image_model_does_not_read_are_counted(client_with, make_body):
@@ -58,7 +58,7 @@ def test_words_that_a_text_to_image_model_does_not_read_are_counted(client_with,
     read = ("word " * ROOM)[: ROOM - 1] + "."
 
     def notes(**fields: object) -> list[str]:
-        return told(client, make_body(model="qwen_image", ctrl_img=None, **fields))[1]
+        return ignored_and_notes(client, make_body(model="qwen_image", ctrl_img=None, **fields))[1]
 
     assert notes(prompt=read, neg=read) == []
     whole = read + " and three more"
@@ -74,7 +74,7 @@ def test_words_that_a_text_to_image_model_does_not_read_are_counted(client_with,
 
 
 def test_edit_models_read_all_of_a_prompt(client, make_body):
-    assert told(client, make_body(prompt="word " * 300)) == ([], [])
+    assert ignored_and_notes(client, make_body(prompt="word " * 300)) == ([], [])
 
 
 def test_length_is_called_an_estimate_where_there_is_no_tokenizer(make_plan):
@@ -91,7 +91,7 @@ def test_length_is_called_an_estimate_where_there_is_no_tokenizer(make_plan):
     assert exact.is_exact
 
 
-def test_notes_of_a_kind_are_told_up_to_a_number(client, make_body):
+def test_notes_of_a_kind_are_given_up_to_a_number(client, make_body):
     body = make_body(ctrl_img_1=IMAGES[0])
     notes = explained(client, body | {"prompts": body["prompts"] * 25})["notes"]
     assert (len(notes), notes[-1]) == (21, "and the same of 5 more")

@@ -59,11 +59,11 @@ def test_events_tell_the_whole_story_to_one_who_comes_late(client, make_body):
     body = make_body()
     body["prompts"] *= 2
     result = finished(client, body)
-    told = events(client, result["request_id"])
-    assert [event for _, event, _ in told] == ["started", "image", "image", "succeeded"]
-    assert sorted(data["image"] for _, event, data in told if event == "image") == [0, 1]
-    assert told[-1][2] == result
-    for _, event, data in told:
+    seen_events = events(client, result["request_id"])
+    assert [event for _, event, _ in seen_events] == ["started", "image", "image", "succeeded"]
+    assert sorted(data["image"] for _, event, data in seen_events if event == "image") == [0, 1]
+    assert seen_events[-1][2] == result
+    for _, event, data in seen_events:
         if event == "image":
             assert client.get(data["url"]).status_code == 200
 
@@ -74,20 +74,20 @@ def test_events_come_as_they_happen(application, client, make_body, held_back):
     waiting = submit(client, make_body())
     wait_for(client, running[0], Status.IN_PROGRESS)
     with client.stream("GET", f"/v1/requests/{waiting}/events") as answer:
-        told = parsed(answer.iter_lines())
-        assert next(told) == (None, "queued", {"request_id": waiting, "queue_position": 0})
+        seen_events = parsed(answer.iter_lines())
+        assert next(seen_events) == (None, "queued", {"request_id": waiting, "queue_position": 0})
         client.portal.call(held_back.set)
-        assert [event for _, event, _ in told][-2:] == ["image", "succeeded"]
+        assert [event for _, event, _ in seen_events][-2:] == ["image", "succeeded"]
 
 
 def test_events_are_resumed_after_the_last_that_was_seen(client, make_body):
     result = finished(client, make_body())
-    told = events(client, result["request_id"])
-    for seen in range(len(told) - 1):
-        assert events(client, result["request_id"], **{"Last-Event-ID": told[seen][0]}) == told[seen + 1 :]
+    seen_events = events(client, result["request_id"])
+    for i in range(len(seen_events) - 1):
+        assert events(client, result["request_id"], **{"Last-Event-ID": seen_events[i][0]}) == seen_events[i + 1 :]
     url = f"/v1/requests/{result['request_id']}/events"
-    # The end was seen: an EventSource is told not to come again.
-    assert client.get(url, headers={"Last-Event-ID": told[-1][0]}).status_code == 204
+    # The end was seen: an EventSource must not reconnect.
+    assert client.get(url, headers={"Last-Event-ID": seen_events[-1][0]}).status_code == 204
 
 
 def test_events_of_an_unknown_request(client):

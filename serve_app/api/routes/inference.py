@@ -14,7 +14,7 @@ from serve_app.intake.service import Service
 from serve_app.schemas.answers import Explanation, RequestResult, Submitted
 from serve_app.schemas.errors import ShapeErrors
 from serve_app.schemas.requests import InferenceRequest
-from serve_app.schemas.text import Question
+from serve_app.schemas.text import LookupText
 
 # The errors of a POST, in the order of the checks.
 EXPLAIN_ERRORS = (
@@ -42,7 +42,7 @@ EXPLAIN_ERRORS = (
 )
 SUBMIT_ERRORS = (*EXPLAIN_ERRORS, errors.IdempotencyConflict, errors.QueueFull)
 MAX_WAIT_S = 300.0
-MAX_KEY = 255
+MAX_KEY_CHARS = 255
 
 
 def router(service: Service) -> APIRouter:
@@ -61,7 +61,7 @@ def router(service: Service) -> APIRouter:
         caller: CallerOfRequest,
         links: Annotated[Links, LinksOfRequest],
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the result.")] = 0,
-        idempotency_key: Annotated[Question | None, Header(min_length=1, max_length=MAX_KEY)] = None,
+        idempotency_key: Annotated[LookupText | None, Header(min_length=1, max_length=MAX_KEY_CHARS)] = None,
     ) -> Submitted | RequestResult:
         """Accept a request. Once this is answered, the request is stored and will finish, even if this process dies.
 
@@ -71,7 +71,7 @@ def router(service: Service) -> APIRouter:
         record, is_new = await service.submissions.submit(body, caller, links.base_url, idempotency_key)
         if wait:
             await release(request, body)
-            record = await service.queries.ended(record, wait)
+            record = await service.queries.wait_until_ended(record, wait)
             if record.status.ended:
                 return result_of(record, links)
         url = f"{links.base_url}/v1/requests/{record.id}"

@@ -22,7 +22,7 @@ from serve_app.intake.service import Service
 from serve_app.jobs.records import HistoryFilter, RequestRecord, Summary
 from serve_app.jobs.requests import refuse_malformed
 from serve_app.schemas.answers import History, HistoryEntry, RequestResult, RequestStatus, TenantUsage, UsageList
-from serve_app.schemas.text import Question, Url
+from serve_app.schemas.text import LookupText, Url
 from serve_app.tasks import Status
 
 # The version that a watcher has seen who has seen nothing yet.
@@ -35,6 +35,7 @@ NOT_FOUND = error_docs(errors.HostNotAllowed, errors.Unauthorized, errors.Reques
 def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["requests"], dependencies=KEYS_IN_DOCS)
     _add_views(routes, service)
+    _add_cancelling(routes, service)
     _add_events(routes, service)
     _add_history(routes, service)
     return routes
@@ -42,11 +43,6 @@ def router(service: Service) -> APIRouter:
 
 def _add_views(routes: APIRouter, service: Service) -> None:
     LinksOfRequest = Depends(links_of(service.config))
-
-    async def cancelled(request_id: str, caller: Caller, *, purge: bool) -> RequestStatus:
-        record = await service.queries.request(request_id, caller)
-        await service.submissions.cancel(record, purge=purge)
-        return status_of(*await service.queries.standing(request_id, caller))
 
     @routes.get("/v1/requests/{request_id}/status", responses=NOT_FOUND)
     async def status(request_id: str, caller: CallerOfRequest) -> RequestStatus:
@@ -78,6 +74,13 @@ def _add_views(routes: APIRouter, service: Service) -> None:
             return Response(status_code=304, headers=headers)
         data = await service.queries.image_file(request_id, n, done)
         return Response(data, media_type=OUTPUT_FORMATS[done.format].mime_type, headers=headers)
+
+
+def _add_cancelling(routes: APIRouter, service: Service) -> None:
+    async def cancelled(request_id: str, caller: Caller, *, purge: bool) -> RequestStatus:
+        record = await service.queries.request(request_id, caller)
+        await service.submissions.cancel(record, purge=purge)
+        return status_of(*await service.queries.standing(request_id, caller))
 
     @routes.delete("/v1/requests/{request_id}", responses=NOT_FOUND)
     async def delete(request_id: str, caller: CallerOfRequest, purge: bool = False) -> RequestStatus:
@@ -135,9 +138,9 @@ def _add_history(routes: APIRouter, service: Service) -> None:
     async def history(
         caller: CallerOfRequest,
         status: Status | None = None,
-        model: Question | None = None,
-        lora: Annotated[Question | None, Query(description="A `loras[].path` of the request.")] = None,
-        tenant: Annotated[Question | None, Query(description="For operators; others see their own.")] = None,
+        model: LookupText | None = None,
+        lora: Annotated[LookupText | None, Query(description="A `loras[].path` of the request.")] = None,
+        tenant: Annotated[LookupText | None, Query(description="For operators; others see their own.")] = None,
         since: Annotated[datetime | None, Query(description="In UTC, unless it says otherwise.")] = None,
         until: Annotated[datetime | None, Query(description="In UTC, unless it says otherwise.")] = None,
         cursor: Url | None = None,
