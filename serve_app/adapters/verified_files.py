@@ -15,7 +15,7 @@ from serve_app.adapters.download import download, refuse_changed
 from serve_app.adapters.header import read_header
 from serve_app.adapters.identity import fingerprint, open_store
 from serve_app.adapters.local_files import NotRegular, open_regular
-from serve_app.config import FetchConfig, ModelConfig
+from serve_app.config import AdapterConfig, FetchConfig
 from serve_app.errors import FetchFailed, LoraChanged, LoraDownloadFailed, StorageFailed
 from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
@@ -44,7 +44,7 @@ class VerifiedFiles:
     the same id, on any node and after any restart, is refused. Without `artifacts` nobody is asked.
     """
 
-    def __init__(self, config: ModelConfig, limits: FetchConfig, artifacts: Artifacts | None = None) -> None:
+    def __init__(self, config: AdapterConfig, limits: FetchConfig, artifacts: Artifacts | None = None) -> None:
         self._disk = DiskCache(Path(config.adapter_disk_folder), config.adapter_disk_bytes)
         self._limits = limits
         self._artifacts = artifacts

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from serve_app.config import MINIATURE, MINIATURE_RANDOM, ModelConfig
+from serve_app.config import MINIATURE, MINIATURE_RANDOM, CheckpointConfig
 from serve_app.models.checkpoint_configs import read_config
 
 # The linears of one block, which adapters are trained on (ostris/ai-toolkit 0.12.26): (out, in) in widths.
@@ -105,7 +105,7 @@ MINIATURE_ARCHITECTURE = Architecture(2, 1, 16, 32)
 TRAINED_MINIATURE = Path(__file__).parent.parent / "pipeline" / "miniature_files"
 
 
-def architecture_of(model: ModelConfig) -> Architecture:
+def architecture_of(model: CheckpointConfig) -> Architecture:
     """The dimensions behind a configured checkpoint; those of a hub id are the published ones.
 
     Raises CheckpointRefused.

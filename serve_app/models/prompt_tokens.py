@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Encoding, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from serve_app.config import MINIATURE, MINIATURE_RANDOM, ModelConfig
+from serve_app.config import MINIATURE, MINIATURE_RANDOM, CheckpointConfig
 from serve_app.images.sizes import Size
 from serve_app.models.architecture import TRAINED_MINIATURE
 from serve_app.models.recipe import Recipe
@@ -87,7 +87,7 @@ class PromptTokens:
     Most texts are too short to reach a limit, so the tokenizer is read only when one may not be.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: CheckpointConfig) -> None:
         self._config = config
         self._template = TEMPLATES[MODELS[config.id].family]
 
@@ -165,7 +165,7 @@ def _utf8_length(text: str) -> int:
     return len(unicodedata.normalize("NFC", text).encode())
 
 
-def _read_tokenizer(config: ModelConfig) -> Tokenizer | None:
+def _read_tokenizer(config: CheckpointConfig) -> Tokenizer | None:
     """The tokenizer of a checkpoint; None if its files are not on this machine."""
     if config.checkpoint == MINIATURE_RANDOM:
         return _make_tokenizer({byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
@@ -193,13 +193,13 @@ def _make_tokenizer(
     return tokenizer
 
 
-def _added_tokens(config: ModelConfig) -> Sequence[str]:
+def _added_tokens(config: CheckpointConfig) -> Sequence[str]:
     file = _file(config, "tokenizer_config.json")
     added = json.loads(file.read_text()).get("added_tokens_decoder", {}) if file else {}
     return [token["content"] for token in added.values()] or SPECIAL_TOKENS
 
 
-def _file(config: ModelConfig, name: str) -> Path | None:
+def _file(config: CheckpointConfig, name: str) -> Path | None:
     """A file of the checkpoint's tokenizer, in its folder or in the hub's local cache."""
     folder = TRAINED_MINIATURE if config.checkpoint == MINIATURE else Path(config.checkpoint)
     if folder.is_dir():

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from transformers import Qwen2VLProcessor
 from transformers.utils import logging as transformers_logging
 
-from serve_app.config import MINIATURE, MINIATURE_RANDOM, ModelConfig
+from serve_app.config import MINIATURE, MINIATURE_RANDOM, CheckpointConfig, ModelConfig
 from serve_app.errors import CheckpointRefused
 from serve_app.models.checkpoint_configs import read_config
 from serve_app.models.recipe import SCHEDULER_CONFIG
@@ -96,7 +96,7 @@ def read(folder: Path, dtype: torch.dtype) -> Pipeline:
     return pipeline
 
 
-def find(config: ModelConfig, spec: ModelSpec) -> Path:
+def find(config: CheckpointConfig, spec: ModelSpec) -> Path:
     """The local folder of a configured checkpoint, made or downloaded first if need be. Raises CheckpointRefused."""
     if config.checkpoint == MINIATURE:
         return trained_miniature.checkpoint_folder(spec)

@@ -1,0 +1,234 @@
+"""One model to serve: its settings in groups. In YAML all of them are flat keys of an entry of `models`."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from platformdirs import user_cache_path
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from serve_app.config.attention import AttentionName
+from serve_app.config.paths import absolute, expand_home
+from serve_app.config.section import ConfigSection
+
+# The checkpoints inside the package: one that was trained to edit, and one of random weights for tests of exactness.
+MINIATURE = "miniature"
+MINIATURE_RANDOM = "miniature-random"
+EMBEDDED = (MINIATURE, MINIATURE_RANDOM)
+
+QuantizationName = Literal["none", "fp8"]
+
+
+class CheckpointConfig(ConfigSection):
+    """Which model it is, and where its weights come from."""
+
+    id: str = Field(
+        "qwen_image_edit",
+        description="The id of the model, as requests name it: `qwen_image_edit`, `qwen_image_edit_plus`, "
+        "`qwen_image_edit_plus_2511`, `qwen_image` or `qwen_image_2512`. Its deployment is named "
+        "`Editor-<id>`.",
+    )
+    checkpoint: str = Field(
+        MINIATURE,
+        description="A folder in diffusers' layout, an id on the model hub, `miniature` (small, inside the package, "
+        "trained to edit) or `miniature-random` (random weights, for tests).",
+    )
+    revision: str | None = Field(
+        None, description="The branch, tag or, best, commit of a checkpoint on the hub. Null: its main branch."
+    )
+    local_files_only: bool = Field(
+        False, description="Never ask the hub; a checkpoint that is not in its local cache is an error."
+    )
+
+    @model_validator(mode="after")
+    def _only_hub_checkpoints_have_revisions(self) -> Self:
+        if self.revision is not None and self.checkpoint in EMBEDDED:
+            raise ValueError(f"revision: {self.checkpoint!r} is no hub checkpoint, so it has no revisions")
+        return self
+
+
+class PlacementConfig(ConfigSection):
+    """Where an editor computes, and what it keeps in the device's memory."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="The device of an editor. `auto` is `cuda` if the cluster has a GPU."
+    )
+    threads: PositiveInt | None = Field(
+        None,
+        description="CPU threads of one editor. Null: the cores of its machine. Another number changes the last bits "
+        "of an image.",
+    )
+    gpus_per_replica: Literal[1, 2] = Field(
+        1,
+        description="GPUs of one editor. With 2, each of the two guidance branches has a GPU and a copy of the "
+        "transformer. Needs `device: cuda`, without `offload` and without `adapter_weights: hooks`.",
+    )
+    offload: Literal["none", "model", "sequential"] = Field(
+        "none",
+        description="Keep the weights in host memory, for a GPU that has no room for them. `model` copies each part "
+        "to the device for its stage, `sequential` each layer for its forward. Not with `compile`, "
+        "`prepare_ahead`, `quantization`, `feature_cache` or `adapter_weights: device`.",
+    )
+    vae_tiling: bool = Field(
+        False, description="The VAE works in tiles for every request: less memory for large images, other pixels."
+    )
+
+
+class AdapterConfig(ConfigSection):
+    """Where an editor keeps adapters (LoRAs), and how it applies them."""
+
+    adapter_weights: Literal["auto", "device", "host", "hooks"] = Field(
+        "auto",
+        description="Where the untouched copy of the weights is that adapters are merged from: on the `device`, or in "
+        "pinned memory of the `host`. `hooks` keeps no copy and computes adapters next to the weights "
+        "(slower, LoRA only). `auto` measures what fits.",
+    )
+    adapter_cache_bytes: PositiveInt = Field(
+        8 * 2**30,
+        description="Maximum host memory of one editor for adapters, in addition to those that running edits use.",
+    )
+    adapter_disk_folder: str = Field(
+        str(user_cache_path("serve_app") / "adapters"),
+        description="The folder in which a node keeps the files of remote adapters.",
+    )
+    adapter_disk_bytes: PositiveInt = Field(100 * 2**30, description="Maximum size of that folder.")
+
+
+class EncodingCacheConfig(ConfigSection):
+    """What an editor keeps on its device for edits that encode the same input again."""
+
+    prompt_cache_bytes: NonNegativeInt = Field(
+        256 * 2**20,
+        description="Maximum memory for the embeddings of prompts, and for what the vision encoder computed for them. "
+        "0: none.",
+    )
+    control_cache_bytes: NonNegativeInt = Field(
+        64 * 2**20, description="Maximum memory for the latents of control images. 0: none."
+    )
+
+
+class AccelerationConfig(ConfigSection):
+    """What makes edits faster and changes an image by roundings at most."""
+
+    prepare_ahead: bool | None = Field(
+        None,
+        description="Encode the next edit's prompts and control images, and copy its adapters to the device, while "
+        "the current edit denoises. Null: on CUDA only, since on a CPU it would slow down the current "
+        "edit, and not with `attention: cudnn` or `flash` without `compile`.",
+    )
+    attention: AttentionName = Field(
+        "native",
+        description="The transformer's attention kernel: PyTorch's choice, its cuDNN or flash kernel, or "
+        "FlashAttention 3 or 4 (their packages must be installed). `python -m benchmarks.beside_stock` "
+        "compares them.",
+    )
+    compile: Literal["none", "regional"] = Field(
+        "none",
+        description="`regional` compiles the transformer's blocks, once for all sizes. Needs `warm_up`; not with "
+        "`adapter_weights: hooks`.",
+    )
+    compile_cache_folder: str = Field(
+        str(user_cache_path("serve_app") / "compiled"),
+        description="The folder for compiled blocks, where the next start finds them.",
+    )
+    warm_up: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
+        (),
+        description="Sizes, each `[width, height]` in pixels. A replica makes an edit of each before it takes "
+        "traffic, and checks a fixed edit against the one from before its acceleration.",
+    )
+
+    @property
+    def switches_kernels(self) -> bool:
+        """Whether each call of the transformer's attention sets for the whole process which kernels torch may take."""
+        return self.attention in ("cudnn", "flash") and self.compile == "none"
+
+
+class LossyConfig(ConfigSection):
+    """What makes edits faster and changes pixels. Refused for the trainer's profiles, and named in each result."""
+
+    quantization: QuantizationName = Field(
+        "none",
+        description="`fp8` computes the linear layers of the blocks in eight bits. Needs the package torchao; not "
+        "with `offload` or `adapter_weights: hooks`.",
+    )
+    feature_cache: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="A step that changes the result of the first block by less than this share since the last whole "
+        "forward takes over the other blocks' results from that forward (0.1: a tenth). Null: every step "
+        "computes all blocks. Not with `offload`.",
+    )
+
+    @property
+    def lossy(self) -> str:
+        """The options that change an image by more than roundings, as the config has them; "" if none is set."""
+        options = []
+        if self.quantization != "none":
+            options.append(f"quantization: {self.quantization}")
+        if self.feature_cache is not None:
+            options.append(f"feature_cache: {self.feature_cache}")
+        return ", ".join(options)
+
+
+# The other way round than they read, since pydantic takes the fields of the last base class first.
+class ModelConfig(
+    LossyConfig, AccelerationConfig, EncodingCacheConfig, AdapterConfig, PlacementConfig, CheckpointConfig
+):
+    """One model to serve, by one Editor deployment with the name `Editor-<id>`.
+
+    Code that needs one group only takes that base class.
+    """
+
+    @model_validator(mode="after")
+    def _offloaded_weights_are_not_accelerated(self) -> Self:
+        if self.offload == "none":
+            return self
+        if self.compile != "none" or self.prepare_ahead or self.adapter_weights == "device":
+            raise ValueError("offload: not with compile, prepare_ahead or adapter_weights: device")
+        if self.quantization != "none":
+            raise ValueError("quantization: not with offload")
+        if self.feature_cache is not None:
+            raise ValueError("feature_cache: not with offload")
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_hooks_need_plain_weights(self) -> Self:
+        if self.adapter_weights == "hooks" and self.quantization != "none":
+            raise ValueError("quantization: not with adapter_weights: hooks")
+        if self.adapter_weights == "hooks" and self.compile != "none":
+            raise ValueError("compile: not with adapter_weights: hooks, where each adapter would be compiled anew")
+        return self
+
+    @model_validator(mode="after")
+    def _two_gpus_need_cuda_and_whole_weights(self) -> Self:
+        if self.gpus_per_replica == 2 and (
+            self.device != "cuda" or self.offload != "none" or self.adapter_weights == "hooks"
+        ):
+            raise ValueError("gpus_per_replica: two need device: cuda, and neither offload nor adapter_weights: hooks")
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_blocks_are_warmed_up(self) -> Self:
+        if self.compile != "none" and not self.warm_up:
+            raise ValueError("compile: name the sizes to warm_up with, or the first requests would wait for it")
+        return self
+
+    @model_validator(mode="after")
+    def _only_one_thread_switches_kernels(self) -> Self:
+        if self.switches_kernels and (self.prepare_ahead or self.gpus_per_replica == 2):
+            raise ValueError(
+                f"attention: {self.attention} without compile is not for two threads (prepare_ahead: true, "
+                "gpus_per_replica: 2): torch's switch between kernels is the whole process's"
+            )
+        return self
+
+    def resolved(self, folder: Path | None) -> Self:
+        """This model with absolute paths; see `AppConfig.resolved`. A checkpoint that is no folder is a hub id."""
+        changes = {
+            name: absolute(f"models[].{name}", getattr(self, name), folder)
+            for name in ("adapter_disk_folder", "compile_cache_folder")
+        }
+        checkpoint = (folder or Path("/")) / expand_home("models[].checkpoint", self.checkpoint)
+        if self.checkpoint not in EMBEDDED and checkpoint.is_dir():
+            changes["checkpoint"] = str(checkpoint)
+        return self.model_copy(update=changes)
