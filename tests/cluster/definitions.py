@@ -11,8 +11,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from tests.cluster.kustomize import build
-from tests.cluster.serve_configs import OVERLAYS
+from tests.cluster.manifests import OVERLAYS, build, only
 
 
 def schema(definition: Path) -> dict[str, Any]:
@@ -42,8 +41,7 @@ def main() -> int:
     validator = jsonschema.Draft202012Validator(schema(parser.parse_args().folder / "ray.io_rayservices.yaml"))
     wrong = 0
     for overlay in OVERLAYS:
-        service = next(manifest for manifest in build(overlay) if manifest["kind"] == "RayService")
-        errors = list(validator.iter_errors(service))
+        errors = list(validator.iter_errors(only(build(overlay), "RayService")))
         wrong += len(errors)
         for error in errors:
             sys.stdout.write(f"{overlay.name}: {error.json_path}: {error.message}\n")

@@ -8,8 +8,8 @@ from typing import Any
 import jsonschema
 import yaml
 
-from tests.cluster.kustomize import Manifest, containers
-from tests.cluster.serve_configs import ROOT, deployments, variables
+from tests.cluster.manifests import ROOT, Manifest, containers, pod_templates
+from tests.cluster.serve_configs import deployments, variables
 
 SCHEMA = yaml.safe_load((ROOT / "tests/cluster/rayservice.schema.yaml").read_text())
 UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -139,18 +139,6 @@ def disruption_problems(manifests: list[Manifest]) -> Iterator[str]:
             yield f"{name}: only a whole minAvailable works for pods of a RayCluster"
         if not any(spec["selector"]["matchLabels"].items() <= labels.items() for labels in templates):
             yield f"{name}: no pod has these labels"
-
-
-def pod_templates(value: Any) -> Iterator[Manifest]:
-    if isinstance(value, list):
-        for inner in value:
-            yield from pod_templates(inner)
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            if key == "template":
-                yield inner
-            else:
-                yield from pod_templates(inner)
 
 
 def size(quantity: str) -> int:

@@ -4,7 +4,6 @@ import inspect
 import re
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,10 +16,8 @@ from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 from serve_app.app import build_application
 from serve_app.config import AppConfig, EditorSettings, IngressSettings
 from serve_app.replicas.autoscaler import STALE_S, Autoscaler
-from tests.cluster.kustomize import build
+from tests.cluster.manifests import OVERLAYS, ROOT, build, only
 
-ROOT = Path(__file__).parents[2]
-OVERLAYS = sorted(path.parent for path in (ROOT / "cluster/kuberay/overlays").glob("*/kustomization.yaml"))
 FILES = sorted([*ROOT.glob("serve_config*.yaml"), *ROOT.glob("cluster/**/serve_config*.yaml")])
 
 # What ${...} may stand for where a config is checked; each place that ships one has to provide the same names.
@@ -33,13 +30,16 @@ VARIABLES = {
 }
 
 
-def shipped() -> dict[str, str]:
-    """The text of each serve config, by where it lies."""
-    texts = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
-    for overlay in OVERLAYS:
-        service = next(m for m in build(overlay) if m["kind"] == "RayService")
-        texts[str(overlay.relative_to(ROOT))] = service["spec"]["serveConfigV2"]
-    return texts
+# Where each serve config lies.
+SHIPPED = [str(path.relative_to(ROOT)) for path in [*FILES, *OVERLAYS]]
+
+
+def shipped(place: str) -> str:
+    """The text of the serve config that lies there; an overlay has it in its RayService."""
+    path = ROOT / place
+    if path in OVERLAYS:
+        return str(only(build(path), "RayService")["spec"]["serveConfigV2"])
+    return path.read_text()
 
 
 def variables(text: str) -> set[str]:

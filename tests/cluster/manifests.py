@@ -1,0 +1,84 @@
+"""The manifests as `kubectl apply -k` sends them, and where the tools for checking them come from."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+OVERLAYS = sorted(path.parent for path in (ROOT / "cluster/kuberay/overlays").glob("*/kustomization.yaml"))
+
+Manifest = dict[str, Any]
+
+
+def missing(reason: str) -> None:
+    """Skip the test, saying why; CI has every tool, so there it fails."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@cache
+def build(overlay: Path) -> list[Manifest]:
+    """All manifests of an overlay, by `kubectl kustomize`."""
+    if not _has_kustomize():
+        missing("kubectl 1.26 or newer is not installed (Debian 13: kubernetes-client)")
+    built = subprocess.run(["kubectl", "kustomize", overlay], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return list(yaml.safe_load_all(built.stdout))
+
+
+@cache
+def _has_kustomize() -> bool:
+    if shutil.which("kubectl") is None:
+        return False
+    command = ["kubectl", "version", "--client", "--output=json"]
+    said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    # Older ones do not say a version; theirs is kustomize 2, which knows no `patches`.
+    return "kustomizeVersion" in said
+
+
+def promtool(*arguments: str | Path) -> None:
+    """Run promtool, and fail with what it says."""
+    if shutil.which("promtool") is None:
+        missing("promtool is not installed (Debian: prometheus)")
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def only(manifests: list[Manifest], kind: str) -> Manifest:
+    """A copy of the manifest of this kind."""
+    [found] = [manifest for manifest in manifests if manifest["kind"] == kind]
+    return copy.deepcopy(found)
+
+
+def containers(value: Any) -> Iterator[Manifest]:
+    """All containers at any depth, those of custom resources too."""
+    for inner in _values(value, {"containers", "initContainers"}):
+        yield from inner
+
+
+def pod_templates(value: Any) -> Iterator[Manifest]:
+    """All pod templates at any depth."""
+    return _values(value, {"template"})
+
+
+def _values(value: Any, keys: set[str]) -> Iterator[Any]:
+    """What stands under any of these keys, at any depth; nothing is looked for in what was found."""
+    if isinstance(value, list):
+        for inner in value:
+            yield from _values(inner, keys)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if key in keys:
+                yield inner
+            else:
+                yield from _values(inner, keys)
