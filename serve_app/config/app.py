@@ -67,7 +67,7 @@ class AppConfig(ConfigSection):
     config_folder: str | None = Field(
         None,
         description="The folder that relative paths are relative to. `edits-server run` sets it to the folder of the "
-        "config file.",
+        "config file. Null: the folder of the file that `serve run` was started with on this machine.",
     )
 
     @model_validator(mode="after")

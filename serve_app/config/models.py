@@ -143,7 +143,10 @@ class AccelerationConfig(ConfigSection):
 
 
 class LossyConfig(ConfigSection):
-    """What makes edits faster and changes pixels. Refused for the trainer's profiles, and named in each result."""
+    """What makes edits faster and changes pixels.
+
+    Each result names these options. Requests with a trainer's profile are refused while one is set.
+    """
 
     quantization: QuantizationName = Field(
         "none",
