@@ -1,1 +1,1 @@
-"""LoRA adapters: where files come from, what is in them, who uses them, and how they reach the weights."""
+"""LoRA adapter files: where they come from, their headers and key styles, receipts, and a cache on the node's disk."""

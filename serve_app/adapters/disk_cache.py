@@ -1,4 +1,4 @@
-"""Adapters on the node's own disk: what lies elsewhere is fetched once a node, however many ask."""
+"""Adapter files on the node's own disk: a remote file is downloaded once per node, for all replicas on it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,94 +10,94 @@ from filelock import FileLock, Timeout
 
 from serve_app.storage.fetch import DISK_FULL
 
-# Goes on with one file from the bytes that are there to its end, or begins anew if its source has changed.
-Fetch = Callable[[BinaryIO], None]
-# Raises if a whole file is not what it should be.
+# Appends the rest of one file to the bytes that are present, or starts again if its source has changed.
+Download = Callable[[BinaryIO], None]
+# Raises unless a complete file is valid.
 Check = Callable[[BinaryIO], None]
 
 
 class DiskCache:
-    """Files by adapter id, least recently used given up first. Any number of threads and processes share one.
+    """Files by adapter id; the least recently used are evicted first. Safe for many threads and processes at once.
 
-    A file that is given up while somebody reads it stays readable for them: it is open, and POSIX keeps what is.
+    A file that is evicted while somebody reads it stays readable for them, as POSIX keeps open files.
     """
 
     def __init__(self, folder: Path, budget_bytes: int) -> None:
         self._folder = folder
         self._budget = budget_bytes
 
-    def read(self, adapter_id: str, fetch: Fetch, check: Check) -> bytes:
-        """The file's bytes, by `fetch` if it is not here.
+    def read(self, adapter_id: str, download: Download, check: Check) -> bytes:
+        """The file's bytes; a file that is not in the cache is downloaded first.
 
-        A download that breaks off is resumed by the next, unless the disk is full; it appears under its name only
-        once it passed `check`. Raises OSError, of the disk or of `fetch`, and whatever else `fetch` and `check` raise.
+        The next call resumes a download that broke off, unless the disk is full. A file gets its name only after it
+        passed `check`. Raises OSError, of the disk or of `download`, and what else `download` and `check` raise.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        kept = self._kept(adapter_id)
-        with _lock(kept), self._opened(kept, fetch, check) as file:
-            # The time of the last use, which the next surplus goes by.
+        path = self._path(adapter_id)
+        with _lock(path), self._opened(path, download, check) as file:
+            # Eviction goes by this time of the last use.
             os.utime(file.fileno())
-            self._give_up_surplus(kept)
+            self._evict_surplus(path)
             return file.read()
 
     def discard(self, adapter_id: str) -> None:
-        """Forget a file. Whoever reads it reads on."""
-        self._kept(adapter_id).unlink(missing_ok=True)
+        """Delete a file. Readers that have it open can continue."""
+        self._path(adapter_id).unlink(missing_ok=True)
 
-    def _kept(self, adapter_id: str) -> Path:
+    def _path(self, adapter_id: str) -> Path:
         return self._folder / f"{adapter_id}.safetensors"
 
     @contextmanager
-    def _opened(self, kept: Path, fetch: Fetch, check: Check) -> Iterator[BinaryIO]:
-        """The whole file. Its name is asked for once: other processes may give it up at any time."""
+    def _opened(self, path: Path, download: Download, check: Check) -> Iterator[BinaryIO]:
+        """The complete file. It is opened by name only once: other processes may evict it at any time."""
         try:
-            file: BinaryIO = kept.open("rb")
+            file: BinaryIO = path.open("rb")
         except FileNotFoundError:
-            file = _bring(kept, fetch, check)
+            file = _download_and_check(path, download, check)
         with file:
             yield file
 
-    def _give_up_surplus(self, newest: Path) -> None:
-        """Down to the budget; the newest stays, even if it is larger than the budget alone."""
+    def _evict_surplus(self, newest: Path) -> None:
+        """Evict files down to the budget; `newest` stays even if it alone is larger."""
         found = []
         for file in (*self._folder.glob("*.safetensors"), *self._folder.glob("*.part")):
             try:
                 found.append((file.stat().st_mtime, file.stat().st_size, file))
             except FileNotFoundError:
-                # Another process was faster.
+                # Another process has evicted it.
                 continue
         surplus = sum(size for _, size, _ in found) - self._budget
         for _, size, file in sorted(found):
             if surplus <= 0:
                 break
-            if file != newest and _give_up(file):
+            if file != newest and _evict(file):
                 surplus -= size
 
 
-def _bring(kept: Path, fetch: Fetch, check: Check) -> BinaryIO:
-    """The file, fetched, checked and put in place; open, at its start."""
-    part = _part(kept)
-    with ExitStack() as otherwise:
-        file = otherwise.enter_context(part.open("a+b"))
+def _download_and_check(path: Path, download: Download, check: Check) -> BinaryIO:
+    """The file, downloaded, checked and moved to `path`; open, at its start."""
+    part = _partial(path)
+    with ExitStack() as on_failure:
+        file = on_failure.enter_context(part.open("a+b"))
         try:
-            fetch(file)
+            download(file)
         except OSError as error:
             if error.errno in DISK_FULL:
                 part.unlink()
             raise
-        otherwise.callback(part.unlink)
+        on_failure.callback(part.unlink)
         file.seek(0)
         check(file)
-        part.replace(kept)
+        part.replace(path)
         file.seek(0)
-        otherwise.pop_all()
+        on_failure.pop_all()
         return file
 
 
-def _give_up(file: Path) -> bool:
-    """Delete a file, or the beginning of one unless somebody goes on with it.
+def _evict(file: Path) -> bool:
+    """Delete a complete file, or a partial one unless its download is running. Whether it was deleted.
 
-    Lock files stay: whoever waits on a lock that is deleted does not exclude the next one.
+    Lock files stay: two processes would not exclude each other if one waited on a lock file that is deleted.
     """
     if file.suffix != ".part":
         file.unlink(missing_ok=True)
@@ -110,9 +110,9 @@ def _give_up(file: Path) -> bool:
     return True
 
 
-def _part(kept: Path) -> Path:
-    return kept.with_suffix(".part")
+def _partial(path: Path) -> Path:
+    return path.with_suffix(".part")
 
 
-def _lock(kept: Path, timeout: float = -1) -> FileLock:
-    return FileLock(f"{kept}.lock", timeout=timeout)
+def _lock(path: Path, timeout: float = -1) -> FileLock:
+    return FileLock(f"{path}.lock", timeout=timeout)

@@ -1,9 +1,8 @@
 """The factor of each low-rank change: alpha / rank, or alpha / sqrt(rank) for rslora.
 
-It is read from `.alpha` tensors or from metadata. An `.alpha` tensor gives it for its module. Otherwise the metadata
-`lora_adapter_metadata` does: diffusers, and the trainers that save through it, write PEFT's LoraConfig there as JSON.
-It is read as diffusers' loader and PEFT read it, defaults included. A file with neither has the factor 1. An ingress
-and an editor call the same function.
+An `.alpha` tensor gives the factor of its module. Without one, the metadata `lora_adapter_metadata` does: diffusers,
+and the trainers that save through it, write PEFT's LoraConfig there as JSON, and it is read as diffusers' loader and
+PEFT read it, defaults included. A file with neither has the factor 1. Ingress and editor call the same function.
 """
 
 import json
@@ -21,11 +20,11 @@ from serve_app.tasks import Factor
 METADATA = "lora_adapter_metadata"
 NONE, TENSORS = "none", "alpha tensors"
 
-# Of the pipeline's component that a key of the metadata is about.
+# The prefix of the metadata's keys about the transformer.
 COMPONENT = "transformer."
-# PEFT's LoraConfig (0.21): what r and lora_alpha are where a file does not say.
+# The defaults of r and lora_alpha in PEFT's LoraConfig (0.21).
 DEFAULT_RANK, DEFAULT_ALPHA = 8, 8.0
-# What PEFT adds to plain LoRA: with any of these set, the tensors alone are not the change.
+# PEFT's options beyond plain LoRA. With any of these set, the tensors alone do not give the change.
 OTHER_METHODS = (
     "use_dora",
     "use_qalora",
@@ -37,23 +36,23 @@ OTHER_METHODS = (
     "monteclora_config",
     "velora_config",
 )
-# These begin with other weights than the model's, so that the file is a difference to those.
+# Initialisations that change the model's weights, so that the file is a difference to those.
 OTHER_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Longest number of characters of what a file says that an error repeats.
+# Characters of a file's value that an error repeats.
 MAX_SHOWN = 100
 
 
 class ModuleFactor(NamedTuple):
-    """`value` is None where an alpha tensor says it whose value is not known."""
+    """`value` is None if it is in an alpha tensor that has not been read."""
 
     value: float | None
     source: str
 
 
 class Patterns:
-    """Values for some modules: by a module's whole name behind a ^, or by the end of its name from a dot on.
+    """Values for some modules, by a module's whole name after a ^, or by the last words of its name.
 
-    Of several that fit, the first one in the file counts, as in PEFT.
+    If several names match, the first one in the file counts, as in PEFT.
     """
 
     def __init__(self, values: Iterable[tuple[str, float]] = ()) -> None:
@@ -72,7 +71,7 @@ class Patterns:
 
 @dataclass(frozen=True)
 class Declared:
-    """What a file's metadata says of its scale: for all modules, and for some."""
+    """The scale in a file's metadata: for all modules, with exceptions for some."""
 
     rank: float
     alpha: float
@@ -99,7 +98,7 @@ def read_factors(layout: Layout, header: Header, path: str) -> dict[str, ModuleF
 
 
 def summary(layout: Layout, factors: Mapping[str, ModuleFactor]) -> Factor:
-    """The factors of a file's changes of low rank, or of all if it has none of low rank."""
+    """The factors of a file's low-rank changes, or of all changes if it has no low-rank ones."""
     of_low_rank = [factors[name] for name, module in layout.modules.items() if module.rank is not None]
     found = of_low_rank or list(factors.values())
     source = "+".join(sorted({factor.source for factor in found}))
@@ -110,7 +109,7 @@ def summary(layout: Layout, factors: Mapping[str, ModuleFactor]) -> Factor:
 
 
 def read_declared(metadata: Mapping[str, str], path: str) -> Declared | None:
-    """What the metadata says of the scale; None if it says nothing. Raises LoraInvalidFile or LoraIncompatible."""
+    """The scale in the metadata; None if there is none. Raises LoraInvalidFile or LoraIncompatible."""
     _refuse_other_methods({"use_dora": metadata.get("use_dora", "").lower() == "true"}, path)
     if METADATA not in metadata:
         return None
@@ -135,7 +134,7 @@ def read_declared(metadata: Mapping[str, str], path: str) -> Declared | None:
 
 def _factor(module: Module, header: Header, declared: Declared | None, path: str) -> ModuleFactor:
     if module.rank is None:
-        # Whole matrices: an alpha beside them is ignored, as LyCORIS does (files in fp16 hold inf there).
+        # Whole matrices: their alpha is ignored, as in LyCORIS (files in fp16 hold inf there).
         return ModuleFactor(1.0, NONE)
     if "alpha" in module.parts:
         return _factor_of_alpha(module, module.rank, header, path)
@@ -193,8 +192,8 @@ def _patterns(config: Mapping[str, Any], key: str, path: str) -> list[tuple[str,
     found = config.get(key) or {}
     if not isinstance(found, dict):
         raise _unreadable(path, f"its {key} is no JSON object")
-    # PEFT takes each as a regular expression for the end of a name. Anybody's expressions are not run here: one can
-    # take hours. Names are what is written.
+    # PEFT takes each as a regular expression for the end of a name. Expressions from unknown authors are not run here:
+    # one can take hours. Trainers write names.
     names = [(pattern.removesuffix("$").replace("\\.", "."), value) for pattern, value in found.items()]
     for name, _ in names:
         if not name.removeprefix("^").replace(".", "").replace("_", "").isalnum():

@@ -1,4 +1,4 @@
-"""Reading the header of a safetensors file: what can be known of an adapter without torch or a GPU.
+"""Reading the header of a safetensors file, without torch.
 
 Format: 8 bytes with the header's length (little-endian), then that many bytes of JSON that map each
 tensor's name to its dtype, shape and place, and `__metadata__` to a dict of strings.
@@ -21,7 +21,7 @@ from serve_app.schemas.text import is_text
 # An adapter of all 846 linears with six tensors each has 5,076 tensors and a header of 1 MB. Trainers' metadata,
 # such as the counts of all caption tags, adds up to a few MB.
 MAX_HEADER_BYTES = 4 * 2**20
-# The safetensors library takes no longer header: what seems to have one is a file of another kind.
+# The safetensors library reads no longer header. A file that seems to have one is of another format.
 LIBRARY_LIMIT = 100_000_000
 MAX_TENSORS = 16_384
 # Opening brackets in the header: three for each tensor, the rest for JSON that trainers keep as strings in the
@@ -31,7 +31,7 @@ MAX_BRACKETS = 2**18
 MAX_NAME = 500
 # A convolution has four dimensions, its Tucker core no more.
 MAX_DIMENSIONS = 8
-# No dimension and no place in a file is larger.
+# The largest dimension, and the largest offset in a file.
 MAX_NUMBER = 2**63 - 1
 
 # Bits of a value, by safetensors' names of its dtypes.
@@ -106,7 +106,7 @@ def read_header(file: BinaryIO, size: int, name: str) -> Header:
 
 
 def header_end(beginning: bytes) -> int:
-    """Where the header of a file that begins so ends, in bytes; 8 if no header can be there."""
+    """The end of the header of a file with this beginning, in bytes; 8 if it can have no header."""
     length = int.from_bytes(beginning[:8], "little")
     return 8 + length if length <= MAX_HEADER_BYTES else 8
 
@@ -134,7 +134,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _metadata(found: object) -> dict[str, str]:
-    """The metadata, which safetensors has as strings alone. Raises BrokenHeader."""
+    """The metadata, which may hold only strings. Raises BrokenHeader."""
     if found is None:
         return {}
     if not isinstance(found, dict):
@@ -148,7 +148,7 @@ def _metadata(found: object) -> dict[str, str]:
 
 
 def _place(name: str, entry: object) -> tuple[int, int]:
-    """Where a tensor lies behind the header. Raises BrokenHeader unless its place has the size of its shape."""
+    """Start and end of a tensor after the header, in bytes. Raises BrokenHeader unless they fit shape and dtype."""
     if len(name) > MAX_NAME or not is_text(name):
         raise BrokenHeader(f"names a tensor with more than {MAX_NAME} characters, or with some that UTF-8 cannot carry")
     if not isinstance(entry, Mapping):
@@ -179,7 +179,7 @@ def _end(places: Mapping[str, tuple[int, int]]) -> int:
 
 
 def _guess(prefix: bytes) -> str:
-    """What a file that is no safetensors file probably is, from its first bytes."""
+    """The probable format of a file that is not a safetensors file, from its first bytes."""
     if prefix.lstrip().startswith(b"<"):
         return "an HTML page"
     # torch.save writes a zip; older versions, a bare pickle.

@@ -1,4 +1,4 @@
-"""Opening local files that somebody else may have put there."""
+"""Opening local files that other users may have created."""
 
 import os
 import stat
@@ -13,9 +13,9 @@ class NotRegular(OSError):
 def open_regular(path: Path) -> BinaryIO:
     """The regular file at `path`, open for reading; a symbolic link is followed. Raises NotRegular and other OSErrors.
 
-    Opening never waits, as it would for a named pipe until somebody writes into it.
+    Opening never blocks. Opening a named pipe would block until somebody writes to it.
     """
-    # Before it is opened, as opening some devices does something; and after, as it may be another file by then.
+    # Checked before opening, since opening some devices has an effect, and after, since it may be another file then.
     _refuse_others(path.stat())
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:

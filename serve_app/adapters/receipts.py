@@ -1,4 +1,4 @@
-"""What a file is, from its header alone: the receipt that comes back with every result."""
+"""Receipts: the facts about an adapter file from its header, which come back with every result."""
 
 import json
 import re
@@ -24,7 +24,7 @@ TAG = re.compile(r"^\d+_(.+)$")
 def understand(header: Header, size_bytes: int, path: str, model: str, architecture: Architecture) -> Receipt:
     """The receipt of a file for a model of this architecture.
 
-    Raises LoraIncompatible unless all of it fits, LoraInvalidFile if what it says of its scale is no number.
+    Raises LoraIncompatible unless every tensor fits, LoraInvalidFile if its alpha is no number or its metadata invalid.
     """
     layout = read_layout(header.tensors, architecture.parameters)
     refuse_unfit(layout, header, path, model, architecture)
@@ -35,7 +35,7 @@ def understand(header: Header, size_bytes: int, path: str, model: str, architect
 def make_receipt(
     header: Header, layout: Layout, factors: Mapping[str, ModuleFactor], size_bytes: int, notes: Iterable[str]
 ) -> Receipt:
-    """The receipt of a file that holds no faults."""
+    """The receipt of a file without faults."""
     modules = layout.modules.values()
     software = _json(header.metadata, "software")
     return Receipt(
@@ -56,7 +56,7 @@ def make_receipt(
 
 
 def refuse_unfit(layout: Layout, header: Header, path: str, model: str, architecture: Architecture) -> None:
-    """Raise LoraIncompatible unless every tensor of the file has its place: what fits in part is never served."""
+    """Raise LoraIncompatible unless every tensor of the file fits the model. A partly fitting file is never served."""
     details: dict[str, Any] = {"lora_path": path, "modules_that_fit": len(layout.modules)}
     faults = layout.faults or _dtype_faults(layout, header)
     if not faults and not layout.modules:
@@ -83,7 +83,7 @@ def refuse_unfit(layout: Layout, header: Header, path: str, model: str, architec
 
 
 def _dtype_faults(layout: Layout, header: Header) -> dict[str, str]:
-    """Tensors to be applied whose dtype holds no numbers of their kind. An alpha may be an integer."""
+    """Tensors whose dtype cannot be applied, each with the reason. An alpha may be an integer."""
     faults = {}
     for module in layout.modules.values():
         for part, key in module.parts.items():
@@ -94,7 +94,7 @@ def _dtype_faults(layout: Layout, header: Header) -> dict[str, str]:
 
 
 def _ranks(header: Header, layout: Layout) -> tuple[int, ...]:
-    """Every rank that occurs, ascending; whole matrices have none."""
+    """All ranks in the file, ascending; whole matrices have none."""
     parts = (part for module in layout.modules.values() for part in module.parts.items())
     return tuple(sorted({header.tensors[key][0] for part, key in parts if part in INNER_PARTS}))
 
@@ -110,7 +110,7 @@ def _trigger_word(header: Header) -> str | None:
 
 
 def _json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
-    """A JSON object that the trainer wrote as a string; {} where it did not."""
+    """A JSON object that the trainer wrote as a string; {} if there is none."""
     try:
         value = json.loads(metadata[key])
     except (KeyError, ValueError, TypeError, RecursionError):
@@ -119,5 +119,5 @@ def _json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
 
 
 def _text(value: object) -> str | None:
-    """What a file says of itself, if it is a short word that can be printed: anybody may have written it."""
+    """`value` if it is short printable text, otherwise None: the author of the file is unknown."""
     return value if isinstance(value, str) and len(value) <= MAX_TRIGGER_CHARS and value.isprintable() else None

@@ -1,4 +1,4 @@
-"""Single numbers of a safetensors file, read at their places without torch and without the tensors between them."""
+"""Reading tensors of one number from a safetensors file, without torch and without the tensors between them."""
 
 import struct
 from collections.abc import Mapping
@@ -6,10 +6,10 @@ from typing import BinaryIO
 
 from fsspec.spec import AbstractBufferedFile
 
-# Of a store that sends a block for each place, no more than one stretch of this many bytes is read.
+# A remote store sends a block of bytes for each read. Numbers further apart than this are not read there.
 MAX_STRETCH = 512 * 2**10
 
-# How `struct` calls safetensors' dtypes, little-endian.
+# The formats of `struct` for safetensors' dtypes, little-endian.
 FORMATS = {
     "F64": "<d",
     "F32": "<f",
@@ -23,15 +23,15 @@ FORMATS = {
     "U16": "<H",
     "U8": "<B",
 }
-# The bytes of a number, of every dtype that holds ordinary numbers.
+# Bytes per number, for every dtype that holds ordinary numbers.
 SIZES = {name: struct.calcsize(code) for name, code in FORMATS.items()} | {"BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 
 
 def read_scalars(file: BinaryIO, places: Mapping[str, tuple[str, int]]) -> dict[str, float]:
-    """The numbers at these places, by name; a place is a dtype and a byte of the file.
+    """The numbers at these places, by name; a place is a dtype and an offset in the file (bytes).
 
-    All of them or none: none if one is of another dtype than numbers have, lies behind what there is of the file, or
-    if a remote store would have to send the file for them.
+    All numbers or none: none if one has another dtype, lies behind the end of `file`, or if a remote store would have
+    to send much of the file.
     """
     if not places or any(dtype not in SIZES for dtype, _ in places.values()):
         return {}
@@ -39,7 +39,7 @@ def read_scalars(file: BinaryIO, places: Mapping[str, tuple[str, int]]) -> dict[
     if isinstance(file, AbstractBufferedFile) and max(ends) - min(start for _, start in places.values()) > MAX_STRETCH:
         return {}
     found = {}
-    # In the order of the file, so that what is read for one serves the next.
+    # In file order, so that a block that was read serves the next number too.
     for name, (dtype, start) in sorted(places.items(), key=lambda item: item[1][1]):
         file.seek(start)
         data = file.read(SIZES[dtype])

@@ -1,4 +1,4 @@
-"""What is in an adapter's file: the bytes that were admitted, the same for everybody and at any time."""
+"""The bytes of adapter files, verified to be the same for every reader, on every node and at any time."""
 
 import hashlib
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """A whole file, and its digest (hex)."""
+    """A complete adapter file, and its SHA-256 (hex)."""
 
     data: bytes
     sha256: str
@@ -38,10 +38,10 @@ class AdapterFile:
 
 
 class VerifiedFiles:
-    """Reads adapters' files on one node, through its disk where they lie elsewhere. Any thread may ask.
+    """Reads adapter files on one node: local files directly, remote ones through the node's disk cache. Thread-safe.
 
-    The first one who reads an adapter writes its digest into artifact storage; whoever reads other content under
-    the same id, on any node and after any restart, is refused. Without `artifacts` nobody is asked.
+    The first read of an adapter writes its digest to artifact storage. A later read of other content under the same
+    id, on any node and after any restart, is refused. Without `artifacts`, digests are not compared.
     """
 
     def __init__(self, config: AdapterConfig, limits: FetchConfig, artifacts: Artifacts | None = None) -> None:
@@ -59,7 +59,7 @@ class VerifiedFiles:
         pinned = self._pinned(use)
         content = self._content(use)
         if pinned not in (None, content.sha256):
-            # This node's own copy may have suffered.
+            # This node's copy may be damaged.
             self._disk.discard(use.id)
             content = self._content(use)
         if content.sha256 != (pinned or self._pin(use, content.sha256)):
@@ -72,10 +72,10 @@ class VerifiedFiles:
         return content
 
     def _content(self, use: AdapterUse) -> AdapterFile:
-        """The file's bytes. Every error of a store is translated here.
+        """The file. Every error of a store is translated here.
 
-        A server that a request names is the client's choice, and its failure is an error of the request. Stores are
-        the operator's: what they cannot do now says nothing against the request.
+        The client chooses a server that its request names, so its failure is an error of the request. The operator
+        chooses the stores, so their failure is an error of the service.
         """
         details = {"lora_path": use.path}
         gone = f"the LoRA file {use.path!r} was deleted after the request was accepted"
@@ -98,29 +98,29 @@ class VerifiedFiles:
                 refuse_changed(use, fingerprint(use.url))
                 with open_regular(Path(path)) as file:
                     return file.read()
-        bring = partial(download, use, config=self._limits)
+        fetch = partial(download, use, config=self._limits)
         check = partial(_check, use)
         try:
-            return self._disk.read(use.id, bring, check)
+            return self._disk.read(use.id, fetch, check)
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-        logger.warning("no room on disk for %s; it is read past the cache", use.path)
+        logger.warning("the disk is full: %s is read without the disk cache", use.path)
         memory = BytesIO()
-        bring(memory)
+        fetch(memory)
         memory.seek(0)
         check(memory)
         return memory.getvalue()
 
     def _pinned(self, use: AdapterUse) -> str | None:
-        """The digest that everybody who uses this adapter has to find; None if nobody has used it."""
+        """The digest that every reader of this adapter must find; None before the first read."""
         try:
             return self._artifacts.get(artifact_keys.adapter_digest(use.id)).decode() if self._artifacts else None
         except FileNotFoundError:
             return None
 
     def _pin(self, use: AdapterUse, sha256: str) -> str:
-        """The digest that is pinned from now on: this one, unless another was faster."""
+        """Pin this digest. Returns the pinned one, which is another if another reader was first."""
         if self._artifacts is None or self._artifacts.put_new(artifact_keys.adapter_digest(use.id), sha256.encode()):
             return sha256
         return self._artifacts.get(artifact_keys.adapter_digest(use.id)).decode()

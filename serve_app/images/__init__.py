@@ -1,1 +1,1 @@
-"""Images: decoding what clients send within limits, encoding what they get, and the arithmetic of sizes."""
+"""Images: decoding control images within limits, encoding results, and the arithmetic of sizes."""

@@ -1,8 +1,7 @@
-"""The containers of image files: how much work a file asks for, and whether it is whole, before it is decoded.
+"""Image files before decoding: whether decoding one would take too long, and whether the file is damaged.
 
-A small file can ask for hours of work, since decoders repeat some of it for each scan, directory, frame or chunk that
-a file announces. Each reader here takes at most as many steps as its limit says. Each one follows the file as Pillow
-and its libraries do, so that what is counted is what would be decoded.
+A small file can take hours to decode, since decoders repeat work for each scan, directory, frame or chunk. Each reader
+here stops at its limit. Each follows the file as Pillow and its libraries do, so that it counts what they would decode.
 """
 
 import re
@@ -14,7 +13,7 @@ from serve_app.errors import ControlImageInvalid
 
 # A restart for each block of 64 pixels is the most that an image of 40 megapixels has: 625,000.
 MAX_RESTARTS = 1_000_000
-# They hold up to 255 bytes each, and nearly all of them do.
+# Sub-blocks of a GIF hold up to 255 bytes, and nearly all of them are full.
 MAX_SUB_BLOCKS = 1_000_000
 # Encoders write about ten scans for a progressive JPEG. At 40 megapixels a scan takes 34 ms.
 MAX_SCANS = 50
@@ -52,8 +51,7 @@ TIFF_LAST_TAG = 532
 def check_container(data: bytes) -> int | None:
     """Raise ControlImageInvalid, with the reason alone, for a file that is too much work or damaged.
 
-    Returns the number of frames of a GIF and of directories of a TIFF, None for other formats: those say it in their
-    header.
+    Returns the number of frames of a GIF or of directories of a TIFF; None for other formats, whose header has it.
     """
     try:
         if data.startswith(b"\xff\xd8\xff"):

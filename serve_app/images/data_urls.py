@@ -1,4 +1,4 @@
-"""Control images that a request carries inside itself: base64 text and `data:` URLs."""
+"""Control images within a request: base64 text and `data:` URLs."""
 
 import binascii
 import re
@@ -7,14 +7,14 @@ from urllib.parse import unquote_to_bytes
 
 from serve_app.errors import ControlImageInvalid
 
-# What a client may send by mistake where an image's content belongs.
+# Recognises a path that a client sends by mistake instead of the image's content.
 MAX_PATH, IMAGE_SUFFIXES = 1000, (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 # RFC 2397, whatever the case: `data:`, a media type, perhaps `;base64`, a comma, the content.
 DATA_URL = re.compile(r"data:(?P<type>[^,]{0,1000}),", re.IGNORECASE)
 PERCENT_SIGN = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
-# Base64 of MIME has lines of 76 characters, PEM of 64. A text of many more lines is only work.
+# Lines of base64 have 76 characters in MIME, 64 in PEM. A text with many more lines is refused.
 MIN_LINE = 32
 # Python undoes percent-encoding slowly. A file that is percent-encoded as it is, without base64, has one escape for
 # about two bytes.
@@ -32,8 +32,8 @@ ESCAPED = b"+/=-_\r\n"
 def decode_inline(text: str, max_bytes: int) -> bytes:
     """The bytes of base64 or of a `data:` URL, at most `max_bytes`. Raises ControlImageInvalid, with the reason alone.
 
-    Base64 may have the URL-safe alphabet, line breaks and no padding. Everything else that is not of one alphabet is
-    refused: a decoder that skips it would make another image.
+    Base64 may have the URL-safe alphabet, line breaks and no padding. Every other character is refused: a decoder that
+    skips characters would make another image.
     """
     text = text.strip()
     if len(text) < MAX_PATH and PurePath(text).suffix.lower() in IMAGE_SUFFIXES:

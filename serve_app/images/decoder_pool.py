@@ -1,4 +1,4 @@
-"""A pool of processes that decode control images, so that no file can hold up or end the service."""
+"""A pool of processes that decode control images, so that no file can delay or crash the service."""
 
 import asyncio
 import json
@@ -16,22 +16,22 @@ from serve_app.images.decode import ImageFacts
 
 logger = logging.getLogger(__name__)
 
-# Processes of one ingress. One tenant gets all but one of them, so that another one's image need not wait for it.
+# Processes per ingress. One tenant may use all but one, so that another tenant's image need not wait.
 PROCESSES = 3
-# What a decoder may need: the interpreter with its libraries, some copies of the file, and for each pixel some copies
-# of four bytes. Of 40 megapixels, an animated WebP took most: 0.75 GB.
+# Memory limit of a decoder: the interpreter with its libraries, some copies of the file, and some copies of four bytes
+# for each pixel. At 40 megapixels, an animated WebP needed the most: 0.75 GB.
 MEMORY_BYTES, FILE_COPIES, MEMORY_BYTES_PER_PIXEL = 256 * 2**20, 4, 24
 # How long a file waits for a process (s). A request of hundreds of images waits for its own.
 PATIENCE_S = 120.0
 START_S = 60.0
-# A process that has not used up its time of a CPU by then has not had a CPU: the machine is busy.
+# Wall-clock time per second of CPU time. A process that is not finished by then had no CPU: the machine is busy.
 WALL_FACTOR = 6
 
 
 class Decoders:
-    """Looks at control images. Starts a process when it is first needed, and another one for each that was ended.
+    """Decodes control images in processes, which start when they are first needed and are replaced when they end.
 
-    For one event loop; `close` it.
+    Belongs to one event loop. Call `close` at the end.
     """
 
     def __init__(self, limits: FetchConfig, share: int = PROCESSES) -> None:
@@ -42,7 +42,7 @@ class Decoders:
         self._running: set[Process] = set()
 
     async def facts(self, data: bytes, exif: Literal["ignore", "apply"], tenant: str) -> ImageFacts:
-        """What `images.read` says of a file. Raises ControlImageInvalid, with the reason alone, or Overloaded."""
+        """The facts about a control image's file. Raises ControlImageInvalid, with only the reason, or Overloaded."""
         with self._places.hold(tenant) as place:
             await place.take(1)
             answer = await self._ask(data, exif)
@@ -52,7 +52,7 @@ class Decoders:
         return ImageFacts(tuple(facts["size"]), facts["exif_orientation"], tuple(facts["conversions"]))
 
     async def close(self) -> None:
-        """End every process. Nothing is decoded any more."""
+        """End every process. Nothing can be decoded afterwards."""
         for process in self._running:
             _kill(process)
         for process in list(self._running):
@@ -75,7 +75,7 @@ class Decoders:
         except TimeoutError as error:
             raise Overloaded("this service is too busy to decode a control image; send it again later") from error
         finally:
-            # One that was left in the middle of a file, by a cancelled request too, cannot take another.
+            # A process that was interrupted within a file, for example by a cancelled request, is of no more use.
             if answer:
                 self._idle.append(process)
             else:
@@ -83,12 +83,12 @@ class Decoders:
         return json.loads(answer)
 
     def _why_ended(self, code: int) -> Exception:
-        """What the end of a process in the middle of a file means: the file's fault, or ours."""
+        """The error for a process that ended within a file: the file's fault, or the service's."""
         if code == -signal.SIGPROF:
             return ControlImageInvalid(f"decoding it takes longer than {self._limits.decode_timeout_s:g} s")
         logger.error("a decoder ended with %s in the middle of a control image", code)
         if code in (-signal.SIGKILL, -signal.SIGTERM):
-            # The system's choice when memory is short.
+            # The kernel kills processes when memory is short.
             return Overloaded("this service is too busy to decode a control image; send it again later")
         return ControlImageInvalid("it makes the decoder fail")
 
@@ -108,7 +108,7 @@ class Decoders:
                 *(sys.executable, "-P", "-W", "ignore", "-m", "serve_app.images.decoder_process", str(memory_bytes)),
                 stdin=PIPE,
                 stdout=PIPE,
-                # No secret of the service's environment is where foreign bytes are decoded.
+                # Code that decodes foreign bytes has no access to secrets in the service's environment.
                 env={"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
             )
         except OSError as error:
@@ -135,7 +135,7 @@ def _cannot_start() -> Overloaded:
 
 
 async def _exchange(process: Process, head: bytes, data: bytes) -> bytes:
-    """The line that a process answers; empty if it has ended."""
+    """The line with a process's answer; empty if the process has ended."""
     assert process.stdin is not None
     try:
         process.stdin.writelines((head, data))
@@ -146,7 +146,7 @@ async def _exchange(process: Process, head: bytes, data: bytes) -> bytes:
 
 
 async def _read_line(process: Process) -> bytes:
-    """A whole line, or nothing: a process that ends may leave a part of one."""
+    """A complete line, otherwise b"": a process that ends may leave part of a line."""
     assert process.stdout is not None
     line = await process.stdout.readline()
     return line if line.endswith(b"\n") else b""

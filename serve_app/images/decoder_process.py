@@ -1,8 +1,7 @@
-"""A process that decodes control images, started by `pool`.
+"""A process that decodes control images, started by `decoder_pool`.
 
-A file comes on standard input: a line of JSON, then the bytes. Its answer goes to standard output as a line of JSON.
-The pixels go nowhere: what is wanted here is what a file is, and whether it can be decoded at all. The process ends
-with its input.
+It reads files from standard input, each as a line of JSON and then the bytes, and answers each on standard output with
+a line of JSON. The answer holds the facts about the image, not its pixels. The process ends when its input ends.
 """
 
 import json
@@ -18,23 +17,23 @@ import PIL.AvifImagePlugin
 from serve_app.errors import ControlImageInvalid
 from serve_app.images.decode import decode
 
-# Less urgent than everything else: ingresses answer, and editors on a CPU compute, before images are looked at.
+# Lower priority than the ingress's answers and than editors that compute on a CPU.
 NICENESS = 5
 
 
 def main() -> None:
     memory_bytes = int(sys.argv[1])
     files, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    # What a library prints is no answer, and libtiff prints what it thinks of each broken file.
+    # Output of libraries must not mix with the answers: libtiff prints a message for each broken file.
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    # Ctrl-C in a terminal goes to every process of it; this one ends when the service closes its input.
+    # Ctrl-C in a terminal signals all its processes. This one ends when the service closes its input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # On a machine of many cores, the stacks of as many threads would not fit.
+    # On a machine with many cores, the stacks of one thread per core would exceed the memory limit.
     PIL.AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     _write(answers, {"ready": True})
     while line := files.readline():
@@ -48,7 +47,7 @@ def _write(answers: BinaryIO, answer: dict[str, Any]) -> None:
 
 
 def _answer(data: bytes, order: dict[str, Any], memory_bytes: int) -> dict[str, Any]:
-    # The kernel ends a process that has used so much time of a CPU, also in the middle of a library's loop.
+    # The kernel ends the process after this much CPU time, even within a library's loop.
     signal.setitimer(signal.ITIMER_PROF, order["cpu_s"])
     try:
         return {"facts": asdict(decode(data, order["exif"], order["max_pixels"]).facts)}

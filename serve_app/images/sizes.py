@@ -1,4 +1,4 @@
-"""Image sizes: the arithmetic that ingress and editor must agree on. Pure integers, no images."""
+"""Image sizes: the arithmetic on which ingress and editor must agree."""
 
 import math
 
