@@ -1,6 +1,6 @@
-"""The transformer's dimensions, known without loading it: what its size in memory and its work follow from.
+"""The transformer's dimensions, from which its memory and its work follow, without loading it.
 
-Free of torch, so that an ingress may read it.
+Free of torch, so that an ingress may import it.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from typing import Any
 from serve_app.config import MINIATURE, MINIATURE_RANDOM, CheckpointConfig
 from serve_app.models.checkpoint_configs import read_config
 
-# The linears of one block, which adapters are trained on (ostris/ai-toolkit 0.12.26): (out, in) in widths.
+# The linears of one block, on which adapters are trained (ostris/ai-toolkit 0.12.26): (out, in) in units of the width.
 BLOCK_LINEARS = {
     "attn.to_q": (1, 1),
     "attn.to_k": (1, 1),
@@ -39,7 +39,7 @@ TIME_FEATURES, LATENT_FEATURES = 256, 64
 
 @dataclass(frozen=True)
 class Architecture:
-    """`QwenImageTransformer2DModel`'s own names for its dimensions."""
+    """The dimensions, by their names in `QwenImageTransformer2DModel`."""
 
     num_layers: int
     num_attention_heads: int
@@ -53,7 +53,7 @@ class Architecture:
 
     @property
     def adapted_modules(self) -> int:
-        """How many linears a whole adapter of the trainer's touches."""
+        """The number of linears that a full adapter of the trainer changes."""
         return self.num_layers * len(BLOCK_LINEARS)
 
     @cached_property
@@ -86,7 +86,7 @@ class Architecture:
     def forward_flops(self, image_tokens: int, text_tokens: int) -> int:
         """Floating-point operations of one forward for one image, a multiply-add counted as two.
 
-        Each token of either stream passes 12 matrices of width x width a block (queries, keys, values,
+        Each token of either stream passes 12 matrices of width x width per block (queries, keys, values,
         output, and a feed-forward of four times the width); attention, over both streams together, is two
         products of tokens x tokens x width. Modulation, embeddings and the last projection are left out:
         below 0.1% at 1024x1024.

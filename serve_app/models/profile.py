@@ -1,6 +1,6 @@
-"""Preview profiles: every point in which the trainer's preview and the reference server differ, as data.
+"""Profiles: every point in which the trainer's preview and the reference server differ, as data.
 
-Free of torch, so that an ingress may read it.
+Free of torch, so that an ingress may import it.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ def profile_of_trainer(versions: Sequence[str | None]) -> tuple[Profile, str]:
     """What `auto` picks for adapters that these trainer versions wrote, and why, in a sentence.
 
     The first version that can be read decides; without any, the newest profile is taken. A version says
-    what the trainer pinned, not what was installed beside it.
+    which libraries the trainer pinned, not which were installed.
     """
     for found in versions:
         try:

@@ -1,6 +1,6 @@
-"""The recipe of one edit: every size, kernel and number that follows from a plan, before any pixel is touched.
+"""The recipe of one edit: every size, kernel and number that follows from its plan.
 
-Pure arithmetic, so that an ingress explains exactly what the engine then does.
+Pure arithmetic, so that an ingress can explain exactly what the engine will do.
 """
 
 import math
@@ -15,7 +15,7 @@ from serve_app.models.profile import Kernel, Profile
 from serve_app.models.registry import Family, ModelSpec
 from serve_app.tasks import EditPlan, SamplerName
 
-# Area in pixels of the image that the vision encoder sees. A text-to-image model's sees none.
+# Area in pixels of the vision encoder's image. Text-to-image models have none.
 ENCODER_AREA: dict[Family, int] = {"edit": MEGAPIXEL, "edit_plus": EDIT_PLUS_ENCODER_AREA}
 
 # Edit plus numbers its images in the prompt (`QwenImageEditPlusPipeline._get_qwen_prompt_embeds`).
@@ -43,8 +43,9 @@ SCHEDULER_CONFIG: dict[str, Any] = {
     "use_karras_sigmas": False,
 }
 
-# What a sampler changes of that. Adapters distilled to few steps (Qwen-Image-Lightning) were trained with a constant
-# shift of 3, whatever the size, and no terminal stretch (`scheduler_config` in its generate_with_diffusers.py).
+# What a sampler changes in SCHEDULER_CONFIG. Adapters distilled to few steps (Qwen-Image-Lightning) were trained with a
+# constant shift of 3, whatever the size, and no terminal stretch (`scheduler_config` in its
+# generate_with_diffusers.py).
 SAMPLERS: dict[SamplerName, dict[str, Any]] = {
     "flowmatch": {},
     "lightning": {"base_shift": math.log(3), "max_shift": math.log(3), "shift_terminal": None},
@@ -66,7 +67,7 @@ class Recipe:
     For each control image, in order: `encoder_sizes` and `negative_encoder_sizes` are what the vision
     encoder's copy is resized to, one after the other, for the prompt and for the negative prompt;
     `control_resizes` are what the VAE's copy goes through. `prompt_prefix` comes before either prompt.
-    `max_prompt_tokens` cuts the embeddings. Without `guided` there is one forward a step, and no negative.
+    `max_prompt_tokens` cuts the embeddings. Without `guided` there is one forward per step and no negative prompt.
     """
 
     encoder_sizes: tuple[tuple[Size, ...], ...]
@@ -82,7 +83,7 @@ class Recipe:
 
     @property
     def control_sizes(self) -> tuple[Size, ...]:
-        """What the VAE sees, an image each."""
+        """The size at which the VAE encodes each control image."""
         return tuple(resizes[-1].size for resizes in self.control_resizes)
 
     @property
@@ -114,9 +115,9 @@ def make_recipe(spec: ModelSpec, profile: Profile, plan: EditPlan, image_sizes: 
 
 
 def encoder_size(size: Size, family: Family, profile: Profile) -> Size:
-    """What the vision encoder's copy of an image of `size` is resized to.
+    """The size of the vision encoder's copy of an image of `size`.
 
-    The trainer up to 0.7.32 and the reference server took height / width for the ratio.
+    The trainer up to 0.7.32 and the reference server use height / width as the ratio.
     """
     width, height = size
     ratio = height / width if profile.encoder_sides_swapped else width / height
@@ -124,13 +125,13 @@ def encoder_size(size: Size, family: Family, profile: Profile) -> Size:
 
 
 def _edit_control(size: Size, plan: EditPlan, profile: Profile) -> tuple[Resize, ...]:
-    """To the output size, then to about 1 MP of the output's aspect."""
+    """To the output size, then to about 1 MP with the output's aspect ratio."""
     output = (plan.width, plan.height)
     return Resize(output, profile.edit_control_kernel), Resize(near_area(plan.width / plan.height), "lanczos")
 
 
 def _edit_plus_control(size: Size, plan: EditPlan, profile: Profile) -> tuple[Resize, ...]:
-    """To about 1 MP of its own aspect, whatever the output."""
+    """To about 1 MP with its own aspect ratio, whatever the output size."""
     return (Resize(near_area(size[0] / size[1]), "lanczos"),)
 
 

@@ -1,1 +1,1 @@
-"""How a model edits: loading a checkpoint, conditioning, the denoising loop, acceleration and offloading."""
+"""The diffusion pipeline: loading a checkpoint, conditioning, the denoising loop, acceleration and offloading."""

@@ -1,4 +1,4 @@
-"""The transformer's forwards of one step: one guidance branch after the other, or each on a device of its own."""
+"""The transformer's forwards of one step: guidance branches one after the other, or in parallel on two devices."""
 
 import copy
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ BRANCHES = ("positive", "negative")
 
 
 def copy_to_device(transformer: QwenImageTransformer2DModel, device: torch.device) -> QwenImageTransformer2DModel:
-    """A transformer with the same weights on another device; nothing but the weights is copied there.
+    """A copy of a transformer on another device. Nothing but the weights is copied there.
 
-    Of one that is not compiled yet: what is compiled keeps its own weights.
+    The transformer must not be compiled yet: compiled code keeps a reference to its own weights.
     """
-    # What the copying of the modules takes for the copies of these tensors.
+    # `deepcopy` takes these copies instead of copying the tensors itself.
     tensors: list[Tensor] = [*transformer.parameters(), *transformer.buffers()]
     copies: dict[int, Tensor] = {}
     for tensor in tensors:
@@ -32,10 +32,10 @@ def copy_to_device(transformer: QwenImageTransformer2DModel, device: torch.devic
 
 
 class Branches:
-    """One transformer, or two that are alike, each on a device of its own: the second one does the negative branch.
+    """One transformer, or two equal ones on two devices, of which the second computes the negative branch.
 
-    One thread cannot keep the queues of two GPUs full, so the second has a thread that launches its work. No NCCL:
-    what goes between them is the latents and a prediction, once a step.
+    One thread cannot keep the queues of two GPUs full, so a second thread launches the second one's work. NCCL is not
+    needed: only the latents and a prediction are copied between the devices, once per step.
     """
 
     def __init__(self, transformers: Sequence[QwenImageTransformer2DModel], threads: int) -> None:
@@ -46,11 +46,11 @@ class Branches:
     def predict(
         self, hidden: Tensor, times: Tensor, step: int, shapes: Shapes, prompts: Sequence[Tensor]
     ) -> list[Tensor]:
-        """What the transformer predicts for each of `prompts`, on `hidden`'s device.
+        """The transformer's prediction for each of `prompts`, on `hidden`'s device.
 
-        `hidden` are packed latents, the control images' behind the noisy ones, (1, tokens, 64); `times` (steps,) are
-        those of the whole image, in [0, 1], and `step` is the index of one; an image's steps come in their order.
-        `shapes` are (1, height/16, width/16) of each image, in pixels.
+        `hidden` are packed latents, the noisy ones and then the control images', (1, tokens, 64); `times` (steps,) are
+        the times of all steps of the image, in [0, 1], and `step` is an index into them. The steps of an image must
+        come in order. `shapes` are (1, height/16, width/16) of each image, in pixels.
         """
         first, *rest = prompts
         second = self._second
@@ -61,19 +61,23 @@ class Branches:
                 forward(self._first, hidden, timestep, shapes, prompt, branch)
                 for branch, prompt in zip(BRANCHES[: len(prompts)], prompts, strict=True)
             ]
-        over, then, negative = (tensor.to(second.device, non_blocking=True) for tensor in (hidden, times, *rest))
-        coming = self._launcher.submit(forward_there, second, over, then, step, shapes, negative)
+        hidden_there, times_there, negative = (
+            tensor.to(second.device, non_blocking=True) for tensor in (hidden, times, *rest)
+        )
+        pending = self._launcher.submit(
+            forward_on_own_device, second, hidden_there, times_there, step, shapes, negative
+        )
         try:
             modulate(self._first, times, step)
-            mine = forward(self._first, hidden, timestep, shapes, first, BRANCHES[0])
+            positive = forward(self._first, hidden, timestep, shapes, first, BRANCHES[0])
         finally:
-            # Where this one fails, the other one must not go on beside what comes next.
-            wait([coming])
-        return [mine, coming.result().to(hidden.device, non_blocking=True)]
+            # Even if this forward fails, the other one must not run on next to whatever follows.
+            wait([pending])
+        return [positive, pending.result().to(hidden.device, non_blocking=True)]
 
 
 @torch.no_grad()
-def forward_there(
+def forward_on_own_device(
     transformer: QwenImageTransformer2DModel,
     hidden: Tensor,
     times: Tensor,
@@ -81,8 +85,8 @@ def forward_there(
     shapes: Shapes,
     prompt: Tensor,
 ) -> Tensor:
-    """`modulate` and `forward` for a thread of its own."""
-    # Kernels that are launched by hand go to the thread's current device.
+    """`modulate` and `forward` of the negative branch, in a thread of its own."""
+    # Triton kernels run on the thread's current device.
     with torch.cuda.device(hidden.device) if hidden.is_cuda else nullcontext():
         modulate(transformer, times, step)
         return forward(transformer, hidden, times[step : step + 1], shapes, prompt, BRANCHES[1])
@@ -96,7 +100,7 @@ def forward(
     prompt: Tensor,
     branch: str,
 ) -> Tensor:
-    """What it predicts. A feature cache remembers by `branch`."""
+    """The transformer's prediction. A feature cache holds the features of each `branch` apart."""
     with transformer.cache_context(branch) if transformer.is_cache_enabled else nullcontext():
         predicted: Tensor = transformer(
             hidden_states=hidden,

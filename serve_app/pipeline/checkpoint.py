@@ -1,4 +1,4 @@
-"""Loading a checkpoint: one path for the miniatures, for a directory in diffusers' layout and for a hub id."""
+"""Loading a checkpoint: a miniature, a directory in diffusers' layout, or a hub id, all in the same way."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -34,8 +34,8 @@ Pipeline: TypeAlias = QwenImagePipeline | QwenImageEditPipeline | QwenImageEditP
 
 logger = logging.getLogger(__name__)
 
-# As published with every edit checkpoint of the family (processor/preprocessor_config.json). The sizes are in
-# pixels; the class's own default would shrink an image of 1 MP.
+# As published with every edit checkpoint of the family (processor/preprocessor_config.json). The sizes are in pixels;
+# with the class's default, an image of 1 MP would be shrunk.
 PROCESSOR_CONFIG: dict[str, Any] = {
     "do_resize": True,
     "do_rescale": True,
@@ -53,7 +53,7 @@ PROCESSOR_CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Constant:
-    """One value of a checkpoint's configs that decides pixels, beside the one that the recipe rests on."""
+    """One value of a checkpoint's configs that decides pixels, and the value that the recipe needs."""
 
     part: str
     key: str
@@ -65,22 +65,22 @@ class Constant:
 
 
 def load(config: ModelConfig, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Pipeline:
-    """The pipeline of a configured checkpoint, its parts checked against what the recipe assumes.
+    """The pipeline of a configured checkpoint, checked against the recipe.
 
-    On `device`, or in host memory where the config offloads.
+    It is on `device`, or in host memory if the config offloads.
 
-    Raises CheckpointRefused if it cannot be found, or with every key that differs and both values.
+    Raises CheckpointRefused if it cannot be found, or with every value that differs from the recipe.
     """
     folder = find(config, spec)
     logger.info("loading %s from %s (%s) on %s", config.checkpoint, folder, dtype, device)
-    # Before the weights are read, which may take minutes.
+    # Checked before the weights are read, which may take minutes.
     refuse_if_different(config.checkpoint, spec, constants(folder, spec))
     pipeline = read(folder, dtype)
     return pipeline.to(device) if config.offload == "none" else pipeline
 
 
 def read(folder: Path, dtype: torch.dtype) -> Pipeline:
-    """The pipeline in `folder`, in host memory and for inference alone. Raises CheckpointRefused."""
+    """The pipeline in `folder`, in host memory and for inference only. Raises CheckpointRefused."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     with _refused(f"diffusers cannot read the checkpoint in {folder}", folder):
@@ -88,7 +88,7 @@ def read(folder: Path, dtype: torch.dtype) -> Pipeline:
     for part in pipeline.components.keys() & {"tokenizer", "processor"}:
         component = getattr(pipeline, part)
         if not getattr(component, "tokenizer", component)("a").input_ids:
-            # Where its files are missing, transformers makes a tokenizer that knows no words.
+            # If its files are missing, transformers makes a tokenizer with an empty vocabulary.
             raise CheckpointRefused(f"the tokenizer in {folder / part} knows no words; its files are missing")
     pipeline.set_progress_bar_config(disable=True)
     for module in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
@@ -97,7 +97,7 @@ def read(folder: Path, dtype: torch.dtype) -> Pipeline:
 
 
 def find(config: CheckpointConfig, spec: ModelSpec) -> Path:
-    """The local folder of a configured checkpoint, made or downloaded first if need be. Raises CheckpointRefused."""
+    """The local folder of a configured checkpoint, made or downloaded if necessary. Raises CheckpointRefused."""
     if config.checkpoint == MINIATURE:
         return trained_miniature.checkpoint_folder(spec)
     if config.checkpoint == MINIATURE_RANDOM:
@@ -111,11 +111,11 @@ def find(config: CheckpointConfig, spec: ModelSpec) -> Path:
             config.checkpoint, revision=config.revision, local_files_only=config.local_files_only
         )
     except (OSError, ValueError) as error:
-        # The hub's client has a dozen ways to say that something is not there or not to be had.
+        # The hub's client raises a dozen kinds of OSError and ValueError for what it cannot find or download.
         revision = f" at revision {config.revision}" if config.revision else ""
         where = "in the hub's local cache (local_files_only is set)" if config.local_files_only else "on the hub"
         raise CheckpointRefused(
-            f"{config.checkpoint!r}{revision} is neither a directory here nor to be had {where}: {error}"
+            f"{config.checkpoint!r}{revision} is neither a directory here nor available {where}: {error}"
         ) from error
     return Path(folder)
 
@@ -123,7 +123,7 @@ def find(config: CheckpointConfig, spec: ModelSpec) -> Path:
 def constants(folder: Path, spec: ModelSpec) -> list[Constant]:
     """Every constant of a checkpoint's configs that decides pixels; no weights are read.
 
-    Widths, depths and latent statistics are the checkpoint's own. Raises CheckpointRefused if it is none.
+    Widths, depths and latent statistics may differ. Raises CheckpointRefused if `folder` holds no checkpoint.
     """
     try:
         found = read_config(folder / "model_index.json")["_class_name"]
@@ -131,7 +131,7 @@ def constants(folder: Path, spec: ModelSpec) -> list[Constant]:
         raise CheckpointRefused(f"{folder} has no model_index.json in diffusers' layout") from error
     kind = Constant("model_index.json", "_class_name", found, spec.pipeline)
     if found != spec.pipeline:
-        # Another pipeline has other parts.
+        # A pipeline of another class has other parts.
         return [kind]
     with _refused(f"the configs of the checkpoint in {folder} cannot be read", folder):
         return [kind, *_constants_of_parts(folder, spec)]
@@ -139,10 +139,10 @@ def constants(folder: Path, spec: ModelSpec) -> list[Constant]:
 
 @contextmanager
 def _refused(what: str, folder: Path) -> Iterator[None]:
-    """Raises any error as CheckpointRefused.
+    """Turns every error into CheckpointRefused, whose text is for the operator's log.
 
-    Its text is for the operator's log: a missing part, a truncated file, a config of another class. The libraries
-    raise nearly every kind of error for a broken file, and tokenizers raises Exception itself.
+    Causes are, for example, a missing part, a truncated file or a config of another class. The libraries raise nearly
+    every kind of error for a broken file, and tokenizers raises Exception itself.
     """
     try:
         yield
@@ -151,7 +151,7 @@ def _refused(what: str, folder: Path) -> Iterator[None]:
 
 
 def broken_file(folder: Path) -> str | None:
-    """Which file of a checkpoint cannot be read, and why. The libraries' own errors seldom name it."""
+    """The first file of a checkpoint that cannot be read, and why. The libraries' own errors seldom name it."""
     for file in sorted(folder.rglob("*.*")):
         try:
             if file.suffix == ".json":
@@ -163,7 +163,7 @@ def broken_file(folder: Path) -> str | None:
                     pass
         except CheckpointRefused as error:
             return error.message
-        # What tokenizers raises is no more precise.
+        # tokenizers raises Exception itself.
         except Exception as error:
             return f"{file} cannot be read: {error}"
     return None
@@ -181,7 +181,7 @@ def _constants_of_parts(folder: Path, spec: ModelSpec) -> Iterator[Constant]:
             if key == "size":
                 found = {edge: value[edge] for edge in PROCESSOR_CONFIG["size"]}
             yield Constant("processor", key, found, needed)
-    # On the meta device: defaults of what a config leaves out, without a byte of weights.
+    # The meta device allocates no weights. `from_config` adds the defaults of values that a config leaves out.
     with torch.device("meta"):
         transformer, vae = (
             kind.from_config(kind.load_config(folder / part)).config
@@ -196,6 +196,6 @@ def _constants_of_parts(folder: Path, spec: ModelSpec) -> Iterator[Constant]:
 
 
 def refuse_if_different(name: str, spec: ModelSpec, found: Iterable[Constant]) -> None:
-    """Raise CheckpointRefused that names every constant which is not as needed."""
+    """Raise CheckpointRefused, which names every constant that differs."""
     if faults := [str(constant) for constant in found if constant.found != constant.needed]:
         raise CheckpointRefused(f"{name} does not fit {spec.id}: {'; '.join(faults)}")

@@ -1,7 +1,7 @@
-"""From a prompt and control images to what the transformer sees, exactly as trainer and reference do it.
+"""Conditioning: prompts to embeddings, control images to packed latents, exactly as trainer and reference do it.
 
-Facts, not taste: the encoder's image is a float tensor in [0, 1] that the processor scales by 1/255 once
-more, so the encoder sees an almost black image. The LoRAs were trained on that.
+The vision encoder's image is a float tensor in [0, 1], which the processor scales by 1/255 once more, so that the
+encoder sees an almost black image. This is deliberate: the LoRAs were trained on it.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ RESAMPLE = {"lanczos": PIL.Image.Resampling.LANCZOS, "bilinear": PIL.Image.Resam
 
 
 def encoder_image(image: PIL.Image.Image, sizes: Sequence[Size], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """What goes to the vision encoder's processor: (1, 3, H, W) in [0, 1], resized to each of `sizes` in turn."""
+    """The input of the vision encoder's processor: (1, 3, H, W) in [0, 1], resized to each of `sizes` in turn."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
     pixels = pixels.to(device=device, dtype=torch.float32).div(255).to(dtype)
     for width, height in sizes:
@@ -34,9 +34,9 @@ def encoder_image(image: PIL.Image.Image, sizes: Sequence[Size], device: torch.d
 def encode_prompt(
     pipeline: Pipeline, text: str, images: Sequence[Tensor], recipe: Recipe, device: torch.device
 ) -> Tensor:
-    """The prompt's embeddings, (1, L, hidden), on `device`: the text encoder's last hidden state behind the template.
+    """The prompt's embeddings, (1, L, hidden), on `device`: the text encoder's last hidden state after the template.
 
-    Every token is valid, so no mask goes with them. `images` come from `encoder_image`.
+    Every token is valid, so there is no mask. `images` come from `encoder_image`.
     """
     encoder = pipeline.text_encoder
     prompt = pipeline.prompt_template_encode.format(recipe.prompt_prefix + text)
@@ -47,13 +47,13 @@ def encode_prompt(
         limit = pipeline.tokenizer_max_length + dropped
         inputs = pipeline.tokenizer([prompt], max_length=limit, truncation=True, padding=True, return_tensors="pt")
     inputs = inputs.to(device)
-    # The inner model: the head over the vocabulary would compute logits that nobody reads.
+    # The inner model, without the head, whose logits are not needed.
     hidden = encoder.model(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
         pixel_values=inputs.get("pixel_values"),
         image_grid_thw=inputs.get("image_grid_thw"),
-        # Passed explicitly, since the default depends on the version of transformers.
+        # Passed explicitly, since the default depends on transformers' version.
         position_ids=positions(inputs["input_ids"], inputs.get("image_grid_thw"), encoder.config, recipe),
     ).last_hidden_state
     return hidden[:, dropped:].to(encoder.dtype)[:, : recipe.max_prompt_tokens]
@@ -96,7 +96,7 @@ def control_pixels(pipeline: Pipeline, image: PIL.Image.Image, resizes: Sequence
 
 
 def encode_control(pipeline: Pipeline, pixels: Tensor, device: torch.device) -> Tensor:
-    """The VAE's mode for `control_pixels`, normalised and packed, on `device`: (1, H/16 * W/16, 64)."""
+    """The mode of the VAE's latents for `control_pixels`, normalised and packed, on `device`: (1, H/16 * W/16, 64)."""
     vae = pipeline.vae
     latents = vae.encode(pixels.to(device=device, dtype=vae.dtype)).latent_dist.mode()
     mean, std = (per_channel(torch.tensor(v), latents) for v in (vae.config.latents_mean, vae.config.latents_std))
@@ -106,12 +106,12 @@ def encode_control(pipeline: Pipeline, pixels: Tensor, device: torch.device) -> 
 def decode_latents(pipeline: Pipeline, latents: Tensor, width: int, height: int) -> PIL.Image.Image:
     """The image of packed `latents`, whose size in pixels is `width` x `height`.
 
-    Raises UnusableResult rather than give an image that is not one.
+    Raises UnusableResult if the result is not finite or has a single colour.
     """
     vae = pipeline.vae
     latents = unpack(latents, width, height).to(vae.dtype)
     mean = per_channel(torch.tensor(vae.config.latents_mean), latents)
-    # Divided by the reciprocal of what is already rounded to the VAE's dtype, as the pipeline does it.
+    # Divided by the reciprocal of the value in the VAE's dtype, as the pipeline does it: other roundings change pixels.
     inverse_std = 1.0 / per_channel(torch.tensor(vae.config.latents_std), latents)
     decoded = vae.decode(latents / inverse_std + mean, return_dict=False)[0][:, :, 0]
     if not decoded.isfinite().all():
@@ -127,7 +127,7 @@ def decode_latents(pipeline: Pipeline, latents: Tensor, width: int, height: int)
 
 
 def per_channel(values: Tensor, like: Tensor) -> Tensor:
-    """One value a latent channel, (1, 16, 1, 1, 1), on `like`'s device and in its dtype."""
+    """One value per latent channel, (1, 16, 1, 1, 1), on `like`'s device and in its dtype."""
     return values.view(1, -1, 1, 1, 1).to(like.device, like.dtype)
 
 

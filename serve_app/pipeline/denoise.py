@@ -17,7 +17,7 @@ from serve_app.tasks import SamplerName
 
 
 def refuse_too_long(tokens: int, shapes: Shapes) -> None:
-    """Raise InvalidParameter where so many tokens of a prompt have no positions beside images of these shapes."""
+    """Raise InvalidParameter if a prompt has more tokens than the model has positions for with these images."""
     room = max_tokens_with_images((rows, columns) for _, rows, columns in shapes)
     if tokens > room:
         raise InvalidParameter(
@@ -28,7 +28,7 @@ def refuse_too_long(tokens: int, shapes: Shapes) -> None:
 
 
 def noise(seed: int, width: int, height: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Packed noise for an image of `width` x `height` pixels, drawn on the CPU so that a seed is an image."""
+    """Packed noise for an image of `width` x `height` pixels, drawn on the CPU so that a seed means the same noise."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return pack(randn_tensor((1, 1, 16, height // 8, width // 8), generator=generator, device=device, dtype=dtype))
 
@@ -36,7 +36,7 @@ def noise(seed: int, width: int, height: int, device: torch.device, dtype: torch
 def schedule(
     steps: int, target_tokens: int, device: torch.device, sampler: SamplerName = "flowmatch"
 ) -> FlowMatchEulerDiscreteScheduler:
-    """A scheduler that is set to `steps` steps, for a target image of so many tokens."""
+    """A scheduler set to `steps` steps, for a target image of `target_tokens` tokens."""
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config(steps, sampler))
     shift = shift_of(target_tokens, sampler)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift, device=device)
@@ -45,7 +45,7 @@ def schedule(
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float, *, rescaled: bool) -> Tensor:
-    """Classifier-free guidance; `rescaled`: brought token by token to the norm of the conditional prediction."""
+    """Classifier-free guidance. `rescaled` scales each token to the norm of the conditional prediction."""
     combined = unconditional + scale * (conditional - unconditional)
     if not rescaled:
         return combined
@@ -69,7 +69,7 @@ def denoise(
 
     `latents` and `control` (of all control images, in order) are packed, (1, tokens, 64); `shapes` are
     (1, height/16, width/16) of the target and of each control image, in pixels; `positive` and `negative` are
-    prompt embeddings. Without `negative` there is one forward a step. `on_step` is told the number of each
+    prompt embeddings. Without `negative` there is one forward per step. `on_step` gets the number of each
     finished step (1-based) and may raise to stop. Raises InvalidParameter for a prompt that is too long.
     """
     prompts = [positive] if negative is None else [positive, negative]

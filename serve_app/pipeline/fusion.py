@@ -1,8 +1,8 @@
-"""The blocks' arithmetic in a form that a compiler makes few kernels of. Other roundings, the same mathematics.
+"""The transformer blocks' arithmetic in a form that compiles to few kernels: equal mathematics, other roundings.
 
-Compiled as diffusers writes it, a block multiplies complex numbers, for which Inductor has no code of its own, and
-writes its widest activations (tokens x 12288) twice: without their GELU and with it. And each forward reads a third of
-all weights, those of the modulations, for one vector that depends on the time alone.
+Compiled as diffusers writes it, a block multiplies complex numbers, for which Inductor generates no code, and writes
+its widest activations (tokens x 12288) twice: before and after the GELU. Each forward also reads a third of all
+weights, those of the modulations, for one vector that depends only on the time.
 """
 
 from itertools import cycle
@@ -13,15 +13,14 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-# Steps whose modulations are made at once: 142 MB a device at the published size, 212 MB with `zero_cond_t`.
+# Steps whose modulations are computed at once: 142 MB a device at the published size, 212 MB with `zero_cond_t`.
 STEPS_AT_ONCE = 32
 
 
 def fuse(transformer: QwenImageTransformer2DModel, *, with_gelu: bool) -> None:
-    """Have the blocks compute so.
+    """Replace the parts of every block by the fused ones of this module.
 
-    `with_gelu`: linears apply the GELU that follows them; for weights that are all there is to a linear, in a dtype
-    of torch, on CUDA.
+    `with_gelu`: a linear applies the GELU that follows it, on CUDA, for plain weights in a dtype of torch.
     """
     for block in transformer.transformer_blocks:
         block.attn.set_processor(JointAttention(block.attn.processor._attention_backend))
@@ -32,31 +31,31 @@ def fuse(transformer: QwenImageTransformer2DModel, *, with_gelu: bool) -> None:
 
 
 class Modulation(nn.Sequential):
-    """A block's shifts, scales and gates: those that `modulate` has made, (1 or 2, 6 * width), else of its input."""
+    """A block's shifts, scales and gates, (1 or 2, 6 * width): computed by `modulate`, otherwise from its input."""
 
     of_steps: Tensor | None = None
     now: Tensor | None = None
 
     def forward(self, time: Tensor) -> Tensor:
         if self.now is not None:
-            # As wide as the linear would make it, whatever a compiler takes an attribute's width for.
+            # Tells the compiler the width, which it does not know of an attribute.
             torch._check(self.now.shape[-1] == self[1].out_features)
             return self.now
         made: Tensor = super().forward(time)  # type: ignore[no-untyped-call]
         return made
 
     def set(self, index: int) -> None:
-        """Have the next forwards give what was made for one of the steps."""
+        """Make the next forwards return the modulation of the step at `index`."""
         made = self.of_steps
-        # Not as a view of all steps: compiled code would depend on how many there are.
+        # Not a view of the tensor of all steps: compiled code would depend on their number.
         self.now = None if made is None else made[index].detach()
 
 
 def modulate(transformer: QwenImageTransformer2DModel, times: Tensor, step: int) -> None:
-    """Have the next forwards be of the time `times[step]`; `times` (steps,) are all those of an image, in [0, 1].
+    """Make the next forwards use the modulations for `times[step]`; `times` (steps,) are all of an image, in [0, 1].
 
-    Every `STEPS_AT_ONCE` steps the modulations are made, as one product a linear, from the weights as they are then.
-    Nothing happens where the blocks are diffusers' own.
+    Every `STEPS_AT_ONCE` steps the modulations are computed from the current weights, as one product per linear.
+    Without fused blocks, this does nothing.
     """
     found = modulations(transformer)
     index = step % STEPS_AT_ONCE
@@ -76,13 +75,13 @@ def modulate(transformer: QwenImageTransformer2DModel, times: Tensor, step: int)
 
 
 def clear_modulations(transformer: QwenImageTransformer2DModel) -> None:
-    """Have the next forwards compute their modulations themselves."""
+    """Make the next forwards compute their modulations themselves."""
     for modulation in modulations(transformer):
         modulation.of_steps = modulation.now = None
 
 
 def modulations(transformer: QwenImageTransformer2DModel) -> list[Modulation]:
-    """Of each block in turn the images' and the text's; none where the blocks are diffusers' own."""
+    """For each block the modulation of the image stream and of the text stream; empty without fused blocks."""
     streams = [stream for block in transformer.transformer_blocks for stream in (block.img_mod, block.txt_mod)]
     return streams if isinstance(streams[0], Modulation) else []
 
@@ -102,7 +101,10 @@ class JointAttention:
         attention_mask: None,
         image_rotary_emb: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """The images' stream, (1, tokens, width), and the text's. The angles are (tokens, half a head), complex."""
+        """The image stream and the text stream, (1, tokens, width) each.
+
+        The angles are (tokens, head width / 2), complex.
+        """
         images, text = hidden_states, encoder_hidden_states
         turn_images, turn_text = image_rotary_emb
         width = attn.inner_dim // attn.heads
@@ -133,7 +135,7 @@ class JointAttention:
 def rotated(states: Tensor, turns: Tensor) -> Tensor:
     """Pairs of `states` (1, tokens, heads, width) as complex numbers, multiplied in fp32 by `turns` (tokens, width/2).
 
-    (a + bi)(c + di) is written as (a, b) * (c, c) + (b, a) * (-d, d): without a pair's parts apart, it is one kernel.
+    (a + bi)(c + di) is written as (a, b) * (c, c) + (b, a) * (-d, d), which compiles to one kernel.
     """
     parts = torch.view_as_real(turns)
     cosines = parts[..., :1].expand(-1, -1, 2).flatten(1).unsqueeze(1)
@@ -144,7 +146,7 @@ def rotated(states: Tensor, turns: Tensor) -> Tensor:
 
 
 class LinearGelu(nn.Module):
-    """diffusers' `GELU` (of its tanh form), in the epilogue of the matrix product, before it is rounded."""
+    """diffusers' `GELU` (tanh form), computed in the epilogue of the matrix product, before rounding."""
 
     def __init__(self, proj: nn.Linear) -> None:
         super().__init__()
@@ -155,7 +157,7 @@ class LinearGelu(nn.Module):
         return made
 
 
-# An operator of its own: Inductor would take torch's apart again.
+# A custom operator: Inductor would decompose torch's.
 @torch.library.custom_op("serve_app::linear_gelu", mutates_args=())
 def linear_gelu(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """gelu(states (..., in) @ weight (out, in)^T + bias), the tanh form, on CUDA."""

@@ -115,7 +115,7 @@ def make(spec: ModelSpec) -> DiffusionPipeline:
 
 
 def make_vae() -> AutoencoderKLQwenImage:
-    """Random weights, with the statistics of an image's latents in its config, so scaled that nothing decodes flat."""
+    """Random weights, scaled so that decoded images have contrast, with statistics of latents in the config."""
     vae = AutoencoderKLQwenImage(
         base_dim=4,
         z_dim=16,
@@ -126,7 +126,7 @@ def make_vae() -> AutoencoderKLQwenImage:
     )
     blobs = F.interpolate(torch.randn(1, 3, 16, 16), size=(256, 256), mode="bicubic").clamp(-1, 1)
     latents = vae.encode(blobs.unsqueeze(2)).latent_dist.mode()[0].flatten(1)
-    # Statistics other than 0 and 1, as the published ones are: how they are rounded and applied counts.
+    # Statistics other than 0 and 1, like the published ones, so that tests see how they are rounded and applied.
     spread, centre = latents.std(dim=1), latents.mean(dim=1)
     vae.register_to_config(latents_mean=centre.tolist(), latents_std=spread.tolist())
     vae.post_quant_conv.weight /= spread.view(1, 16, 1, 1, 1)
@@ -138,9 +138,9 @@ def make_vae() -> AutoencoderKLQwenImage:
 
 
 def make_transformer(zero_cond_t: bool) -> QwenImageTransformer2DModel:
-    """Random weights, but queries and keys that share a strong bias, so that a token looks at its own place.
+    """Random weights, but with a strong bias shared by queries and keys, so that a token attends to its own position.
 
-    Otherwise attention over thousands of tokens is flat: any control image and any prompt would do.
+    Otherwise attention over thousands of tokens is flat, and the control image and the prompt hardly matter.
     """
     transformer = QwenImageTransformer2DModel(
         patch_size=2,

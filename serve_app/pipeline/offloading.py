@@ -1,4 +1,4 @@
-"""Where a pipeline's parts lie while they work, and while they wait."""
+"""Offloading: which parts of a pipeline are on the device, and when."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +15,10 @@ HOST = torch.device("cpu")
 
 
 class Placement:
-    """`none`: all parts on the device. `model`: in host memory, each on the device for its stage of an edit, as
-    diffusers' `enable_model_cpu_offload` has them. `sequential`: each layer on the device for its forward alone.
+    """Moves parts to the device and back.
+
+    `none`: all parts stay on the device. `model`: each part is on the device for its stage of an edit, as with
+    diffusers' `enable_model_cpu_offload`. `sequential`: each layer is on the device only for its forward.
     """
 
     def __init__(self, pipeline: Pipeline, device: torch.device, offload: OffloadName) -> None:
@@ -24,18 +26,18 @@ class Placement:
         self._moves = offload == "model"
         if offload == "sequential":
             for part in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
-                # What diffusers' `enable_sequential_cpu_offload` does. The tensors in host memory are those that the
-                # parameters were before, so whoever holds them writes what the next forward reads.
+                # As diffusers' `enable_sequential_cpu_offload` does. The host tensors are the former parameters, so
+                # writing to them changes what the next forward reads.
                 accelerate.cpu_offload(part, device, offload_buffers=len(part._parameters) > 0)
 
     @contextmanager
     def working(self, part: nn.Module) -> Iterator[None]:
-        """`part` can compute within."""
+        """Within, `part` is where it can compute."""
         if not self._moves:
             yield
             return
         try:
-            # It moves one weight after another: where there is no room for all, those that were moved come back.
+            # `to` moves one weight after another. If the memory does not suffice, the moved ones are moved back.
             part.to(self.device)
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Weights in eight bits: torchao's fp8, one scale a row. Lossy, so never without being asked for."""
+"""Quantised weights: torchao's fp8 with one scale per row. Lossy, so only if the config asks for it."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 def quantised(weight: Tensor) -> Tensor:
-    """A linear's weight (out, in) in fp8 (e4m3) with one scale a row; what is multiplied with it is quantised as well.
+    """A linear's weight (out, in) in fp8 (e4m3) with one scale per row; its inputs are quantised as well.
 
-    On a CPU it is weights alone: there is no kernel for both. Raises ImportError without torchao.
+    On a CPU only the weight is: there is no kernel for both. Raises ImportError without torchao.
     """
     from torchao.float8.inference import Float8MMConfig
     from torchao.quantization import PerRow
@@ -18,7 +18,7 @@ def quantised(weight: Tensor) -> Tensor:
     made: Tensor = Float8Tensor.from_hp(
         weight,
         granularity=PerRow(),
-        # What torchao's own `Float8DynamicActivationFloat8WeightConfig` sets.
+        # As torchao's `Float8DynamicActivationFloat8WeightConfig` sets it.
         mm_config=Float8MMConfig(use_fast_accum=True),
         act_quant_kwargs=activations,
     )
@@ -26,15 +26,15 @@ def quantised(weight: Tensor) -> Tensor:
 
 
 def should_quantise(name: str, module: nn.Module) -> bool:
-    """Whether a module of the transformer is a linear of its blocks that all tokens pass.
+    """Whether a module of the transformer is a linear of its blocks that processes all tokens.
 
-    The modulations of a block see one vector a step: there is nothing to gain.
+    A block's modulations process one vector per step: quantising them saves nothing.
     """
     return isinstance(module, nn.Linear) and name.startswith("transformer_blocks.") and "_mod." not in name
 
 
 def quantise(module: Any) -> nn.Parameter:
-    """Put the quantised weight in the place of a linear's weight, which lives on with whoever holds it."""
+    """Replace a linear's weight by the quantised weight, and return that. The old tensor stays unchanged."""
     module.weight = nn.Parameter(quantised(module.weight.detach()), requires_grad=False)
     weight: nn.Parameter = module.weight
     return weight

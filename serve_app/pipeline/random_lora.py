@@ -46,7 +46,7 @@ def make_lora(
 
 
 def trainer_metadata(name: str, trigger: str, version: str = "0.12.26", step: int = 2000) -> dict[str, str]:
-    """What the trainer writes beside the tensors."""
+    """The metadata that the trainer writes."""
     return {
         "format": "pt",
         "name": name,

@@ -108,7 +108,7 @@ def test_what_is_remembered_is_complete_also_where_something_failed(bench, make_
     assert remembering._prompts.size_bytes > 0
 
 
-def test_least_recently_used_tensors_are_given_up_by_bytes():
+def test_least_recently_used_tensors_are_evicted():
     cache, made = TensorCache(100), []
 
     def get(name: str, size: int = 40) -> None:
@@ -122,7 +122,7 @@ def test_least_recently_used_tensors_are_given_up_by_bytes():
         get(name)
     assert made == ["a", "b", "c", "b"]
     assert (cache.size_bytes, cache.hits) == (80, 3)
-    # What is larger than the budget is computed, and neither kept nor anybody's end.
+    # A tensor larger than the budget is computed, is not cached and evicts nothing.
     get("huge", 101), get("huge", 101), get("b")
     assert made == ["a", "b", "c", "b", "huge", "huge"]
 

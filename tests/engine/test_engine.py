@@ -77,7 +77,7 @@ def test_same_adapter_twice_adds_up(image_of, loras):
     assert np.array_equal(twice, image_of(use(loras[0], 0.75)))
 
 
-def test_surplus_adapters_are_given_up_and_loaded_again(engine, image_of, loras, tmp_path):
+def test_evicted_adapters_are_loaded_again(engine, image_of, loras, tmp_path):
     rare = use(shutil.copy(loras[0], tmp_path / "rare.safetensors"))
     first = image_of(rare)
     for path in loras:

@@ -86,7 +86,7 @@ def test_cached_hub_checkpoint_is_used_without_asking_the_hub_and_its_commit_is_
 def test_revision_that_is_not_cached_is_refused_when_the_hub_may_not_be_asked(hub_cache):
     ran = run_verify(hub_cache, "me/mini", "--local-files-only", "--revision", "f" * 40)
     assert ran.returncode == 1
-    assert f"'me/mini' at revision {'f' * 40} is neither a directory here nor to be had in the hub's" in ran.stdout
+    assert f"'me/mini' at revision {'f' * 40} is neither a directory here nor available in the hub's" in ran.stdout
 
 
 def test_model_that_the_configs_cannot_tell_is_named_with_the_others(copy, capsys):
