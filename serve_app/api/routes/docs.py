@@ -24,7 +24,7 @@ PATHS = frozenset({"/docs", OAUTH2_REDIRECT, "/redoc", "/openapi.json", *(f"/doc
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' "
     "'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "base-uri 'none'; form-action 'none'"
 }
 # The files change only with the service's version.
 FILE_HEADERS = {"Cache-Control": "private, max-age=3600"}
