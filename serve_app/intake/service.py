@@ -53,16 +53,16 @@ class Service:
         """
         config.refuse_missing_folders()
         architectures = {model.id: architecture_of(model) for model in config.models}
-        # Without API keys all callers are one tenant, and nothing is reserved for another one.
-        tenants_share = 2 if config.auth.keys_file else 1
+        # A tenant may hold one part in `parts` of memory and connections. Without API keys all callers are one tenant.
+        parts = 2 if config.auth.keys_file else 1
         self.config = config
         self._drain_s = drain_s
         self.keys = Keys(config.auth, TenantLimits(config.jobs.max_queued_per_tenant))
         # A body that finds no memory is refused at once: see `BodyLimit`.
-        self.body_memory = _budget(config, tenants_share, 0.0, "this request's body")
-        self.image_memory = _budget(config, tenants_share, config.fetch.patience_s, "this request's control images")
+        self.body_memory = _budget(config, parts, 0.0, "this request's body")
+        self.image_memory = _budget(config, parts, config.fetch.patience_s, "this request's control images")
         self._artifacts = Artifacts(config.artifacts_url)
-        self._fetcher = Fetcher(config.fetch, config.fetch.connections // tenants_share)
+        self._fetcher = Fetcher(config.fetch, config.fetch.connections // parts)
         self._decoders = Decoders(config.fetch, PROCESSES - 1 if config.auth.keys_file else PROCESSES)
         self._store = JobStore(config.jobs)
         self._watch = Watch(self._store, meter)
@@ -119,7 +119,7 @@ class Service:
         self._warmth.keep(settings.keep_warm)
 
 
-def _budget(config: AppConfig, tenants_share: int, patience_s: float, what: str) -> Budget:
-    """Memory of `fetch.budget_bytes`, of which one tenant may hold one part in `tenants_share`."""
+def _budget(config: AppConfig, parts: int, patience_s: float, what: str) -> Budget:
+    """Memory of `fetch.budget_bytes`, of which one tenant may hold one part in `parts`."""
     total = config.fetch.budget_bytes
-    return Budget(total, total // tenants_share, patience_s, what)
+    return Budget(total, total // parts, patience_s, what)

@@ -16,8 +16,9 @@ MAX_DEADLINE_S = 7 * 86400.0
 MAX_PROMPTS, MAX_LORAS, MAX_EVENTS = 10_000, 100, 100
 # How many faults of a body's shape an answer lists.
 MAX_FAULTS = 20
-WebhookEvent = Literal["started", "image", "succeeded", "failed", "canceled"]
-DEFAULT_WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = ("succeeded", "failed", "canceled")
+# The values of `tasks.WebhookEvent`.
+WebhookEventName = Literal["started", "image", "succeeded", "failed", "canceled"]
+DEFAULT_WEBHOOK_EVENTS: tuple[WebhookEventName, ...] = ("succeeded", "failed", "canceled")
 
 SUBMIT_EXAMPLE: dict[str, Any] = {
     "model": "qwen_image_edit",
@@ -136,6 +137,6 @@ class InferenceRequest(Tolerant):
     )
     priority: Priority = Field(Priority.INTERACTIVE, description="A bulk request runs when no interactive one waits.")
     webhook_url: Url | None = Field(None, description="A URL that the service posts the request's events to.")
-    webhook_events: list[WebhookEvent] = Field(
+    webhook_events: list[WebhookEventName] = Field(
         list(DEFAULT_WEBHOOK_EVENTS), max_length=MAX_EVENTS, description="Which events are posted to webhook_url."
     )

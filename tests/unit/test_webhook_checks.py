@@ -1,15 +1,25 @@
 """Which webhooks are accepted, what signs them, and how long they are tried."""
 
+from typing import get_args
+
 import pytest
 from pydantic import SecretStr, ValidationError
 
 from serve_app.config import WebhooksConfig
 from serve_app.errors import InvalidParameter
+from serve_app.intake.events import Event
+from serve_app.schemas.requests import WebhookEventName
+from serve_app.tasks import WebhookEvent
 from serve_app.workers import webhooks
 from serve_app.workers.webhooks import check_webhook, delay_after
 from tests.unit.receivers import SECRET
 
 WITH_SECRET = WebhooksConfig(secret=SecretStr(SECRET))
+
+
+def test_clients_may_ask_for_every_event_that_is_delivered():
+    assert get_args(WebhookEventName) == tuple(WebhookEvent)
+    assert {event.value for event in WebhookEvent} <= {event.value for event in Event}
 
 
 def test_attempts_take_about_a_day(monkeypatch):
