@@ -1,1 +1,1 @@
-"""The command `edits-server`, one module per sub-command and what they share."""
+"""The command `edits-server`, with a module per sub-command and modules that these share."""

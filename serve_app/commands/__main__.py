@@ -1,4 +1,4 @@
-"""`python -m serve_app.commands` is `edits-server`, where the package is not installed."""
+"""`python -m serve_app.commands` is `edits-server` for a package that is not installed."""
 
 from serve_app.commands.main import app
 

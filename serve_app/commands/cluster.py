@@ -1,4 +1,4 @@
-"""The Ray cluster that a service runs on: one of its own on loopback, or one that runs already."""
+"""The Ray cluster that a service runs on: a new one on loopback, or one that runs already."""
 
 import os
 from collections.abc import Iterator
@@ -15,9 +15,12 @@ NAMESPACE = "serve"
 
 @contextmanager
 def cluster(address: str | None, stop: StopSignals) -> Iterator[None]:
-    """Ray for the time of the block. A cluster of our own ends with it. Raises StartFailed."""
-    # Serve's proxies inherit these. Two of them on one port would share it silently, and one that starts on a busy
-    # machine would be given up after five seconds.
+    """Connect to the Ray cluster at `address`, or start one, for the time of the block.
+
+    A cluster that was started here stops after the block. Raises StartFailed.
+    """
+    # Serve's proxies inherit these variables. By default, two proxies share one port silently, and Serve restarts a
+    # proxy that needs more than five seconds to start, as on a busy machine.
     os.environ.setdefault("SERVE_SOCKET_REUSE_PORT_ENABLED", "0")
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     try:
@@ -25,12 +28,12 @@ def cluster(address: str | None, stop: StopSignals) -> Iterator[None]:
     except ConnectionError as error:
         raise StartFailed(f"no Ray cluster answers at {address}; start one, or leave the address out") from error
     except SystemExit:
-        # What Ray makes of a SIGTERM that comes in between.
+        # Ray turns a SIGTERM during its start into this.
         stop.asked = True
     stop.listen()
     try:
         if serve.status().proxies:
-            raise StartFailed("Serve runs on this cluster already; use `serve deploy` there, or another cluster")
+            raise StartFailed("Serve already runs on this cluster; use `serve deploy` there, or another cluster")
         yield
     finally:
         ray.shutdown()

@@ -1,4 +1,4 @@
-"""`edits-server compare`: how far apart two images are, and which of their parameters differ."""
+"""`edits-server compare`: how different two images are, and which of their parameters differ."""
 
 import json
 import math
@@ -13,15 +13,16 @@ import PIL.Image
 from rich.console import Console
 
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
-NO_PARAMETER = re.compile(r"^effective\.(why\.|request\.|loras\[\d+\]\.id$)")
+# Names that the comparison of parameters ignores.
+LEFT_OUT = re.compile(r"^effective\.(why\.|request\.|loras\[\d+\]\.id$)")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two images of one size are apart, in RGB (RGBA if one has alpha) with 8 bits a channel.
+    """How different two images of the same size are, in RGB (RGBA if one has alpha) with 8 bits per channel.
 
-    `share` is of the pixels that differ in any channel, `largest` in grey levels. `psnr` is in dB:
-    10 log10(255^2 / mean squared error), infinite for equal images.
+    `share` is the share of pixels that differ in any channel, `largest` the largest difference in levels (of 255).
+    `psnr` is in dB: 10 log10(255^2 / mean squared error), infinite for equal images.
     """
 
     share: float
@@ -30,12 +31,13 @@ class Difference:
 
 
 def difference(a: PIL.Image.Image, b: PIL.Image.Image) -> Difference:
-    """Raises ValueError for images of different sizes, or of more than 8 bits a channel."""
+    """Compare two images. Raises ValueError if their sizes differ, or if one has more than 8 bits per channel."""
     if a.size != b.size:
         raise ValueError(f"their sizes differ: {a.width}x{a.height} and {b.width}x{b.height}")
-    if deep := {a.mode, b.mode} - EIGHT_BIT_MODES:
-        raise ValueError(f"only images of 8 bits a channel are compared, not {', '.join(sorted(deep))}")
-    # Where one has alpha, it counts as a channel of both.
+    deep = {a.mode, b.mode} - EIGHT_BIT_MODES
+    if deep:
+        raise ValueError(f"only images of 8 bits per channel can be compared, not {', '.join(sorted(deep))}")
+    # If one image has alpha, it counts as a channel of both.
     mode = "RGBA" if a.has_transparency_data or b.has_transparency_data else "RGB"
     apart = np.abs(np.asarray(a.convert(mode), dtype=np.int16) - np.asarray(b.convert(mode), dtype=np.int16))
     error = float(np.square(apart, dtype=np.float64).mean())
@@ -44,19 +46,19 @@ def difference(a: PIL.Image.Image, b: PIL.Image.Image) -> Difference:
 
 
 def parameters(image: PIL.Image.Image) -> dict[str, Any] | None:
-    """What a PNG of this service says about itself, `effective` and `runtime`, flat; None if it says nothing.
+    """The records `effective` and `runtime` in a PNG of this service, with dotted paths as keys; None if it has none.
 
-    Without what two equal images may differ in: how a value came about, and a file's place and time. And without
-    the request, which says again what stands next to it.
+    Leaves out what may differ for equal images (the reason for a value, and the id of a LoRA's file), and the request,
+    which repeats other values.
     """
     found = {}
     for key in ("effective", "runtime"):
         try:
             found[key] = json.loads(image.info[key])
         except (KeyError, ValueError, TypeError, RecursionError):
-            # Another program's text under the same name.
+            # Not there, or another program's text under the same name.
             continue
-    flat = {name: value for name, value in _flat(found) if not NO_PARAMETER.search(name)}
+    flat = {name: value for name, value in _flat(found) if not LEFT_OUT.search(name)}
     return flat or None
 
 
@@ -73,7 +75,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def compare_files(a: Path, b: Path) -> int:
-    """Print how far apart two images are and which of their parameters differ.
+    """Print how different two images are, and which of their parameters differ.
 
     Returns 0 if every pixel is equal, 1 if not, 2 if the images cannot be compared.
     """
@@ -95,6 +97,7 @@ def compare_files(a: Path, b: Path) -> int:
 
 
 def _pixels(found: Difference, image: PIL.Image.Image) -> str:
+    """The line about the pixels."""
     if found.share == 0:
         return f"identical: all {image.width}x{image.height} pixels"
     return (
@@ -104,7 +107,7 @@ def _pixels(found: Difference, image: PIL.Image.Image) -> str:
 
 
 def _parameters_that_differ(a: dict[str, Any] | None, b: dict[str, Any] | None) -> list[str]:
-    """The lines to print: none if an image carries no parameters."""
+    """The lines about parameters; none if one of the images carries no parameters."""
     if a is None or b is None:
         return []
     names = [name for name in dict(a) | b if a.get(name) != b.get(name)]

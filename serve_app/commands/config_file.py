@@ -1,4 +1,4 @@
-"""The config file that a command is given: Serve's own format, checked before anything starts."""
+"""The config file of `edits-server run`: Serve's own format, checked before anything starts."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,10 @@ KEEP_ALIVE_S = 300
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A config file that can be run. `config` is its application's args, resolved; `raw` is the file as it stands."""
+    """A config file that can be run.
+
+    `config` holds the args of its application with absolute paths; `raw` is the file's own content.
+    """
 
     path: Path
     raw: Mapping[str, Any]
@@ -31,11 +34,11 @@ class ConfigFile:
 
     @property
     def base_path(self) -> str:
-        """What every path of the application begins with, without the last slash."""
+        """The beginning of every path of the application, without the last slash."""
         return self.route_prefix.rstrip("/")
 
     def behind_front(self, port: int) -> ServeDeploySchema:
-        """What Serve is told to deploy: the same, with its proxy on a loopback port that only the front talks to."""
+        """The file for Serve to deploy: its proxy listens on a loopback port, to which only the front connects."""
         [application] = self.raw["applications"]
         args = (application.get("args") or {}) | {"config_folder": str(self.path.parent)}
         http = (self.raw.get("http_options") or {}) | {"host": LOOPBACK, "port": port}
@@ -45,7 +48,11 @@ class ConfigFile:
 
 
 def read_config_file(path: Path) -> ConfigFile:
-    """Raises ConfigRefused with one sentence that names what is wrong, and never a value, which may be a secret."""
+    """The config file at `path`, checked.
+
+    Raises ConfigRefused with one sentence that names the key and what is wrong. It never contains a value, which may
+    be a secret.
+    """
     path = path.expanduser().absolute()
     raw = _mapping_of(path)
     try:
@@ -98,15 +105,18 @@ def _resolved(path: Path, args: Mapping[str, Any]) -> AppConfig:
 
 
 def _sentence(error: ValidationError, prefix: str = "") -> str:
-    """The first fault: its key and what is wrong, without the value."""
+    """The key of the first fault and what is wrong with it, without the value."""
     faults = error.errors(include_input=False, include_context=False, include_url=False)
-    key = ".".join(str(part) for part in (*([prefix] if prefix else []), *faults[0]["loc"]))
+    parts = [str(part) for part in faults[0]["loc"]]
+    if prefix:
+        parts.insert(0, prefix)
+    key = ".".join(parts)
     more = f" ({len(faults) - 1} more faults)" if len(faults) > 1 else ""
     return f"{key}: {faults[0]['msg'].removeprefix('Value error, ')}{more}"
 
 
 def _refuse_unknown(path: Path, raw: Mapping[str, Any]) -> None:
-    """Serve ignores keys that it does not know, also misspelt ones."""
+    """Raise ConfigRefused if Serve does not know a key. Serve itself ignores unknown keys, even misspelt ones."""
     unknown = [
         *_unknown(raw, ServeDeploySchema, ""),
         *_unknown(raw.get("http_options"), HTTPOptionsSchema, "http_options."),

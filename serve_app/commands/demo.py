@@ -28,13 +28,13 @@ OUT = Path("out")
 PHOTOGRAPH = Path("samples/astronaut.jpg")
 START_TIMEOUT_S = 180
 EDIT_TIMEOUT_S = 600
-# One of what the miniature was taught (serve_app/pipeline/miniature_files/README.md), and one of its LoRAs.
+# An instruction that the miniature was trained on (serve_app/pipeline/miniature_files/README.md), and one of its LoRAs.
 PROMPT = "[trigger] invert the colours"
 TRIGGER, LORA = "sks", "my_lora_job/my_lora.safetensors"
-# Few, and one forward each: what the miniature makes is as good as with the 25 and guidance of a request's defaults.
+# Fewer than a request's default of 25, and without guidance: the miniature's image is as good.
 STEPS, GUIDANCE = 8, 1.0
 STOP_TIMEOUT_S = 30
-# What the demo takes from no config.
+# The keys of serve_config.yaml that the demo ignores.
 LEFT_OUT = ("auth", "webhooks", "base_url", "allowed_hosts")
 
 console = Console()
@@ -65,13 +65,13 @@ def show_demo(model: ModelSpec) -> None:
 def write_config(port: int, model: ModelSpec) -> Path:
     """A copy of serve_config.yaml for `port` and one model: paths absolute, data in `out/`, which starts empty.
 
-    Without keys, webhooks and public names, of which the demo on a loopback port needs none. No secret is written.
+    The copy has no API keys, webhooks and public names, which the demo does not need, and no secrets.
     """
     config: dict[str, Any] = strict_yaml.load(Path("serve_config.yaml").read_text())
     config["http_options"]["port"] = port
     [application] = config["applications"]
-    given = {key: value for key, value in application["args"].items() if key not in LEFT_OUT}
-    args = AppConfig.model_validate(given).resolved(Path.cwd())
+    used = {key: value for key, value in application["args"].items() if key not in LEFT_OUT}
+    args = AppConfig.model_validate(used).resolved(Path.cwd())
     data = (OUT / "data").absolute()
     shutil.rmtree(data, ignore_errors=True)
     jobs = args.jobs.model_copy(update={"database_url": f"sqlite+aiosqlite:///{data}/jobs.sqlite3"})
@@ -82,15 +82,15 @@ def write_config(port: int, model: ModelSpec) -> Path:
     args = args.model_copy(update={"models": (served,), "jobs": jobs, "artifacts_url": f"{data}/artifacts"})
     application["args"] = args.model_dump(mode="json", exclude=set(LEFT_OUT))
     if "://" in args.lora_root:
-        # As it stands in the file: what its variables stand for may be secret.
-        application["args"]["lora_root"] = given["lora_root"]
+        # As the file has it: the values of its variables may be secret.
+        application["args"]["lora_root"] = used["lora_root"]
     target = OUT / "serve_config.yaml"
     write_private(target, yaml.safe_dump(config))
     return target
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write a file that only this user can read, whatever stood there before."""
+    """Write a file that only this user can read. An earlier file is replaced, not reused with its permissions."""
     file.unlink(missing_ok=True)
     file.touch(mode=0o600)
     file.write_text(text)
@@ -98,7 +98,7 @@ def write_private(file: Path, text: str) -> None:
 
 @contextmanager
 def service(config: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """`edits-server run` on a Ray cluster of its own, ended with the block; its log goes to `out/serve.log`."""
+    """`edits-server run` with its own Ray cluster, for the time of the block. Its log goes to `out/serve.log`."""
     command = [sys.executable, "-m", "serve_app.commands", "run", "--address", "local", str(config)]
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
     console.print(f"starting the service: [bold]edits-server run {config}[/bold] (log: {OUT / 'serve.log'})")
@@ -117,7 +117,7 @@ def service(config: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End the service and the Ray that it started, and nothing else."""
+    """Stop the service and the Ray cluster that it started."""
     with console.status("stopping the service"):
         process.send_signal(signal.SIGINT)
         try:
@@ -128,11 +128,11 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 class ServiceFailed(Exception):
-    """The service did not do what the demo waited for."""
+    """The service ended, was not ready in time, or failed an edit."""
 
 
 def wait_until_ready(client: httpx.Client, process: "subprocess.Popen[bytes]") -> None:
-    """Show what is being waited for, until `/ready` says yes. Raises ServiceFailed."""
+    """Show what is still starting, until `/ready` answers 200. Raises ServiceFailed."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("starting Ray")
@@ -145,18 +145,18 @@ def wait_until_ready(client: httpx.Client, process: "subprocess.Popen[bytes]") -
                 if answer.status_code == 200:
                     progress.update(task, description="the service is ready")
                     return
-                # The front's own 503 says nothing of editors.
+                # The front's own 503 does not list editors.
                 waiting = ", ".join(answer.json().get("waiting_for", ()))
                 progress.update(task, description=f"loading {waiting}" if waiting else "starting Ray and Serve")
             except httpx.TransportError:
-                # Nobody listens yet.
+                # The front does not listen yet.
                 progress.update(task, description="starting the front")
             time.sleep(0.25)
     raise ServiceFailed(f"the service was not ready after {START_TIMEOUT_S} s")
 
 
 def edit(client: httpx.Client, model: ModelSpec, photograph: bytes, multiplier: float) -> tuple[PIL.Image.Image, float]:
-    """Ask for an edit of a photograph, show its steps, and return the image and the seconds that it took."""
+    """Request an edit of a photograph, show its steps, and return the image and its seconds of inference."""
     prompt: dict[str, Any] = {"prompt": PROMPT, "sample_steps": STEPS, "guidance_scale": GUIDANCE}
     if model.requires_control_image:
         prompt["ctrl_img"] = base64.b64encode(photograph).decode()
@@ -174,7 +174,7 @@ def edit(client: httpx.Client, model: ModelSpec, photograph: bytes, multiplier: 
 
 
 def watch(client: httpx.Client, status_url: str) -> None:
-    """Show a request's steps until it has ended, or for ten minutes."""
+    """Show a request's steps until it ends, for at most EDIT_TIMEOUT_S."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("denoising", total=STEPS)
@@ -188,7 +188,7 @@ def watch(client: httpx.Client, status_url: str) -> None:
 
 
 def side_by_side(images: Sequence[PIL.Image.Image]) -> PIL.Image.Image:
-    """All images at the last one's height, on one sheet."""
+    """All images next to each other, scaled to the height of the last one."""
     height = images[-1].height
     widths = [round(edited.width * height / edited.height) for edited in images]
     sheet = PIL.Image.new("RGB", (sum(widths), height))

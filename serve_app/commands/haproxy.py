@@ -1,4 +1,4 @@
-"""What HAProxy is given: its configuration (front.cfg, front.lua) and the answers that it makes itself."""
+"""HAProxy's files: its configuration (front.cfg, front.lua) and the answers that it gives without the service."""
 
 import resource
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ BUFFER_BYTES, REWRITE_BYTES = 32_768, 1024
 MAX_HEAD_BYTES = BUFFER_BYTES - REWRITE_BYTES
 MAX_CONNECTIONS = 1_000_000
 
-UNAVAILABLE = ServiceUnavailable("the service is starting or stopping, or no process of it is free; try again soon")
+UNAVAILABLE = ServiceUnavailable("the service is starting or stopping, or all its processes are busy; try again soon")
 TOO_LARGE = HeadersTooLarge(f"the request line and headers are larger than {MAX_HEAD_BYTES} bytes; send smaller ones")
-# By the status under which HAProxy looks an answer up.
+# The key is the status under which HAProxy looks up the answer.
 ERRORS: Mapping[int, ServiceError] = {
     408: RequestTooSlow("the request did not arrive in time; send it again without pauses"),
-    429: TooManyRequests("too many requests of your address are in progress; wait until some of them end"),
+    429: TooManyRequests("too many requests from your address are in progress; wait until some of them finish"),
     431: TOO_LARGE,
     500: UNAVAILABLE,
     502: UNAVAILABLE,
@@ -45,7 +45,7 @@ REASONS = {
 
 @dataclass(frozen=True)
 class FrontSettings:
-    """What the front is for. `serve_port` is that of Serve's proxy on loopback; `base_path` as in ConfigFile."""
+    """The settings of a front. `serve_port` is the loopback port of Serve's proxy; `base_path` as in ConfigFile."""
 
     limits: FrontConfig
     cors_origins: tuple[str, ...]
@@ -66,9 +66,9 @@ def write_files(settings: FrontSettings, listener: int, folder: Path) -> Path:
 
 
 def answer(error: ServiceError, *, any_origin: bool) -> bytes:
-    """A whole HTTP response.
+    """A complete HTTP response.
 
-    HAProxy applies no rule to its answer to a request that never became whole, so the headers for browsers are in here.
+    HAProxy applies no rules to its answer to an incomplete request, so this contains the headers for browsers.
     """
     response = error_response(error)
     headers = {**response.headers, "cache-control": "no-store", "access-control-expose-headers": "Retry-After"}
@@ -86,14 +86,14 @@ def render(settings: FrontSettings, listener: int, folder: Path) -> str:
         twice_max_connections=2 * connections,
         max_per_proxy=connections // 2,
         max_per_address=limits.max_requests_per_address,
-        # An empty list is a syntax error there; nobody connects from the broadcast address.
+        # HAProxy does not accept an empty list. No client connects from the broadcast address.
         trusted_proxies=" ".join(map(str, limits.trusted_proxies)) or "255.255.255.255",
         buffer_bytes=BUFFER_BYTES,
         rewrite_bytes=REWRITE_BYTES,
         max_head_bytes=MAX_HEAD_BYTES,
         folder=quoted(str(folder)),
         script=quoted(str(package / "front.lua")),
-        # The 431 is given by front.lua.
+        # front.lua answers 431.
         errorfiles="\n".join(
             f"    errorfile {status} {quoted(str(folder))}/{status}.http" for status in ERRORS if status != 431
         ),
@@ -105,13 +105,13 @@ def render(settings: FrontSettings, listener: int, folder: Path) -> str:
 
 
 def affordable_connections() -> int:
-    """How many connections this process' limit of open files allows: each takes four in HAProxy."""
+    """How many connections the limit of open files allows. Each connection takes four files in HAProxy."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (most - 200) // 4 if most != resource.RLIM_INFINITY else MAX_CONNECTIONS
 
 
 def cors_rules(origins: tuple[str, ...]) -> list[str]:
-    """Rules that let the allowed origins read every answer, also the front's own."""
+    """HAProxy rules that let the allowed origins read every answer, including the front's own."""
     missing = "!{ res.hdr(access-control-allow-origin) -m found }"
     if "*" in origins:
         return [f"http-after-response set-header Access-Control-Allow-Origin * if {missing}"]

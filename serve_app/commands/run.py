@@ -1,4 +1,4 @@
-"""`edits-server run`: the front, Ray and the application, from the start to the end of the last edit."""
+"""`edits-server run`: starts the front, Ray and the application, and stops them after the last edit."""
 
 import logging
 import re
@@ -21,20 +21,23 @@ from serve_app.errors import StartFailed
 from serve_app.replicas.running_editors import PlacementLog
 
 POLL_S = 0.25
-# How often the log says what is being waited for (s).
+# How often the log names the deployments that are not running yet (s).
 REPORT_S = 10.0
-# Serve's own end, after the replicas' (s).
-MARGIN_S = 15.0
-# How long a stop waits for a look at the replicas that has begun (s).
-LOOK_END_S = 5.0
-# The last events of a finished edit reach its watchers within this time (s).
+# Time for Serve's own shutdown, after the replicas' (s).
+SERVE_SHUTDOWN_S = 15.0
+# How long a stop waits for the thread that reads the replicas' status (s).
+THREAD_END_S = 5.0
+# The last events of a finished edit reach the clients that follow it within this time (s).
 LAST_EVENTS_S = 2.0
+
+# The last line of a traceback, and the text of its error.
+ERROR_LINE = re.compile(r"(?:\w+\.)*\w+(?:Error|Exception|Refused): (.+)")
 
 logger = logging.getLogger(__name__)
 
 
 def run_service(path: Path, address: str | None) -> None:
-    """Returns after a signal, once running edits have finished.
+    """Run the service of a config file. Returns after a signal, when the running edits have finished.
 
     Raises ConfigRefused, FrontFailed, StartFailed, and KeyboardInterrupt for a second signal.
     """
@@ -63,7 +66,7 @@ class RunningService:
         self._placement = PlacementLog(file.application)
 
     def start(self, port: int) -> None:
-        """Returns when the application runs, or at a signal. Raises StartFailed when it cannot be deployed."""
+        """Deploy the application. Returns when it runs, or at a signal. Raises StartFailed if it cannot be deployed."""
         if self._stop.asked:
             return
         schema = self._file.behind_front(port)
@@ -89,37 +92,37 @@ class RunningService:
             self._placement.look()
             if time.monotonic() - reported > REPORT_S:
                 reported = time.monotonic()
-                logger.info("waiting for %s", waited_for(application))
+                logger.info("waiting for %s", not_running(application))
             time.sleep(POLL_S)
 
     def watch(self) -> None:
-        """Returns at a signal."""
-        # In a thread, as Serve may take long to answer, and the front is looked after in the meantime.
-        looking = threading.Thread(target=self._look_for_unplaced, daemon=True)
-        looking.start()
+        """Keep the front running, and log replicas that no machine has room for. Returns at a signal."""
+        # In a thread, because Serve may take long to answer, and the front has to be restarted meanwhile if it ends.
+        reporter = threading.Thread(target=self._report_replicas_without_machine, daemon=True)
+        reporter.start()
         while not self._stop.asked:
             self._front.keep_running()
             time.sleep(POLL_S)
-        # Two threads that read Serve's status make each other fail.
-        looking.join(LOOK_END_S)
+        # Serve's status must not be read by two threads at the same time: both would fail.
+        reporter.join(THREAD_END_S)
 
-    def _look_for_unplaced(self) -> None:
-        """Ingresses look too, but without a machine for them nobody else does."""
+    def _report_replicas_without_machine(self) -> None:
+        """Ingresses log this too, but only if a machine has room for them."""
         while not self._stop.asked:
             self._placement.look()
             time.sleep(POLL_S)
 
     def drain(self) -> None:
-        """Take no new requests, and return when running edits have finished and the application has ended."""
-        logger.info("stopping: running edits finish first; a second signal stops at once")
+        """Refuse new requests, and return when the running edits have finished and the application is gone."""
+        logger.info("stopping after the running edits; a second signal stops at once")
         self._front.close()
         if (application := self._status()) is not None:
             serve.delete(self._file.application, _blocking=False)
-            deadline = time.monotonic() + shutdown_s(self._file.config.jobs) + MARGIN_S
+            deadline = time.monotonic() + shutdown_s(self._file.config.jobs) + SERVE_SHUTDOWN_S
             while (application := self._status()) is not None and time.monotonic() < deadline:
                 if not has_editors(application):
                     time.sleep(LAST_EVENTS_S)
-                    # Watchers of requests that still wait resume with the next start.
+                    # Clients that follow waiting requests reconnect after the next start.
                     self._front.cut()
                 time.sleep(POLL_S)
         serve.shutdown()
@@ -134,14 +137,14 @@ class RunningService:
 
 
 def has_editors(application: ApplicationStatusOverview) -> bool:
-    """Whether an editor still runs or finishes its edits."""
+    """Whether an editor is still running or finishing its edits."""
     return any(
         deployment.replica_states for name, deployment in application.deployments.items() if name.startswith("Editor-")
     )
 
 
-def waited_for(application: ApplicationStatusOverview | None) -> str:
-    """The deployments that have no running replica yet, with what Serve says about them."""
+def not_running(application: ApplicationStatusOverview | None) -> str:
+    """The deployments that have no running replica, each with Serve's message about it."""
     deployments = application.deployments if application else {}
     missing = [
         f"{name} ({deployment.message or deployment.status.value.lower()})"
@@ -152,10 +155,11 @@ def waited_for(application: ApplicationStatusOverview | None) -> str:
 
 
 def reason_of(application: ApplicationStatusOverview) -> str:
-    """One sentence out of what Serve says: the text of the error that its traceback ends with."""
+    """One sentence from Serve's messages: the text of a traceback's last error, or the beginning of the messages."""
     messages = [application.message, *(each.message for each in application.deployments.values())]
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    errors = [
-        match.group(1) for line in lines if (match := re.match(r"(?:\w+\.)*\w+(?:Error|Exception|Refused): (.+)", line))
-    ]
-    return errors[-1] if errors else " ".join(lines)[:500]
+    for line in reversed(lines):
+        error = ERROR_LINE.match(line)
+        if error:
+            return error.group(1)
+    return " ".join(lines)[:500]

@@ -1,4 +1,4 @@
-"""What SIGTERM and SIGINT ask of a command that runs in the foreground."""
+"""SIGTERM and SIGINT for a command that runs in the foreground."""
 
 import logging
 import signal
@@ -14,7 +14,7 @@ class StopSignals:
         self.asked = False
 
     def listen(self) -> None:
-        """Take the signals. Again after `ray.init`, which takes SIGTERM for itself."""
+        """Install the handlers. Call it again after `ray.init`, which installs its own for SIGTERM."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 

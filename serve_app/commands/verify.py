@@ -19,9 +19,9 @@ console = Console(soft_wrap=True, highlight=False, markup=False)
 
 
 def verify_checkpoint(config: ModelConfig, model: str | None, size: int, steps: int) -> bool:
-    """Print every check of a configured checkpoint; whether all of them pass.
+    """Print every check of a configured checkpoint. Returns whether all of them pass.
 
-    The checkpoint is taken for `model`, or for the model that its configs name. `size` is in pixels.
+    The checkpoint is checked as `model`, or, without one, as the model that its configs name. `size` is in pixels.
     Raises CheckpointRefused if there is no checkpoint to check.
     """
     folder = checkpoint.find(config, MODELS[config.id])
@@ -38,7 +38,10 @@ def verify_checkpoint(config: ModelConfig, model: str | None, size: int, steps: 
 
 
 def edits_equally(engine: TorchEngine, spec: ModelSpec, size: int, steps: int) -> bool:
-    """Make the fixed edit twice and print both results; whether they are equal. An unusable result raises."""
+    """Make the fixed edit twice and print both results. Returns whether they are equal.
+
+    Raises UnusableResult if a result is not finite or all of one colour.
+    """
     plan = fixed_plan(spec, size, size, steps)
     control_images = fixed_files(plan)
     images = []
@@ -58,7 +61,7 @@ def edits_equally(engine: TorchEngine, spec: ModelSpec, size: int, steps: int) -
 
 
 def show(found: list[checkpoint.Constant]) -> bool:
-    """Print each constant; whether all are as needed."""
+    """Print each constant of a checkpoint. Returns whether all of them are as the recipe needs."""
     for constant in found:
         good = constant.found == constant.needed
         console.print(f"ok   {constant.part}: {constant.key} = {constant.found!r}" if good else f"BAD  {constant}")
@@ -66,7 +69,7 @@ def show(found: list[checkpoint.Constant]) -> bool:
 
 
 def models_of(folder: Path, checkpoint_name: str) -> list[ModelSpec]:
-    """The models that a checkpoint may be, the likeliest first: by its name, its pipeline and `zero_cond_t`."""
+    """The models that fit a checkpoint's name, its pipeline and `zero_cond_t`, the most likely one first."""
     try:
         pipeline = json.loads((folder / "model_index.json").read_text())["_class_name"]
         zero_cond_t = json.loads((folder / "transformer/config.json").read_text()).get("zero_cond_t", False)

@@ -93,12 +93,12 @@ def test_headers_that_serve_obeys_do_not_pass(front: Running, name: str):
 
 
 def test_only_a_trusted_proxy_says_who_the_client_is():
-    said = {"X-Forwarded-For": "1.2.3.4, 203.0.113.9", "X-Forwarded-Proto": "https"}
+    headers_sent = {"X-Forwarded-For": "1.2.3.4, 203.0.113.9", "X-Forwarded-Proto": "https"}
     with running() as front:
-        seen = front.client.get("/echo", headers=said).json()
+        seen = front.client.get("/echo", headers=headers_sent).json()
         assert (seen["x-forwarded-for"], seen["x-forwarded-proto"]) == ("203.0.113.9", "https")
     with running(FrontConfig(trusted_proxies=())) as front:
-        seen = front.client.get("/echo", headers=said).json()
+        seen = front.client.get("/echo", headers=headers_sent).json()
         assert seen["x-forwarded-for"] == "127.0.0.1"
         assert "x-forwarded-proto" not in seen
 
@@ -251,7 +251,7 @@ def test_a_request_in_progress_outlives_the_close_and_not_the_cut():
                 front.front.cut()
             front.front.close()
             thread.join()
-            front.front._tell("set server probes/serve state ready")
+            front.front._send("set server probes/serve state ready")
             until(lambda: front.client.get("/echo").status_code == 200)
         assert answers[0] == 200
         assert answers[1] != 200

@@ -1,4 +1,4 @@
-"""The sentence that a failed or waiting deployment is told in."""
+"""The sentence about a failed or waiting deployment."""
 
 from ray.serve.schema import (
     ApplicationStatus,
@@ -8,7 +8,7 @@ from ray.serve.schema import (
     DeploymentStatusTrigger,
 )
 
-from serve_app.commands.run import reason_of, waited_for
+from serve_app.commands.run import not_running, reason_of
 
 TRACEBACK = """The deployment failed to start 3 times in a row. Error:
 \x1b[36mray::Editor.__init__()\x1b[39m (pid=1)
@@ -42,7 +42,7 @@ def test_without_an_error_the_reason_is_what_serve_says():
     assert reason_of(application("the application\nis gone")) == "the application is gone"
 
 
-def test_what_has_no_running_replica_is_waited_for():
+def test_what_has_no_running_replica_is_not_running():
     running, waiting = deployment(RUNNING=1), deployment("no CPU is free")
-    assert waited_for(application("", A=running, B=waiting, C=deployment())) == "B (no CPU is free), C (updating)"
-    assert waited_for(application("")) == waited_for(None) == "the application to be built"
+    assert not_running(application("", A=running, B=waiting, C=deployment())) == "B (no CPU is free), C (updating)"
+    assert not_running(application("")) == not_running(None) == "the application to be built"

@@ -84,7 +84,7 @@ def test_images_of_more_than_eight_bits_are_not_called_identical(tmp_path, capsy
     for path, level in zip(paths, (30000, 60000), strict=True):
         PIL.Image.fromarray(np.full((8, 8), level, dtype=np.uint16)).save(path)
     assert edits_server("compare", *paths) == 2
-    assert "only images of 8 bits a channel" in capsys.readouterr().out
+    assert "only images of 8 bits per channel" in capsys.readouterr().out
 
 
 def test_alpha_counts():
