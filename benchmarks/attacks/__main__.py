@@ -208,21 +208,21 @@ async def stays_within_bounds(
     stored = service.stored_mb()
     seen, answers = await attacked(name, service, waiting)
     ratios = {kind: seen.median(kind) / quiet.median(kind) for kind in seen.seconds}
-    told = ", ".join(f"{count}x {answer}" for answer, count in answers.items())
+    got = ", ".join(f"{count}x {answer}" for answer, count in answers.items())
     columns = [f"{ratio:.1f}x" for ratio in ratios.values()]
-    print(row(name, columns, memory, f"{service.stored_mb() - stored:.0f}", told), flush=True)
+    print(row(name, columns, memory, f"{service.stored_mb() - stored:.0f}", got), flush=True)
     for failure in seen.failures[:3]:
         print(f"  waiting tenant: {failure}")
     await asyncio.sleep(REST_S)
     was_felt = len(seen.seconds["post"]) >= LEAST_ROUNDS and set(answers) - {"ClientConnectorError"}
     if not was_felt:
-        print(f"  no result: {len(seen.seconds['post'])} rounds during an attack that got the answers {told}")
+        print(f"  no result: {len(seen.seconds['post'])} rounds during an attack that got the answers {got}")
     quick = all(ratio <= SLOWER for ratio in ratios.values())
     return bool(was_felt) and quick and not seen.failures and memory.mb <= MEMORY_MB
 
 
-def row(name: str, columns: list[str], memory: PeakMemory, stored: str = "", told: str = "") -> str:
-    return f"| {name} | {' | '.join(columns)} | {memory.mb:.0f} ({memory.name}) | {stored} | {told} |"
+def row(name: str, columns: list[str], memory: PeakMemory, stored: str = "", got: str = "") -> str:
+    return f"| {name} | {' | '.join(columns)} | {memory.mb:.0f} ({memory.name}) | {stored} | {got} |"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The drill's judgement: it must see what went wrong. What it judges is written by hand here."""
+"""The evaluation of a drill finds each kind of problem in notes and states that are written by hand here."""
 
 import io
 import random
@@ -60,7 +60,7 @@ def test_notes_come_back_as_they_were_written(tmp_path, make_plan):
         ("{now} 7 step r1.0 3 8", True),
         ("{now} 7 step r1.0 8 8", False),  # after its last step
         ("{now} 7 made r1.0 8 8", False),
-        ("{now} 7 step r2.0 3 8", False),  # an image that nobody waits for
+        ("{now} 7 step r2.0 3 8", False),  # an image that is not running
         ("{before} 7 step r1.0 3 8", False),  # has not been heard of since
     ],
 )
@@ -69,7 +69,7 @@ def test_victim_is_in_the_middle_of_an_image(tmp_path, line, is_at_work):
     assert bool(Notes(tmp_path / "notes").at_work(["r1.0"])) == is_at_work
 
 
-def test_half_a_note_is_read_once_it_is_whole(tmp_path):
+def test_incomplete_note_is_read_once_it_is_complete(tmp_path):
     (tmp_path / "notes").write_text("1.0 7 step r1.0 0 8\n2.0 7 step r1")
     notes = Notes(tmp_path / "notes")
     assert [each.step for each in notes.of_image()["r1.0"]] == [0]
@@ -112,7 +112,7 @@ def test_kill_of_an_editor_that_had_made_its_image_hit_nothing():
     assert "hit nothing" in verdict.misses(kills(), {"r1.0": [note(9.9, 1, "made", 8)]})[0]
 
 
-def test_editor_may_be_killed_while_it_makes_a_image_again():
+def test_editor_may_be_killed_while_it_makes_an_image_again():
     notes = {"r1.0": [note(8.0, 1, "made", 8), note(9.9, 1, "step", 0)]}
     assert verdict.misses(kills(), notes) == []
 
@@ -122,20 +122,20 @@ def test_kill_without_an_image_hit_nothing():
 
 
 @pytest.mark.parametrize("kind", [EDITOR, INGRESS, CLUSTER])
-def test_image_is_taken_up_again_when_another_editor_begins_it(kind):
+def test_work_on_an_image_resumes_when_another_editor_begins_it(kind):
     kill = Kill(10.0, kind, 1, ("r1.0",), "")
     notes = {"r1.0": [note(9.0, 1, "step", 0), note(9.5, 1, "step", 1), note(13.0, 2, "step", 0)]}
     history = {"r1.0": [seen(9.0, "claimed"), seen(10.1, "claimed", step=2), seen(15.0, "ended", 2)]}
     assert verdict.recovery(kill, history, notes) == verdict.Recovery(3.0, 5.0)
 
 
-def test_result_that_is_recorded_after_all_takes_an_image_up_too():
+def test_recorded_result_also_counts_as_resumed():
     kill = Kill(10.0, INGRESS, 1, ("r1.0",), "")
     history = {"r1.0": [seen(9.0, "claimed"), seen(14.0, "ended", 2)]}
     assert verdict.recovery(kill, history, {"r1.0": [note(9.0, 2, "step", 0)]}) == verdict.Recovery(4.0, 4.0)
 
 
-def test_lost_connection_is_over_with_the_next_change():
+def test_recovery_from_a_lost_connection_is_the_next_change():
     kill = Kill(10.0, CONNECTION, 1, ("r1.0",), "")
     history = {"r1.0": [seen(9.0, "claimed"), seen(10.5, "claimed", step=2), seen(12.0, "ended")]}
     assert verdict.recovery(kill, history, {}) == verdict.Recovery(0.5, 2.0)
@@ -149,21 +149,21 @@ def test_image_that_never_ended_has_no_recovery():
 
 
 @pytest.mark.parametrize("kind", [DATABASE, HEAD, SLOW, STORAGE])
-def test_what_hits_no_editor_is_over_with_the_next_change(kind):
+def test_recovery_from_a_fault_without_a_lost_editor_is_the_next_change(kind):
     kill = Kill(10.0, kind, 0, ("r1.0",), "")
     history = {"r1.0": [seen(9.0, "claimed"), seen(10.5, "claimed", step=2), seen(12.0, "ended")]}
     assert verdict.recovery(kill, history, {}) == verdict.Recovery(0.5, 2.0)
 
 
 @pytest.mark.parametrize("kind", [NODE, CABLE, HANG])
-def test_steps_of_the_one_that_was_hit_are_no_recovery(kind):
+def test_steps_of_the_editor_that_was_hit_are_no_recovery(kind):
     kill = Kill(10.0, kind, 7, ("r1.0",), "")
     history = {"r1.0": [seen(9.0, "claimed"), seen(10.5, "claimed", step=2), seen(15.0, "ended", 2)]}
     notes = {"r1.0": [note(9.0, 7, "step", 0), note(11.0, 7, "step", 0), note(13.0, 8, "step", 0)]}
     assert verdict.recovery(kill, history, notes) == verdict.Recovery(3.0, 5.0)
 
 
-def test_loss_is_noticed_when_the_first_image_is_given_back_or_handed_on():
+def test_loss_is_noticed_when_the_first_image_is_returned_or_claimed_again():
     kill = Kill(10.0, NODE, 1, ("r1.0", "r2.0"), "")
     handed_on = [seen(9.0, "claimed"), seen(10.5, "claimed", step=2), seen(13.0, "claimed", 2), seen(15.0, "ended", 2)]
     given_back = [seen(9.0, "claimed"), seen(12.0, "waiting"), seen(12.5, "claimed", 2), seen(15.0, "ended", 2)]
@@ -187,11 +187,11 @@ def test_images_are_counted_by_how_often_they_were_made():
     assert verdict.times_made(["a", "b", "c"], notes) == {1: 1, 2: 1, 0: 1}
 
 
-def test_guard_ends_what_a_drill_started_when_the_drill_is_gone(tmp_path):
+def test_guard_kills_the_sessions_of_a_drill_that_has_ended(tmp_path):
     folder = tmp_path / "drill"
     folder.mkdir()
     guard = subprocess.Popen([sys.executable, "-m", "benchmarks.drill.service", folder], stdin=subprocess.PIPE)
-    # A child too, whose parent does not take it along.
+    # Also a child that its parent does not end.
     cluster = subprocess.Popen(
         ["sh", "-c", "sleep 60 & echo $!; sleep 60"], stdout=subprocess.PIPE, start_new_session=True
     )
@@ -273,7 +273,7 @@ def test_editor_that_was_replaced_without_a_fault_and_request_that_was_lost_are_
 @pytest.mark.parametrize(
     ("moment", "is_due"), [(AT_ONCE, True), (0, True), (3, True), (4, False), (steady.MADE, False)]
 )
-def test_cancellation_is_due_once_its_edit_has_come_so_far(moment, is_due):
+def test_cancellation_is_due_once_its_edit_has_reached_the_moment(moment, is_due):
     notes = [note(float(step), 1, "step", step) for step in range(4)]
     assert Cancellation("id", "r1.0", moment, 0.0).is_due(notes) == is_due
     assert Cancellation("id", "r1.0", moment, 0.0).is_due([*notes, note(9.0, 1, "made", 3)])
