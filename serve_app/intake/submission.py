@@ -137,7 +137,7 @@ class Submissions:
                 return earlier
             submission = replace(submission, digest=digest)
         await self._admission.check(request, self._max_images(caller))
-        # Before anything is fetched or stored for a request that the queue has no room for.
+        # A full queue is reported before anything is fetched or stored.
         await self._store.requests.refuse_when_full(caller.tenant, len(request.prompts), caller.limits.max_queued)
         async with self._discarding_new_files() as new_files:
             record = await self._commit(submission)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from serve_app.api.bodies import limits
-from serve_app.api.bodies.limits import BYTES_PER_VALUE, COPIES, MAX_BODIES, SMALL_BODY, BodyLimit
+from serve_app.api.bodies.json_bodies import BYTES_PER_VALUE
+from serve_app.api.bodies.limits import COPIES, MAX_BODIES, SMALL_BODY, BodyLimit
 from serve_app.api.middleware import AnswerErrors
 from serve_app.concurrency.budget import Budget
 from serve_app.intake.keys import Caller

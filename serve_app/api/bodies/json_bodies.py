@@ -6,12 +6,21 @@ from typing import Any
 from fastapi import Request
 
 from serve_app.api.bodies import BodyRoute
+from serve_app.concurrency.budget import Hold
+from serve_app.schemas.requests import InferenceRequest
 
-# How many lists, objects and items a body may have: see `limits.count_values`. 10,000 prompts with every field have a
+# How many lists, objects and items a body may have: see `count_values`. 10,000 prompts with every field have a
 # quarter of that.
 MAX_VALUES = 1_000_000
+# Parsed JSON also has objects: an empty one takes three bytes of a body and 70 in memory, one with a key takes 200.
+BYTES_PER_VALUE = 100
 # What `body` returns in place of a body that is not empty.
 SOME_BODY = b"{}"
+
+
+def count_values(body: bytes) -> int:
+    """At most how many lists, objects and items a JSON body has. It is not parsed: commas in texts count as well."""
+    return sum(map(body.count, (b"[", b"{", b",")))
 
 
 class JsonRequest(Request):
@@ -58,3 +67,17 @@ class JsonRoute(BodyRoute):
     """A route that takes a JSON body."""
 
     reader = JsonRequest
+
+
+async def release(request: Request, body: InferenceRequest) -> None:
+    """Free the parsed body of a request that is answered much later. `body` is empty after that.
+
+    JsonRequest has dropped the bytes already.
+    """
+    body.prompts.clear()
+    (body.model_extra or {}).clear()
+    parsed = await request.json()
+    if isinstance(parsed, dict):
+        parsed.clear()
+    hold: Hold = request.state.body
+    hold.keep(0)

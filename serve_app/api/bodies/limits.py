@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.api.bodies.json_bodies import BYTES_PER_VALUE, count_values
 from serve_app.concurrency.budget import Budget, Hold
 from serve_app.errors import BodyTooLarge, Overloaded, RequestTooSlow
-from serve_app.schemas.requests import InferenceRequest
 
 # The methods whose routes read a body. A body that comes with any other method is never waited for.
 METHODS_WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
@@ -29,8 +28,6 @@ SMALL_BODY, SPARE_PARTS = 1_000_000, 4
 # A body is in memory as the bytes that came, as text while it is parsed, and as the strings in it. Its control images
 # are also decoded, but only after the text is gone.
 COPIES = 3
-# Parsed JSON also has objects: an empty one takes three bytes of a body and 70 in memory, one with a key takes 200.
-BYTES_PER_VALUE = 100
 
 
 def announced(scope: Scope) -> int | None:
@@ -43,11 +40,6 @@ def announced(scope: Scope) -> int | None:
         return None
     # Python refuses to convert numbers of thousands of digits.
     return int(length[:MAX_LENGTH_DIGITS] or 0)
-
-
-def count_values(body: bytes) -> int:
-    """At most how many lists, objects and items a JSON body has. It is not parsed: commas in texts count as well."""
-    return sum(map(body.count, (b"[", b"{", b",")))
 
 
 class BodySlots:
@@ -105,6 +97,7 @@ class BodyLimit:
         with self._memory.hold(tenant) as hold:
             with self._slots.one(tenant):
                 body = await self._read(receive, hold, length)
+            # Every body counts as JSON, which takes the most memory once it is parsed.
             values = count_values(body)
             self._hold(hold, COPIES * len(body) + BYTES_PER_VALUE * values)
             messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -159,17 +152,3 @@ class BodyLimit:
         """
         rate = max(MIN_BYTES_PER_S, (length or 0) / self._timeout_s)
         return min(self._timeout_s, GRACE_S + received / rate)
-
-
-async def release(request: Request, body: InferenceRequest) -> None:
-    """Free the parsed body of a request that is answered much later. `body` is empty after that.
-
-    JsonRequest has dropped the bytes already.
-    """
-    body.prompts.clear()
-    (body.model_extra or {}).clear()
-    parsed = await request.json()
-    if isinstance(parsed, dict):
-        parsed.clear()
-    hold: Hold = request.state.body
-    hold.keep(0)

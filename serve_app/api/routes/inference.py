@@ -5,8 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request
 
 from serve_app import errors
-from serve_app.api.bodies.json_bodies import JsonRoute
-from serve_app.api.bodies.limits import release
+from serve_app.api.bodies.json_bodies import JsonRoute, release
 from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, links_of
 from serve_app.api.error_answers import error_docs
 from serve_app.intake.answers import Links, result_of
