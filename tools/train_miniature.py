@@ -29,14 +29,14 @@ from tools.miniature.clock import Log
 
 SEED = 20261125
 PHASES = ("vae", "transformer", "loras", "evaluate")
-# Tokens at the end of a prompt's embeddings that are not the picture's, with room to spare.
+# Tokens at the end of a prompt's embeddings that are not the image's, with room to spare.
 WORDS = 20
 EDIT, EDIT_PLUS = "qwen_image_edit", "qwen_image_edit_plus"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is made of everything: seconds of a phase, pictures of a bank by side, pictures of a step."""
+    """How much is made of everything: seconds of a phase, images of a bank by side, images of a step."""
 
     vae_s: float = 330
     transformer_s: float = 420
@@ -161,7 +161,7 @@ class Training:
 
 
 def sheet(pictures: list[Tensor], side: int = 320, columns: int = 6) -> PIL.Image.Image:
-    """All pictures, small, in the order in which they were made."""
+    """All images, small, in the order in which they were made."""
     rows = -(-len(pictures) // columns)
     made = PIL.Image.new("RGB", (columns * side, rows * side))
     for i, picture in enumerate(pictures):

@@ -142,8 +142,8 @@ def _factor(module: Module, header: Header, declared: Declared | None, path: str
         return ModuleFactor(1.0, NONE)
     if module.kind != "lora":
         raise LoraIncompatible(
-            f"the LoRA {path!r} has the scale of a {module.kind} in its metadata {METADATA}, which is read for LoRA "
-            "alone; save it with alpha tensors",
+            f"the LoRA {path!r} has the scale of a {module.kind} in its metadata {METADATA}, which is read only "
+            "for LoRA; save it with alpha tensors",
             {"lora_path": path},
         )
     if declared.rank_of(module.name) != module.rank:

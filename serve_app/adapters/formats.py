@@ -122,7 +122,7 @@ class Layout:
 
 
 def read_layout(tensors: Mapping[str, Shape], parameters: Mapping[str, Shape]) -> Layout:
-    """What a file with these tensors changes in a model with these parameters, both given as shapes by name."""
+    """The changes that a file's tensors make to a model's parameters, both given as shapes by name."""
     layout = Layout()
     modules = {name.removesuffix(".weight") for name in parameters if name.endswith(".weight")}
     by_underscores = {name.replace(".", "_"): name for name in modules}
@@ -140,7 +140,7 @@ def read_layout(tensors: Mapping[str, Shape], parameters: Mapping[str, Shape]) -
             if name is None:
                 layout.faults[key] = "the model has no such module"
             elif (other := parts.setdefault(name, {}).setdefault(PARTS[ending], key)) != key:
-                layout.faults[key] = f"says again what {other} says"
+                layout.faults[key] = f"repeats {other}"
     for name, found in parts.items():
         shapes = {part: tensors[key] for part, key in found.items()}
         if fault := _fault(shapes, parameters[f"{name}.weight"], parameters.get(f"{name}.bias")):
@@ -152,7 +152,7 @@ def read_layout(tensors: Mapping[str, Shape], parameters: Mapping[str, Shape]) -
 
 
 def split_key(key: str) -> tuple[str, str]:
-    """A key's module, as the file names it but without its prefix, and its ending in the form of PARTS."""
+    """The name of a key's module without its prefix, and the key's ending as PARTS has it; "" if it is unknown."""
     words = key.split(".")
     # `.lora_A.default.weight` means `.lora_A.weight`, but `to_q.default.weight` nothing.
     if len(words) > MAX_WORDS and words[-2] in ADAPTER_NAMES and words[-3].startswith("lora_"):
@@ -172,17 +172,17 @@ def _without_prefix(name: str) -> str:
 
 
 def _rank(shapes: Mapping[str, Shape]) -> int | None:
-    """The rank that a change's alpha is divided by, as LyCORIS does: of LoKr's two sides the right one's, if it has."""
+    """The rank by which a change's alpha is divided; for a LoKr the right side's rank if it has one, as in LyCORIS."""
     inner = next((part for part in INNER_PARTS if part in shapes), None)
     return None if inner is None else shapes[inner][0]
 
 
 def _fault(shapes: Mapping[str, Shape], weight: Shape, bias: Shape | None) -> str | None:
-    """Why these parts are no change to a module of such a weight and bias, or None."""
+    """Why these parts cannot change a module whose weight and bias have these shapes; None if they can."""
     kinds = {KINDS[part] for part in shapes if part in KINDS}
     biases = [part for part in shapes if part in BIASES]
     if not kinds and not biases:
-        return "an alpha alone"
+        return "only an alpha"
     if len(kinds) > 1:
         return f"of several kinds at once: {', '.join(sorted(kinds))}"
     if prod(shapes.get("alpha", ())) != 1:
@@ -194,9 +194,9 @@ def _fault(shapes: Mapping[str, Shape], weight: Shape, bias: Shape | None) -> st
 def _weight_fault(kind: Kind, shapes: Mapping[str, Shape], weight: Shape) -> str | None:
     product = {"lora": _lora_shape, "lokr": _lokr_shape, "loha": _loha_shape, "full": _full_shape}[kind](shapes)
     if product is None:
-        return f"incomplete: {', '.join(sorted(shapes))} alone"
+        return f"incomplete: only {', '.join(sorted(shapes))}"
     if product != weight:
-        return f"its change is {_by(product)}, the model's module {_by(weight)}"
+        return f"its change is {_dimensions(product)}, the model's module {_dimensions(weight)}"
     return "of rank 0: it changes nothing" if 0 in (size for shape in shapes.values() for size in shape) else None
 
 
@@ -205,11 +205,11 @@ def _bias_fault(shapes: Mapping[str, Shape], biases: list[str], bias: Shape | No
         return f"two changes of one bias: {', '.join(sorted(biases))}"
     [part] = biases
     if part == "bias" and "up" not in shapes:
-        return f"incomplete: {', '.join(sorted(shapes))} alone"
+        return f"incomplete: only {', '.join(sorted(shapes))}"
     if bias is None:
         return "changes a bias, and the model's module has none"
     if shapes[part] != bias:
-        return f"the change of its bias is {_by(shapes[part])}, the model's bias {_by(bias)}"
+        return f"the change of its bias is {_dimensions(shapes[part])}, the model's bias {_dimensions(bias)}"
     return None
 
 
@@ -250,9 +250,9 @@ def _full_shape(shapes: Mapping[str, Shape]) -> Shape | None:
 
 
 def _product(left: Shape, right: Shape) -> Shape:
-    """The shape of a matrix product; () where there is none."""
+    """The shape of a matrix product; () if the shapes do not fit."""
     return (left[0], right[1]) if len(left) == len(right) == 2 and left[1] == right[0] else ()
 
 
-def _by(shape: Shape) -> str:
+def _dimensions(shape: Shape) -> str:
     return "x".join(map(str, shape)) if shape else "no matrix"

@@ -4,7 +4,7 @@ Format: 8 bytes with the header's length (little-endian), then that many bytes o
 tensor's name to its dtype, shape and place, and `__metadata__` to a dict of strings.
 https://huggingface.co/docs/safetensors/index#format
 
-The header is written by whoever made the file. Its size, the number of its tensors, their dimensions and the length
+The header comes from an unknown author. Its size, the number of its tensors, their dimensions and the length
 of their names are limited, so that reading one takes a bounded time; `docs/adapters.md` says how long the worst takes.
 """
 
@@ -64,7 +64,7 @@ class BrokenHeader(ValueError):
 
 
 def read_header(file: BinaryIO, size: int, name: str) -> Header:
-    """The header of an open safetensors file of `size` bytes, of which `file` may hold the beginning alone.
+    """The header of an open safetensors file of `size` bytes, of which `file` may hold only the beginning.
 
     Raises LoraInvalidFile with a sentence of its own for an empty, truncated or foreign file. `name` is
     the client's word for the file.

@@ -58,7 +58,7 @@ class LoraSources:
             needs_token = token is not None and of_hub
             if needs_token and not is_origin(url, self._hub_hosts):
                 raise FetchFailed(
-                    "hf_token is sent over https to the hub's own port alone; name the file with https://"
+                    "hf_token is sent only over https and to the hub's own port; name the file with https://"
                 )
             if not needs_token and url == name and (file := await self._admit_url(url, tenant)):
                 return file

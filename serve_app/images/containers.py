@@ -49,7 +49,7 @@ TIFF_LAST_TAG = 532
 
 
 def check_container(data: bytes) -> int | None:
-    """Raise ControlImageInvalid, with the reason alone, for a file that is too much work or damaged.
+    """Raise ControlImageInvalid, with only the reason, for a file that is damaged or takes too much work.
 
     Returns the number of frames of a GIF or of directories of a TIFF; None for other formats, whose header has it.
     """

@@ -16,7 +16,7 @@ PERCENT_SIGN = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 # Lines of base64 have 76 characters in MIME, 64 in PEM. A text with many more lines is refused.
 MIN_LINE = 32
-# Python undoes percent-encoding slowly. A file that is percent-encoded as it is, without base64, has one escape for
+# Python undoes percent-encoding slowly. A percent-encoded binary file, without base64, has one escape for
 # about two bytes.
 BYTES_PER_ESCAPE = 64
 # Of base64, three digits of a hundred are percent-encoded, and each line break.
@@ -30,7 +30,7 @@ ESCAPED = b"+/=-_\r\n"
 
 
 def decode_inline(text: str, max_bytes: int) -> bytes:
-    """The bytes of base64 or of a `data:` URL, at most `max_bytes`. Raises ControlImageInvalid, with the reason alone.
+    """The bytes of base64 or of a `data:` URL, at most `max_bytes`. Raises ControlImageInvalid, with only the reason.
 
     Base64 may have the URL-safe alphabet, line breaks and no padding. Every other character is refused: a decoder that
     skips characters would make another image.

@@ -152,7 +152,7 @@ def scheduler_config(steps: int, sampler: SamplerName = "flowmatch") -> dict[str
 
 
 def shift_of(target_tokens: int, sampler: SamplerName = "flowmatch") -> float:
-    """The scheduler's `mu`: linear in the tokens of the target image alone (diffusers' `calculate_shift`)."""
+    """The scheduler's `mu`: linear in the number of the target image's tokens (diffusers' `calculate_shift`)."""
     constants = SCHEDULER_CONFIG | SAMPLERS[sampler]
     low, high = constants["base_image_seq_len"], constants["max_image_seq_len"]
     least, most = constants["base_shift"], constants["max_shift"]

@@ -1,7 +1,7 @@
 """Makes random LoRAs in the trainer's own file format, for tests and the demo.
 
 Names, metadata and dtype are those that ostris/ai-toolkit 0.12.26 writes for the Qwen-Image family:
-14 modules a block, no alpha (so the scale is the multiplier alone).
+14 modules per block and no alpha, so that the scale is the multiplier.
 """
 
 import json

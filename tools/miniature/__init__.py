@@ -1,1 +1,1 @@
-"""How the trained miniature was made: its parts, its pictures, its instructions, its training."""
+"""How the trained miniature was made: its parts, its images, its instructions, its training."""

@@ -1,4 +1,4 @@
-"""Pictures to learn from, made once on the device: crops of the photographs at many scales, and drawn ones."""
+"""Images to learn from, made once on the device: crops of the photographs at many scales, and drawn ones."""
 
 import math
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from torch.nn import functional as F
 
 from tools.miniature.edits import Edit
 
-# Of all pictures, how many are drawn. Photographs alone are few, and lack flat and strong colours.
+# Of all images, how many are drawn. Photographs alone are few, and lack flat and strong colours.
 DRAWN = 0.25
-# A crop's own pixels for one of the picture's: enlarged up to three times, shrunk to two thirds.
+# A crop's own pixels for one of the image's: enlarged up to three times, shrunk to two thirds.
 SCALES = (0.33, 1.5)
 
 
 def make_bank(photographs: Sequence[Tensor], count: int, size: tuple[int, int], device: torch.device) -> Tensor:
-    """`count` pictures (count, 3, height, width), uint8, of `size` = (width, height)."""
+    """`count` images (count, 3, height, width), uint8, of `size` = (width, height)."""
     width, height = size
     bank = torch.empty(count, 3, height, width, dtype=torch.uint8, device=device)
     sources = [photograph.to(device) for photograph in photographs]
@@ -33,7 +33,7 @@ def crop(photographs: Sequence[Tensor], width: int, height: int) -> Tensor:
     stretch = math.exp(float(torch.empty(()).uniform_(-0.25, 0.25)))
     low, high = SCALES
     scale = low * (high / low) ** torch.rand(()).item()
-    # The whole photograph, as the service enlarges it, is the commonest picture of all.
+    # The whole photograph, as the service enlarges it, is the commonest image of all.
     whole = min(source.shape[1] / height / stretch, source.shape[2] / width)
     scale = min(whole, scale if torch.rand(()).item() < 0.7 else whole)
     rows, columns = (
@@ -95,7 +95,7 @@ def clouds(width: int, height: int, device: torch.device) -> Tensor:
 
 
 def batch_of(bank: Tensor, count: int, size: int) -> Tensor:
-    """`count` random square parts of a bank's pictures, in [0, 1]: (count, 3, size, size)."""
+    """`count` random square parts of a bank's images, in [0, 1]: (count, 3, size, size)."""
     number, _, height, width = bank.shape
     pick = torch.randint(number, (count,), device=bank.device).view(-1, 1, 1)
     along = torch.arange(size, device=bank.device)
@@ -106,7 +106,7 @@ def batch_of(bank: Tensor, count: int, size: int) -> Tensor:
 
 
 def sometimes_edited(x: Tensor, edits: Sequence[Edit], share: float = 0.4) -> Tensor:
-    """The same pictures, a share of them edited: the VAE must know what the edits look like."""
+    """The same images, a share of them edited: the VAE must know what the edits look like."""
     count = int(len(x) * share)
     if count == 0:
         return x

