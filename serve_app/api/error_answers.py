@@ -63,10 +63,11 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
 
 
 async def answer_faults(request: Request, error: Exception) -> JSONResponse:
-    """The answer to a body, query or header of the wrong shape: 422."""
+    """The answer to a body, query or header of the wrong shape."""
     assert isinstance(error, RequestValidationError)
     faults = [_public_fault(fault) for fault in error.errors()[:MAX_FAULTS]]
-    return JSONResponse(shape_of(request.scope).faults_body(faults), status_code=422)
+    shape = shape_of(request.scope)
+    return JSONResponse(shape.faults_body(faults), status_code=shape.faults_status)
 
 
 def _public_fault(fault: Fault) -> Fault:

@@ -21,11 +21,15 @@ Fault = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ErrorShape:
-    """`body` writes an error, `faults_body` the faults of a body of the wrong shape (422); `model` documents `body`."""
+    """`body` writes an error, and `model` documents it.
+
+    `faults_body` writes the faults of a request of the wrong shape, which is answered with `faults_status`.
+    """
 
     model: type[BaseModel]
     body: Callable[[ErrorDescription], dict[str, Any]]
     faults_body: Callable[[Sequence[Fault]], dict[str, Any]]
+    faults_status: int = 422
 
 
 def _contract_body(description: ErrorDescription) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def other_faults(faults: Sequence[Fault]) -> dict[str, Any]:
     return {"error": {"type": "invalid_request", "message": faults[0]["msg"]}}
 
 
-OTHER = ErrorShape(OtherError, other_body, other_faults)
+OTHER = ErrorShape(OtherError, other_body, other_faults, faults_status=400)
 
 
 class OtherRoute(JsonRoute):
@@ -72,7 +72,7 @@ KEY = new_key()
     [
         ({"n": 10}, 429, "queue_full"),
         ({"n": 1}, 500, "internal_error"),
-        ({"n": "x"}, 422, "invalid_request"),
+        ({"n": "x"}, 400, "invalid_request"),
         ({"n": 1, "more": "x" * 1000}, 413, "body_too_large"),
     ],
 )
