@@ -40,7 +40,7 @@ from benchmarks.edits import Bench, Made, make_bench, own_edit, served_edits, st
 from benchmarks.full_size import PHOTOGRAPH, PLAN
 from serve_app.commands.compare import difference
 from serve_app.config import ModelConfig
-from serve_app.config.attention import ATTENTION_BACKENDS
+from serve_app.config.attention import ATTENTION_KERNELS
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import UnusableResult
 from serve_app.images.sizes import Size
@@ -226,7 +226,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", nargs="+", type=int)
     parser.add_argument("--adapters", nargs="+", type=int, default=[1], help="number of adapters per edit")
     modes = (
-        f"stock, eager, compiled, fp8, pair, {', '.join(SERVED)}; each with /KERNEL of {', '.join(ATTENTION_BACKENDS)}"
+        f"stock, eager, compiled, fp8, pair, {', '.join(SERVED)}; each with /KERNEL of {', '.join(ATTENTION_KERNELS)}"
     )
     parser.add_argument("--modes", nargs="+", default=["stock", "eager", "compiled"], help=modes)
     parser.add_argument("--kernels", action="store_true", help="print the device's time by kernel")

@@ -6,7 +6,7 @@ from typing import Literal, Self
 from platformdirs import user_cache_path
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from serve_app.config.attention import AttentionName
+from serve_app.config.attention import ATTENTION_KERNELS, AttentionName
 from serve_app.config.paths import absolute, expand_home
 from serve_app.config.section import ConfigSection
 
@@ -139,7 +139,7 @@ class AccelerationConfig(ConfigSection):
     @property
     def switches_kernels(self) -> bool:
         """Whether each call of the transformer's attention sets for the whole process which kernels torch may take."""
-        return self.attention in ("cudnn", "flash") and self.compile == "none"
+        return self.compile == "none" and ATTENTION_KERNELS[self.attention].switches_process
 
 
 class LossyConfig(ConfigSection):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx.experimental import _config as symbols
 
 from serve_app.config import ModelConfig
-from serve_app.config.attention import ATTENTION_BACKENDS, AttentionName
+from serve_app.config.attention import ATTENTION_KERNELS, AttentionName
 from serve_app.pipeline.fusion import fuse
 
 # (queries, keys, values, scale), each (1, tokens, heads, width of a head), to the same shape.
@@ -100,7 +100,7 @@ def choose_attention(
     diffusers' `set_attention_backend` would also set the default of the whole process, and it takes FlashAttention-4
     only from the hub.
     """
-    backend = AttentionBackendName(ATTENTION_BACKENDS[name])
+    backend = AttentionBackendName(ATTENTION_KERNELS[name].diffusers_name)
     if name == "flash_4":
         hub_kernel = attention_dispatch._HUB_KERNELS_REGISTRY[backend]
         # The operator is made once: compiled graphs keep a reference to it.
