@@ -1,5 +1,5 @@
--- Answers to a request whose head never became whole, or too large: HAProxy's HTTP side has fixed texts for these.
--- The argument is the folder with the whole responses.
+-- Answers to a request whose head is incomplete or too large. HAProxy's HTTP frontend has fixed texts for these.
+-- The argument is the folder with the complete responses.
 local folder = ...
 
 for _, status in ipairs({"408", "431"}) do

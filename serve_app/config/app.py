@@ -74,7 +74,7 @@ class AppConfig(ConfigSection):
     def _models_are_distinct(self) -> Self:
         ids = [model.id for model in self.models]
         if len(set(ids)) < len(ids):
-            raise ValueError(f"models: each id may stand once, got {ids}")
+            raise ValueError(f"models: each id may be listed once, got {ids}")
         return self
 
     def resolved(self, folder: Path | None) -> Self:

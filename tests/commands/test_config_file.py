@@ -1,4 +1,4 @@
-"""Config files that the command reads: what is resolved against what, and how a fault is named."""
+"""Config files of `edits-server run`: how paths are resolved, and how a fault is named."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 
 def write(folder: Path, args: dict[str, Any] | None = None, **rest: Any) -> Path:
-    """A config file in `folder`, with a LoRA root beside it."""
+    """A config file in `folder`, with a LoRA root next to it."""
     (folder / "loras").mkdir(parents=True, exist_ok=True)
     application = {"name": "edits", "import_path": "serve_app.app:build", "args": {"lora_root": "loras"} | (args or {})}
     file = folder / "serve_config.yaml"
@@ -34,7 +34,7 @@ def test_the_shipped_config_can_be_run():
 
 
 @pytest.mark.parametrize("name", ["it's mine", "two words", 'a "quoted" name', "run", "x.yaml"])
-def test_relative_paths_lie_beside_the_config_file_whatever_its_path(tmp_path: Path, name: str, monkeypatch):
+def test_relative_paths_are_relative_to_the_config_file_whatever_its_path(tmp_path: Path, name: str, monkeypatch):
     write(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     file = read_config_file(Path(name) / "serve_config.yaml")
@@ -59,7 +59,7 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch):
     assert config.models[0].compile_cache_folder == f"{tmp_path}/compiled"
 
 
-def test_serve_gets_the_file_as_it_stands_with_its_proxy_behind_the_front(tmp_path: Path, monkeypatch):
+def test_serve_gets_the_file_unchanged_with_its_proxy_behind_the_front(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("PASSWORD", "hunter2")
     args = {"jobs": {"database_url": "postgresql+asyncpg://edits:${PASSWORD}@db/edits"}}
     options = {"host": "0.0.0.0", "port": 9, "request_timeout_s": 400}
@@ -112,7 +112,7 @@ def test_a_misspelt_key_of_a_deployment_is_named(tmp_path: Path):
         (None, "cannot be read: No such file or directory"),
     ],
 )
-def test_what_is_no_config_file_is_refused(tmp_path: Path, text: bytes | None, sentence: str):
+def test_unreadable_config_file_is_refused(tmp_path: Path, text: bytes | None, sentence: str):
     file = tmp_path / "serve_config.yaml"
     if text is not None:
         file.write_bytes(text)

@@ -17,7 +17,6 @@ from serve_app.commands.front import Front
 from serve_app.commands.haproxy import MAX_HEAD_BYTES, FrontSettings, cors_rules, quoted
 from serve_app.commands.ports import listen
 from serve_app.config import FrontConfig
-from serve_app.errors import ConfigRefused
 from tests.commands.backend import Answers, backend
 
 DEFAULTS = FrontConfig()
@@ -92,7 +91,7 @@ def test_headers_that_serve_obeys_do_not_pass(front: Running, name: str):
     assert name.lower() not in front.client.get("/echo", headers={name: "1"}).json()
 
 
-def test_only_a_trusted_proxy_says_who_the_client_is():
+def test_only_a_trusted_proxy_names_the_client():
     headers_sent = {"X-Forwarded-For": "1.2.3.4, 203.0.113.9", "X-Forwarded-Proto": "https"}
     with running() as front:
         seen = front.client.get("/echo", headers=headers_sent).json()
@@ -150,7 +149,7 @@ def test_a_head_of_16_kb_passes(front: Running):
     assert len(front.client.get("/echo", headers={"Cookie": "c" * 16_000}).json()["cookie"]) == 16_000
 
 
-def test_what_drips_is_cut_off_before_it_reaches_the_application(front: Running):
+def test_slow_requests_are_cut_off_before_they_reach_the_application(front: Running):
     """A head and a body of which a byte comes now and then; both at the same time, for each takes ten seconds."""
 
     def drip(beginning: bytes) -> bytes:
@@ -174,7 +173,7 @@ def test_what_drips_is_cut_off_before_it_reaches_the_application(front: Running)
         assert b"REQUEST_TIMEOUT" in answer
 
 
-def test_an_address_has_a_number_of_requests_and_health_none():
+def test_requests_of_an_address_are_limited_and_health_is_not():
     with running(FrontConfig(max_requests_per_address=5)) as front:
 
         def ask(path: str) -> int:
@@ -194,7 +193,7 @@ def test_an_address_has_a_number_of_requests_and_health_none():
         until(lambda: ask("/echo") == 200)
 
 
-def test_connections_that_say_nothing_leave_room_for_others():
+def test_silent_connections_leave_room_for_others():
     limits = FrontConfig(max_connections=100, max_requests_per_address=20, trusted_proxies=())
     with running(limits) as front, ExitStack() as stack:
         for _ in range(150):
@@ -204,7 +203,7 @@ def test_connections_that_say_nothing_leave_room_for_others():
         assert time.monotonic() - started < 2
 
 
-def test_away_is_503_for_every_path_until_the_application_is_there():
+def test_every_path_is_503_until_the_application_answers():
     with running() as front:
         front.answers.deployed = False
         assert {front.client.get(f"/v1/requests/{i}/status").status_code for i in range(20)} == {503}
@@ -215,7 +214,7 @@ def test_away_is_503_for_every_path_until_the_application_is_there():
         until(lambda: front.client.get("/echo").status_code == 200)
 
 
-def test_closed_is_503_with_what_browsers_need():
+def test_closed_front_answers_503_that_browsers_can_read():
     with running() as front:
         front.front.close()
         response = front.client.get("/v1/requests/x/status", headers={"Origin": "http://a"})
@@ -233,7 +232,7 @@ def test_closed_is_503_with_what_browsers_need():
         assert stream.text == "retry: 2000\n\n"
 
 
-def test_a_request_in_progress_outlives_the_close_and_not_the_cut():
+def test_close_lets_a_request_in_progress_finish_and_cut_does_not():
     with running() as front:
         answers: list[int] = []
 
@@ -286,22 +285,6 @@ def test_named_origins_may_read_and_no_other():
 def test_health_below_a_prefix():
     with running(base_path="/edits") as front:
         until(lambda: front.client.get("/edits/echo").status_code == 200)
-
-
-def test_a_port_is_taken_once():
-    with listen("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
-        with pytest.raises(ConfigRefused, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
-            listen("127.0.0.1", port)
-
-
-def test_a_port_that_others_would_share_is_taken():
-    with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        with pytest.raises(ConfigRefused, match="already in use"):
-            listen("127.0.0.1", other.getsockname()[1])
 
 
 def test_quoted_words_are_one_word():

@@ -38,11 +38,11 @@ def test_the_reason_is_the_last_errors_text():
     assert reason_of(application("", Editor=deployment(TRACEBACK))) == "the checkpoint is not the model's"
 
 
-def test_without_an_error_the_reason_is_what_serve_says():
+def test_without_an_error_the_reason_is_serves_message():
     assert reason_of(application("the application\nis gone")) == "the application is gone"
 
 
-def test_what_has_no_running_replica_is_not_running():
+def test_deployments_without_a_running_replica_are_named_with_the_reason():
     running, waiting = deployment(RUNNING=1), deployment("no CPU is free")
     assert not_running(application("", A=running, B=waiting, C=deployment())) == "B (no CPU is free), C (updating)"
     assert not_running(application("")) == not_running(None) == "the application to be built"

@@ -130,7 +130,7 @@ def body(steps: int) -> dict[str, Any]:
     return {"model": "qwen_image_edit", "prompts": [prompt], "loras": [{"path": "my_lora_job/my_lora.safetensors"}]}
 
 
-def test_a_poll_is_503_until_the_application_knows_better(started: Started):
+def test_a_poll_is_503_until_the_application_answers(started: Started):
     assert started.answers == [(503, "SERVICE_UNAVAILABLE"), (404, "REQUEST_NOT_FOUND")]
 
 
@@ -153,7 +153,7 @@ def test_large_headers_are_431(started: Started):
     assert httpx.get(started.client.base_url.join("/health"), headers={"X": "a" * 1_000_000}).status_code == 431
 
 
-def test_a_second_service_on_the_port_says_so_and_ends(started: Started, folder: Path):
+def test_a_second_service_on_the_port_names_it_and_stops(started: Started, folder: Path):
     second = launch(started.config, folder)
     assert second.wait(60) == 1
     said = (folder / "log").read_text().splitlines()
@@ -200,7 +200,7 @@ def test_a_service_that_cannot_be_deployed_says_why_and_ends(folder: Path):
     assert last.startswith("edits-server: the service could not be deployed: models: there is no model 'no_such_model'")
 
 
-def test_a_wrong_key_ends_it_before_anything_starts(folder: Path):
+def test_an_unknown_key_stops_the_command_before_anything_starts(folder: Path):
     config = write_config(folder, free_port(), "serve_app.app:build", lora_rot="x")
     assert launch(config, folder).wait(60) == 1
     log = (folder / "log").read_text()

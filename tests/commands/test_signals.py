@@ -1,4 +1,4 @@
-"""What the two signals do to a command, and a third one's turn."""
+"""What the first and the second signal do to a command."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""`edits-server verify`: what an operator sees of a checkpoint before it takes traffic."""
+"""`edits-server verify`: checks of a checkpoint before it takes traffic."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def test_revision_that_is_not_cached_is_refused_when_the_hub_may_not_be_asked(hu
     assert f"'me/mini' at revision {'f' * 40} is neither a directory here nor available in the hub's" in ran.stdout
 
 
-def test_model_that_the_configs_cannot_tell_is_named_with_the_others(copy, capsys):
+def test_models_with_the_same_configs_are_all_named(copy, capsys):
     assert edits_server("verify", copy("qwen_image_2512"), *SMALL) == 0
     assert "as qwen_image (or qwen_image_2512: --model says which)" in capsys.readouterr().out
 

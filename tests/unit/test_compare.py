@@ -31,7 +31,7 @@ def file(tmp_path):
     return file
 
 
-def test_distance_is_share_maximum_and_psnr():
+def test_difference_has_share_maximum_and_psnr():
     other = plain_image()
     other.putpixel((0, 0), (10, 20, 35))
     other.putpixel((1, 0), (10, 17, 30))
@@ -40,7 +40,7 @@ def test_distance_is_share_maximum_and_psnr():
     assert found.psnr == pytest.approx(10 * math.log10(255**2 / ((25 + 9) / 300)))
 
 
-def test_black_and_white_are_as_far_apart_as_can_be():
+def test_black_and_white_have_the_largest_difference():
     found = compare.difference(plain_image((0, 0, 0)), plain_image((255, 255, 255)))
     assert (found.share, found.largest, found.psnr) == (1.0, 255, 0.0)
 
@@ -70,7 +70,7 @@ def test_image_without_parameters_is_still_compared(file, tmp_path, capsys):
     assert "b.png carries no parameters" in capsys.readouterr().out
 
 
-def test_what_cannot_be_compared_has_its_own_exit_status(file, tmp_path, capsys):
+def test_images_that_cannot_be_compared_have_their_own_exit_code(file, tmp_path, capsys):
     one = file("a.png", plain_image(), {})
     assert edits_server("compare", one, file("b.png", plain_image(size=(11, 10)), {})) == 2
     assert "their sizes differ: 10x10 and 11x10" in capsys.readouterr().out
@@ -100,7 +100,7 @@ def test_text_of_another_program_is_no_parameter(file, tmp_path, capsys):
     assert "b.png carries no parameters" in capsys.readouterr().out
 
 
-def test_request_of_a_record_names_no_difference_twice(file, capsys):
+def test_request_of_a_record_does_not_repeat_differences(file, capsys):
     a, b = ({"effective": {"seed": seed, "request": {"prompts": [{"seed": seed}]}}} for seed in (1, 2))
     edits_server("compare", file("a.png", plain_image(), a), file("b.png", plain_image(), b))
     out = capsys.readouterr().out
@@ -108,7 +108,7 @@ def test_request_of_a_record_names_no_difference_twice(file, capsys):
     assert "request" not in out
 
 
-def test_how_a_value_came_about_is_no_parameter(file, capsys):
+def test_reason_for_a_value_is_no_parameter(file, capsys):
     a = {"effective": {"seed": 42, "why": {"seed": "asked for"}, "loras": [{"path": "a", "id": "1"}]}}
     b = {"effective": {"seed": 42, "why": {"seed": "default"}, "loras": [{"path": "a", "id": "2"}]}}
     assert edits_server("compare", file("a.png", plain_image(), a), file("b.png", plain_image(), b)) == 0

@@ -10,7 +10,7 @@ from serve_app.config import AppConfig
 from tests.conftest import ROOT
 
 
-def test_shipped_config_is_valid_and_says_the_defaults():
+def test_shipped_config_is_valid_and_equals_the_defaults():
     shipped = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     [application] = shipped["applications"]
     assert (application["name"], application["import_path"]) == ("edits", "serve_app.app:build")
@@ -51,8 +51,8 @@ def test_variables_are_expanded_and_a_missing_one_is_named(monkeypatch):
         AppConfig.model_validate({"base_url": "https://${NOT_SET_ANYWHERE}"})
 
 
-def test_model_may_stand_once():
-    with pytest.raises(ValidationError, match="each id may stand once"):
+def test_model_may_be_listed_once():
+    with pytest.raises(ValidationError, match="each id may be listed once"):
         AppConfig.model_validate({"models": [{}, {}]})
 
 

@@ -1,4 +1,4 @@
-"""What `make demo` writes: a config that runs on a loopback port, without secrets, for this user's eyes only."""
+"""The config that `edits-server demo` writes: on a loopback port, without secrets, readable by this user only."""
 
 import stat
 
@@ -44,7 +44,7 @@ def test_no_secret_is_written(folder, monkeypatch):
         assert secret not in text
 
 
-def test_only_this_user_may_read_it_even_if_a_file_stood_there(folder):
+def test_only_this_user_may_read_it_even_if_it_replaces_a_file(folder):
     old = folder / "out/serve_config.yaml"
     old.write_text("old")
     old.chmod(0o644)

@@ -70,7 +70,7 @@ def test_a_caller_has_the_limits_of_now(file):
     ("authorization", "x_api_key"),
     [(None, None), ("", ""), ("Bearer", None), ("Bearer ", None), ("Basic Z3Vlc3Q6Z3Vlc3Q=", None)],
 )
-def test_who_sends_no_key_is_told_what_to_send(file, authorization, x_api_key):
+def test_error_without_a_key_names_the_header_to_send(file, authorization, x_api_key):
     write(file, {"operators": [new_key()[1]]})
     with pytest.raises(Unauthorized, match=r"Authorization: Bearer <key>.*X-API-Key: <key>") as caught:
         keys_of(file).caller(authorization, x_api_key)
@@ -169,10 +169,10 @@ def test_the_file_is_named_by_the_environment_relative_to_the_config(tmp_path, m
     ("arguments", "caller"),
     [(["acme & sons: west"], Caller("acme & sons: west", False, True)), (["--operator"], Caller("", True, True))],
 )
-def test_the_command_draws_a_key_and_what_it_prints_is_a_file(file, arguments, caller):
-    drawn = [run("new", *arguments) for _ in range(2)]
-    assert all(done.returncode == 0 for done in drawn), drawn
-    (first, lines), (second, _) = (done.stdout.split("keys file:\n\n") for done in drawn)
+def test_the_command_makes_a_key_and_prints_lines_of_a_keys_file(file, arguments, caller):
+    made = [run("new", *arguments) for _ in range(2)]
+    assert all(done.returncode == 0 for done in made), made
+    (first, lines), (second, _) = (done.stdout.split("keys file:\n\n") for done in made)
     key = first.splitlines()[0]
     assert key.startswith("edits_")
     assert len(key) == len("edits_") + 43

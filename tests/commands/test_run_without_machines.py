@@ -1,4 +1,4 @@
-"""`edits-server run` says which replicas no machine has room for, also when not one ingress runs. Without Ray."""
+"""`edits-server run` names replicas that no machine has room for, even if no ingress runs. Without Ray."""
 
 import threading
 from types import SimpleNamespace
