@@ -1,5 +1,6 @@
 """The evaluation of a drill finds each kind of problem in notes and states that are written by hand here."""
 
+import asyncio
 import io
 import random
 import subprocess
@@ -11,7 +12,7 @@ import psutil
 import pytest
 
 from benchmarks.drill import cancelling, steady, verdict
-from benchmarks.drill.cancellation import AT_ONCE, Cancellation, Cancelled
+from benchmarks.drill.cancellation import AT_ONCE, Cancellation, Cancelled, Canceller
 from benchmarks.drill.load import Answer, Order, digest, make_orders
 from benchmarks.drill.notes import Note, Notes
 from benchmarks.drill.store import Seen
@@ -277,3 +278,27 @@ def test_cancellation_is_due_once_its_edit_has_reached_the_moment(moment, is_due
     notes = [note(float(step), 1, "step", step) for step in range(4)]
     assert Cancellation("id", "r1.0", moment, 0.0).is_due(notes) == is_due
     assert Cancellation("id", "r1.0", moment, 0.0).is_due([*notes, note(9.0, 1, "made", 3)])
+
+
+async def test_canceller_cancels_each_request_once_its_edit_has_reached_the_moment(tmp_path, make_plan):
+    class Requests:
+        def __init__(self) -> None:
+            self.cancelled: list[str] = []
+
+        async def cancel(self, request_id: str) -> str:
+            self.cancelled.append(request_id)
+            return "canceled"
+
+    notes, client = Notes(tmp_path / "notes"), Requests()
+    canceller = Canceller(client, Notes(tmp_path / "notes"))
+    canceller.add(Cancellation("at step 2", "r1.0", 2, 0.0))
+    canceller.add(Cancellation("at once", "r2.0", AT_ONCE, 0.0))
+    running = asyncio.create_task(canceller.run(2))
+    notes.write("step", make_plan(negative_prompt="r1.0", steps=8), 1)
+    await asyncio.sleep(0.2)
+    assert client.cancelled == ["at once"]
+    notes.write("step", make_plan(negative_prompt="r1.0", steps=8), 2)
+    async with asyncio.timeout(10):
+        sent = await running
+    assert client.cancelled == ["at once", "at step 2"]
+    assert [(each.image, each.status) for each in sent] == [("r2.0", "canceled"), ("r1.0", "canceled")]
