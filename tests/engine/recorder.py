@@ -1,4 +1,4 @@
-"""Everything that goes into and comes out of a pipeline's parts, in order, whoever drives them."""
+"""Records every tensor that enters or leaves the parts of a pipeline, in order."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -336,7 +336,7 @@ def test_rank_that_does_not_match_is_refused():
     assert set(refused(bad).values()) == {"its change is no matrix, the model's module 16x16"}
 
 
-def test_embedding_beside_a_lora_is_ignored_and_told():
+def test_embedding_in_a_lora_file_is_ignored_and_reported():
     layout = read_layout(shapes(GOOD | {"emb_params": torch.ones(4, 32)}), PARAMETERS)
     assert (layout.faults, layout.ignored, list(layout.modules)) == (
         {},

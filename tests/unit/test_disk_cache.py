@@ -21,7 +21,7 @@ from tests.unit.conftest import safetensors_bytes
 
 
 class CountingStore(MemoryFileSystem):
-    """A remote store: counts what is read, and breaks off when it is told."""
+    """A remote store that counts the bytes read and can break off."""
 
     protocol = "counting"
     store: dict = {}  # noqa: RUF012  # fsspec's own way to share files between instances
@@ -138,7 +138,7 @@ def test_file_that_is_no_adapter_is_not_kept(put, contents, tmp_path):
     assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 
-def test_least_recently_used_is_given_up_and_the_newest_never(put, contents, tmp_path):
+def test_least_recently_used_file_is_evicted_and_the_newest_never(put, contents, tmp_path):
     (a, data), (b, _), (c, _) = put(), put(), put()
     node = contents(2 * len(data))
     for time, use in enumerate((a, b, a)):
@@ -151,7 +151,7 @@ def test_least_recently_used_is_given_up_and_the_newest_never(put, contents, tmp
     assert kept(tmp_path) == [b.id]
 
 
-def test_beginnings_of_files_are_given_up_too_unless_somebody_goes_on_with_them(put, contents, tmp_path):
+def test_partial_files_are_evicted_unless_their_download_runs(put, contents, tmp_path):
     use, data = put()
     for name in ("left", "in_work"):
         (tmp_path / f"{name}.part").write_bytes(bytes(100))
@@ -161,7 +161,7 @@ def test_beginnings_of_files_are_given_up_too_unless_somebody_goes_on_with_them(
     assert [path.stem for path in tmp_path.glob("*.part")] == ["in_work"]
 
 
-def test_file_that_is_given_up_while_it_is_read_is_read_to_its_end(put, contents, tmp_path):
+def test_file_that_is_evicted_while_it_is_read_is_read_to_its_end(put, contents, tmp_path):
     """Another process without room for anything gives up all that it sees, all the time."""
     use, data = put()
     done = threading.Event()

@@ -1,4 +1,4 @@
-"""What lies under the LoRA root and is no plain file, and a root whose store hangs."""
+"""Entries of the LoRA root that are not regular files, and a root whose store hangs."""
 
 import asyncio
 import os
@@ -128,7 +128,7 @@ def test_file_that_became_a_pipe_is_one_that_changed(tmp_path):
 
 
 class Stuck:
-    """Hangs whoever calls it, as a network file system may that is away, until it is released."""
+    """A call that hangs until it is released, like one of an unreachable network file system."""
 
     def __init__(self) -> None:
         self.released = threading.Event()
@@ -152,7 +152,7 @@ def root(config) -> lora_root.LoraRoot:
     return lora_root.LoraRoot(config.lora_root)
 
 
-async def test_store_that_hangs_is_given_up_and_then_not_asked(config, root, stuck, monkeypatch):
+async def test_hanging_store_times_out_and_is_then_not_called(config, root, stuck, monkeypatch):
     monkeypatch.setattr(lora_root, "ROOT_TIMEOUT_S", 0.1)
     monkeypatch.setattr(root._threads._places, "_patience_s", 0.1)
     monkeypatch.setattr(root, "files", stuck)

@@ -111,7 +111,7 @@ def test_bad_day_is_a_clear_error_and_passes(server, node, day, error, message):
     assert node().read(use).data == FILE
 
 
-def test_endless_trickle_is_given_up(server, node):
+def test_endlessly_slow_download_is_stopped(server, node):
     server.breaks_off_after, server.pause_s = 4096, 0.1
     with pytest.raises(LoraDownloadFailed, match=r"longer than 0\.2 s"):
         node(lora_timeout_s=0.2).read(admitted(server))
