@@ -21,7 +21,7 @@ NAMED_KEYS, NAMED_CHARACTERS = 5, 200
 TAG = re.compile(r"^\d+_(.+)$")
 
 
-def understand(header: Header, size_bytes: int, path: str, model: str, architecture: Architecture) -> Receipt:
+def read_receipt(header: Header, size_bytes: int, path: str, model: str, architecture: Architecture) -> Receipt:
     """The receipt of a file for a model of this architecture.
 
     Raises LoraIncompatible unless every tensor fits, LoraInvalidFile if its alpha is no number or its metadata invalid.

@@ -19,7 +19,7 @@ def snap(length: int, divisor: int) -> int:
     return length // divisor * divisor
 
 
-def near_area(ratio: float, area: int = MEGAPIXEL) -> Size:
+def size_for_area(ratio: float, area: int = MEGAPIXEL) -> Size:
     """The size of about `area` pixels with `ratio` = width / height, both multiples of 32.
 
     The arithmetic of diffusers' `calculate_dimensions` and of the trainer, rounding included.
@@ -31,5 +31,5 @@ def near_area(ratio: float, area: int = MEGAPIXEL) -> Size:
 
 def fits_encoder(width: int, height: int) -> bool:
     """Whether the vision encoder can take a control image of this size at all, whatever the model and profile."""
-    sizes = [near_area(width / height, area) for area in (MEGAPIXEL, EDIT_PLUS_ENCODER_AREA)]
+    sizes = [size_for_area(width / height, area) for area in (MEGAPIXEL, EDIT_PLUS_ENCODER_AREA)]
     return all(min(size) > 0 and max(size) / min(size) <= MAX_ENCODER_ASPECT for size in sizes)

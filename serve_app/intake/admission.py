@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from serve_app.adapters.receipts import understand
+from serve_app.adapters.receipts import read_receipt
 from serve_app.adapters.sources import LoraSources
 from serve_app.concurrency.budget import Hold
 from serve_app.config import AppConfig
@@ -110,7 +110,7 @@ class Admission:
         """
         file = await self._sources.admit(lora.path, token, tenant)
         path, architecture = without_url_secrets(lora.path), self._architectures[spec.id]
-        receipt = await asyncio.to_thread(understand, file.header, file.size_bytes, path, spec.id, architecture)
+        receipt = await asyncio.to_thread(read_receipt, file.header, file.size_bytes, path, spec.id, architecture)
         return AdapterUse(file.id, path, file.url, lora.network_multiplier, receipt, file.version)
 
     async def named_adapter(self, path: str, model: str) -> AdapterUse:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 
 from serve_app.adapters.lora_root import LoraRoot, StoredFile
-from serve_app.adapters.receipts import understand
+from serve_app.adapters.receipts import read_receipt
 from serve_app.config import AppConfig
 from serve_app.errors import (
     LoraDownloadFailed,
@@ -82,7 +82,7 @@ class Catalogue:
             admitted = self._root.read(file)
             for model, architecture in self._architectures.items():
                 try:
-                    receipt = understand(admitted.header, admitted.size_bytes, file.path, model, architecture)
+                    receipt = read_receipt(admitted.header, admitted.size_bytes, file.path, model, architecture)
                     fits.append(model)
                 except LoraIncompatible as error:
                     problem = error.message

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from serve_app.images.sizes import EDIT_PLUS_ENCODER_AREA, MEGAPIXEL, Size, near_area
+from serve_app.images.sizes import EDIT_PLUS_ENCODER_AREA, MEGAPIXEL, Size, size_for_area
 from serve_app.models.profile import Kernel, Profile
 from serve_app.models.registry import Family, ModelSpec
 from serve_app.tasks import EditPlan, SamplerName
@@ -121,18 +121,18 @@ def encoder_size(size: Size, family: Family, profile: Profile) -> Size:
     """
     width, height = size
     ratio = height / width if profile.encoder_sides_swapped else width / height
-    return near_area(ratio, ENCODER_AREA[family])
+    return size_for_area(ratio, ENCODER_AREA[family])
 
 
 def _edit_control(size: Size, plan: EditPlan, profile: Profile) -> tuple[Resize, ...]:
     """To the output size, then to about 1 MP with the output's aspect ratio."""
     output = (plan.width, plan.height)
-    return Resize(output, profile.edit_control_kernel), Resize(near_area(plan.width / plan.height), "lanczos")
+    return Resize(output, profile.edit_control_kernel), Resize(size_for_area(plan.width / plan.height), "lanczos")
 
 
 def _edit_plus_control(size: Size, plan: EditPlan, profile: Profile) -> tuple[Resize, ...]:
     """To about 1 MP with its own aspect ratio, whatever the output size."""
-    return (Resize(near_area(size[0] / size[1]), "lanczos"),)
+    return (Resize(size_for_area(size[0] / size[1]), "lanczos"),)
 
 
 CONTROL_RESIZES: dict[Family, Callable[[Size, EditPlan, Profile], tuple[Resize, ...]]] = {

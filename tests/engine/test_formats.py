@@ -14,7 +14,7 @@ from torch import Tensor
 from serve_app.adapters.factors import read_factors
 from serve_app.adapters.formats import read_layout
 from serve_app.adapters.header import Header, read_header
-from serve_app.adapters.receipts import understand
+from serve_app.adapters.receipts import read_receipt
 from serve_app.config import ModelConfig
 from serve_app.engine.adapter_loading import is_finite
 from serve_app.engine.deltas import Adapter, Change, read_changes
@@ -218,7 +218,7 @@ def test_edit_has_the_definitions_weights_and_the_receipts_factor(bench, make_pl
     save_file(tensors, path)
     with path.open("rb") as file:
         header = read_header(file, path.stat().st_size, path.name)
-    receipt = understand(header, path.stat().st_size, path.name, "qwen_image", MINIATURE_ARCHITECTURE)
+    receipt = read_receipt(header, path.stat().st_size, path.name, "qwen_image", MINIATURE_ARCHITECTURE)
     adapter = replace(use(path, 0.75), receipt=receipt)
     engine, transformer = bench("qwen_image").engine, bench("qwen_image").pipeline.transformer
     plan = make_plan(model="qwen_image", control_images=(), steps=1, guidance_scale=1.0)

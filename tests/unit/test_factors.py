@@ -12,7 +12,7 @@ from fsspec.spec import AbstractBufferedFile
 
 from serve_app.adapters.header import read_header
 from serve_app.adapters.lora_root import BEGINNING_BYTES
-from serve_app.adapters.receipts import understand
+from serve_app.adapters.receipts import read_receipt
 from serve_app.adapters.scalar_tensors import scalar
 from serve_app.models.architecture import MINIATURE_ARCHITECTURE, PUBLISHED
 from serve_app.tasks import Factor
@@ -168,7 +168,7 @@ def test_remote_file_is_not_read_for_its_alphas():
         data = lora_bytes(alphas, ranks=ranks)
         for file in (RemoteFile(data), BytesIO(data[:BEGINNING_BYTES])):
             header = read_header(file, len(data), "file")
-            factor = understand(header, len(data), "file", "qwen_image", MINIATURE_ARCHITECTURE).factor
+            factor = read_receipt(header, len(data), "file", "qwen_image", MINIATURE_ARCHITECTURE).factor
             assert factor == (
                 Factor("alpha tensors", 1.0, 1.0, 1.0) if known else Factor("alpha tensors", None, None, None)
             )

@@ -19,7 +19,7 @@ from serve_app.adapters.header import (
     Header,
     read_header,
 )
-from serve_app.adapters.receipts import understand
+from serve_app.adapters.receipts import read_receipt
 from serve_app.errors import LoraIncompatible, LoraInvalidFile
 from serve_app.models.architecture import PUBLISHED
 from tests.unit.conftest import PAIR, TO_Q
@@ -140,7 +140,7 @@ def test_worst_header_takes_a_bounded_time(name):
     assert MAX_HEADER_BYTES / 8 < int.from_bytes(data[:8], "little") <= MAX_HEADER_BYTES
     started = time.thread_time()
     with suppress(LoraInvalidFile, LoraIncompatible):
-        understand(read(data), len(data), "file", "qwen_image", PUBLISHED)
+        read_receipt(read(data), len(data), "file", "qwen_image", PUBLISHED)
     took = time.thread_time() - started
     print(f"{name}: {took:.3f} s")  # noqa: T201  # a figure of docs/adapters.md
     assert took < BOUND_S

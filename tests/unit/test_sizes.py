@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.images.sizes import fits_encoder, near_area, snap
+from serve_app.images.sizes import fits_encoder, size_for_area, snap
 
 
 def test_snap_floors():
@@ -13,7 +13,7 @@ def test_snap_floors():
     ("ratio", "size"), [(1.0, (1024, 1024)), (16 / 9, (1376, 768)), (640 / 448, (1216, 864)), (0.5, (736, 1440))]
 )
 def test_about_a_megapixel(ratio, size):
-    assert near_area(ratio) == size
+    assert size_for_area(ratio) == size
 
 
 @pytest.mark.parametrize(
