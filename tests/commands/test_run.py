@@ -26,7 +26,7 @@ from tests.conftest import LORAS, ROOT, noise_image
 from tests.service.standin import STEP_S, as_checkpoint
 
 START_S = 180
-# An edit that lasts longer than everything that a stop does besides.
+# An edit that takes longer than everything else that a stop does.
 STEPS = 60
 
 
