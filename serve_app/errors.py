@@ -42,6 +42,7 @@ ServiceError
 ├── ServiceUnavailable              the service starts, stops or has no free process (status 503)
 ├── NoAnswer                        the service took too long to answer (status 504)
 ├── StoreUnavailable                the job database cannot be reached (status 503)
+├── StoreFailed                     the job database refused a statement; trying again would not help (status 500)
 ├── Overloaded                      retryable: a request waited too long for memory, connections or threads (status 503)
 ├── FetchFailed                     a download failed; carries the reason only
 ├── StorageFailed                   retryable: artifact storage did not do what it was asked to (status 503)
@@ -231,6 +232,10 @@ class NoAnswer(ServiceError):
 class StoreUnavailable(ServiceError):
     code = "STORE_UNAVAILABLE"
     status = 503
+
+
+class StoreFailed(ServiceError):
+    """A fault of this service or of the database's schema, so that clients see INTERNAL_ERROR."""
 
 
 class Overloaded(ServiceError):

@@ -25,7 +25,8 @@ from serve_app.storage.artifacts import Artifacts
 from serve_app.storage.fetch import Fetcher
 from serve_app.telemetry.metrics import NO_METER, Meter
 from serve_app.workers.backlog_report import BacklogReport
-from serve_app.workers.dispatcher import Dispatcher, EditorCount, Editors
+from serve_app.workers.dispatcher import Dispatcher, EditorCount
+from serve_app.workers.editing import Editors
 from serve_app.workers.sweeper import Sweeper
 from serve_app.workers.warm_list import Warmth
 from serve_app.workers.webhooks import Deliverer

@@ -31,7 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from serve_app.concurrency import background
 from serve_app.concurrency.threads import Threads
-from serve_app.errors import Overloaded, StorageFailed, StoreUnavailable
+from serve_app.errors import Overloaded, StorageFailed, StoreFailed, StoreUnavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -158,10 +158,12 @@ class Database:
 
 
 def transaction(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Make a method one whole transaction: tried again if its connection is lost, StoreUnavailable if none is had.
+    """Make a method one whole transaction, tried again if its connection is lost.
 
-    So what it does has to be right when done twice: the answer to a commit can be lost too. Once begun it ends
-    before a cancellation of its caller goes on: a connection left in the middle would keep its locks.
+    So the method has to be correct when it runs twice: the answer to a commit can be lost too. A transaction that has
+    begun ends before a cancellation of its caller goes on: a connection left in the middle would keep its locks.
+
+    Raises StoreUnavailable if the database cannot be reached, StoreFailed for any other error of the database.
     """
 
     async def persist(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -171,7 +173,8 @@ def transaction(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any,
                 return await method(*args, **kwargs)
             except (SQLAlchemyError, OSError) as error:
                 if not is_worth_another_try(error):
-                    raise
+                    logger.exception("the job database refused what %s asked for", method.__name__)
+                    raise StoreFailed("the job database refused a statement; the service's log says why") from error
                 if tries == TRIES or time.monotonic() - began > PATIENCE_S:
                     raise StoreUnavailable("the job database cannot be reached; try again") from error
                 logger.warning("lost the job database in %s; trying again", method.__name__, exc_info=error)

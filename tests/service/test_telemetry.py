@@ -241,7 +241,7 @@ def test_every_line_about_a_request_has_its_ids(told: Told) -> None:
     assert {line["deployment"] for line in about} == {f"{NAME}_Ingress", f"{NAME}_Editor-qwen_image_edit"}
     assert {line["name"] for line in about} == {
         "serve_app.intake.submission",
-        "serve_app.workers.dispatcher",
+        "serve_app.workers.attempts",
         "serve_app.replicas.editor",
     }
     assert {line["trace_id"] for line in about} == {TRACE}

@@ -16,7 +16,7 @@ from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone, EditTask, StepDone
-from serve_app.workers.dispatcher import WATCH_S, Clock, Dispatcher
+from serve_app.workers.dispatcher import WATCH_S, Dispatcher
 from serve_app.workers.webhooks import Deliverer
 from tests.cancelling import cancelled_at_each_await
 from tests.unit.conftest import InstantEditors
@@ -223,7 +223,7 @@ async def test_edit_whose_claim_is_lost_is_told_so_once(store, config):
     await editors.begun.wait()
     await store.requests.cancel(record.id)
     async with asyncio.timeout(30):
-        while dispatcher._work:
+        while dispatcher._leases.work:
             await asyncio.sleep(0.01)
     running.cancel()
     await asyncio.wait([running])
@@ -260,7 +260,7 @@ async def test_seconds_of_a_image_that_is_not_wanted_any_more_are_booked_whereve
         assert queue.charged.pop() == 2.0
         assert not queue.charged
 
-    await cancelled_at_each_await(lambda: dispatcher._succeed(mine, done), check)
+    await cancelled_at_each_await(lambda: dispatcher._outcomes.succeed(mine, done), check)
 
 
 class Away:
@@ -288,10 +288,6 @@ MINE = Claim(EditTask("r", 0, PLAN, None), "", 1, (), 10.0, 0.0, False)
 MADE = EditDone("k", "u", "png", 8, 8, 0, 3, "cd", {"generate": 2.0}, {})
 
 
-class TwoSeconds(Clock):
-    seconds = 2.0
-
-
 def dispatching(queue: object, config) -> Dispatcher:
     artifacts = Artifacts(config.artifacts_url)
     return Dispatcher(SimpleNamespace(queue=queue), SlowToStop(0), artifacts, config.jobs, one_editor)
@@ -313,7 +309,7 @@ async def test_seconds_of_a_failed_attempt_are_booked_when_it_is_cancelled_befor
     config, after_s, error
 ):
     queue = Away()
-    await cancelled_after(after_s, dispatching(queue, config)._give_back(MINE, error, TwoSeconds()))
+    await cancelled_after(after_s, dispatching(queue, config)._outcomes.give_back(MINE, error, 2.0))
     assert queue.charged == [2.0]
 
 
@@ -322,7 +318,7 @@ async def test_seconds_of_an_unrecorded_image_are_booked_unless_the_next_owner_o
     config, holds, booked
 ):
     queue = Away(holds)
-    await cancelled_after(0.05, dispatching(queue, config)._succeed(MINE, MADE))
+    await cancelled_after(0.05, dispatching(queue, config)._outcomes.succeed(MINE, MADE))
     assert queue.charged == booked
 
 
@@ -330,7 +326,7 @@ async def test_seconds_of_an_image_that_was_purged_before_it_was_recorded_are_bo
     queue = Away()
     queue.succeed = AsyncMock(side_effect=EditorLost("its image is no longer stored"))
     with pytest.raises(EditorLost):
-        await dispatching(queue, config)._succeed(MINE, MADE)
+        await dispatching(queue, config)._outcomes.succeed(MINE, MADE)
     assert queue.charged == [2.0]
 
 

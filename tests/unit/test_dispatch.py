@@ -7,7 +7,7 @@ import pytest
 
 from serve_app.errors import EditorLost, EditorUnavailable, LoraChanged, StorageFailed
 from serve_app.tasks import Alive, Stage, Status, StepDone
-from serve_app.workers.dispatcher import FREE_CLAIMS
+from serve_app.workers.editing import CLAIMS_WITHOUT_ATTEMPT
 from tests.unit.bench import run_scripted
 from tests.unit.test_jobs import MODEL, PLAN, claim, is_stored, new
 
@@ -97,7 +97,7 @@ SILENCE = 30.0
 async def test_editor_that_is_not_heard_of_costs_a_retry(bench):
     record = await run_scripted(bench, [Alive(Stage.PREPARING), StepDone(0, 8), SILENCE], silence_s=0.3)
     assert record.status == Status.SUCCEEDED
-    assert record.images[0].reasons == ("the editor was not heard of for 0.3 s",)
+    assert record.images[0].reasons == ("the editor sent nothing for 0.3 s",)
 
 
 async def test_editor_that_says_it_is_there_is_waited_for(bench):
@@ -141,7 +141,7 @@ async def test_image_that_was_being_prepared_on_a_lost_editor_loses_an_attempt(b
 
 async def test_image_that_seems_to_kill_editors_while_it_waits_is_given_up(bench):
     lost = [Alive(Stage.PREPARING), Alive(Stage.WAITING), EditorLost("gone")]
-    record = await run_scripted(bench, *[lost] * (FREE_CLAIMS + bench.jobs.max_attempts))
+    record = await run_scripted(bench, *[lost] * (CLAIMS_WITHOUT_ATTEMPT + bench.jobs.max_attempts))
     assert record.error == "prompt 0: given up after 3 attempts (1: gone; 2: gone; 3: gone)"
 
 

@@ -1,0 +1,68 @@
+"""The leases on claimed images: renewed while their edits run, watched for loss, given back at the end."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from serve_app.errors import StoreFailed, StoreUnavailable
+from serve_app.jobs.queue import Queue
+from serve_app.jobs.records import Claim
+from serve_app.workers.edit_timeout import EditClock
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """A claimed image that this process works on."""
+
+    claim: Claim
+    clock: EditClock
+
+
+class Leases:
+    """The leases of one owner. `work` has the task of each claimed image, until the task is done."""
+
+    def __init__(self, queue: Queue, owner: str) -> None:
+        self._queue = queue
+        self._owner = owner
+        self.work: dict[asyncio.Task[None], InFlight] = {}
+
+    async def renew(self) -> None:
+        """Extend the leases of the images in `work`.
+
+        An image whose outcome could not be recorded is not among them: its lease runs out, and any dispatcher may
+        claim it.
+        """
+        await self._queue.renew(self._owner, [each.claim.task for each in self.work.values()])
+
+    async def stop_lost(self) -> None:
+        """Cancel the tasks whose claim is lost: cancelled, past its deadline, or taken over by another dispatcher."""
+        # Copied: an image that is claimed from here on is not in the answer.
+        work = list(self.work.items())
+        if not work:
+            return
+        held = await self._queue.held(self._owner)
+        for task, each in work:
+            # Only once: a second cancellation would cut its clean-up short.
+            if _key(each.claim) not in held and not task.cancelling():
+                task.cancel()
+
+    async def may_hold(self, claim: Claim) -> bool:
+        """Whether the claim is still valid. Assumes so while the store does not answer."""
+        try:
+            held = await self._queue.held(self._owner)
+        except (StoreFailed, StoreUnavailable):
+            return True
+        return _key(claim) in held
+
+    async def release(self) -> None:
+        """Give all claimed images back."""
+        try:
+            await self._queue.release(self._owner)
+        except StoreUnavailable:
+            logger.exception("could not give the claimed images back; their leases run out")
+
+
+def _key(claim: Claim) -> tuple[str, int, int]:
+    return claim.task.request_id, claim.task.index, claim.generation
