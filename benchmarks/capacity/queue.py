@@ -1,9 +1,9 @@
-"""The simulated job queue of one model, with the fair turns of the job store (`serve_app.policy.fair_turns`)."""
+"""The simulated job queue of one model, with the fair turns of the job store (`serve_app.policy.fair_queue`)."""
 
 import heapq
 
 from benchmarks.capacity.traffic import Image
-from serve_app.policy.fair_turns import first_turn, take_turns
+from serve_app.policy.fair_queue import first_turn, next_images
 from serve_app.tasks import Priority
 
 
@@ -26,7 +26,7 @@ class Queue:
         """Claim the next images: at most `limit`, and never more than `capacity` claimed in total."""
         room = max(0, min(limit, capacity - self.claimed))
         urgent, bulk = (heapq.nsmallest(room, self._waiting[each]) for each in (Priority.INTERACTIVE, Priority.BULK))
-        taken, self._passed_over = take_turns(urgent, bulk, room, self._passed_over)
+        taken, self._passed_over = next_images(urgent, bulk, room, self._passed_over)
         for turn, _, _, image in taken:
             heapq.heappop(self._waiting[image.priority])
             self._served[image.priority] = turn

@@ -112,7 +112,7 @@ class LoraSources:
             with target.open("rb") as file:
                 header = await asyncio.to_thread(read_header, file, size, without_url_secrets(url))
             key = artifact_keys.downloaded_adapter(digest)
-            await background.to_the_end(asyncio.to_thread(self._artifacts.put_file, key, target))
+            await background.shielded(asyncio.to_thread(self._artifacts.put_file, key, target))
         kept = self._artifacts.url(key)
         try:
             return AdmittedFile(await asyncio.to_thread(fingerprint, kept), kept, size, header)

@@ -1,4 +1,4 @@
-"""Tasks that run beside their owner: how they begin, how they end, and waiting for them whatever happens."""
+"""Tasks that run next to the code that started them: how to start, cancel and await them without losing clean-ups."""
 
 import asyncio
 import logging
@@ -10,27 +10,27 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-def begin(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """A task for work that runs until it is cancelled. If it fails, the log says so at once.
+def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Start a task that runs until it is cancelled. If it fails, its error is logged at once.
 
-    Nobody awaits such a task before the end, so its error would be seen by nobody.
+    Nobody awaits such a task before the end, so without the log nobody would see the error.
     """
     task = asyncio.create_task(work, name=getattr(work, "__qualname__", None))
     task.add_done_callback(_log_failure)
     return task
 
 
-async def end(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel tasks and return once all are done, as `until_done` does. Their errors are not raised."""
+async def cancel(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks and `join` them. Their errors are not raised."""
     for task in tasks:
         task.cancel()
-    await until_done(*tasks)
+    await join(*tasks)
 
 
-async def until_done(*tasks: asyncio.Future[Any]) -> None:
+async def join(*tasks: asyncio.Future[Any]) -> None:
     """Return once all tasks are done. If the caller is cancelled meanwhile, raise CancelledError then, not before.
 
-    `asyncio.wait` and `asyncio.gather` raise it at once, while the tasks still hold what they hold.
+    `asyncio.wait` and `asyncio.gather` raise it at once, while the tasks still use their resources.
     """
     cancelled: asyncio.CancelledError | None = None
     while running := [task for task in tasks if not task.done()]:
@@ -42,13 +42,16 @@ async def until_done(*tasks: asyncio.Future[Any]) -> None:
         raise cancelled
 
 
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns. Once begun it is not cancelled with the caller: CancelledError is raised when it is done."""
+async def shielded(work: Coroutine[Any, Any, T]) -> T:
+    """Return what `work` returns. If the caller is cancelled, `work` finishes first, and CancelledError is raised then.
+
+    `asyncio.shield` alone raises it at once, while `work` still runs.
+    """
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await until_done(task)
+        await join(task)
         raise
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from serve_app.config import AppConfig
-from serve_app.jobs.records import ImageRecord, RequestRecord, Standing
+from serve_app.jobs.records import ImageRecord, RequestRecord, RequestState
 from serve_app.schemas.answers import ImageOutput, Outputs, Progress, RequestResult, RequestStatus
 from serve_app.tasks import Status
 
@@ -25,22 +25,22 @@ class Links:
         return cls(base_url, shows_paths=config.auth.keys_file is None)
 
 
-def status_of(standing: Standing, editors: int) -> RequestStatus:
+def status_of(state: RequestState, editors: int) -> RequestStatus:
     """Where a request stands. `editors` is how many editors of its model are running."""
-    progress = Progress.model_validate(standing, from_attributes=True)
-    return RequestStatus.model_validate({**vars(standing), "progress": progress, "eta_s": eta(standing, editors)})
+    progress = Progress.model_validate(state, from_attributes=True)
+    return RequestStatus.model_validate({**vars(state), "progress": progress, "eta_s": eta(state, editors)})
 
 
-def eta(standing: Standing, editors: int) -> float | None:
+def eta(state: RequestState, editors: int) -> float | None:
     """Predicted seconds until the request ends, never 0.
 
     None once it has ended, and before the first edit of its model was measured.
     """
-    if standing.status.ended or not standing.speed:
+    if state.status.ended or not state.speed:
         return None
     # All editors share the queue; each image that is being made has one editor.
-    at_once = max(editors, 1) if standing.queue_position is not None else 1
-    return max(SHORTEST_ETA_S, round(standing.work_left / standing.speed / at_once, 1))
+    at_once = max(editors, 1) if state.queue_position is not None else 1
+    return max(SHORTEST_ETA_S, round(state.work_left / state.speed / at_once, 1))
 
 
 def output_of(record: RequestRecord, image: ImageRecord, links: Links) -> ImageOutput | None:

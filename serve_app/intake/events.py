@@ -65,11 +65,11 @@ class Events:
             if record.status.ended or time.monotonic() > until:
                 return
             try:
-                standing = await self._store.requests.standing(record.id)
-                if standing.queue_position is not None and standing.queue_position != position:
-                    position = standing.queue_position
+                state = await self._store.requests.state(record.id)
+                if state.queue_position is not None and state.queue_position != position:
+                    position = state.queue_position
                     yield RequestEvent(Event.QUEUED, None, {"request_id": record.id, "queue_position": position})
-                is_waiting = standing.queue_position is not None
+                is_waiting = state.queue_position is not None
                 await self._watch.changed(record.id, since, POSITION_S if is_waiting else MAX_UNCHANGED_S)
                 record = await self._store.requests.get(record.id)
             except RequestNotFound:

@@ -13,7 +13,7 @@ from serve_app.intake.events import payload_of
 from serve_app.intake.keys import Caller
 from serve_app.intake.watch import MAX_UNCHANGED_S, Watch
 from serve_app.intake.workload import Workload
-from serve_app.jobs.records import Delivery, HistoryFilter, RequestRecord, Standing, Summary, Usage
+from serve_app.jobs.records import Delivery, HistoryFilter, RequestRecord, RequestState, Summary, Usage
 from serve_app.jobs.store import JobStore
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone
@@ -37,11 +37,11 @@ class Queries:
         refuse_others(record.tenant, request_id, caller)
         return record
 
-    async def standing(self, request_id: str, caller: Caller) -> tuple[Standing, int]:
+    async def state(self, request_id: str, caller: Caller) -> tuple[RequestState, int]:
         """Where a request stands, and how many editors its model has. Raises RequestNotFound."""
-        standing = await self._store.requests.standing(request_id)
-        refuse_others(standing.tenant, request_id, caller)
-        return standing, (await self._workload.editor_counts()).get(standing.model, 0)
+        state = await self._store.requests.state(request_id)
+        refuse_others(state.tenant, request_id, caller)
+        return state, (await self._workload.editor_counts()).get(state.model, 0)
 
     async def wait_until_ended(self, record: RequestRecord, seconds: float) -> RequestRecord:
         """The request once it has ended, or as it is after `seconds`.

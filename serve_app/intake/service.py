@@ -28,7 +28,7 @@ from serve_app.workers.backlog_report import BacklogReport
 from serve_app.workers.dispatcher import Dispatcher, EditorCount
 from serve_app.workers.editing import Editors
 from serve_app.workers.sweeper import Sweeper
-from serve_app.workers.warm_list import Warmth
+from serve_app.workers.warm_list import WarmListWriter
 from serve_app.workers.webhooks import Deliverer
 
 # Starts what a worker does until it is cancelled.
@@ -83,16 +83,16 @@ class Service:
         self.queries = Queries(config, self._store, self._artifacts, self._watch, self.workload)
         self.events = Events(self._store, self._watch)
         models = [model.id for model in config.models]
-        self._warmth = Warmth(self._store, self._artifacts, admission.named_adapter, models, meter)
+        self._warm_list = WarmListWriter(self._store, self._artifacts, admission.named_adapter, models, meter)
         self._workers = self._workers_of(meter)
 
     def _workers_of(self, meter: Meter) -> Sequence[Run]:
         """Everything that runs next to requests, in the order of its start."""
         config = self.config
         report = BacklogReport(self.workload.backlogs, self.workload.editor_counts, meter)
-        workers = [self._watch.run, self._dispatcher.run, report.run, self._warmth.run, self._sweeper.run]
+        workers = [self._watch.run, self._dispatcher.run, report.run, self._warm_list.run, self._sweeper.run]
         if config.webhooks.secret is not None:
-            workers.append(Deliverer(self._store.outbox, config.webhooks, self.queries.webhook_payload, meter).run)
+            workers.append(Deliverer(self._store.webhooks, config.webhooks, self.queries.webhook_payload, meter).run)
         return workers
 
     @asynccontextmanager
@@ -107,7 +107,7 @@ class Service:
             exits.push_async_callback(self._store.close)
             await self._store.open()
             for run in self._workers:
-                exits.push_async_callback(background.end, background.begin(run()))
+                exits.push_async_callback(background.cancel, background.start(run()))
             # The first thing at the exit: running edits still need all the other parts.
             exits.push_async_callback(self._dispatcher.drain, self._drain_s)
             yield
@@ -117,7 +117,7 @@ class Service:
         jobs = self.config.jobs
         self.keys.limits = TenantLimits(settings.max_queued_per_tenant or jobs.max_queued_per_tenant)
         self._store.requests.max_queued = settings.max_queued or jobs.max_queued
-        self._warmth.keep(settings.keep_warm)
+        self._warm_list.keep(settings.keep_warm)
 
 
 def _budget(config: AppConfig, parts: int, patience_s: float, what: str) -> Budget:

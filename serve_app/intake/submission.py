@@ -166,7 +166,7 @@ class Submissions:
         with self._image_memory.hold(submission.caller.tenant) as hold:
             admitted = await self._admission.admit(submission.request, submission.caller, hold)
             await gather_all(
-                background.to_the_end(
+                background.shielded(
                     asyncio.to_thread(self._artifacts.put_missing, artifact_keys.control_image(sha256), file.data)
                 )
                 for sha256, file in admitted.control_files.items()

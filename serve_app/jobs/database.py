@@ -110,7 +110,7 @@ class Database:
             await self._writer.dispose()
             await self._reader.dispose()
 
-        await background.to_the_end(dispose())
+        await background.shielded(dispose())
 
     def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A connection for single statements."""
@@ -130,12 +130,12 @@ class Database:
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(FILES_LOCK)))
             yield connection
 
-    async def about_to_refer_to_files(self, connection: AsyncConnection) -> None:
+    async def lock_file_references(self, connection: AsyncConnection) -> None:
         """Wait until nobody removes files; from here to this transaction's end nobody does."""
         if not self.is_sqlite:
             await connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(FILES_LOCK)))
 
-    async def ask_storage(self, call: Callable[[], T]) -> T:
+    async def read_storage(self, call: Callable[[], T]) -> T:
         """What a blocking look into artifact storage finds, from within a transaction. Raises StorageFailed.
 
         Its threads are the transactions' own: whoever holds a lock must not wait for a thread that others let hang.
@@ -183,7 +183,7 @@ def transaction(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any,
 
     @functools.wraps(method)
     async def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        return await background.to_the_end(persist(*args, **kwargs))
+        return await background.shielded(persist(*args, **kwargs))
 
     return call
 

@@ -85,7 +85,7 @@ class RequestRecord:
 
 
 @dataclass(frozen=True)
-class Standing:
+class RequestState:
     """Where a request stands.
 
     `queue_position` is the number of images ahead of its first that waits, null if none does; `work_left`
@@ -177,7 +177,7 @@ class Delivery:
 
     @property
     def host(self) -> str:
-        """The host and port that it goes to, in lower case: the same as outbox's `host_of`."""
+        """The host and port that it goes to, in lower case: the same as `webhook_queue.host_of`."""
         return self.webhook.url.split("/")[2].lower()
 
 

@@ -11,11 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.config import JobsConfig
 from serve_app.errors import FilesGone, IdempotencyConflict, QueueFull, RequestNotFound
-from serve_app.jobs import statements, tables, transitions
+from serve_app.jobs import new_rows, queries, state_changes, tables
 from serve_app.jobs.database import Database, IsStored, transaction
-from serve_app.jobs.records import HistoryFilter, ImageRecord, NewRequest, RequestRecord, Standing, Summary, Usage
-from serve_app.jobs.transitions import WAITING
-from serve_app.policy.fair_turns import first_turn
+from serve_app.jobs.records import HistoryFilter, ImageRecord, NewRequest, RequestRecord, RequestState, Summary, Usage
+from serve_app.jobs.state_changes import WAITING
+from serve_app.policy.fair_queue import first_turn
 from serve_app.tasks import AdapterUse, EditDone, EditPlan, ImageStage, Priority, Status
 
 # A UUID in hex, as `NewRequest.id` is.
@@ -44,8 +44,8 @@ class Requests:
         """
         try:
             async with self._database.writing() as connection:
-                await self._database.about_to_refer_to_files(connection)
-                if not await self._database.ask_storage(lambda: all(map(is_stored, new.files))):
+                await self._database.lock_file_references(connection)
+                if not await self._database.read_storage(lambda: all(map(is_stored, new.files))):
                     raise FilesGone("a file of this request was deleted meanwhile; send it again")
                 line = await self._line(connection, new.model)
                 await self._refuse_when_full(connection, new.tenant, len(new.images), tenant_max)
@@ -79,11 +79,11 @@ class Requests:
         return await self._get(request_id)
 
     @transaction
-    async def standing(self, request_id: str) -> Standing:
+    async def state(self, request_id: str) -> RequestState:
         """Where the request stands. Raises RequestNotFound."""
         refuse_malformed(request_id)
         async with self._database.reading() as connection:
-            row = (await connection.execute(statements.standing, {"request_id": request_id})).one_or_none()
+            row = (await connection.execute(queries.request_state, {"request_id": request_id})).one_or_none()
             if row is None:
                 raise _not_found(request_id)
             values = dict(row._mapping) | {"status": Status(row.status), "stage": row.stage and ImageStage(row.stage)}
@@ -92,9 +92,9 @@ class Requests:
             position = None
             if first is not None:
                 line = {"model": row.model, "urgent": priority == Priority.INTERACTIVE, "created_at": row.created_at}
-                ahead = (await connection.execute(statements.line, line | {"first": first, "last": last})).one()
+                ahead = (await connection.execute(queries.line, line | {"first": first, "last": last})).one()
                 position, work_left = ahead.position, ahead.work
-        return Standing(**values, queue_position=position, work_left=work_left)
+        return RequestState(**values, queue_position=position, work_left=work_left)
 
     @transaction
     async def versions(self, request_ids: Iterable[str]) -> dict[str, int]:
@@ -121,7 +121,7 @@ class Requests:
     async def cancel(self, request_id: str) -> bool:
         """End a request that has no end yet; whether it had none. Whoever works on it finds its claim lost."""
         async with self._database.writing() as connection:
-            return await transitions.stop(connection, request_id, Status.CANCELED)
+            return await state_changes.end_unfinished(connection, request_id, Status.CANCELED)
 
     @transaction
     async def recent_adapters(self, model: str, images: int) -> list[tuple[AdapterUse, ...]]:
@@ -139,7 +139,7 @@ class Requests:
     @transaction
     async def history(self, which: HistoryFilter, before: tuple[float, str] | None, limit: int) -> list[Summary]:
         """Requests, newest first, from after the creation time and id `before`."""
-        page = statements.history(which, before, limit)
+        page = queries.history(which, before, limit)
         async with self._database.reading() as connection:
             rows = (await connection.execute(page)).all()
         return [
@@ -184,11 +184,11 @@ class Requests:
 
     async def _insert(self, connection: AsyncConnection, new: NewRequest, turn: int) -> None:
         now = (await connection.execute(sa.select(tables.now()))).scalar_one()
-        await connection.execute(tables.requests.insert().values(statements.request_row(new, now)))
-        await connection.execute(tables.images.insert(), statements.image_rows(new, now, turn))
+        await connection.execute(tables.requests.insert().values(new_rows.request_row(new, now)))
+        await connection.execute(tables.images.insert(), new_rows.image_rows(new, now, turn))
         paths = {use.path for image in new.images for use in image.plan.adapters}
         if paths:
-            rows = [{"request_id": new.id, "path": path[: statements.MAX_PATH]} for path in sorted(paths)]
+            rows = [{"request_id": new.id, "path": path[: new_rows.MAX_PATH]} for path in sorted(paths)]
             await connection.execute(tables.request_loras.insert(), rows)
         if new.files:
             files = [{"request_id": new.id, "key": key, "size_bytes": size} for key, size in new.files.items()]

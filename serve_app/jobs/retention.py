@@ -6,9 +6,9 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve_app.jobs import tables, transitions
+from serve_app.jobs import state_changes, tables
 from serve_app.jobs.database import Database, transaction
-from serve_app.jobs.statements import json_bytes
+from serve_app.jobs.new_rows import json_bytes
 
 # Deletes artifacts by key; blocks.
 Delete = Callable[[Sequence[str]], None]
@@ -101,7 +101,7 @@ class Retention:
         results = (await connection.execute(sa.select(result).where(of_request))).scalars()
         size_bytes = sum(json_bytes(each) for each in results if each is not None)
         await connection.execute(tables.images.update().where(of_request).values(result=None))
-        await transitions.grow(connection, request_id, -size_bytes)
+        await state_changes.add_row_bytes(connection, request_id, -size_bytes)
 
     async def _files_of(self, connection: AsyncConnection, request_ids: Sequence[str]) -> list[str]:
         of_requests = sa.select(_files.key).where(_files.request_id.in_(request_ids)).distinct()

@@ -9,10 +9,10 @@ import sqlalchemy as sa
 from serve_app.config import JobsConfig
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database, transaction
-from serve_app.jobs.outbox import Outbox
 from serve_app.jobs.queue import Queue
 from serve_app.jobs.requests import Requests
 from serve_app.jobs.retention import Retention
+from serve_app.jobs.webhook_queue import WebhookQueue
 
 
 def owner_name() -> str:
@@ -27,7 +27,7 @@ class JobStore:
         self._database = Database(config.database_url)
         self.requests = Requests(self._database, config)
         self.queue = Queue(self._database, config)
-        self.outbox = Outbox(self._database)
+        self.webhooks = WebhookQueue(self._database)
         self.retention = Retention(self._database)
 
     @transaction

@@ -117,7 +117,7 @@ class Editor:
         # Serve constructs the replica on its event loop.
         keep_warm = every(KEEP_WARM_S, warm.reload_kept, loop=Loop.KEEP_WARM, meter=meter, pauses_first=True)
         report_cache = every(CACHE_REPORT_S, self._metrics.cache, loop=Loop.CACHE_REPORT, meter=meter)
-        self._loops = [background.begin(keep_warm), background.begin(report_cache)]
+        self._loops = [background.start(keep_warm), background.start(report_cache)]
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply a `user_config`. Serve calls it at the start and when the `user_config` changes."""
@@ -158,7 +158,7 @@ class Editor:
                 self._stopping[work] = time.monotonic()
             # The call does not end before the device thread is free. Nothing may follow this await: a cancellation
             # of the caller skips it. `_clean_up` does what has to be done after the edit.
-            await background.until_done(work)
+            await background.join(work)
 
     def _clean_up(self, work: asyncio.Task[EditDone]) -> None:
         """Runs when an edit ends, whether it succeeded or not."""

@@ -80,14 +80,14 @@ class Dispatcher:
         meter, leases = self._meter, self._leases
         renewal_s = self._config.lease_s / RENEWALS_PER_LEASE
         loops = [
-            background.begin(every(renewal_s, leases.renew, loop=Loop.LEASE_RENEWAL, meter=meter)),
-            background.begin(every(WATCH_S, leases.stop_lost, loop=Loop.CLAIM_WATCH, meter=meter)),
+            background.start(every(renewal_s, leases.renew, loop=Loop.LEASE_RENEWAL, meter=meter)),
+            background.start(every(WATCH_S, leases.stop_lost, loop=Loop.CLAIM_WATCH, meter=meter)),
         ]
         try:
             await every(self._poll_s, self._claim, loop=Loop.CLAIMING, meter=meter, pause=self._wake_up.pause)
         finally:
             try:
-                await background.end(*loops, *leases.work)
+                await background.cancel(*loops, *leases.work)
             finally:
                 await leases.release()
 
@@ -97,7 +97,7 @@ class Dispatcher:
         async with self._claiming:
             started = {task for task, each in self._leases.work.items() if each.clock.was_started}
             not_started = {task: each.claim for task, each in self._leases.work.items() if task not in started}
-        await background.end(*not_started)
+        await background.cancel(*not_started)
         try:
             for claim in not_started.values():
                 await self._queue.retry(claim, claim.reasons, 0.0)

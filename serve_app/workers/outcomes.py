@@ -112,17 +112,17 @@ class Outcomes:
             while True:
                 try:
                     # A cancellation must not separate the outcome from its charge.
-                    return await background.to_the_end(record())
+                    return await background.shielded(record())
                 except (StoreUnavailable, StorageFailed):
                     logger.exception("could not record the outcome of an edit; trying again")
                     await asyncio.sleep(self._retry_s)
         except EditorLost:
             # The image was purged, so no other dispatcher finds it.
-            await background.to_the_end(self.charge(claim, gpu_seconds))
+            await background.shielded(self.charge(claim, gpu_seconds))
             raise
         except asyncio.CancelledError:
             if not is_written:
-                await background.to_the_end(self._charge_unless_found(claim, gpu_seconds, is_found_again))
+                await background.shielded(self._charge_unless_found(claim, gpu_seconds, is_found_again))
             raise
 
     async def _charge_unless_found(self, claim: Claim, gpu_seconds: float, is_found_again: bool) -> None:

@@ -81,7 +81,7 @@ def hottest(recent: Iterable[AdapterSet]) -> list[AdapterSet]:
     return [known[ids] for ids, _ in counts.most_common()]
 
 
-class Warmth:
+class WarmListWriter:
     """`run` until cancelled. `keep` are paths of adapters that every editor should hold; set it at any time."""
 
     def __init__(

@@ -21,8 +21,8 @@ from serve_app.concurrency import background
 from serve_app.concurrency.loops import every
 from serve_app.config import FetchConfig, WebhooksConfig
 from serve_app.errors import FetchFailed, InvalidParameter
-from serve_app.jobs.outbox import Outbox
 from serve_app.jobs.records import Delivery
+from serve_app.jobs.webhook_queue import WebhookQueue
 from serve_app.storage.fetch import Fetcher
 from serve_app.telemetry import tracing
 from serve_app.telemetry.metrics import DELIVERED, GIVEN_UP, NO_METER, RETRIED, WEBHOOKS, Loop, Meter
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 MAX_URL_CHARS = 2000
 # How many posts are under way at a time, and of one host (fewer than twice that, see `_take`).
 CONCURRENCY, PER_HOST = 64, 4
-# How often the outbox is looked at (s).
+# How often the queue is polled (s).
 POLL_S = 1.0
 # What reading the request and writing the outcome may take beside the post itself (s).
 RECORDING_S = 30.0
@@ -74,15 +74,18 @@ def delay_after(attempts: int) -> float:
 
 
 class Deliverer:
-    """`run` until cancelled. Any number may share one outbox; what one had under way when it died goes out again.
+    """Posts the webhooks of a queue. Call `run`, which works until cancelled.
 
-    `payload` is asked anew at each attempt.
+    Several deliverers may share a queue. If one dies, the deliveries that it had in progress are posted again.
+    `payload` is called for each attempt.
     """
 
-    def __init__(self, outbox: Outbox, config: WebhooksConfig, payload: PayloadOf, meter: Meter = NO_METER) -> None:
+    def __init__(
+        self, queue: WebhookQueue, config: WebhooksConfig, payload: PayloadOf, meter: Meter = NO_METER
+    ) -> None:
         """`config` has a secret."""
         assert config.secret is not None
-        self._outbox = outbox
+        self._queue = queue
         self._config = config
         self._payload = payload
         self._meter = meter
@@ -104,7 +107,7 @@ class Deliverer:
             await every(POLL_S, self._start_due, loop=Loop.WEBHOOKS, meter=self._meter, pause=self._until_room)
         finally:
             try:
-                await background.end(*self._work)
+                await background.cancel(*self._work)
             finally:
                 await self._fetcher.close()
 
@@ -127,7 +130,7 @@ class Deliverer:
         # A host that has room for one gets PER_HOST, as a query that counts for each would cost more.
         full = [host for host, count in Counter(self._work.values()).items() if count >= PER_HOST]
         lease_s = self._config.timeout_s + RECORDING_S
-        deliveries = await self._outbox.take(room, lease_s, PER_HOST, full)
+        deliveries = await self._queue.take(room, lease_s, PER_HOST, full)
         for delivery in deliveries:
             task = asyncio.create_task(self._deliver(delivery))
             self._work[task] = delivery.host
@@ -145,11 +148,11 @@ class Deliverer:
         """Try it, and record what became of it."""
         if delivery.attempts > self._config.max_attempts:
             # Those before were begun by processes that did not live to write it down.
-            await self._outbox.failed(delivery.id, "no attempt came to an end", None)
+            await self._queue.failed(delivery.id, "no attempt came to an end", None)
             return GIVEN_UP
         data = await self._payload(delivery)
         if data is None:
-            await self._outbox.failed(delivery.id, "the request is gone", None)
+            await self._queue.failed(delivery.id, "the request is gone", None)
             return GIVEN_UP
         return await self._attempt(delivery, data)
 
@@ -158,7 +161,7 @@ class Deliverer:
         try:
             status = await self._post(delivery, data)
             if 200 <= status < 300:
-                await self._outbox.delivered(delivery.id)
+                await self._queue.delivered(delivery.id)
                 return DELIVERED
             error = f"its server answered {status}"
         except FetchFailed as failure:
@@ -171,7 +174,7 @@ class Deliverer:
             delivery.attempts,
             error + last * "; given up",
         )
-        await self._outbox.failed(delivery.id, error, None if last else delay_after(delivery.attempts))
+        await self._queue.failed(delivery.id, error, None if last else delay_after(delivery.attempts))
         return GIVEN_UP if last else RETRIED
 
     async def _post(self, delivery: Delivery, data: dict[str, Any]) -> int:

@@ -47,7 +47,9 @@ async def payload(delivery: Delivery) -> dict[str, Any] | None:
 
 @asynccontextmanager
 async def delivering(store: JobStore, payload: PayloadOf = payload, **config: object) -> AsyncIterator[None]:
-    work = asyncio.create_task(Deliverer(store.outbox, WebhooksConfig.model_validate(LOOPBACK | config), payload).run())
+    work = asyncio.create_task(
+        Deliverer(store.webhooks, WebhooksConfig.model_validate(LOOPBACK | config), payload).run()
+    )
     try:
         yield
         assert not work.done()

@@ -20,7 +20,7 @@ def broken(application: Application, monkeypatch: pytest.MonkeyPatch):
         raise ZeroDivisionError("a secret of the inside")
 
     with TestClient(application.app, raise_server_exceptions=False) as client:
-        monkeypatch.setattr("serve_app.intake.queries.Queries.standing", fail)
+        monkeypatch.setattr("serve_app.intake.queries.Queries.state", fail)
         yield client
 
 

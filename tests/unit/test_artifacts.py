@@ -54,7 +54,7 @@ async def test_what_a_cancelled_request_was_writing_is_noted_before_the_cancella
         artifacts.put_missing("controls/a", b"x")
 
     with artifacts.noting_new() as new:
-        writing = asyncio.create_task(background.to_the_end(asyncio.to_thread(write)))
+        writing = asyncio.create_task(background.shielded(asyncio.to_thread(write)))
         await asyncio.sleep(0)
         writing.cancel()
         asyncio.get_running_loop().call_later(0.1, gate.set)

@@ -44,7 +44,7 @@ def connections_in_use(store: JobStore) -> int:
 async def test_waiting_for_tasks_outlasts_cancellations():
     held = asyncio.Event()
     work = asyncio.create_task(held.wait())
-    waiting = asyncio.create_task(background.until_done(work))
+    waiting = asyncio.create_task(background.join(work))
     for _ in range(3):
         await asyncio.sleep(0)
         waiting.cancel()
@@ -68,9 +68,9 @@ async def test_what_is_done_to_the_end_is_done_however_often_its_caller_is_cance
         assert done.pop() == 1
         assert not done
 
-    assert await background.to_the_end(work()) == 7
+    assert await background.shielded(work()) == 7
     await check()
-    await cancelled_at_each_await(lambda: background.to_the_end(work()), check, at_least=2)
+    await cancelled_at_each_await(lambda: background.shielded(work()), check, at_least=2)
 
 
 async def test_later_awaits_are_cancelled_though_a_run_had_fewer():
@@ -100,7 +100,7 @@ async def test_failure_of_a_task_beside_is_in_the_log_at_once(caplog):
     async def fails() -> None:
         raise AttributeError("no such thing")
 
-    task = background.begin(fails())
+    task = background.start(fails())
     await asyncio.wait([task])
     await asyncio.sleep(0)
     assert "fails failed and does not run any more" in caplog.text
@@ -334,7 +334,7 @@ async def test_deliverer_closes_its_connections_wherever_it_is_cancelled(store):
     deliverers = []
 
     async def deliver() -> None:
-        deliverers.append(Deliverer(store.outbox, WebhooksConfig(secret=SecretStr(SECRET)), one_editor))
+        deliverers.append(Deliverer(store.webhooks, WebhooksConfig(secret=SecretStr(SECRET)), one_editor))
 
         async def slow() -> None:
             try:

@@ -127,7 +127,7 @@ async def test_what_its_editor_refused_before_the_first_step_has_a_start_event(s
     record = await store.requests.get(record.id)
     assert (record.status, record.started_at is not None) == (Status.FAILED, True)
     assert [event.event for event in events_since(record, -1, Links("", True))] == ["started", "failed"]
-    assert [delivery.event for delivery in await store.outbox.take(9, 60, 9)] == ["started", "failed"]
+    assert [delivery.event for delivery in await store.webhooks.take(9, 60, 9)] == ["started", "failed"]
 
 
 async def test_failure_that_the_version_before_recorded_has_no_code(store):

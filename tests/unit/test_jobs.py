@@ -117,7 +117,7 @@ async def test_what_is_stored_is_read_back(store):
 
 @pytest.mark.parametrize("request_id", ["x", "0" * 32, "0" * 31 + "\0", "'; --"])
 async def test_unknown_request(store, request_id):
-    for ask in (store.requests.get, store.requests.standing):
+    for ask in (store.requests.get, store.requests.state):
         with pytest.raises(RequestNotFound):
             await ask(request_id)
 
@@ -336,24 +336,24 @@ async def test_standing_tells_place_and_work_left(store):
     first = await store.requests.create(new(2), is_stored)
     second = await store.requests.create(new(3, tenant="t"), is_stored)
     bulk = await store.requests.create(new(1, priority=Priority.BULK), is_stored)
-    assert [(await store.requests.standing(r.id)).queue_position for r in (first, second, bulk)] == [0, 1, 5]
-    standing = await store.requests.standing(second.id)
+    assert [(await store.requests.state(r.id)).queue_position for r in (first, second, bulk)] == [0, 1, 5]
+    state = await store.requests.state(second.id)
     # Two of the first request's and three of its own.
-    assert (standing.work_left, standing.speed) == (50.0, None)
+    assert (state.work_left, state.speed) == (50.0, None)
     [mine] = await claim(store)
     await store.queue.progress(mine, 4)
-    assert (await store.requests.standing(second.id)).work_left == 45.0
+    assert (await store.requests.state(second.id)).work_left == 45.0
     await store.queue.succeed(mine, DONE, is_stored)
-    standing = await store.requests.standing(bulk.id)
-    assert (standing.queue_position, standing.work_left, standing.speed) == (4, 50.0, 5.0)
+    state = await store.requests.state(bulk.id)
+    assert (state.queue_position, state.work_left, state.speed) == (4, 50.0, 5.0)
 
 
 async def test_running_request_has_no_place_and_its_own_work_left(store):
     record = await store.requests.create(new(), is_stored)
     [mine] = await claim(store)
     await store.queue.progress(mine, 6)
-    standing = await store.requests.standing(record.id)
-    assert (standing.queue_position, standing.work_left) == (None, 2.5)
+    state = await store.requests.state(record.id)
+    assert (state.queue_position, state.work_left) == (None, 2.5)
 
 
 async def test_every_change_has_a_version_of_its_own(store):
@@ -423,34 +423,34 @@ async def test_webhooks_are_written_with_what_they_tell_of(store):
     hook = Webhook("http://h", ("started", "image", "succeeded"), "http://b")
     record = await store.requests.create(new(webhook=hook), is_stored)
     await store.requests.create(new(), is_stored)
-    assert await store.outbox.take(10, 60, per_host=10) == []
+    assert await store.webhooks.take(10, 60, per_host=10) == []
     [mine] = await claim(store)
     await store.queue.progress(mine, 0)
     await store.queue.progress(mine, 1)
     await store.queue.succeed(mine, DONE, is_stored)
-    taken = await store.outbox.take(10, 60, per_host=10)
+    taken = await store.webhooks.take(10, 60, per_host=10)
     assert [(d.event, d.request_id, d.image_index, d.attempts, d.webhook) for d in taken] == [
         ("started", record.id, None, 1, hook),
         ("image", record.id, 0, 1, hook),
         ("succeeded", record.id, None, 1, hook),
     ]
-    assert await store.outbox.take(10, 60, per_host=10) == []
+    assert await store.webhooks.take(10, 60, per_host=10) == []
 
 
 async def test_delivery_that_nobody_reports_on_is_due_again(store):
     await store.requests.create(new(webhook=Webhook("http://h", ("canceled",), "http://b"), tenant="t"), is_stored)
     [row] = await store.requests.history(HistoryFilter(), None, 1)
     await store.requests.cancel(row.request_id)
-    [first] = await store.outbox.take(10, 0.05, per_host=10)
+    [first] = await store.webhooks.take(10, 0.05, per_host=10)
     await asyncio.sleep(0.1)
-    [again] = await store.outbox.take(10, 0.05, per_host=10)
+    [again] = await store.webhooks.take(10, 0.05, per_host=10)
     assert (again.id, again.attempts) == (first.id, 2)
-    await store.outbox.failed(again.id, "refused", 0.01)
+    await store.webhooks.failed(again.id, "refused", 0.01)
     await asyncio.sleep(0.05)
-    [third] = await store.outbox.take(10, 60, per_host=10)
-    await store.outbox.delivered(third.id)
+    [third] = await store.webhooks.take(10, 60, per_host=10)
+    await store.webhooks.delivered(third.id)
     await asyncio.sleep(0.05)
-    assert await store.outbox.take(10, 0, per_host=10) == []
+    assert await store.webhooks.take(10, 0, per_host=10) == []
 
 
 async def test_a_duty_has_one_owner_at_a_time(store):

@@ -68,9 +68,9 @@ async def test_round_that_waited_for_something_cancelled_has_failed_and_the_loop
 
 
 async def ended_in_the_middle(work: Callable[[], Awaitable[None]], begun: asyncio.Event) -> asyncio.Task[None]:
-    task = background.begin(every(7.0, work, loop=Loop.SWEEPER, meter=Recorder()))
+    task = background.start(every(7.0, work, loop=Loop.SWEEPER, meter=Recorder()))
     await begun.wait()
-    await background.end(task)
+    await background.cancel(task)
     return task
 
 
@@ -117,7 +117,7 @@ async def test_wake_up_during_a_round_ends_the_next_pause_only():
     pause = asyncio.create_task(wake_up.pause(3600))
     await asyncio.sleep(0)
     assert not pause.done()
-    await background.end(pause)
+    await background.cancel(pause)
 
 
 async def test_pause_ends_without_a_wake_up():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.jobs.queue import other_share
+from serve_app.jobs.speeds import other_share
 
 
 @pytest.mark.parametrize(

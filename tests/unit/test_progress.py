@@ -34,13 +34,13 @@ async def test_prediction_includes_decoding_and_storing(store):
     left = []
     for step in (0, PLAN.steps // 2, PLAN.steps):
         await store.queue.progress(mine, step)
-        left.append(status_of(await store.requests.standing(record.id), 1).eta_s)
+        left.append(status_of(await store.requests.state(record.id), 1).eta_s)
     # The device is kept for 8 s, and 0.35 of the edit comes after its last step.
     assert left == [8.0, pytest.approx(5.4), pytest.approx(2.8)]
     await store.queue.reach(mine, ImageStage.STORING)
-    assert status_of(await store.requests.standing(record.id), 1).eta_s > 0
+    assert status_of(await store.requests.state(record.id), 1).eta_s > 0
     await store.queue.succeed(mine, DONE, is_stored)
-    assert status_of(await store.requests.standing(record.id), 1).eta_s is None
+    assert status_of(await store.requests.state(record.id), 1).eta_s is None
 
 
 async def test_work_of_an_edit_whose_steps_are_done_is_still_waited_for(store):
@@ -49,7 +49,7 @@ async def test_work_of_an_edit_whose_steps_are_done_is_still_waited_for(store):
     [running] = await claim(store)
     await store.queue.progress(running, PLAN.steps)
     waiting = await store.requests.create(new(), is_stored)
-    assert (await store.requests.standing(waiting.id)).work_left == pytest.approx(13.5)
+    assert (await store.requests.state(waiting.id)).work_left == pytest.approx(13.5)
     [backlog] = (await store.queue.backlogs()).values()
     assert backlog.running_s == pytest.approx(2.8)
 
@@ -61,12 +61,12 @@ async def test_prediction_is_never_zero_before_the_end(store):
     record = await store.requests.create(new(), is_stored)
     [mine] = await claim(store)
     await store.queue.progress(mine, PLAN.steps)
-    standing = await store.requests.standing(record.id)
-    assert (standing.work_left, status_of(standing, 1).eta_s) == (0.0, 0.1)
+    state = await store.requests.state(record.id)
+    assert (state.work_left, status_of(state, 1).eta_s) == (0.0, 0.1)
 
 
 async def stage_of(bench: Bench, request_id: str) -> ImageStage | None:
-    return (await bench.store.requests.standing(request_id)).stage
+    return (await bench.store.requests.state(request_id)).stage
 
 
 async def test_stages_follow_each_other(bench):
@@ -77,7 +77,7 @@ async def test_stages_follow_each_other(bench):
             async for event in super().edit(task):
                 yield event
                 # The dispatcher has recorded it by now.
-                seen.append(((await bench.store.requests.standing(task.request_id)).stage, type(event)))
+                seen.append(((await bench.store.requests.state(task.request_id)).stage, type(event)))
 
     steps = PLAN.steps
     script = [Alive(Stage.PREPARING), Alive(Stage.WAITING), Alive(Stage.RUNNING), StepDone(0, steps)]
@@ -100,9 +100,9 @@ async def test_steps_of_a_lost_attempt_are_not_progress(store):
     [mine] = await claim(store)
     await store.queue.progress(mine, 5)
     await store.queue.retry(mine, ["lost"], 0.0)
-    standing = await store.requests.standing(record.id)
-    assert (standing.steps_done, standing.stage) == (0, None)
+    state = await store.requests.state(record.id)
+    assert (state.steps_done, state.stage) == (0, None)
     [mine] = await claim(store)
     await store.queue.progress(mine, 5)
     await store.queue.release("a")
-    assert (await store.requests.standing(record.id)).steps_done == 0
+    assert (await store.requests.state(record.id)).steps_done == 0

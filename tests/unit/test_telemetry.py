@@ -183,7 +183,7 @@ async def test_posts_to_webhooks_are_told_by_what_became_of_them(config, make_pl
     await store.open()
     receiver.statuses = [200, 410, 500]
     url = await web_server(receiver.answer)
-    deliverer = Deliverer(store.outbox, WebhooksConfig.model_validate(LOOPBACK), payload, meter)
+    deliverer = Deliverer(store.webhooks, WebhooksConfig.model_validate(LOOPBACK), payload, meter)
     running = asyncio.create_task(deliverer.run())
     for told_of in range(1, 4):
         await announce(store, make_plan, url)

@@ -12,7 +12,7 @@ from serve_app.jobs.records import NewImage
 from serve_app.jobs.store import JobStore
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import AdapterUse
-from serve_app.workers.warm_list import Warm, Warmth, fill, hottest, read_warm
+from serve_app.workers.warm_list import Warm, WarmListWriter, fill, hottest, read_warm
 from tests.unit.test_jobs import MODEL, PLAN, is_stored, new
 
 
@@ -47,12 +47,12 @@ async def test_it_is_written_down_by_one_ingress_and_at_once_when_it_is_named(st
         plan = replace(PLAN, adapters=(use(name),))
         await store.requests.create(replace(new(), images=(NewImage(plan, 1.0),)), is_stored)
     assert read_warm(artifacts, MODEL) == Warm()
-    each = [Warmth(store, artifacts, named, [MODEL]) for _ in range(2)]
-    running = [asyncio.create_task(warmth.run()) for warmth in each]
+    each = [WarmListWriter(store, artifacts, named, [MODEL]) for _ in range(2)]
+    running = [asyncio.create_task(writer.run()) for writer in each]
     try:
         await until(lambda: read_warm(artifacts, MODEL) == Warm((), ((use("a"),), (use("b"),))))
-        for warmth in each:
-            warmth.keep(["gone", "z"])
+        for writer in each:
+            writer.keep(["gone", "z"])
         await until(lambda: read_warm(artifacts, MODEL).kept == ((use("z"),),))
     finally:
         for task in running:

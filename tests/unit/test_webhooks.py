@@ -197,7 +197,7 @@ async def test_more_dead_receivers_than_posts_at_a_time_still_leave_room(
         await until(lambda: holds(len(alive.posts) == 1), 2)
 
 
-async def test_deliverers_share_an_outbox_and_deliver_once(store, make_plan, web_server):
+async def test_deliverers_share_a_queue_and_deliver_once(store, make_plan, web_server):
     receiver = Receiver()
     url = await web_server(receiver.answer)
     ids = [await announce(store, make_plan, url) for _ in range(40)]
@@ -222,7 +222,7 @@ async def main():
     store = JobStore(JobsConfig(database_url=sys.argv[1]))
     await store.open()
     config = WebhooksConfig(secret=SecretStr(sys.argv[2]), allow_private_addresses=True)
-    await Deliverer(store.outbox, config, payload).run()
+    await Deliverer(store.webhooks, config, payload).run()
 
 asyncio.run(main())
 """
@@ -258,7 +258,7 @@ async def test_attempts_that_never_end_are_given_up_too(store, make_plan, web_se
     receiver = Receiver()
     await announce(store, make_plan, await web_server(receiver.answer))
     for _ in range(2):
-        assert len(await store.outbox.take(1, 0.0, 1)) == 1
+        assert len(await store.webhooks.take(1, 0.0, 1)) == 1
         await asyncio.sleep(0.01)
     async with delivering(store, max_attempts=2):
         await until(lambda: all_settled(store))
@@ -307,10 +307,10 @@ async def test_payload_that_cannot_be_made_leaves_the_delivery_for_later(store, 
 )
 async def test_both_sides_mean_the_same_by_a_host(store, make_plan, url):
     await announce(store, make_plan, url)
-    [delivery] = await store.outbox.take(9, 0.0, 9)
+    [delivery] = await store.webhooks.take(9, 0.0, 9)
     await asyncio.sleep(0.01)
-    assert await store.outbox.take(9, 0.0, 9, [delivery.host]) == []
-    assert len(await store.outbox.take(9, 0.0, 9, [delivery.host + "x"])) == 1
+    assert await store.webhooks.take(9, 0.0, 9, [delivery.host]) == []
+    assert len(await store.webhooks.take(9, 0.0, 9, [delivery.host + "x"])) == 1
 
 
 async def test_receiver_in_a_denied_network_is_refused(store, make_plan, web_server):
@@ -324,7 +324,7 @@ async def test_receiver_in_a_denied_network_is_refused(store, make_plan, web_ser
 
 async def test_as_many_connections_are_open_as_posts_may_be_under_way(store, monkeypatch):
     monkeypatch.setattr(webhooks, "CONCURRENCY", 100)
-    deliverer = webhooks.Deliverer(store.outbox, WebhooksConfig(secret=SecretStr(SECRET)), payload)
+    deliverer = webhooks.Deliverer(store.webhooks, WebhooksConfig(secret=SecretStr(SECRET)), payload)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await deliverer.run()

@@ -47,7 +47,7 @@ def _add_views(routes: APIRouter, service: Service) -> None:
     @routes.get("/v1/requests/{request_id}/status", responses=NOT_FOUND)
     async def status(request_id: str, caller: CallerOfRequest) -> RequestStatus:
         """The status and progress of a request."""
-        return status_of(*await service.queries.standing(request_id, caller))
+        return status_of(*await service.queries.state(request_id, caller))
 
     @routes.get("/v1/requests/{request_id}/result", responses=NOT_FOUND)
     async def result(
@@ -80,7 +80,7 @@ def _add_cancelling(routes: APIRouter, service: Service) -> None:
     async def cancelled(request_id: str, caller: Caller, *, purge: bool) -> RequestStatus:
         record = await service.queries.request(request_id, caller)
         await service.submissions.cancel(record, purge=purge)
-        return status_of(*await service.queries.standing(request_id, caller))
+        return status_of(*await service.queries.state(request_id, caller))
 
     @routes.delete("/v1/requests/{request_id}", responses=NOT_FOUND)
     async def delete(request_id: str, caller: CallerOfRequest, purge: bool = False) -> RequestStatus:

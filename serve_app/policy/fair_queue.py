@@ -20,7 +20,7 @@ def first_turn(served: int, last_of_tenant: int | None) -> int:
     return served if last_of_tenant is None else max(served, last_of_tenant + 1)
 
 
-def take_turns(interactive: Sequence[T], bulk: Sequence[T], room: int, passed_over: int) -> tuple[list[T], int]:
+def next_images(interactive: Sequence[T], bulk: Sequence[T], room: int, passed_over: int) -> tuple[list[T], int]:
     """The next `room` of two lines, each in its own order; and how often bulk that waits was passed over since."""
     taken: list[T] = []
     urgent, patient = list(interactive), list(bulk)

@@ -1,4 +1,4 @@
-"""Webhooks to be delivered: at least once each, by whichever process comes first."""
+"""The queue of webhooks: any process takes those that are due, and each is delivered at least once."""
 
 from collections.abc import Collection
 from typing import Any
@@ -34,7 +34,7 @@ def _host_of_sqlite(element: host_of, compiler: Any, **options: Any) -> str:
     return f"lower(substr({after}, 1, instr({after} || '/', '/') - 1))"
 
 
-def _next(limit: int, per_host: int, but_not: Collection[str]) -> sa.Select[tuple[str]]:
+def _next(limit: int, per_host: int, except_hosts: Collection[str]) -> sa.Select[tuple[str]]:
     host = host_of(tables.requests.c.webhook["url"].as_string())
     due = (
         sa.select(
@@ -43,27 +43,31 @@ def _next(limit: int, per_host: int, but_not: Collection[str]) -> sa.Select[tupl
             sa.func.row_number().over(partition_by=host, order_by=_deliveries.due_at).label("place"),
         )
         .join(tables.requests, tables.requests.c.id == _deliveries.request_id)
-        .where(_is_due, host.not_in(but_not))
+        .where(_is_due, host.not_in(except_hosts))
         .subquery()
     )
     return sa.select(due.c.id).where(due.c.place <= per_host).order_by(due.c.place, due.c.due_at).limit(limit)
 
 
-class Outbox:
+class WebhookQueue:
+    """Every method is one transaction."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @transaction
-    async def take(self, limit: int, lease_s: float, per_host: int, but_not: Collection[str] = ()) -> list[Delivery]:
-        """Up to `limit` that are due, `per_host` of a host, and none of the hosts (see `host_of`) in `but_not`.
+    async def take(
+        self, limit: int, lease_s: float, per_host: int, except_hosts: Collection[str] = ()
+    ) -> list[Delivery]:
+        """Take up to `limit` deliveries that are due, up to `per_host` for each host, none for `except_hosts`.
 
-        The oldest of each host comes before the second of any. Whoever takes one has `lease_s` to say what became
-        of it; then it is due again.
+        Hosts are those of `host_of`. The oldest delivery of every host comes before the second of any host. A delivery
+        whose outcome is not recorded within `lease_s` is due again.
         """
         async with self._database.reading() as connection:
             if (await connection.execute(_some_due)).first() is None:
                 return []
-            chosen = list((await connection.execute(_next(limit, per_host, but_not))).scalars())
+            chosen = list((await connection.execute(_next(limit, per_host, except_hosts))).scalars())
         if not chosen:
             return []
         async with self._database.writing() as connection:
@@ -97,11 +101,12 @@ class Outbox:
 
     @transaction
     async def delivered(self, delivery_id: str) -> None:
+        """Record that the receiver accepted a delivery."""
         await self._set(delivery_id, due_at=None, delivered_at=tables.now(), error=None)
 
     @transaction
     async def failed(self, delivery_id: str, error: str, again_in_s: float | None) -> None:
-        """Note why a delivery failed, and when it is to be tried again, if at all."""
+        """Record why a delivery failed, and after how many seconds to try it again (None: never)."""
         await self._set(delivery_id, error=error, due_at=None if again_in_s is None else tables.now() + again_in_s)
 
     async def _set(self, delivery_id: str, **values: object) -> None:

@@ -1,4 +1,4 @@
-"""Changes of a request's state, each with its version, its webhooks and what was used.
+"""Changes of a request's state: each gives it a new version, queues its webhooks and counts its usage.
 
 Every change locks the request's row first and its images' rows after that, so that no two changes wait for each other.
 """
@@ -18,11 +18,11 @@ from serve_app.tasks import Status, WebhookEvent
 
 UNFINISHED = (Status.IN_QUEUE, Status.IN_PROGRESS)
 WAITING, CLAIMED, ENDED = "waiting", "claimed", "ended"
-# How many failed prompts the error of a request names, and how long each text in an error may be (characters): every
-# poll of the request's status answers with it.
-MAX_TOLD, MAX_TOLD_CHARS = 20, 1_000
-# What an image has that nobody works on.
-FREE: dict[str, Any] = {"state": WAITING, "owner": None, "lease_until": None, "stage": None}
+# How many failed prompts the error of a request lists, and how long each text in an error may be (characters): every
+# answer to a poll of the request's status contains the error.
+MAX_LISTED_PROMPTS, MAX_TEXT_CHARS = 20, 1_000
+# The values of an image that no dispatcher works on.
+UNCLAIMED: dict[str, Any] = {"state": WAITING, "owner": None, "lease_until": None, "stage": None}
 ENDS = {
     Status.SUCCEEDED: WebhookEvent.SUCCEEDED,
     Status.FAILED: WebhookEvent.FAILED,
@@ -43,7 +43,7 @@ async def advance(connection: AsyncConnection, request_id: str, **values: Any) -
 
 
 async def start(connection: AsyncConnection, request_id: str) -> sa.Row[Any] | None:
-    """`advance` a request to "in progress", and announce the start if this is the first image that starts."""
+    """`advance` a request to "in progress". With the first image that starts, queue the webhook of the start."""
     row = await advance(
         connection,
         request_id,
@@ -52,15 +52,15 @@ async def start(connection: AsyncConnection, request_id: str) -> sa.Row[Any] | N
         started_version=sa.func.coalesce(tables.requests.c.started_version, tables.requests.c.version + 1),
     )
     if row is not None and row.started_version == row.version:
-        await announce(connection, row, WebhookEvent.STARTED)
+        await queue_webhook(connection, row, WebhookEvent.STARTED)
     return row
 
 
 async def end_if_done(connection: AsyncConnection, request_id: str) -> Status:
     """End the request if all of its images have ended. Returns its status."""
     images = tables.images.c
-    told = (images.image_index, images.status, images.error, images.error_code, images.error_details, images.state)
-    of_request: sa.Select[Any] = sa.select(*told).where(images.request_id == request_id).order_by(images.image_index)
+    columns = (images.image_index, images.status, images.error, images.error_code, images.error_details, images.state)
+    of_request: sa.Select[Any] = sa.select(*columns).where(images.request_id == request_id).order_by(images.image_index)
     rows = (await connection.execute(of_request)).all()
     if any(row.state != ENDED for row in rows):
         return Status.IN_PROGRESS
@@ -78,15 +78,15 @@ def _failure_of_request(failed: Sequence[sa.Row[Any]]) -> dict[str, Any]:
     details = None
     if first.error_code is not None:
         details = {"prompt_index": first.image_index} | (first.error_details or {})
-    told = [f"prompt {row.image_index}: {row.error}" for row in failed[:MAX_TOLD]]
-    if len(failed) > MAX_TOLD:
-        told.append(f"and {len(failed) - MAX_TOLD} more")
-    text = "; ".join(told)
+    texts = [f"prompt {row.image_index}: {row.error}" for row in failed[:MAX_LISTED_PROMPTS]]
+    if len(failed) > MAX_LISTED_PROMPTS:
+        texts.append(f"and {len(failed) - MAX_LISTED_PROMPTS} more")
+    text = "; ".join(texts)
     return {"error": text, "error_code": first.error_code, "error_details": details}
 
 
 def failure(error: ErrorDescription) -> dict[str, Any]:
-    """The columns that say how an image or a request failed."""
+    """The values of the columns that say how an image or a request failed."""
     return {
         "error": storable(error.message),
         "error_code": error.code,
@@ -99,20 +99,20 @@ async def _end(
 ) -> sa.Row[Any] | None:
     """End an unfinished request. Returns its new row, or None if it had ended before.
 
-    A request that was cancelled or expired before an editor began it has no start.
+    A request that was cancelled or expired before an editor started it has no start time.
     """
     row = await advance(connection, request_id, status=status, finished_at=tables.now(), **failed)
     if row is not None:
-        await announce(connection, row, ENDS[status])
+        await queue_webhook(connection, row, ENDS[status])
     return row
 
 
-async def stop(
+async def end_unfinished(
     connection: AsyncConnection, request_id: str, status: Status, error: ErrorDescription | None = None
 ) -> bool:
     """End an unfinished request and its unfinished images, claimed ones too. Returns False if it had ended before.
 
-    A dispatcher that works on one of them finds its claim lost.
+    A dispatcher that works on one of the images finds that its claim is lost.
     """
     failed = failure(error) if error else {}
     row = await _end(connection, request_id, status, failed)
@@ -121,15 +121,15 @@ async def stop(
     await connection.execute(
         tables.images.update()
         .where(tables.images.c.request_id == request_id, tables.images.c.state != ENDED)
-        .values(status=status, version=row.version, **failed, **FREE | {"state": ENDED})
+        .values(status=status, version=row.version, **failed, **UNCLAIMED | {"state": ENDED})
     )
     return True
 
 
 def storable(value: Any) -> Any:
-    """A text, or JSON of texts, as every database takes it: errors quote clients, at length and with NUL."""
+    """A text, or JSON made of texts, as every database accepts it: errors quote clients, who may send NUL."""
     if isinstance(value, str):
-        return escaped(value, MAX_TOLD_CHARS)
+        return escaped(value, MAX_TEXT_CHARS)
     if isinstance(value, Mapping):
         return {storable(key): storable(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -137,7 +137,7 @@ def storable(value: Any) -> Any:
     return value
 
 
-async def announce(
+async def queue_webhook(
     connection: AsyncConnection, request: sa.Row[Any], event: WebhookEvent, image_index: int | None = None
 ) -> None:
     """Queue a webhook for this event, if the request asked for one."""
@@ -156,15 +156,15 @@ async def announce(
     )
 
 
-async def grow(connection: AsyncConnection, request_id: str, size_bytes: int) -> None:
-    """Count what a request's rows have grown by, or shrunk by where it is negative."""
+async def add_row_bytes(connection: AsyncConnection, request_id: str, size_bytes: int) -> None:
+    """Add to the size of a request's rows (bytes); a negative number makes it smaller."""
     grown = sa.func.coalesce(tables.requests.c.row_bytes, 0) + size_bytes
-    # The version before counts no rows.
+    # Requests that an earlier version of the service created have no size.
     size = sa.case((grown > 0, grown), else_=0)
     await connection.execute(tables.requests.update().where(tables.requests.c.id == request_id).values(row_bytes=size))
 
 
-async def charge(
+async def add_usage(
     database: Database, connection: AsyncConnection, request_id: str, tenant: str, gpu_seconds: float, images: int
 ) -> None:
     """Add GPU seconds and images to the usage of the request and of its tenant."""

@@ -1,27 +1,23 @@
-"""The longer statements about requests, and their rows as they are first written."""
+"""The longer SELECTs of the job store: the state of a request, the queue ahead of it, backlogs, the history."""
 
-import json
-from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 
 from serve_app.jobs import tables
-from serve_app.jobs.records import HistoryFilter, NewRequest
-from serve_app.jobs.transitions import CLAIMED, WAITING
+from serve_app.jobs.records import HistoryFilter
+from serve_app.jobs.state_changes import CLAIMED, WAITING
 from serve_app.tasks import Priority, Status
 
-MAX_PATH = 500
-
-_requests, _images, _files = tables.requests.c, tables.images.c, tables.request_files.c
+_requests, _images = tables.requests.c, tables.images.c
 _waits = _images.state == WAITING
-# What is left of an image that an editor works on (FLOP). When all steps are done, the share of decoding and storing
-# is still to come; what comes before the first step counts with the steps.
+# The work that is left of an image that an editor works on (FLOP). When all steps are done, decoding and storing are
+# left. The work before the first step is counted with the steps.
 _of_steps = 1.0 - sa.func.coalesce(tables.speeds.c.other_share, 0.0)
 _remaining = _images.work * (1.0 - _of_steps * _images.step / _images.steps)
 
 _claimed = tables.images.alias("claimed")
-# Of the request's images that somebody works on, the first one's.
+# The stage of the first image of the request that an editor works on.
 _stage = (
     sa.select(_claimed.c.stage)
     .where(_claimed.c.request_id == _requests.id, _claimed.c.state == CLAIMED)
@@ -30,8 +26,8 @@ _stage = (
     .scalar_subquery()
 )
 
-# One row for a poll; what the queue ahead means costs another statement, and only those who wait need it.
-standing = (
+# One row per poll. What the queue ahead means costs a second query (`line`), which only waiting requests need.
+request_state = (
     sa.select(
         _requests.id.label("request_id"),
         _requests.tenant,
@@ -51,7 +47,7 @@ standing = (
         sa.func.sum(_images.steps).label("steps"),
         sa.func.min(sa.case((_waits, _images.turn))).label("first_turn"),
         sa.func.max(sa.case((_waits, _images.turn))).label("last_turn"),
-        # They are worked on at the same time.
+        # Editors work on them at the same time, so the longest counts.
         sa.func.coalesce(sa.func.max(sa.case((_images.state == CLAIMED, _remaining))), 0.0).label("work_running"),
         sa.func.min(tables.speeds.c.flops_per_s).label("speed"),
         _stage.label("stage"),
@@ -64,7 +60,7 @@ standing = (
 
 
 def _ahead_of(turn: str) -> sa.ColumnElement[bool]:
-    """Whether a waiting image is taken before one of `turn` in its class; interactive ones before all bulk."""
+    """Whether a waiting image is claimed before one of `turn` with the same priority; interactive precedes bulk."""
     before = sa.tuple_(_images.turn, _images.created_at) < sa.tuple_(sa.bindparam(turn), sa.bindparam("created_at"))
     urgent = sa.bindparam("urgent", type_=sa.Boolean)
     return sa.or_(
@@ -73,8 +69,8 @@ def _ahead_of(turn: str) -> sa.ColumnElement[bool]:
     )
 
 
-# For a request whose images wait from turn `first` to turn `last`: how many are ahead of the first, and the work
-# up to and with the last, what is being worked on included.
+# For a request whose images wait from turn `first` to turn `last`: how many images are ahead of the first, and the work
+# (FLOP) until the last one is made, including what editors work on now.
 line = sa.select(
     sa.select(sa.func.count())
     .where(_images.model == sa.bindparam("model"), _waits, _ahead_of("first"))
@@ -99,7 +95,7 @@ line = sa.select(
 )
 
 
-# What there is to do of each model that has something: images and FLOP, by whether somebody works on them.
+# The unfinished images of each model, and their work (FLOP): those that wait and those that editors work on.
 backlogs: sa.Select[Any] = (
     sa.select(
         _images.model,
@@ -120,7 +116,7 @@ backlogs: sa.Select[Any] = (
 
 
 def history(which: HistoryFilter, before: tuple[float, str] | None, limit: int) -> sa.Select[Any]:
-    """The rows of a page of the history, newest first."""
+    """A page of the history, newest first."""
     conditions = [
         column == value
         for column, value in (
@@ -164,53 +160,3 @@ def history(which: HistoryFilter, before: tuple[float, str] | None, limit: int) 
         .order_by(_requests.created_at.desc(), _requests.id.desc())
         .limit(limit)
     )
-
-
-def json_bytes(value: Any) -> int:
-    """How long a value is as JSON (bytes), as the rows keep it."""
-    return len(json.dumps(value))
-
-
-def request_row(new: NewRequest, now: float) -> dict[str, Any]:
-    return {
-        "id": new.id,
-        "tenant": new.tenant,
-        "model": new.model,
-        "priority": new.priority,
-        "status": Status.IN_QUEUE,
-        "version": 0,
-        "notes": new.notes,
-        "created_at": now,
-        "deadline_at": now + new.deadline_s,
-        "gpu_seconds": 0.0,
-        "idempotency_key": new.idempotency_key,
-        "body_sha256": new.body_sha256,
-        "webhook": asdict(new.webhook) if new.webhook else None,
-        "purged": False,
-        "traceparent": new.traceparent,
-        "row_bytes": sum(json_bytes(asdict(image.plan)) for image in new.images),
-    }
-
-
-def image_rows(new: NewRequest, now: float, turn: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "request_id": new.id,
-            "image_index": index,
-            "model": new.model,
-            "tenant": new.tenant,
-            "priority": new.priority,
-            "created_at": now,
-            "plan": asdict(image.plan),
-            "work": image.work,
-            "status": Status.IN_QUEUE,
-            "state": WAITING,
-            "turn": turn + index,
-            "reasons": [],
-            "step": 0,
-            "steps": image.plan.steps,
-            "version": 0,
-            "generation": 0,
-        }
-        for index, image in enumerate(new.images)
-    ]

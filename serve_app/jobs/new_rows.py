@@ -1,0 +1,64 @@
+"""The rows of a new request, as they are inserted."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from serve_app.jobs.records import NewRequest
+from serve_app.jobs.state_changes import WAITING
+from serve_app.tasks import Status
+
+# The length of the column `request_loras.path` (characters).
+MAX_PATH = 500
+
+
+def json_bytes(value: Any) -> int:
+    """The length of a value as JSON (bytes), as the database stores it."""
+    return len(json.dumps(value))
+
+
+def request_row(new: NewRequest, now: float) -> dict[str, Any]:
+    """The row of a new request. `now` is the database's time (seconds since the epoch)."""
+    return {
+        "id": new.id,
+        "tenant": new.tenant,
+        "model": new.model,
+        "priority": new.priority,
+        "status": Status.IN_QUEUE,
+        "version": 0,
+        "notes": new.notes,
+        "created_at": now,
+        "deadline_at": now + new.deadline_s,
+        "gpu_seconds": 0.0,
+        "idempotency_key": new.idempotency_key,
+        "body_sha256": new.body_sha256,
+        "webhook": asdict(new.webhook) if new.webhook else None,
+        "purged": False,
+        "traceparent": new.traceparent,
+        "row_bytes": sum(json_bytes(asdict(image.plan)) for image in new.images),
+    }
+
+
+def image_rows(new: NewRequest, now: float, turn: int) -> list[dict[str, Any]]:
+    """The rows of a new request's images, in prompt order; the first one gets `turn` in the queue."""
+    return [
+        {
+            "request_id": new.id,
+            "image_index": index,
+            "model": new.model,
+            "tenant": new.tenant,
+            "priority": new.priority,
+            "created_at": now,
+            "plan": asdict(image.plan),
+            "work": image.work,
+            "status": Status.IN_QUEUE,
+            "state": WAITING,
+            "turn": turn + index,
+            "reasons": [],
+            "step": 0,
+            "steps": image.plan.steps,
+            "version": 0,
+            "generation": 0,
+        }
+        for index, image in enumerate(new.images)
+    ]
