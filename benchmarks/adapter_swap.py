@@ -20,7 +20,7 @@ from diffusers import QwenImageTransformer2DModel
 from torch._dynamo.utils import counters
 
 from serve_app.engine.deltas import Adapter, Kronecker, LowRank
-from serve_app.engine.merged_weights import Weights
+from serve_app.engine.merged_weights import MergedWeights
 from serve_app.models.architecture import PUBLISHED
 from serve_app.pipeline.acceleration import compile_blocks
 
@@ -41,19 +41,19 @@ def make_transformer() -> QwenImageTransformer2DModel:
 
 def make_lora(seed: int, dtype: torch.dtype = torch.bfloat16) -> Adapter:
     generator = torch.Generator(DEVICE).manual_seed(seed)
-    changes = {}
+    deltas = {}
     for name, (out, into) in PUBLISHED.linears.items():
         if name.startswith("transformer_blocks."):
             up = torch.randn(out, RANK, generator=generator, device=DEVICE) * 0.01
             down = torch.randn(RANK, into, generator=generator, device=DEVICE) * 0.01
-            changes[f"{name}.weight"] = LowRank(up.to("cpu", dtype), down.to("cpu", dtype), 1.0)
-    return Adapter(changes, pinned=True)
+            deltas[f"{name}.weight"] = LowRank(up.to("cpu", dtype), down.to("cpu", dtype), 1.0)
+    return Adapter(deltas, pinned=True)
 
 
 def make_lokr(seed: int) -> Adapter:
     """A LoKr adapter with factors of 16x16 and the rest, as the trainer's default factor gives."""
     generator = torch.Generator().manual_seed(seed)
-    changes = {
+    deltas = {
         f"{name}.weight": Kronecker(
             (torch.randn(16, 16, generator=generator).bfloat16(),),
             (
@@ -65,7 +65,7 @@ def make_lokr(seed: int) -> Adapter:
         for name, (out, into) in PUBLISHED.linears.items()
         if name.startswith("transformer_blocks.")
     }
-    return Adapter(changes, pinned=True)
+    return Adapter(deltas, pinned=True)
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -78,8 +78,8 @@ def seconds(action: Callable[[], object]) -> float:
 
 def measure(transformer: QwenImageTransformer2DModel, copies: str, swaps: int) -> None:
     checksum = sum(p.double().sum().item() for p in transformer.transformer_blocks[7].parameters())
-    made: list[Weights] = []
-    start = seconds(lambda: made.append(Weights(transformer, copies)))
+    made: list[MergedWeights] = []
+    start = seconds(lambda: made.append(MergedWeights(transformer, copies)))
     [weights] = made
     a, b, fp16, lokr = make_lora(1), make_lora(2), make_lora(3, torch.float16), make_lokr(4)
     first = seconds(lambda: weights.apply({"a": (a, 1.0)}))
@@ -118,7 +118,7 @@ def measure(transformer: QwenImageTransformer2DModel, copies: str, swaps: int) -
     )
 
 
-def measure_stack(weights: Weights, stack: Stack, before: Stack) -> float:
+def measure_stack(weights: MergedWeights, stack: Stack, before: Stack) -> float:
     """Seconds to change from the stack `before` to `stack`, median of three."""
     times = []
     for _ in range(3):
@@ -128,13 +128,13 @@ def measure_stack(weights: Weights, stack: Stack, before: Stack) -> float:
 
 
 @torch.no_grad()
-def not_nearest(transformer: QwenImageTransformer2DModel, weights: Weights, stack: Stack) -> float:
+def not_nearest(transformer: QwenImageTransformer2DModel, weights: MergedWeights, stack: Stack) -> float:
     name = "transformer_blocks.7.attn.to_q"
     weight = transformer.get_submodule(name).weight
     weights.apply({})
     exact = weight.double()
     for adapter, scale in stack.values():
-        exact += scale * adapter.on(DEVICE)[f"{name}.weight"].weight(torch.float64)
+        exact += scale * adapter.copy_to(DEVICE)[f"{name}.weight"].weight(torch.float64)
     weights.apply(stack)
     share = (weight != exact.bfloat16()).double().mean().item()
     weights.apply({})
@@ -144,7 +144,7 @@ def not_nearest(transformer: QwenImageTransformer2DModel, weights: Weights, stac
 @torch.no_grad()
 def measure_compiled(transformer: QwenImageTransformer2DModel) -> None:
     """Count graphs before and after swaps, stacks and scales: compiled blocks must not be compiled again."""
-    weights = Weights(transformer, "device")
+    weights = MergedWeights(transformer, "device")
     a, b = make_lora(1), make_lora(2)
     side = 32
     inputs = {

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from serve_app.config import ModelConfig
-from serve_app.engine.canary import fixed_files, fixed_plan
+from serve_app.engine.canary import fixed_control_images, fixed_plan
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.pipeline import checkpoint
@@ -43,7 +43,7 @@ def edits_equally(engine: TorchEngine, spec: ModelSpec, size: int, steps: int) -
     Raises UnusableResult if a result is not finite or all of one colour.
     """
     plan = fixed_plan(spec, size, size, steps)
-    control_images = fixed_files(plan)
+    control_images = fixed_control_images(plan)
     images = []
     for number in (1, 2):
         started = time.perf_counter()

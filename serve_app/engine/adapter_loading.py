@@ -1,4 +1,4 @@
-"""Adapter files into host memory."""
+"""Reads adapter files into host memory."""
 
 from collections.abc import Mapping
 from io import BytesIO
@@ -13,7 +13,7 @@ from serve_app.adapters.formats import Layout, read_layout
 from serve_app.adapters.header import read_header
 from serve_app.adapters.receipts import refuse_unfit
 from serve_app.adapters.verified_files import AdapterFile, VerifiedFiles
-from serve_app.engine.deltas import Adapter, read_changes
+from serve_app.engine.deltas import Adapter, read_deltas
 from serve_app.errors import LoraInvalidFile
 from serve_app.models.architecture import Architecture
 from serve_app.tasks import AdapterUse
@@ -22,9 +22,9 @@ from serve_app.tasks import AdapterUse
 def read_adapter(
     use: AdapterUse, files: VerifiedFiles, model: str, architecture: Architecture, *, pinned: bool
 ) -> Adapter:
-    """The adapter in host memory.
+    """Read an adapter's file into host memory. Blocks.
 
-    Raises what `VerifiedFiles.read` raises, LoraInvalidFile if the file cannot be read or holds what is no number,
+    Raises the errors of `VerifiedFiles.read`, LoraInvalidFile if the file cannot be parsed or contains NaN or Inf, and
     LoraIncompatible if it does not fit the model.
     """
     content = files.read(use)
@@ -32,12 +32,12 @@ def read_adapter(
     layout = read_layout(header.tensors, architecture.parameters)
     refuse_unfit(layout, header, use.path, model, architecture)
     found = read_factors(layout, header, use.path)
-    # The whole file is here: each factor is known.
+    # The whole file has been read, so every factor is known.
     factors = {name: value for name, (value, _) in found.items() if value is not None}
     tensors = _load(content, use)
     _refuse_non_finite(layout, tensors, use)
-    changes = read_changes(layout, tensors, factors)
-    return Adapter(changes, pinned=pinned, sha256=content.sha256, factor=summary(layout, found))
+    deltas = read_deltas(layout, tensors, factors)
+    return Adapter(deltas, pinned=pinned, sha256=content.sha256, factor=summary(layout, found))
 
 
 def _load(content: AdapterFile, use: AdapterUse) -> dict[str, Tensor]:
@@ -49,7 +49,7 @@ def _load(content: AdapterFile, use: AdapterUse) -> dict[str, Tensor]:
 
 
 def _refuse_non_finite(layout: Layout, tensors: Mapping[str, Tensor], use: AdapterUse) -> None:
-    """Raise LoraInvalidFile if a change holds NaN or Inf: no multiplier makes an image of it."""
+    """Raise LoraInvalidFile if a tensor contains NaN or Inf: the image would be unusable at any multiplier."""
     for module in layout.modules.values():
         for part, key in module.parts.items():
             if part != "alpha" and not is_finite(tensors[key]):
@@ -61,9 +61,9 @@ def _refuse_non_finite(layout: Layout, tensors: Mapping[str, Tensor], use: Adapt
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether every number in a tensor is one. A sum reads it once; it is finite only if all numbers are."""
+    """Whether a tensor has neither NaN nor Inf. A sum reads it only once, and is finite only if all elements are."""
     if tensor.element_size() == 1:
-        # torch adds no numbers of eight bits.
+        # torch cannot add 8-bit floats.
         tensor = tensor.to(torch.float16)
     total = tensor.sum(dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
     # A sum of finite numbers may overflow.

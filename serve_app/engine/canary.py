@@ -1,4 +1,4 @@
-"""A fixed edit that needs no file: what a replica makes before it takes traffic, and `verify` for an operator."""
+"""A fixed edit without input files. A replica makes it before it takes traffic, and `edits-server verify` makes it."""
 
 import math
 
@@ -11,13 +11,13 @@ from serve_app.images.sizes import snap
 from serve_app.models.registry import ModelSpec
 from serve_app.tasks import EditPlan
 
-# Below this (dB), two images of one edit are not apart by roundings: something is broken. Unrelated images of one
-# contrast are at -3 dB.
-LEAST_LIKENESS_DB = 6.0
+# Two images of one edit that are less similar than this (dB) differ by more than rounding: something is broken.
+# Unrelated images of the same contrast have about -3 dB.
+MIN_SIMILARITY_DB = 6.0
 
 
 def fixed_image() -> PIL.Image.Image:
-    """A control image without a file: three gradients, one a channel."""
+    """A control image of three gradients, one per channel."""
     across = PIL.Image.linear_gradient("L")
     return PIL.Image.merge(
         "RGB", (across, across.transpose(PIL.Image.Transpose.ROTATE_90), PIL.Image.radial_gradient("L"))
@@ -25,7 +25,7 @@ def fixed_image() -> PIL.Image.Image:
 
 
 def fixed_plan(spec: ModelSpec, width: int, height: int, steps: int) -> EditPlan:
-    """The plan of the fixed edit, the size brought to what the model takes."""
+    """The plan of the fixed edit. The size is rounded to one that the model supports."""
     return EditPlan(
         model=spec.id,
         profile="reference",
@@ -41,13 +41,16 @@ def fixed_plan(spec: ModelSpec, width: int, height: int, steps: int) -> EditPlan
     )
 
 
-def fixed_files(plan: EditPlan) -> list[bytes]:
+def fixed_control_images(plan: EditPlan) -> list[bytes]:
     """The control images of a fixed plan, encoded."""
     return [encode(fixed_image(), OUTPUT_FORMATS[plan.output_format], {})] * len(plan.control_images)
 
 
-def likeness(plain: PIL.Image.Image, other: PIL.Image.Image) -> float:
-    """How far `other` is from `plain`, in dB below the contrast of `plain` itself; infinite for equal images."""
+def similarity_db(plain: PIL.Image.Image, other: PIL.Image.Image) -> float:
+    """The similarity of two images: the variance of `plain` over their mean squared difference, in dB.
+
+    Infinite for equal images.
+    """
     expected = np.asarray(plain, dtype=np.float64)
     error = float(np.square(np.asarray(other, dtype=np.float64) - expected).mean())
     return 10 * math.log10(float(expected.var()) / error) if error else math.inf

@@ -1,8 +1,8 @@
-"""The change that an adapter makes to one parameter of the model, by its definition.
+"""The delta that an adapter adds to one parameter of the model, as its format defines it.
 
-LoRA (Hu et al. 2021, arXiv:2106.09685): up @ down. LoKr and LoHa (LyCORIS, arXiv:2309.14859): the Kronecker product of
-two matrices, each whole or a product of low rank; the elementwise product of two products of low rank. Each times a
-factor, which `factors.py` finds. A full difference is added as it is.
+LoRA (Hu et al. 2021, arXiv:2106.09685): up @ down. LoKr (LyCORIS, arXiv:2309.14859): the Kronecker product of two
+matrices, each stored whole or as a low-rank product. LoHa (same paper): the elementwise product of two low-rank
+products. Each is multiplied by a factor, which `adapters/factors.py` reads. A full difference is added unchanged.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from serve_app.adapters.formats import Layout, Module
-from serve_app.engine.host_memory import Pieces
+from serve_app.engine.host_memory import HostBlocks
 from serve_app.tasks import Factor
 
 Move = Callable[[Tensor], Tensor]
@@ -67,7 +67,7 @@ class Hadamard:
 
 @dataclass(frozen=True)
 class Full:
-    """`factor` times a whole difference of a weight or a bias."""
+    """`factor` times the difference of a whole weight or bias."""
 
     difference: Tensor
     factor: float = 1.0
@@ -80,19 +80,19 @@ class Full:
         return Full(move(self.difference), self.factor)
 
 
-Change = LowRank | Kronecker | Hadamard | Full
+Delta = LowRank | Kronecker | Hadamard | Full
 
 
 class Adapter:
-    """An adapter in host memory: its changes by the parameter's name, in the dtype of its file.
+    """An adapter in host memory: its deltas by the parameter's name, in the dtype of its file.
 
-    `pinned` memory is copied to a GPU at full speed and without waiting. `sha256` and `factor` are its file's,
-    None if it has none.
+    A GPU copies `pinned` memory at full speed and asynchronously. `sha256` and `factor` are those of the adapter's
+    file; None for an adapter without a file.
     """
 
     def __init__(
         self,
-        changes: Mapping[str, Change],
+        deltas: Mapping[str, Delta],
         *,
         pinned: bool,
         sha256: str | None = None,
@@ -100,37 +100,37 @@ class Adapter:
     ) -> None:
         self.sha256 = sha256
         self.factor = factor
-        self._pieces = Pieces(pinned=pinned)
-        self.changes = {name: change.moved(self._pieces.take) for name, change in changes.items()}
+        self._blocks = HostBlocks(pinned=pinned)
+        self.deltas = {name: delta.moved(self._blocks.store) for name, delta in deltas.items()}
 
     @property
     def size_bytes(self) -> int:
-        return self._pieces.size_bytes
+        return self._blocks.size_bytes
 
-    def on(self, device: torch.device) -> Mapping[str, Change]:
-        """The changes on `device`, by a copy that this thread's stream waits for, in one allocation."""
+    def copy_to(self, device: torch.device) -> Mapping[str, Delta]:
+        """The deltas on `device`, in one allocation. This thread's stream waits for the copy."""
         if device.type == "cpu":
-            return self.changes
-        there = self._pieces.on(device)
-        return {name: change.moved(there) for name, change in self.changes.items()}
+            return self.deltas
+        on_device = self._blocks.copy_to(device)
+        return {name: delta.moved(on_device) for name, delta in self.deltas.items()}
 
 
-def read_changes(layout: Layout, tensors: Mapping[str, Tensor], factors: Mapping[str, float]) -> dict[str, Change]:
-    """The changes of a file without faults, by the parameter's name; `factors` are by the module's."""
-    changes: dict[str, Change] = {}
+def read_deltas(layout: Layout, tensors: Mapping[str, Tensor], factors: Mapping[str, float]) -> dict[str, Delta]:
+    """The deltas of a valid file, by the parameter's name; `factors` are by the module's name."""
+    deltas: dict[str, Delta] = {}
     for name, module in layout.modules.items():
         parts = {part: tensors[key] for part, key in module.parts.items()}
         if module.kind is not None:
-            changes[f"{name}.weight"] = _of_weight(module, parts, factors[name])
+            deltas[f"{name}.weight"] = _weight_delta(module, parts, factors[name])
         if "bias" in parts:
-            # PEFT adds the bias of its second matrix to what both give, before the factor.
-            changes[f"{name}.bias"] = Full(parts["bias"], factors[name])
+            # PEFT adds the bias of its second matrix to the product of both, before it applies the factor.
+            deltas[f"{name}.bias"] = Full(parts["bias"], factors[name])
         if "diff_b" in parts:
-            changes[f"{name}.bias"] = Full(parts["diff_b"])
-    return changes
+            deltas[f"{name}.bias"] = Full(parts["diff_b"])
+    return deltas
 
 
-def _of_weight(module: Module, parts: Mapping[str, Tensor], factor: float) -> Change:
+def _weight_delta(module: Module, parts: Mapping[str, Tensor], factor: float) -> Delta:
     if module.kind == "lora":
         return LowRank(parts["up"], parts["down"], factor)
     if module.kind == "lokr":

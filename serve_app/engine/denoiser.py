@@ -1,4 +1,4 @@
-"""The transformer with all that concerns it: where it lies, how it computes, the adapters in its weights, its steps."""
+"""The transformer: its placement, its acceleration, the adapters in its weights, and the denoising steps."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from serve_app.config import ModelConfig
 from serve_app.engine.deltas import Adapter
-from serve_app.engine.merged_weights import NOTHING_NEAR, Near, Weights, place_for_copies
-from serve_app.engine.peft_layers import Hooks
+from serve_app.engine.merged_weights import NONE_ON_DEVICE, DeviceDeltas, MergedWeights, place_for_copies
+from serve_app.engine.peft_layers import PeftLayers
 from serve_app.errors import CheckpointRefused
 from serve_app.models.recipe import Recipe
 from serve_app.pipeline.acceleration import accelerate, reset_feature_cache
@@ -23,43 +23,45 @@ from serve_app.tasks import EditPlan
 
 
 class Denoiser:
-    """One pipeline's transformer, or two that are alike, one a device. One caller at a time.
+    """One pipeline's transformer, or two copies of it on one device each. One caller at a time.
 
-    `copies` is where the untouched weights lie; `scales` are those of the adapters (by id) that were set last.
+    `copies` says where the original weights are kept; `scales` are the scales, by id, of the adapters applied last.
     """
 
     def __init__(
         self, pipeline: Pipeline, config: ModelConfig, device: torch.device, second: torch.device | None, threads: int
     ) -> None:
-        """Raises CheckpointRefused where there is no room for what the config needs."""
+        """Raises CheckpointRefused if there is not enough memory for what the config asks for."""
         self._config = config
         self._device = device
         self.scales: dict[str, float] = {}
         self.copies = config.adapter_weights
         if self.copies == "auto":
-            # Where the weights themselves have no place on the device, a copy has none either.
-            here = config.offload == "none"
-            transformers = 1 if second is None else 2
-            self.copies = place_for_copies(pipeline.transformer, device, transformers) if here else "host"
+            if config.offload == "none":
+                transformers = 1 if second is None else 2
+                self.copies = place_for_copies(pipeline.transformer, device, transformers)
+            else:
+                # The device has no room for the weights themselves, so none for a copy.
+                self.copies = "host"
         if self.copies == "hooks" and (second or config.compile != "none" or config.quantization != "none"):
             raise CheckpointRefused(
-                "gpus_per_replica: 2, compile and quantization need room for untouched copies of the weights, on the "
-                "device or in host memory: there is none"
+                "gpus_per_replica: 2, compile and quantization need a copy of the original weights, on the device or "
+                "in host memory: there is no room for it"
             )
         self.transformers = [pipeline.transformer]
         if second is not None:
             self.transformers.append(copy_to_device(pipeline.transformer, second))
         self._branches = Branches(self.transformers, threads)
-        self._weights: Sequence[Weights | Hooks] = (
-            [Hooks(pipeline)]
+        self._weights: Sequence[MergedWeights | PeftLayers] = (
+            [PeftLayers(pipeline)]
             if self.copies == "hooks"
-            else [Weights(transformer, self.copies) for transformer in self.transformers]
+            else [MergedWeights(transformer, self.copies) for transformer in self.transformers]
         )
-        # After the weights: they hold on to the tensors that offloading takes away from the modules.
+        # After the weights: they need the tensors that offloading takes away from the modules.
         self.placement = Placement(pipeline, device, config.offload)
 
     def accelerate(self) -> None:
-        """Have it compute as the config says; what is slow the first time is left to the first edits."""
+        """Quantise and compile as the config says. Compiling itself happens during the first edits."""
         if self._config.quantization == "fp8":
             for weights in self._weights:
                 weights.quantise()
@@ -71,19 +73,22 @@ class Denoiser:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Within, it is where it can compute."""
+        """Within, the transformer is on the device."""
         with self.placement.working(self.transformers[0]):
             yield
 
-    def apply(self, uses: Mapping[str, tuple[Adapter, float]], near: Mapping[str, Near]) -> int:
-        """Have these adapters (by id), each at its scale, and no others; as `Weights.apply`."""
-        nearby = zip(self._weights, (near, NOTHING_NEAR), strict=False)
-        swapped = [weights.apply(uses, its) for weights, its in nearby]
+    def apply(self, uses: Mapping[str, tuple[Adapter, float]], on_device: Mapping[str, DeviceDeltas]) -> int:
+        """Apply these adapters (by id), each at its scale, and no others; as `MergedWeights.apply`.
+
+        `on_device` lies on the first device.
+        """
+        on_each_device = zip(self._weights, (on_device, NONE_ON_DEVICE), strict=False)
+        swapped = [weights.apply(uses, deltas) for weights, deltas in on_each_device]
         self.scales = {adapter_id: scale for adapter_id, (_, scale) in uses.items()}
         return swapped[0]
 
-    def denoise(self, plan: EditPlan, recipe: Recipe, given: Conditions, on_step: Callable[[int], None]) -> Tensor:
-        """Packed latents of the plan's image. `on_step` is told each finished step and may raise to stop.
+    def denoise(self, plan: EditPlan, recipe: Recipe, conditions: Conditions, on_step: Callable[[int], None]) -> Tensor:
+        """Packed latents of the plan's image, (1, tokens, 64). `on_step(n)` follows step n and may raise to stop.
 
         Raises InvalidParameter for a prompt that is too long.
         """
@@ -91,11 +96,11 @@ class Denoiser:
         try:
             return denoise(
                 self._branches,
-                noise(plan.seed, plan.width, plan.height, self._device, given.positive.dtype),
-                given.control,
+                noise(plan.seed, plan.width, plan.height, self._device, conditions.positive.dtype),
+                conditions.control,
                 [(1, height // 16, width // 16) for width, height in sizes],
-                given.positive,
-                given.negative,
+                conditions.positive,
+                conditions.negative,
                 plan.guidance_scale,
                 recipe.guidance_rescaled,
                 plan.steps,

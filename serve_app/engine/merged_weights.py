@@ -1,7 +1,7 @@
-"""Adapters in the weights: W = W0 + sum_i s_i * change_i, always from an untouched W0, rounded once, in place.
+"""Merges adapters into the weights: W = W0 + sum_i scale_i * delta_i, rounded once and written in place.
 
-In place, so that compiled code and whoever holds the parameters notice nothing. From W0, so that scales,
-stacks and hundreds of swaps leave no trace: without adapters the weights are W0 again, bit for bit.
+In place, so that compiled code and other references to the parameters stay valid. Always from the original W0, so that
+hundreds of swaps leave no rounding errors: without adapters the weights are W0 again, bit for bit.
 """
 
 import logging
@@ -12,44 +12,44 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from serve_app.engine.deltas import Adapter, Change, LowRank
-from serve_app.engine.host_memory import Pieces
+from serve_app.engine.deltas import Adapter, Delta, LowRank
+from serve_app.engine.host_memory import HostBlocks
 from serve_app.pipeline.device import free_memory
 from serve_app.pipeline.quantization import quantise, quantised, should_quantise
 
 logger = logging.getLogger(__name__)
 
-# What an edit takes beside the weights of the published size, at 2048x2048 (bytes).
-ROOM_TO_WORK = 6 * 2**30
-# What makes two states of one parameter the same: which adapters change it, and how much.
+# The memory that an edit at 2048x2048 needs in addition to the weights, at the published size (bytes).
+EDIT_BYTES = 6 * 2**30
+# The state of a parameter: the ids of the adapters that are merged into it, and their scales.
 Stack = tuple[tuple[str, float], ...]
-ScaledChange = tuple[Change, float]
-# An adapter's changes on the device, by parameter.
-Near = Mapping[str, Change]
-NOTHING_NEAR: Mapping[str, Near] = {}
-# (out, k) and (k, in) in 16 bits, and what their product is multiplied by.
+ScaledDelta = tuple[Delta, float]
+# An adapter's deltas on the device, by parameter.
+DeviceDeltas = Mapping[str, Delta]
+NONE_ON_DEVICE: Mapping[str, DeviceDeltas] = {}
+# Two 16-bit matrices, (out, k) and (k, in), and the factor of their product.
 Product = tuple[Tensor, Tensor, float]
-# Linears whose changes are prepared at once: so many that launching is nothing beside their work, and so few
-# that the memory for it is.
-AT_ONCE = 64
+# Linears whose deltas are prepared in one batch: enough to make the launch time of kernels negligible, few enough to
+# make their memory negligible.
+LINEARS_PER_BATCH = 64
 # The rank that most adapters have.
 USUAL_RANK = 32
-# What copies of the weights in pinned memory lie in (bytes): little of it is left unused.
-LARGEST_PIECE = 2**30
-# A parameter that is being written is in no state that anybody asks for.
+# The block size for copies of the weights in pinned memory (bytes): little of each block is left unused.
+WEIGHTS_BLOCK = 2**30
+# The state of a parameter while it is written: it equals no state that a plan asks for.
 BEING_WRITTEN: Stack = (("", 0.0),)
 
 
 def place_for_copies(
     transformer: nn.Module, device: torch.device, transformers: int
 ) -> Literal["device", "host", "hooks"]:
-    """Where there is room for a copy of every linear: on the device, else in host memory, else nowhere.
+    """Where there is room for a copy of every linear: on the device, otherwise in host memory, otherwise nowhere.
 
-    In host memory there has to be room for as many as there are transformers, which each have a device, and for what
-    pieces leave unused.
+    Host memory needs room for one copy per transformer, each of which has its own device, and for the unused ends of
+    blocks.
     """
     needed = sum(p.nbytes for m in transformer.modules() if isinstance(m, nn.Linear) for p in m.parameters())
-    room = min(ROOM_TO_WORK, needed)
+    room = min(EDIT_BYTES, needed)
     free, free_host = free_memory(device), free_memory(torch.device("cpu"))
     place: Literal["device", "host", "hooks"] = "hooks"
     if free >= needed + room:
@@ -66,32 +66,32 @@ def place_for_copies(
     return place
 
 
-class Weights:
-    """The parameters of one transformer. One caller at a time.
+class MergedWeights:
+    """The parameters of one transformer and the adapters that are merged into them. One caller at a time.
 
-    A parameter that some adapter has changed keeps a copy of what it was, on its own device or in (pinned) host
-    memory. Nothing else is copied.
+    The original of each parameter that an adapter has changed is kept on its own device or in (pinned) host memory.
+    Other parameters are not copied.
     """
 
     def __init__(self, transformer: nn.Module, copies: Literal["device", "host"]) -> None:
         self._copies = copies
-        # The parameters of now: they are what a forward reads even where accelerate has put others in their place.
+        # Taken now: a forward reads these tensors, even where accelerate later puts others in their place.
         self._parameters: dict[str, Tensor] = dict(transformer.named_parameters())
         self._transformer = transformer
-        # The parameters that are in eight bits.
+        # The names of parameters in fp8.
         self._quantised: set[str] = set()
         self._untouched: dict[str, Tensor] = {}
-        self._pinned = Pieces(pinned=True, largest=LARGEST_PIECE)
+        self._host_blocks = HostBlocks(pinned=True, largest=WEIGHTS_BLOCK)
         self._stacks: dict[str, Stack] = {}
         if copies == "host":
-            # Pinning takes most of a minute at the published size: no request waits for it. Few files change a bias
-            # or a norm: those are copied when they are first changed.
+            # Now, because pinning takes most of a minute at the published size and no request should wait for it. Few
+            # adapters change a bias or a norm: those are copied when they are first changed.
             for name in linear_weights(transformer):
                 self._original(name)
 
     @torch.no_grad()
     def quantise(self) -> None:
-        """Go on in fp8; adapters are merged as before, from the weights as they are without any, and then rounded."""
+        """Switch to fp8. Adapters are still merged from the unquantised originals, and the sum is rounded to fp8."""
         self.apply({})
         for name, module in self._transformer.named_modules():
             if should_quantise(name, module):
@@ -101,7 +101,7 @@ class Weights:
                 self._quantised.add(weight)
 
     def warm_up(self) -> None:
-        """Have the kernel compiled that the usual file needs, by one adapter that changes nothing."""
+        """Compile the kernel that most adapters need, by merging an adapter that changes nothing."""
         name = next(linear_weights(self._transformer))
         (out, into), dtype = self._parameters[name].shape, self._parameters[name].dtype
         nothing = LowRank(torch.zeros(out, USUAL_RANK, dtype=dtype), torch.zeros(USUAL_RANK, into, dtype=dtype), 1.0)
@@ -109,111 +109,124 @@ class Weights:
         self.apply({})
 
     @torch.no_grad()
-    def apply(self, uses: Mapping[str, tuple[Adapter, float]], near: Mapping[str, Near] = NOTHING_NEAR) -> int:
-        """Have these adapters (by id), each at its scale, and no others; the number of parameters rewritten.
+    def apply(
+        self, uses: Mapping[str, tuple[Adapter, float]], on_device: Mapping[str, DeviceDeltas] = NONE_ON_DEVICE
+    ) -> int:
+        """Merge these adapters (by id), each at its scale, and no others. Returns how many parameters were rewritten.
 
-        `near` are the changes of those whose copy on the device was made beforehand. If it fails midway, the next
-        call sets all right: each parameter is as it was, as it should be, or known to be neither.
+        `on_device` has the deltas of adapters that were copied to the device in advance. If this fails midway, the
+        next call repairs it: each parameter is then known to be old, new, or undefined.
         """
         wanted: dict[str, Stack] = {}
         for adapter_id, (adapter, scale) in uses.items():
             if scale != 0.0:
-                for name in adapter.changes:
+                for name in adapter.deltas:
                     wanted[name] = (*wanted.get(name, ()), (adapter_id, scale))
-        # Those that nobody changes any more come first: that needs no memory.
+        # First the parameters that no adapter changes any more: restoring them takes no memory.
         names = [*(self._stacks.keys() - wanted.keys()), *wanted]
         stale = [name for name in names if self._stacks.get(name, ()) != wanted.get(name, ())]
-        changes = self._changes({name: wanted.get(name, ()) for name in stale}, uses, dict(near))
-        for names in alike(changes):
-            for name, product in zip(names, self._products(names, changes), strict=True):
+        deltas = self._deltas({name: wanted.get(name, ()) for name in stale}, uses, dict(on_device))
+        for names in batches_by_shape(deltas):
+            for name, product in zip(names, self._products(names, deltas), strict=True):
                 self._stacks[name] = BEING_WRITTEN
-                self._write(name, changes[name], product)
+                self._write(name, deltas[name], product)
                 self._stacks[name] = wanted.get(name, ())
         return len(stale)
 
-    def _changes(
-        self, wanted: Mapping[str, Stack], uses: Mapping[str, tuple[Adapter, float]], near: dict[str, Near]
-    ) -> dict[str, list[ScaledChange]]:
-        """The changes of each parameter, on its device, each with its scale."""
+    def _deltas(
+        self,
+        wanted: Mapping[str, Stack],
+        uses: Mapping[str, tuple[Adapter, float]],
+        on_device: dict[str, DeviceDeltas],
+    ) -> dict[str, list[ScaledDelta]]:
+        """The scaled deltas of each parameter, on its device. Copies adapters that `on_device` lacks."""
         for name, stack in wanted.items():
             for adapter_id, _ in stack:
-                if adapter_id not in near:
-                    near[adapter_id] = uses[adapter_id][0].on(self._parameters[name].device)
+                if adapter_id not in on_device:
+                    on_device[adapter_id] = uses[adapter_id][0].copy_to(self._parameters[name].device)
         return {
-            name: [(near[adapter_id][name], scale) for adapter_id, scale in stack] for name, stack in wanted.items()
+            name: [(on_device[adapter_id][name], scale) for adapter_id, scale in stack]
+            for name, stack in wanted.items()
         }
 
-    def _products(self, names: Sequence[str], changes: Mapping[str, list[ScaledChange]]) -> Iterable[Product | None]:
-        """For each of these parameters, which are alike, all of its changes as one product; None where that is none."""
-        low_rank = [[(c, scale) for c, scale in changes[name] if isinstance(c, LowRank)] for name in names]
+    def _products(self, names: Sequence[str], deltas: Mapping[str, list[ScaledDelta]]) -> Iterable[Product | None]:
+        """For each of these parameters, whose deltas have the same shapes, all its deltas as one product.
+
+        None where they cannot be expressed as one.
+        """
+        low_rank = [[(delta, scale) for delta, scale in deltas[name] if isinstance(delta, LowRank)] for name in names]
         in_bf16 = self._parameters[names[0]].dtype == torch.bfloat16
-        if not in_bf16 or not 0 < len(low_rank[0]) == len(changes[names[0]]):
+        all_low_rank = len(low_rank[0]) == len(deltas[names[0]])
+        if not (in_bf16 and low_rank[0] and all_low_rank):
             return [None] * len(names)
         return as_products(low_rank)
 
-    def _write(self, name: str, changes: list[ScaledChange], product: Product | None) -> None:
+    def _write(self, name: str, deltas: list[ScaledDelta], product: Product | None) -> None:
         parameter = self._parameters[name]
         original = self._original(name)
         target = torch.empty_like(original) if name in self._quantised else parameter
         if product is None:
-            write_sum(target, original, changes)
+            write_sum(target, original, deltas)
         else:
             write_product(target, original, product)
         if target is not parameter:
             parameter.copy_(quantised(target))
 
     def _original(self, name: str) -> Tensor:
-        """What a parameter was before any adapter, on its device; copied at the first touch."""
+        """A parameter's value without adapters, on its device. The first call for a parameter makes the copy."""
         value = self._parameters[name]
         if name not in self._untouched:
             pinned = self._copies == "host" and value.is_cuda
-            self._untouched[name] = self._pinned.take(value) if pinned else value.clone()
+            self._untouched[name] = self._host_blocks.store(value) if pinned else value.clone()
         return self._untouched[name].to(value.device, non_blocking=True)
 
 
 def linear_weights(transformer: nn.Module) -> Iterator[str]:
-    """The names of the weights that adapters of low rank change."""
+    """The names of the weights that low-rank adapters change."""
     return (f"{name}.weight" for name, module in transformer.named_modules() if isinstance(module, nn.Linear))
 
 
-def alike(changes: Mapping[str, list[ScaledChange]]) -> list[list[str]]:
-    """The parameters in groups whose changes differ in their values alone. Those without changes come first."""
+def batches_by_shape(deltas: Mapping[str, list[ScaledDelta]]) -> list[list[str]]:
+    """Group the parameters: those of a group have low-rank deltas of the same shapes and dtypes.
+
+    A parameter with a delta of another kind is a group of its own. Parameters without deltas come first.
+    """
     groups: dict[object, list[list[str]]] = {(): [[]]}
-    for name, of_one in changes.items():
-        key = tuple(_shape(change) or name for change, _ in of_one)
-        some = groups.setdefault(key, [[]])
-        if len(some[-1]) == AT_ONCE:
-            some.append([])
-        some[-1].append(name)
-    return [names for some in groups.values() for names in some if names]
+    for name, scaled in deltas.items():
+        key = tuple(_shape(delta) or name for delta, _ in scaled)
+        batches = groups.setdefault(key, [[]])
+        if len(batches[-1]) == LINEARS_PER_BATCH:
+            batches.append([])
+        batches[-1].append(name)
+    return [names for batches in groups.values() for names in batches if names]
 
 
-def _shape(change: Change) -> object:
-    """What low-rank changes that can be computed together have in common; None for the other kinds."""
-    if not isinstance(change, LowRank):
+def _shape(delta: Delta) -> object:
+    """The shapes and dtypes of a low-rank delta; None for the other kinds."""
+    if not isinstance(delta, LowRank):
         return None
-    return change.up.shape, change.down.shape, change.up.dtype, change.down.dtype
+    return delta.up.shape, delta.down.shape, delta.up.dtype, delta.down.dtype
 
 
-def write_sum(target: Tensor, original: Tensor, changes: Sequence[ScaledChange]) -> None:
-    """`target` becomes `original` plus the scaled changes, summed in fp32 and rounded once to its dtype."""
-    if not changes:
+def write_sum(target: Tensor, original: Tensor, deltas: Sequence[ScaledDelta]) -> None:
+    """Write `original` plus the scaled deltas into `target`, summed in fp32 and rounded once to its dtype."""
+    if not deltas:
         target.copy_(original)
         return
     total = original.to(torch.float32, copy=True)
-    for change, scale in changes:
-        if isinstance(change, LowRank):
-            total.addmm_(change.up.float(), change.down.float(), alpha=change.factor * scale)
+    for delta, scale in deltas:
+        if isinstance(delta, LowRank):
+            total.addmm_(delta.up.float(), delta.down.float(), alpha=delta.factor * scale)
         else:
-            total.add_(change.weight(torch.float32), alpha=scale)
+            total.add_(delta.weight(torch.float32), alpha=scale)
     target.copy_(total)
 
 
 def write_product(target: Tensor, original: Tensor, product: Product) -> None:
-    """`target` becomes `original` plus the product, multiplied and added in fp32 and rounded once."""
+    """Write `original` plus the product into `target`, multiplied and added in fp32 and rounded once."""
     left, right, factor = product
     if target.is_cuda:
-        # Triton is there where CUDA is.
+        # Triton is installed wherever torch has CUDA.
         from serve_app.engine.low_rank_kernel import add_product
 
         add_product(target, original, left, right, factor)
@@ -222,19 +235,20 @@ def write_product(target: Tensor, original: Tensor, product: Product) -> None:
 
 
 def as_products(linears: Sequence[Sequence[tuple[LowRank, float]]]) -> Iterable[Product]:
-    """The scaled changes of each linear, which are alike, as one product of 16-bit matrices.
+    """All scaled deltas of each linear as one product of 16-bit matrices. The linears' deltas have the same shapes.
 
-    One file as it is, if it is in 16 bits. Else what bf16 does not hold is given in two parts, the nearest bf16 and
-    the rest: so a product is exact to within 2^-16 of |scale * factor * up| @ |down|, and takes one pass over the
-    weight however many adapters there are. Many linears at once: launching small kernels takes longer than their work.
+    A single 16-bit adapter is used as it is. Otherwise each matrix that bf16 cannot represent is split into the nearest
+    bf16 matrix and the rest. So a product is exact to within 2^-16 of |scale * factor * up| @ |down|, and one pass over
+    the weight is enough for any number of adapters. Many linears are done in one batch because launching a small kernel
+    takes longer than running it.
     """
     first, _ = linears[0][0]
     if len(linears[0]) == 1 and first.up.dtype == first.down.dtype in (torch.bfloat16, torch.float16):
-        return [(change.up, change.down, change.factor * scale) for [(change, scale)] in linears]
+        return [(delta.up, delta.down, delta.factor * scale) for [(delta, scale)] in linears]
     left, right = [], []
     for same in zip(*linears, strict=True):
-        factors = torch.tensor([change.factor * scale for change, scale in same])
-        ups, downs = torch.stack([change.up for change, _ in same]), torch.stack([change.down for change, _ in same])
+        factors = torch.tensor([delta.factor * scale for delta, scale in same])
+        ups, downs = torch.stack([delta.up for delta, _ in same]), torch.stack([delta.down for delta, _ in same])
         up, rest_of_up = _parts(ups.float() * factors.to(ups.device, non_blocking=True).view(-1, 1, 1))
         if downs.dtype == torch.bfloat16:
             left += [up, rest_of_up]
@@ -247,6 +261,6 @@ def as_products(linears: Sequence[Sequence[tuple[LowRank, float]]]) -> Iterable[
 
 
 def _parts(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """fp32 matrices as the sum of two bf16 ones."""
+    """Split fp32 matrices into two bf16 matrices that add up to them, nearly."""
     nearest = matrices.bfloat16()
     return nearest, (matrices - nearest).bfloat16()

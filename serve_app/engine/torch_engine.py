@@ -1,4 +1,4 @@
-"""The engine: a checkpoint, adapters and a plan in, an image and its timings out. One process, no Ray."""
+"""The real engine: makes an image from a checkpoint, adapters and a plan. It runs in one process, without Ray."""
 
 import contextvars
 import logging
@@ -7,25 +7,25 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
 
-import diffusers
 import PIL.Image
 import torch
-import transformers
 
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.engine.adapter_cache import AdapterCache
 from serve_app.engine.adapter_loading import read_adapter
-from serve_app.engine.canary import LEAST_LIKENESS_DB, fixed_files, fixed_plan, likeness
+from serve_app.engine.canary import MIN_SIMILARITY_DB, fixed_control_images, fixed_plan, similarity_db
 from serve_app.engine.deltas import Adapter
 from serve_app.engine.denoiser import Denoiser
-from serve_app.engine.merged_weights import Near
+from serve_app.engine.device_health import DeviceHealth
+from serve_app.engine.merged_weights import DeviceDeltas
 from serve_app.engine.protocol import Edited
-from serve_app.errors import CheckpointRefused, DeviceLost, EditCanceled, OutOfMemory, UnusableResult, clear_frames
+from serve_app.engine.runtime_record import runtime_record
+from serve_app.errors import CheckpointRefused, EditCanceled, OutOfMemory, UnusableResult
 from serve_app.images.decode import DecodedImage, decode
 from serve_app.models import architecture
 from serve_app.models.effective import effective_record
@@ -39,7 +39,7 @@ from serve_app.pipeline.device import StageTimer
 from serve_app.pipeline.encoders import Conditions, Encoders
 from serve_app.tasks import AdapterUse, EditPlan
 
-# Of the fixed edit by which a replica compares itself with what it was before it was accelerated.
+# Steps of the fixed edit that is made before and after the acceleration, to compare the two images.
 CANARY_STEPS = 4
 
 logger = logging.getLogger(__name__)
@@ -47,24 +47,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """What an edit needs but no denoising: made beside the edit before, consumed by `TorchEngine.run`.
+    """Everything that an edit needs before its denoising. `TorchEngine.run` consumes it.
 
-    `given` and `near` (by the adapters' ids) lie on the device, if they could be made beside the edit before.
+    `conditions` and `deltas` (by the adapters' ids) are on the device. They are there only if there was memory for
+    them while the previous edit ran.
     """
 
     plan: EditPlan
     control_images: tuple[DecodedImage, ...]
     adapters: tuple[Adapter, ...]
     timer: StageTimer
-    given: Conditions | None = None
-    near: dict[str, Near] = field(default_factory=dict)
+    conditions: Conditions | None = None
+    deltas: dict[str, DeviceDeltas] = field(default_factory=dict)
 
 
 class TorchEngine:
-    """One model's pipeline on one device.
+    """An `Engine`: one model's pipeline on one device.
 
-    `prepare` may run in any thread while an edit runs; `run` is for one caller at a time. What is prepared takes
-    memory of the device: whoever calls lets one edit be prepared while one runs, not more.
+    A prepared edit takes memory of the device, so callers prepare one edit at most while another one runs.
     """
 
     def __init__(
@@ -75,31 +75,30 @@ class TorchEngine:
         files: VerifiedFiles | None = None,
         second: torch.device | None = None,
     ) -> None:
-        """An engine for a pipeline where it lies; of the config, what says how to run it.
+        """An engine for a loaded pipeline, on the pipeline's device unless the config asks for offloading.
 
-        `files` reads the adapters' files: by default with nobody to agree with on what is in them. A `second` device
-        gets a copy of the transformer, which does one of the two guidance branches.
+        `files` reads the adapters' files; by default it does not compare their content with other editors'. A `second`
+        device gets a copy of the transformer, which computes one of the two guidance branches.
         """
         offload = config.offload
         self.device: torch.device = pipeline.device if offload == "none" else devices.choose(config.device)
-        # Ray gives a small replica one thread; the number decides the last bits of an image on a CPU.
+        # Explicit, because Ray gives a small replica one thread. On a CPU the number decides an image's last bits.
         self.threads = config.threads or os.cpu_count() or 1
-        self.alive = True
         self.adapters: AdapterCache[Adapter] = AdapterCache(config.adapter_cache_bytes)
         self._files = files or VerifiedFiles(config, FetchConfig())
         self._spec = spec
         self._config = config
         self._graphs_when_ready: int | None = None
         self._pipeline = pipeline
-        self._devices = [self.device] if second is None else [self.device, second]
+        self._health = DeviceHealth([self.device] if second is None else [self.device, second])
         ahead = config.prepare_ahead
         if ahead is None:
             ahead = self.device.type == "cuda" and offload == "none" and not config.switches_kernels
         self._side_stream = devices.SideStream(self.device) if ahead else None
-        # One thread: there is memory for one edit beside the current one, and cuDNN remembers by thread what it has
-        # planned for a size. Whoever holds the lock has that memory.
-        self._beside = ThreadPoolExecutor(1, "beside", configure_thread, (self.threads,))
-        self._preparing = threading.Lock()
+        # One thread: the device has memory to prepare one edit while another one runs, and cuDNN keeps its plans for a
+        # size per thread. The thread that holds the lock may use that memory.
+        self._prepare_thread = ThreadPoolExecutor(1, "prepare", configure_thread, (self.threads,))
+        self._prepare_lock = threading.Lock()
         self._architecture = architecture.from_config(pipeline.transformer.config)
         self._denoiser = Denoiser(pipeline, config, self.device, second, self.threads)
         self._encoders = Encoders(
@@ -113,7 +112,7 @@ class TorchEngine:
         if config.gpus_per_replica > 1 and torch.cuda.device_count() < config.gpus_per_replica:
             raise CheckpointRefused(
                 f"gpus_per_replica: {config.gpus_per_replica}, but this replica sees {torch.cuda.device_count()}: the "
-                "ray_actor_options of a serve config replace the code's, so num_gpus has to stand there"
+                "ray_actor_options of a serve config replace the defaults, so num_gpus has to be among them"
             )
         pipeline = checkpoint.load(config, spec, device, devices.dtype_for(device))
         second = torch.device("cuda", 1) if config.gpus_per_replica == 2 else None
@@ -121,10 +120,15 @@ class TorchEngine:
         engine.make_ready()
         return engine
 
-    def make_ready(self) -> None:
-        """Accelerate the transformer as the config says, and warm up, so that no request waits for what is slow once.
+    @property
+    def alive(self) -> bool:
+        """False once the device cannot be used any more; the process has to be replaced then."""
+        return self._health.alive
 
-        Raises UnusableResult if a fixed edit is no image then, or another one than before.
+    def make_ready(self) -> None:
+        """Accelerate the transformer as the config says, and warm up, so that no request waits for a compilation.
+
+        Makes a fixed edit before and after. Raises UnusableResult if an image is unusable or the two differ too much.
         """
         config, started = self._config, time.perf_counter()
         if not (is_accelerated(config) or config.warm_up):
@@ -134,23 +138,31 @@ class TorchEngine:
         self._denoiser.accelerate()
         for width, height in config.warm_up:
             self._fixed_edit(width, height, steps=1)
-        found = likeness(plain, self._fixed_edit(*size, CANARY_STEPS))
+        found = similarity_db(plain, self._fixed_edit(*size, CANARY_STEPS))
         self._graphs_when_ready = graphs_compiled()
-        logger.info("warm after %.1f s; a fixed edit is %.1f dB like a plain one", time.perf_counter() - started, found)
-        if found < LEAST_LIKENESS_DB:
+        logger.info(
+            "ready after %.1f s; similarity of a fixed edit with and without acceleration: %.1f dB",
+            time.perf_counter() - started,
+            found,
+        )
+        if found < MIN_SIMILARITY_DB:
+            settings = [f"compile: {config.compile}", f"attention: {config.attention}"]
+            if config.lossy:
+                settings.append(config.lossy)
             raise UnusableResult(
-                f"a fixed edit is only {found:.1f} dB like the one without compile: {config.compile}, "
-                f"attention: {config.attention}" + (config.lossy and f", {config.lossy}")
+                f"a fixed edit with {', '.join(settings)} has a similarity of only {found:.1f} dB to the one without"
             )
 
     def _fixed_edit(self, width: int, height: int, steps: int) -> PIL.Image.Image:
         plan = fixed_plan(self._spec, width, height, steps)
-        return self.edit(plan, fixed_files(plan)).image
+        return self.edit(plan, fixed_control_images(plan)).image
 
     @property
     def recompilations(self) -> int:
-        """Graphs compiled since the replica was ready: each one is seconds that an edit waited."""
-        return 0 if self._graphs_when_ready is None else graphs_compiled() - self._graphs_when_ready
+        """The number of graphs compiled since `make_ready`. For each one, an edit waited for seconds."""
+        if self._graphs_when_ready is None:
+            return 0
+        return graphs_compiled() - self._graphs_when_ready
 
     def edit(
         self,
@@ -163,11 +175,11 @@ class TorchEngine:
         return self.run(self.prepare(plan, control_images), on_step, should_stop)
 
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> Prepared:
-        """Decode the control images and bring the adapters' files into host memory.
+        """Decode the control images and load the adapters into host memory.
 
-        With `prepare_ahead`, go on to the device, beside whatever it computes: encode prompts and control images, and
-        copy the adapters there. Raises LoraChanged, LoraDownloadFailed, LoraInvalidFile or LoraIncompatible for a file
-        that is not what was admitted, or cannot be had.
+        With `prepare_ahead` it also encodes prompts and control images on the device, while another edit may run there,
+        and copies the adapters to the device. Raises LoraChanged, LoraDownloadFailed, LoraInvalidFile or
+        LoraIncompatible for a file that is not the admitted one or cannot be read, StorageFailed, and DeviceLost.
         """
         timer = StageTimer(torch.device("cpu"))
         with timer.stage("load_control_images"):
@@ -177,9 +189,10 @@ class TorchEngine:
         prepared = Prepared(plan, decoded, adapters, timer)
         if self._side_stream is None:
             return prepared
-        # In the caller's context, which says whose span this is.
+        # In the caller's context, so that spans and log lines belong to the caller's request.
         context = contextvars.copy_context()
-        return self._beside.submit(context.run, self._prepare_on_device, prepared, self._side_stream).result()
+        work = self._prepare_thread.submit(context.run, self._prepare_on_device, prepared, self._side_stream)
+        return work.result()
 
     def hold(self, uses: Sequence[AdapterUse]) -> None:
         """Load adapters into host memory, as for an edit that uses them. Raises as `prepare` does."""
@@ -190,32 +203,34 @@ class TorchEngine:
         try:
             loaded = self.adapters.get_all({use.id: partial(self._read, use) for use in uses})
         except RuntimeError as error:
-            # Pinning memory takes the device's context.
-            self._raise_if_lost(error)
+            # Pinning host memory uses the device's context.
+            self._health.raise_if_lost(error)
             raise
         return tuple(loaded[use.id] for use in uses)
 
     def _prepare_on_device(self, prepared: Prepared, side_stream: devices.SideStream) -> Prepared:
+        """Encode the conditions and copy the deltas to the device. Returns `prepared` as it is if that fails."""
         plan = prepared.plan
         try:
-            with self._preparing, torch.no_grad(), side_stream.current():
+            with self._prepare_lock, torch.no_grad(), side_stream.current():
                 timer = StageTimer(self.device, prepared.timer.seconds)
-                given = self._encoders.conditions(plan, prepared.control_images, self._recipe(prepared), timer)
-                near = {}
+                conditions = self._encoders.conditions(plan, prepared.control_images, self._recipe(prepared), timer)
+                deltas = {}
                 with timer.stage("copy_adapters"):
-                    # What the weights have now is a hint: an edit runs beside this, and may change them.
+                    # The weights' present adapters are only a hint: the edit that runs meanwhile may change them.
                     if self._denoiser.copies != "hooks" and scales_of(plan) != self._denoiser.scales:
-                        near = {
-                            use.id: adapter.on(self.device)
+                        deltas = {
+                            use.id: adapter.copy_to(self.device)
                             for use, adapter in zip(plan.adapters, prepared.adapters, strict=True)
                         }
         except RuntimeError as error:
-            # No memory beside the running edit, or a dead device: `run` does it all, in its turn, and tells which.
-            logger.warning("an edit could not be prepared ahead", exc_info=True)
+            # The running edit leaves no memory, or the device is dead. `run` does this work in its turn, and raises
+            # the error that applies.
+            logger.warning("an edit could not be prepared on the device in advance", exc_info=True)
             if devices.is_out_of_memory(error):
-                self._free(error)
+                self._health.free_memory(error)
             return prepared
-        return replace(prepared, given=given, near=near)
+        return replace(prepared, conditions=conditions, deltas=deltas)
 
     def _recipe(self, prepared: Prepared) -> Recipe:
         plan = prepared.plan
@@ -232,50 +247,38 @@ class TorchEngine:
         on_step: Callable[[int], None] = lambda step: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Edited:
-        """Make the image. `on_step` is told 0 at the start and then each finished step; `should_stop` is asked then.
+        """Make the image. Calls `on_step(0)` at the start and `on_step(n)` after step n, then asks `should_stop`.
 
-        Raises EditCanceled when told to stop, LoraIncompatible, OutOfMemory, UnusableResult, and DeviceLost
-        when the device's context died; `alive` is False from then on.
+        Raises EditCanceled when told to stop, LoraIncompatible, OutOfMemory, UnusableResult, and DeviceLost when the
+        device's context died; `alive` is False from then on.
         """
         configure_thread(self.threads)
         try:
             with torch.no_grad():
-                return self._run_beside(prepared, on_step, should_stop)
+                return self._run_with_retry(prepared, on_step, should_stop)
         except RuntimeError as error:
-            self._raise_if_lost(error)
+            self._health.raise_if_lost(error)
             if not devices.is_out_of_memory(error):
                 raise
-            self._free(error)
+            self._health.free_memory(error)
             plan = prepared.plan
             raise OutOfMemory(
                 f"an image of {plan.width}x{plan.height} does not fit into this device's memory"
             ) from error
 
-    def _run_beside(
+    def _run_with_retry(
         self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]
     ) -> Edited:
-        """Run; once more if what was missing was memory, and another edit was being prepared with some meanwhile."""
+        """Run the edit; a second time if it ran out of memory while another edit was being prepared on the device."""
         try:
             return self._run(prepared, on_step, should_stop)
         except RuntimeError as error:
-            if not (self._preparing.locked() and devices.is_out_of_memory(error)):
+            if not (self._prepare_lock.locked() and devices.is_out_of_memory(error)):
                 raise
-            logger.warning("out of memory beside an edit that was being prepared; once more after it", exc_info=True)
-            self._free(error)
-        with self._preparing:
+            logger.warning("out of memory while another edit was prepared; trying again after that", exc_info=True)
+            self._health.free_memory(error)
+        with self._prepare_lock:
             return self._run(prepared, on_step, should_stop)
-
-    def _free(self, error: RuntimeError) -> None:
-        """Give back what the frames that failed hold of the edit, and what torch keeps."""
-        clear_frames(error)
-        for device in self._devices:
-            devices.free_cached_memory(device)
-
-    def _raise_if_lost(self, error: RuntimeError) -> None:
-        """Raise DeviceLost if the device has not survived what failed with `error`."""
-        self.alive = all(map(devices.is_alive, self._devices))
-        if not self.alive:
-            raise DeviceLost("the device failed while it edited; its replica is being replaced") from error
 
     def _run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
         plan, decoded = prepared.plan, prepared.control_images
@@ -294,60 +297,41 @@ class TorchEngine:
             torch.cuda.reset_peak_memory_stats(self.device)
         on_step(0)
         with timer.stage("generate"):
-            given = prepared.given or self._encoders.conditions(plan, decoded, recipe, timer)
-            given.record_stream()
+            conditions = prepared.conditions or self._encoders.conditions(plan, decoded, recipe, timer)
+            conditions.record_stream()
             with self._denoiser.working():
                 with timer.stage("apply_adapters"):
                     swapped = self._apply(prepared)
                 with timer.stage("denoise"):
-                    latents = self._denoiser.denoise(plan, recipe, given, after_step)
+                    latents = self._denoiser.denoise(plan, recipe, conditions, after_step)
             with timer.stage("decode"):
-                made = self._encoders.decode(latents, plan)
-        record = effective_record(plan, self._spec, recipe, self._architecture, [image.facts for image in decoded])
+                image = self._encoders.decode(latents, plan)
+        record = effective_record(plan, self._spec, recipe, self._architecture, [control.facts for control in decoded])
         compilations = graphs_compiled() - compiled_before
-        runtime = self._runtime(prepared) | {"reused": given.reused}
-        return Edited(made, dict(timer.seconds), record, runtime, swapped, compilations)
+        runtime = self._runtime(prepared) | {"reused": conditions.reused}
+        return Edited(image, dict(timer.seconds), record, runtime, swapped, compilations)
 
     def _apply(self, prepared: Prepared) -> int:
-        """Set the weights, and say how many had to be; the same adapter twice adds up."""
-        by_id = {use.id: adapter for use, adapter in zip(prepared.plan.adapters, prepared.adapters, strict=True)}
-        for changes in prepared.near.values():
-            # One of them stands for all: they lie in one piece of memory.
-            next(iter(changes.values())).moved(devices.record_stream)
-        uses = {adapter_id: (by_id[adapter_id], scale) for adapter_id, scale in scales_of(prepared.plan).items()}
+        """Apply the plan's adapters to the weights. Returns how many parameters were rewritten."""
+        plan = prepared.plan
+        by_id = {use.id: adapter for use, adapter in zip(plan.adapters, prepared.adapters, strict=True)}
+        for deltas in prepared.deltas.values():
+            # One delta is enough: all deltas of an adapter lie in one allocation.
+            next(iter(deltas.values())).moved(devices.record_stream)
+        uses = {adapter_id: (by_id[adapter_id], scale) for adapter_id, scale in scales_of(plan).items()}
         try:
-            return self._denoiser.apply(uses, prepared.near)
+            return self._denoiser.apply(uses, prepared.deltas)
         finally:
-            # Their memory is free for the next edit's.
-            prepared.near.clear()
+            # Frees their memory for the next edit.
+            prepared.deltas.clear()
 
     def _runtime(self, prepared: Prepared) -> dict[str, Any]:
-        """What of an edit only this process knows."""
-        on_gpu = self.device.type == "cuda"
-        return {
-            "device": torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
-            "peak_memory_gib": round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2) if on_gpu else None,
-            "dtype": str(self._pipeline.transformer.dtype).removeprefix("torch."),
-            "threads": self.threads,
-            "adapter_weights": self._denoiser.copies,
-            "offload": self._config.offload,
-            "transformers": len(self._denoiser.transformers),
-            "attention": self._config.attention,
-            "compile": self._config.compile,
-            "quantization": self._config.quantization,
-            "feature_cache": self._config.feature_cache,
-            "recompilations": self.recompilations,
-            "adapters": [
-                {"id": use.id, "sha256": adapter.sha256, "factor": adapter.factor and asdict(adapter.factor)}
-                for use, adapter in zip(prepared.plan.adapters, prepared.adapters, strict=True)
-            ],
-            # As plain strings: torch's own type would have whoever unpickles it import torch.
-            "versions": {m.__name__: str(m.__version__) for m in (torch, diffusers, transformers)},
-        }
+        adapters = zip((use.id for use in prepared.plan.adapters), prepared.adapters, strict=True)
+        return runtime_record(self._config, self._denoiser, self.device, self.threads, self.recompilations, adapters)
 
 
 def scales_of(plan: EditPlan) -> dict[str, float]:
-    """The scale of each of a plan's adapters, by id; the same adapter twice adds up."""
+    """The scale of each of a plan's adapters, by id. The scales of an adapter that is named twice add up."""
     scales: dict[str, float] = {}
     for use in plan.adapters:
         scales[use.id] = scales.get(use.id, 0.0) + use.scale

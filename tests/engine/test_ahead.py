@@ -73,6 +73,6 @@ def test_edit_that_finds_no_memory_beside_another_is_made_in_its_turn(ahead, mak
     hook = ahead._pipeline.text_encoder.model.register_forward_pre_hook(fail)
     plan = make_plan(model=MODEL.id, prompt="something else")
     prepared = ahead.prepare(plan, [control_png])
-    assert prepared.given is None
+    assert prepared.conditions is None
     first = ahead.run(prepared)
     assert np.array_equal(np.asarray(first.image), np.asarray(ahead.edit(plan, [control_png]).image))

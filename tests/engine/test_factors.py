@@ -10,7 +10,7 @@ from torch import Tensor
 
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import checkpoint, miniature
-from tests.engine.test_formats import changes_of
+from tests.engine.test_formats import deltas_of
 
 Q, K = (f"transformer_blocks.{block}.attn.to_{part}" for block, part in ((0, "q"), (1, "k")))
 # Keys of PEFT's LoraConfig, the ranks of both modules, and their factors by the definition.
@@ -60,10 +60,10 @@ def test_metadata_scales_as_in_diffusers_and_by_its_definition(tmp_path: Path, n
     before = {module: pipeline.transformer.get_submodule(module).weight.clone() for module in (Q, K)}
     pipeline.load_lora_weights(str(tmp_path / "adapter.safetensors"), adapter_name="one")
     pipeline.fuse_lora()
-    changes = changes_of(tensors, metadata)
+    deltas = deltas_of(tensors, metadata)
     for module, factor in zip((Q, K), factors, strict=True):
         down, up = (tensors[f"transformer.{module}.lora_{part}.weight"].double() for part in "AB")
-        ours = changes[f"{module}.weight"].weight(torch.float64)
+        ours = deltas[f"{module}.weight"].weight(torch.float64)
         theirs = pipeline.transformer.get_submodule(module).base_layer.weight - before[module]
         assert torch.allclose(ours, factor * (up @ down), rtol=1e-12, atol=0)
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)

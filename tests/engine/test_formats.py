@@ -17,7 +17,7 @@ from serve_app.adapters.header import Header, read_header
 from serve_app.adapters.receipts import read_receipt
 from serve_app.config import ModelConfig
 from serve_app.engine.adapter_loading import is_finite
-from serve_app.engine.deltas import Adapter, Change, read_changes
+from serve_app.engine.deltas import Adapter, Delta, read_deltas
 from serve_app.engine.merged_weights import write_sum
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import LoraIncompatible, LoraInvalidFile
@@ -193,21 +193,21 @@ def header_of(tensors: Tensors, metadata: dict[str, str] | None = None) -> Heade
     return read_header(BytesIO(data), len(data), "file")
 
 
-def changes_of(tensors: Tensors, metadata: dict[str, str] | None = None) -> dict[str, Change]:
-    """The changes of a file by parameter, as an editor reads it."""
+def deltas_of(tensors: Tensors, metadata: dict[str, str] | None = None) -> dict[str, Delta]:
+    """The deltas of a file by parameter, as an editor reads them."""
     header = header_of(tensors, metadata)
     layout = read_layout(header.tensors, PARAMETERS)
     assert layout.faults == {}
-    return read_changes(layout, tensors, {name: f.value for name, f in read_factors(layout, header, "file").items()})
+    return read_deltas(layout, tensors, {name: f.value for name, f in read_factors(layout, header, "file").items()})
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_change_is_the_definition_in_float64(name):
     tensors, meanings = make_file(name)
-    changes = Adapter(changes_of(tensors), pinned=False).changes
-    assert changes.keys() == meanings.keys()
+    deltas = Adapter(deltas_of(tensors), pinned=False).deltas
+    assert deltas.keys() == meanings.keys()
     for parameter, meaning in meanings.items():
-        assert torch.allclose(changes[parameter].weight(torch.float64), meaning, rtol=1e-6, atol=0)
+        assert torch.allclose(deltas[parameter].weight(torch.float64), meaning, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -385,14 +385,14 @@ def test_pefts_own_result_is_within_roundings_of_ours_in_bf16(tmp_path, name):
     save_file(tensors, tmp_path / "adapter.safetensors")
     pipeline = checkpoint.read(miniature.checkpoint_folder(MODELS["qwen_image"]), torch.bfloat16)
     ours = {name: pipeline.transformer.get_parameter(name).clone() for name in meanings}
-    changes = changes_of(tensors)
+    deltas = deltas_of(tensors)
     for parameter, weight in ours.items():
-        write_sum(weight, weight.clone(), [(changes[parameter], 0.8)])
+        write_sum(weight, weight.clone(), [(deltas[parameter], 0.8)])
     pipeline.load_lora_weights(str(tmp_path / "adapter.safetensors"), adapter_name="one")
     pipeline.fuse_lora(lora_scale=0.8)
     for parameter, weight in ours.items():
         peft = pipeline.transformer.get_submodule(parameter.removesuffix(".weight")).base_layer.weight
-        pair = changes[parameter]
+        pair = deltas[parameter]
         # Half a unit in the last place is 2^-8 of a value: one for each sum, and four for PEFT's factors and products.
         terms = 0.8 * pair.factor * (pair.up.double().abs() @ pair.down.double().abs())
         bound = 2**-8 * (peft.double().abs() + weight.double().abs() + 4 * terms)

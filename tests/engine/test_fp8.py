@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from serve_app.config import ModelConfig
-from serve_app.engine.canary import likeness
+from serve_app.engine.canary import similarity_db
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
@@ -48,7 +48,7 @@ def test_each_weight_is_the_rounding_of_the_merged_one_and_nothing_lasts(engines
         for name, weight in merged.items():
             assert eighths[name].qdata.dtype == torch.float8_e4m3fn
             assert torch.equal(eighths[name].dequantize(), quantised(weight).dequantize())
-        assert 6 < likeness(expected, found) < np.inf
+        assert 6 < similarity_db(expected, found) < np.inf
 
 
 def test_only_linears_that_all_tokens_pass_are_rounded(engines):

@@ -1,17 +1,17 @@
-"""Host memory in pieces: what is put there comes back, and adapters take pieces of the same sizes."""
+"""Blocks of host memory: stored tensors are found again, and adapters take blocks of the same sizes."""
 
 import pytest
 import torch
 
 from serve_app.engine import host_memory
-from serve_app.engine.host_memory import LARGEST, SMALLEST, Pieces
+from serve_app.engine.host_memory import LARGEST_BLOCK, SMALLEST_BLOCK, HostBlocks
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def allocated(monkeypatch) -> list[int]:
-    """The sizes that were asked for; without a GPU nothing can be pinned."""
+    """The sizes that were allocated; without a GPU nothing can be pinned."""
     sizes = []
 
     def allocate(size: int, *, pinned: bool) -> torch.Tensor:
@@ -28,11 +28,11 @@ def tensors(count: int, *shape: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-def test_what_was_taken_is_found_on_the_device_in_one_piece(allocated, pinned):
+def test_stored_tensors_are_copied_to_the_device_in_one_block(allocated, pinned):
     given = [*tensors(3, 300, 300), torch.arange(7, dtype=torch.int8), torch.empty(0), *tensors(9, 400, 100)]
-    held = Pieces(pinned=pinned, largest=SMALLEST)
-    copies = [held.take(tensor) for tensor in given]
-    there = held.on(CPU)
+    blocks = HostBlocks(pinned=pinned, largest=SMALLEST_BLOCK)
+    copies = [blocks.store(tensor) for tensor in given]
+    there = blocks.copy_to(CPU)
     moved = [there(copy) for copy in copies]
     for tensor, copy, far in zip(given, copies, moved, strict=True):
         assert torch.equal(tensor, copy)
@@ -42,23 +42,23 @@ def test_what_was_taken_is_found_on_the_device_in_one_piece(allocated, pinned):
     assert len(allocated) > 2
 
 
-def test_pinned_pieces_are_of_few_sizes_and_double(allocated):
-    held = Pieces(pinned=True)
-    for tensor in tensors(5 * LARGEST // (4 * 2**20), 1024, 1024):  # 4 MiB each
-        held.take(tensor)
+def test_pinned_blocks_have_few_sizes_and_double(allocated):
+    blocks = HostBlocks(pinned=True)
+    for tensor in tensors(5 * LARGEST_BLOCK // (4 * 2**20), 1024, 1024):  # 4 MiB each
+        blocks.store(tensor)
     assert allocated == [2**20 * size for size in (4, 8, 16, 32, 64, 64, 64, 64, 64)]
-    assert held.size_bytes == sum(allocated)
+    assert blocks.size_bytes == sum(allocated)
 
 
-def test_tensor_that_is_larger_than_a_piece_has_one_of_its_own(allocated):
-    held = Pieces(pinned=True, largest=2 * SMALLEST)
-    for tensor in tensors(2, 3, SMALLEST // 4):  # 3 MiB
-        held.take(tensor)
-    assert allocated == [4 * SMALLEST, 4 * SMALLEST]
+def test_tensor_larger_than_a_block_gets_its_own_block(allocated):
+    blocks = HostBlocks(pinned=True, largest=2 * SMALLEST_BLOCK)
+    for tensor in tensors(2, 3, SMALLEST_BLOCK // 4):  # 3 MiB
+        blocks.store(tensor)
+    assert allocated == [4 * SMALLEST_BLOCK, 4 * SMALLEST_BLOCK]
 
 
 def test_memory_that_is_not_pinned_is_not_rounded_up(allocated):
-    held = Pieces(pinned=False)
+    blocks = HostBlocks(pinned=False)
     for tensor in tensors(2, 64):
-        held.take(tensor)
-    assert held.size_bytes == 2 * 256
+        blocks.store(tensor)
+    assert blocks.size_bytes == 2 * 256

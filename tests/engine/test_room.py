@@ -186,7 +186,7 @@ def test_edit_that_found_no_memory_beside_another_is_made_after_it(make_plan):
     with ThreadPoolExecutor(1) as beside:
         other = beside.submit(ahead.prepare, make_plan(model=MODEL.id, control_images=(), prompt="the other"), [])
         made = ahead.run(prepared)
-        assert other.result().given is not None
+        assert other.result().conditions is not None
     assert np.array_equal(np.asarray(made.image), pixels(engine(), plan))
 
 
@@ -212,7 +212,7 @@ def test_what_needs_merged_adapters_is_refused_with_hooks_named_or_found(monkeyp
     with pytest.raises(ValidationError, match=r"not with .*adapter_weights: hooks"):
         ModelConfig(adapter_weights="hooks", **options)
     monkeypatch.setattr(denoiser, "place_for_copies", lambda *_: "hooks")
-    with pytest.raises(CheckpointRefused, match="need room for untouched copies of the weights"):
+    with pytest.raises(CheckpointRefused, match="need a copy of the original weights"):
         engine(**options)
 
 

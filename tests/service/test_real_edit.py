@@ -21,11 +21,11 @@ def test_seed_pages_request(miniature):
     prompt = {"prompt": "[trigger] a photo of a person", "width": 256, "height": 256, "seed": 42, "sample_steps": 3}
     prompt |= {"guidance_scale": 4.0, "neg": "", "ctrl_img": as_base64(photograph)}
     body = {"model": "qwen_image_edit", "trigger_word": "sks", "prompts": [prompt]}
-    result, picture = miniature.edit(body | {"loras": [{"path": SAMPLE, "network_multiplier": 1.0}]})
+    result, data = miniature.edit(body | {"loras": [{"path": SAMPLE, "network_multiplier": 1.0}]})
     [image] = result["outputs"]["images"]
     assert (image["format"], image["width"], image["height"], image["seed"]) == ("jpeg", 256, 256, 42)
-    assert Path(image["file_path"]).read_bytes() == picture
-    opened = PIL.Image.open(io.BytesIO(picture))
+    assert Path(image["file_path"]).read_bytes() == data
+    opened = PIL.Image.open(io.BytesIO(data))
     assert (opened.format, opened.size) == ("JPEG", (256, 256))
     assert result["metadata"]["effective"][0]["prompt"] == "sks a photo of a person"
 
@@ -40,8 +40,8 @@ def test_pixels_are_those_of_the_engine_in_one_process(miniature, engine, make_p
     if scale is None:
         # The shipped config wants a LoRA; 0.0 is the base model, and the engine's own tests hold that.
         body["loras"] = [{"path": SAMPLE, "network_multiplier": 0}]
-    _, picture = miniature.edit(body)
-    assert np.array_equal(pixels(picture), np.asarray(expected))
+    _, data = miniature.edit(body)
+    assert np.array_equal(pixels(data), np.asarray(expected))
 
 
 def test_prompts_of_a_request_keep_their_order(miniature, make_body):
@@ -70,9 +70,9 @@ def test_two_loras_at_once(miniature, make_body):
     one = make_body(loras=[{"path": SAMPLE}], output_format="png")
     two = make_body(loras=[{"path": SAMPLE}, {"path": SAMPLE, "network_multiplier": -1.0}], output_format="png")
     base = make_body(loras=[{"path": SAMPLE, "network_multiplier": 0.0}], output_format="png")
-    pictures = [pixels(miniature.edit(body)[1]) for body in (one, two, base)]
-    assert np.array_equal(pictures[1], pictures[2])
-    assert not np.array_equal(pictures[0], pictures[2])
+    images = [pixels(miniature.edit(body)[1]) for body in (one, two, base)]
+    assert np.array_equal(images[1], images[2])
+    assert not np.array_equal(images[0], images[2])
 
 
 def test_control_image_by_url(deploy, miniature, make_body):
@@ -84,5 +84,5 @@ def test_control_image_by_url(deploy, miniature, make_body):
 
 def test_larger_image_than_the_control_image(miniature, make_body):
     body = make_body(loras=[{"path": SAMPLE}], width=320, height=160, ctrl_img=as_base64(as_png(noise_image(20, 30))))
-    _, picture = miniature.edit(body)
-    assert PIL.Image.open(io.BytesIO(picture)).size == (320, 160)
+    _, data = miniature.edit(body)
+    assert PIL.Image.open(io.BytesIO(data)).size == (320, 160)

@@ -86,8 +86,8 @@ def body(make_body):
 
 
 def test_same_adapters_go_to_the_replica_that_holds_them(fleet, body):
-    pictures = {fleet.edit(body(path))[1] for path in LORAS}
-    assert len(pictures) == len(LORAS)
+    images = {fleet.edit(body(path))[1] for path in LORAS}
+    assert len(images) == len(LORAS)
     first = fleet.notes()
     for path in LORAS:
         fleet.edit(body(path))
