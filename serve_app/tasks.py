@@ -1,4 +1,4 @@
-"""The values that cross a process boundary: frozen, made of plain data, without PIL objects or tensors."""
+"""The values that cross a process boundary: frozen dataclasses of plain data, without PIL objects or tensors."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -6,27 +6,28 @@ from typing import Any, Literal
 
 
 class Status(StrEnum):
-    """Where a request, or one image of it, stands. Members are the words of the HTTP contract."""
+    """The status of a request or of one of its images. The values are those of the HTTP contract."""
 
     IN_QUEUE = "in_queue"  # committed, no step has run yet
-    IN_PROGRESS = "in_progress"  # an editor has taken it up; never goes back to in_queue
-    SUCCEEDED = "succeeded"  # every image is readable
+    IN_PROGRESS = "in_progress"  # an editor has started; never returns to in_queue
+    SUCCEEDED = "succeeded"  # every image can be downloaded
     FAILED = "failed"  # at least one image could not be made; `error` says why
-    CANCELED = "canceled"  # ended by its owner
+    CANCELED = "canceled"  # cancelled by its owner
 
     @property
     def ended(self) -> bool:
+        """Whether the status is final."""
         return self in (Status.SUCCEEDED, Status.FAILED, Status.CANCELED)
 
 
-# The schedules that there are: the checkpoint's, and that of adapters distilled to few steps. See models/recipe.py.
+# The noise schedules: the checkpoint's own, and that of adapters distilled to few steps. See models/recipe.py.
 SamplerName = Literal["flowmatch", "lightning"]
 
 
 class WebhookEvent(StrEnum):
-    """An event of a request that webhooks can be sent for."""
+    """An event of a request for which a webhook can be sent."""
 
-    STARTED = "started"  # an editor has taken up the first image
+    STARTED = "started"  # an editor has started the first image
     IMAGE = "image"  # an image can be downloaded
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -34,23 +35,23 @@ class WebhookEvent(StrEnum):
 
 
 class Priority(StrEnum):
-    """A class of the queue."""
+    """The priority class of a request in the queue."""
 
-    INTERACTIVE = "interactive"  # somebody waits for it: goes first
-    BULK = "bulk"  # goes when nobody waits, and now and then all the same
+    INTERACTIVE = "interactive"  # a person waits for it: served first
+    BULK = "bulk"  # served when no interactive image waits, otherwise one image in five
 
 
-# Longest trigger word, or name or version of a trainer, that is believed of an adapter's file.
+# Longest trigger word, trainer name or trainer version that is accepted from an adapter's file (characters).
 MAX_TRIGGER_CHARS = 100
 
 
 @dataclass(frozen=True)
 class Factor:
-    """What an adapter's file multiplies its low-rank changes by, before the request's `network_multiplier`.
+    """The scale that an adapter's file gives its low-rank changes, before the request's `network_multiplier`.
 
-    The smallest, the median and the largest over its modules: null if the numbers lie where only a reader of the whole
-    file finds them. `source` says where they are from: "none" (no alpha: 1), "alpha tensors",
-    "lora_adapter_metadata", or several joined by +.
+    `min`, `median` and `max` are taken over the file's modules; they are None if they cannot be read from the header.
+    `source` says where the scale comes from: "none" (no alpha, so 1), "alpha tensors", "lora_adapter_metadata", or
+    several joined by +.
     """
 
     source: str
@@ -61,12 +62,12 @@ class Factor:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What an adapter's file is, read from its header.
+    """The description of an adapter's file, read from its header.
 
-    `kind` is lora, lokr, loha or full, or several joined by +; `ranks` are all that occur; `dtype` is safetensors'
-    name. `modules` is how many of the model's modules the file changes, `top_level` those of them outside the
-    blocks, `ignored` the tensors that are no change to the model. `notes` are sentences about what else the file says
-    and what became of it. The rest is what its trainer wrote.
+    `kind` is lora, lokr, loha or full, or several joined by +. `ranks` are all ranks that occur. `dtype` is the name in
+    safetensors. `modules` counts the modules of the model that the file changes, `top_level` names those outside the
+    blocks, and `ignored` names tensors that do not change the model. `notes` are sentences about other content of the
+    file and how it was treated. The other fields are what the trainer wrote.
     """
 
     kind: str
@@ -88,10 +89,10 @@ class Receipt:
 class AdapterUse:
     """One LoRA of a request.
 
-    `id` is derived from the file's identity, so that a file overwritten under the same name is another
-    adapter; `path` is the client's word for it, without secrets. `url` is where an editor opens it: a local path
-    or fsspec URL; or, with a `version` (ETag or time of change), an http(s) URL, from which the file is downloaded
-    under the same rules as everything that a client may name.
+    `id` is derived from the file's identity, so a file that is overwritten under the same name is another adapter.
+    `path` is the name that the client sent, without secrets. `url` is where an editor opens the file: a local path or
+    fsspec URL. With a `version` (ETag or modification time) it is an http(s) URL, and the file is downloaded under the
+    same rules as every URL from a client.
     """
 
     id: str
@@ -104,14 +105,14 @@ class AdapterUse:
 
 @dataclass(frozen=True)
 class EditPlan:
-    """Everything that decides the pixels of one image, effective values only.
+    """Everything that decides the pixels of one image, as effective values.
 
-    `width` and `height` are pixels after snapping. `control_images` are the sha256 digests (hex) of the
-    encoded files as the client sent them, in order; `adapters` are in request order. `exif` says whether the
-    control images' EXIF rotation is obeyed; `vae_tiling` whether the VAE works in tiles, as the trainer's
-    low-memory setting has it; `sampler` names the schedule, `quantization` what the transformer's weights are rounded
-    to, `feature_cache` below which change of its first block a forward leaves out the others. `why` holds, for a
-    person, how an effective value came about.
+    `width` and `height` are in pixels, rounded to sizes that the model accepts. `control_images` are SHA-256 digests
+    (hex) of the encoded files as the client sent them, in order; `adapters` are in the request's order. `exif` says
+    whether the EXIF rotation of control images is applied; `vae_tiling` whether the VAE works in tiles, as with the
+    trainer's low-memory setting. `sampler` names the schedule, and `quantization` the format of the transformer's
+    weights. `feature_cache` is the relative change of the first block's output below which a step skips the other
+    blocks. `why` explains effective values to a person, by field.
     """
 
     model: str
@@ -136,9 +137,9 @@ class EditPlan:
 
 @dataclass(frozen=True)
 class EditTask:
-    """One unit of work: the image number `index` (0-based, prompt order) of a request.
+    """One unit of work: the image number `index` (0-based, in prompt order) of a request.
 
-    `traceparent` names the span that it is part of, as W3C's Trace Context writes it.
+    `traceparent` is the parent span (W3C Trace Context).
     """
 
     request_id: str
@@ -148,34 +149,34 @@ class EditTask:
 
 
 class Stage(StrEnum):
-    """How far an editor is with an edit."""
+    """The stage of an edit in its editor."""
 
     PREPARING = "preparing"
     WAITING = "waiting"  # prepared; another edit runs on the device
     RUNNING = "running"
-    STORING = "storing"  # nothing more to do for the device
+    STORING = "storing"  # the device has finished; the image is encoded and stored
 
 
 class ImageStage(StrEnum):
-    """What is being done for an image that is claimed, as clients are told."""
+    """The stage of a claimed image, as clients see it."""
 
-    PREPARING = "preparing"  # an editor is called, and loads what the edit needs
-    WAITING = "waiting"  # prepared; the device makes another image
+    PREPARING = "preparing"  # an editor is called, and loads control images and adapters
+    WAITING = "waiting"  # prepared; another edit runs on the device
     DENOISING = "denoising"
     DECODING = "decoding"  # all steps are done
     STORING = "storing"
 
 
 @dataclass(frozen=True)
-class Alive:
-    """The editor has the edit and is there: said at each stage's start, and again every few seconds."""
+class Heartbeat:
+    """A sign that the editor is alive and has the edit: sent when a stage starts, and every few seconds."""
 
     stage: Stage
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """`step` of `steps` denoising steps has run (1-based)."""
+    """Denoising step number `step` (1-based) of `steps` has finished."""
 
     step: int
     steps: int
@@ -183,10 +184,10 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EditDone:
-    """A finished image, already readable under `key` in artifact storage, where `url` says it is.
+    """A finished image, which is already stored in artifact storage under `key`, at `url`.
 
-    `timings` are seconds by stage; `effective` is what was done, the same record that `/v1/explain` gives
-    beforehand; `runtime` is what only the editor knows: device, dtype, threads, versions.
+    `timings` are seconds by stage. `effective` is the effective record, the same that `/v1/explain` returns beforehand.
+    `runtime` is what only the editor knows: device, dtype, threads, versions.
     """
 
     key: str
@@ -202,4 +203,4 @@ class EditDone:
     runtime: dict[str, Any] = field(default_factory=dict)
 
 
-EditEvent = Alive | StepDone | EditDone
+EditEvent = Heartbeat | StepDone | EditDone

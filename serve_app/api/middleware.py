@@ -45,7 +45,7 @@ class TraceRequest:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        with tracing.about_http(scope["path"], Headers(scope=scope)):
+        with tracing.for_http_request(scope["path"], Headers(scope=scope)):
             await self._app(scope, receive, send)
 
 

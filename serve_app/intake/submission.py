@@ -83,7 +83,7 @@ class Submissions:
         """
         submission = Submission(uuid.uuid4().hex, request, caller, base_url, idempotency_key)
         model = request.model if request.model in self._admission.models else NO_MODEL
-        with tracing.about(submission.id), tracing.span("POST /v1/inference", SpanKind.SERVER, model=model):
+        with tracing.for_request(submission.id), tracing.span("POST /v1/inference", SpanKind.SERVER, model=model):
             try:
                 record = await self._accept(submission)
             except Exception as error:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from serve_app.tasks import Alive, EditEvent, EditTask, Stage, StepDone
+from serve_app.tasks import EditEvent, EditTask, Heartbeat, Stage, StepDone
 
 # How often an editor repeats that the edit is alive (s): a few times within any `silence_s` worth setting.
 ALIVE_S = 2.0
@@ -17,7 +17,7 @@ class EditProgress:
     def __init__(self, task: EditTask) -> None:
         self._task = task
         self._loop = asyncio.get_running_loop()
-        self._latest = Alive(Stage.PREPARING)
+        self._latest = Heartbeat(Stage.PREPARING)
         self._events: asyncio.Queue[EditEvent | None] = asyncio.Queue()
         self._events.put_nowait(self._latest)
         self._stop = asyncio.Event()
@@ -28,20 +28,20 @@ class EditProgress:
 
     def stage(self, stage: Stage) -> None:
         """Report that a stage begins."""
-        self._events.put_nowait(Alive(stage))
+        self._events.put_nowait(Heartbeat(stage))
 
     def end(self) -> None:
         """Report that there are no more events."""
         self._events.put_nowait(None)
 
     async def next_event(self) -> EditEvent | None:
-        """The next event, or the latest `Alive` again if there was none for `ALIVE_S`. None: the edit has ended."""
+        """The next event, or the latest `Heartbeat` again if there was none for `ALIVE_S`. None: the edit has ended."""
         try:
             async with asyncio.timeout(ALIVE_S):
                 event = await self._events.get()
         except TimeoutError:
             return self._latest
-        if isinstance(event, Alive):
+        if isinstance(event, Heartbeat):
             self._latest = event
         return event
 

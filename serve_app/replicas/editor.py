@@ -169,7 +169,7 @@ class Editor:
             clear_frames(work.exception())
 
     async def _traced_edit(self, task: EditTask, progress: EditProgress, on_device: asyncio.Event) -> EditDone:
-        about = tracing.about(task.request_id, task.traceparent)
+        about = tracing.for_request(task.request_id, task.traceparent)
         with about, tracing.span("edit", SpanKind.SERVER, model=self._model):
             return await self._make_image(task, progress, on_device)
 

@@ -19,7 +19,7 @@ def start(role: str, models: Sequence[str]) -> Meter:
     # as a child.
     ours = logging.getLogger("serve_app")
     ours.parent = logging.getLogger("ray.serve")
-    tracing.name_requests_in_logs()
+    tracing.add_ids_to_logs()
     tracing.export_spans(role)
     return RayMeter(models)
 
@@ -58,6 +58,6 @@ class RayMeter:
 def _make(metric: Metric) -> metrics.Counter | metrics.Gauge | metrics.Histogram:
     keys = tuple(metric.tags)
     if metric.kind == Kind.HISTOGRAM:
-        return metrics.Histogram(metric.name, metric.meaning, list(metric.boundaries), keys)
+        return metrics.Histogram(metric.name, metric.help, list(metric.boundaries), keys)
     kind = metrics.Counter if metric.kind == Kind.COUNTER else metrics.Gauge
-    return kind(metric.name, metric.meaning, keys)
+    return kind(metric.name, metric.help, keys)

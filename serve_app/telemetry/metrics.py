@@ -1,8 +1,8 @@
-"""What operators are told: every metric that there is, and the seam through which it is told. No Ray here.
+"""Every metric of the service, and the `Meter` protocol through which code records them. Does not import Ray.
 
-Whoever measures is given a `Meter`; `meter.py` has the one that leads to Ray's metrics endpoint, where each name is
-prefixed with `ray_`. Tags are bounded: models of the config, words listed here, codes of `errors`. Never an adapter's
-name, never a tenant's.
+Code that measures something receives a `Meter`. `replicas/metrics_export.py` has the one that exports to Ray's metrics
+endpoint, where each name has the prefix `ray_`. Tags take few values: models of the config, the words listed here, and
+the codes in `errors`. Names of adapters and tenants are never tags.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ class Loop(StrEnum):
     """A loop that runs next to requests: see `concurrency.loops`."""
 
     CLAIMING = "claiming"  # claims images for this ingress
-    LEASE_RENEWAL = "lease_renewal"  # renews the leases of what this ingress has claimed
-    CLAIM_WATCH = "claim_watch"  # stops the edits whose claim is lost
-    REQUEST_WATCH = "request_watch"  # looks for changes of requests that clients wait for
-    BACKLOG_REPORT = "backlog_report"  # measures what waits
+    LEASE_RENEWAL = "lease_renewal"  # renews the leases of the images that this ingress has claimed
+    CLAIM_WATCH = "claim_watch"  # stops edits whose claim is lost
+    REQUEST_WATCH = "request_watch"  # looks for changes of requests that clients watch
+    BACKLOG_REPORT = "backlog_report"  # counts waiting images for the metrics
     WEBHOOKS = "webhooks"  # posts webhooks that are due
     SWEEPER = "sweeper"  # deletes old requests and files
-    WARM_LIST = "warm_list"  # writes down which adapters editors should load first
+    WARM_LIST = "warm_list"  # writes the list of adapters that editors load first
     KEEP_WARM = "keep_warm"  # keeps adapters of the warm list in an editor's memory
     CACHE_REPORT = "cache_report"  # measures an editor's adapter cache
 
@@ -36,40 +36,41 @@ class Kind(StrEnum):
 
 
 def codes(kind: type[ServiceError] = ServiceError) -> set[str]:
-    """The codes of an error and of all that descend from it."""
+    """The error codes of a class and of all its subclasses."""
     return {kind.code}.union(*map(codes, kind.__subclasses__()))
 
 
 CODES = tuple(sorted(codes()))
-# A tag whose values are not listed here: the models of the config, the stages of a result's timings.
+# Tags whose values are not listed here: the models of the config, and the stages of a result's timings.
 MODEL: dict[str, tuple[str, ...]] = {"model": ()}
 STAGE: dict[str, tuple[str, ...]] = {"stage": ()}
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`tags` has for each tag the values that it takes, empty where they are not listed here.
+    """A metric's declaration.
 
-    A histogram's `boundaries` are its buckets' upper ends.
+    `help` is its description for operators. `tags` maps each tag to the values that it can take; the tuple is empty if
+    the values are not known in advance. `boundaries` are the upper bounds of a histogram's buckets.
     """
 
     name: str
     kind: Kind
-    meaning: str
+    help: str
     tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     boundaries: tuple[float, ...] = ()
 
 
 class Meter(Protocol):
-    """Any thread may record."""
+    """Records values of metrics. It may be called from any thread."""
 
     def record(self, metric: Metric, value: float = 1.0, **tags: str) -> None:
-        """A counter grows by `value`, a gauge becomes it, a histogram takes it in. Every tag is given."""
+        """Add `value` to a counter or a histogram, or set a gauge to it. `tags` must give a value for each tag."""
         ...
 
 
 class NoMeter:
-    """Where nobody looks: engines and services outside of Ray."""
+    """A meter that discards everything, for engines and services that run without Ray."""
 
     def record(self, metric: Metric, value: float = 1.0, **tags: str) -> None:
         pass
@@ -77,75 +78,88 @@ class NoMeter:
 
 NO_METER = NoMeter()
 
-# What beside an error's code becomes of a POST, and of an attempt.
+# Outcomes of a POST. Others are error codes.
 ACCEPTED, REPEATED = "ACCEPTED", "REPEATED"
+# Outcomes of an attempt at an image. Others are error codes.
 MADE, FOUND, STOPPED, UNRECORDED = "made", "found", "stopped", "unrecorded"
-# What becomes of a post to a webhook.
+# Outcomes of a post to a webhook.
 DELIVERED, RETRIED, GIVEN_UP = "delivered", "retried", "given_up"
+# Outcomes of a sweep.
 FINISHED, FAILED = "finished", "failed"
-# A request for a model that the config does not serve.
+# The tag `model` of a request for a model that this service does not serve.
 NO_MODEL = "none"
 
 SUBMISSIONS = Metric(
     "edits_submissions_total",
     Kind.COUNTER,
-    "POSTs of requests: ACCEPTED, REPEATED (the same Idempotency-Key), or the code of the refusal",
+    "requests that were posted: ACCEPTED, REPEATED (the same Idempotency-Key), or the error code of the answer",
     MODEL | {"code": (ACCEPTED, REPEATED, *CODES)},
 )
 REQUESTS = Metric(
     "edits_requests_total",
     Kind.COUNTER,
-    "requests that ended",
+    "requests that have ended, by final status",
     MODEL | {"status": (Status.SUCCEEDED, Status.FAILED, Status.CANCELED)},
 )
 ATTEMPTS = Metric(
     "edits_attempts_total",
     Kind.COUNTER,
-    "attempts at an image: made, found (made for a dispatcher that was lost), stopped (its claim was lost or its "
-    "dispatcher left), unrecorded (store or storage away), or the code of the error",
+    "attempts at an image, by outcome: made, found (made earlier, for a dispatcher that died), stopped (the claim was "
+    "lost or the dispatcher shut down), unrecorded (job database or artifact storage unavailable), or the error code",
     MODEL | {"outcome": (MADE, FOUND, STOPPED, UNRECORDED, *CODES)},
 )
 LEASES_LOST = Metric(
-    "edits_leases_lost_total", Kind.COUNTER, "claims taken over from a dispatcher that was not heard of", MODEL
+    "edits_leases_lost_total", Kind.COUNTER, "claims taken over from a dispatcher that did not renew its lease", MODEL
 )
-WAITING = Metric("edits_waiting", Kind.GAUGE, "images that wait to be claimed", MODEL | {"priority": tuple(Priority)})
+WAITING = Metric(
+    "edits_waiting",
+    Kind.GAUGE,
+    "images that wait for a dispatcher to claim them",
+    MODEL | {"priority": tuple(Priority)},
+)
 WAITING_GPU_SECONDS = Metric(
-    "edits_waiting_gpu_seconds", Kind.GAUGE, "what the waiting images are predicted to take of an editor", MODEL
+    "edits_waiting_gpu_seconds", Kind.GAUGE, "predicted editor time of the waiting images", MODEL
 )
 OLDEST_WAITING = Metric(
-    "edits_oldest_waiting_seconds", Kind.GAUGE, "since when the oldest waiting image is there, 0 if none waits", MODEL
+    "edits_oldest_waiting_seconds", Kind.GAUGE, "age of the oldest waiting image; 0 if none waits", MODEL
 )
 CLAIMED = Metric("edits_claimed", Kind.GAUGE, "images that dispatchers have claimed", MODEL)
 EDITORS = Metric("edits_editors", Kind.GAUGE, "running editors", MODEL)
 STAGE_SECONDS = Metric(
     "edits_stage_seconds",
     Kind.HISTOGRAM,
-    "a finished image's stages: queue (from the POST to the first claim), and those of the result's timings",
+    "duration of the stages of finished images: queue (from the POST to the first claim), and the stages in `timings`",
     MODEL | STAGE,
-    # From a swap of weights on a GPU to a queue of an hour.
+    # From changing the weights on a GPU (10 ms) to an hour in the queue.
     (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0),
 )
-GPU_SECONDS = Metric("edits_gpu_seconds_total", Kind.COUNTER, "what finished edits took of a device", MODEL)
+GPU_SECONDS = Metric("edits_gpu_seconds_total", Kind.COUNTER, "device time of finished edits", MODEL)
 ADAPTER_EDITS = Metric(
     "edits_adapter_edits_total",
     Kind.COUNTER,
-    "edits with adapters, by whether all of them were in host memory when the edit came",
+    "edits with adapters; warm: whether all of the edit's adapters were in host memory when it arrived",
     MODEL | {"warm": ("true", "false")},
 )
-SWAPS = Metric("edits_swaps_total", Kind.COUNTER, "edits before which weights had to be set anew", MODEL)
-SWAP_SECONDS = Metric("edits_swap_seconds_total", Kind.COUNTER, "what setting them took", MODEL)
-CACHE_BYTES = Metric("edits_adapter_cache_bytes", Kind.GAUGE, "adapters in the host memory of an editor", MODEL)
-EVICTIONS = Metric("edits_adapter_evictions_total", Kind.COUNTER, "adapters given up for want of room there", MODEL)
-COMPILATIONS = Metric("edits_compilations_total", Kind.COUNTER, "graphs that torch.compile made during an edit", MODEL)
-WEBHOOKS = Metric(
-    "edits_webhooks_total", Kind.COUNTER, "posts to webhooks", {"outcome": (DELIVERED, RETRIED, GIVEN_UP)}
+SWAPS = Metric("edits_swaps_total", Kind.COUNTER, "edits before which adapters in the weights were changed", MODEL)
+SWAP_SECONDS = Metric("edits_swap_seconds_total", Kind.COUNTER, "time spent changing adapters in the weights", MODEL)
+CACHE_BYTES = Metric("edits_adapter_cache_bytes", Kind.GAUGE, "size of the adapters in an editor's host memory", MODEL)
+EVICTIONS = Metric("edits_adapter_evictions_total", Kind.COUNTER, "adapters evicted from host memory", MODEL)
+COMPILATIONS = Metric(
+    "edits_compilations_total", Kind.COUNTER, "graphs that torch.compile compiled during edits", MODEL
 )
-SWEEPS = Metric("edits_sweeps_total", Kind.COUNTER, "sweeps of old requests", {"outcome": (FINISHED, FAILED)})
-SWEPT = Metric("edits_swept_total", Kind.COUNTER, "what sweeps removed", {"what": ("requests", "files")})
+WEBHOOKS = Metric(
+    "edits_webhooks_total", Kind.COUNTER, "posts to webhooks, by outcome", {"outcome": (DELIVERED, RETRIED, GIVEN_UP)}
+)
+SWEEPS = Metric(
+    "edits_sweeps_total", Kind.COUNTER, "sweeps of old requests and files, by outcome", {"outcome": (FINISHED, FAILED)}
+)
+SWEPT = Metric(
+    "edits_swept_total", Kind.COUNTER, "requests and files that sweeps deleted", {"what": ("requests", "files")}
+)
 LOOP_FAILURES = Metric(
     "edits_loop_failures_total",
     Kind.COUNTER,
-    "failed rounds of the loops that run next to requests; repeated: the round before it failed too",
+    "failed rounds of the loops that run next to requests; repeated: whether the previous round failed too",
     {"loop": tuple(Loop), "repeated": ("false", "true")},
 )
 

@@ -1,9 +1,9 @@
-"""Which request is being worked on: spans of OpenTelemetry, and the ids in every log line. No Ray here.
+"""OpenTelemetry spans, and the ids of request and trace in every log line. Does not import Ray.
 
-A request is one trace, from the POST (or from where its client's `traceparent` began) to the last image. What
-crosses to another process is the W3C `traceparent` of the span there is; it is stored with the request, so that the
-trace goes on whoever takes the request up. Without an exporter spans cost next to nothing and a client's trace id still
-gets into the logs.
+A request is one trace, from the POST (or from the start of the client's own trace) to its last image. Processes hand
+over the W3C `traceparent` of the current span. It is also stored with the request, so that a dispatcher that takes over
+the request continues the trace. Without an exporter spans cost next to nothing, and the client's trace id still appears
+in the logs.
 """
 
 import logging
@@ -23,8 +23,8 @@ from serve_app.config import wants_spans
 logger = logging.getLogger(__name__)
 
 TRACEPARENT = "traceparent"
-# A UUID in hex behind the route of a request.
-_OF_REQUEST = re.compile("/v1/requests/([0-9a-f]{32})")
+# The path of a request: its id is a UUID in hex.
+_REQUEST_PATH = re.compile("/v1/requests/([0-9a-f]{32})")
 
 _tracer = trace.get_tracer("serve_app")
 _propagator = TraceContextTextMapPropagator()
@@ -32,14 +32,17 @@ _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
 def export_spans(role: str) -> None:
-    """Have this process' spans sent by OTLP over HTTP, where the standard OTEL_* variables say; nowhere without."""
+    """Send this process' spans by OTLP over HTTP, as the standard OTEL_* variables say. Without them, do nothing.
+
+    `role` is the attribute `edits.role` of the spans.
+    """
     if not wants_spans():
         return
     try:
-        # The extra `otel`: only who exports needs it.
+        # Part of the extra `otel`, which is only needed to export spans.
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError:
-        logger.warning("OTEL_* variables ask for spans, but `serve-app[otel]` is not installed: there are none")
+        logger.warning("OTEL_* variables ask for spans, but `serve-app[otel]` is not installed: no spans are sent")
         return
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -52,8 +55,11 @@ def export_spans(role: str) -> None:
 
 
 @contextmanager
-def about(request_id: str | None, traceparent: str | None = None) -> Iterator[None]:
-    """Everything in here is for this request: log lines say so, and spans belong to its trace."""
+def for_request(request_id: str | None, traceparent: str | None = None) -> Iterator[None]:
+    """While the block runs, log lines carry this request's id and spans belong to its trace.
+
+    None leaves the current id or the current trace as it is.
+    """
     token = _request_id.set(request_id or _request_id.get())
     continued = _propagator.extract({TRACEPARENT: traceparent}) if traceparent else context.get_current()
     attached = context.attach(continued)
@@ -65,10 +71,11 @@ def about(request_id: str | None, traceparent: str | None = None) -> Iterator[No
 
 
 @contextmanager
-def about_http(path: str, headers: Mapping[str, str]) -> Iterator[None]:
-    """The same for an HTTP request: its path may name a request of ours, its headers a trace of the client's."""
-    found = _OF_REQUEST.search(path)
-    with about(found and found.group(1), headers.get(TRACEPARENT)):
+def for_http_request(path: str, headers: Mapping[str, str]) -> Iterator[None]:
+    """`for_request` with the id in the path of an HTTP request and the trace in its headers, if there are any."""
+    match = _REQUEST_PATH.search(path)
+    request_id = match.group(1) if match else None
+    with for_request(request_id, headers.get(TRACEPARENT)):
         yield
 
 
@@ -76,14 +83,14 @@ def about_http(path: str, headers: Mapping[str, str]) -> Iterator[None]:
 def span(
     name: str, kind: SpanKind = SpanKind.INTERNAL, link: SpanContext | None = None, **facts: Any
 ) -> Iterator[Span]:
-    """A span around what happens in here. An error that leaves it is noted in it."""
+    """A span around the block. An exception that leaves the block is recorded in the span. `facts` are attributes."""
     links = [Link(link)] if link else []
     with _tracer.start_as_current_span(name, kind=kind, links=links, attributes=_attributes(facts)) as current:
         yield current
 
 
-def waited(name: str, seconds: float, **facts: Any) -> SpanContext:
-    """A span for what ends now and began so long ago, whoever waited."""
+def record_wait(name: str, seconds: float, **facts: Any) -> SpanContext:
+    """Record a span that ends now and began `seconds` ago. Returns its context, for links from other spans."""
     now = time.time_ns()
     past = _tracer.start_span(name, start_time=now - int(seconds * 1e9), attributes=_attributes(facts))
     past.end(now)
@@ -94,22 +101,22 @@ def _attributes(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {f"edits.{key}": value for key, value in facts.items()} | {"edits.request_id": _request_id.get() or ""}
 
 
-def failed(current: Span, code: str) -> None:
-    """Note that what the span is around did not succeed."""
+def mark_failed(current: Span, code: str) -> None:
+    """Mark a span as failed, with an error code."""
     current.set_status(StatusCode.ERROR, code)
 
 
 def traceparent() -> str | None:
-    """The span that this is in, for another process to go on from. None outside of any trace."""
+    """The current span as a W3C `traceparent`, for another process to continue. None outside of any trace."""
     carrier: dict[str, str] = {}
     _propagator.inject(carrier)
     return carrier.get(TRACEPARENT)
 
 
-def name_requests_in_logs() -> None:
-    """Have each log record of this process carry `edit_request_id` and `trace_id`, where there are such.
+def add_ids_to_logs() -> None:
+    """Add `edit_request_id` and `trace_id` to each log record of this process, if they are known.
 
-    Serve's JSON lines have whatever a record carries. Its own `request_id` is of one HTTP request or one call.
+    Serve writes all attributes of a record to its JSON lines. Its own `request_id` names one HTTP request or one call.
     """
     plain = logging.getLogRecordFactory()
 

@@ -49,10 +49,10 @@ class Attempts:
         """Attempt one claimed image, in a span of its request's trace. `clock` measures its seconds on the device."""
         task, model = claim.task, claim.task.plan.model
         facts: dict[str, Any] = {"image": task.index, "model": model, "generation": claim.generation}
-        with tracing.about(task.request_id, task.traceparent):
+        with tracing.for_request(task.request_id, task.traceparent):
             queue = None
             if claim.generation == 1:
-                queue = tracing.waited("queue", claim.waited_s, **facts)
+                queue = tracing.record_wait("queue", claim.waited_s, **facts)
                 self._meter.record(STAGE_SECONDS, claim.waited_s, model=model, stage="queue")
             if claim.was_lost:
                 self._meter.record(LEASES_LOST, model=model)
@@ -62,7 +62,7 @@ class Attempts:
                     outcome = await self._attempt(claim, clock)
                 finally:
                     if outcome not in (MADE, FOUND):
-                        tracing.failed(span, outcome)
+                        tracing.mark_failed(span, outcome)
                     self._meter.record(ATTEMPTS, model=model, outcome=outcome)
                     logger.info("image %s of %s: %s", task.index, task.request_id, outcome)
 

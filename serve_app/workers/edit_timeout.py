@@ -4,7 +4,7 @@ import time
 
 from serve_app.config import JobsConfig
 from serve_app.errors import EditorLost, EditorUnavailable
-from serve_app.tasks import Alive, Stage, StepDone
+from serve_app.tasks import Heartbeat, Stage, StepDone
 
 
 class EditTimeout:
@@ -22,7 +22,7 @@ class EditTimeout:
     def ends_at(self) -> float:
         return self._silent_at if self._stalled_at is None else min(self._silent_at, self._stalled_at)
 
-    def extend(self, event: Alive | StepDone, now: float) -> None:
+    def extend(self, event: Heartbeat | StepDone, now: float) -> None:
         """Take note of an event that the editor sent: it moves the end."""
         self._has_event = True
         self._silent_at = now + self._config.silence_s

@@ -11,7 +11,7 @@ from serve_app.config import JobsConfig
 from serve_app.errors import EditorLost, EditorUnavailable, StoreUnavailable
 from serve_app.jobs.queue import Queue
 from serve_app.jobs.records import Claim
-from serve_app.tasks import Alive, EditDone, EditEvent, EditTask, ImageStage, Stage, Status, StepDone
+from serve_app.tasks import EditDone, EditEvent, EditTask, Heartbeat, ImageStage, Stage, Status, StepDone
 from serve_app.telemetry import tracing
 from serve_app.workers.edit_timeout import EditClock, EditTimeout
 
@@ -89,7 +89,7 @@ class Progress:
         self._stage = Stage.PREPARING
         self._recorded_at = float("-inf")
 
-    async def record(self, event: Alive | StepDone, now: float) -> None:
+    async def record(self, event: Heartbeat | StepDone, now: float) -> None:
         """Record an event if it is a new stage, the first or last step, or the last record is old enough."""
         if isinstance(event, StepDone):
             if event.step in (0, event.steps) or now - self._recorded_at >= PROGRESS_S:

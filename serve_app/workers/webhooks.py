@@ -138,7 +138,7 @@ class Deliverer:
         return bool(deliveries)
 
     async def _deliver(self, delivery: Delivery) -> None:
-        with tracing.about(delivery.request_id, delivery.traceparent), tracing.span("webhook", SpanKind.CLIENT):
+        with tracing.for_request(delivery.request_id, delivery.traceparent), tracing.span("webhook", SpanKind.CLIENT):
             try:
                 self._meter.record(WEBHOOKS, outcome=await self._outcome(delivery))
             except Exception:

@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.replicas.edit_progress import ALIVE_S
 from serve_app.replicas.editor_client import EditorHandles
-from serve_app.tasks import Alive, EditDone, EditTask, Stage, StepDone
+from serve_app.tasks import EditDone, EditTask, Heartbeat, Stage, StepDone
 from tests.service.standin import STEP_S, NotingEngine, as_checkpoint
 
 STEPS = 20
@@ -165,11 +165,11 @@ async def test_editor_says_that_an_edit_waits_and_goes_on_saying_that_it_is_ther
     first = asyncio.create_task(said("first", int(seconds / STEP_S)))
     await asyncio.sleep(seconds / 10)
     second = await said("second", 1)
-    assert (await first)[:2] == [Alive(Stage.PREPARING), Alive(Stage.RUNNING)]
-    waiting, running = Alive(Stage.WAITING), Alive(Stage.RUNNING)
+    assert (await first)[:2] == [Heartbeat(Stage.PREPARING), Heartbeat(Stage.RUNNING)]
+    waiting, running = Heartbeat(Stage.WAITING), Heartbeat(Stage.RUNNING)
     # Again while it waits, and otherwise once the device is its own.
-    waited = [waiting, waiting, running, StepDone(0, 1), StepDone(1, 1), Alive(Stage.STORING)]
-    assert second == [Alive(Stage.PREPARING), *waited]
+    waited = [waiting, waiting, running, StepDone(0, 1), StepDone(1, 1), Heartbeat(Stage.STORING)]
+    assert second == [Heartbeat(Stage.PREPARING), *waited]
 
 
 def test_killed_editor_costs_a_retry(timed, notes, body):

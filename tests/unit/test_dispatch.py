@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from serve_app.errors import EditorLost, EditorUnavailable, LoraChanged, StorageFailed
-from serve_app.tasks import Alive, Stage, Status, StepDone
+from serve_app.tasks import Heartbeat, Stage, Status, StepDone
 from serve_app.workers.editing import CLAIMS_WITHOUT_ATTEMPT
 from tests.unit.bench import run_scripted
 from tests.unit.test_jobs import MODEL, PLAN, claim, is_stored, new
@@ -95,20 +95,20 @@ SILENCE = 30.0
 
 
 async def test_editor_that_is_not_heard_of_costs_a_retry(bench):
-    record = await run_scripted(bench, [Alive(Stage.PREPARING), StepDone(0, 8), SILENCE], silence_s=0.3)
+    record = await run_scripted(bench, [Heartbeat(Stage.PREPARING), StepDone(0, 8), SILENCE], silence_s=0.3)
     assert record.status == Status.SUCCEEDED
     assert record.images[0].reasons == ("the editor sent nothing for 0.3 s",)
 
 
 async def test_editor_that_says_it_is_there_is_waited_for(bench):
-    begun = [StepDone(0, 8), *[0.1, Alive(Stage.RUNNING)] * 15, StepDone(1, 8), EditorLost("gone")]
-    record = await run_scripted(bench, [Alive(Stage.PREPARING), *begun], silence_s=1)
+    begun = [StepDone(0, 8), *[0.1, Heartbeat(Stage.RUNNING)] * 15, StepDone(1, 8), EditorLost("gone")]
+    record = await run_scripted(bench, [Heartbeat(Stage.PREPARING), *begun], silence_s=1)
     assert record.images[0].reasons == ("gone",)
 
 
 async def test_image_that_waits_for_storage_is_not_taken_for_one_that_makes_no_step(bench):
-    storing = [StepDone(8, 8), Alive(Stage.STORING), *[0.1, Alive(Stage.STORING)] * 6, EditorLost("gone")]
-    record = await run_scripted(bench, [Alive(Stage.PREPARING), StepDone(0, 8), *storing], stall_s=0.3)
+    storing = [StepDone(8, 8), Heartbeat(Stage.STORING), *[0.1, Heartbeat(Stage.STORING)] * 6, EditorLost("gone")]
+    record = await run_scripted(bench, [Heartbeat(Stage.PREPARING), StepDone(0, 8), *storing], stall_s=0.3)
     assert record.images[0].reasons == ("gone",)
 
 
@@ -118,14 +118,14 @@ async def test_edit_that_no_editor_says_it_has_is_asked_for_anew_and_loses_no_at
 
 
 async def test_image_that_only_waited_on_a_lost_editor_loses_no_attempt(bench):
-    lost = [Alive(Stage.PREPARING), Alive(Stage.WAITING), EditorLost("gone")]
-    silent = [Alive(Stage.PREPARING), Alive(Stage.WAITING), SILENCE]
+    lost = [Heartbeat(Stage.PREPARING), Heartbeat(Stage.WAITING), EditorLost("gone")]
+    silent = [Heartbeat(Stage.PREPARING), Heartbeat(Stage.WAITING), SILENCE]
     record = await run_scripted(bench, *[lost, silent] * bench.jobs.max_attempts, silence_s=0.2)
     assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
 
 
 async def test_image_whose_control_image_cannot_be_read_now_loses_no_attempt(bench):
-    away = [Alive(Stage.PREPARING), StorageFailed("away")]
+    away = [Heartbeat(Stage.PREPARING), StorageFailed("away")]
     record = await run_scripted(bench, *[away] * (bench.jobs.max_attempts + 1))
     assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
 
@@ -133,14 +133,14 @@ async def test_image_whose_control_image_cannot_be_read_now_loses_no_attempt(ben
 async def test_image_that_was_being_prepared_on_a_lost_editor_loses_an_attempt(bench):
     record = await run_scripted(
         bench,
-        [Alive(Stage.PREPARING), EditorLost("gone")],
-        [Alive(Stage.WAITING), Alive(Stage.RUNNING), EditorLost("gone")],
+        [Heartbeat(Stage.PREPARING), EditorLost("gone")],
+        [Heartbeat(Stage.WAITING), Heartbeat(Stage.RUNNING), EditorLost("gone")],
     )
     assert record.images[0].reasons == ("gone", "gone")
 
 
 async def test_image_that_seems_to_kill_editors_while_it_waits_is_given_up(bench):
-    lost = [Alive(Stage.PREPARING), Alive(Stage.WAITING), EditorLost("gone")]
+    lost = [Heartbeat(Stage.PREPARING), Heartbeat(Stage.WAITING), EditorLost("gone")]
     record = await run_scripted(bench, *[lost] * (CLAIMS_WITHOUT_ATTEMPT + bench.jobs.max_attempts))
     assert record.error == "prompt 0: given up after 3 attempts (1: gone; 2: gone; 3: gone)"
 

@@ -4,7 +4,7 @@ import pytest
 
 from serve_app.intake.answers import status_of
 from serve_app.jobs.store import JobStore
-from serve_app.tasks import Alive, EditDone, ImageStage, Stage, StepDone
+from serve_app.tasks import EditDone, Heartbeat, ImageStage, Stage, StepDone
 from tests.unit.bench import Bench, ScriptedEditors
 from tests.unit.conftest import ON_BOTH_DATABASES
 from tests.unit.test_jobs import PLAN, claim, is_stored, new
@@ -80,8 +80,8 @@ async def test_stages_follow_each_other(bench):
                 seen.append(((await bench.store.requests.state(task.request_id)).stage, type(event)))
 
     steps = PLAN.steps
-    script = [Alive(Stage.PREPARING), Alive(Stage.WAITING), Alive(Stage.RUNNING), StepDone(0, steps)]
-    script += [StepDone(step, steps) for step in range(1, steps + 1)] + [Alive(Stage.STORING)]
+    script = [Heartbeat(Stage.PREPARING), Heartbeat(Stage.WAITING), Heartbeat(Stage.RUNNING), StepDone(0, steps)]
+    script += [StepDone(step, steps) for step in range(1, steps + 1)] + [Heartbeat(Stage.STORING)]
     editors = RecordingEditors(bench.editors, [script])
     record = await bench.store.requests.create(new(), is_stored)
     assert await stage_of(bench, record.id) is None

@@ -233,7 +233,7 @@ def lines() -> Iterator[io.StringIO]:
     handler.setFormatter(AsJson())
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    tracing.name_requests_in_logs()
+    tracing.add_ids_to_logs()
     yield stream
     logging.setLogRecordFactory(plain)
     logger.setLevel(level)
@@ -250,7 +250,7 @@ def test_log_lines_of_a_request_have_its_ids(told, make_body, lines):
 
 async def test_works_that_go_on_at_once_keep_their_ids_apart():
     async def work(number: int) -> tuple[str | None, int]:
-        with tracing.about(f"{number:032x}", f"00-{number:032x}-{PARENT}-01"):
+        with tracing.for_request(f"{number:032x}", f"00-{number:032x}-{PARENT}-01"):
             await asyncio.sleep(0)
             seen = await asyncio.to_thread(tracing.traceparent)
             return seen, trace.get_current_span().get_span_context().trace_id
