@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 MODEL ?= qwen_image_edit
 BIN := $(VENV)/bin
-# Unit tests mostly wait, so there are more processes than cores. A file's tests stay in one process.
+# Processes that run tests: one has all that start a Ray, which mostly wait. tests/conftest.py hands out the tests.
 WORKERS ?= 3
 
 # Ray phones home unless told not to.
@@ -35,8 +35,7 @@ serve: $(VENV)/.installed
 	$(BIN)/edits-server run serve_config.yaml
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile tests/unit tests/cluster
-	$(BIN)/python -m pytest tests/engine tests/service tests/commands
+	$(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m tools.build_docs

@@ -6,11 +6,12 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from serve_app.commands.main import app
 from serve_app.tasks import EditPlan
@@ -20,20 +21,42 @@ if TYPE_CHECKING:
     from serve_app.engine.torch_engine import TorchEngine
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# No processes that compile next to the one of the test: each of them imports torch first.
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent
 # Random weights that fit the miniature of random weights, `my_lora_job/my_lora.safetensors`.
 LORAS = ROOT / "tests/loras"
 
-# The number of threads decides the last bits: the goldens were made with two.
-THREADS = 2
+# Of torch, in each process. What is computed here is small, and a run has several processes. The number decides the
+# last bits, so that both sides of a comparison have the same.
+THREADS = 1
 # Room for two of the tests' adapters, not for three.
 ADAPTER_CACHE_BYTES = 60_000
+
+
+# In the order in which they are run: what takes longest is first, so that the processes of a run finish together.
+FOLDERS = ("service", "commands", "engine", "cluster", "unit")
+# These tests start a Ray, whose processes fill the machine: they run one after the other.
+WITH_RAY = ("tests/service/", "tests/commands/test_run.py")
+
+
+class Scheduling(LoadScopeScheduling):
+    """Hands out tests to the processes of a run: a file's tests stay together, and so do all that start a Ray."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "with Ray" if nodeid.startswith(WITH_RAY) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(Path(item.path).parent.name)
+    items.sort(key=lambda item: FOLDERS.index(Path(item.path).parent.name))
 
 
 def pytest_configure(config: pytest.Config) -> None:

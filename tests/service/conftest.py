@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from ray.serve.schema import ApplicationStatusOverview, ServeDeploySchema
 
 from serve_app.app import build_application
 from serve_app.config import MINIATURE_RANDOM, AppConfig
+from serve_app.models.registry import MODELS
 from serve_app.replicas.editor import EngineFactory, load_engine
 from serve_app.tasks import Status
-from tests.conftest import LORAS
+from tests.conftest import LORAS, THREADS
 
 LOGICAL_CPUS = 16
 
@@ -116,21 +118,24 @@ def cluster() -> Iterator[int]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="module")
-def deploy(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Deployed]]:
-    """Deploy an application for this module: `deploy("name", models=[...])`, with args as in serve_config.yaml."""
+Deploy = Callable[..., Deployed]
+
+
+@contextmanager
+def deploying(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploy]:
+    """Deploy applications for as long as the block lasts: `deploy("name", models=[...])`, as in serve_config.yaml."""
     deployed = []
 
     def deploy(name: str, load: EngineFactory = load_engine, **args: object) -> Deployed:
         folder = tmp_path_factory.mktemp(name)
         defaults = {
-            "models": [{"checkpoint": MINIATURE_RANDOM, "threads": 2, "device": "cpu"}],
+            "models": [{"checkpoint": MINIATURE_RANDOM, "threads": THREADS, "device": "cpu"}],
             "lora_root": str(LORAS),
             "artifacts_url": "artifacts",
             "jobs": {"lease_s": 3},
         }
         config = AppConfig.model_validate(defaults | args).resolved(folder)
-        client = httpx.Client(base_url=f"http://127.0.0.1:{cluster}/{name}", timeout=30)
+        client = httpx.Client(base_url=f"http://127.0.0.1:{port}/{name}", timeout=30)
         deployed.append(Deployed(name, client, folder, config, load))
         deployed[-1].start()
         return deployed[-1]
@@ -143,9 +148,23 @@ def deploy(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 
 
 @pytest.fixture(scope="module")
-def miniature(deploy) -> Deployed:
-    """The miniature of random weights."""
-    return deploy("miniature")
+def deploy(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploy]:
+    """Deploy an application for this module."""
+    with deploying(cluster, tmp_path_factory) as deploy:
+        yield deploy
+
+
+@pytest.fixture(scope="session")
+def family(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    """The miniature of random weights of every model, for all tests that need a real engine as it is shipped."""
+    models = [{"id": model, "checkpoint": MINIATURE_RANDOM, "threads": THREADS, "device": "cpu"} for model in MODELS]
+    with deploying(cluster, tmp_path_factory) as deploy:
+        yield deploy("family", models=models, require_lora=False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the shared application are the last, so that nothing else runs next to it."""
+    items.sort(key=lambda item: "family" in getattr(item, "fixturenames", ()))
 
 
 def declare(application: dict, seconds: float = 60) -> ApplicationStatusOverview:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from serve_app.config import MINIATURE_RANDOM
-from tests.conftest import LORAS
+from tests.conftest import LORAS, THREADS
 from tests.loraserver import lora_server
 from tests.service.conftest import pixels
 
@@ -25,7 +25,7 @@ def application(deploy, tmp_path_factory):
     """One editor, so that it is the same replica that fails and goes on."""
     model = {
         "checkpoint": MINIATURE_RANDOM,
-        "threads": 2,
+        "threads": THREADS,
         "device": "cpu",
         "adapter_disk_folder": str(tmp_path_factory.mktemp("disk")),
     }

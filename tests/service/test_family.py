@@ -10,7 +10,6 @@ import PIL.Image
 import pytest
 import torch
 
-from serve_app.config import MINIATURE_RANDOM
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import checkpoint, miniature
 from serve_app.replicas.edit_storage import OF_ONE_RUN
@@ -22,12 +21,6 @@ SAMPLE = "my_lora_job/my_lora.safetensors"
 LORA = LORAS / SAMPLE
 IMAGES = [noise_image(*size, seed=seed) for seed, size in enumerate(((120, 80), (64, 100), (80, 80)))]
 EDIT = {"width": 128, "height": 96, "sample_steps": 2, "guidance_scale": 3.0, "seed": 5, "neg": "blurry"}
-
-
-@pytest.fixture(scope="module")
-def family(deploy):
-    models = [{"id": model, "checkpoint": MINIATURE_RANDOM, "threads": THREADS, "device": "cpu"} for model in MODELS]
-    return deploy("family", models=models, require_lora=False)
 
 
 @pytest.fixture(scope="module")

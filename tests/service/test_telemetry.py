@@ -21,7 +21,7 @@ from serve_app.config import MINIATURE_RANDOM, AppConfig
 from serve_app.replicas.editor import load_engine
 from serve_app.telemetry.metrics import METRICS, Kind
 from tests.cluster.test_monitoring import RAYS
-from tests.conftest import LORAS
+from tests.conftest import LORAS, THREADS
 from tests.service.conftest import Deployed, declare
 
 NAME = "told"
@@ -86,7 +86,7 @@ def told(cluster: int, tmp_path_factory: pytest.TempPathFactory, make_body: Any)
     args = {
         "lora_root": str(LORAS),
         "artifacts_url": f"{folder}/artifacts",
-        "models": [{"checkpoint": MINIATURE_RANDOM, "threads": 2, "device": "cpu"}],
+        "models": [{"checkpoint": MINIATURE_RANDOM, "threads": THREADS, "device": "cpu"}],
         "jobs": {"database_url": f"sqlite+aiosqlite:///{folder}/jobs.sqlite3"},
         "webhooks": {"secret": "${WEBHOOK_SECRET}", "allow_private_addresses": True},
     }

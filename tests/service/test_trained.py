@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests.conftest import ROOT, as_base64
+from tests.conftest import ROOT, THREADS, as_base64
 from tests.service.conftest import pixels
 from tools.miniature.edits import STYLES
 from tools.miniature.evaluation import as_tensor, at_size
@@ -15,7 +15,7 @@ POSTER = next(style for style in STYLES if style.name == "poster")
 
 @pytest.fixture(scope="module")
 def trained(deploy):
-    return deploy("trained", models=[{"threads": 2, "device": "cpu"}], lora_root=str(ROOT / "samples/loras"))
+    return deploy("trained", models=[{"threads": THREADS, "device": "cpu"}], lora_root=str(ROOT / "samples/loras"))
 
 
 def edited(trained, prompt: str, multiplier: float) -> np.ndarray:
