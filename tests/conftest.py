@@ -48,6 +48,7 @@ class Scheduling(LoadScopeScheduling):
         return "with Ray" if nodeid.startswith(WITH_RAY) else nodeid.partition("::")[0]
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
     config.option.loadscopereorder = False
     return Scheduling(config, log)
