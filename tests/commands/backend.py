@@ -13,8 +13,11 @@ class Answers(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     deployed = True
+    # Paths of all requests so far.
+    asked: set[str]
 
     def do_GET(self) -> None:
+        self.asked.add(self.path)
         if not self.deployed:
             self._answer(404, "text/plain; charset=utf-8", "Path not found. Ping http://.../-/routes")
         elif self.path.startswith("/plain/"):
@@ -69,7 +72,7 @@ class Backend(ThreadingHTTPServer):
 @contextmanager
 def backend(port: int = 0) -> Iterator[tuple[int, type[Answers]]]:
     """Its port, and the class whose `deployed` says whether there is a route."""
-    answers = type("TheseAnswers", (Answers,), {})
+    answers = type("TheseAnswers", (Answers,), {"asked": set()})
     with Backend(("127.0.0.1", port), answers) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()

@@ -258,13 +258,19 @@ def test_close_lets_a_request_in_progress_finish_and_cut_does_not():
 
 def test_haproxy_that_died_is_started_again():
     with running() as front:
-        [haproxy] = [
-            child for child in psutil.Process().children() if child.net_connections() and _listens(child, front.port)
-        ]
+        [haproxy] = haproxies(front.port)
         haproxy.kill()
         haproxy.wait()
+        with pytest.raises(httpx.ReadTimeout):
+            front.client.get("/echo", timeout=0.5)
         front.front.keep_running()
         until(lambda: front.client.get("/echo").status_code == 200)
+        [another] = haproxies(front.port)
+        assert another.pid != haproxy.pid
+
+
+def haproxies(port: int) -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if child.net_connections() and _listens(child, port)]
 
 
 def _listens(process: psutil.Process, port: int) -> bool:
@@ -285,6 +291,9 @@ def test_named_origins_may_read_and_no_other():
 def test_health_below_a_prefix():
     with running(base_path="/edits") as front:
         until(lambda: front.client.get("/edits/echo").status_code == 200)
+        # HAProxy lets requests pass once the application's health is good, which it asks for below the prefix.
+        assert front.answers.asked >= {"/edits/health"}
+        assert "/health" not in front.answers.asked
 
 
 def test_quoted_words_are_one_word():

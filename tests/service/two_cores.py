@@ -37,14 +37,17 @@ def deploy(folder: Path, deployments: list[dict]) -> None:
 
 def ready_after(url: str) -> float:
     began = time.monotonic()
+    seen: object = None
     while time.monotonic() < began + LONGEST_S:
         try:
-            if httpx.get(f"{url}/ready", timeout=5).status_code == 200:
+            seen = httpx.get(f"{url}/ready", timeout=5)
+            if seen.status_code == 200:
                 return time.monotonic() - began
-        except httpx.TransportError:
-            pass
+        except httpx.TransportError as error:
+            # The proxy does not listen yet.
+            seen = error
         time.sleep(0.2)
-    raise TimeoutError(serve.status())
+    raise TimeoutError(seen, serve.status())
 
 
 def running_editors() -> int:
