@@ -3,8 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 MODEL ?= qwen_image_edit
 BIN := $(VENV)/bin
-# Processes that run tests: one has all that start a Ray, which mostly wait. tests/conftest.py hands out the tests.
-WORKERS ?= 3
+# Processes that run tests. Many tests wait, so there are more than cores. tests/conftest.py hands out the tests.
+WORKERS ?= 4
 
 # Ray phones home unless told not to.
 export RAY_USAGE_STATS_ENABLED = 0

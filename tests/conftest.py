@@ -37,15 +37,19 @@ ADAPTER_CACHE_BYTES = 60_000
 
 # In the order in which they are run: what takes longest is first, so that the processes of a run finish together.
 FOLDERS = ("service", "commands", "engine", "cluster", "unit")
-# These tests start a Ray, whose processes fill the machine: they run one after the other.
-WITH_RAY = ("tests/service/", "tests/commands/test_run.py")
+# The tests of `service` share a Ray. These start another one each, and stay together too.
+WITH_OWN_RAY = ("tests/service/test_two_cores.py", "tests/commands/test_run.py")
 
 
 class Scheduling(LoadScopeScheduling):
-    """Hands out tests to the processes of a run: a file's tests stay together, and so do all that start a Ray."""
+    """Hands out tests to the processes of a run: those of a file together, and those of a Ray."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "with Ray" if nodeid.startswith(WITH_RAY) else nodeid.partition("::")[0]
+        if nodeid.startswith(WITH_OWN_RAY):
+            return "a Ray of its own"
+        if nodeid.startswith("tests/service/"):
+            return "the shared Ray"
+        return nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
