@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from serve_app.engine.torch_engine import TorchEngine
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Ray gives its processes a niceness of 15: next to other tests they would get no turn.
+os.environ["RAY_worker_niceness"] = "0"
 # No processes that compile next to the one of the test: each of them imports torch first.
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
