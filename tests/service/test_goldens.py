@@ -14,7 +14,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from tests.conftest import as_base64
+from tests.conftest import THREADS, as_base64
 from tests.engine.conftest import GOLDENS
 from tests.engine.oracle import ORACLES
 from tests.service.conftest import pixels
@@ -23,9 +23,6 @@ NEEDED = GOLDENS.is_dir() or bool(os.environ.get("CI"))
 pytestmark = pytest.mark.skipif(not NEEDED, reason=f"the goldens are not in {GOLDENS}")
 CASES = json.loads((GOLDENS / "cases.json").read_text()) if NEEDED else []
 CHECKPOINTS = {"qwen_image_edit": "checkpoint", "qwen_image_edit_plus": "checkpoint-plus"}
-
-# As many as the goldens were made with, for the number decides the last bits.
-THREADS = 2
 
 # Measured here, the oracles themselves: 25..42 of 0.55..0.86 million values, one grey level each.
 CPU_ROUNDING_SHARE = 1e-4
@@ -48,10 +45,8 @@ def pipeline_of():
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
-    yield pipeline_of
-    torch.set_num_threads(threads)
+    return pipeline_of
 
 
 def controls(case: dict) -> list[bytes]:
