@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Ray gives its processes a niceness of 15: next to other tests they would get no turn.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - so is its name
 # No processes that compile next to the one of the test: each of them imports torch first.
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
