@@ -19,7 +19,7 @@ from serve_app.errors import FilesGone, describe
 from serve_app.intake.admission import Admission, Admitted, gather_all
 from serve_app.intake.keys import Caller
 from serve_app.intake.plan import PlannedEdit
-from serve_app.jobs.records import NewImage, NewRequest, RequestRecord, Webhook
+from serve_app.jobs.records import NewImage, NewRequest, RequestRecord, WebhookTarget
 from serve_app.jobs.store import JobStore
 from serve_app.schemas.answers import Explanation
 from serve_app.schemas.requests import InferenceRequest, Tolerant
@@ -219,11 +219,11 @@ class Submissions:
         return float(self._admission.effective(admitted, edit)["transformer_flops_estimated"])
 
 
-def webhook_of(request: InferenceRequest, base_url: str) -> Webhook | None:
+def webhook_of(request: InferenceRequest, base_url: str) -> WebhookTarget | None:
     """The webhook that a request asks for."""
     if request.webhook_url is None:
         return None
-    return Webhook(request.webhook_url, tuple(request.webhook_events), base_url)
+    return WebhookTarget(request.webhook_url, tuple(request.webhook_events), base_url)
 
 
 def notes_of(admitted: Admitted) -> dict[str, Any]:

@@ -13,7 +13,7 @@ MAX_PATH = 500
 
 
 def json_bytes(value: Any) -> int:
-    """The length of a value as JSON (bytes), as the database stores it."""
+    """The size of a value (bytes) as the JSON that the database stores."""
     return len(json.dumps(value))
 
 
@@ -32,7 +32,7 @@ def request_row(new: NewRequest, now: float) -> dict[str, Any]:
         "gpu_seconds": 0.0,
         "idempotency_key": new.idempotency_key,
         "body_sha256": new.body_sha256,
-        "webhook": asdict(new.webhook) if new.webhook else None,
+        "webhook": None if new.webhook is None else asdict(new.webhook),
         "purged": False,
         "traceparent": new.traceparent,
         "row_bytes": sum(json_bytes(asdict(image.plan)) for image in new.images),

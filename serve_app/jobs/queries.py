@@ -11,10 +11,10 @@ from serve_app.tasks import Priority, Status
 
 _requests, _images = tables.requests.c, tables.images.c
 _waits = _images.state == WAITING
-# The work that is left of an image that an editor works on (FLOP). When all steps are done, decoding and storing are
-# left. The work before the first step is counted with the steps.
-_of_steps = 1.0 - sa.func.coalesce(tables.speeds.c.other_share, 0.0)
-_remaining = _images.work * (1.0 - _of_steps * _images.step / _images.steps)
+# The remaining work of an image that an editor works on (FLOP). After all steps, decoding and storing remain. The work
+# before the first step counts as part of the steps.
+_steps_share = 1.0 - sa.func.coalesce(tables.speeds.c.other_share, 0.0)
+_remaining = _images.work * (1.0 - _steps_share * _images.step / _images.steps)
 
 _claimed = tables.images.alias("claimed")
 # The stage of the first image of the request that an editor works on.
@@ -26,7 +26,7 @@ _stage = (
     .scalar_subquery()
 )
 
-# One row per poll. What the queue ahead means costs a second query (`line`), which only waiting requests need.
+# The row that a poll reads. Queue position and work ahead need a second query (`line`), only for waiting requests.
 request_state = (
     sa.select(
         _requests.id.label("request_id"),
@@ -47,7 +47,7 @@ request_state = (
         sa.func.sum(_images.steps).label("steps"),
         sa.func.min(sa.case((_waits, _images.turn))).label("first_turn"),
         sa.func.max(sa.case((_waits, _images.turn))).label("last_turn"),
-        # Editors work on them at the same time, so the longest counts.
+        # Editors work on the images in parallel, so the longest one counts.
         sa.func.coalesce(sa.func.max(sa.case((_images.state == CLAIMED, _remaining))), 0.0).label("work_running"),
         sa.func.min(tables.speeds.c.flops_per_s).label("speed"),
         _stage.label("stage"),

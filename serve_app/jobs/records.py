@@ -1,4 +1,4 @@
-"""What the job store tells of requests. Times are seconds since the epoch."""
+"""The values that the job store takes and returns. Times are seconds since the epoch."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,8 +7,8 @@ from serve_app.tasks import EditDone, EditPlan, EditTask, ImageStage, Priority, 
 
 
 @dataclass(frozen=True)
-class Webhook:
-    """Whom to tell of which events; `base_url` is what the URLs in what is told start with."""
+class WebhookTarget:
+    """A request's webhook: where to post which events. `base_url` is the start of the URLs in their bodies."""
 
     url: str
     events: tuple[str, ...]
@@ -17,7 +17,7 @@ class Webhook:
 
 @dataclass(frozen=True)
 class NewImage:
-    """One image to be made; `work` is what it is predicted to take (FLOP)."""
+    """One image to be made. `work` is the predicted work for it (FLOP)."""
 
     plan: EditPlan
     work: float
@@ -25,11 +25,11 @@ class NewImage:
 
 @dataclass(frozen=True)
 class NewRequest:
-    """A request as it is committed.
+    """A request to be committed.
 
-    `files` are the artifacts that it needs, by key, with their sizes (bytes). `notes` becomes part of its
-    result's metadata. `idempotency_key` and `body_sha256` say what the same request is. `traceparent` is the
-    span (W3C Trace Context) that took it in.
+    `files` are the artifacts that it needs: their sizes (bytes) by key. `notes` become part of its result's metadata.
+    A request with the same `idempotency_key` and `body_sha256` is a repeat of this one. `traceparent` is the span of
+    its POST (W3C Trace Context).
     """
 
     id: str
@@ -42,12 +42,17 @@ class NewRequest:
     files: dict[str, int] = field(default_factory=dict)
     idempotency_key: str | None = None
     body_sha256: str | None = None
-    webhook: Webhook | None = None
+    webhook: WebhookTarget | None = None
     traceparent: str | None = None
 
 
 @dataclass(frozen=True)
 class ImageRecord:
+    """One image of a request. `reasons` say how each lost attempt ended.
+
+    `version` is the request's version at the image's last change.
+    """
+
     index: int
     plan: EditPlan
     status: Status
@@ -63,7 +68,7 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class RequestRecord:
-    """A request and its images, in prompt order. `version` grows with every change that a client may see."""
+    """A request and its images, in prompt order. `version` increases with each change that clients can see."""
 
     id: str
     tenant: str
@@ -86,11 +91,11 @@ class RequestRecord:
 
 @dataclass(frozen=True)
 class RequestState:
-    """Where a request stands.
+    """The status and progress of a request.
 
-    `queue_position` is the number of images ahead of its first that waits, null if none does; `work_left`
-    is what is predicted until its last image is made, the queue ahead included (FLOP), `speed` how fast
-    editors of its model were seen to work (FLOP/s). `stage` is that of the first image that somebody works on.
+    `queue_position` is the number of images ahead of its first waiting image, None if none waits. `work_left` is the
+    predicted work until its last image is made, including the queue ahead (FLOP). `speed` is the measured speed of the
+    model's editors (FLOP/s). `stage` is the stage of the first image that an editor works on.
     """
 
     request_id: str
@@ -116,9 +121,10 @@ class RequestState:
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to work on one image. `reasons` says how each try before this one ended.
+    """The right to work on one image. `reasons` say how each earlier attempt ended.
 
-    `waited_s` is since when its request is there; `was_lost` whether an owner that was not heard of had it before.
+    `waited_s` is the time since the request was committed (s). `was_lost` says whether the previous owner let its lease
+    expire.
     """
 
     task: EditTask
@@ -152,7 +158,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class HistoryFilter:
-    """Which requests a history tells of; null: whatever it is. Times are of creation, `until` not included."""
+    """Which requests the history lists. None means any. `since` <= creation time < `until`; `lora` is a path."""
 
     tenant: str | None = None
     status: Status | None = None
@@ -164,7 +170,7 @@ class HistoryFilter:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A webhook to be delivered: its id, what it tells of, and how often it was tried, this time included."""
+    """A webhook to be posted. `attempts` counts the attempts, including the one that is about to be made."""
 
     id: str
     request_id: str
@@ -172,18 +178,18 @@ class Delivery:
     image_index: int | None
     created_at: float
     attempts: int
-    webhook: Webhook
+    webhook: WebhookTarget
     traceparent: str | None = None
 
     @property
     def host(self) -> str:
-        """The host and port that it goes to, in lower case: the same as `webhook_queue.host_of`."""
+        """The host and port of its URL, in lower case, as `webhook_queue.host_of` computes it in SQL."""
         return self.webhook.url.split("/")[2].lower()
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a tenant has used since the database began."""
+    """What a tenant has used since the database was created."""
 
     tenant: str
     gpu_seconds: float

@@ -1,4 +1,4 @@
-"""Requests: taken in, looked at, cancelled, listed."""
+"""Creates, reads, cancels and lists requests."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from serve_app.jobs.state_changes import WAITING
 from serve_app.policy.fair_queue import first_turn
 from serve_app.tasks import AdapterUse, EditDone, EditPlan, ImageStage, Priority, Status
 
-# A UUID in hex, as `NewRequest.id` is.
+# The form of a request id: a UUID in hex.
 ID = re.compile("[0-9a-f]{32}")
 
 _plans = TypeAdapter(EditPlan)
@@ -27,32 +27,32 @@ _requests, _images = tables.requests.c, tables.images.c
 
 
 class Requests:
-    """Every method is one transaction."""
+    """The requests in the job database. Every public method is one transaction."""
 
     def __init__(self, database: Database, config: JobsConfig) -> None:
         self._database = database
-        # How many images of all tenants may wait. It may change while the service runs.
+        # How many images of all tenants together may wait. It may be changed while the service runs.
         self.max_queued = config.max_queued
 
     @transaction
     async def create(self, new: NewRequest, is_stored: IsStored, tenant_max: int | None = None) -> RequestRecord:
-        """Commit a new request; the earlier one if its idempotency key has been used for the same body.
+        """Commit a new request. Returns the earlier one if its idempotency key was used for the same body.
 
-        At most `tenant_max` images of its tenant may wait then; None: as many as of all tenants.
-        Raises QueueFull, IdempotencyConflict if the key was used for another body, and FilesGone if one of its
-        files was deleted meanwhile, since nothing needed it yet; StorageFailed if storage does not say.
+        With it, at most `tenant_max` images of its tenant may wait. None means that only `max_queued` applies.
+        Raises QueueFull; IdempotencyConflict if the key was used for another body; FilesGone if one of its files was
+        deleted before the commit, when no request needed it yet; StorageFailed if artifact storage does not answer.
         """
         try:
             async with self._database.writing() as connection:
                 await self._database.lock_file_references(connection)
                 if not await self._database.read_storage(lambda: all(map(is_stored, new.files))):
                     raise FilesGone("a file of this request was deleted meanwhile; send it again")
-                line = await self._line(connection, new.model)
+                line = await self._lock_queue(connection, new.model)
                 await self._refuse_when_full(connection, new.tenant, len(new.images), tenant_max)
                 await self._insert(connection, new, await self._first_turn(connection, line, new))
         except IntegrityError:
-            # Its key is there already; or it is itself, committed by a try whose answer was lost.
-            earlier = await self._same(new)
+            # Its key was used before, or an earlier try of this commit succeeded and its answer was lost.
+            earlier = await self._committed_before(new)
             if earlier is None:
                 raise
             return earlier
@@ -60,9 +60,10 @@ class Requests:
 
     @transaction
     async def refuse_when_full(self, tenant: str, sent: int, tenant_max: int | None = None) -> None:
-        """Raise QueueFull if `create` would now, before anything is fetched or stored for a request.
+        """Raise QueueFull if `create` would raise it now. To be called before anything is fetched for the request.
 
-        One that could never be queued is not refused here: waiting would not help its sender.
+        `sent` is its number of images. A request that is larger than the limit itself is refused elsewhere, since
+        trying again later would not help its sender.
         """
         most = self.max_queued if tenant_max is None else min(tenant_max, self.max_queued)
         async with self._database.reading() as connection:
@@ -70,23 +71,26 @@ class Requests:
 
     @transaction
     async def earlier(self, tenant: str, idempotency_key: str, body_sha256: str) -> RequestRecord | None:
-        """The request that was made with this key. Raises IdempotencyConflict if it had another body."""
+        """The request that was sent with this idempotency key, if any.
+
+        Raises IdempotencyConflict if its body was another one.
+        """
         return await self._by_key(tenant, idempotency_key, body_sha256)
 
     @transaction
     async def get(self, request_id: str) -> RequestRecord:
-        """The whole request. Raises RequestNotFound."""
+        """The request with all its images. Raises RequestNotFound."""
         return await self._get(request_id)
 
     @transaction
     async def state(self, request_id: str) -> RequestState:
-        """Where the request stands. Raises RequestNotFound."""
-        refuse_malformed(request_id)
+        """The status and progress of the request. Raises RequestNotFound."""
+        check_request_id(request_id)
         async with self._database.reading() as connection:
             row = (await connection.execute(queries.request_state, {"request_id": request_id})).one_or_none()
             if row is None:
                 raise _not_found(request_id)
-            values = dict(row._mapping) | {"status": Status(row.status), "stage": row.stage and ImageStage(row.stage)}
+            values = dict(row._mapping) | {"status": Status(row.status), "stage": _stage(row.stage)}
             first, last = values.pop("first_turn"), values.pop("last_turn")
             priority, work_left = values.pop("priority"), values.pop("work_running")
             position = None
@@ -98,14 +102,14 @@ class Requests:
 
     @transaction
     async def versions(self, request_ids: Iterable[str]) -> dict[str, int]:
-        """The version of each of these requests that is there."""
+        """The version of each of these requests, by id. Requests that do not exist are left out."""
         of_these = sa.select(_requests.id, _requests.version).where(_requests.id.in_(list(request_ids)))
         async with self._database.reading() as connection:
             return {row[0]: row[1] for row in await connection.execute(of_these)}
 
     @transaction
     async def need(self, key: str, tenant: str | None) -> bool:
-        """Whether a stored request, of this tenant or of any, needs the file under `key`."""
+        """Whether a stored request needs the file `key`. With a `tenant`, only its requests count."""
         needed = (
             sa.select(_requests.id)
             .join(tables.request_files, tables.request_files.c.request_id == _requests.id)
@@ -119,13 +123,13 @@ class Requests:
 
     @transaction
     async def cancel(self, request_id: str) -> bool:
-        """End a request that has no end yet; whether it had none. Whoever works on it finds its claim lost."""
+        """Cancel a request. Returns False if it had ended already. Dispatchers that work on it lose their claims."""
         async with self._database.writing() as connection:
             return await state_changes.end_unfinished(connection, request_id, Status.CANCELED)
 
     @transaction
     async def recent_adapters(self, model: str, images: int) -> list[tuple[AdapterUse, ...]]:
-        """The adapters of the newest images of a model, newest first."""
+        """The adapters of the newest images of a model, one tuple per image, newest first."""
         newest = (
             sa.select(_images.plan)
             .join(tables.requests, _requests.id == _images.request_id)
@@ -138,7 +142,7 @@ class Requests:
 
     @transaction
     async def history(self, which: HistoryFilter, before: tuple[float, str] | None, limit: int) -> list[Summary]:
-        """Requests, newest first, from after the creation time and id `before`."""
+        """A page of at most `limit` requests, newest first, that starts after the creation time and id `before`."""
         page = queries.history(which, before, limit)
         async with self._database.reading() as connection:
             rows = (await connection.execute(page)).all()
@@ -149,15 +153,15 @@ class Requests:
 
     @transaction
     async def usage(self, tenant: str | None) -> list[Usage]:
-        """What a tenant, or each of them, has used."""
+        """What a tenant has used, or each tenant if `tenant` is None."""
         whose = sa.select(tables.usage).order_by(tables.usage.c.tenant)
         if tenant is not None:
             whose = whose.where(tables.usage.c.tenant == tenant)
         async with self._database.reading() as connection:
             return [Usage(row.tenant, row.gpu_seconds, row.images) for row in await connection.execute(whose)]
 
-    async def _line(self, connection: AsyncConnection, model: str) -> sa.Row[Any]:
-        """The line of a model, held until the transaction ends."""
+    async def _lock_queue(self, connection: AsyncConnection, model: str) -> sa.Row[Any]:
+        """The queue's row of a model, locked until the transaction ends."""
         await connection.execute(self._database.insert(tables.lines).values(model=model).on_conflict_do_nothing())
         line = sa.select(tables.lines).where(tables.lines.c.model == model).with_for_update()
         return (await connection.execute(line)).one()
@@ -194,7 +198,7 @@ class Requests:
             files = [{"request_id": new.id, "key": key, "size_bytes": size} for key, size in new.files.items()]
             await connection.execute(tables.request_files.insert(), files)
 
-    async def _same(self, new: NewRequest) -> RequestRecord | None:
+    async def _committed_before(self, new: NewRequest) -> RequestRecord | None:
         if new.idempotency_key is not None:
             return await self._by_key(new.tenant, new.idempotency_key, new.body_sha256)
         try:
@@ -217,9 +221,9 @@ class Requests:
         return await self._get(row.id)
 
     async def _get(self, request_id: str) -> RequestRecord:
-        refuse_malformed(request_id)
+        check_request_id(request_id)
         async with self._database.reading() as connection:
-            # The request first: one that has ended has all that its images will ever have.
+            # The request is read before its images: if it has ended, its images no longer change.
             request = (
                 await connection.execute(tables.requests.select().where(_requests.id == request_id))
             ).one_or_none()
@@ -228,6 +232,10 @@ class Requests:
             of_request = tables.images.select().where(_images.request_id == request_id).order_by(_images.image_index)
             rows = (await connection.execute(of_request)).all()
         return _record(request, rows)
+
+
+def _stage(name: str | None) -> ImageStage | None:
+    return None if name is None else ImageStage(name)
 
 
 def _record(request: sa.Row[Any], images: Sequence[sa.Row[Any]]) -> RequestRecord:
@@ -254,7 +262,7 @@ def _record(request: sa.Row[Any], images: Sequence[sa.Row[Any]]) -> RequestRecor
                 _plans.validate_python(row.plan),
                 Status(row.status),
                 row.step,
-                row.stage and ImageStage(row.stage),
+                _stage(row.stage),
                 row.error,
                 row.error_code,
                 row.error_details,
@@ -267,8 +275,8 @@ def _record(request: sa.Row[Any], images: Sequence[sa.Row[Any]]) -> RequestRecor
     )
 
 
-def refuse_malformed(request_id: str) -> None:
-    """Raise RequestNotFound for what no request is called; PostgreSQL does not even take a NUL as a question."""
+def check_request_id(request_id: str) -> None:
+    """Raise RequestNotFound if this cannot be a request id. PostgreSQL refuses some strings, such as those with NUL."""
     if not ID.fullmatch(request_id):
         raise _not_found(request_id)
 

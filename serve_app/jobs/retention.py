@@ -1,4 +1,4 @@
-"""What is no longer kept: requests past their age or beyond their bytes, and files that no request needs."""
+"""Deletes requests that are too old or take too much space, and files that no request needs."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,21 +10,25 @@ from serve_app.jobs import state_changes, tables
 from serve_app.jobs.database import Database, transaction
 from serve_app.jobs.new_rows import json_bytes
 
-# Deletes artifacts by key; blocks.
+# Deletes files in artifact storage, by key. Blocks.
 Delete = Callable[[Sequence[str]], None]
 
 _requests, _files = tables.requests.c, tables.request_files.c
 
 
 class Retention:
-    """Files are deleted inside the transaction in which nobody needs them: nobody can begin to need them meanwhile."""
+    """Every public method is one transaction.
+
+    Files are deleted inside the transaction that finds that no request needs them. Until it ends, no request that needs
+    one of them can be committed.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @transaction
-    async def older_than(self, seconds: float, limit: int) -> list[str]:
-        """The ids of requests that ended longer ago than that, the oldest first."""
+    async def ended_before(self, seconds: float, limit: int) -> list[str]:
+        """The ids of up to `limit` requests that ended more than `seconds` ago, the oldest first."""
         old = (
             sa.select(_requests.id)
             .where(_requests.finished_at < tables.now() - seconds)
@@ -35,8 +39,8 @@ class Retention:
             return list((await connection.execute(old)).scalars())
 
     @transaction
-    async def beyond(self, max_bytes: int, limit: int) -> list[str]:
-        """The ids of the ended requests, oldest first, whose files and rows are beyond `max_bytes` for all."""
+    async def over_size(self, max_bytes: int, limit: int) -> list[str]:
+        """The ids of up to `limit` ended requests, oldest first, to delete so that files and rows fit `max_bytes`."""
         each = sa.select(sa.func.max(_files.size_bytes).label("size")).group_by(_files.key).subquery()
         of_files = sa.select(sa.func.coalesce(sa.func.sum(each.c.size), 0)).scalar_subquery()
         of_rows = sa.select(sa.func.coalesce(sa.func.sum(_requests.row_bytes), 0)).scalar_subquery()
@@ -50,18 +54,18 @@ class Retention:
         async with self._database.reading() as connection:
             surplus = int((await connection.execute(sa.select(of_files + of_rows))).scalar_one()) - max_bytes
             rows = (await connection.execute(oldest)).all() if surplus > 0 else []
-        beyond = []
+        chosen = []
         for row in rows:
             if surplus <= 0:
                 break
-            beyond.append(row.id)
+            chosen.append(row.id)
             surplus -= int(row.size)
-        return beyond
+        return chosen
 
     @transaction
-    async def remove(self, request_ids: Sequence[str], delete: Delete) -> None:
-        """Forget ended requests, and delete the files that nobody else needs."""
-        async with self._database.removing_files() as connection:
+    async def delete_requests(self, request_ids: Sequence[str], delete: Delete) -> None:
+        """Delete ended requests, and the files that no other request needs."""
+        async with self._database.deleting_files() as connection:
             keys = await self._files_of(connection, request_ids)
             ended = sa.and_(_requests.id.in_(request_ids), _requests.finished_at.is_not(None))
             await connection.execute(tables.requests.delete().where(ended))
@@ -69,8 +73,8 @@ class Retention:
 
     @transaction
     async def purge(self, request_id: str, delete: Delete) -> None:
-        """Delete the files of an ended request that nobody else needs, and its images from its record."""
-        async with self._database.removing_files() as connection:
+        """Delete the files of an ended request that no other request needs, and its images from its record."""
+        async with self._database.deleting_files() as connection:
             keys = await self._files_of(connection, [request_id])
             await connection.execute(tables.request_files.delete().where(_files.request_id == request_id))
             await self._forget_results(connection, request_id)
@@ -80,7 +84,7 @@ class Retention:
     @transaction
     async def delete_unneeded(self, keys: Sequence[str], delete: Delete) -> None:
         """Delete those of these files that no request needs."""
-        async with self._database.removing_files() as connection:
+        async with self._database.deleting_files() as connection:
             await self._delete_unneeded(connection, keys, delete)
 
     @transaction
@@ -91,7 +95,7 @@ class Retention:
 
     @transaction
     async def unfinished(self, request_ids: Sequence[str]) -> list[str]:
-        """Those of these requests that have no end yet."""
+        """Those of these requests that have not ended."""
         live = sa.select(_requests.id).where(_requests.id.in_(request_ids), _requests.finished_at.is_(None))
         async with self._database.reading() as connection:
             return list((await connection.execute(live)).scalars())

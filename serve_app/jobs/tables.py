@@ -1,4 +1,4 @@
-"""The tables of the job store. `migrations/` makes them; a test holds the two together."""
+"""The tables of the job store. `migrations/` creates them; a test checks that both agree."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ metadata = sa.MetaData()
 
 
 class now(sa.sql.functions.FunctionElement[float]):
-    """Seconds since the epoch by the database's own clock, to a millisecond or better; the statement's time."""
+    """The time of the statement by the database's clock: seconds since the epoch, to a millisecond or better."""
 
     type = sa.Double()
     inherit_cache = True
@@ -40,7 +40,7 @@ requests = sa.Table(
     sa.Column("model", sa.String(100), nullable=False),
     sa.Column("priority", sa.String(16), nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
-    # Grows with every change that a watcher may see: an event's id.
+    # Increases with each change that clients can see. Used as the id of events.
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("started_version", sa.Integer),
     sa.Column("error", sa.Text),
@@ -52,21 +52,21 @@ requests = sa.Table(
     sa.Column("gpu_seconds", sa.Double, nullable=False),
     sa.Column("idempotency_key", sa.String(255)),
     sa.Column("body_sha256", sa.String(64)),
-    # Who wants to be told what: {"url", "events", "base_url"}.
+    # A `WebhookTarget`: {"url", "events", "base_url"}.
     sa.Column("webhook", sa.JSON(none_as_null=True)),
     sa.Column("purged", sa.Boolean, nullable=False),
-    # The span that took it in, as W3C's Trace Context writes it: whoever works on it goes on with that trace.
+    # The span of the POST (W3C Trace Context). Processes that work on the request continue its trace.
     sa.Column("traceparent", sa.String(55)),
-    # The code and details of `error`: those of the first image, in prompt order, that failed.
+    # The code and details of the first failed image, in prompt order.
     sa.Column("error_code", sa.String(64)),
     sa.Column("error_details", sa.JSON(none_as_null=True)),
-    # The JSON of its plans and results (bytes), as far as it was counted: part of what is kept.
+    # The size of its plans and results as JSON (bytes), which counts for `keep_bytes`. Null in rows of old versions.
     sa.Column("row_bytes", sa.BigInteger),
     sa.UniqueConstraint("tenant", "idempotency_key", name="requests_by_idempotency_key"),
-    # History, newest first.
+    # For the history, newest first.
     sa.Index("requests_by_time", "created_at", "id"),
     sa.Index("requests_by_tenant", "tenant", "created_at", "id"),
-    # Those past their deadline, and those past their retention.
+    # For requests that are past their deadline, and past their retention.
     sa.Index("requests_by_deadline", "status", "deadline_at"),
     sa.Index("requests_by_end", "finished_at"),
 )
@@ -76,20 +76,20 @@ images = sa.Table(
     metadata,
     _of_request(primary_key=True),
     sa.Column("image_index", sa.Integer, primary_key=True, autoincrement=False),
-    # The request's own, where a claim looks for them.
+    # Copied from the request, so that claiming reads only this table.
     sa.Column("model", sa.String(100), nullable=False),
     sa.Column("tenant", sa.String(100), nullable=False),
     sa.Column("priority", sa.String(16), nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("plan", sa.JSON, nullable=False),
-    # What it is predicted to take (FLOP).
+    # The predicted work (FLOP).
     sa.Column("work", sa.Double, nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
-    # A unit of work: waiting, claimed or ended. `status` is what clients see of it.
+    # waiting, claimed or ended (see state_changes.py). `status` is what clients see.
     sa.Column("state", sa.String(8), nullable=False),
-    # Its place in its class of the queue: see turns.py.
+    # Its place among the images of its priority: see policy/fair_queue.py.
     sa.Column("turn", sa.BigInteger, nullable=False),
-    # How each attempt that was lost ended.
+    # How each lost attempt ended.
     sa.Column("reasons", sa.JSON, nullable=False),
     sa.Column("step", sa.Integer, nullable=False),
     sa.Column("steps", sa.Integer, nullable=False),
@@ -102,33 +102,33 @@ images = sa.Table(
     sa.Column("lease_until", sa.Double),
     sa.Column("error_code", sa.String(64)),
     sa.Column("error_details", sa.JSON(none_as_null=True)),
-    # What is being done for a claimed image: see `tasks.ImageStage`.
+    # The stage of a claimed image: see `tasks.ImageStage`.
     sa.Column("stage", sa.String(16)),
-    # The queue in its order, with what a position and a prediction need.
+    # The queue in its order, with the columns that queue positions and predictions need.
     sa.Index("images_in_line", "model", "state", "priority", "turn", "created_at", "work"),
     sa.Index("images_of_tenant_in_line", "state", "tenant"),
     sa.Index("turns_of_tenant", "model", "priority", "tenant", "turn"),
     sa.Index("images_by_owner", "owner"),
 )
 
-# One row a model: whoever changes the queue's order holds it.
+# The queue of each model. A transaction that changes the order of a queue locks its row.
 lines = sa.Table(
     "lines",
     metadata,
     sa.Column("model", sa.String(100), primary_key=True),
-    # The turn of the last image that was taken, by class.
+    # The turn of the last claimed image, by priority.
     *(sa.Column(f"{priority}_turn", sa.BigInteger, nullable=False, server_default="0") for priority in Priority),
-    # How many interactive images were taken since one of the waiting bulk was.
+    # How many interactive images were claimed since the last bulk image, while bulk images waited.
     sa.Column("passed_over", sa.Integer, nullable=False, server_default="0"),
 )
 
-# How fast a model's edits were seen to be made (FLOP/s of predicted work).
+# The measured speed of each model's edits (FLOP/s of predicted work).
 speeds = sa.Table(
     "speeds",
     metadata,
     sa.Column("model", sa.String(100), primary_key=True),
     sa.Column("flops_per_s", sa.Double, nullable=False),
-    # The part of an edit's time that is not spent on denoising steps: decoding and storing above all.
+    # The share of an edit's time (0 to 1) that is not spent on denoising steps: mostly decoding and storing.
     sa.Column("other_share", sa.Double),
 )
 
@@ -140,7 +140,7 @@ request_loras = sa.Table(
     sa.Index("requests_by_lora", "path"),
 )
 
-# Which artifacts a request needs. One that no row names is nobody's.
+# The artifacts that each request needs. The sweeper deletes artifacts that no row names.
 request_files = sa.Table(
     "request_files",
     metadata,
@@ -150,7 +150,7 @@ request_files = sa.Table(
     sa.Index("requests_by_file", "key"),
 )
 
-# What each tenant has used. Outlives its requests.
+# What each tenant has used. These rows stay when the requests are deleted.
 usage = sa.Table(
     "usage",
     metadata,
@@ -159,7 +159,7 @@ usage = sa.Table(
     sa.Column("images", sa.BigInteger, nullable=False),
 )
 
-# Webhooks to be delivered: written with the change that they tell of.
+# Webhooks to be posted. They are written in the same transaction as the change that they report.
 deliveries = sa.Table(
     "deliveries",
     metadata,
@@ -169,7 +169,7 @@ deliveries = sa.Table(
     sa.Column("image_index", sa.Integer),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
-    # When it is to be tried next, null once it is done with; whoever tries it puts this off first.
+    # The time of the next attempt, null after the last one. A process postpones it before it makes an attempt.
     sa.Column("due_at", sa.Double),
     sa.Column("delivered_at", sa.Double),
     sa.Column("error", sa.Text),
@@ -177,7 +177,7 @@ deliveries = sa.Table(
     sa.Index("deliveries_of_request", "request_id"),
 )
 
-# Work that one process at a time does for all: who, and until when.
+# Duties: work that one process at a time does for all. `owner` has the duty until the time `until`.
 duties = sa.Table(
     "duties",
     metadata,

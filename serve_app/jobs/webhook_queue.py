@@ -1,4 +1,4 @@
-"""The queue of webhooks: any process takes those that are due, and each is delivered at least once."""
+"""The queue of webhooks. Any process may take those that are due, and each is posted at least once."""
 
 from collections.abc import Collection
 from typing import Any
@@ -8,15 +8,15 @@ from sqlalchemy.ext.compiler import compiles
 
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database, transaction
-from serve_app.jobs.records import Delivery, Webhook
+from serve_app.jobs.records import Delivery, WebhookTarget
 
 _deliveries = tables.deliveries.c
 _is_due = _deliveries.due_at <= tables.now()
-_some_due = sa.select(_deliveries.id).where(_is_due).limit(1)
+_any_due = sa.select(_deliveries.id).where(_is_due).limit(1)
 
 
 class host_of(sa.sql.functions.FunctionElement[str]):
-    """The host and port of an http(s) URL, in lower case: what stands between its second and third slash."""
+    """The host and port of an http(s) URL, in lower case: the part between its second and third slash."""
 
     type = sa.Text()
     inherit_cache = True
@@ -34,7 +34,8 @@ def _host_of_sqlite(element: host_of, compiler: Any, **options: Any) -> str:
     return f"lower(substr({after}, 1, instr({after} || '/', '/') - 1))"
 
 
-def _next(limit: int, per_host: int, except_hosts: Collection[str]) -> sa.Select[tuple[str]]:
+def _due_ids(limit: int, per_host: int, except_hosts: Collection[str]) -> sa.Select[tuple[str]]:
+    """The ids of the deliveries to take next: the oldest of each host, then the second of each, and so on."""
     host = host_of(tables.requests.c.webhook["url"].as_string())
     due = (
         sa.select(
@@ -50,7 +51,7 @@ def _next(limit: int, per_host: int, except_hosts: Collection[str]) -> sa.Select
 
 
 class WebhookQueue:
-    """Every method is one transaction."""
+    """Deliveries in the job database. Every public method is one transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -65,15 +66,15 @@ class WebhookQueue:
         whose outcome is not recorded within `lease_s` is due again.
         """
         async with self._database.reading() as connection:
-            if (await connection.execute(_some_due)).first() is None:
+            if (await connection.execute(_any_due)).first() is None:
                 return []
-            chosen = list((await connection.execute(_next(limit, per_host, except_hosts))).scalars())
+            chosen = list((await connection.execute(_due_ids(limit, per_host, except_hosts))).scalars())
         if not chosen:
             return []
         async with self._database.writing() as connection:
-            # Another process may have chosen the same ones.
-            still = sa.select(_deliveries.id).where(_deliveries.id.in_(chosen), _is_due)
-            ids = list((await connection.execute(still.with_for_update(skip_locked=True))).scalars())
+            # Another process may have taken the same ones meanwhile.
+            still_due = sa.select(_deliveries.id).where(_deliveries.id.in_(chosen), _is_due)
+            ids = list((await connection.execute(still_due.with_for_update(skip_locked=True))).scalars())
             await connection.execute(
                 tables.deliveries.update()
                 .where(_deliveries.id.in_(ids))
@@ -93,7 +94,7 @@ class WebhookQueue:
                 row.image_index,
                 row.created_at,
                 row.attempts,
-                Webhook(row.webhook["url"], tuple(row.webhook["events"]), row.webhook["base_url"]),
+                WebhookTarget(row.webhook["url"], tuple(row.webhook["events"]), row.webhook["base_url"]),
                 row.traceparent,
             )
             for row in rows

@@ -54,8 +54,8 @@ class Sweeper:
         if not await self._is_mine():
             return
         retention, config = self._store.retention, self._config
-        await self._forget(lambda: retention.older_than(config.keep_s, REQUESTS))
-        await self._forget(lambda: retention.beyond(config.keep_bytes, REQUESTS))
+        await self._forget(lambda: retention.ended_before(config.keep_s, REQUESTS))
+        await self._forget(lambda: retention.over_size(config.keep_bytes, REQUESTS))
         for folder in artifact_keys.REFERRED_FOLDERS:
             await self._delete_orphans(folder)
         await self._delete_records_of_nobody()
@@ -71,7 +71,7 @@ class Sweeper:
                 await asyncio.to_thread(self._artifacts.delete_folder, artifact_keys.records(request_id))
             keys: set[str] = set()
             # The files after the rows: a request can have thousands. What a crash leaves here are orphans.
-            await self._store.retention.remove(ids, keys.update)
+            await self._store.retention.delete_requests(ids, keys.update)
             self._meter.record(SWEPT, len(ids), what="requests")
             await self.discard(sorted(keys))
             logger.info("forgot %s requests and up to %s files of theirs", len(ids), len(keys))

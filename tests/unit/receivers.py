@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from serve_app.config import WebhooksConfig
 from serve_app.jobs import tables
-from serve_app.jobs.records import Delivery, NewImage, NewRequest, Webhook
+from serve_app.jobs.records import Delivery, NewImage, NewRequest, WebhookTarget
 from serve_app.jobs.store import JobStore
 from serve_app.workers.webhooks import Deliverer, PayloadOf
 
@@ -61,7 +61,7 @@ async def delivering(store: JobStore, payload: PayloadOf = payload, **config: ob
 async def announce(store: JobStore, make_plan: Callable[..., Any], url: str) -> str:
     """A request that was cancelled, and whose owner is to be told so; its id."""
     id_ = uuid.uuid4().hex
-    webhook = Webhook(url, ("canceled",), "http://base")
+    webhook = WebhookTarget(url, ("canceled",), "http://base")
     await store.requests.create(
         NewRequest(id_, "", "m", (NewImage(make_plan(), 1.0),), 60.0, webhook=webhook), lambda key: True
     )

@@ -8,7 +8,7 @@ from serve_app.errors import EditorLost, LoraChanged, OutOfMemory, UnusableResul
 from serve_app.intake.answers import Links
 from serve_app.intake.events import events_since, payload_of
 from serve_app.jobs import tables
-from serve_app.jobs.records import Delivery, HistoryFilter, Webhook
+from serve_app.jobs.records import Delivery, HistoryFilter, WebhookTarget
 from serve_app.jobs.store import JobStore
 from serve_app.tasks import Status, WebhookEvent
 from tests.unit.conftest import ON_BOTH_DATABASES
@@ -46,7 +46,7 @@ def test_request_that_did_not_fail_has_no_code(client, make_body):
 
 
 async def test_webhook_and_history_carry_the_code(store):
-    hook = Webhook("http://h", ("failed",), "http://b")
+    hook = WebhookTarget("http://h", ("failed",), "http://b")
     record = await store.requests.create(new(webhook=hook, tenant="t"), is_stored)
     [mine] = await claim(store)
     await store.queue.fail(mine, describe(CHANGED), 0.0)
@@ -120,7 +120,7 @@ async def test_error_that_nobody_foresaw_has_the_code_of_such_errors(bench):
 
 
 async def test_what_its_editor_refused_before_the_first_step_has_a_start_event(store):
-    hook = Webhook("http://h", ("started", "failed"), "http://b")
+    hook = WebhookTarget("http://h", ("started", "failed"), "http://b")
     record = await store.requests.create(new(webhook=hook), is_stored)
     [mine] = await claim(store)
     await store.queue.fail(mine, describe(CHANGED), 0.0)

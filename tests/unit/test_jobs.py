@@ -22,7 +22,7 @@ from serve_app.errors import (
 )
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database
-from serve_app.jobs.records import HistoryFilter, NewImage, NewRequest, Webhook
+from serve_app.jobs.records import HistoryFilter, NewImage, NewRequest, WebhookTarget
 from serve_app.jobs.store import JobStore
 from serve_app.policy.routing import UNMEASURED_WORK_S
 from serve_app.tasks import AdapterUse, EditDone, EditPlan, Priority, Status
@@ -420,7 +420,7 @@ async def test_history_is_filtered_and_paged(store):
 
 
 async def test_webhooks_are_written_with_what_they_tell_of(store):
-    hook = Webhook("http://h", ("started", "image", "succeeded"), "http://b")
+    hook = WebhookTarget("http://h", ("started", "image", "succeeded"), "http://b")
     record = await store.requests.create(new(webhook=hook), is_stored)
     await store.requests.create(new(), is_stored)
     assert await store.webhooks.take(10, 60, per_host=10) == []
@@ -438,7 +438,9 @@ async def test_webhooks_are_written_with_what_they_tell_of(store):
 
 
 async def test_delivery_that_nobody_reports_on_is_due_again(store):
-    await store.requests.create(new(webhook=Webhook("http://h", ("canceled",), "http://b"), tenant="t"), is_stored)
+    await store.requests.create(
+        new(webhook=WebhookTarget("http://h", ("canceled",), "http://b"), tenant="t"), is_stored
+    )
     [row] = await store.requests.history(HistoryFilter(), None, 1)
     await store.requests.cancel(row.request_id)
     [first] = await store.webhooks.take(10, 0.05, per_host=10)

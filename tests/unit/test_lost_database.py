@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from serve_app.commands.ports import free_port
 from serve_app.config import JobsConfig
 from serve_app.errors import StoreUnavailable
-from serve_app.jobs.database import CLIENT_SILENCE_S, SERVER_SILENCE_S, Database, transaction
+from serve_app.jobs.database import CLIENT_TIMEOUT_S, SERVER_TIMEOUT_S, Database, transaction
 from serve_app.jobs.store import JobStore
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import Status
@@ -143,10 +143,10 @@ async def test_connection_whose_other_end_is_gone_is_given_up_by_either_end(rela
     async with database.reading() as connection:
         raw = (await connection.get_raw_connection()).driver_connection
         peer = raw._transport.get_extra_info("socket")
-        assert peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == SERVER_SILENCE_S * 1000
+        assert peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == SERVER_TIMEOUT_S * 1000
         assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         answer = await connection.execute(sa.text("SHOW idle_in_transaction_session_timeout"))
-        assert answer.scalar_one() == f"{CLIENT_SILENCE_S}s"
+        assert answer.scalar_one() == f"{CLIENT_TIMEOUT_S}s"
     await database.close()
 
 

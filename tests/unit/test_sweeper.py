@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from serve_app.config import JobsConfig
 from serve_app.errors import RequestNotFound, StorageFailed
 from serve_app.jobs import tables
-from serve_app.jobs.records import HistoryFilter, NewImage, NewRequest, Webhook
+from serve_app.jobs.records import HistoryFilter, NewImage, NewRequest, WebhookTarget
 from serve_app.jobs.store import JobStore
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone
@@ -43,7 +43,7 @@ class Service:
         id_ = uuid.uuid4().hex
         for key in files:
             self.artifacts.put(key, bytes(size))
-        webhook = Webhook("http://x/", ("canceled",), "http://base")
+        webhook = WebhookTarget("http://x/", ("canceled",), "http://base")
         new = NewRequest(
             id_, "t", "m", (NewImage(self.plan, 1.0),), 1e6, files=dict.fromkeys(files, size), webhook=webhook
         )
@@ -154,7 +154,7 @@ async def test_results_count_towards_the_bytes_that_are_kept(service):
     id_ = await service.request()
     [claim] = await service.store.queue.claim("me", "m", 1, 1)
     await service.store.queue.succeed(claim, done, lambda key: True)
-    assert await service.store.retention.beyond(20_000, 10) == [id_]
+    assert await service.store.retention.over_size(20_000, 10) == [id_]
 
 
 async def pass_the_duty(service: Service) -> None:

@@ -20,7 +20,7 @@ from serve_app.intake.events import Event
 from serve_app.intake.keys import Caller
 from serve_app.intake.service import Service
 from serve_app.jobs.records import HistoryFilter, RequestRecord, Summary
-from serve_app.jobs.requests import refuse_malformed
+from serve_app.jobs.requests import check_request_id
 from serve_app.schemas.answers import History, HistoryEntry, RequestResult, RequestStatus, TenantUsage, UsageList
 from serve_app.schemas.text import LookupText, Url
 from serve_app.tasks import Status
@@ -180,7 +180,7 @@ def _cursor_after(row: Summary) -> str:
 def _read_cursor(cursor: str) -> tuple[float, str]:
     try:
         created_at, request_id = base64.urlsafe_b64decode(cursor).decode().split(" ")
-        refuse_malformed(request_id)
+        check_request_id(request_id)
         return float(created_at), request_id
     except (binascii.Error, ValueError, errors.RequestNotFound) as error:
         raise errors.InvalidParameter("cursor: send the next_cursor of a page unchanged") from error
