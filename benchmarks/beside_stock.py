@@ -97,7 +97,7 @@ def own_engine(bench: Bench, mode: str, kernel: str, sizes: Iterable[Size], copi
         for b in transformer.transformer_blocks
     ]
     another = torch.device("cuda", 1) if bench.device.type == "cuda" else bench.device
-    engine = TorchEngine(bench.pipeline, MODELS[PLAN.model], config, second=another if mode == "pair" else None)
+    engine = TorchEngine(bench.pipeline, MODELS[PLAN.model], config, second_device=another if mode == "pair" else None)
     try:
         make_ready(engine, f"{mode}/{kernel}")
         yield engine

@@ -1,6 +1,6 @@
-"""The application: `build` turns the config into deployments. The only place where they meet."""
+"""The application: `build` turns the config into Serve deployments. No other module knows both kinds."""
 
-# No `from __future__ import annotations` here: Serve reads build's annotation to validate the args.
+# No `from __future__ import annotations` here: Serve reads the annotation of `build` to validate the args.
 
 import logging
 from pathlib import Path
@@ -27,7 +27,7 @@ from serve_app.replicas.running_editors import RunningEditors, editor_name
 
 @serve.ingress()
 class Ingress:
-    """An HTTP replica: stateless, on a CPU, one of several."""
+    """The deployment that answers HTTP: stateless, on a CPU, with several replicas."""
 
     def __init__(self, config: AppConfig, editors: dict[str, DeploymentHandle]) -> None:
         serve_port.keep_to_this_machine()
@@ -37,13 +37,13 @@ class Ingress:
         self._service = Service(config, EditorHandles(editors), running, meter, running.asleep, drain_s)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """What Serve calls at the start and at a change of `user_config`, in place."""
+        """Apply `user_config`. Serve calls this at the start and after each change, without a restart."""
         settings = IngressSettings.model_validate(user_config)
         logging.getLogger("serve_app").setLevel(settings.log_level)
         self._service.reconfigure(settings)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Serve takes to the autoscaling policy: see `serve_app.replicas.autoscaler`."""
+        """The backlog per model. Serve passes it to the autoscaling policy: see `serve_app.replicas.autoscaler`."""
         backlogs = await self._service.workload.backlogs()
         return to_stats({editor_name(model): backlog for model, backlog in backlogs.items()})
 
@@ -52,7 +52,7 @@ class Ingress:
 
 
 def build(args: AppConfig) -> serve.Application:
-    """The builder that serve_config.yaml names."""
+    """The application builder that serve_config.yaml names."""
     folder = Path(args.config_folder) if args.config_folder else config_folder()
     return build_application(args.resolved(folder))
 
@@ -60,46 +60,49 @@ def build(args: AppConfig) -> serve.Application:
 def build_application(
     config: AppConfig, load: EngineFactory = load_engine, time_limits: TimeLimits = TIME_LIMITS
 ) -> serve.Application:
-    """The application for a resolved config. `load` makes a replica's engine; a drill shortens its time limits."""
+    """The application for a resolved config. `load` makes an editor's engine. Raises ValueError for an unknown model.
+
+    Tests and drills pass engines and time limits of their own.
+    """
     editors = {model.id: _editor(model, config, load, time_limits) for model in config.models}
     ingress = serve.deployment(Ingress).options(
         name="Ingress",
-        # Two, so that one may die without a second of silence.
+        # Two, so that HTTP is answered without interruption when one dies.
         num_replicas=2,
-        # Polls are cheap and many; admission is the job store's business.
+        # Polls are cheap and frequent; the job store limits the queue.
         max_ongoing_requests=1000,
         graceful_shutdown_timeout_s=shutdown_s(config.jobs),
         ray_actor_options={"num_cpus": INGRESS_CPUS},
-        # A line a poll would be most of the log, and much of the work of a poll.
+        # One line per poll would be most of the log, and much of the cost of a poll.
         logging_config={"enable_access_log": False},
     )
     return ingress.bind(config, editors)
 
 
 def shutdown_s(jobs: JobsConfig) -> float:
-    """How long a replica that is told to go gets for what it has begun.
+    """How long (s) a replica that shuts down may take to finish its requests.
 
-    Two edits, one after the other, as an editor may have: one that makes no step for `stall_s` is given up before.
+    That is the time of two edits, since an editor has up to two: an edit without a step for `stall_s` is aborted.
     """
     return 2 * jobs.stall_s
 
 
 def _editor(model: ModelConfig, config: AppConfig, load: EngineFactory, time_limits: TimeLimits) -> serve.Application:
     if model.id not in MODELS:
-        raise ValueError(f"models: there is no model {model.id!r}; there is: {', '.join(MODELS)}")
+        raise ValueError(f"models: there is no model {model.id!r}; choose from: {', '.join(MODELS)}")
     deployment = editor_deployment(model).options(graceful_shutdown_timeout_s=shutdown_s(config.jobs))
     return deployment.bind(model, config.artifacts_url, config.fetch, load, time_limits)
 
 
 def editor_deployment(model: ModelConfig) -> serve.Deployment:
-    """The editors of a model, as they ship."""
+    """The deployment of a model's editors, with default options."""
     needs_gpu = model.device == "cuda" or (model.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     resources: dict[str, Any] = {"num_cpus": EDITOR_CPUS}
     if needs_gpu:
         resources = {"num_cpus": GPU_EDITOR_CPUS, "num_gpus": model.gpus_per_replica}
     return serve.deployment(Editor).options(
         name=editor_name(model.id),
-        # One edit on the device and one being prepared; the rest waits where it can be counted.
+        # One edit on the device and one in preparation; the others wait in the job database, where they are counted.
         max_ongoing_requests=2,
         health_check_period_s=2,
         request_router_config=ROUTER,

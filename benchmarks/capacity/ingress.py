@@ -11,7 +11,7 @@ from benchmarks.capacity.editors import Editor, Process, Stages
 from benchmarks.capacity.queue import Queue
 from benchmarks.capacity.traffic import Image
 from serve_app.config import JobsConfig
-from serve_app.policy.routing import LOOK_S, PROBES_PER_S, Routing, Waiting, answers_within_s
+from serve_app.policy.routing import PROBES_PER_S, RECHECK_S, Routing, WaitingRequest, answer_valid_s
 from serve_app.workers.dispatcher import CLAIMS_PER_EDITOR, MAX_IN_FLIGHT, POLLS_PER_LEASE
 
 POLL_S = JobsConfig().lease_s / POLLS_PER_LEASE
@@ -26,7 +26,7 @@ class Ingress:
         self._env, self._stages, self._queue, self._editors, self._ended = env, stages, queue, editors, ended
         self._in_flight = 0
         self._routing = Routing()
-        self._waiting: dict[str, tuple[Waiting, Image]] = {}
+        self._waiting: dict[str, tuple[WaitingRequest, Image]] = {}
         # Queue length of each editor, and when it was known.
         self._lengths: dict[str, tuple[int, float]] = {}
         self._probed = float("-inf")
@@ -53,14 +53,14 @@ class Ingress:
 
     def _route(self, images: list[Image]) -> None:
         for image in images:
-            request = Waiting(str(image.number), image.adapter, self._env.now)
+            request = WaitingRequest(str(image.number), image.adapter, self._env.now)
             self._waiting[request.id] = request, image
         self._plan()
 
     def _look(self) -> Process:
         """While images wait for an editor, plan again: other routers' edits may have left a slot."""
         while True:
-            yield self._env.timeout(LOOK_S)
+            yield self._env.timeout(RECHECK_S)
             if self._waiting:
                 self._plan()
 
@@ -103,4 +103,4 @@ class Ingress:
 
     def _is_known(self, editor_id: str) -> bool:
         silent_s = self._env.now - self._lengths.get(editor_id, (0, float("-inf")))[1]
-        return silent_s <= answers_within_s(len(self._editors))
+        return silent_s <= answer_valid_s(len(self._editors))

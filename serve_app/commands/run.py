@@ -89,7 +89,7 @@ class RunningService:
                 return
             if application is not None and application.status == ApplicationStatus.DEPLOY_FAILED:
                 raise StartFailed(f"the service could not be deployed: {reason_of(application)}")
-            self._placement.look()
+            self._placement.check()
             if time.monotonic() - reported > REPORT_S:
                 reported = time.monotonic()
                 logger.info("waiting for %s", not_running(application))
@@ -109,7 +109,7 @@ class RunningService:
     def _report_replicas_without_machine(self) -> None:
         """Ingresses log this too, but only if a machine has room for them."""
         while not self._stop.asked:
-            self._placement.look()
+            self._placement.check()
             time.sleep(POLL_S)
 
     def drain(self) -> None:

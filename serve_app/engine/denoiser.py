@@ -29,7 +29,12 @@ class Denoiser:
     """
 
     def __init__(
-        self, pipeline: Pipeline, config: ModelConfig, device: torch.device, second: torch.device | None, threads: int
+        self,
+        pipeline: Pipeline,
+        config: ModelConfig,
+        device: torch.device,
+        second_device: torch.device | None,
+        threads: int,
     ) -> None:
         """Raises CheckpointRefused if there is not enough memory for what the config asks for."""
         self._config = config
@@ -38,19 +43,19 @@ class Denoiser:
         self.copies = config.adapter_weights
         if self.copies == "auto":
             if config.offload == "none":
-                transformers = 1 if second is None else 2
+                transformers = 1 if second_device is None else 2
                 self.copies = place_for_copies(pipeline.transformer, device, transformers)
             else:
                 # The device has no room for the weights themselves, so none for a copy.
                 self.copies = "host"
-        if self.copies == "hooks" and (second or config.compile != "none" or config.quantization != "none"):
+        if self.copies == "hooks" and (second_device or config.compile != "none" or config.quantization != "none"):
             raise CheckpointRefused(
                 "gpus_per_replica: 2, compile and quantization need a copy of the original weights, on the device or "
                 "in host memory: there is no room for it"
             )
         self.transformers = [pipeline.transformer]
-        if second is not None:
-            self.transformers.append(copy_to_device(pipeline.transformer, second))
+        if second_device is not None:
+            self.transformers.append(copy_to_device(pipeline.transformer, second_device))
         self._branches = Branches(self.transformers, threads)
         self._weights: Sequence[MergedWeights | PeftLayers] = (
             [PeftLayers(pipeline)]

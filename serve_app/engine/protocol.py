@@ -78,7 +78,7 @@ class Engine(Protocol[Prepared]):
     def run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
         """Make the image. Calls `on_step(0)` at the start and `on_step(n)` after step n, then asks `should_stop`.
 
-        Raises EditCanceled when told to stop, LoraIncompatible, OutOfMemory, UnusableResult, and DeviceLost when the
+        Raises EditCanceled if it was stopped, LoraIncompatible, OutOfMemory, UnusableResult, and DeviceLost when the
         device failed; `alive` is False from then on.
         """
         ...

@@ -73,12 +73,12 @@ class TorchEngine:
         spec: ModelSpec,
         config: ModelConfig,
         files: VerifiedFiles | None = None,
-        second: torch.device | None = None,
+        second_device: torch.device | None = None,
     ) -> None:
         """An engine for a loaded pipeline, on the pipeline's device unless the config asks for offloading.
 
-        `files` reads the adapters' files; by default it does not compare their content with other editors'. A `second`
-        device gets a copy of the transformer, which computes one of the two guidance branches.
+        `files` reads the adapters' files; by default it does not compare their content with other editors'. A
+        `second_device` gets a copy of the transformer, which computes one of the two guidance branches.
         """
         offload = config.offload
         self.device: torch.device = pipeline.device if offload == "none" else devices.choose(config.device)
@@ -90,7 +90,7 @@ class TorchEngine:
         self._config = config
         self._graphs_when_ready: int | None = None
         self._pipeline = pipeline
-        self._health = DeviceHealth([self.device] if second is None else [self.device, second])
+        self._health = DeviceHealth([self.device] if second_device is None else [self.device, second_device])
         ahead = config.prepare_ahead
         if ahead is None:
             ahead = self.device.type == "cuda" and offload == "none" and not config.switches_kernels
@@ -100,7 +100,7 @@ class TorchEngine:
         self._prepare_thread = ThreadPoolExecutor(1, "prepare", configure_thread, (self.threads,))
         self._prepare_lock = threading.Lock()
         self._architecture = architecture.from_config(pipeline.transformer.config)
-        self._denoiser = Denoiser(pipeline, config, self.device, second, self.threads)
+        self._denoiser = Denoiser(pipeline, config, self.device, second_device, self.threads)
         self._encoders = Encoders(
             pipeline, self._denoiser.placement, config.prompt_cache_bytes, config.control_cache_bytes
         )
@@ -111,12 +111,12 @@ class TorchEngine:
         spec, device = MODELS[config.id], devices.choose(config.device)
         if config.gpus_per_replica > 1 and torch.cuda.device_count() < config.gpus_per_replica:
             raise CheckpointRefused(
-                f"gpus_per_replica: {config.gpus_per_replica}, but this replica sees {torch.cuda.device_count()}: the "
-                "ray_actor_options of a serve config replace the defaults, so num_gpus has to be among them"
+                f"gpus_per_replica: {config.gpus_per_replica}, but this replica sees {torch.cuda.device_count()} GPUs: "
+                "ray_actor_options in a serve config replace the defaults, so they must include num_gpus"
             )
         pipeline = checkpoint.load(config, spec, device, devices.dtype_for(device))
-        second = torch.device("cuda", 1) if config.gpus_per_replica == 2 else None
-        engine = cls(pipeline, spec, config, files, second)
+        second_device = torch.device("cuda", 1) if config.gpus_per_replica == 2 else None
+        engine = cls(pipeline, spec, config, files, second_device)
         engine.make_ready()
         return engine
 
@@ -224,8 +224,8 @@ class TorchEngine:
                             for use, adapter in zip(plan.adapters, prepared.adapters, strict=True)
                         }
         except RuntimeError as error:
-            # The running edit leaves no memory, or the device is dead. `run` does this work in its turn, and raises
-            # the error that applies.
+            # The running edit leaves no memory, or the device is dead. `run` repeats this work later, and raises the
+            # error that applies.
             logger.warning("an edit could not be prepared on the device in advance", exc_info=True)
             if devices.is_out_of_memory(error):
                 self._health.free_memory(error)
@@ -249,8 +249,8 @@ class TorchEngine:
     ) -> Edited:
         """Make the image. Calls `on_step(0)` at the start and `on_step(n)` after step n, then asks `should_stop`.
 
-        Raises EditCanceled when told to stop, LoraIncompatible, OutOfMemory, UnusableResult, and DeviceLost when the
-        device's context died; `alive` is False from then on.
+        Raises EditCanceled if `should_stop` returns True, LoraIncompatible, OutOfMemory, UnusableResult, and DeviceLost
+        if the device's context died; `alive` is False from then on.
         """
         configure_thread(self.threads)
         try:

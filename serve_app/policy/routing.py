@@ -1,7 +1,7 @@
-"""Who gets a request: the replica where it costs the fewest seconds. Pure: no Ray, no clock, no chance.
+"""Chooses the replica where a request costs the fewest seconds. Deterministic: no Ray, no clock, no random numbers.
 
-Each router has a `Routing` of its own and asks it for a plan when something has changed. Routers do not talk to
-each other; they agree because they reckon alike, from what the replicas report and how many requests are in them.
+Each router has its own `Routing` and asks it for a plan when something has changed. Routers do not talk to each other.
+They agree because they make the same calculation from the replicas' reports and queue lengths.
 """
 
 import hashlib
@@ -11,39 +11,41 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Self
 
-# What an edit and a load are taken to last until some replica has measured it, in seconds.
+# The assumed durations of an edit and of a load (s), until a replica has measured them.
 UNMEASURED_WORK_S = 10.0
 UNMEASURED_LOAD_S = 1.0
-# An assignment counts as the replica's own word that it has the adapters, until that word must be here.
+# After an assignment, the router assumes for this long (s) that the replica holds the adapters. By then its report
+# says so.
 CONFIRMED_WITHIN_S = 2.0
-# Popularity is counted over about so many requests; before a quarter of them has come, nobody is popular.
+# Popularity is averaged over about this many requests. A router that has seen less than a quarter of them divides by
+# that quarter, so that no set of adapters looks popular too early.
 REMEMBERED_REQUESTS = 100
-# A set of adapters may have as many homes as its requests would keep busy to this share.
+# A set of adapters may have as many homes (replicas that hold it) as its requests would keep busy to this share.
 HOME_UTILISATION = 0.6
-# A home more than that costs this much of a load on top: the place would have served other adapters.
-SURPLUS_HOME = 0.5
-# A request lets slots elsewhere go by for this much of a load, then it takes one. What it waits for was reckoned
-# to be the shorter way; other routers may have got there first.
+# Loading on a further replica costs this share of a load extra, because it takes memory from other adapters.
+EXTRA_HOME_COST = 0.5
+# A request that waits for a warm replica ignores free slots elsewhere for the duration of this many loads, then it
+# takes one. Waiting was calculated to be faster, but other routers may have sent requests to that replica meanwhile.
 PATIENCE = 1.5
-# How many queue lengths a second a router asks for while requests wait. Replicas have other callers too, so
-# only asking tells, and beside edits of seconds it costs nothing.
+# How many queue lengths per second a router asks for while requests wait. Replicas have other callers too, so a router
+# has to ask; compared with edits of seconds it costs nothing.
 PROBES_PER_S = 200
-# A replica that has not answered for so long is not known: no request is sent to where nobody may be. Of many replicas
-# each is asked more rarely, and may be silent for so many rounds.
-ANSWERS_WITHIN_S, ANSWERS_WITHIN_ROUNDS = 3.0, 3
-# How often replicas report: held sets and seconds change as often as edits end.
+# A replica whose last answer is older than this (s) gets no request, since it may be gone. If there are many replicas,
+# each is asked more rarely, and an answer is valid for this many rounds.
+ANSWER_VALID_S, ANSWER_VALID_ROUNDS = 3.0, 3
+# How often replicas report (s): held sets and durations change when an edit ends.
 REPORT_PERIOD_S = 0.25
-# A waiting request asks again this often at least: a slot that another caller's edit has left is seen so late.
-LOOK_S = 0.05
+# A waiting request asks again at least this often (s): so late does it see a slot that another caller's edit has freed.
+RECHECK_S = 0.05
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a replica tells the routers of itself, as Serve's `record_routing_stats` carries it.
+    """A replica's report to the routers, which Serve's `record_routing_stats` carries.
 
-    `held` are the adapter sets in its host memory or on their way there; `gone` are others whose names Serve may
-    still spread. `work_s` and `load_s` are what an edit and the load of an adapter take, in seconds, as measured;
-    None until they have been. One that is not `alive` takes nothing until it is replaced.
+    `held` are the adapter sets in its host memory or being loaded; `gone` are others that Serve may still advertise for
+    it. `work_s` and `load_s` are the measured durations (s) of an edit and of an adapter's load, None before the first.
+    A replica that is not `alive` can do no work until it is replaced.
     """
 
     held: tuple[str, ...] = ()
@@ -54,17 +56,17 @@ class Report:
 
     @classmethod
     def of(cls, stats: Mapping[str, Any]) -> Self:
-        """From the report's fields. A replica of another version may send others, or none."""
+        """The report from its fields. A replica of another version may send other fields, or none."""
         return cls(**{key: value for key, value in stats.items() if key in cls.__dataclass_fields__})
 
-    def held_and_named(self, named: Iterable[str]) -> frozenset[str]:
-        """What is held, with the sets that Serve has `named` since: a load is named when it starts."""
-        return frozenset(self.held) | (frozenset(named) - frozenset(self.gone))
+    def held_sets(self, advertised: Iterable[str]) -> frozenset[str]:
+        """The held sets, and those that Serve `advertised` since the report: a load starts with that."""
+        return frozenset(self.held) | (frozenset(advertised) - frozenset(self.gone))
 
 
 @dataclass(frozen=True)
 class Replica:
-    """What a router knows of a replica: `running` requests are in it, of at most `slots`; the rest as reported."""
+    """What a router knows of a replica: `running` of its `slots` are taken; the other fields are from its report."""
 
     id: str
     running: int
@@ -75,8 +77,8 @@ class Replica:
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """A request that has no replica yet. `adapters` is the id of its adapter set, "" for the base model."""
+class WaitingRequest:
+    """A request without a replica, waiting `since` (s). `adapters` is its adapter set's id, "" for the base model."""
 
     id: str
     adapters: str
@@ -84,8 +86,8 @@ class Waiting:
 
 
 @dataclass
-class _Outlook:
-    """A replica as a request finds it once those that came earlier are there."""
+class _PlannedReplica:
+    """A replica as it will be for a request, once the earlier requests of the plan have reached it."""
 
     id: str
     backlog: int
@@ -94,7 +96,7 @@ class _Outlook:
     work_s: float
     load_s: float
     wanted: float
-    """The share of the requests that want what it holds."""
+    """The share of all requests that want a set which it holds."""
 
     @property
     def is_free(self) -> bool:
@@ -102,7 +104,7 @@ class _Outlook:
 
 
 class Routing:
-    """A router's judgement, and what it must remember for it. Times are seconds of one clock, the caller's."""
+    """The decisions of one router, with the state that they need. All times are seconds of the caller's clock."""
 
     def __init__(self) -> None:
         self._popularity: dict[str, float] = {}
@@ -111,48 +113,49 @@ class Routing:
         self._declined: dict[str, float] = {}
         self._assigned: dict[str, tuple[str, str, float]] = {}  # by request: replica, adapters, when
 
-    def plan(self, waiting: Iterable[Waiting], replicas: Sequence[Replica], now: float) -> dict[str, str]:
-        """The replica for each request that should start now. The others wait: for a slot, or a warm replica.
+    def plan(self, waiting: Iterable[WaitingRequest], replicas: Sequence[Replica], now: float) -> dict[str, str]:
+        """The replica's id for each request that should start now, by the request's id.
 
-        Earlier requests come first: each finds the replicas as those before it will leave them.
+        The other requests wait, for a slot or for a replica that holds their adapters. Earlier requests are planned
+        first: each finds the replicas as the requests before it will leave them.
         """
         requests = sorted(waiting, key=lambda request: (request.since, request.id))
-        self._note(requests, now)
-        outlooks = self._outlooks(replicas)
+        self._update_history(requests, now)
+        candidates = self._planned_replicas(replicas)
         starts: dict[str, str] = {}
-        for request in requests if outlooks else ():
-            best = self._best(request, outlooks, now)
+        for request in requests if candidates else ():
+            best = self._best(request, candidates, now)
             if best.is_free:
                 starts[request.id] = best.id
-            elif any(outlook.is_free for outlook in outlooks):
+            elif any(candidate.is_free for candidate in candidates):
                 self._declined.setdefault(request.id, now)
             best.backlog += 1
             if request.adapters:
                 best.held.add(request.adapters)
         return starts
 
-    def assigned(self, request: Waiting, replica_id: str, now: float) -> None:
-        """A request is on its way: what it needs counts as held there, before the replica can say so."""
+    def assigned(self, request: WaitingRequest, replica_id: str, now: float) -> None:
+        """Record that a request was sent: the replica counts as a holder of its set before it can report that."""
         self._assigned[request.id] = replica_id, request.adapters, now
 
-    def _note(self, requests: Sequence[Waiting], now: float) -> None:
-        """Count those that are new, and forget those that are gone."""
+    def _update_history(self, requests: Sequence[WaitingRequest], now: float) -> None:
+        """Count the new requests, and forget those that no longer wait."""
         for request in requests:
             if request.id not in self._seen:
-                kept = 1 - 1 / REMEMBERED_REQUESTS
-                self._popularity = {id: count * kept for id, count in self._popularity.items() if count > 0.01}
+                decay = 1 - 1 / REMEMBERED_REQUESTS
+                self._popularity = {id: count * decay for id, count in self._popularity.items() if count > 0.01}
                 self._popularity[request.adapters] = self._popularity.get(request.adapters, 0.0) + 1
-                self._requests = self._requests * kept + 1
+                self._requests = self._requests * decay + 1
         self._seen = frozenset(request.id for request in requests)
         self._declined = {id: since for id, since in self._declined.items() if id in self._seen}
-        # Who waits again was turned away: another router was faster.
+        # A request that waits again was rejected by its replica: another router was faster.
         self._assigned = {
             id: assigned
             for id, assigned in self._assigned.items()
             if id not in self._seen and now - assigned[-1] < CONFIRMED_WITHIN_S
         }
 
-    def _outlooks(self, replicas: Sequence[Replica]) -> list[_Outlook]:
+    def _planned_replicas(self, replicas: Sequence[Replica]) -> list[_PlannedReplica]:
         assigned = defaultdict(set)
         for replica_id, adapters, _ in self._assigned.values():
             if adapters:
@@ -162,7 +165,7 @@ class Routing:
         held = [{*replica.held, *assigned[replica.id]} for replica in replicas]
         homes = Counter(adapters for sets in held for adapters in sets)
         return [
-            _Outlook(
+            _PlannedReplica(
                 replica.id,
                 replica.running,
                 replica.slots,
@@ -174,41 +177,44 @@ class Routing:
             for replica, sets in zip(replicas, held, strict=True)
         ]
 
-    def _best(self, request: Waiting, outlooks: Sequence[_Outlook], now: float) -> _Outlook:
-        """The cheapest; once the request has waited for that long enough, the cheapest with a slot."""
-        free = [outlook for outlook in outlooks if outlook.is_free]
+    def _best(self, request: WaitingRequest, candidates: Sequence[_PlannedReplica], now: float) -> _PlannedReplica:
+        """The cheapest replica; the cheapest with a free slot once the request has waited too long."""
+        free = [candidate for candidate in candidates if candidate.is_free]
         declined = self._declined.get(request.id, now)
-        is_patient = now - declined <= PATIENCE * min(outlook.load_s for outlook in outlooks)
-        homes = sum(request.adapters in outlook.held for outlook in outlooks)
-        surplus = SURPLUS_HOME if homes >= self._home_limit(request.adapters, len(outlooks)) else 0.0
+        is_patient = now - declined <= PATIENCE * min(candidate.load_s for candidate in candidates)
+        homes = sum(request.adapters in candidate.held for candidate in candidates)
+        extra = EXTRA_HOME_COST if homes >= self._home_limit(request.adapters, len(candidates)) else 0.0
 
-        def cost(outlook: _Outlook) -> tuple[float, bytes]:
-            seconds = outlook.backlog * outlook.work_s
-            if request.adapters not in outlook.held:
-                # It could go elsewhere; the next request may want what is here, and would wait for this one.
-                seconds += outlook.wanted * outlook.work_s
+        def cost(candidate: _PlannedReplica) -> tuple[float, bytes]:
+            seconds = candidate.backlog * candidate.work_s
+            if request.adapters not in candidate.held:
+                # The next request may want a set that this replica holds, and would wait for this request.
+                seconds += candidate.wanted * candidate.work_s
                 if request.adapters:
-                    seconds += outlook.load_s * (1 + surplus)
-            # Of equals that would load them every router takes the same one for the same adapters, so that they meet;
-            # of equals that need not, each request its own, or all routers would go to one that is idle at once.
-            meets = request.adapters and request.adapters not in outlook.held
-            key = f"{request.adapters if meets else request.id} {outlook.id}"
+                    seconds += candidate.load_s * (1 + extra)
+            # Ties are broken by a hash. If the set has to be loaded, every router chooses the same replica for it, so
+            # that it is loaded once. Otherwise the hash differs from request to request: with one choice for all, every
+            # router would send its requests to the same idle replica.
+            must_load = request.adapters and request.adapters not in candidate.held
+            key = f"{request.adapters if must_load else request.id} {candidate.id}"
             return seconds, hashlib.sha256(key.encode()).digest()
 
-        return min(outlooks if is_patient else free or outlooks, key=cost)
+        if free and not is_patient:
+            return min(free, key=cost)
+        return min(candidates, key=cost)
 
     def _home_limit(self, adapters: str, replicas: int) -> int:
-        """On how many replicas a set may live before another home costs more: one, more if it is popular."""
+        """The number of replicas that may hold a set before a further one costs extra: more if it is popular."""
         return max(1, round(self._share(adapters) * replicas / HOME_UTILISATION))
 
     def _share(self, adapters: str) -> float:
-        """Of the requests that this router saw lately."""
+        """The share of recent requests that want this set of adapters."""
         return self._popularity.get(adapters, 0.0) / max(self._requests, REMEMBERED_REQUESTS / 4)
 
 
-def answers_within_s(replicas: int) -> float:
-    """How long (s) what one of so many replicas has answered counts."""
-    return max(ANSWERS_WITHIN_S, ANSWERS_WITHIN_ROUNDS * replicas / PROBES_PER_S)
+def answer_valid_s(replicas: int) -> float:
+    """How long (s) a replica's queue length is valid, with this many replicas to ask."""
+    return max(ANSWER_VALID_S, ANSWER_VALID_ROUNDS * replicas / PROBES_PER_S)
 
 
 def _typical(measured: Iterable[float | None], unmeasured: float) -> float:
@@ -217,7 +223,7 @@ def _typical(measured: Iterable[float | None], unmeasured: float) -> float:
 
 
 class MovingAverage:
-    """Of the last few measurements; None before the first."""
+    """An exponential moving average of measurements; None before the first."""
 
     WEIGHT = 0.2
 

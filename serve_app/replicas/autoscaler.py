@@ -1,8 +1,9 @@
-"""Serve's autoscaling policy around `Scaling`: it runs in Serve's controller, ten times a second, without I/O.
+"""Serve's autoscaling policy for editors. It runs in Serve's controller ten times per second, without I/O.
 
-A serve config names it for the whole application, since its input comes from the ingresses, also while a model has no
-editor: `autoscaling_policy: {policy_function: "serve_app.replicas.autoscaler:Autoscaler"}`. The ingresses need an
-`autoscaling_config` to be asked, the editors one for their limits. See docs/scaling.md.
+`policy.scaling.Scaling` decides for one model; this module passes it the backlog that the ingresses report. A serve
+config names it for the whole application:
+`autoscaling_policy: {policy_function: "serve_app.replicas.autoscaler:Autoscaler"}`. Ingresses need an
+`autoscaling_config` so that Serve asks them for the backlog; editors need one for their limits. See docs/scaling.md.
 """
 
 import logging
@@ -16,14 +17,15 @@ from ray.util.metrics import Gauge
 
 from serve_app.policy.scaling import Backlog, Decision, Fleet, Limits, Scaling, counted
 
-# Serve's own logger: no other is written to the controller's log.
+# Serve's own logger: the controller's log contains no other.
 logger = logging.getLogger("ray.serve")
 
-# A report that is older than this (s) is no ground for a decision: several times what lies between two.
+# Reports that are older than this (s) are ignored. It is several times the interval between two reports.
 STALE_S = 15.0
+# The fields of `Backlog` that ingresses report.
 FIELDS = ("waiting_s", "running_s", "images", "oldest_s")
-# Serve's own delays and factors would come on top of a decision that has seen to them.
-AT_ONCE = {
+# Switches Serve's own delays and factors off: a decision of `Scaling` already includes them.
+WITHOUT_DELAYS = {
     "upscale_delay_s": 0.0,
     "downscale_delay_s": 0.0,
     "downscale_to_zero_delay_s": 0.0,
@@ -35,29 +37,29 @@ Contexts = dict[DeploymentID, AutoscalingContext]
 
 
 def to_stats(backlogs: Mapping[str, Backlog]) -> dict[str, float]:
-    """Backlogs by deployment, as `record_autoscaling_stats` carries them: numbers by name."""
+    """The result of `record_autoscaling_stats` for backlogs by deployment: "<deployment>/<field>" to number."""
     return {f"{name}/{key}": getattr(backlog, key) for name, backlog in backlogs.items() for key in FIELDS}
 
 
 class Autoscaler:
-    """Serve makes one for each deploy of the application and calls it from then on.
+    """The policy object. Serve creates one per deployment of the application and calls it periodically.
 
     Editors follow `Scaling`, within `min_replicas` and `max_replicas` of their `autoscaling_config`, whose
-    `downscale_delay_s` and `downscale_to_zero_delay_s` are `Limits.settle_s` and `idle_s`. `wait_s` is that of
-    `Limits`. Every other deployment has Serve's default policy.
+    `downscale_delay_s` and `downscale_to_zero_delay_s` become `Limits.settle_s` and `idle_s`. `wait_s` is
+    `Limits.wait_s`. Every other deployment follows Serve's default policy.
     """
 
     def __init__(self, wait_s: float = Limits.wait_s) -> None:
         self._wait_s = wait_s
         self._scaling: dict[DeploymentID, Scaling] = {}
         self._decisions: dict[DeploymentID, Decision] = {}
-        self._blind: set[DeploymentID] = set()
+        self._without_report: set[DeploymentID] = set()
         tags = ("application", "deployment")
-        self._wanted = Gauge("edits_replicas_wanted", "How many editors there should be.", tags)
-        self._cold_start = Gauge("edits_cold_start_seconds", "What starts of an editor were seen to take.", tags)
+        self._wanted = Gauge("edits_replicas_wanted", "The number of editors that the autoscaler wants.", tags)
+        self._cold_start = Gauge("edits_cold_start_seconds", "The measured duration of an editor's start.", tags)
 
     def __call__(self, contexts: Contexts) -> tuple[dict[DeploymentID, float], dict[DeploymentID, dict[str, Any]]]:
-        """How many replicas each deployment should have; one that is left out stays as it is."""
+        """The number of replicas that each deployment should have; one that is not in the result keeps its number."""
         wanted: dict[DeploymentID, float] = {}
         states: dict[DeploymentID, dict[str, Any]] = {}
         try:
@@ -67,20 +69,20 @@ class Autoscaler:
                 elif (decision := self._decide(id, context, contexts.values())) is not None:
                     wanted[id] = decision.replicas
         except Exception:
-            # It would end the controller's round, with all else that was to be done in it.
-            logger.exception("no autoscaling decision")
+            # An exception would abort the controller's control loop, which does other work too.
+            logger.exception("the autoscaling decision failed")
         return wanted, states
 
     def _decide(
         self, id: DeploymentID, context: AutoscalingContext, all: Iterable[AutoscalingContext]
     ) -> Decision | None:
-        backlog = latest(id.name, all, context.current_time)
+        backlog = latest_backlog(id.name, all, context.current_time)
         if backlog is None:
-            if id not in self._blind:
-                self._blind.add(id)
-                logger.warning(f"{id}: no ingress says what there is to do; nothing is decided until one does")
+            if id not in self._without_report:
+                self._without_report.add(id)
+                logger.warning(f"{id}: no ingress reports its backlog; the number of replicas stays until one does")
             return None
-        self._blind.discard(id)
+        self._without_report.discard(id)
         config = context.config
         limits = Limits(
             context.capacity_adjusted_min_replicas,
@@ -89,28 +91,32 @@ class Autoscaler:
             config.downscale_delay_s,
             config.downscale_delay_s if config.downscale_to_zero_delay_s is None else config.downscale_to_zero_delay_s,
         )
-        context.config = config.model_copy(update=AT_ONCE)
+        context.config = config.model_copy(update=WITHOUT_DELAYS)
         scaling = self._scaling.setdefault(id, Scaling())
         running = context.current_num_replicas
         fleet = Fleet(running, max(0, context.target_num_replicas - running), scaling.cold_start_s)
         decision = scaling.decide(backlog, fleet, limits, context.current_time)
-        self._tell(id, decision, scaling)
+        self._publish(id, decision, scaling)
         return decision
 
-    def _tell(self, id: DeploymentID, decision: Decision, scaling: Scaling) -> None:
+    def _publish(self, id: DeploymentID, decision: Decision, scaling: Scaling) -> None:
+        """Log a decision that changes the number of replicas, and set the metrics."""
         before = self._decisions.get(id)
         if before is None or before.replicas != decision.replicas:
             logger.info(f"{id}: {counted(decision.replicas, 'replica')}: {decision.reason}")
         self._decisions[id] = decision
-        # Every time: Ray forgets a gauge that is not set anew.
+        # On every call: Ray drops a gauge that is not set again.
         tags = {"application": id.app_name, "deployment": id.name}
         self._wanted.set(decision.replicas, tags)
         if scaling.cold_start_s is not None:
             self._cold_start.set(scaling.cold_start_s, tags)
 
 
-def latest(deployment: str, contexts: Iterable[AutoscalingContext], now: float) -> Backlog | None:
-    """What the ingress that looked last says there is to do. All look at the same: nothing is to be summed up."""
+def latest_backlog(deployment: str, contexts: Iterable[AutoscalingContext], now: float) -> Backlog | None:
+    """The newest backlog that an ingress reported; None if none is newer than `STALE_S`.
+
+    All ingresses count the same database, so their reports are not added up.
+    """
     found: dict[str, float] = {}
     for context in contexts:
         for key in FIELDS:

@@ -1,4 +1,4 @@
-"""The folder of the config file that `serve run` was given. Ray hands a builder the args alone."""
+"""Finds the folder of the config file of `serve run`. Ray passes only the args to an application builder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ from ray.util.state.exception import RayStateApiException
 
 
 def config_folder() -> Path | None:
-    """The folder, if the `serve run` that this job belongs to runs on this machine; otherwise None.
+    """The folder of the config file, if the `serve run` of this job runs on this machine; otherwise None.
 
-    The command's process has the words as they were typed. Ray's own record of the command line joins them with
-    spaces, so that they cannot be told apart again.
+    It is read from the arguments of the command's process. Ray's own record joins the arguments with spaces, so they
+    cannot be separated again.
     """
     try:
         context = ray.get_runtime_context()
-        # Of this very cluster: a machine may run several.
+        # The address of this cluster: a machine may run several.
         jobs = list_jobs(address=context.gcs_address, filters=[("job_id", "=", context.get_job_id())])
     except (RayStateApiException, ConnectionError):
         return None
@@ -32,18 +32,18 @@ def config_folder() -> Path | None:
 def _folder_of(driver: Any) -> Path | None:
     try:
         process = psutil.Process(int(driver.pid))
-        words, folder = process.cmdline(), Path(process.cwd())
+        arguments, folder = process.cmdline(), Path(process.cwd())
     except psutil.Error:
         return None
-    file = config_file_of(words)
+    file = config_file_of(arguments)
     return (folder / file).parent.resolve() if file and (folder / file).is_file() else None
 
 
-def config_file_of(words: Sequence[str]) -> str | None:
-    """What the command line `... serve run ... FILE` names as its config file; None for any other command line."""
-    if "run" not in words:
+def config_file_of(command_line: Sequence[str]) -> str | None:
+    """The config file that the command line `... serve run ... FILE` names; None for any other command line."""
+    if "run" not in command_line:
         return None
-    arguments = list(words[words.index("run") + 1 :])
+    arguments = list(command_line[command_line.index("run") + 1 :])
     try:
         context = serve_run.make_context("run", arguments, resilient_parsing=True)
     except click.ClickException:

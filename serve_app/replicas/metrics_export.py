@@ -1,4 +1,4 @@
-"""Ray's end of telemetry: what a replica does once, so that its metrics, log lines and spans get out."""
+"""Connects a replica's metrics, log lines and spans to Ray, Serve's logger and the trace exporter."""
 
 import logging
 from collections.abc import Sequence
@@ -9,50 +9,50 @@ from ray.serve import metrics
 from serve_app.telemetry import tracing
 from serve_app.telemetry.metrics import METRICS, MODEL, Kind, Meter, Metric
 
-# Values of a tag that are few enough to be told before they occur.
-FEW = 10
+# A counter starts at zero for every value of its tags if no tag has more values than this.
+MAX_VALUES_AT_ZERO = 10
 
 
 def start(role: str, models: Sequence[str]) -> Meter:
-    """In a replica's constructor. `role` is what its spans say they come from; `models` are those it serves."""
-    # Serve sets up its own logger alone, anew whenever `logging_config` changes; ours has its handlers and level
-    # as a child.
-    ours = logging.getLogger("serve_app")
-    ours.parent = logging.getLogger("ray.serve")
+    """Set up telemetry in a replica's constructor. `role` names it in spans; `models` are those it serves."""
+    # Serve configures only its own logger, again whenever `logging_config` changes. As its child, the logger of this
+    # package uses the same handlers and level.
+    package_logger = logging.getLogger("serve_app")
+    package_logger.parent = logging.getLogger("ray.serve")
     tracing.add_ids_to_logs()
     tracing.export_spans(role)
     return RayMeter(models)
 
 
 class RayMeter:
-    """Leads to Ray's metrics endpoint. Serve adds the tags application, deployment and replica."""
+    """A `Meter` for Ray's metrics endpoint. Serve adds the tags application, deployment and replica."""
 
     def __init__(self, models: Sequence[str]) -> None:
-        self._made = {metric.name: _make(metric) for metric in METRICS}
+        self._ray_metrics = {metric.name: _make(metric) for metric in METRICS}
         for metric in METRICS:
             if metric.kind == Kind.COUNTER:
-                self._begin_at_zero(metric, models)
+                self._start_at_zero(metric, models)
 
     def record(self, metric: Metric, value: float = 1.0, **tags: str) -> None:
-        made = self._made[metric.name]
+        ray_metric = self._ray_metrics[metric.name]
         if metric.kind == Kind.COUNTER and value > 0:
-            made.inc(value, tags)
+            ray_metric.inc(value, tags)
         elif metric.kind == Kind.GAUGE:
-            made.set(value, tags)
+            ray_metric.set(value, tags)
         elif metric.kind == Kind.HISTOGRAM:
-            made.observe(value, tags)
+            ray_metric.observe(value, tags)
 
-    def _begin_at_zero(self, metric: Metric, models: Sequence[str]) -> None:
-        """So that the first of what happens rarely is an increase. Ray's public `inc` refuses 0.
+    def _start_at_zero(self, metric: Metric, models: Sequence[str]) -> None:
+        """Report 0 for every combination of tags, so that even the first event is an increase. Ray's `inc` refuses 0.
 
-        Not what has many values: Ray's agent keeps the series of every process that was ever on its node, and takes
-        no new ones of a metric beyond a limit.
+        Tags with many values are left out: Ray's agent keeps the series of every process that ever ran on its node, and
+        accepts only a limited number of series per metric.
         """
-        if any(len(known) > FEW for known in metric.tags.values()):
+        if any(len(known) > MAX_VALUES_AT_ZERO for known in metric.tags.values()):
             return
         values = [models if key in MODEL else known for key, known in metric.tags.items()]
         for tags in product(*values):
-            self._made[metric.name]._record(0.0, dict(zip(metric.tags, tags, strict=True)))
+            self._ray_metrics[metric.name]._record(0.0, dict(zip(metric.tags, tags, strict=True)))
 
 
 def _make(metric: Metric) -> metrics.Counter | metrics.Gauge | metrics.Histogram:

@@ -1,4 +1,4 @@
-"""Serve's request router for the editors: puts what this process knows of the replicas before `Routing`."""
+"""Serve's request router for the editors: collects what this process knows of the replicas and asks `Routing`."""
 
 import asyncio
 import time
@@ -9,36 +9,39 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from serve_app.policy.routing import (
-    LOOK_S,
     PROBES_PER_S,
+    RECHECK_S,
     REPORT_PERIOD_S,
     Replica,
     Report,
     Routing,
-    Waiting,
-    answers_within_s,
+    WaitingRequest,
+    answer_valid_s,
 )
 
-# A chosen replica's queue length counts the request once it is sent: at the event loop's next turn.
+# The longest time (s) between the choice of a replica and the sending of the request, which the event loop does in its
+# next iteration. Until then the replica's queue length does not include the request.
 SENT_WITHIN_S = 0.1
 
 
 class ExpectedCostRouter(RequestRouter):  # type: ignore[misc]  # Ray
-    """Sends each request to the replica that its `Routing` names, and keeps it here until one is named."""
+    """Sends each request to the replica that `Routing` chooses; the request waits in this router until then."""
 
-    # One task for each request that waits. With Serve's two a replica, requests for an idle replica would wait
-    # behind those for a busy one.
+    # One task per waiting request. With Serve's default of two per replica, requests for an idle replica would wait
+    # behind requests for a busy one.
     max_num_routing_tasks_cap = 1000
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._routing = Routing()
-        self._replica_queue_len_cache = ReplicaQueueLengthCache(staleness_timeout_s=answers_within_s(0))
-        # Which waiting requests may start where, among which; None when something has changed since.
+        self._replica_queue_len_cache = ReplicaQueueLengthCache(staleness_timeout_s=answer_valid_s(0))
+        # The replica for each request of the current plan that may start; None when the plan is out of date.
         self._starts: dict[str, str] | None = None
+        # The requests that were waiting when the plan was made.
         self._planned: frozenset[str] = frozenset()
+        # Choices whose requests are not sent yet: replica, time of the choice.
         self._unsent: list[tuple[ReplicaID, float]] = []
-        self._probed = float("-inf")
+        self._last_probe = float("-inf")
         self._probing = asyncio.Lock()
 
     @property
@@ -48,7 +51,7 @@ class ExpectedCostRouter(RequestRouter):  # type: ignore[misc]  # Ray
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The one replica where the request may start now, or none: Serve asks again after a short pause."""
+        """The replica where the request may start now. If the result is empty, Serve asks again after a short pause."""
         if pending_request is None:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True
@@ -75,8 +78,8 @@ class ExpectedCostRouter(RequestRouter):  # type: ignore[misc]  # Ray
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         super().update_replicas(replicas)
-        # A setting of the constructor alone, and how many they will be is not known there.
-        self._replica_queue_len_cache._staleness_timeout_s = answers_within_s(len(replicas))
+        # The cache takes this time only in its constructor, when the number of replicas is not known yet.
+        self._replica_queue_len_cache._staleness_timeout_s = answer_valid_s(len(replicas))
         self._starts = None
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
@@ -84,11 +87,11 @@ class ExpectedCostRouter(RequestRouter):  # type: ignore[misc]  # Ray
         self._starts = None
 
     async def _probe(self) -> None:
-        """Have every replica's queue length anew, unless it was asked for just now."""
+        """Ask every replica for its queue length, at most `PROBES_PER_S` questions per second."""
         async with self._probing:
-            if time.monotonic() - self._probed > len(self._replicas_list) / PROBES_PER_S:
+            if time.monotonic() - self._last_probe > len(self._replicas_list) / PROBES_PER_S:
                 await self._probe_queue_lens(self._replicas_list, 0)
-                self._probed = time.monotonic()
+                self._last_probe = time.monotonic()
                 self._starts = None
 
     def _plan(self) -> None:
@@ -99,7 +102,7 @@ class ExpectedCostRouter(RequestRouter):  # type: ignore[misc]  # Ray
         self._planned = frozenset(request.id for request in requests)
 
     def _known_replicas(self) -> list[Replica]:
-        """Those that have told their queue length lately, less those that would turn everything away at once."""
+        """The replicas that answered lately and whose device works: one with a dead device rejects every request."""
         known = []
         for replica in self._replicas_list:
             running = self._replica_queue_len_cache.get(replica.replica_id)
@@ -111,7 +114,7 @@ class ExpectedCostRouter(RequestRouter):  # type: ignore[misc]  # Ray
                         replica.replica_id.unique_id,
                         running + unsent,
                         replica.max_ongoing_requests,
-                        report.held_and_named(replica.multiplexed_model_ids),
+                        report.held_sets(replica.multiplexed_model_ids),
                         report.work_s,
                         report.load_s,
                     )
@@ -119,12 +122,14 @@ class ExpectedCostRouter(RequestRouter):  # type: ignore[misc]  # Ray
         return known
 
 
-def _waiting(pending: PendingRequest) -> Waiting:
-    return Waiting(pending.metadata.internal_request_id, pending.metadata.multiplexed_model_id, pending.created_at)
+def _waiting(pending: PendingRequest) -> WaitingRequest:
+    return WaitingRequest(
+        pending.metadata.internal_request_id, pending.metadata.multiplexed_model_id, pending.created_at
+    )
 
 
 ROUTER = RequestRouterConfig(
     request_router_class=ExpectedCostRouter,
     request_routing_stats_period_s=REPORT_PERIOD_S,
-    max_backoff_s=LOOK_S,
+    max_backoff_s=RECHECK_S,
 )

@@ -1,4 +1,4 @@
-"""Which editors run, and which replicas no machine has room for: questions to Serve's controller."""
+"""Asks Serve's controller how many editors run, and which replicas no machine has room for."""
 
 import asyncio
 import logging
@@ -9,23 +9,24 @@ import ray
 from ray import serve
 from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview
 
-from serve_app.policy.placement import Machine, fleets, unplaced
+from serve_app.policy.placement import Machine, explain_unplaced, replica_groups
 
-# How long a number of editors counts; twice as long is waited for a new one while there is an old one.
+# How long an answer of the controller is valid (s). A caller waits twice as long for the next answer and then gets the
+# previous one.
 EDITORS_TTL_S = 1.0
-# How long the first answer is waited for (s).
+# How long a caller waits for the first answer (s).
 FIRST_ANSWER_S = 10.0
-# How often replicas without a machine are looked for, and how often the log names the same ones (s).
-LOOK_S, REPEAT_S = 5.0, 60.0
+# How often replicas without a machine are searched for, and how often the log repeats the same ones (s).
+CHECK_PERIOD_S, REPEAT_S = 5.0, 60.0
 
 logger = logging.getLogger(__name__)
 
 
 class RunningEditors:
-    """How many running editors each model has, as Serve's controller knows it; asked once a second at most.
+    """The number of running editors per model, from Serve's controller, which is asked at most once per second.
 
-    While the controller does not answer, it is what was known before: a head is away for a minute when it is replaced,
-    and editors work on.
+    While the controller does not answer, the last known numbers are returned: replacing the head node takes a minute,
+    and editors continue to work meanwhile.
     """
 
     def __init__(self, application: str, models: list[str], ttl_s: float = EDITORS_TTL_S) -> None:
@@ -38,62 +39,64 @@ class RunningEditors:
         self._placement = PlacementLog(application)
 
     async def __call__(self) -> Mapping[str, int]:
-        # One at a time: two threads that read a status with an autoscaling policy in it make each other fail.
+        """The number of running editors by model id."""
+        # One question at a time: two threads that read a status which contains an autoscaling policy make each other
+        # fail.
         if self._asking is None and time.monotonic() - self._asked > self._ttl_s:
             self._asking = asyncio.create_task(asyncio.to_thread(self._ask))
         if (asking := self._asking) is not None:
             await asyncio.wait([asking], timeout=2 * self._ttl_s if self._known else FIRST_ANSWER_S)
             if asking.done() and self._asking is asking:
                 self._asking, self._asked = None, time.monotonic()
-                self._take(asking)
+                self._remember(asking)
         return {model: known.replica_states.get("RUNNING", 0) for model, known in self._known.items()}
 
-    def _take(self, answer: asyncio.Task[Mapping[str, DeploymentStatusOverview]]) -> None:
-        """Know what was answered; a controller that fails, or is new and knows nothing yet, says nothing."""
+    def _remember(self, answer: asyncio.Task[Mapping[str, DeploymentStatusOverview]]) -> None:
+        """Keep the answer, unless the controller failed or has just started and knows no deployments yet."""
         if answer.exception() is not None:
-            logger.warning("Serve's controller did not say how many editors run", exc_info=answer.exception())
+            logger.warning("Serve's controller did not report the running editors", exc_info=answer.exception())
         elif answer.result():
             self._known = answer.result()
 
     def asleep(self) -> frozenset[str]:
-        """The models without an editor that are as they should be: there is nothing to do, or one is being started."""
-        well = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
+        """The models without a running editor for which that is expected: scaled to zero, or an editor is starting."""
+        expected = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
         return frozenset(
             model
             for model, known in self._known.items()
-            if not known.replica_states.get("RUNNING", 0) and known.status in well
+            if not known.replica_states.get("RUNNING", 0) and known.status in expected
         )
 
     def _ask(self) -> Mapping[str, DeploymentStatusOverview]:
         application = serve.status().applications.get(self._application)
         deployments = application.deployments if application else {}
         if any("STARTING" in deployment.replica_states for deployment in deployments.values()):
-            self._placement.look()
+            self._placement.check()
         return {model: deployments[editor_name(model)] for model in self._models if editor_name(model) in deployments}
 
 
 class PlacementLog:
-    """Names replicas that no machine has room for in the log, once they have waited and every minute after that.
+    """Logs which replicas have no machine, and why; the same ones again every minute.
 
-    Serve itself waits for ever. Any process of the cluster may look, as often as it likes: `edits-server run` does, and
-    each ingress, so that the same sentence may stand in the log of each.
+    Serve itself waits forever without a word. Both `edits-server run` and each ingress check, so the same sentence may
+    appear in several logs.
     """
 
     def __init__(self, application: str) -> None:
         self._application = application
-        self._looked = float("-inf")
+        self._last_check = float("-inf")
         self._logged: dict[str, float] = {}
 
-    def look(self) -> None:
-        """Blocks: asks Serve's controller."""
+    def check(self) -> None:
+        """Log replicas without a machine, unless the last check was just now. Blocks: asks Serve's controller."""
         now = time.monotonic()
-        if now - self._looked < LOOK_S:
+        if now - self._last_check < CHECK_PERIOD_S:
             return
-        self._looked = now
+        self._last_check = now
         try:
             found = unplaced_replicas(self._application)
         except Exception:
-            # The caller has other questions to Serve, which do not depend on this one.
+            # The caller asks Serve other questions, which do not depend on this one.
             logger.exception("could not ask Serve which replicas have no machine")
             return
         self._logged = {name: at for name, at in self._logged.items() if name in found and now - at < REPEAT_S}
@@ -103,12 +106,16 @@ class PlacementLog:
 
 
 def unplaced_replicas(application: str) -> dict[str, str]:
-    """Why which deployments of an application have replicas without a machine. Blocks: asks Serve's controller."""
+    """A sentence for each deployment of an application that has replicas without a machine; it says why.
+
+    Blocks: asks Serve's controller.
+    """
     client = serve.context._get_global_client(raise_if_no_controller_running=False)
     details = client.get_serve_details()["applications"].get(application) if client else None
     machines = [Machine(node["Resources"], node.get("Labels", {})) for node in ray.nodes() if node["Alive"]]
-    return unplaced(fleets(details, time.time()), machines) if details else {}
+    return explain_unplaced(replica_groups(details, time.time()), machines) if details else {}
 
 
 def editor_name(model_id: str) -> str:
+    """The name of the deployment of a model's editors."""
     return f"Editor-{model_id}"

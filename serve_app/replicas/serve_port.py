@@ -1,4 +1,4 @@
-"""The port that Ray Serve opens in each replica, kept from other machines."""
+"""Closes the port that Ray Serve opens in each replica to other machines."""
 
 from typing import Any
 
@@ -12,17 +12,17 @@ EVERY_INTERFACE = "[::]:0"
 
 
 def keep_to_this_machine() -> None:
-    """To be called in a deployment's constructor, after which Serve opens the port.
+    """Make Serve listen on loopback. Call it in a deployment's constructor: Serve opens the port after that.
 
-    Serve's gRPC server unpickles what anybody sends and asks for no token, and it listens on every interface. Handles
-    call it only if Serve was told to use gRPC between deployments; this service's calls go through Ray.
+    Serve's gRPC server unpickles whatever it receives, asks for no token, and listens on every interface. Handles use
+    it only if Serve is configured to use gRPC between deployments; this service's calls go through Ray.
     """
-    # Ray pins no name for this; tests/commands/test_run.py fails when it no longer works.
+    # This is a private name of Ray; tests/commands/test_run.py fails when it no longer works.
     replica.add_port_to_grpc_server = add_private_port
 
 
 def add_private_port(server: Any, address: str) -> int:
-    """As Ray's `add_port_to_grpc_server`, on loopback, or on the node's own address where other nodes call it."""
+    """Like Ray's `add_port_to_grpc_server`, but on loopback, or on the node's own address if other nodes call it."""
     if address == EVERY_INTERFACE:
         host = ray.util.get_node_ip_address() if RAY_SERVE_USE_GRPC_BY_DEFAULT else get_localhost_ip()
         address = build_address(host, 0)

@@ -20,7 +20,7 @@ MODEL = MODELS["qwen_image_edit_plus_2511"]
 
 @pytest.fixture(scope="module")
 def paired() -> TorchEngine:
-    return TorchEngine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS), second=CPU)
+    return TorchEngine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS), second_device=CPU)
 
 
 @pytest.fixture

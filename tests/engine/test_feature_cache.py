@@ -33,9 +33,9 @@ def with_cache(threshold: float, **options: object) -> ModelConfig:
 class Counted:
     """An engine, and how often each block of its transformers was computed."""
 
-    def __init__(self, threshold: float, second: torch.device | None = None) -> None:
+    def __init__(self, threshold: float, second_device: torch.device | None = None) -> None:
         self.engine = TorchEngine(
-            miniature.make(MODEL), MODEL, with_cache(threshold, warm_up=((64, 64),)), second=second
+            miniature.make(MODEL), MODEL, with_cache(threshold, warm_up=((64, 64),)), second_device=second_device
         )
         self.engine.make_ready()
         transformers = self.engine._denoiser.transformers
@@ -96,13 +96,13 @@ def test_nothing_is_remembered_beyond_a_image(plan, make_plan, loras, always):
 
 
 def test_pair_makes_the_images_of_one(plan, always):
-    paired = Counted(ALWAYS, second=CPU)
+    paired = Counted(ALWAYS, second_device=CPU)
     assert np.array_equal(pixels(paired.edit(plan)), pixels(always.edit(plan)))
     assert paired.blocks == always.blocks
 
 
 def test_forward_of_the_other_branch_of_an_edit_that_failed_is_not_remembered(plan, make_plan, always):
-    paired = Counted(ALWAYS, second=CPU)
+    paired = Counted(ALWAYS, second_device=CPU)
     first, second = paired.engine._denoiser.transformers
     run_out_of_memory_once(first)
     slow = second.register_forward_pre_hook(lambda *_: time.sleep(0.3))

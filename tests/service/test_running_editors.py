@@ -72,7 +72,7 @@ class Unplaced:
         self.found: dict[str, str] | Exception = {}
         self.asked = 0
         monkeypatch.setattr(running_editors, "unplaced_replicas", self)
-        monkeypatch.setattr(running_editors, "LOOK_S", 0.0)
+        monkeypatch.setattr(running_editors, "CHECK_PERIOD_S", 0.0)
 
     def __call__(self, application: str) -> dict[str, str]:
         self.asked += 1
@@ -85,28 +85,28 @@ def test_replicas_without_a_machine_are_named_in_the_log_and_not_at_every_look(m
     unplaced, log = Unplaced(monkeypatch), PlacementLog("edits")
     unplaced.found = {"Ingress": "Ingress: no machine"}
     for _ in range(3):
-        log.look()
+        log.check()
     assert caplog.messages == ["Ingress: no machine"]
     unplaced.found = {}
-    log.look()
+    log.check()
     unplaced.found = {"Ingress": "Ingress: no machine again"}
-    log.look()
+    log.check()
     assert caplog.messages[1:] == ["Ingress: no machine again"]
     monkeypatch.setattr(running_editors, "REPEAT_S", 0.0)
-    log.look()
+    log.check()
     assert caplog.messages[2:] == ["Ingress: no machine again"]
 
 
 def test_serve_is_asked_now_and_again_however_often_somebody_looks(monkeypatch):
     unplaced, log = Unplaced(monkeypatch), PlacementLog("edits")
-    monkeypatch.setattr(running_editors, "LOOK_S", 60.0)
+    monkeypatch.setattr(running_editors, "CHECK_PERIOD_S", 60.0)
     for _ in range(3):
-        log.look()
+        log.check()
     assert unplaced.asked == 1
 
 
 def test_look_that_fails_is_logged_and_hinders_nobody(monkeypatch, caplog):
     unplaced, log = Unplaced(monkeypatch), PlacementLog("edits")
     unplaced.found = ConnectionError("the controller died")
-    log.look()
+    log.check()
     assert "could not ask Serve" in caplog.text

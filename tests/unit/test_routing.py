@@ -13,8 +13,8 @@ from serve_app.policy.routing import (
     Replica,
     Report,
     Routing,
-    Waiting,
-    answers_within_s,
+    WaitingRequest,
+    answer_valid_s,
 )
 from serve_app.replicas.routing_stats import RoutingStats
 
@@ -25,11 +25,11 @@ def replica(id: str, running: int = 0, *held: str, load_s: float | None = LOAD_S
     return Replica(id, running, slots, frozenset(held), WORK_S, load_s)
 
 
-def request(id: str = "r", adapters: str = "A", since: float = 0.0) -> Waiting:
-    return Waiting(id, adapters, since)
+def request(id: str = "r", adapters: str = "A", since: float = 0.0) -> WaitingRequest:
+    return WaitingRequest(id, adapters, since)
 
 
-def requests(count: int, adapters: str = "A") -> list[Waiting]:
+def requests(count: int, adapters: str = "A") -> list[WaitingRequest]:
     return [request(f"r{index}", adapters, float(index)) for index in range(count)]
 
 
@@ -193,7 +193,7 @@ def test_nobody_starves(seed, load_s):
     step, routers = 0.05, [Routing() for _ in range(3)]
     running: dict[str, list[float]] = {id: [] for id in "wxyz"}
     held: dict[str, list[str]] = {id: [] for id in "wxyz"}
-    waiting: list[list[Waiting]] = [[], [], []]
+    waiting: list[list[WaitingRequest]] = [[], [], []]
     passed: Counter[str] = Counter()
     for tick in range(2000):
         now = tick * step
@@ -223,7 +223,7 @@ def test_report_of_another_version_is_read():
 
 def test_set_named_since_the_report_counts_as_held_and_one_that_is_gone_does_not():
     report = Report(held=("A", "unnamed"), gone=("B",))
-    assert report.held_and_named(["A", "B", "C"]) == {"A", "unnamed", "C"}
+    assert report.held_sets(["A", "B", "C"]) == {"A", "unnamed", "C"}
 
 
 class Sized:
@@ -291,5 +291,5 @@ def test_seconds_are_measured(cache):
 @pytest.mark.parametrize("replicas", [1, 64, 600, 2000])
 def test_no_replica_is_forgotten_before_it_is_asked_again(replicas):
     a_round_s = replicas / PROBES_PER_S
-    assert answers_within_s(replicas) >= 2 * a_round_s
-    assert answers_within_s(4) == 3.0
+    assert answer_valid_s(replicas) >= 2 * a_round_s
+    assert answer_valid_s(4) == 3.0
