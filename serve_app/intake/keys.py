@@ -22,7 +22,7 @@ from typing import Annotated
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from serve_app.config import AuthConfig, strict_yaml
+from serve_app.config import AuthConfig, IngressSettings, JobsConfig, strict_yaml
 from serve_app.errors import KeysRefused, Unauthorized
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,11 @@ class TenantLimits:
     """
 
     max_queued: int | None = None
+
+
+def tenant_limits(config: JobsConfig, settings: IngressSettings) -> TenantLimits:
+    """The limits of every tenant: those of `config`, unless `settings`, which change in place, say otherwise."""
+    return TenantLimits(max_queued=settings.max_queued_per_tenant or config.max_queued_per_tenant)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from serve_app.images.decoder_pool import PROCESSES, Decoders
 from serve_app.intake.admission import Admission
 from serve_app.intake.catalogue import Catalogue
 from serve_app.intake.events import Events
-from serve_app.intake.keys import Keys, TenantLimits
+from serve_app.intake.keys import Keys, tenant_limits
 from serve_app.intake.queries import Queries
 from serve_app.intake.stored_images import StoredImages
 from serve_app.intake.submission import Submissions
@@ -58,7 +58,7 @@ class Service:
         parts = 2 if config.auth.keys_file else 1
         self.config = config
         self._drain_s = drain_s
-        self.keys = Keys(config.auth, TenantLimits(config.jobs.max_queued_per_tenant))
+        self.keys = Keys(config.auth, tenant_limits(config.jobs, IngressSettings()))
         # A body that finds no memory is refused at once: see `BodyLimit`.
         self.body_memory = _budget(config, parts, 0.0, "this request's body")
         self.image_memory = _budget(config, parts, config.fetch.patience_s, "this request's control images")
@@ -115,7 +115,7 @@ class Service:
     def reconfigure(self, settings: IngressSettings) -> None:
         """Apply the settings that change in place."""
         jobs = self.config.jobs
-        self.keys.limits = TenantLimits(settings.max_queued_per_tenant or jobs.max_queued_per_tenant)
+        self.keys.limits = tenant_limits(jobs, settings)
         self._store.requests.max_queued = settings.max_queued or jobs.max_queued
         self._warm_list.keep(settings.keep_warm)
 
