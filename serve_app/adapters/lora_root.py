@@ -57,7 +57,7 @@ class LoraRoot:
         self._filesystem, base = open_store(root)
         self._is_local = isinstance(self._filesystem, LocalFileSystem)
         self._base = str(Path(base).resolve()) if self._is_local else base.rstrip("/")
-        self._threads = Threads(ROOT_THREADS, ROOT_PATIENCE_S, "a look into the LoRA root")
+        self._threads = Threads(ROOT_THREADS, ROOT_PATIENCE_S, "reading the LoRA root")
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         """What `call` returns, which uses the methods of this class that block.

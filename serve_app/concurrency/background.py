@@ -57,4 +57,4 @@ async def shielded(work: Coroutine[Any, Any, T]) -> T:
 
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("%s failed and does not run any more", task.get_name(), exc_info=error)
+        logger.error("%s failed and no longer runs", task.get_name(), exc_info=error)

@@ -1,8 +1,8 @@
-"""Budgets: amounts of memory, connections or threads that tenants share, each waiting its turn.
+"""Budgets: amounts of memory, connections or threads that tenants share.
 
-A tenant holds at most its share. Of the tenants that wait, the one that holds least is served first, and within a
-tenant whoever came first. So a tenant that asks for everything cannot keep another one waiting for longer than it
-takes until something is given back.
+A tenant holds at most its share. Of the waiting tenants, the one that holds least is served first; within a tenant,
+waiters are served in the order of their calls. So a tenant that asks for everything delays another one only until the
+next release.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from serve_app.errors import Overloaded
 
 
 class Hold:
-    """What one user of a budget holds; nothing at first. One task at a time takes from it."""
+    """The amount that one user of a budget holds, 0 at first. Not for use by several tasks at a time."""
 
     def __init__(self, budget: "Budget", tenant: str) -> None:
         self._budget = budget
@@ -22,34 +22,34 @@ class Hold:
         self.amount = 0
 
     async def take(self, amount: int) -> None:
-        """Hold `amount`, or the tenant's whole share if that is less. Raises Overloaded after the budget's patience.
+        """Wait for `amount`, or for the tenant's whole share if that is less. Raises Overloaded after `patience_s`.
 
-        A hold takes once: whoever waits for more while it holds something could wait for itself.
+        Only for a hold that holds nothing: one that waits for more while it holds something could wait for itself.
         """
-        assert self.amount == 0, "this hold has taken its amount already"
+        assert self.amount == 0, "this hold already holds something"
         self.amount = await self._budget._take(self.tenant, amount)
 
     def take_now(self, amount: int, spare: int = 0) -> None:
-        """Hold `amount`, or the tenant's whole share if that is less, in place of what it holds. Does not wait.
+        """Change the held amount to `amount`, or to the tenant's whole share if that is less, without waiting.
 
-        Raises Overloaded unless that much is there and leaves `spare` free.
+        Raises Overloaded if the budget does not have that much, or if less than `spare` would be left.
         """
         amount = min(amount, self._budget.share)
         self._budget._take_now(self.tenant, amount - self.amount, spare)
         self.amount = amount
 
-    def keep(self, amount: int) -> None:
-        """Give back everything beyond `amount`."""
+    def shrink_to(self, amount: int) -> None:
+        """Release everything beyond `amount`."""
         surplus = self.amount - amount
         if surplus > 0:
             self.amount = amount
-            self._budget._give_back(self.tenant, surplus)
+            self._budget._release(self.tenant, surplus)
 
 
 class Budget:
-    """`total` of something, of which one tenant holds at most `share`. For one event loop.
+    """An amount `total`, of which one tenant may hold at most `share`. For use in one event loop.
 
-    `what` completes the sentence that a client gets after it has waited `patience_s`.
+    A caller waits for at most `patience_s` seconds. `what` names the purpose in the error that a client gets then.
     """
 
     def __init__(self, total: int, share: int, patience_s: float, what: str) -> None:
@@ -59,85 +59,86 @@ class Budget:
         self._what = what
         self._held: Counter[str] = Counter()
         self._free = total
-        # Nobody's deque is empty.
+        # Waiting amounts by tenant; no queue in it is empty.
         self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
 
     @property
     def held(self) -> int:
+        """The amount that all tenants together hold."""
         return self.total - self._free
 
     @contextmanager
     def hold(self, tenant: str) -> Iterator[Hold]:
-        """A hold that gives back at the exit whatever it still has."""
+        """An empty hold. Whatever it holds at the end of the block is released."""
         hold = Hold(self, tenant)
         try:
             yield hold
         finally:
-            hold.keep(0)
+            hold.shrink_to(0)
 
     async def _take(self, tenant: str, amount: int) -> int:
         amount = min(amount, self.share)
         place = (amount, asyncio.get_running_loop().create_future())
         self._waiting.setdefault(tenant, deque()).append(place)
-        self._serve()
+        self._grant_waiting()
         granted = place[1]
         try:
-            # `wait` and not `wait_for`: it neither cancels nor hides a grant that comes at the same moment.
+            # `asyncio.wait_for` would cancel or hide a grant that comes at the same moment as the timeout.
             if not granted.done():
                 await asyncio.wait([granted], timeout=self._patience_s)
         except asyncio.CancelledError:
-            self._leave(tenant, place)
+            self._withdraw(tenant, place)
             raise
         if not granted.done():
-            self._leave(tenant, place)
-            raise self.no_room()
+            self._withdraw(tenant, place)
+            raise self.overloaded()
         return amount
 
     def _take_now(self, tenant: str, amount: int, spare: int) -> None:
         if self._free - amount < spare or self._held[tenant] + amount > self.share:
-            raise self.no_room()
+            raise self.overloaded()
         self._free -= amount
         self._held[tenant] += amount
 
-    def no_room(self) -> Overloaded:
-        """What a client gets who cannot have any."""
-        return Overloaded(f"this service has no room for {self._what} at the moment; send it again later")
+    def overloaded(self) -> Overloaded:
+        """The error for a client whose request gets nothing of this budget."""
+        return Overloaded(f"this service has no capacity for {self._what} at the moment; send the request again later")
 
-    def _leave(self, tenant: str, place: tuple[int, asyncio.Future[None]]) -> None:
-        """Undo what waiting or being served has done."""
+    def _withdraw(self, tenant: str, place: tuple[int, asyncio.Future[None]]) -> None:
+        """Leave the queue, or release the amount if it has been granted."""
         amount, granted = place
         if granted.done():
-            self._give_back(tenant, amount)
+            self._release(tenant, amount)
             return
-        line = self._waiting[tenant]
-        line.remove(place)
-        if not line:
+        queue = self._waiting[tenant]
+        queue.remove(place)
+        if not queue:
             del self._waiting[tenant]
-        # Whoever stood behind a large amount may fit.
-        self._serve()
+        # Smaller amounts behind this one may fit now.
+        self._grant_waiting()
 
-    def _give_back(self, tenant: str, amount: int) -> None:
+    def _release(self, tenant: str, amount: int) -> None:
         self._free += amount
         self._held[tenant] -= amount
         if not self._held[tenant]:
             del self._held[tenant]
-        self._serve()
+        self._grant_waiting()
 
-    def _serve(self) -> None:
-        """Grant what fits, in turn. A large amount that does not fit holds up what is behind it, or it would starve."""
-        while (tenant := self._next()) is not None:
-            line = self._waiting[tenant]
-            amount, granted = line[0]
+    def _grant_waiting(self) -> None:
+        """Grant waiting amounts in order until one does not fit. Those behind it wait too, or it would starve."""
+        while (tenant := self._next_tenant()) is not None:
+            queue = self._waiting[tenant]
+            amount, granted = queue[0]
             if amount > self._free:
                 return
-            line.popleft()
-            if not line:
+            queue.popleft()
+            if not queue:
                 del self._waiting[tenant]
             self._free -= amount
             self._held[tenant] += amount
             granted.set_result(None)
 
-    def _next(self) -> str | None:
-        """Who is served next: of those whose share has room, who holds least; of equals, who has waited longest."""
-        room = (name for name, line in self._waiting.items() if self._held[name] + line[0][0] <= self.share)
+    def _next_tenant(self) -> str | None:
+        """The tenant to serve next: of those whose share has room, the one that holds least, then the first waiter."""
+        room = (name for name, queue in self._waiting.items() if self._held[name] + queue[0][0] <= self.share)
         return min(room, key=lambda name: self._held[name], default=None)

@@ -78,7 +78,7 @@ class Downloads:
         self._release_unused()
 
     def _release_unused(self) -> None:
-        self._memory.keep(self._used + self._left * self._max_bytes)
+        self._memory.shrink_to(self._used + self._left * self._max_bytes)
         self._changed.set()
 
 

@@ -184,7 +184,7 @@ class Submissions:
                 yield new_files
             finally:
                 try:
-                    await self._sweeper.discard(sorted(new_files))
+                    await self._sweeper.delete_unneeded(sorted(new_files))
                 except Exception:
                     logger.exception("could not delete the files of a refused request; the sweeper does so later")
 

@@ -77,7 +77,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._url = sa.make_url(url)
-        self._threads = Threads(STORAGE_THREADS, STORAGE_S, "a look into artifact storage")
+        self._threads = Threads(STORAGE_THREADS, STORAGE_S, "reading artifact storage")
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         if self.is_sqlite and self._url.database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)

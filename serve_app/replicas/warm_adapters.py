@@ -12,7 +12,7 @@ from serve_app.errors import ServiceError, StorageFailed
 from serve_app.replicas.routing_stats import RoutingStats, adapter_set_id
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import AdapterUse
-from serve_app.workers.warm_list import Warm, fill, read_warm
+from serve_app.workers.warm_list import WarmList, load_until_full, read_warm_list
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ class WarmAdapters:
     def load_all(self) -> None:
         """Load the adapters of the warm list, the most important ones first, until the cache is full. Blocks."""
         warm, deadline = self._read_list(), time.monotonic() + WARM_UP_S
-        fill(takewhile(lambda _: time.monotonic() < deadline, (*warm.kept, *warm.hottest)), self._load, self._is_held)
+        in_time = takewhile(lambda _: time.monotonic() < deadline, (*warm.kept, *warm.hottest))
+        load_until_full(in_time, self._load, self._is_held)
 
     async def reload_kept(self) -> None:
         """Load the adapters that must stay in memory again: other adapters may have taken their room."""
@@ -45,12 +46,12 @@ class WarmAdapters:
             with self._loading(uses):
                 await asyncio.to_thread(self._hold, uses)
 
-    def _read_list(self) -> Warm:
+    def _read_list(self) -> WarmList:
         try:
-            return read_warm(self._artifacts, self._model)
+            return read_warm_list(self._artifacts, self._model)
         except (StorageFailed, ValueError):
             logger.exception("the list of adapters to keep warm could not be read")
-            return Warm()
+            return WarmList()
 
     def _load(self, uses: tuple[AdapterUse, ...]) -> bool:
         with self._loading(uses):

@@ -1,4 +1,4 @@
-"""Tells operators, from each ingress, what waits and who is there for it."""
+"""Reports waiting images, claimed images and running editors as metrics, from each ingress."""
 
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -8,17 +8,17 @@ from serve_app.tasks import Priority
 from serve_app.telemetry.metrics import CLAIMED, EDITORS, OLDEST_WAITING, WAITING, WAITING_GPU_SECONDS, Loop, Meter
 from serve_app.workers.dispatcher import EditorCount
 
-# How often it is counted (s): as often as a metrics endpoint is scraped.
+# How often the report is made (s): as often as metrics endpoints are scraped.
 REPORT_S = 5.0
 
 
 class BacklogReport:
-    """`run` until cancelled. Every ingress tells the same, so that it stays known whichever is left."""
+    """`run` works until it is cancelled. All ingresses report the same, so that any one of them is enough."""
 
     def __init__(
         self, backlogs: Callable[[], Awaitable[Mapping[str, Backlog]]], editor_count: EditorCount, meter: Meter
     ) -> None:
-        """Both name every model that is served."""
+        """`backlogs` and `editor_count` return a value for each model that is served."""
         self._backlogs = backlogs
         self._editor_count = editor_count
         self._meter = meter

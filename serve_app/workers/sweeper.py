@@ -1,8 +1,8 @@
-"""The sweeper: forgets requests that are past their retention, and deletes files that no request needs.
+"""The sweeper deletes requests that are past their retention, and files that no request needs.
 
-One process at a time has the duty. Were there two, nothing would be lost: a file is deleted inside a transaction
-in which no request needs it, and none can begin to (`Retention`). Such a transaction holds up others that write,
-so each is kept small.
+One process at a time has the duty. Even if two had it, nothing would be lost: a file is deleted inside a transaction in
+which no request needs it and no other transaction can add a reference to it (`Retention`). Such a transaction blocks
+other writers, so each one is small.
 """
 
 import asyncio
@@ -19,14 +19,15 @@ from serve_app.telemetry.metrics import FAILED, FINISHED, NO_METER, SWEEPS, SWEP
 logger = logging.getLogger(__name__)
 
 DUTY = "sweeper"
-# For how many sweeps the duty is taken: who is late for the next one keeps it, who died is soon replaced.
+# For how many periods a sweeper takes the duty: it keeps the duty if it is a little late, and is soon replaced if it
+# dies.
 DUTY_SWEEPS = 1.5
-# Requests that are forgotten, and files that are deleted, in one transaction.
-REQUESTS, FILES = 20, 100
-# Keys and ids that are looked up in one statement.
-LOOKUP = 500
-# A file that is younger may belong to a request that is about to be committed (s).
-ORPHAN_S = 3600.0
+# How many requests, and how many files, are deleted in one transaction.
+REQUESTS_AT_ONCE, FILES_AT_ONCE = 20, 100
+# How many keys or ids are looked up in one statement.
+LOOKUPS_AT_ONCE = 500
+# A younger file may belong to a request that is not committed yet (s).
+MIN_ORPHAN_AGE_S = 3600.0
 
 
 class Sweeper:
@@ -50,34 +51,35 @@ class Sweeper:
             raise
 
     async def sweep(self) -> None:
-        """Do all there is to do now, for as long as the duty is this process's. Raises ServiceError."""
-        if not await self._is_mine():
+        """Delete everything that is due now, as long as this process has the duty. Raises ServiceError."""
+        if not await self._has_duty():
             return
         retention, config = self._store.retention, self._config
-        await self._forget(lambda: retention.ended_before(config.keep_s, REQUESTS))
-        await self._forget(lambda: retention.over_size(config.keep_bytes, REQUESTS))
+        await self._delete_requests(lambda: retention.ended_before(config.keep_s, REQUESTS_AT_ONCE))
+        await self._delete_requests(lambda: retention.over_size(config.keep_bytes, REQUESTS_AT_ONCE))
         for folder in artifact_keys.REFERRED_FOLDERS:
             await self._delete_orphans(folder)
-        await self._delete_records_of_nobody()
+        await self._delete_orphaned_records()
         self._meter.record(SWEEPS, outcome=FINISHED)
 
-    async def _is_mine(self) -> bool:
+    async def _has_duty(self) -> bool:
         return await self._store.take_duty(DUTY, self._owner, self._config.sweep_s * DUTY_SWEEPS)
 
-    async def _forget(self, find: Callable[[], Awaitable[list[str]]]) -> None:
-        while await self._is_mine() and (ids := await find()):
-            # First, as nothing would lead to them later. What has ended needs them no more.
+    async def _delete_requests(self, find: Callable[[], Awaitable[list[str]]]) -> None:
+        while await self._has_duty() and (ids := await find()):
+            # The editors' records first: without the rows nothing names them. Ended requests do not need them.
             for request_id in ids:
                 await asyncio.to_thread(self._artifacts.delete_folder, artifact_keys.records(request_id))
             keys: set[str] = set()
-            # The files after the rows: a request can have thousands. What a crash leaves here are orphans.
+            # The files after the rows, since a request can have thousands. If the process dies here, the files are
+            # orphans, which a later sweep deletes.
             await self._store.retention.delete_requests(ids, keys.update)
             self._meter.record(SWEPT, len(ids), what="requests")
-            await self.discard(sorted(keys))
-            logger.info("forgot %s requests and up to %s files of theirs", len(ids), len(keys))
+            await self.delete_unneeded(sorted(keys))
+            logger.info("deleted %s requests and up to %s of their files", len(ids), len(keys))
 
-    async def discard(self, keys: Sequence[str]) -> None:
-        """Delete those of these files that no request needs; safe next to requests that come to need one.
+    async def delete_unneeded(self, keys: Sequence[str]) -> None:
+        """Delete those of these files that no request needs. Safe while new requests are committed.
 
         Raises StoreUnavailable and StorageFailed.
         """
@@ -86,40 +88,40 @@ class Sweeper:
             self._artifacts.delete(unneeded)
             self._meter.record(SWEPT, len(unneeded), what="files")
 
-        for some in _portions(keys, FILES):
-            await self._store.retention.delete_unneeded(some, delete)
+        for batch in _batches(keys, FILES_AT_ONCE):
+            await self._store.retention.delete_unneeded(batch, delete)
 
     async def _delete_orphans(self, folder: str) -> None:
-        old = await asyncio.to_thread(self._artifacts.older_than, folder, ORPHAN_S)
+        old = await asyncio.to_thread(self._artifacts.older_than, folder, MIN_ORPHAN_AGE_S)
         promised: set[str] | None = None
-        for keys in _portions(old, LOOKUP):
-            if not await self._is_mine():
+        for keys in _batches(old, LOOKUPS_AT_ONCE):
+            if not await self._has_duty():
                 return
             orphans = await self._store.retention.unneeded(keys)
             if orphans and folder == artifact_keys.IMAGES:
-                promised = await self._promised() if promised is None else promised
+                promised = await self._images_of_unfinished() if promised is None else promised
                 orphans = [key for key in orphans if key not in promised]
-            await self.discard(orphans)
+            await self.delete_unneeded(orphans)
             if orphans:
                 logger.info("deleted %s files in %s that no request needs", len(orphans), folder)
 
-    async def _promised(self) -> set[str]:
-        """The images that were made for unfinished requests, whether or not a dispatcher knows of them already."""
+    async def _images_of_unfinished(self) -> set[str]:
+        """The keys of images that editors made for unfinished requests, even if no dispatcher has recorded them yet."""
         records = _by_request(await asyncio.to_thread(self._artifacts.older_than, artifact_keys.RECORDS, 0.0))
         promised: set[str] = set()
-        for ids in _portions(list(records), LOOKUP):
+        for ids in _batches(list(records), LOOKUPS_AT_ONCE):
             for request_id in await self._store.retention.unfinished(ids):
                 for key in records[request_id]:
-                    # It is gone if the request was purged meanwhile.
+                    # The record is missing if the request was purged meanwhile.
                     record = await asyncio.to_thread(self._artifacts.get_json, key) or {}
                     promised.add(record.get("key", ""))
         return promised
 
-    async def _delete_records_of_nobody(self) -> None:
-        """Those that an editor wrote for a request that was forgotten meanwhile."""
-        old = _by_request(await asyncio.to_thread(self._artifacts.older_than, artifact_keys.RECORDS, ORPHAN_S))
-        for ids in _portions(list(old), LOOKUP):
-            if not await self._is_mine():
+    async def _delete_orphaned_records(self) -> None:
+        """Delete editors' records of requests that were deleted meanwhile."""
+        old = _by_request(await asyncio.to_thread(self._artifacts.older_than, artifact_keys.RECORDS, MIN_ORPHAN_AGE_S))
+        for ids in _batches(list(old), LOOKUPS_AT_ONCE):
+            if not await self._has_duty():
                 return
             known = await self._store.requests.versions(ids)
             for request_id in ids:
@@ -128,12 +130,12 @@ class Sweeper:
 
 
 def _by_request(record_keys: Sequence[str]) -> dict[str, list[str]]:
-    """The keys of records, by request id."""
+    """Group the keys of editors' records by request id."""
     of_request: dict[str, list[str]] = {}
     for key in record_keys:
         of_request.setdefault(artifact_keys.request_of_record(key), []).append(key)
     return of_request
 
 
-def _portions(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+def _batches(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     return (keys[start : start + size] for start in range(0, len(keys), size))

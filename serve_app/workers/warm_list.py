@@ -1,6 +1,7 @@
-"""Which adapters an editor should hold before it takes traffic: those that are named, then those lately used most.
+"""The warm list: the adapters that an editor loads before it takes traffic.
 
-One ingress at a time has the duty of writing that down in artifact storage, where an editor that starts reads it.
+First come those that `keep_warm` names, then those that recent images used most. One ingress at a time has the duty of
+writing the list to artifact storage. Editors read it when they start.
 """
 
 import asyncio
@@ -22,56 +23,61 @@ from serve_app.telemetry.metrics import NO_METER, Loop, Meter
 logger = logging.getLogger(__name__)
 
 DUTY = "warmth"
-# How often it is written down, if it is another (s); how long the duty is taken for.
+# How often the list is computed, and written if it has changed (s); and how long an ingress takes the duty for (s).
 PERIOD_S, DUTY_S = 20.0, 50.0
-# From how many images popularity is counted, as many as routers remember; how many sets are written down.
-IMAGES, SETS = 200, 64
+# How many recent images are counted (as many as routers remember), and how many sets of adapters the list has at most.
+RECENT_IMAGES, MAX_SETS = 200, 64
 
 AdapterSet = tuple[AdapterUse, ...]
-# The adapter that a path names, for a model. Raises RequestError.
+# Returns the adapter for a path and a model. Raises RequestError.
 Resolve = Callable[[str, str], Awaitable[AdapterUse]]
 
 
 @dataclass(frozen=True)
-class Warm:
-    """Sets of adapters, the most important ones first: `kept` are wanted at all times, `hottest` from the start."""
+class WarmList:
+    """Sets of adapters, the most important first. Editors load `kept` and then `hottest` when they start.
+
+    Later they load `kept` again if they have lost it.
+    """
 
     kept: tuple[AdapterSet, ...] = ()
     hottest: tuple[AdapterSet, ...] = ()
 
 
-_warm = TypeAdapter(Warm)
+_warm_list = TypeAdapter(WarmList)
 
 
-def read_warm(artifacts: Artifacts, model: str) -> Warm:
-    """What was written down for a model's editors. Blocks.
+def read_warm_list(artifacts: Artifacts, model: str) -> WarmList:
+    """The warm list of a model; empty if there is none. Blocks.
 
-    Raises StorageFailed, and ValueError for a file that is no such record.
+    Raises StorageFailed, and ValueError if the file is not a warm list.
     """
     stored = artifacts.get_json(artifact_keys.warm_list(model))
-    return _warm.validate_python(stored) if stored else Warm()
+    return _warm_list.validate_python(stored) if stored else WarmList()
 
 
-def fill(sets: Iterable[AdapterSet], load: Callable[[AdapterSet], bool], is_held: Callable[[AdapterSet], bool]) -> None:
-    """Load sets, the most important ones first, until the cache is full; the first of them are those that stay.
+def load_until_full(
+    sets: Iterable[AdapterSet], load: Callable[[AdapterSet], bool], is_held: Callable[[AdapterSet], bool]
+) -> None:
+    """Load sets of adapters, the most important first, until the cache is full. The first ones stay in the cache.
 
-    `load` says whether it could, and may make room by giving up others.
+    `load` returns whether it succeeded, and may evict other adapters. `is_held` says whether a set is in the cache.
     """
     held: list[AdapterSet] = []
     for uses in sets:
         if load(uses):
             held.append(uses)
         if not all(map(is_held, held)):
-            # Each has been used once, and of those the latest stays: this one is too many.
+            # The cache is full: loading this set has evicted an earlier one.
             held.pop()
             break
-    # The most important one is used last, and comes back if it had to make room.
+    # Load again what was evicted. The most important set is loaded last, since the cache evicts the oldest use.
     for uses in reversed(held):
         load(uses)
 
 
-def hottest(recent: Iterable[AdapterSet]) -> list[AdapterSet]:
-    """The distinct sets, whatever their scales, those that occur most first."""
+def by_use(recent: Iterable[AdapterSet]) -> list[AdapterSet]:
+    """The distinct sets of adapters, regardless of scales, the most frequent first."""
     known: dict[frozenset[str], AdapterSet] = {}
     counts: Counter[frozenset[str]] = Counter()
     for uses in recent:
@@ -82,7 +88,7 @@ def hottest(recent: Iterable[AdapterSet]) -> list[AdapterSet]:
 
 
 class WarmListWriter:
-    """`run` until cancelled. `keep` are paths of adapters that every editor should hold; set it at any time."""
+    """Writes the warm lists of all models. `run` works until it is cancelled."""
 
     def __init__(
         self,
@@ -102,6 +108,7 @@ class WarmListWriter:
         self._keep: tuple[str, ...] = ()
 
     def keep(self, paths: Sequence[str]) -> None:
+        """Set the paths of adapters that every editor keeps in memory. May be called at any time."""
         self._keep = tuple(paths)
         self._wake_up.set()
 
@@ -115,13 +122,13 @@ class WarmListWriter:
                 await self._write(model)
 
     async def _write(self, model: str) -> None:
-        kept = [use for path in self._keep if (use := await self._named(path, model))]
-        recent = await self._store.requests.recent_adapters(model, IMAGES)
-        warm = Warm(tuple((use,) for use in kept), tuple(hottest(recent)[:SETS]))
-        if await asyncio.to_thread(read_warm, self._artifacts, model) != warm:
+        kept = [use for path in self._keep if (use := await self._adapter(path, model))]
+        recent = await self._store.requests.recent_adapters(model, RECENT_IMAGES)
+        warm = WarmList(tuple((use,) for use in kept), tuple(by_use(recent)[:MAX_SETS]))
+        if await asyncio.to_thread(read_warm_list, self._artifacts, model) != warm:
             await asyncio.to_thread(self._artifacts.put_json, artifact_keys.warm_list(model), asdict(warm))
 
-    async def _named(self, path: str, model: str) -> AdapterUse | None:
+    async def _adapter(self, path: str, model: str) -> AdapterUse | None:
         try:
             return await self._resolve(path, model)
         except RequestError as error:

@@ -1,7 +1,7 @@
-"""Webhooks: posts what becomes of a request to who asked for it, at least once, signed.
+"""Posts webhooks: signed reports of a request's events, each at least once, to the URL that the request names.
 
-They follow the Standard Webhooks specification (standardwebhooks.com). A slow or dead receiver holds up its own
-deliveries alone: each host has a few at a time, and the oldest of every host goes before the second of any.
+They follow the Standard Webhooks specification (standardwebhooks.com). A slow or dead receiver delays only its own
+deliveries: few posts to one host run at a time, and the oldest delivery of each host goes before the second of any.
 """
 
 import asyncio
@@ -30,33 +30,34 @@ from serve_app.telemetry.metrics import DELIVERED, GIVEN_UP, NO_METER, RETRIED, 
 logger = logging.getLogger(__name__)
 
 MAX_URL_CHARS = 2000
-# How many posts are under way at a time, and of one host (fewer than twice that, see `_take`).
+# How many posts run at a time, and how many to one host (less than twice PER_HOST is possible, see `_start_batch`).
 CONCURRENCY, PER_HOST = 64, 4
 # How often the queue is polled (s).
 POLL_S = 1.0
-# What reading the request and writing the outcome may take beside the post itself (s).
+# The time for reading the request and recording the outcome, in addition to the post itself (s).
 RECORDING_S = 30.0
-# Each delay is twice the one before, so that 15 attempts take 22 h 45 min; then by chance up to a quarter less or
-# more, so that what failed together is not tried together.
+# Each delay is twice the previous one, so 15 attempts take 22 h 45 min. A random part of up to JITTER is added or
+# subtracted, so that deliveries that failed together are not tried again together.
 FIRST_DELAY_S, MAX_DELAY_S, JITTER = 5.0, 43_200.0, 0.25
+# The HTTP status with which a receiver says that it wants no more posts.
 GONE = 410
 
-# What a webhook's `data` is; None if the request is gone.
+# Returns the `data` of a webhook's body, or None if the request was deleted.
 PayloadOf = Callable[[Delivery], Awaitable[dict[str, Any] | None]]
 
 
 def check_webhook(url: str, config: WebhooksConfig) -> None:
-    """Raise InvalidParameter if nothing can be posted to `url`. Its address is checked when something is."""
+    """Raise InvalidParameter if `url` cannot receive webhooks. The address of its host is checked at each post."""
     if config.secret is None:
         _refuse("this service has no secret to sign webhooks with, so it sends none; leave webhook_url out")
     if len(url) > MAX_URL_CHARS:
-        _refuse(f"webhook_url has {len(url)} characters, at most {MAX_URL_CHARS} are accepted")
+        _refuse(f"webhook_url has {len(url)} characters; at most {MAX_URL_CHARS} are accepted")
     try:
         parts = urlsplit(url)
         is_url = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         is_url = False
-    # urlsplit drops some characters and takes others for a part of the host; databases lower ASCII letters alone.
+    # urlsplit drops some characters and accepts others in the host. Databases only lower ASCII letters.
     if not is_url or not (url.isascii() and url.isprintable()) or any(character in url for character in " \\"):
         _refuse("webhook_url is not a valid http or https URL")
     if "@" in parts.netloc:
@@ -68,29 +69,29 @@ def _refuse(message: str) -> None:
 
 
 def delay_after(attempts: int) -> float:
-    """How long after so many failed attempts the next one is made (s)."""
+    """The delay before the next attempt after `attempts` failed ones (s)."""
     delay = min(FIRST_DELAY_S * 2.0 ** (attempts - 1), MAX_DELAY_S)
     return delay * random.uniform(1 - JITTER, 1 + JITTER)
 
 
 class Deliverer:
-    """Posts the webhooks of a queue. Call `run`, which works until cancelled.
+    """Posts the webhooks of a queue. `run` works until it is cancelled.
 
     Several deliverers may share a queue. If one dies, the deliveries that it had in progress are posted again.
-    `payload` is called for each attempt.
+    `payload` makes the `data` of each attempt.
     """
 
     def __init__(
         self, queue: WebhookQueue, config: WebhooksConfig, payload: PayloadOf, meter: Meter = NO_METER
     ) -> None:
-        """`config` has a secret."""
+        """`config.secret` must be set."""
         assert config.secret is not None
         self._queue = queue
         self._config = config
         self._payload = payload
         self._meter = meter
         self._signer = Webhook(config.secret.get_secret_value())
-        self._work: dict[asyncio.Task[None], str] = {}
+        self._posts: dict[asyncio.Task[None], str] = {}
 
     async def run(self) -> None:
         config = self._config
@@ -104,37 +105,37 @@ class Deliverer:
             )
         )
         try:
-            await every(POLL_S, self._start_due, loop=Loop.WEBHOOKS, meter=self._meter, pause=self._until_room)
+            await every(POLL_S, self._start_due, loop=Loop.WEBHOOKS, meter=self._meter, pause=self._wait_for_room)
         finally:
             try:
-                await background.cancel(*self._work)
+                await background.cancel(*self._posts)
             finally:
                 await self._fetcher.close()
 
     async def _start_due(self) -> None:
-        while await self._take():
+        while await self._start_batch():
             pass
 
-    async def _until_room(self, seconds: float) -> None:
+    async def _wait_for_room(self, seconds: float) -> None:
         """Wait until a delivery ends, since that makes room for another one, or for `seconds`."""
-        if self._work:
-            await asyncio.wait(self._work, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if self._posts:
+            await asyncio.wait(self._posts, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         else:
             await asyncio.sleep(seconds)
 
-    async def _take(self) -> bool:
-        """Begin what is due and has room; whether there was any."""
-        room = CONCURRENCY - len(self._work)
+    async def _start_batch(self) -> bool:
+        """Start posting deliveries that are due, as many as there is room for. Returns whether there were any."""
+        room = CONCURRENCY - len(self._posts)
         if room <= 0:
             return False
-        # A host that has room for one gets PER_HOST, as a query that counts for each would cost more.
-        full = [host for host, count in Counter(self._work.values()).items() if count >= PER_HOST]
+        # A host with room for one more post gets up to PER_HOST: a query with a limit per host would be slower.
+        full = [host for host, count in Counter(self._posts.values()).items() if count >= PER_HOST]
         lease_s = self._config.timeout_s + RECORDING_S
         deliveries = await self._queue.take(room, lease_s, PER_HOST, full)
         for delivery in deliveries:
             task = asyncio.create_task(self._deliver(delivery))
-            self._work[task] = delivery.host
-            task.add_done_callback(self._work.pop)
+            self._posts[task] = delivery.host
+            task.add_done_callback(self._posts.pop)
         return bool(deliveries)
 
     async def _deliver(self, delivery: Delivery) -> None:
@@ -142,17 +143,17 @@ class Deliverer:
             try:
                 self._meter.record(WEBHOOKS, outcome=await self._outcome(delivery))
             except Exception:
-                logger.exception("webhook %s: nothing could be recorded; it goes out again", delivery.id)
+                logger.exception("webhook %s: its outcome could not be recorded; it will be posted again", delivery.id)
 
     async def _outcome(self, delivery: Delivery) -> str:
-        """Try it, and record what became of it."""
+        """Make one attempt at a delivery and record its outcome, which is returned."""
         if delivery.attempts > self._config.max_attempts:
-            # Those before were begun by processes that did not live to write it down.
-            await self._queue.failed(delivery.id, "no attempt came to an end", None)
+            # The processes that made the earlier attempts died before they could record an outcome.
+            await self._queue.failed(delivery.id, "no attempt finished", None)
             return GIVEN_UP
         data = await self._payload(delivery)
         if data is None:
-            await self._queue.failed(delivery.id, "the request is gone", None)
+            await self._queue.failed(delivery.id, "the request was deleted", None)
             return GIVEN_UP
         return await self._attempt(delivery, data)
 
@@ -167,12 +168,9 @@ class Deliverer:
         except FetchFailed as failure:
             error = failure.message
         last = status == GONE or delivery.attempts >= self._config.max_attempts
+        ending = "; this was the last attempt" if last else ""
         logger.warning(
-            "webhook %s to %s, attempt %s: %s",
-            delivery.id,
-            delivery.host,
-            delivery.attempts,
-            error + last * "; given up",
+            "webhook %s to %s, attempt %s: %s%s", delivery.id, delivery.host, delivery.attempts, error, ending
         )
         await self._queue.failed(delivery.id, error, None if last else delay_after(delivery.attempts))
         return GIVEN_UP if last else RETRIED

@@ -9,7 +9,7 @@ from serve_app.errors import LoraChanged
 from serve_app.replicas.editor import TimeLimits
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import AdapterUse
-from serve_app.workers.warm_list import Warm
+from serve_app.workers.warm_list import WarmList
 from tests.service.bare import GatedEngine, bare_editor
 
 USES = (AdapterUse("id", "lora.safetensors", "/loras/lora.safetensors", 1.0),)
@@ -33,7 +33,7 @@ class Refusing(GatedEngine):
 @pytest.fixture
 def start(tmp_path, monkeypatch):
     """Start an editor with an engine that is to hold one adapter from the start."""
-    Artifacts(str(tmp_path)).put_json(f"warm/{ModelConfig().id}.json", asdict(Warm(kept=(USES,))))
+    Artifacts(str(tmp_path)).put_json(f"warm/{ModelConfig().id}.json", asdict(WarmList(kept=(USES,))))
     replicas = []
 
     def start(engine: GatedEngine) -> None:

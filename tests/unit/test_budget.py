@@ -52,8 +52,8 @@ async def test_amounts_are_given_back():
         await first.take(4)
         await second.take(6)
         assert budget.held == 10
-        first.keep(1)
-        second.keep(7)
+        first.shrink_to(1)
+        second.shrink_to(7)
         assert (budget.held, first.amount, second.amount) == (7, 1, 6)
     assert budget.held == 0
 
@@ -96,7 +96,7 @@ async def test_whoever_holds_least_is_served_next():
             await line.join("green")
         await line.join("blue")
         assert line.order == ["green", "green"]
-        one.keep(0)
+        one.shrink_to(0)
         await settle()
         assert line.order == ["green", "green", "blue"]
     await line.end()
@@ -119,10 +119,10 @@ async def test_waiting_too_long_is_a_503():
     budget = budget_of(1, patience_s=0.05)
     with budget.hold("a") as first, budget.hold("b") as second:
         await first.take(1)
-        with pytest.raises(Overloaded, match="no room for this test") as error:
+        with pytest.raises(Overloaded, match="no capacity for this test") as error:
             await second.take(1)
         assert (error.value.status, error.value.retryable, error.value.code) == (503, True, "OVERLOADED")
-        first.keep(0)
+        first.shrink_to(0)
         # Nobody is left in the line who would be served in vain.
         assert budget.held == 0
 
@@ -165,7 +165,7 @@ async def test_nothing_is_lost_when_a_waiter_is_cancelled_at_any_moment(ticks, r
         with budget.hold("b") as hold:
             await hold.take(2)
             await asyncio.sleep(0)
-            hold.keep(1)
+            hold.shrink_to(1)
             await asyncio.sleep(0)
 
     holds = asyncio.create_task(holder())
@@ -184,7 +184,7 @@ async def test_what_is_taken_now_is_there_at_once_or_refused():
         first.take_now(100)
         assert (first.amount, budget.held) == (6, 6)
         for amount, spare in ((5, 0), (4, 1)):
-            with pytest.raises(Overloaded, match="no room for this test"):
+            with pytest.raises(Overloaded, match="no capacity for this test"):
                 second.take_now(amount, spare)
         second.take_now(4)
         second.take_now(1)
@@ -221,7 +221,7 @@ async def test_thread_that_the_system_does_not_start_is_a_503(monkeypatch):
     threads = Threads(1, 1.0, "this test")
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(Overloaded, match="no room for this test"):
+        with pytest.raises(Overloaded, match="no capacity for this test"):
             await threads.run(lambda: None)
     assert await threads.run(lambda: 5) == 5
 

@@ -103,7 +103,7 @@ async def test_failure_of_a_task_beside_is_in_the_log_at_once(caplog):
     task = background.start(fails())
     await asyncio.wait([task])
     await asyncio.sleep(0)
-    assert "fails failed and does not run any more" in caplog.text
+    assert "fails failed and no longer runs" in caplog.text
     assert "no such thing" in caplog.text
 
 
@@ -343,14 +343,14 @@ async def test_deliverer_closes_its_connections_wherever_it_is_cancelled(store):
                 await asyncio.sleep(0.001)
 
         work = asyncio.create_task(slow())
-        deliverers[-1]._work[work] = "host"
-        work.add_done_callback(deliverers[-1]._work.pop)
+        deliverers[-1]._posts[work] = "host"
+        work.add_done_callback(deliverers[-1]._posts.pop)
         await asyncio.sleep(0)
         async with asyncio.timeout(0.05):
             await deliverers[-1].run()
 
     async def check() -> None:
-        assert not deliverers[-1]._work
+        assert not deliverers[-1]._posts
         assert deliverers[-1]._fetcher._session.closed
 
     with pytest.raises(TimeoutError):

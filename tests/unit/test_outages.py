@@ -164,7 +164,7 @@ async def test_edit_whose_lora_cannot_be_read_now_loses_no_attempt(bench, stores
 
 async def test_finished_image_is_recorded_after_looks_into_storage_hung_in_every_thread(bench):
     record = await bench.store.requests.create(new(), is_stored)
-    threads = Threads(2, 0.05, "a look into artifact storage")
+    threads = Threads(2, 0.05, "reading artifact storage")
     bench.store._database._threads = threads
     end = threading.Event()
     hanging = [asyncio.create_task(threads.run(lambda: end.wait(10))) for _ in range(2)]

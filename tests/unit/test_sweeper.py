@@ -17,12 +17,12 @@ from serve_app.jobs.records import HistoryFilter, NewImage, NewRequest, WebhookT
 from serve_app.jobs.store import JobStore
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone
-from serve_app.workers.sweeper import ORPHAN_S, Sweeper
+from serve_app.workers.sweeper import MIN_ORPHAN_AGE_S, Sweeper
 from tests.unit.conftest import ON_BOTH_DATABASES
 
 pytestmark = ON_BOTH_DATABASES
 
-LONG_AGO = 10 * ORPHAN_S
+LONG_AGO = 10 * MIN_ORPHAN_AGE_S
 
 
 class Service:
@@ -178,7 +178,7 @@ async def test_orphans_go_when_they_are_an_hour_old(service):
         service.artifacts.put(key, b"x")
     await service.request(*needed, ended_s_ago=60)
     age(service.artifacts, *orphans, *needed)
-    age(service.artifacts, *young, seconds=ORPHAN_S - 60)
+    age(service.artifacts, *young, seconds=MIN_ORPHAN_AGE_S - 60)
     await service.sweeper().sweep()
     assert service.files() == {*needed, *young}
 

@@ -12,7 +12,7 @@ from serve_app.jobs.records import NewImage
 from serve_app.jobs.store import JobStore
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import AdapterUse
-from serve_app.workers.warm_list import Warm, WarmListWriter, fill, hottest, read_warm
+from serve_app.workers.warm_list import WarmList, WarmListWriter, by_use, load_until_full, read_warm_list
 from tests.unit.test_jobs import MODEL, PLAN, is_stored, new
 
 
@@ -23,8 +23,8 @@ def use(name: str, scale: float = 1.0) -> AdapterUse:
 def test_the_most_used_sets_come_first_whatever_their_scales():
     a, b = (use("a"),), (use("b"), use("c"))
     swapped = (use("c", 0.5), use("b"))
-    assert hottest([b, a, (), swapped, (use("a", 0.1),), a]) == [a, b]
-    assert hottest([swapped, b, a]) == [swapped, a]
+    assert by_use([b, a, (), swapped, (use("a", 0.1),), a]) == [a, b]
+    assert by_use([swapped, b, a]) == [swapped, a]
 
 
 @pytest.fixture
@@ -46,14 +46,14 @@ async def test_it_is_written_down_by_one_ingress_and_at_once_when_it_is_named(st
     for name in ("a", "b", "a"):
         plan = replace(PLAN, adapters=(use(name),))
         await store.requests.create(replace(new(), images=(NewImage(plan, 1.0),)), is_stored)
-    assert read_warm(artifacts, MODEL) == Warm()
+    assert read_warm_list(artifacts, MODEL) == WarmList()
     each = [WarmListWriter(store, artifacts, named, [MODEL]) for _ in range(2)]
     running = [asyncio.create_task(writer.run()) for writer in each]
     try:
-        await until(lambda: read_warm(artifacts, MODEL) == Warm((), ((use("a"),), (use("b"),))))
+        await until(lambda: read_warm_list(artifacts, MODEL) == WarmList((), ((use("a"),), (use("b"),))))
         for writer in each:
             writer.keep(["gone", "z"])
-        await until(lambda: read_warm(artifacts, MODEL).kept == ((use("z"),),))
+        await until(lambda: read_warm_list(artifacts, MODEL).kept == ((use("z"),),))
     finally:
         for task in running:
             task.cancel()
@@ -82,6 +82,6 @@ def test_of_more_sets_than_fit_the_most_important_ones_stay(places):
         cache.get_all({each.id: Sized for each in uses})
         return True
 
-    fill(sets, load, lambda uses: all(cache.holds(each.id) for each in uses))
+    load_until_full(sets, load, lambda uses: all(cache.holds(each.id) for each in uses))
     loadable = [uses for uses in sets if uses != sets[1]]
     assert [uses for uses in loadable if cache.holds(uses[0].id)] == loadable[:places]

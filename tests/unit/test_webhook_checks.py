@@ -61,7 +61,7 @@ def test_urls_that_can_be_posted_to(url):
         ("https://example.org\\@private/", "not a valid http or https URL"),
         ("https://me:secret@example.org/", "a user name or a password"),
         ("https://me@example.org/", "a user name or a password"),
-        ("https://example.org/" + "x" * 2000, "has 2020 characters, at most 2000"),
+        ("https://example.org/" + "x" * 2000, "has 2020 characters; at most 2000"),
     ],
 )
 def test_urls_that_are_refused_in_words(url, says):

@@ -265,7 +265,7 @@ async def test_attempts_that_never_end_are_given_up_too(store, make_plan, web_se
     async with delivering(store, max_attempts=2):
         await until(lambda: all_settled(store))
     assert receiver.posts == []
-    assert (await rows(store))[0].error == "no attempt came to an end"
+    assert (await rows(store))[0].error == "no attempt finished"
 
 
 async def test_payload_is_asked_at_each_attempt_and_none_drops_the_delivery(store, make_plan, web_server):

@@ -80,4 +80,4 @@ async def release(request: Request, body: InferenceRequest) -> None:
     if isinstance(parsed, dict):
         parsed.clear()
     hold: Hold = request.state.body
-    hold.keep(0)
+    hold.shrink_to(0)
