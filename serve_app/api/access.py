@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.api.routes import docs
 from serve_app.errors import HostNotAllowed
-from serve_app.intake.keys import Caller
+from serve_app.intake.tenants import Caller
 
 # Kubernetes and load balancers send these to a pod's address, so any Host header is accepted.
 PROBES = frozenset(("/health", "/ready"))

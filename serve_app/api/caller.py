@@ -8,7 +8,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 
 from serve_app.config import AppConfig
 from serve_app.intake.answers import Links
-from serve_app.intake.keys import Caller
+from serve_app.intake.tenants import Caller
 
 # They show in the interactive docs how a key is sent. The config decides whether one is needed.
 KEYS_IN_DOCS = [

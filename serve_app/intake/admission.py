@@ -18,10 +18,10 @@ from serve_app.images.decoder_pool import Decoders
 from serve_app.intake import checks
 from serve_app.intake.ignored import ignored_fields
 from serve_app.intake.image_downloads import Downloads
-from serve_app.intake.keys import Caller
 from serve_app.intake.notes import notes_about
 from serve_app.intake.plan import PlannedEdit, add_recipes, plan_edits
 from serve_app.intake.stored_images import StoredImages, is_stored
+from serve_app.intake.tenants import Caller
 from serve_app.models.architecture import Architecture
 from serve_app.models.effective import effective_record
 from serve_app.models.prompt_tokens import PromptTokens

@@ -15,15 +15,16 @@ import re
 import secrets
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from serve_app.config import AuthConfig, IngressSettings, JobsConfig, strict_yaml
+from serve_app.config import AuthConfig, strict_yaml
 from serve_app.errors import KeysRefused, Unauthorized
+from serve_app.intake.tenants import NO_LIMITS, Caller, TenantLimits
 
 logger = logging.getLogger(__name__)
 
@@ -33,34 +34,6 @@ MAX_TENANT_CHARS = 100
 # The file is checked for changes at most this often (s).
 CHECK_S = 2.0
 HOW_TO_SEND = "send one as 'Authorization: Bearer <key>' or as 'X-API-Key: <key>'"
-
-
-@dataclass(frozen=True)
-class TenantLimits:
-    """What one tenant may have at a time. None: as much as the whole service.
-
-    `max_queued` is the number of its images that may wait in the queue.
-    """
-
-    max_queued: int | None = None
-
-
-def tenant_limits(config: JobsConfig, settings: IngressSettings) -> TenantLimits:
-    """The limits of every tenant: those of `config`, unless `settings`, which change in place, say otherwise."""
-    return TenantLimits(max_queued=settings.max_queued_per_tenant or config.max_queued_per_tenant)
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who sends a request, and what its tenant may have.
-
-    An operator sees every tenant's requests; its own belong to the tenant "", as all requests do without API keys.
-    """
-
-    tenant: str = ""
-    is_operator: bool = False
-    has_key: bool = False
-    limits: TenantLimits = TenantLimits()
 
 
 def _check_sha256(text: str) -> str:
@@ -86,7 +59,7 @@ class Keys:
     `limits` are those of every tenant. They may be replaced at any time and hold from the next request on.
     """
 
-    def __init__(self, config: AuthConfig, limits: TenantLimits = TenantLimits()) -> None:
+    def __init__(self, config: AuthConfig, limits: TenantLimits = NO_LIMITS) -> None:
         """Raises KeysRefused if there is a file of keys and it cannot be used."""
         self.limits = limits
         self._path = None if config.keys_file is None else Path(config.keys_file)

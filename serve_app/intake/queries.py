@@ -10,7 +10,7 @@ from serve_app.config import AppConfig
 from serve_app.errors import HistoryUnavailable, ImageNotFound, RequestNotFound, StoreUnavailable
 from serve_app.intake.answers import Links
 from serve_app.intake.events import payload_of
-from serve_app.intake.keys import Caller
+from serve_app.intake.tenants import Caller
 from serve_app.intake.watch import MAX_UNCHANGED_S, Watch
 from serve_app.intake.workload import Workload
 from serve_app.jobs.records import Delivery, HistoryFilter, RequestRecord, RequestState, Summary, Usage

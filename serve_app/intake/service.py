@@ -13,10 +13,11 @@ from serve_app.images.decoder_pool import PROCESSES, Decoders
 from serve_app.intake.admission import Admission
 from serve_app.intake.catalogue import Catalogue
 from serve_app.intake.events import Events
-from serve_app.intake.keys import Keys, tenant_limits
+from serve_app.intake.keys import Keys
 from serve_app.intake.queries import Queries
 from serve_app.intake.stored_images import StoredImages
 from serve_app.intake.submission import Submissions
+from serve_app.intake.tenants import tenant_limits
 from serve_app.intake.watch import Watch
 from serve_app.intake.workload import Workload
 from serve_app.jobs.store import JobStore

@@ -5,7 +5,7 @@ import re
 from contextlib import suppress
 
 from serve_app.errors import ControlImageInvalid
-from serve_app.intake.keys import Caller
+from serve_app.intake.tenants import Caller
 from serve_app.jobs.requests import Requests
 from serve_app.models.repeat_request import STORED_IMAGE
 from serve_app.storage import artifact_keys

@@ -17,8 +17,8 @@ from serve_app.concurrency.budget import Budget
 from serve_app.config import AppConfig
 from serve_app.errors import FilesGone, describe
 from serve_app.intake.admission import Admission, Admitted, gather_all
-from serve_app.intake.keys import Caller
 from serve_app.intake.plan import PlannedEdit
+from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import NewImage, NewRequest, RequestRecord, WebhookTarget
 from serve_app.jobs.store import JobStore
 from serve_app.schemas.answers import Explanation

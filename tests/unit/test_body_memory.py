@@ -11,7 +11,7 @@ from serve_app.api.bodies.json_bodies import BYTES_PER_VALUE
 from serve_app.api.bodies.limits import COPIES, MAX_BODIES, SMALL_BODY, BodyLimit
 from serve_app.api.middleware import AnswerErrors
 from serve_app.concurrency.budget import Budget
-from serve_app.intake.keys import Caller
+from serve_app.intake.tenants import Caller
 
 CHUNKED = None
 # As large as only one large body may be, which leaves a quarter to small ones.

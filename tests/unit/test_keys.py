@@ -12,7 +12,8 @@ import yaml
 from serve_app.config import AppConfig, AuthConfig
 from serve_app.errors import KeysRefused, Unauthorized
 from serve_app.intake import keys
-from serve_app.intake.keys import Caller, Keys, TenantLimits, new_key
+from serve_app.intake.keys import Keys, new_key
+from serve_app.intake.tenants import Caller, TenantLimits
 from tests.conftest import ROOT
 
 

@@ -17,8 +17,8 @@ from serve_app.api.routes.models import DEFAULT_PAGE, MAX_PAGE
 from serve_app.images.output_formats import OUTPUT_FORMATS
 from serve_app.intake.answers import Links, result_of, status_of
 from serve_app.intake.events import Event
-from serve_app.intake.keys import Caller
 from serve_app.intake.service import Service
+from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import HistoryFilter, RequestRecord, Summary
 from serve_app.jobs.requests import check_request_id
 from serve_app.schemas.answers import History, HistoryEntry, RequestResult, RequestStatus, TenantUsage, UsageList

@@ -1,0 +1,36 @@
+"""Tenants: who a caller is, and what its tenant may have. `keys` finds out which tenant calls."""
+
+from dataclasses import dataclass
+
+from serve_app.config import IngressSettings, JobsConfig
+
+
+@dataclass(frozen=True)
+class TenantLimits:
+    """What one tenant may have at a time. None: as much as the whole service.
+
+    `max_queued` is the number of its images that may wait in the queue.
+    """
+
+    max_queued: int | None = None
+
+
+NO_LIMITS = TenantLimits()
+
+
+def tenant_limits(config: JobsConfig, settings: IngressSettings) -> TenantLimits:
+    """The limits of every tenant: those of `config`, unless `settings`, which change in place, say otherwise."""
+    return TenantLimits(max_queued=settings.max_queued_per_tenant or config.max_queued_per_tenant)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sends a request, and what its tenant may have.
+
+    An operator sees every tenant's requests; its own belong to the tenant "", as all requests do without API keys.
+    """
+
+    tenant: str = ""
+    is_operator: bool = False
+    has_key: bool = False
+    limits: TenantLimits = NO_LIMITS
