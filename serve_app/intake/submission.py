@@ -179,7 +179,7 @@ class Submissions:
 
         A file that another request needs by then stays. The sweeper deletes what cannot be deleted now.
         """
-        with self._artifacts.noting_new() as new_files:
+        with self._artifacts.recording_new_keys() as new_files:
             try:
                 yield new_files
             finally:

@@ -1,1 +1,1 @@
-"""Files that outlive a process, and guarded requests to other hosts."""
+"""Artifact storage, and guarded requests to other hosts."""

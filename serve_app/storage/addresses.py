@@ -1,8 +1,8 @@
-"""Which IP addresses are public: a table of our own, since Python's `is_global` changes from release to release.
+"""Decides which IP addresses are public, by its own table: Python's `is_global` changes from release to release.
 
-Sources: IANA's IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890), whole, those entries included that are
-reachable from everywhere, since no web server is there; IANA's multicast ranges; and addresses of cloud providers that
-lie in none of them. Of IPv6 only 2000::/3 is assigned as global unicast (RFC 4291); everything outside is refused.
+Sources: all of IANA's IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890), even the globally reachable entries,
+since those have no web servers; IANA's multicast ranges; and addresses of cloud providers that are in none of them. In
+IPv6, only 2000::/3 is assigned as global unicast (RFC 4291); everything else is refused.
 """
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -36,14 +36,15 @@ SPECIAL_IPV4 = tuple(
     )
 )
 
-# Those within 2000::/3. Outside of it are loopback, IPv4-compatible and -translated addresses, NAT64 (64:ff9b::/96,
-# 64:ff9b:1::/48), discard-only (100::/64), segment routing (5f00::/16), unique local, link-local and multicast ones.
+# The special ranges within 2000::/3. Outside of it are loopback, IPv4-compatible and -translated addresses, NAT64
+# (64:ff9b::/96, 64:ff9b:1::/48), discard-only (100::/64), segment routing (5f00::/16), unique local, link-local and
+# multicast addresses.
 SPECIAL_IPV6 = tuple(
     IPv6Network(network)
     for network in (
         "2001::/23",  # protocol assignments: Teredo, ORCHID, benchmarks and others
         "2001:db8::/32",  # documentation
-        "2002::/16",  # 6to4: a relay sends it on to any IPv4 address
+        "2002::/16",  # 6to4: a relay forwards it to any IPv4 address
         "2620:4f:8000::/48",  # AS112
         "3fff::/20",  # documentation
     )
@@ -51,7 +52,7 @@ SPECIAL_IPV6 = tuple(
 
 
 def parse_address(text: str) -> Address:
-    """The address that a socket connects to: without a zone, and an IPv4-mapped one as IPv4. Raises ValueError."""
+    """The address that a socket connects to: without its zone, an IPv4-mapped one as IPv4. Raises ValueError."""
     address = ip_address(text.partition("%")[0])
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
@@ -59,7 +60,7 @@ def parse_address(text: str) -> Address:
 
 
 def is_public(address: Address) -> bool:
-    """Whether anybody's web server may have this address, which is not an IPv4-mapped one."""
+    """Whether a public web server may have this address. An IPv4-mapped one must be converted by `parse_address`."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in SPECIAL_IPV4)
     return address in GLOBAL_UNICAST and not any(address in network for network in SPECIAL_IPV6)

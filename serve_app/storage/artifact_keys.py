@@ -8,10 +8,10 @@ adapters/<adapter id>.sha256       the digest that an adapter's file had when it
 warm/<model>.json                  the adapters that an editor loads before it takes traffic
 """
 
-# Folders whose files belong to the requests that refer to them: a file that no request needs is deleted.
+# Folders whose files belong to the requests that refer to them. The sweeper deletes a file that no request refers to.
 IMAGES = "pictures"
 REFERRED_FOLDERS = ("controls", "loras", IMAGES)
-# Folder of the records, one folder in it per request.
+# The folder of the records; it has one folder per request.
 RECORDS = "results"
 
 
@@ -46,7 +46,7 @@ def request_of_record(key: str) -> str:
 
 
 def adapter_digest(adapter_id: str) -> str:
-    """The key of the digest that an adapter's file had when it was first read: a later read must find the same."""
+    """The key of the digest that an adapter's file had when it was first read. Later reads must match it."""
     return f"adapters/{adapter_id}.sha256"
 
 

@@ -1,4 +1,4 @@
-"""Guarded requests: what a client may make this service fetch or post, and where."""
+"""HTTP requests to URLs that clients name, with limits on the addresses, sizes and times."""
 
 import errno
 import hashlib
@@ -22,25 +22,25 @@ from serve_app.errors import FetchFailed
 from serve_app.storage.addresses import is_public, parse_address
 
 CHUNK_BYTES = 1 << 16
-# Longest ETag that is believed: it is stored with requests.
+# The longest ETag that is accepted, since it is stored with requests.
 MAX_VERSION = 200
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-# Slowest average that a download may have once `timeout_s` is over (bytes/s).
+# The lowest average speed of a download after `timeout_s` (bytes/s).
 MIN_RATE = 16 * 2**10
-# What a 206 or a 416 says: the first byte of what follows, and the length of the whole.
+# The Content-Range of a 206 or a 416: the first byte that is sent, and the length of the whole file.
 CONTENT_RANGE = re.compile(r"^bytes (?:(?P<start>\d+)-\d+|\*)/(?P<size>\d+|\*)$")
 
 
 class AddressRefused(OSError):
-    """Raised inside aiohttp's connector, which takes it for a connection that failed."""
+    """The address of a URL is not allowed. aiohttp's connector treats this error as a failed connection."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """What a server says of a file: its length, None if it does not say, and its version, "" if it does not.
+    """What a server reports about a file: its size in bytes (None if unknown) and its version ("" if unknown).
 
-    The version is its ETag, else the time of its last change. `start` is the place in the file of the first byte
-    that was sent: 0 from a server that knows no ranges.
+    The version is the ETag, otherwise the time of the last change. `start` is the position in the file of the first
+    byte that is sent: 0 from a server that does not support ranges.
     """
 
     size: int | None
@@ -49,19 +49,19 @@ class Remote:
 
     @classmethod
     def of(cls, response: aiohttp.ClientResponse) -> Self:
-        """Raises FetchFailed for anything but a file or a part of one."""
+        """Read the headers. Raises FetchFailed if the response is neither a file nor a part of one."""
         headers, length = response.headers, response.content_length
         version = headers.get("ETag") or headers.get("Last-Modified") or ""
         if len(version) > MAX_VERSION or not (version.isascii() and version.isprintable()):
             version = ""
         if response.status == 200:
             return cls(length, version, 0)
-        place = CONTENT_RANGE.match(headers.get("Content-Range", ""))
-        size = int(place["size"]) if place and place["size"] != "*" else None
-        if response.status == 206 and place and place["start"]:
-            return cls(size, version, int(place["start"]))
+        content_range = CONTENT_RANGE.match(headers.get("Content-Range", ""))
+        size = int(content_range["size"]) if content_range and content_range["size"] != "*" else None
+        if response.status == 206 and content_range and content_range["start"]:
+            return cls(size, version, int(content_range["start"]))
         if response.status == 416 and size == 0:
-            # There is no range of an empty file.
+            # An empty file has no valid range.
             return cls(0, version, 0)
         raise FetchFailed(f"its server answered {response.status}", {"status": response.status})
 
@@ -69,33 +69,34 @@ class Remote:
 class Fetcher:
     """Downloads and posts over http and https, within the limits of the config.
 
-    The address is checked where the socket is made, so whatever a name resolves to, a literal address and
-    every redirect pass the same gate. Its connections belong to the event loop that first uses it; `close` it there.
+    The address is checked when a socket is opened. So resolved names, literal addresses and redirects all pass the
+    same check. The connections belong to the event loop that uses them first; call `close` in that loop.
 
-    Each tenant has at most `share` of the connections. Whoever waits for one too long gets Overloaded: that is never
-    reported as a fault of the server at the other end.
+    Each tenant has at most `share` of the connections. A request that waits too long for one raises Overloaded, and is
+    never reported as a fault of the remote server.
     """
 
     def __init__(self, config: FetchConfig, share: int | None = None) -> None:
-        """`share` is the whole unless given."""
+        """`share` is a number of connections; by default a tenant may use all of them."""
         self._config = config
         self._connections = Budget(config.connections, share or config.connections, config.patience_s, "a download")
 
     @cached_property
     def _session(self) -> aiohttp.ClientSession:
-        # A session needs a running event loop, which does not exist yet where the service is built.
+        # A session needs a running event loop, which does not exist yet when the service is built.
         trust = ssl.create_default_context()
         trust.set_alpn_protocols(["http/1.1"])
         return aiohttp.ClientSession(
-            # Without aiohttp's own limit: time in its queue would count as time that the server took.
+            # Without aiohttp's own limit: time in its queue would count towards the server's time-out.
             connector=aiohttp.TCPConnector(socket_factory=self._open_socket, limit=0, ssl=trust),
             cookie_jar=aiohttp.DummyCookieJar(),
-            # Compressed bodies stay as they are: a small body must not become a large one here.
+            # Without decompression: a small body must not become a large one here.
             headers={"Accept-Encoding": "identity", "User-Agent": "serve-app"},
             auto_decompress=False,
         )
 
     async def close(self) -> None:
+        """Close all connections."""
         await self._session.close()
 
     async def get(
@@ -103,14 +104,14 @@ class Fetcher:
         url: str,
         tenant: str = "",
         max_bytes: int | None = None,
-        announced: Callable[[int], None] = lambda size: None,
+        on_size: Callable[[int], None] = lambda size: None,
     ) -> bytes:
-        """The body of one control image. `announced` is told its size as soon as its server says it.
+        """The body of one control image. Calls `on_size` with its size in bytes as soon as the server reports it.
 
-        Raises FetchFailed with the reason, or Overloaded. Without `max_bytes` the config's limit holds.
+        `max_bytes` is the config's limit by default. Raises FetchFailed with the reason, or Overloaded.
         """
         body, limits = bytearray(), self._config
-        async for chunk in self._body(url, tenant, max_bytes or limits.max_bytes, limits.timeout_s, {}, announced):
+        async for chunk in self._body(url, tenant, max_bytes or limits.max_bytes, limits.timeout_s, {}, on_size):
             body += chunk
         return bytes(body)
 
@@ -124,38 +125,38 @@ class Fetcher:
         return digest.hexdigest()
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
-        """The status of the answer, which is not read; a redirect is one like others. Raises FetchFailed."""
-        # On a connection of its own: one that the other side has just closed would look like a refusal.
+        """Post and return the status. The answer's body is not read, redirects are not followed. Raises FetchFailed."""
+        # Without connection reuse: a connection that the server has just closed would look like a failure.
         headers = {**headers, "Connection": "close"}
         options: dict[str, Any] = {"method": "POST", "data": body, "allow_redirects": False}
         async with self._response(url, "", self._config.timeout_s, headers, **options) as response:
             return response.status
 
     async def read(self, url: str, start: int, end: int, version: str = "", tenant: str = "") -> tuple[bytes, Remote]:
-        """The bytes of an adapter from `start` to `end`, or to its own end, and what its server says of it.
+        """The bytes of an adapter from `start` to before `end` or its own end, and what the server reports about it.
 
-        No more is read than that, whatever the server sends. With a `version`, only bytes of that one are asked
-        for: of another version they come from the start of the file. Raises FetchFailed or Overloaded.
+        No more is read, even if the server sends more. With a `version`, a server that has another version sends that
+        one from its start. Raises FetchFailed or Overloaded.
         """
         body = bytearray()
-        async with self._response(url, tenant, self._config.timeout_s, ranged(start, end, version)) as response:
+        async with self._response(url, tenant, self._config.timeout_s, range_headers(start, end, version)) as response:
             remote = Remote.of(response)
             if (remote.size or 0) > self._config.max_lora_bytes:
                 raise too_large(self._config.max_lora_bytes)
             if remote.start not in (0, start):
-                raise FetchFailed("its server sent another range than it was asked for")
+                raise FetchFailed("its server sent another range than the requested one")
             if response.status != 416:
                 async for chunk in response.content.iter_chunked(CHUNK_BYTES):
                     body += chunk
                     if remote.start + len(body) >= end:
-                        # The connection is broken off: the server has more to send.
+                        # Leaving the context closes the connection, since the server has more to send.
                         break
         return bytes(body[max(start - remote.start, 0) : end - remote.start]), remote
 
     @asynccontextmanager
     async def follow(self, url: str, start: int, version: str) -> AsyncIterator[tuple[Remote, AsyncIterator[bytes]]]:
-        """An adapter's bytes from `start` on, while its version is this one; else from 0. Raises FetchFailed."""
-        headers = ranged(start, None, version) if start else {}
+        """An adapter's bytes from `start` if it still has this version, otherwise from 0. Raises FetchFailed."""
+        headers = range_headers(start, None, version) if start else {}
         async with self._response(url, "", self._config.lora_timeout_s, headers) as response:
             yield Remote.of(response), response.content.iter_chunked(CHUNK_BYTES)
 
@@ -166,7 +167,7 @@ class Fetcher:
         max_bytes: int,
         timeout_s: float,
         headers: Mapping[str, str],
-        announced: Callable[[int], None] = lambda size: None,
+        on_size: Callable[[int], None] = lambda size: None,
     ) -> AsyncIterator[bytes]:
         received = 0
         async with self._response(url, tenant, timeout_s, headers) as response:
@@ -175,7 +176,7 @@ class Fetcher:
             if (length := response.content_length) is not None:
                 if length > max_bytes:
                     raise too_large(max_bytes)
-                announced(length)
+                on_size(length)
             began = time.monotonic()
             async for chunk in response.content.iter_chunked(CHUNK_BYTES):
                 received += len(chunk)
@@ -194,7 +195,7 @@ class Fetcher:
 
         Every error of aiohttp, here or while the body is read, becomes FetchFailed.
         """
-        # However long a whole adapter may take: a server that sends nothing is not waited for.
+        # Even if a whole adapter may take longer, a server that sends nothing is not waited for.
         silence_s = self._config.timeout_s if self._config.timeout_s < timeout_s else None
         with self._connections.hold(tenant) as connection:
             await connection.take(1)
@@ -210,15 +211,15 @@ class Fetcher:
                     yield response
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 if isinstance(error, OSError) and error.errno in DISK_FULL:
-                    # Not the server's: of whoever writes down what comes.
+                    # Not the server's error: the caller's disk is full.
                     raise
                 raise FetchFailed(self._reason(error, timeout_s, silence_s)) from error
 
     def _reason(self, error: Exception, timeout_s: float, silence_s: float | None) -> str:
-        """What went wrong, as a clause about "it", the file at the URL.
+        """The reason for the failure, as a clause in which "it" is the file at the URL.
 
-        aiohttp's classes overlap: its errors of TLS are OSErrors and some ValueErrors, its time-outs are OSErrors. So
-        the kinds are asked for from the narrowest to the widest.
+        aiohttp's classes overlap: its TLS errors are OSErrors and some are ValueErrors, its time-outs are OSErrors. So
+        the cases go from the narrowest class to the widest.
         """
         match error:
             case aiohttp.SocketTimeoutError() if silence_s is not None:
@@ -242,7 +243,7 @@ class Fetcher:
             case aiohttp.ClientError() | OSError():
                 return "its server broke the connection off"
             case _:
-                # Of the URL's parser, idna among them.
+                # Errors of the URL's parser, for instance of idna.
                 return "its URL is not a valid http or https URL"
 
     def _open_socket(self, address: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
@@ -251,18 +252,20 @@ class Fetcher:
         return socket.socket(family=family, type=kind, proto=protocol)
 
     def _check_address(self, text: str) -> None:
+        """Raises AddressRefused."""
         address, limits = parse_address(text), self._config
         allowed = limits.allow_private_addresses or any(address in network for network in limits.allowed_networks)
         denied = any(address in network for network in limits.denied_networks)
         if denied or not (allowed or is_public(address)):
-            raise AddressRefused("its address is not a public one, and those are refused")
+            raise AddressRefused("its address is not a public one, so it is refused")
 
 
 def too_large(max_bytes: int) -> FetchFailed:
+    """The error for a file that is larger than the limit."""
     return FetchFailed(f"it is larger than {max_bytes} bytes", {"max_bytes": max_bytes})
 
 
-def ranged(start: int, end: int | None, version: str) -> dict[str, str]:
+def range_headers(start: int, end: int | None, version: str) -> dict[str, str]:
     """The headers that ask for the bytes from `start` to before `end` of this version of a file."""
     last = "" if end is None else end - 1
     return {"Range": f"bytes={start}-{last}"} | ({"If-Range": version} if version else {})

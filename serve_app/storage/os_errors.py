@@ -1,7 +1,7 @@
-"""Calls of file systems, local and remote: the one place that decides what counts as a failure of storage.
+"""Turns the errors of remote file systems into OSErrors: decides what counts as a failure of storage.
 
-fsspec's remote file systems raise the errors of the client library beneath them (botocore, aiohttp, Google's and
-Azure's), which have no base class in common and are no OSErrors.
+fsspec's remote file systems raise the errors of their client libraries (botocore, aiohttp, Google's and Azure's),
+which have no common base class and are not OSErrors.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from serve_app.errors import ServiceError
 
-# Raised by wrong code, ours or the library's, and not by storage: they must not look like an outage.
+# Errors of wrong code, in this package or in a library. They must not look like an outage of storage.
 PROGRAMMING_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -25,9 +25,9 @@ PROGRAMMING_ERRORS = (
 
 @contextmanager
 def as_os_errors() -> Iterator[None]:
-    """Raise an OSError for whatever the client library of a remote file system raises inside.
+    """Raise an OSError for every error that the client library of a remote file system raises inside.
 
-    OSErrors, FileNotFoundError among them, pass as they are; so do errors of this service and programming errors.
+    OSErrors (such as FileNotFoundError), errors of this service and programming errors pass unchanged.
     """
     try:
         yield

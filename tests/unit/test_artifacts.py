@@ -40,7 +40,7 @@ async def test_new_files_are_noted_across_tasks_and_threads(tmp_path):
     async def write(key: str) -> None:
         await asyncio.to_thread(artifacts.put_missing, f"controls/{key}", b"x")
 
-    with artifacts.noting_new() as outer, artifacts.noting_new() as inner:
+    with artifacts.recording_new_keys() as outer, artifacts.recording_new_keys() as inner:
         await asyncio.gather(*map(write, ("old", "a", "b")))
     await write("c")
     assert (inner, outer) == ({"controls/a", "controls/b"}, set())
@@ -53,7 +53,7 @@ async def test_what_a_cancelled_request_was_writing_is_noted_before_the_cancella
         gate.wait(5)
         artifacts.put_missing("controls/a", b"x")
 
-    with artifacts.noting_new() as new:
+    with artifacts.recording_new_keys() as new:
         writing = asyncio.create_task(background.shielded(asyncio.to_thread(write)))
         await asyncio.sleep(0)
         writing.cancel()

@@ -132,7 +132,7 @@ def test_replicas_go_one_after_another_when_the_load_does():
     assert day.size == 1
     day = Day(running=4)
     day.run(LIMITS.settle_s + 1)
-    assert day.decision.reason == "for 120 s 0 of 4 replicas were busy: 1 would do"
+    assert day.decision.reason == "for 120 s 0 of 4 replicas were busy: 1 would be enough"
 
 
 def test_nothing_goes_before_so_long_was_watched():
@@ -150,7 +150,7 @@ def test_the_last_one_goes_after_idling_and_only_then():
     assert set(day.run(LIMITS.idle_s)) == {1}
     day.run(5)
     assert day.size == 0
-    assert day.decision.reason.startswith("nothing")
+    assert day.decision.reason.startswith("no work")
 
 
 def test_work_in_between_begins_the_idle_time_anew():
