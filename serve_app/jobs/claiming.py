@@ -41,8 +41,8 @@ class Claiming:
 
         With `take_over`, lost images come first, and count as not claimed.
         """
-        line = sa.select(tables.lines).where(tables.lines.c.model == model).with_for_update()
-        line_row = (await self._connection.execute(line)).one()
+        locked = sa.select(tables.queues).where(tables.queues.c.model == model).with_for_update()
+        queue_row = (await self._connection.execute(locked)).one()
         claimed = sa.select(sa.func.count()).where(_images.model == model, _images.state == CLAIMED)
         if take_over:
             claimed = claimed.where(_images.lease_until >= tables.now())
@@ -51,7 +51,7 @@ class Claiming:
             return []
         to_take_over = await self._lost(model, room) if take_over else []
         lost = [await self._take_over(row) for row in to_take_over]
-        waiting = await self._take_next(line_row, room - len(lost))
+        waiting = await self._take_next(queue_row, room - len(lost))
         traceparents = await self._traceparents([*lost, *waiting])
         return [
             *(_claim(row, traceparents, was_lost=True) for row in lost),
@@ -76,15 +76,15 @@ class Claiming:
         taken = await self._take([(row.request_id, row.image_index)], reasons=reasons)
         return taken[0]
 
-    async def _take_next(self, line: sa.Row[Any], room: int) -> list[sa.Row[Any]]:
-        """Claim the next images that wait, and note in the model's line how far it was served."""
+    async def _take_next(self, queue: sa.Row[Any], room: int) -> list[sa.Row[Any]]:
+        """Claim the next images that wait, and record in the queue's row how far it was served."""
         if room <= 0:
             return []
-        heads = {priority: await self._head(line.model, priority, room) for priority in Priority}
-        chosen, passed_over = next_images(heads[Priority.INTERACTIVE], heads[Priority.BULK], room, line.passed_over)
+        heads = {priority: await self._head(queue.model, priority, room) for priority in Priority}
+        chosen, passed_over = next_images(heads[Priority.INTERACTIVE], heads[Priority.BULK], room, queue.passed_over)
         served: dict[str, Any] = {f"{row.priority}_turn": row.turn for row in chosen}
         await self._connection.execute(
-            tables.lines.update().where(tables.lines.c.model == line.model).values(passed_over=passed_over, **served)
+            tables.queues.update().where(tables.queues.c.model == queue.model).values(passed_over=passed_over, **served)
         )
         keys = [(row.request_id, row.image_index) for row in chosen]
         taken = {(row.request_id, row.image_index): row for row in await self._take(keys)}

@@ -26,7 +26,7 @@ _stage = (
     .scalar_subquery()
 )
 
-# The row that a poll reads. Queue position and work ahead need a second query (`line`), only for waiting requests.
+# The row that a poll reads. For waiting requests, a second query (`queue_ahead`) gives position and work ahead.
 request_state = (
     sa.select(
         _requests.id.label("request_id"),
@@ -71,7 +71,7 @@ def _ahead_of(turn: str) -> sa.ColumnElement[bool]:
 
 # For a request whose images wait from turn `first` to turn `last`: how many images are ahead of the first, and the work
 # (FLOP) until the last one is made, including what editors work on now.
-line = sa.select(
+queue_ahead = sa.select(
     sa.select(sa.func.count())
     .where(_images.model == sa.bindparam("model"), _waits, _ahead_of("first"))
     .scalar_subquery()

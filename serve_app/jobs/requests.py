@@ -47,9 +47,9 @@ class Requests:
                 await self._database.lock_file_references(connection)
                 if not await self._database.read_storage(lambda: all(map(is_stored, new.files))):
                     raise FilesGone("a file of this request was deleted meanwhile; send it again")
-                line = await self._lock_queue(connection, new.model)
+                queue = await self._lock_queue(connection, new.model)
                 await self._refuse_when_full(connection, new.tenant, len(new.images), tenant_max)
-                await self._insert(connection, new, await self._first_turn(connection, line, new))
+                await self._insert(connection, new, await self._first_turn(connection, queue, new))
         except IntegrityError:
             # Its key was used before, or an earlier try of this commit succeeded and its answer was lost.
             earlier = await self._committed_before(new)
@@ -95,8 +95,9 @@ class Requests:
             priority, work_left = values.pop("priority"), values.pop("work_running")
             position = None
             if first is not None:
-                line = {"model": row.model, "urgent": priority == Priority.INTERACTIVE, "created_at": row.created_at}
-                ahead = (await connection.execute(queries.line, line | {"first": first, "last": last})).one()
+                place = {"model": row.model, "urgent": priority == Priority.INTERACTIVE, "created_at": row.created_at}
+                turns = {"first": first, "last": last}
+                ahead = (await connection.execute(queries.queue_ahead, place | turns)).one()
                 position, work_left = ahead.position, ahead.work
         return RequestState(**values, queue_position=position, work_left=work_left)
 
@@ -162,9 +163,9 @@ class Requests:
 
     async def _lock_queue(self, connection: AsyncConnection, model: str) -> sa.Row[Any]:
         """The queue's row of a model, locked until the transaction ends."""
-        await connection.execute(self._database.insert(tables.lines).values(model=model).on_conflict_do_nothing())
-        line = sa.select(tables.lines).where(tables.lines.c.model == model).with_for_update()
-        return (await connection.execute(line)).one()
+        await connection.execute(self._database.insert(tables.queues).values(model=model).on_conflict_do_nothing())
+        locked = sa.select(tables.queues).where(tables.queues.c.model == model).with_for_update()
+        return (await connection.execute(locked)).one()
 
     async def _refuse_when_full(
         self, connection: AsyncConnection, tenant: str, sent: int, tenant_max: int | None
@@ -179,11 +180,11 @@ class Requests:
                 details = {"queued": queued, "limit": limit, "sent": sent}
                 raise QueueFull(f"{whose} full: {queued} images wait, at most {limit} may; try again later", details)
 
-    async def _first_turn(self, connection: AsyncConnection, line: sa.Row[Any], new: NewRequest) -> int:
+    async def _first_turn(self, connection: AsyncConnection, queue: sa.Row[Any], new: NewRequest) -> int:
         last = sa.select(sa.func.max(_images.turn)).where(
             _images.model == new.model, _images.priority == new.priority, _images.tenant == new.tenant
         )
-        served = getattr(line, f"{new.priority}_turn")
+        served = getattr(queue, f"{new.priority}_turn")
         return first_turn(served, (await connection.execute(last)).scalar_one())
 
     async def _insert(self, connection: AsyncConnection, new: NewRequest, turn: int) -> None:

@@ -112,7 +112,7 @@ images = sa.Table(
 )
 
 # The queue of each model. A transaction that changes the order of a queue locks its row.
-lines = sa.Table(
+queues = sa.Table(
     "lines",
     metadata,
     sa.Column("model", sa.String(100), primary_key=True),

@@ -99,7 +99,8 @@ class Sweeper:
                 return
             orphans = await self._store.retention.unneeded(keys)
             if orphans and folder == artifact_keys.IMAGES:
-                promised = await self._images_of_unfinished() if promised is None else promised
+                if promised is None:
+                    promised = await self._images_of_unfinished()
                 orphans = [key for key in orphans if key not in promised]
             await self.delete_unneeded(orphans)
             if orphans:
