@@ -1,4 +1,4 @@
-"""What is told of work, and which request it is told of; without Ray."""
+"""Metrics, traces and ids in log lines, without Ray."""
 
 import asyncio
 import io
@@ -58,8 +58,8 @@ class Recorder:
         return {key[1:]: value for key, value in self.values.items() if key[0] == metric.name}
 
 
-class Told:
-    """The HTTP application over instant editors, and what it tells."""
+class Observed:
+    """The HTTP application with instant editors and a meter that keeps what is recorded."""
 
     def __init__(self, config: AppConfig) -> None:
         self.meter = Recorder()
@@ -75,19 +75,19 @@ class Told:
 
 
 @pytest.fixture
-def told(config: AppConfig) -> Iterator[Told]:
+def observed(config: AppConfig) -> Iterator[Observed]:
     quick = config.model_copy(update={"jobs": config.jobs.model_copy(update={"lease_s": 0.5})})
-    told = Told(quick)
-    with told.client:
-        yield told
+    observed = Observed(quick)
+    with observed.client:
+        yield observed
 
 
-def test_posts_are_told_by_what_became_of_them(told, make_body):
-    told.post(make_body(), **{"idempotency-key": "one"})
-    told.post(make_body(), **{"idempotency-key": "one"})
-    told.post(make_body(model="flux"))
-    told.post(make_body(loras=[{"path": "job/none.safetensors"}]))
-    assert told.meter.of(SUBMISSIONS) == {
+def test_submissions_are_counted_by_outcome(observed, make_body):
+    observed.post(make_body(), **{"idempotency-key": "one"})
+    observed.post(make_body(), **{"idempotency-key": "one"})
+    observed.post(make_body(model="flux"))
+    observed.post(make_body(loras=[{"path": "job/none.safetensors"}]))
+    assert observed.meter.of(SUBMISSIONS) == {
         ("qwen_image_edit", "ACCEPTED"): 1,
         ("qwen_image_edit", "REPEATED"): 1,
         ("none", "MODEL_NOT_FOUND"): 1,
@@ -95,17 +95,17 @@ def test_posts_are_told_by_what_became_of_them(told, make_body):
     }
 
 
-def test_attempts_and_requests_are_told_by_how_they_ended(told, make_body):
-    told.editors.errors += [EditorLost("gone"), OutOfMemory("too large")]
-    assert told.post(make_body())["status"] == "failed"
-    assert told.post(make_body())["status"] == "succeeded"
-    told.editors.gate.clear()
-    request_id = told.post(make_body(), wait=0)["request_id"]
-    told.client.delete(f"/v1/requests/{request_id}")
-    told.client.delete(f"/v1/requests/{request_id}")
+def test_attempts_and_requests_are_counted_by_outcome(observed, make_body):
+    observed.editors.errors += [EditorLost("gone"), OutOfMemory("too large")]
+    assert observed.post(make_body())["status"] == "failed"
+    assert observed.post(make_body())["status"] == "succeeded"
+    observed.editors.gate.clear()
+    request_id = observed.post(make_body(), wait=0)["request_id"]
+    observed.client.delete(f"/v1/requests/{request_id}")
+    observed.client.delete(f"/v1/requests/{request_id}")
     expected = {("qwen_image_edit", how): 1 for how in ("failed", "succeeded", "canceled")}
-    assert told.meter.of(REQUESTS) == expected
-    attempts = told.meter.of(ATTEMPTS)
+    assert observed.meter.of(REQUESTS) == expected
+    attempts = observed.meter.of(ATTEMPTS)
     assert {key[1]: value for key, value in attempts.items() if key[1] != "stopped"} == {
         "EDITOR_LOST": 1,
         "OUT_OF_MEMORY": 1,
@@ -166,7 +166,7 @@ async def test_the_backlog_is_what_waits_and_what_it_takes(config):
     await store.close()
 
 
-async def test_a_sweep_is_told_with_what_it_removed(config):
+async def test_a_sweep_is_counted_with_what_it_deleted(config):
     store, meter = JobStore(config.jobs), Recorder()
     await store.open()
     record = await store.requests.create(new(), is_stored)
@@ -178,17 +178,17 @@ async def test_a_sweep_is_told_with_what_it_removed(config):
     await store.close()
 
 
-async def test_posts_to_webhooks_are_told_by_what_became_of_them(config, make_plan, web_server):
+async def test_posts_to_webhooks_are_counted_by_outcome(config, make_plan, web_server):
     store, meter, receiver = JobStore(config.jobs), Recorder(), Receiver()
     await store.open()
     receiver.statuses = [200, 410, 500]
     url = await web_server(receiver.answer)
     deliverer = Deliverer(store.webhooks, WebhooksConfig.model_validate(LOOPBACK), payload, meter)
     running = asyncio.create_task(deliverer.run())
-    for told_of in range(1, 4):
+    for posts in range(1, 4):
         await announce(store, make_plan, url)
         async with asyncio.timeout(20):
-            while sum(meter.of(WEBHOOKS).values()) < told_of:
+            while sum(meter.of(WEBHOOKS).values()) < posts:
                 await asyncio.sleep(0.02)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -206,17 +206,17 @@ def test_an_adapter_that_makes_room_is_counted():
     assert cache.evictions == 1
 
 
-def test_a_clients_trace_goes_on_in_the_editor(told, make_body):
-    told.post(make_body(), traceparent=f"00-{TRACE}-{PARENT}-01")
-    told.post(make_body())
-    first, second = told.editors.tasks
+def test_a_clients_trace_continues_in_the_editor(observed, make_body):
+    observed.post(make_body(), traceparent=f"00-{TRACE}-{PARENT}-01")
+    observed.post(make_body())
+    first, second = observed.editors.tasks
     assert first.traceparent.split("-")[1] == TRACE
     assert second.traceparent is None
 
 
-def test_a_traceparent_that_is_none_is_passed_over(told, make_body):
-    assert told.post(make_body(), traceparent="00-nonsense")["status"] == "succeeded"
-    assert told.editors.tasks[0].traceparent is None
+def test_an_invalid_traceparent_is_ignored(observed, make_body):
+    assert observed.post(make_body(), traceparent="00-nonsense")["status"] == "succeeded"
+    assert observed.editors.tasks[0].traceparent is None
 
 
 @pytest.fixture
@@ -240,9 +240,9 @@ def lines() -> Iterator[io.StringIO]:
     logger.removeHandler(handler)
 
 
-def test_log_lines_of_a_request_have_its_ids(told, make_body, lines):
-    told.editors.errors.append(EditorLost("gone"))
-    request_id = told.post(make_body(), traceparent=f"00-{TRACE}-{PARENT}-01")["request_id"]
+def test_log_lines_of_a_request_have_its_ids(observed, make_body, lines):
+    observed.editors.errors.append(EditorLost("gone"))
+    request_id = observed.post(make_body(), traceparent=f"00-{TRACE}-{PARENT}-01")["request_id"]
     logged = [json.loads(line) for line in lines.getvalue().splitlines()]
     assert len(logged) >= 3
     assert {tuple(ids) for _, *ids in logged} == {(request_id, TRACE)}
