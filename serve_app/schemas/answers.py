@@ -138,7 +138,7 @@ class RequestResult(BaseModel):
                                 "format": "jpeg",
                                 "width": 1024,
                                 "height": 1024,
-                                "file_path": f"/srv/artifacts/results/{REQUEST_ID}/0.jpeg",
+                                "file_path": f"/srv/artifacts/pictures/{'0' * 64}.jpeg",
                                 "seed": 42,
                                 "url": f"http://127.0.0.1:8000/v1/requests/{REQUEST_ID}/images/0",
                             }

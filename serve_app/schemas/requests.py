@@ -135,7 +135,10 @@ class InferenceRequest(Tolerant):
         le=MAX_DEADLINE_S,
         description="The request must end within so many seconds. Default: the service's.",
     )
-    priority: Priority = Field(Priority.INTERACTIVE, description="A bulk request runs when no interactive one waits.")
+    priority: Priority = Field(
+        Priority.INTERACTIVE,
+        description="While interactive images wait, one image in five is of a bulk request.",
+    )
     webhook_url: Url | None = Field(None, description="A URL that the service posts the request's events to.")
     webhook_events: list[WebhookEventName] = Field(
         list(DEFAULT_WEBHOOK_EVENTS), max_length=MAX_EVENTS, description="Which events are posted to webhook_url."
