@@ -44,6 +44,9 @@ async def every(
             failures = _count_failure(loop, meter, failures)
         else:
             failures = 0
+        if _is_cancelled():
+            # The round took the cancellation for itself: its clean-up raised another error, or it returned.
+            raise asyncio.CancelledError
         await pause(seconds)
 
 

@@ -53,13 +53,13 @@ class Service:
         When the service stops, edits that editors have begun get `drain_s` seconds to finish. Raises ConfigRefused,
         CheckpointRefused, StorageRefused or KeysRefused for a config that cannot be used.
         """
+        self.keys = Keys(config.auth, tenant_limits(config.jobs, IngressSettings()))
         config.refuse_missing_folders()
         architectures = {model.id: architecture_of(model) for model in config.models}
         # A tenant may hold one part in `parts` of memory and connections. Without API keys all callers are one tenant.
         parts = 2 if config.auth.keys_file else 1
         self.config = config
         self._drain_s = drain_s
-        self.keys = Keys(config.auth, tenant_limits(config.jobs, IngressSettings()))
         # A body that finds no memory is refused at once: see `BodyLimit`.
         self.body_memory = _budget(config, parts, 0.0, "this request's body")
         self.image_memory = _budget(config, parts, config.fetch.patience_s, "this request's control images")
@@ -98,7 +98,7 @@ class Service:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Open the database and start the workers; stop and close everything at the exit.
+        """Open the database and start the workers; stop and close everything at the exit. To be entered once.
 
         What was started is stopped as well if the start fails or is cancelled half way. Raises StoreUnavailable.
         """

@@ -122,3 +122,23 @@ async def test_wake_up_during_a_round_ends_the_next_pause_only():
 
 async def test_pause_ends_without_a_wake_up():
     await WakeUp().pause(0)
+
+
+@pytest.mark.parametrize("raises", [True, False])
+async def test_cancellation_ends_the_loop_though_its_round_keeps_it_for_itself(raises):
+    """A clean-up that fails replaces the cancellation by its error; a round may also swallow it."""
+    waiting = asyncio.Event()
+
+    async def work() -> None:
+        waiting.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            if raises:
+                raise RuntimeError("the clean-up failed") from None
+
+    task = background.start(every(0.0, work, loop=Loop.SWEEPER, meter=Recorder()))
+    await waiting.wait()
+    async with asyncio.timeout(10):
+        await background.cancel(task)
+    assert task.cancelled()
