@@ -1,4 +1,7 @@
-"""The attention kernels that a model may be configured with: one row for each. To add one, add its row."""
+"""The attention kernels that a model may be configured with: one row for each. To add one, add its row.
+
+A kernel that diffusers cannot load by its name is loaded by `choose_attention` in `pipeline/acceleration.py`.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal

@@ -1,6 +1,6 @@
 """The file formats in which a request can have its images: one row for each. To add a format, add its row.
 
-The request's schema, the encoder, the HTTP answers and the artifact keys all read this table.
+The request's schema, the encoder and the HTTP answers read this table; the suffix of an artifact's key comes from it.
 """
 
 from collections.abc import Mapping

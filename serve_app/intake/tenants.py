@@ -1,4 +1,8 @@
-"""Tenants: who a caller is, and what its tenant may have. `keys` finds out which tenant calls."""
+"""Tenants: who a caller is, and what its tenant may have. `keys` finds out which tenant calls.
+
+A new limit is a field of `TenantLimits`, a key in `config/jobs.py` (and in `config/user_config.py` if it changes in
+place), and a check in `intake/submission.py` or `jobs/requests.py`.
+"""
 
 from dataclasses import dataclass
 

@@ -61,8 +61,8 @@ def _words(metadata: tuple[str, ...]) -> tuple[frozenset[str], ...]:
     return tuple(frozenset(words.split()) for words in metadata)
 
 
-# To add a model of a known family, add its row. `qwen_image` has no words of its own: the trainer writes its name for
-# each model of the family.
+# To add a model of a known family, add its row, and its id to the description of `ModelConfig.id`. `qwen_image` has no
+# words of its own: the trainer writes its name for each model of the family.
 MODELS = {
     spec.id: spec
     for spec in (

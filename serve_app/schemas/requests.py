@@ -1,4 +1,8 @@
-"""What clients send: the bodies of requests. Lenient on purpose: unknown fields are ignored and "512" is a number."""
+"""What clients send: the bodies of requests. Lenient on purpose: unknown fields are ignored and "512" is a number.
+
+A field that changes pixels continues in `EditPlan` (`tasks.py`), in `intake/plan.py`, and in the records of
+`models/effective.py` and `models/repeat_request.py`.
+"""
 
 from typing import Annotated, Any, Literal
 

@@ -1,4 +1,7 @@
-"""Artifact storage: the files that ingresses and editors share, in a folder or in a store with a known fsspec URL."""
+"""Artifact storage: the files that ingresses and editors share, in a folder or in a store with a known fsspec URL.
+
+A new kind of store is a row in `ONLY_IF_MISSING`; `CHANGED_KEYS` needs its name for the time of a change.
+"""
 
 import json
 import uuid

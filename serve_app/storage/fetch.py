@@ -19,7 +19,7 @@ from anyio import open_file
 from serve_app.concurrency.budget import Budget
 from serve_app.config import FetchConfig
 from serve_app.errors import FetchFailed
-from serve_app.storage.addresses import is_public, parse_address
+from serve_app.storage.ip_addresses import is_public, parse_address
 
 CHUNK_BYTES = 1 << 16
 # The longest ETag that is accepted, since it is stored with requests.

@@ -4,8 +4,8 @@ import pytest
 
 from serve_app.config import FetchConfig
 from serve_app.errors import FetchFailed
-from serve_app.storage.addresses import is_public, parse_address
 from serve_app.storage.fetch import Fetcher
+from serve_app.storage.ip_addresses import is_public, parse_address
 
 NOT_PUBLIC = """
 0.0.0.0 0.1.2.3 0.255.255.255 10.0.0.0 10.0.0.1 10.255.255.255 100.64.0.0 100.64.0.1 100.100.100.200 100.127.255.255
