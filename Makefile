@@ -3,8 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 MODEL ?= qwen_image_edit
 BIN := $(VENV)/bin
-# Processes that run tests. Many tests wait, so there are more than cores. tests/conftest.py hands out the tests.
-WORKERS ?= 4
+# Processes that run unit tests. They mostly wait, so there are more than cores.
+WORKERS ?= 3
 
 # Ray phones home unless told not to.
 export RAY_USAGE_STATS_ENABLED = 0
@@ -35,7 +35,8 @@ serve: $(VENV)/.installed
 	$(BIN)/edits-server run serve_config.yaml
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest --numprocesses $(WORKERS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) tests/unit tests/cluster
+	$(BIN)/python -m pytest --numprocesses 2 tests/engine tests/service tests/commands
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m tools.build_docs
