@@ -10,12 +10,12 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """Start a task that runs until it is cancelled. If it fails, its error is logged at once.
+def start(work: Coroutine[Any, Any, None], name: str | None = None) -> asyncio.Task[None]:
+    """Start a task that runs until it is cancelled. If it fails, its error is logged at once, with the task's name.
 
     Nobody awaits such a task before the end, so without the log nobody would see the error.
     """
-    task = asyncio.create_task(work, name=getattr(work, "__qualname__", None))
+    task = asyncio.create_task(work, name=name or getattr(work, "__qualname__", None))
     task.add_done_callback(_log_failure)
     return task
 

@@ -45,7 +45,7 @@ async def every(
         else:
             failures = 0
         if _is_cancelled():
-            # The round took the cancellation for itself: its clean-up raised another error, or it returned.
+            # The round swallowed the cancellation: its clean-up raised another error, or it returned.
             raise asyncio.CancelledError
         await pause(seconds)
 
@@ -80,5 +80,8 @@ def _count_failure(loop: Loop, meter: Meter, failures_before: int) -> int:
     """Log and count the exception that is being handled. Returns the number of failed rounds in a row."""
     failures = failures_before + 1
     logger.exception("a round of the loop %s failed (%s in a row); the loop goes on", loop, failures)
-    meter.record(LOOP_FAILURES, loop=loop, repeated="true" if failures > 1 else "false")
+    try:
+        meter.record(LOOP_FAILURES, loop=loop, repeated="true" if failures > 1 else "false")
+    except Exception:
+        logger.exception("the failure could not be counted")
     return failures

@@ -182,7 +182,7 @@ def transaction(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any,
             except (SQLAlchemyError, OSError) as error:
                 if not is_transient(error):
                     logger.exception("the job database refused a statement of %s", method.__name__)
-                    raise StoreFailed("the job database refused a statement; the service's log says why") from error
+                    raise StoreFailed("the service failed to handle this; its log says why") from error
                 if tries == MAX_TRIES or time.monotonic() - started > RETRY_WINDOW_S:
                     raise StoreUnavailable("the job database cannot be reached; try again") from error
                 logger.warning("lost the job database in %s; trying again", method.__name__, exc_info=error)

@@ -80,8 +80,8 @@ class Dispatcher:
         meter, leases = self._meter, self._leases
         renewal_s = self._config.lease_s / RENEWALS_PER_LEASE
         loops = [
-            background.start(every(renewal_s, leases.renew, loop=Loop.LEASE_RENEWAL, meter=meter)),
-            background.start(every(WATCH_S, leases.stop_lost, loop=Loop.CLAIM_WATCH, meter=meter)),
+            background.start(every(renewal_s, leases.renew, loop=Loop.LEASE_RENEWAL, meter=meter), Loop.LEASE_RENEWAL),
+            background.start(every(WATCH_S, leases.stop_lost, loop=Loop.CLAIM_WATCH, meter=meter), Loop.CLAIM_WATCH),
         ]
         try:
             await every(self._poll_s, self._claim, loop=Loop.CLAIMING, meter=meter, pause=self._wake_up.pause)

@@ -142,3 +142,18 @@ async def test_cancellation_ends_the_loop_though_its_round_keeps_it_for_itself(r
     async with asyncio.timeout(10):
         await background.cancel(task)
     assert task.cancelled()
+
+
+async def test_failure_that_cannot_be_counted_does_not_end_the_loop():
+    class Broken(Recorder):
+        def record(self, *args: object, **tags: object) -> None:
+            raise RuntimeError("no meter")
+
+    pauses = Pauses(2)
+    with pytest.raises(asyncio.CancelledError):
+        await every(7.0, failing, loop=Loop.SWEEPER, meter=Broken(), pause=pauses)
+    assert pauses.seconds == [7.0, 7.0]
+
+
+async def failing() -> None:
+    raise ValueError("the round failed")
