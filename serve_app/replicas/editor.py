@@ -117,7 +117,7 @@ class Editor:
         # Serve constructs the replica on its event loop.
         keep_warm = every(KEEP_WARM_S, warm.reload_kept, loop=Loop.KEEP_WARM, meter=meter, pauses_first=True)
         report_cache = every(CACHE_REPORT_S, self._metrics.cache, loop=Loop.CACHE_REPORT, meter=meter)
-        self._loops = [background.start(keep_warm), background.start(report_cache)]
+        self._loops = [background.start(keep_warm, Loop.KEEP_WARM), background.start(report_cache, Loop.CACHE_REPORT)]
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply a `user_config`. Serve calls it at the start and when the `user_config` changes."""
