@@ -80,15 +80,15 @@ class Fetcher:
         """`share` is a number of connections; by default a tenant may use all of them."""
         self._config = config
         self._connections = Budget(config.connections, share or config.connections, config.patience_s, "a download")
+        self._trust = ssl.create_default_context()
+        self._trust.set_alpn_protocols(["http/1.1"])
 
     @cached_property
     def _session(self) -> aiohttp.ClientSession:
         # A session needs a running event loop, which does not exist yet when the service is built.
-        trust = ssl.create_default_context()
-        trust.set_alpn_protocols(["http/1.1"])
         return aiohttp.ClientSession(
             # Without aiohttp's own limit: time in its queue would count towards the server's time-out.
-            connector=aiohttp.TCPConnector(socket_factory=self._open_socket, limit=0, ssl=trust),
+            connector=aiohttp.TCPConnector(socket_factory=self._open_socket, limit=0, ssl=self._trust),
             cookie_jar=aiohttp.DummyCookieJar(),
             # Without decompression: a small body must not become a large one here.
             headers={"Accept-Encoding": "identity", "User-Agent": "serve-app"},
@@ -97,7 +97,8 @@ class Fetcher:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._session.close()
+        if "_session" in vars(self):
+            await self._session.close()
 
     async def get(
         self,

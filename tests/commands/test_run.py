@@ -4,7 +4,6 @@ import base64
 import io
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -23,18 +22,13 @@ import psutil
 import pytest
 import yaml
 
+from serve_app.commands.ports import free_port
 from tests.conftest import LORAS, ROOT, noise_image
 from tests.service.standin import STEP_S, as_checkpoint
 
 START_S = 180
 # An edit that takes longer than everything else that a stop does.
 STEPS = 60
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def write_config(folder: Path, port: int, import_path: str, **args: Any) -> Path:

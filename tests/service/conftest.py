@@ -2,7 +2,6 @@
 
 import io
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatusOverview, ServeDeploySchema
 
 from serve_app.app import build_application
+from serve_app.commands.ports import free_port
 from serve_app.config import MINIATURE_RANDOM, AppConfig
 from serve_app.models.registry import MODELS
 from serve_app.replicas.editor import EngineFactory, load_engine
@@ -25,12 +25,6 @@ from serve_app.tasks import Status
 from tests.conftest import LORAS, THREADS
 
 LOGICAL_CPUS = 16
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @dataclass

@@ -14,9 +14,9 @@ import ray
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.commands.ports import free_port
 from serve_app.replicas.running_editors import unplaced_replicas
 from tests.conftest import LORAS
-from tests.service.conftest import free_port
 from tests.service.standin import as_checkpoint
 
 MODELS = ("qwen_image_edit", "qwen_image")
