@@ -145,6 +145,7 @@ async def test_service_that_is_cancelled_at_its_start_or_exit_leaves_nothing_beh
 
     async def once() -> None:
         services.append(Service(config, InstantEditors(Artifacts(config.artifacts_url)), one_editor))
+        assert not services[-1]._fetcher._session.closed  # opens it
         async with services[-1].running():
             await asyncio.sleep(0)
 
@@ -163,6 +164,7 @@ async def test_service_whose_store_does_not_open_leaves_nothing_behind(config, m
 
     monkeypatch.setattr(JobStore, "open", away)
     service = Service(config, InstantEditors(Artifacts(config.artifacts_url)), one_editor)
+    assert not service._fetcher._session.closed  # opens it
     with pytest.raises(StoreUnavailable):
         await service.running().__aenter__()
     assert service._fetcher._session.closed
@@ -335,6 +337,7 @@ async def test_deliverer_closes_its_connections_wherever_it_is_cancelled(store):
 
     async def deliver() -> None:
         deliverers.append(Deliverer(store.webhooks, WebhooksConfig(secret=SecretStr(SECRET)), one_editor))
+        assert not deliverers[-1]._fetcher._session.closed  # opens it
 
         async def slow() -> None:
             try:
