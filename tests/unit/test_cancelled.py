@@ -337,10 +337,12 @@ async def test_deliverer_closes_its_connections_wherever_it_is_cancelled(store):
 
     async def deliver() -> None:
         deliverers.append(Deliverer(store.webhooks, WebhooksConfig(secret=SecretStr(SECRET)), one_editor))
-        assert not deliverers[-1]._fetcher._session.closed  # opens it
 
         async def slow() -> None:
             try:
+                while not hasattr(deliverers[-1], "_fetcher"):
+                    await asyncio.sleep(0)
+                assert not deliverers[-1]._fetcher._session.closed  # opens it
                 await asyncio.Event().wait()
             finally:
                 await asyncio.sleep(0.001)
