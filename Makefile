@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 MODEL ?= qwen_image_edit
 BIN := $(VENV)/bin
+NPM_PACKAGES := tests/javascript/node_modules/.installed
 # Processes that run unit tests. They mostly wait, so there are more than cores.
 WORKERS ?= 3
 
@@ -28,13 +29,23 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@
 
+# Programs that tests run. Their versions have nothing to do with those of the service.
+$(VENV)/generators/.installed: tests/generators/requirements.txt | $(VENV)/.installed
+	$(BIN)/python -m venv $(VENV)/generators
+	$(VENV)/generators/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+# Without npm, the tests that need these packages are skipped; with CI=true they fail.
+$(NPM_PACKAGES): tests/javascript/package.json tests/javascript/package-lock.json
+	@if command -v npm >/dev/null; then npm ci --prefix tests/javascript --silent --no-audit --no-fund && touch $@; fi
+
 demo: $(VENV)/.installed
 	$(BIN)/edits-server demo --model $(MODEL)
 
 serve: $(VENV)/.installed
 	$(BIN)/edits-server run serve_config.yaml
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed $(VENV)/generators/.installed $(NPM_PACKAGES)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) tests/unit tests/cluster
 	$(BIN)/python -m pytest --numprocesses 2 tests/engine tests/service tests/commands
 
@@ -64,4 +75,4 @@ attacks: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.attacks
 
 clean:
-	rm -rf $(VENV) data out
+	rm -rf $(VENV) data out tests/javascript/node_modules

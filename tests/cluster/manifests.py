@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,20 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
+
+from tests.programs import missing
 
 ROOT = Path(__file__).parents[2]
 OVERLAYS = sorted(path.parent for path in (ROOT / "cluster/kuberay/overlays").glob("*/kustomization.yaml"))
 
 Manifest = dict[str, Any]
-
-
-def missing(reason: str) -> None:
-    """Skip the test, saying why; CI has every tool, so there it fails."""
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @cache
