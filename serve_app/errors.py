@@ -18,6 +18,7 @@ ServiceError
 │   ├── LoraIncompatible            LORA_INCOMPATIBLE
 │   ├── LoraDownloadFailed          LORA_DOWNLOAD_FAILED
 │   ├── LoraChanged                 LORA_CHANGED
+│   ├── BodyInvalid                 BODY_INVALID: a form of several parts that cannot be read, or lacks a part
 │   ├── BodyTooLarge                BODY_TOO_LARGE, 413
 │   ├── RequestTooSlow              REQUEST_TIMEOUT, 408
 │   ├── HostNotAllowed              HOST_NOT_ALLOWED
@@ -150,6 +151,10 @@ class LoraDownloadFailed(RequestError):
 
 class LoraChanged(RequestError):
     code = "LORA_CHANGED"
+
+
+class BodyInvalid(RequestError):
+    code = "BODY_INVALID"
 
 
 class BodyTooLarge(RequestError):

@@ -16,9 +16,10 @@ from serve_app.images.data_urls import decode_inline
 from serve_app.images.decode import ImageFacts
 from serve_app.images.decoder_pool import Decoders
 from serve_app.intake import checks
-from serve_app.intake.ignored import ignored_fields
+from serve_app.intake.ignored import ignored_fields, ignored_parts
 from serve_app.intake.image_downloads import Downloads
 from serve_app.intake.notes import notes_about
+from serve_app.intake.parts import Parts, is_part
 from serve_app.intake.plan import PlannedEdit, add_recipes, plan_edits
 from serve_app.intake.stored_images import StoredImages, is_stored
 from serve_app.intake.tenants import Caller
@@ -76,14 +77,14 @@ class Admission:
         checks.check_amount(request, max_images)
         checks.check_sources(request, spec, self._config)
 
-    async def admit(self, request: InferenceRequest, caller: Caller, memory: Hold) -> "Admitted":
+    async def admit(self, request: InferenceRequest, parts: Parts, caller: Caller, memory: Hold) -> "Admitted":
         """Fetch what a request that passed `check` names, make the rest of the checks, and plan its edits.
 
         `memory` belongs to the caller's tenant. From here on it holds what downloaded control images take (bytes).
         Raises RequestError or Overloaded.
         """
         spec, prompts = MODELS[request.model], self._prompts[request.model]
-        control_files = await self._control_files(request, spec, caller, memory)
+        control_files = await self._control_files(request, parts, spec, caller, memory)
         checks.check_parameters(request, spec, self._config)
         if request.webhook_url is not None:
             check_webhook(request.webhook_url, self._config.webhooks)
@@ -96,7 +97,8 @@ class Admission:
         edits = await asyncio.to_thread(add_recipes, plans, spec, facts)
         await asyncio.to_thread(checks.check_lengths, edits, prompts, self._config)
         notes = await asyncio.to_thread(notes_about, request, spec, edits, adapters, prompts)
-        return Admitted(spec, edits, files, ignored_fields(request, spec), notes)
+        ignored = ignored_fields(request, spec) + ignored_parts(request, parts)
+        return Admitted(spec, edits, files, ignored, notes)
 
     def effective(self, admitted: "Admitted", edit: PlannedEdit) -> dict[str, Any]:
         """The record of what would be done for one of its edits: the same that the editor writes afterwards."""
@@ -119,7 +121,7 @@ class Admission:
         return await self.adapter(Lora(path=path), None, MODELS[model], "")
 
     async def _control_files(
-        self, request: InferenceRequest, spec: ModelSpec, caller: Caller, memory: Hold
+        self, request: InferenceRequest, parts: Parts, spec: ModelSpec, caller: Caller, memory: Hold
     ) -> dict[str, "ControlFile"]:
         """The file behind each distinct image string. Raises ControlImageInvalid or Overloaded."""
         if not spec.requires_control_image:
@@ -131,23 +133,18 @@ class Admission:
                 first_use.setdefault(image, index)
         downloads = Downloads(partial(self._download, caller), memory, self._config.fetch.max_bytes)
         await downloads.expect(sum(map(checks.is_reference, first_use)))
+        source = ImageSource(downloads, parts, self._config.fetch.max_bytes)
         work = [
-            partial(self._control_file, image, index, request.exif, downloads, caller.tenant)
+            partial(self._control_file, image, index, request.exif, source, caller.tenant)
             for image, index in first_use.items()
         ]
         return dict(zip(first_use, await gather_few(work, IMAGES_AT_ONCE), strict=True))
 
     async def _control_file(
-        self, image: str, prompt_index: int, exif: Literal["ignore", "apply"], downloads: Downloads, tenant: str
+        self, image: str, prompt_index: int, exif: Literal["ignore", "apply"], source: "ImageSource", tenant: str
     ) -> "ControlFile":
-        max_bytes = self._config.fetch.max_bytes
         try:
-            if checks.is_reference(image):
-                data = await downloads.get(image)
-            else:
-                data = await asyncio.to_thread(decode_inline, image, max_bytes)
-            if len(data) > max_bytes:
-                raise ControlImageInvalid(f"it is larger than {max_bytes} bytes")
+            data = await source.get(image)
             facts = await self._decoders.facts(data, exif, tenant)
             return ControlFile(data, await asyncio.to_thread(sha256_of, data), facts)
         except (FetchFailed, ControlImageInvalid) as error:
@@ -161,6 +158,27 @@ class Admission:
         if is_stored(image):
             return await self._stored_images.get(image, caller)
         return await self._fetcher.get(image, caller.tenant, max_bytes, announced)
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where the control images of one request come from: downloads, parts of its body, or its own text."""
+
+    downloads: Downloads
+    parts: Parts
+    max_bytes: int
+
+    async def get(self, image: str) -> bytes:
+        """The file behind an image's string. Raises FetchFailed, ControlImageInvalid or Overloaded."""
+        if checks.is_reference(image):
+            data = await self.downloads.get(image)
+        elif is_part(image):
+            data = self.parts.file(image)
+        else:
+            data = await asyncio.to_thread(decode_inline, image, self.max_bytes)
+        if len(data) > self.max_bytes:
+            raise ControlImageInvalid(f"it is larger than {self.max_bytes} bytes")
+        return data
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from itertools import islice
 
+from serve_app.intake.parts import PART, Parts
 from serve_app.intake.plan import SAMPLER_NAMES, effective_guidance
 from serve_app.models.registry import ModelSpec
 from serve_app.schemas.requests import InferenceRequest, Prompt
@@ -28,6 +29,12 @@ def ignored_fields(request: InferenceRequest, spec: ModelSpec) -> list[str]:
     unknown |= set(request.model_extra or ())
     printable = (name[:MAX_NAME_CHARS] for name in unknown if name.isprintable())
     return sorted(known | set(islice(printable, MAX_NAMES)))
+
+
+def ignored_parts(request: InferenceRequest, parts: Parts) -> list[str]:
+    """The parts of the body that no prompt refers to, as a control image would name them."""
+    printable = (name[:MAX_NAME_CHARS] for name in parts.unused(request) if name.isprintable())
+    return [PART + name for name in islice(printable, MAX_NAMES)]
 
 
 def ignores_ctrl_img(prompt: Prompt, spec: ModelSpec) -> bool:

@@ -16,7 +16,8 @@ from serve_app.concurrency import background
 from serve_app.concurrency.budget import Budget
 from serve_app.config import AppConfig
 from serve_app.errors import FilesGone, describe
-from serve_app.intake.admission import Admission, Admitted, gather_all
+from serve_app.intake.admission import Admission, Admitted, gather_all, sha256_of
+from serve_app.intake.parts import NO_PARTS, PART, Parts
 from serve_app.intake.plan import PlannedEdit
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import NewImage, NewRequest, RequestRecord, WebhookTarget
@@ -43,6 +44,7 @@ class Submission:
 
     id: str
     request: InferenceRequest
+    parts: Parts
     caller: Caller
     base_url: str
     idempotency_key: str | None = None
@@ -74,14 +76,19 @@ class Submissions:
         self._meter = meter
 
     async def submit(
-        self, request: InferenceRequest, caller: Caller, base_url: str, idempotency_key: str | None = None
+        self,
+        request: InferenceRequest,
+        caller: Caller,
+        base_url: str,
+        idempotency_key: str | None = None,
+        parts: Parts = NO_PARTS,
     ) -> tuple[RequestRecord, bool]:
         """Check a request in the contract's order, fetch what it names, commit it, and wake the dispatcher.
 
         With an idempotency key that was used for the same body, it is the earlier request; the second value says
         whether it is new. Raises RequestError, Overloaded, StoreUnavailable and StorageFailed.
         """
-        submission = Submission(uuid.uuid4().hex, request, caller, base_url, idempotency_key)
+        submission = Submission(uuid.uuid4().hex, request, parts, caller, base_url, idempotency_key)
         model = request.model if request.model in self._admission.models else NO_MODEL
         with tracing.for_request(submission.id), tracing.span("POST /v1/inference", SpanKind.SERVER, model=model):
             try:
@@ -95,7 +102,7 @@ class Submissions:
             logger.info("request %s: %s, %s images", record.id, outcome, len(record.images))
             return record, is_new
 
-    async def explain(self, request: InferenceRequest, caller: Caller) -> Explanation:
+    async def explain(self, request: InferenceRequest, caller: Caller, parts: Parts = NO_PARTS) -> Explanation:
         """What `submit` would do with the request. The queue is not asked, so QUEUE_FULL is never raised.
 
         A LoRA that the request names by a URL with secrets is downloaded, and deleted again.
@@ -103,7 +110,7 @@ class Submissions:
         await self._admission.check(request, self._max_images(caller))
         async with self._discarding_new_files():
             with self._image_memory.hold(caller.tenant) as hold:
-                admitted = await self._admission.admit(request, caller, hold)
+                admitted = await self._admission.admit(request, parts, caller, hold)
                 return Explanation(
                     model=admitted.spec.id,
                     effective=[self._admission.effective(admitted, edit) for edit in admitted.edits],
@@ -131,7 +138,7 @@ class Submissions:
         request, caller = submission.request, submission.caller
         if submission.idempotency_key is not None:
             # Bodies hold images: only who asks for it pays for the digest.
-            digest = await asyncio.to_thread(digest_of, request)
+            digest = await asyncio.to_thread(digest_of, request, submission.parts)
             earlier = await self._store.requests.earlier(caller.tenant, submission.idempotency_key, digest)
             if earlier is not None:
                 return earlier
@@ -164,7 +171,7 @@ class Submissions:
     async def _prepare(self, submission: Submission) -> NewRequest:
         """Do the rest of the checks and store the request's files. Their bytes are free when this returns."""
         with self._image_memory.hold(submission.caller.tenant) as hold:
-            admitted = await self._admission.admit(submission.request, submission.caller, hold)
+            admitted = await self._admission.admit(submission.request, submission.parts, submission.caller, hold)
             await gather_all(
                 background.shielded(
                     asyncio.to_thread(self._artifacts.put_missing, artifact_keys.control_image(sha256), file.data)
@@ -232,10 +239,12 @@ def notes_of(admitted: Admitted) -> dict[str, Any]:
     return {name: texts for name, texts in notes.items() if texts}
 
 
-def digest_of(request: InferenceRequest) -> str:
+def digest_of(request: InferenceRequest, parts: Parts = NO_PARTS) -> str:
     """The SHA-256 (hex) of everything that a body asks for. The token is left out, since nothing of it is stored."""
     body = _as_json(request, exclude={"hf_token", "loras", "prompts"})
     body |= {"loras": list(map(_as_json, request.loras)), "prompts": list(map(_as_json, request.prompts))}
+    if parts.files:
+        body |= {PART: {name: sha256_of(data) for name, data in parts.files.items()}}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

@@ -79,12 +79,18 @@ class Prompt(Tolerant):
     resolution: Literal["Default", "High"] | None = None
     ctrl_img: ControlImageText | None = Field(
         None,
-        description="A URL (starts with http), base64, a data: URL, or sha256: and the hex digest of a control image "
-        "that an earlier request of the same tenant sent and that is still stored.",
+        description="A URL (starts with http), base64, a data: URL, part: and the name of a part of the same body, or "
+        "sha256: and the hex digest of a control image that an earlier request of the same tenant sent and that is "
+        "still stored.",
     )
     ctrl_img_1: ControlImageText | None = None
     ctrl_img_2: ControlImageText | None = None
     ctrl_img_3: ControlImageText | None = None
+
+    @property
+    def all_images(self) -> list[str]:
+        """Every control image that is set, whether or not it is used."""
+        return [image for image in (self.ctrl_img, *self.numbered_images) if image]
 
     @property
     def numbered_images(self) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serve_app.api.bodies import limits
-from serve_app.api.bodies.json_bodies import BYTES_PER_VALUE
+from serve_app.api.bodies.json_bodies import BYTES_PER_VALUE, JsonRequest
 from serve_app.api.bodies.limits import COPIES, MAX_BODIES, SMALL_BODY, BodyLimit
 from serve_app.api.middleware import AnswerErrors
 from serve_app.concurrency.budget import Budget
@@ -154,8 +154,20 @@ async def test_body_of_unknown_length_ends_where_the_memory_does():
     assert app.memory.held == 0
 
 
+class JsonBodies(Bodies):
+    """Bodies of which the application reads JSON."""
+
+    async def _application(self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+        await JsonRequest(scope, receive).prepare()
+        await super()._application(scope, nothing_more, send)
+
+
+async def nothing_more() -> dict[str, Any]:
+    return {}
+
+
 async def test_memory_of_parsed_values_counts():
-    app = Bodies(total=10_000_000)
+    app = JsonBodies(total=10_000_000)
     assert await app.request(b'{"x":[{},{},{}]}', length=16) == 200
     assert app.seen == [COPIES * 16 + BYTES_PER_VALUE * 7]
     many = b"[" + b"{}," * 50_000

@@ -3,11 +3,7 @@
 import json
 from typing import Any
 
-from fastapi import Request
-
-from serve_app.api.bodies import BodyRoute
-from serve_app.concurrency.budget import Hold
-from serve_app.schemas.requests import InferenceRequest
+from serve_app.api.bodies import BodyReader, BodyRoute
 
 # How many lists, objects and items a body may have: see `count_values`. 10,000 prompts with every field have a
 # quarter of that.
@@ -23,26 +19,40 @@ def count_values(body: bytes) -> int:
     return sum(map(body.count, (b"[", b"{", b",")))
 
 
-class JsonRequest(Request):
+class JsonRequest(BodyReader):
     """A request whose body is UTF-8 JSON. `json` raises only JSONDecodeError, which FastAPI answers with 422."""
+
+    async def prepare(self) -> None:
+        """Hold memory for the values of the body. Raises Overloaded."""
+        self.read(await self.raw())
+
+    async def raw(self) -> bytes:
+        """The body as it came. It can be had once: nothing here keeps it."""
+        content = await super().body()
+        del self._body
+        return content
+
+    def read(self, content: bytes) -> None:
+        """Take `content` for the body. Raises Overloaded."""
+        self._content = content
+        self._some = SOME_BODY if content else b""
+        self._values = count_values(content)
+        # With more values than that, it is not parsed.
+        if 0 < self._values <= MAX_VALUES:
+            self.state.memory.take_more(BYTES_PER_VALUE * self._values)
 
     async def body(self) -> bytes:
         """SOME_BODY, or nothing if the body is empty: FastAPI keeps what this returns until the request is answered."""
-        if not hasattr(self, "_content"):
-            self._content = await super().body()
-            self._some = SOME_BODY if self._content else b""
-            del self._body
         return self._some
 
     async def json(self) -> Any:
         if not hasattr(self, "_json"):
-            await self.body()
             content, self._content = self._content, b""
             self._json = self._parsed(content)
         return self._json
 
     def _parsed(self, content: bytes) -> Any:
-        if self.state.values > MAX_VALUES:
+        if self._values > MAX_VALUES:
             raise _broken(f"it has more than {MAX_VALUES} values, counted by its brackets and commas")
         try:
             return json.loads(content)
@@ -67,17 +77,3 @@ class JsonRoute(BodyRoute):
     """A route that takes a JSON body."""
 
     reader = JsonRequest
-
-
-async def release(request: Request, body: InferenceRequest) -> None:
-    """Free the parsed body of a request that is answered much later. `body` is empty after that.
-
-    JsonRequest has dropped the bytes already.
-    """
-    body.prompts.clear()
-    (body.model_extra or {}).clear()
-    parsed = await request.json()
-    if isinstance(parsed, dict):
-        parsed.clear()
-    hold: Hold = request.state.body
-    hold.shrink_to(0)

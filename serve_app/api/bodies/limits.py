@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.api.bodies.json_bodies import BYTES_PER_VALUE, count_values
 from serve_app.concurrency.budget import Budget, Hold
 from serve_app.errors import BodyTooLarge, Overloaded, RequestTooSlow
 
@@ -25,8 +24,8 @@ MAX_LENGTH_DIGITS = 18
 # Where all callers are one tenant, bodies larger than SMALL_BODY leave one part in SPARE_PARTS of the memory free for
 # smaller ones.
 SMALL_BODY, SPARE_PARTS = 1_000_000, 4
-# A body is in memory as the bytes that came, as text while it is parsed, and as the strings in it. Its control images
-# are also decoded, but only after the text is gone.
+# A body is in memory as the bytes that came, as text while it is parsed, and as the strings in it; a form as the bytes
+# that came, its parts, and one part on its way to a decoder. Base64 is decoded only after the text is gone.
 COPIES = 3
 
 
@@ -66,6 +65,31 @@ class BodySlots:
                 del self._taken[tenant]
 
 
+class BodyMemory:
+    """The memory that one body takes: its bytes, and what its reader makes of them."""
+
+    def __init__(self, hold: Hold, total: int, spare: int) -> None:
+        """Of `total`, a large body leaves `spare` free (bytes)."""
+        self._hold = hold
+        self._total = total
+        self._spare = spare
+        self.taken = 0
+
+    def take(self, amount: int) -> None:
+        """Hold `amount`, or as much as one body may have if that is less. Raises Overloaded."""
+        spare = 0 if amount <= COPIES * SMALL_BODY else self._spare
+        self._hold.take_now(min(amount, self._total - spare), spare)
+        self.taken = amount
+
+    def take_more(self, amount: int) -> None:
+        """Hold `amount` in addition. Raises Overloaded."""
+        self.take(self.taken + amount)
+
+    def release(self) -> None:
+        """Free everything: what the body took is gone."""
+        self._hold.shrink_to(0)
+
+
 class BodyLimit:
     """Reads the body before its route does, and holds memory for it until the request is answered.
 
@@ -95,11 +119,9 @@ class BodyLimit:
             self._refuse_large()
         tenant = scope["state"]["caller"].tenant
         with self._memory.hold(tenant) as hold:
+            memory = BodyMemory(hold, self._memory.total, self._spare)
             with self._slots.one(tenant):
-                body = await self._read(receive, hold, length)
-            # Every body counts as JSON, which takes the most memory once it is parsed.
-            values = count_values(body)
-            self._hold(hold, COPIES * len(body) + BYTES_PER_VALUE * values)
+                body = await self._read(receive, memory, length)
             messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
             # Only the message refers to the body now, so its memory is free once the route has parsed it.
             del body
@@ -107,16 +129,16 @@ class BodyLimit:
             async def replay() -> Message:
                 return messages.pop() if messages else await receive()
 
-            state = {**scope["state"], "body": hold, "values": values}
+            state = {**scope["state"], "memory": memory}
             await self._app({**scope, "state": state}, replay, send)
 
     def _refuse_large(self) -> None:
         raise BodyTooLarge(f"the body is larger than {self._max_bytes} bytes; send large images as URLs")
 
-    async def _read(self, receive: Receive, hold: Hold, length: int | None) -> bytes:
+    async def _read(self, receive: Receive, memory: "BodyMemory", length: int | None) -> bytes:
         """The whole body."""
         # A body of unknown length gets memory as it arrives.
-        self._hold(hold, COPIES * (min(SMALL_BODY, self._max_bytes) if length is None else length))
+        memory.take(COPIES * (min(SMALL_BODY, self._max_bytes) if length is None else length))
         body = bytearray()
         started = asyncio.get_running_loop().time()
         try:
@@ -129,8 +151,8 @@ class BodyLimit:
                     body += message.get("body", b"")
                     if len(body) > self._max_bytes:
                         self._refuse_large()
-                    if length is None and COPIES * len(body) > hold.amount:
-                        self._hold(hold, COPIES * min(2 * len(body), self._max_bytes))
+                    if length is None and COPIES * len(body) > memory.taken:
+                        memory.take(COPIES * min(2 * len(body), self._max_bytes))
                     more = message.get("more_body", False)
                     limit.reschedule(started + self._seconds_for(len(body), length))
         except TimeoutError as error:
@@ -138,12 +160,8 @@ class BodyLimit:
                 f"the body arrives too slowly: it may take {self._timeout_s:g} s in all, and after {GRACE_S:g} s must"
                 f" bring {MIN_BYTES_PER_S} bytes per second, a large one as many as bring all of it in that time"
             ) from error
+        memory.take(COPIES * len(body))
         return bytes(body)
-
-    def _hold(self, hold: Hold, amount: int) -> None:
-        """Hold `amount` of memory for a body, or as much as one body may have if that is less. Raises Overloaded."""
-        spare = 0 if amount <= COPIES * SMALL_BODY else self._spare
-        hold.take_now(min(amount, self._memory.total - spare), spare)
 
     def _seconds_for(self, received: int, length: int | None) -> float:
         """How many seconds after its start the next part of a body may arrive, once `received` bytes are there.

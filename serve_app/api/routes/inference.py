@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request
 
 from serve_app import errors
-from serve_app.api.bodies.json_bodies import JsonRoute, release
+from serve_app.api.bodies.inference_bodies import FORM_DOCS, InferenceRoute, PartsOfRequest, release
 from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, links_of
 from serve_app.api.error_answers import error_docs
 from serve_app.intake.answers import Links, result_of
@@ -33,6 +33,7 @@ EXPLAIN_ERRORS = (
     errors.LoraIncompatible,
     errors.LoraDownloadFailed,
     errors.HostNotAllowed,
+    errors.BodyInvalid,
     errors.BodyTooLarge,
     errors.RequestTooSlow,
     errors.Overloaded,
@@ -49,14 +50,15 @@ def router(service: Service) -> APIRouter:
         tags=["inference"],
         dependencies=KEYS_IN_DOCS,
         responses={422: {"model": ShapeErrors}},
-        route_class=JsonRoute,
+        route_class=InferenceRoute,
     )
     LinksOfRequest = Depends(links_of(service.config))
 
-    @routes.post("/v1/inference", responses=error_docs(*SUBMIT_ERRORS))
+    @routes.post("/v1/inference", responses=error_docs(*SUBMIT_ERRORS), openapi_extra=FORM_DOCS)
     async def submit(
         request: Request,
         body: InferenceRequest,
+        parts: PartsOfRequest,
         caller: CallerOfRequest,
         links: Annotated[Links, LinksOfRequest],
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the result.")] = 0,
@@ -67,7 +69,7 @@ def router(service: Service) -> APIRouter:
         With `wait` the answer is the result, if the request ends in time. The same `Idempotency-Key` and body are the
         same request, however often they are sent: a repeat is answered with the request's current status.
         """
-        record, is_new = await service.submissions.submit(body, caller, links.base_url, idempotency_key)
+        record, is_new = await service.submissions.submit(body, caller, links.base_url, idempotency_key, parts)
         if wait:
             await release(request, body)
             record = await service.queries.wait_until_ended(record, wait)
@@ -82,9 +84,9 @@ def router(service: Service) -> APIRouter:
             created_at=record.created_at,
         )
 
-    @routes.post("/v1/explain", responses=error_docs(*EXPLAIN_ERRORS))
-    async def explain(body: InferenceRequest, caller: CallerOfRequest) -> Explanation:
+    @routes.post("/v1/explain", responses=error_docs(*EXPLAIN_ERRORS), openapi_extra=FORM_DOCS)
+    async def explain(body: InferenceRequest, parts: PartsOfRequest, caller: CallerOfRequest) -> Explanation:
         """What a request would do: every effective value, down to sizes and kernels. No image is made."""
-        return await service.submissions.explain(body, caller)
+        return await service.submissions.explain(body, caller, parts)
 
     return routes
