@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from serve_app.api.app import create_app
-from serve_app.config import AppConfig, IngressSettings, JobsConfig, ModelConfig
+from serve_app.config import AppConfig, JobsConfig, ModelConfig, read_ingress_settings
 from serve_app.intake.service import Service
 from serve_app.models.registry import MODELS
 from serve_app.policy.placement import EDITOR_CPUS, GPU_EDITOR_CPUS, INGRESS_CPUS
@@ -38,9 +38,9 @@ class Ingress:
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply `user_config`. Serve calls this at the start and after each change, without a restart."""
-        settings = IngressSettings.model_validate(user_config)
+        settings, malformed_presets = read_ingress_settings(user_config)
         logging.getLogger("serve_app").setLevel(settings.log_level)
-        self._service.reconfigure(settings)
+        self._service.reconfigure(settings, malformed_presets)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The backlog per model. Serve passes it to the autoscaling policy: see `serve_app.replicas.autoscaler`."""

@@ -2,6 +2,8 @@
 
 ServiceError
 ├── RequestError                    the request cannot be served as it stands (status 400 unless said)
+│   ├── PresetNotFound              PRESET_NOT_FOUND
+│   ├── PresetBroken                PRESET_BROKEN
 │   ├── ModelNotFound               MODEL_NOT_FOUND
 │   ├── LoraFileRequired            LORA_FILE_REQUIRED
 │   ├── MoeFormatNotSupported       MOE_FORMAT_NOT_SUPPORTED
@@ -14,6 +16,7 @@ ServiceError
 │   ├── TooManyControlImages        TOO_MANY_CONTROL_IMAGES
 │   ├── ControlImageInvalid         CONTROL_IMAGE_INVALID
 │   ├── InvalidParameter            INVALID_PARAMETER
+│   ├── QualityUnavailable          QUALITY_UNAVAILABLE
 │   ├── LoraInvalidFile             LORA_INVALID_FILE
 │   ├── LoraIncompatible            LORA_INCOMPATIBLE
 │   ├── LoraDownloadFailed          LORA_DOWNLOAD_FAILED
@@ -87,6 +90,16 @@ class RequestError(ServiceError):
     status = 400
 
 
+class PresetNotFound(RequestError):
+    code = "PRESET_NOT_FOUND"
+
+
+class PresetBroken(RequestError):
+    """The preset itself is at fault, whatever else the request says."""
+
+    code = "PRESET_BROKEN"
+
+
 class ModelNotFound(RequestError):
     code = "MODEL_NOT_FOUND"
 
@@ -135,6 +148,10 @@ class ControlImageInvalid(RequestError):
 
 class InvalidParameter(RequestError):
     code = "INVALID_PARAMETER"
+
+
+class QualityUnavailable(RequestError):
+    code = "QUALITY_UNAVAILABLE"
 
 
 class LoraInvalidFile(RequestError):

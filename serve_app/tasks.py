@@ -112,7 +112,8 @@ class EditPlan:
     whether the EXIF rotation of control images is applied; `vae_tiling` whether the VAE works in tiles, as with the
     trainer's low-memory setting. `sampler` names the schedule, and `quantization` the format of the transformer's
     weights. `feature_cache` is the relative change of the first block's output below which a step skips the other
-    blocks. `why` explains effective values to a person, by field.
+    blocks. `preset` is the name that the request gave; the preset's values are in the other fields. `why` explains
+    effective values to a person, by field.
     """
 
     model: str
@@ -132,6 +133,7 @@ class EditPlan:
     sampler: SamplerName = "flowmatch"
     quantization: str = "none"
     feature_cache: float | None = None
+    preset: str | None = None
     why: dict[str, str] = field(default_factory=dict)
 
 

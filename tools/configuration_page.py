@@ -26,6 +26,8 @@ from serve_app.config import (
     JobsConfig,
     LossyConfig,
     PlacementConfig,
+    Preset,
+    PresetLora,
     WebhooksConfig,
 )
 
@@ -118,6 +120,11 @@ def page() -> str:
     for heading, settings in {"Ingress": IngressSettings, "Editors": EditorSettings}.items():
         parts += [f"### {heading}\n", f"{getdoc(settings)}\n", *_table(settings, "")]
         parts.append("")
+    parts += [
+        "### Presets\n",
+        "Each entry of the ingress' `presets` has these keys: see [Presets](how-to/presets.md).\n",
+    ]
+    parts += [*_table(Preset, "presets.NAME."), "", *_table(PresetLora, "presets.NAME.loras[]."), ""]
     parts.append("## Environment variables\n")
     parts.append("Replicas and commands read these variables, and those that a config names as `${NAME}`.\n")
     parts.append("| variable | read by | meaning |\n|---|---|---|")
@@ -128,12 +135,13 @@ def page() -> str:
 def _table(model: type[BaseModel], prefix: str, leave_out: Collection[str] = ()) -> Iterator[str]:
     """The rows of one class' keys, each written after `prefix`."""
     schemas = model.model_json_schema()["properties"]
-    defaults = model().model_dump(mode="json")
+    # Without the keys that have to be there.
+    defaults = model.model_construct().model_dump(mode="json")
     yield "| key | values | default | meaning |\n|---|---|---|---|"
     for name, field in model.model_fields.items():
         if name not in leave_out:
-            cells = (f"`{prefix}{name}`", values(schemas[name]), default(name, defaults[name]), field.description or "")
-            yield _row(cells)
+            otherwise = default(name, defaults[name]) if name in defaults else "required"
+            yield _row((f"`{prefix}{name}`", values(schemas[name]), otherwise, field.description or ""))
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -147,13 +155,15 @@ def values(schema: Mapping[str, Any]) -> str:
         return " or ".join(dict.fromkeys(values(choice) for choice in schema["anyOf"]))
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
-    kind = schema["type"]
+    kind = schema.get("type", "object")
+    if kind == "object":
+        return "mapping"
     if kind == "null":
         return "`null`"
     if kind == "array" and "prefixItems" in schema:
         return "[" + ", ".join(values(item) for item in schema["prefixItems"]) + "]"
     if kind == "array":
-        return f"list of {values(schema['items'])}"
+        return f"list of {values(schema['items'])}".replace("of mapping", "of mappings")
     words = FORMATS.get(schema.get("format", ""), WORDS[kind])
     bounds = [f"{sign} {schema[key]:,g}" for key, sign in BOUNDS.items() if key in schema]
     return " ".join([words, " and ".join(bounds)]).strip()

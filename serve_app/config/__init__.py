@@ -17,7 +17,15 @@ from serve_app.config.models import (
     ModelConfig,
     PlacementConfig,
 )
-from serve_app.config.user_config import EditorSettings, IngressSettings
+from serve_app.config.user_config import (
+    EditorSettings,
+    IngressSettings,
+    MalformedPreset,
+    Preset,
+    PresetLora,
+    Quality,
+    read_ingress_settings,
+)
 from serve_app.config.webhooks import WebhooksConfig
 
 __all__ = [
@@ -38,9 +46,14 @@ __all__ = [
     "IngressSettings",
     "JobsConfig",
     "LossyConfig",
+    "MalformedPreset",
     "ModelConfig",
     "PlacementConfig",
+    "Preset",
+    "PresetLora",
     "ProfileName",
+    "Quality",
     "WebhooksConfig",
+    "read_ingress_settings",
     "wants_spans",
 ]

@@ -74,6 +74,7 @@ class Admission:
         checks.check_loras(request, spec, self._config)
         await self._sources.check([lora.path for lora in request.loras])
         checks.check_control_images(request, spec)
+        checks.check_quality(request)
         checks.check_amount(request, max_images)
         checks.check_sources(request, spec, self._config)
 
@@ -91,9 +92,10 @@ class Admission:
         token = request.hf_token.get_secret_value() if request.hf_token else None
         adapters = await gather_all(self.adapter(lora, token, spec, memory.tenant) for lora in request.loras)
         digests = {image: file.sha256 for image, file in control_files.items()}
-        plans = plan_edits(request, spec, self._config, digests, adapters)
         files = {file.sha256: file for file in control_files.values()}
         facts = {sha256: file.facts for sha256, file in files.items()}
+        sizes = {sha256: image.size for sha256, image in facts.items()}
+        plans = plan_edits(request, spec, self._config, digests, adapters, sizes)
         edits = await asyncio.to_thread(add_recipes, plans, spec, facts)
         await asyncio.to_thread(checks.check_lengths, edits, prompts, self._config)
         notes = await asyncio.to_thread(notes_about, request, spec, edits, adapters, prompts)

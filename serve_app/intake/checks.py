@@ -4,17 +4,19 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-from serve_app.config import AUTO, AppConfig
+from serve_app.config import AUTO, AppConfig, Quality
 from serve_app.errors import (
     ControlImageRequired,
     InvalidParameter,
     LoraFileRequired,
     ModelNotFound,
     MoeFormatNotSupported,
+    QualityUnavailable,
     SingleLoraOnly,
     TooManyControlImages,
     TooManyLoras,
 )
+from serve_app.images.sizes import INPUT_SIZE
 from serve_app.intake.plan import TRIGGER, PlannedEdit, fill_trigger
 from serve_app.models.prompt_tokens import PromptTokens, max_text_tokens
 from serve_app.models.registry import MODELS, ModelSpec
@@ -27,6 +29,8 @@ MAX_LORAS_LISTED = 20
 # Characters of all texts that the images of one request keep: prompts with the trigger word filled in, negative
 # prompts, LoRA paths. 5,000 images may have 1,600 each.
 MAX_KEPT_CHARS = 8_000_000
+# The quality that every service has: the pixels of the model itself.
+EXACT: Quality = "exact"
 # Tokens that the text encoder replaces by images: one in a prompt would stand for an image that does not exist.
 RESERVED_TOKENS = ("<|image_pad|>", "<|video_pad|>")
 
@@ -121,6 +125,15 @@ def check_sources(request: InferenceRequest, spec: ModelSpec, config: AppConfig)
             )
 
 
+def check_quality(request: InferenceRequest) -> None:
+    """Raise QualityUnavailable for a quality that this service does not have."""
+    if request.quality != EXACT:
+        raise QualityUnavailable(
+            f"this service makes images of the quality {EXACT} only, not {request.quality}",
+            {"quality": request.quality, "available": [EXACT]},
+        )
+
+
 def is_reference(image: str) -> bool:
     """Whether a control image is named, by its URL or as a stored one, instead of sent as base64."""
     return image.startswith(("http", STORED_IMAGE))
@@ -137,7 +150,22 @@ def check_parameters(request: InferenceRequest, spec: ModelSpec, config: AppConf
                 f"prompt {index}: {spec.id} has no resolution 'High'; set width and height",
                 {"prompt_index": index, "parameter": "resolution"},
             )
+        check_size(index, prompt, spec)
         check_texts(index, fill_trigger(prompt, request.trigger_word, ()), prompt.neg or "", config)
+
+
+def check_size(index: int, prompt: Prompt, spec: ModelSpec) -> None:
+    """Raise InvalidParameter for a `size` next to a width or height, or one of an input that the model does not take.
+
+    That an edit model's prompt has a control image was checked before.
+    """
+    details = {"prompt_index": index, "parameter": "size"}
+    if prompt.size is not None and (prompt.width is not None or prompt.height is not None):
+        raise InvalidParameter(f"prompt {index}: send size, or width and height, not both", details)
+    if prompt.size == INPUT_SIZE and not spec.requires_control_image:
+        raise InvalidParameter(
+            f"prompt {index}: size is {INPUT_SIZE}, and {spec.id} takes no control image; set width and height", details
+        )
 
 
 def check_texts(index: int, prompt: str, neg: str, config: AppConfig) -> None:

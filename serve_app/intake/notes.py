@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from serve_app.config import AUTO
+from serve_app.images.sizes import INPUT_SIZE, MAX_SIDE, MIN_SIDE
 from serve_app.intake.ignored import ignores_ctrl_img, ignores_neg
 from serve_app.intake.plan import TRIGGER, PlannedEdit, effective_guidance, trained_trigger
 from serve_app.models.prompt_tokens import PromptTokens
@@ -18,11 +19,13 @@ MAX_OF_A_KIND = 20
 # By what factor the aspect ratio of a result may differ from its control image's without a note. Flooring the sides to
 # a multiple of 32 alone seldom changes it by as much.
 MAX_STRETCH = 1.02
+# What keeps `size: input` from having the exact aspect: see `size_like`.
+NEAREST_SIDES = f"its sides are multiples of 32, from {MIN_SIDE} to {MAX_SIDE}"
 # What another aspect ratio does, by the model's family: an edit model gets its control image resized to the result's
 # size, an edit-plus model gets each in its own shape (docs/parity.md, rows 4 and 5).
 STRETCHES = {
-    "edit": "the control image is stretched to the result's shape before it is edited",
-    "edit_plus": "the model sees the control image in its own shape, and what it shows may come out stretched or cut",
+    "edit": "it will be stretched",
+    "edit_plus": "it may come out stretched or cut",
 }
 
 
@@ -36,7 +39,7 @@ def notes_about(
     """Every note on a request, kind by kind."""
     kinds = (
         exif_notes(edits),
-        stretch_notes(edits),
+        stretch_notes(request, edits),
         trigger_notes(request, adapters),
         receipt_notes(adapters),
         ignored_image_notes(request, spec),
@@ -64,22 +67,23 @@ def exif_notes(edits: Sequence[PlannedEdit]) -> list[str]:
     ]
 
 
-def stretch_notes(edits: Sequence[PlannedEdit]) -> list[str]:
+def stretch_notes(request: InferenceRequest, edits: Sequence[PlannedEdit]) -> list[str]:
     """A sentence for each result whose aspect ratio is not that of its first control image.
 
     Of several control images the first one is usually what is edited; the others show what goes into it.
     """
     notes = []
-    for index, edit in enumerate(edits):
+    for index, (prompt, edit) in enumerate(zip(request.prompts, edits, strict=True)):
         if not edit.control_images:
             continue
         plan, (width, height) = edit.plan, edit.control_images[0].size
         ratio = (plan.width * height) / (plan.height * width)
         if max(ratio, 1 / ratio) > MAX_STRETCH:
-            shapes = (
-                f"the control image of prompt {index} is {width}x{height} and the result {plan.width}x{plan.height}"
-            )
-            notes.append(f"{shapes}: {STRETCHES[MODELS[plan.model].family]}; set width and height to its aspect")
+            shapes = f"the control image is {width}x{height}, the result {plan.width}x{plan.height}"
+            effect = STRETCHES[MODELS[plan.model].family]
+            is_nearest = prompt.size == INPUT_SIZE
+            advice = f", since {NEAREST_SIDES}" if is_nearest else f"; use size: {INPUT_SIZE}"
+            notes.append(f"prompt {index}: {shapes}: {effect}{advice}")
     return notes
 
 

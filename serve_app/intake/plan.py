@@ -8,7 +8,7 @@ from typing import TypeVar
 from serve_app.config import AUTO, AppConfig, ModelConfig
 from serve_app.errors import InvalidParameter
 from serve_app.images.decode import ImageFacts
-from serve_app.images.sizes import snap
+from serve_app.images.sizes import INPUT_SIZE, Size, read_size, size_like, snap
 from serve_app.models.profile import PROFILES, Profile, profile_of_trainer
 from serve_app.models.recipe import SAMPLERS, Recipe, make_recipe
 from serve_app.models.registry import ModelSpec
@@ -37,9 +37,10 @@ def plan_edits(
     config: AppConfig,
     control_images: Mapping[str, str],
     adapters: Sequence[AdapterUse],
+    sizes: Mapping[str, Size],
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(2**32),
 ) -> list[EditPlan]:
-    """One plan per prompt. `control_images` maps a client's image string to its sha256 (hex).
+    """One plan per prompt. `control_images` maps a client's image string to its sha256 (hex), `sizes` that to pixels.
 
     Raises InvalidParameter if the profile promises the trainer's pixels and the model's config changes them.
     """
@@ -51,7 +52,7 @@ def plan_edits(
             f"{model.lossy}",
             {"parameter": "profile"},
         )
-    planner = _Planner(request, spec, model, profile, why_profile, control_images, adapters, draw_seed)
+    planner = _Planner(request, spec, model, profile, why_profile, control_images, adapters, sizes, draw_seed)
     return [planner.plan(index, prompt) for index, prompt in enumerate(request.prompts)]
 
 
@@ -78,18 +79,18 @@ class _Planner:
     why_profile: str
     control_images: Mapping[str, str]
     adapters: Sequence[AdapterUse]
+    sizes: Mapping[str, Size]
     draw_seed: Callable[[], int]
 
     def plan(self, index: int, prompt: Prompt) -> EditPlan:
         """The plan for the prompt number `index`, from 0."""
         request, spec, model = self.request, self.spec, self.model
         divisor = divisor_of(spec, self.profile)
-        width = default(prompt.width, spec.default_width)
-        height = default(prompt.height, spec.default_height)
-        asked = "asked for" if prompt.width or prompt.height else "the model's default"
         seed, why_seed = _choose_seed(prompt, index, self.draw_seed)
         # Without control images, as for a text-to-image model, those that a prompt names are ignored.
         named = prompt.control_images if self.control_images else []
+        images = tuple(self.control_images[image] for image in named)
+        (width, height), why_size = self._choose_size(prompt, images)
         return EditPlan(
             model=spec.id,
             profile=self.profile.name,
@@ -101,19 +102,31 @@ class _Planner:
             guidance_scale=effective_guidance(prompt, spec),
             seed=seed,
             output_format=request.output_format,
-            control_images=tuple(self.control_images[image] for image in named),
+            control_images=images,
             adapters=tuple(self.adapters),
             exif=request.exif,
             vae_tiling=request.vae_tiling or model.vae_tiling,
             quantization=model.quantization,
             feature_cache=model.feature_cache,
+            preset=request.preset,
             sampler=SAMPLER_NAMES.get(prompt.sampler or "", "flowmatch"),
             why={
-                "size": f"{width}x{height} ({asked}), each side floored to a multiple of {divisor}",
+                "size": f"{width}x{height} ({why_size}), each side floored to a multiple of {divisor}",
                 "seed": why_seed,
                 "profile": self.why_profile,
             },
         )
+
+    def _choose_size(self, prompt: Prompt, images: Sequence[str]) -> tuple[Size, str]:
+        """The size before it is floored, and why. `images` are the digests of the prompt's control images."""
+        spec = self.spec
+        if prompt.size == INPUT_SIZE and images:
+            image = self.sizes[images[0]]
+            return size_like(image), f"input: the control image's aspect, {image[0]}:{image[1]}, at about 1 MP"
+        if prompt.size is not None and prompt.size != INPUT_SIZE:
+            return read_size(prompt.size), "asked for"
+        asked = "asked for" if prompt.width or prompt.height else "the model's default"
+        return (default(prompt.width, spec.default_width), default(prompt.height, spec.default_height)), asked
 
 
 def divisor_of(spec: ModelSpec, profile: Profile) -> int:

@@ -1,6 +1,6 @@
 """The service behind the routes: builds its parts, and runs them from the start of an ingress to its end."""
 
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -8,12 +8,13 @@ from serve_app.adapters.lora_root import LoraRoot
 from serve_app.adapters.sources import LoraSources
 from serve_app.concurrency import background
 from serve_app.concurrency.budget import Budget
-from serve_app.config import AppConfig, IngressSettings
+from serve_app.config import AppConfig, IngressSettings, MalformedPreset
 from serve_app.images.decoder_pool import PROCESSES, Decoders
 from serve_app.intake.admission import Admission
 from serve_app.intake.catalogue import Catalogue
 from serve_app.intake.events import Events
 from serve_app.intake.keys import Keys
+from serve_app.intake.presets import Presets
 from serve_app.intake.queries import Queries
 from serve_app.intake.stored_images import StoredImages
 from serve_app.intake.submission import Submissions
@@ -78,8 +79,17 @@ class Service:
         stored_images = StoredImages(self._store.requests, self._artifacts)
         admission = Admission(config, self._fetcher, self._decoders, sources, architectures, stored_images)
         self.catalogue = Catalogue(config, lora_root, architectures)
+        self.presets = Presets()
         self.submissions = Submissions(
-            config, admission, self.image_memory, self._store, self._artifacts, self._dispatcher, self._sweeper, meter
+            config,
+            admission,
+            self.presets,
+            self.image_memory,
+            self._store,
+            self._artifacts,
+            self._dispatcher,
+            self._sweeper,
+            meter,
         )
         self.queries = Queries(config, self._store, self._artifacts, self._watch, self.workload)
         self.events = Events(self._store, self._watch)
@@ -113,12 +123,13 @@ class Service:
             exits.push_async_callback(self._dispatcher.drain, self._drain_s)
             yield
 
-    def reconfigure(self, settings: IngressSettings) -> None:
-        """Apply the settings that change in place."""
+    def reconfigure(self, settings: IngressSettings, malformed: Mapping[str, MalformedPreset] = {}) -> None:
+        """Apply the settings that change in place. `malformed` are presets that are not among them, by name."""
         jobs = self.config.jobs
         self.keys.limits = tenant_limits(jobs, settings)
         self._store.requests.max_queued = settings.max_queued or jobs.max_queued
         self._warm_list.keep(settings.keep_warm)
+        self.presets.replace(settings.presets, malformed)
 
 
 def _budget(config: AppConfig, parts: int, patience_s: float, what: str) -> Budget:

@@ -19,6 +19,7 @@ from serve_app.errors import FilesGone, describe
 from serve_app.intake.admission import Admission, Admitted, gather_all, sha256_of
 from serve_app.intake.parts import NO_PARTS, PART, Parts
 from serve_app.intake.plan import PlannedEdit
+from serve_app.intake.presets import Presets
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import NewImage, NewRequest, RequestRecord, WebhookTarget
 from serve_app.jobs.store import JobStore
@@ -34,6 +35,9 @@ from serve_app.workers.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)
 
+# Fields that came after the first idempotency keys were stored. They count only where they were sent, so that a retry
+# after an upgrade is still the same request. A new field of a request belongs here.
+LATER_FIELDS = frozenset(("preset", "quality", "size"))
 # How often a request is admitted whose files are deleted before it is committed.
 MAX_TRIES = 3
 
@@ -58,6 +62,7 @@ class Submissions:
         self,
         config: AppConfig,
         admission: Admission,
+        presets: Presets,
         image_memory: Budget,
         store: JobStore,
         artifacts: Artifacts,
@@ -68,6 +73,7 @@ class Submissions:
         """`image_memory` is what control images may take (bytes) while their requests are checked."""
         self._config = config
         self._admission = admission
+        self._presets = presets
         self._image_memory = image_memory
         self._store = store
         self._artifacts = artifacts
@@ -89,7 +95,8 @@ class Submissions:
         whether it is new. Raises RequestError, Overloaded, StoreUnavailable and StorageFailed.
         """
         submission = Submission(uuid.uuid4().hex, request, parts, caller, base_url, idempotency_key)
-        model = request.model if request.model in self._admission.models else NO_MODEL
+        model = self._presets.model_of(request, caller)
+        model = model if model in self._admission.models else NO_MODEL
         with tracing.for_request(submission.id), tracing.span("POST /v1/inference", SpanKind.SERVER, model=model):
             try:
                 record = await self._accept(submission)
@@ -107,6 +114,7 @@ class Submissions:
 
         A LoRA that the request names by a URL with secrets is downloaded, and deleted again.
         """
+        request = self._presets.apply(request, caller)
         await self._admission.check(request, self._max_images(caller))
         async with self._discarding_new_files():
             with self._image_memory.hold(caller.tenant) as hold:
@@ -143,6 +151,8 @@ class Submissions:
             if earlier is not None:
                 return earlier
             submission = replace(submission, digest=digest)
+        request = self._presets.apply(request, caller)
+        submission = replace(submission, request=request)
         await self._admission.check(request, self._max_images(caller))
         # A full queue is reported before anything is fetched or stored.
         await self._store.requests.refuse_when_full(caller.tenant, len(request.prompts), caller.limits.max_queued)
@@ -250,5 +260,6 @@ def digest_of(request: InferenceRequest, parts: Parts = NO_PARTS) -> str:
 
 def _as_json(part: Tolerant, exclude: Collection[str] = ()) -> dict[str, Any]:
     """What was sent, unknown fields included. Those stay as they came: pydantic cannot dump deeply nested values."""
-    known = part.model_dump(mode="json", include=set(type(part).model_fields) - set(exclude))
+    unsent_later_ones = LATER_FIELDS - part.model_fields_set
+    known = part.model_dump(mode="json", include=set(type(part).model_fields) - set(exclude) - unsent_later_ones)
     return known | (part.model_extra or {})

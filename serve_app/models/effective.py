@@ -58,6 +58,7 @@ def effective_record(
 
 def _parameters(plan: EditPlan, spec: ModelSpec) -> dict[str, Any]:
     return {
+        "preset": plan.preset,
         "model": plan.model,
         "base_model": spec.base_model,
         "profile": plan.profile,

@@ -6,11 +6,21 @@ A field that changes pixels continues in `EditPlan` (`tasks.py`), in `intake/pla
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SecretStr, TypeAdapter
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from serve_app.config import MAX_PROMPT_CHARS, ProfileName
+from serve_app.config import MAX_PROMPT_CHARS, ProfileName, Quality
 from serve_app.images.output_formats import DEFAULT_OUTPUT_FORMAT, OutputFormatName, describe_output_formats
+from serve_app.images.sizes import INPUT_SIZE, MAX_SIDE, MIN_SIDE, read_size
 from serve_app.schemas.text import MAX_NAME_CHARS, Name, Nullable, Text, Url, check_image_url, check_token
 from serve_app.tasks import Priority
 
@@ -47,6 +57,40 @@ PromptText = Annotated[Text, Field(max_length=MAX_PROMPT_CHARS)]
 ControlImageText = Annotated[Text, AfterValidator(check_image_url)]
 
 
+# Stands for a field that is required without a preset and was not sent.
+_MISSING = object()
+
+
+def _refuse_missing(value: Any) -> Any:
+    if value is _MISSING:
+        raise PydanticKnownError("missing")
+    return value
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    """Drop the default of a field that is never left at it: it is sent, or a preset sets it."""
+    schema.pop("default", None)
+
+
+def _check_size(size: str) -> str:
+    try:
+        if size != INPUT_SIZE:
+            read_size(size)
+    except ValueError:
+        raise PydanticCustomError(
+            "size_invalid",
+            "A size is 'input', or width and height in pixels as in '1024x768', each from {least} to {most}",
+            {"least": MIN_SIDE, "most": MAX_SIDE},
+        ) from None
+    return size
+
+
+# The pattern is for the OpenAPI document; the check's own message says more.
+SizeText = Annotated[
+    Name, AfterValidator(_check_size), WithJsonSchema({"type": "string", "pattern": f"^({INPUT_SIZE}|[0-9]+x[0-9]+)$"})
+]
+
+
 class Tolerant(Nullable):
     """Accepts unknown fields, as the contract requires, and keeps them in `model_extra`."""
 
@@ -64,6 +108,11 @@ class Prompt(Tolerant):
     trigger_word: PromptText | None = Field(None, description="Used instead of the request's, unless it is empty.")
     width: int | None = Field(None, ge=64, le=4096, description="Pixels; floored to the model's divisor.")
     height: int | None = Field(None, ge=64, le=4096, description="Pixels; floored to the model's divisor.")
+    size: SizeText | None = Field(
+        None,
+        description="Instead of width and height: `input` is the aspect of the first control image at about 1 MP, "
+        "`1024x768` is width and height in pixels.",
+    )
     guidance_scale: float | None = Field(None, ge=0, le=20)
     sample_steps: int | None = Field(None, ge=1, le=150)
     neg: PromptText | None = Field(None, description="Used only if guidance_scale is above 1.")
@@ -118,8 +167,18 @@ def _check_prompts(prompts: Any) -> Any:
 class InferenceRequest(Tolerant):
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [SUBMIT_EXAMPLE]})
 
-    model: Name
-    loras: list[Lora] = Field(max_length=MAX_LORAS)
+    preset: Name | None = Field(
+        None, description="A name from `/v1/presets`, which sets the fields that the request does not send."
+    )
+    model: Annotated[Name, BeforeValidator(_refuse_missing)] = Field(
+        "", description="An id from `/v1/models`. Required without a preset.", json_schema_extra=_without_default
+    )
+    loras: Annotated[list[Lora], BeforeValidator(_refuse_missing)] = Field(
+        [],
+        max_length=MAX_LORAS,
+        description="Required without a preset, whose LoRAs the list replaces.",
+        json_schema_extra=_without_default,
+    )
     prompts: Annotated[
         list[Prompt],
         Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True),
@@ -133,6 +192,9 @@ class InferenceRequest(Tolerant):
     )
     profile: ProfileName | None = Field(
         None, description="Whose preparation of images and prompts is followed. Default: the service's."
+    )
+    quality: Quality = Field(
+        "exact", description="How exactly the model's own pixels are made. This service makes `exact` ones only."
     )
     output_format: OutputFormatName = Field(DEFAULT_OUTPUT_FORMAT, description=describe_output_formats())
     vae_tiling: bool = Field(False, description="The VAE works in tiles, as the trainer's low-memory setting has it.")
@@ -153,3 +215,11 @@ class InferenceRequest(Tolerant):
     webhook_events: list[WebhookEventName] = Field(
         list(DEFAULT_WEBHOOK_EVENTS), max_length=MAX_EVENTS, description="Which events are posted to webhook_url."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _needs_model_and_loras(cls, data: Any) -> Any:
+        """Mark the fields that are missing, so that each is reported in its place among the other faults."""
+        if not isinstance(data, dict) or data.get("preset") is not None:
+            return data
+        return data | {name: _MISSING for name in ("model", "loras") if data.get(name) is None}

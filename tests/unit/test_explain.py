@@ -183,8 +183,7 @@ def test_path_in_place_of_a_image_is_recognised(client, make_body):
 def test_result_of_another_shape_is_noted_in_explanation_and_result(client, make_body):
     body = make_body(ctrl_img=as_base64(as_png(noise_image(64, 128))))
     [note] = explained(client, body)["notes"]
-    assert "is 64x128 and the result 64x64" in note
-    assert "stretched" in note
+    assert note == "prompt 0: the control image is 64x128, the result 64x64: it will be stretched; use size: input"
     url = client.post("/v1/inference", json=body).json()["result_url"]
     assert client.get(url).json()["metadata"]["notes"] == [note]
 

@@ -16,12 +16,16 @@ from serve_app.schemas.requests import InferenceRequest
 from serve_app.tasks import AdapterUse, EditPlan, Receipt
 
 
-def plans(request: dict, adapters: tuple[AdapterUse, ...] = (), **config: object):
-    """The plans of a request, whose control image "c" has the digest "d"."""
-    body = InferenceRequest.model_validate(
+def parsed(request: dict) -> InferenceRequest:
+    return InferenceRequest.model_validate(
         {"model": "qwen_image_edit", "loras": [], "prompts": [{"prompt": "x"}]} | request
     )
-    return plan_edits(body, MODELS[body.model], AppConfig.model_validate(config), {"c": "d"}, adapters, lambda: 77)
+
+
+def plans(request: dict, adapters: tuple[AdapterUse, ...] = (), **config: object):
+    """The plans of a request, whose control image "c" has the digest "d"."""
+    body = parsed(request)
+    return plan_edits(body, MODELS[body.model], AppConfig.model_validate(config), {"c": "d"}, adapters, {}, lambda: 77)
 
 
 def edits(plans: list[EditPlan], images: dict[str, ImageFacts]) -> list[PlannedEdit]:
@@ -117,23 +121,22 @@ def test_text_to_image_ignores_control_images_and_says_so():
     body = InferenceRequest.model_validate({"model": "qwen_image", "loras": [], "prompts": [prompt]})
     assert ignored_fields(body, MODELS["qwen_image"]) == ["ctrl_img", "fps"]
     assert ignored_fields(body, MODELS["qwen_image_edit"]) == ["fps"]
-    [plan] = plan_edits(body, MODELS["qwen_image"], AppConfig(), {}, ())
+    [plan] = plan_edits(body, MODELS["qwen_image"], AppConfig(), {}, (), {})
     assert plan.control_images == ()
 
 
 @pytest.mark.parametrize(
     ("model", "meaning"),
     [
-        ("qwen_image_edit", "stretched to the result's shape before it is edited"),
-        ("qwen_image_edit_plus", "the model sees the control image in its own shape"),
+        ("qwen_image_edit", "it will be stretched"),
+        ("qwen_image_edit_plus", "it may come out stretched or cut"),
     ],
 )
 def test_result_of_another_aspect_is_noted(model, meaning):
     prompts = [{"prompt": "x", "ctrl_img": "c"}, {"prompt": "x", "ctrl_img": "c", "width": 768, "height": 1024}]
-    [note] = stretch_notes(edits(plans({"model": model, "prompts": prompts}), {"d": ImageFacts((1200, 1600))}))
-    assert "the control image of prompt 0 is 1200x1600 and the result 1024x1024" in note
-    assert "stretched" in note
-    assert meaning in note
+    request = {"model": model, "prompts": prompts}
+    [note] = stretch_notes(parsed(request), edits(plans(request), {"d": ImageFacts((1200, 1600))}))
+    assert note == f"prompt 0: the control image is 1200x1600, the result 1024x1024: {meaning}; use size: input"
 
 
 @pytest.mark.parametrize(
@@ -141,22 +144,22 @@ def test_result_of_another_aspect_is_noted(model, meaning):
 )
 def test_stretching_of_two_percent_goes_without_saying(size, notes):
     request = {"prompts": [{"prompt": "x", "ctrl_img": "c"}]}
-    assert len(stretch_notes(edits(plans(request), {"d": ImageFacts(size)}))) == notes
+    assert len(stretch_notes(parsed(request), edits(plans(request), {"d": ImageFacts(size)}))) == notes
 
 
 def test_first_of_several_control_images_gives_the_aspect():
     prompt = {"prompt": "x", "ctrl_img_1": "wide", "ctrl_img_2": "square"}
     body = InferenceRequest.model_validate({"model": "qwen_image_edit_plus", "loras": [], "prompts": [prompt]})
     digests = {"wide": "w", "square": "s"}
-    made = plan_edits(body, MODELS[body.model], AppConfig(), digests, ())
+    made = plan_edits(body, MODELS[body.model], AppConfig(), digests, (), {})
     images = {"w": ImageFacts((1600, 900)), "s": ImageFacts((900, 900))}
-    [note] = stretch_notes(edits(made, images))
+    [note] = stretch_notes(body, edits(made, images))
     assert "1600x900" in note
-    assert stretch_notes(edits(made, images | {"w": ImageFacts((900, 900))})) == []
+    assert stretch_notes(body, edits(made, images | {"w": ImageFacts((900, 900))})) == []
 
 
 def test_image_without_control_image_is_not_stretched():
-    assert stretch_notes(edits(plans({"model": "qwen_image"}), {})) == []
+    assert stretch_notes(parsed({"model": "qwen_image"}), edits(plans({"model": "qwen_image"}), {})) == []
 
 
 def test_exif_rotation_that_is_not_obeyed_is_noted():

@@ -18,6 +18,8 @@ from serve_app.schemas.text import LookupText
 # The errors of a POST, in the order of the checks.
 EXPLAIN_ERRORS = (
     errors.Unauthorized,
+    errors.PresetNotFound,
+    errors.PresetBroken,
     errors.ModelNotFound,
     errors.LoraFileRequired,
     errors.MoeFormatNotSupported,
@@ -29,6 +31,7 @@ EXPLAIN_ERRORS = (
     errors.TooManyControlImages,
     errors.ControlImageInvalid,
     errors.InvalidParameter,
+    errors.QualityUnavailable,
     errors.LoraInvalidFile,
     errors.LoraIncompatible,
     errors.LoraDownloadFailed,
