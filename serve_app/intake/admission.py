@@ -24,7 +24,7 @@ from serve_app.intake.plan import PlannedEdit, add_recipes, plan_edits
 from serve_app.intake.stored_images import StoredImages, is_stored
 from serve_app.intake.tenants import Caller
 from serve_app.models.architecture import Architecture
-from serve_app.models.effective import effective_record
+from serve_app.models.effective import effective_record, transformer_flops
 from serve_app.models.prompt_tokens import PromptTokens
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.models.repeat_request import without_url_secrets
@@ -106,6 +106,10 @@ class Admission:
         """The record of what would be done for one of its edits: the same that the editor writes afterwards."""
         spec = admitted.spec
         return effective_record(edit.plan, spec, edit.recipe, self._architectures[spec.id], edit.control_images)
+
+    def work(self, admitted: "Admitted", edit: PlannedEdit) -> float:
+        """The estimated work of one of its edits (FLOP)."""
+        return float(transformer_flops(edit.plan, edit.recipe, self._architectures[admitted.spec.id]))
 
     async def adapter(self, lora: Lora, token: str | None, spec: ModelSpec, tenant: str) -> AdapterUse:
         """A request's LoRA, found or downloaded, with its receipt. `token` is the sender's for the model hub.

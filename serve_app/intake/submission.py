@@ -18,7 +18,6 @@ from serve_app.config import AppConfig
 from serve_app.errors import FilesGone, describe
 from serve_app.intake.admission import Admission, Admitted, gather_all, sha256_of
 from serve_app.intake.parts import NO_PARTS, PART, Parts
-from serve_app.intake.plan import PlannedEdit
 from serve_app.intake.presets import Presets
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import NewImage, NewRequest, RequestRecord, WebhookTarget
@@ -214,7 +213,7 @@ class Submissions:
             id=submission.id,
             tenant=submission.caller.tenant,
             model=admitted.spec.id,
-            images=tuple(NewImage(edit.plan, self._work(admitted, edit)) for edit in admitted.edits),
+            images=tuple(NewImage(edit.plan, self._admission.work(admitted, edit)) for edit in admitted.edits),
             deadline_s=request.deadline_s or self._config.jobs.deadline_s,
             priority=request.priority,
             notes=notes_of(admitted),
@@ -230,10 +229,6 @@ class Submissions:
         uses = (use for edit in admitted.edits for use in edit.plan.adapters)
         keys = {self._artifacts.key_of(use.url): use.receipt.size_bytes for use in uses if use.receipt}
         return {key: size for key, size in keys.items() if key is not None}
-
-    def _work(self, admitted: Admitted, edit: PlannedEdit) -> float:
-        """The predicted work of an image (FLOP)."""
-        return float(self._admission.effective(admitted, edit)["transformer_flops_estimated"])
 
 
 def webhook_of(request: InferenceRequest, base_url: str) -> WebhookTarget | None:

@@ -14,7 +14,7 @@ from serve_app.models.architecture import Architecture
 from serve_app.models.prompt_tokens import image_tokens
 from serve_app.models.recipe import Recipe, scheduler_config, shift_of, sigmas_of, tokens
 from serve_app.models.registry import ModelSpec
-from serve_app.models.repeat_request import repeat_request, without_url_secrets
+from serve_app.models.repeat_request import prompt_fields, repeat_request, request_fields, without_url_secrets
 from serve_app.tasks import AdapterUse, EditPlan
 
 # A rough figure for byte-pair tokens of English. Only the estimate of the work uses it.
@@ -30,7 +30,6 @@ def effective_record(
 
     `images` describes the plan's control images, in order.
     """
-    text_tokens = _text_tokens(plan.prompt, recipe.encoder_sizes, recipe)
     return {
         **_parameters(plan, spec),
         "why": plan.why,
@@ -50,29 +49,27 @@ def effective_record(
         "tokens": {
             "target": recipe.target_tokens,
             "control": recipe.image_tokens - recipe.target_tokens,
-            "text_estimated": text_tokens,
+            "text_estimated": _prompt_tokens(plan, recipe),
         },
-        "transformer_flops_estimated": _flops(plan, recipe, architecture, text_tokens),
+        "transformer_flops_estimated": transformer_flops(plan, recipe, architecture),
     }
+
+
+def transformer_flops(plan: EditPlan, recipe: Recipe, architecture: Architecture) -> int:
+    """The estimated floating-point operations of all forwards of an edit."""
+    flops = plan.steps * architecture.forward_flops(recipe.image_tokens, _prompt_tokens(plan, recipe))
+    if recipe.guided:
+        negative_tokens = _text_tokens(plan.negative_prompt, recipe.negative_encoder_sizes, recipe)
+        flops += plan.steps * architecture.forward_flops(recipe.image_tokens, negative_tokens)
+    return flops
 
 
 def _parameters(plan: EditPlan, spec: ModelSpec) -> dict[str, Any]:
     return {
         "preset": plan.preset,
-        "model": plan.model,
+        **request_fields(plan),
         "base_model": spec.base_model,
-        "profile": plan.profile,
-        "prompt": plan.prompt,
-        "neg": plan.negative_prompt,
-        "width": plan.width,
-        "height": plan.height,
-        "sample_steps": plan.steps,
-        "guidance_scale": plan.guidance_scale,
-        "seed": plan.seed,
-        "sampler": plan.sampler,
-        "output_format": plan.output_format,
-        "exif": plan.exif,
-        "vae_tiling": plan.vae_tiling,
+        **prompt_fields(plan),
         "quantization": plan.quantization,
         "feature_cache": plan.feature_cache,
     }
@@ -91,15 +88,6 @@ def _lora(use: AdapterUse, architecture: Architecture) -> dict[str, Any]:
 def _with_lists(values: dict[str, Any]) -> dict[str, Any]:
     """`values` with lists in place of tuples, as JSON has them."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-
-def _flops(plan: EditPlan, recipe: Recipe, architecture: Architecture, text_tokens: int) -> int:
-    """Floating-point operations of all forwards; `text_tokens` are the prompt's."""
-    flops = plan.steps * architecture.forward_flops(recipe.image_tokens, text_tokens)
-    if recipe.guided:
-        negative_tokens = _text_tokens(plan.negative_prompt, recipe.negative_encoder_sizes, recipe)
-        flops += plan.steps * architecture.forward_flops(recipe.image_tokens, negative_tokens)
-    return flops
 
 
 def _guidance(plan: EditPlan, recipe: Recipe) -> dict[str, Any]:
@@ -144,6 +132,11 @@ def _control_image(plan: EditPlan, recipe: Recipe, index: int, image: ImageFacts
         "vae": [{"size": list(resize.size), "kernel": resize.kernel} for resize in recipe.control_resizes[index]],
         "tokens": tokens(recipe.control_sizes[index]),
     }
+
+
+def _prompt_tokens(plan: EditPlan, recipe: Recipe) -> int:
+    """An estimate of the text stream's tokens for the prompt."""
+    return _text_tokens(plan.prompt, recipe.encoder_sizes, recipe)
 
 
 def _text_tokens(text: str, encoder_sizes: Sequence[Sequence[Size]], recipe: Recipe) -> int:

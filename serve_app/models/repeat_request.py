@@ -17,7 +17,28 @@ def repeat_request(plan: EditPlan) -> dict[str, Any]:
     feature_cache) is not part of a request.
     """
     names = ["ctrl_img"] if len(plan.control_images) == 1 else ["ctrl_img_1", "ctrl_img_2", "ctrl_img_3"]
-    prompt = {
+    images = {name: f"{STORED_IMAGE}{sha256}" for name, sha256 in zip(names, plan.control_images, strict=False)}
+    return {
+        **request_fields(plan),
+        "loras": [{"path": without_url_secrets(use.path), "network_multiplier": use.scale} for use in plan.adapters],
+        "prompts": [prompt_fields(plan) | images],
+    }
+
+
+def request_fields(plan: EditPlan) -> dict[str, Any]:
+    """The plan's values of the fields that are the same for all images of a request."""
+    return {
+        "model": plan.model,
+        "profile": plan.profile,
+        "output_format": plan.output_format,
+        "exif": plan.exif,
+        "vae_tiling": plan.vae_tiling,
+    }
+
+
+def prompt_fields(plan: EditPlan) -> dict[str, Any]:
+    """The plan's values of the fields of a prompt, without control images."""
+    return {
         "prompt": plan.prompt,
         "neg": plan.negative_prompt,
         "width": plan.width,
@@ -26,16 +47,6 @@ def repeat_request(plan: EditPlan) -> dict[str, Any]:
         "guidance_scale": plan.guidance_scale,
         "seed": plan.seed,
         "sampler": plan.sampler,
-    }
-    images = {name: f"{STORED_IMAGE}{sha256}" for name, sha256 in zip(names, plan.control_images, strict=False)}
-    return {
-        "model": plan.model,
-        "loras": [{"path": without_url_secrets(use.path), "network_multiplier": use.scale} for use in plan.adapters],
-        "prompts": [prompt | images],
-        "profile": plan.profile,
-        "output_format": plan.output_format,
-        "exif": plan.exif,
-        "vae_tiling": plan.vae_tiling,
     }
 
 

@@ -1,12 +1,14 @@
 """`POST /v1/explain`, and what the HTTP contract says of the other models of the family."""
 
 import io
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import PIL.Image
 import pytest
 
-from serve_app.config import MINIATURE_RANDOM
+from serve_app.config import MINIATURE_RANDOM, SQLITE_PREFIX
 from serve_app.models.registry import MODELS
 from tests.conftest import as_base64, as_png, noise_image
 from tests.unit.profiles import icc_profile
@@ -64,6 +66,15 @@ def test_profile_shows_in_the_explanation(client, make_body):
     assert record["profile"] == "trainer"
     assert record["control_images"][0]["vision_encoder"]["sizes"] == [[1632, 640]]
     assert record["control_images"][0]["vae"][0]["kernel"] == "bilinear"
+
+
+def test_work_that_orders_the_queue_is_the_explained_one(client, config, make_body):
+    """With a negative prompt, which doubles the forwards."""
+    body = make_body(width=96, guidance_scale=3.0, neg="blurry")
+    [record] = explained(client, body)["effective"]
+    assert client.post("/v1/inference", json=body).status_code == 200
+    with closing(sqlite3.connect(config.jobs.database_url.removeprefix(SQLITE_PREFIX))) as database:
+        assert database.execute("SELECT work FROM images").fetchall() == [(record["transformer_flops_estimated"],)]
 
 
 def test_explaining_keeps_nothing_and_edits_nothing(application, client, config, make_body):
