@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from serve_app.telemetry.failures import log_failure
 from serve_app.telemetry.metrics import LOOP_FAILURES, Loop, Meter
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def _is_cancelled() -> bool:
 def _count_failure(loop: Loop, meter: Meter, failures_before: int) -> int:
     """Log and count the exception that is being handled. Returns the number of failed rounds in a row."""
     failures = failures_before + 1
-    logger.exception("a round of the loop %s failed (%s in a row); the loop goes on", loop, failures)
+    log_failure(logger, "a round of the loop %s failed (%s in a row); the loop goes on", loop, failures)
     try:
         meter.record(LOOP_FAILURES, loop=loop, repeated="true" if failures > 1 else "false")
     except Exception:

@@ -28,6 +28,7 @@ from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import Status
 from serve_app.telemetry import tracing
+from serve_app.telemetry.failures import log_failure
 from serve_app.telemetry.metrics import ACCEPTED, NO_MODEL, REPEATED, REQUESTS, SUBMISSIONS, Meter
 from serve_app.workers.dispatcher import Dispatcher
 from serve_app.workers.sweeper import Sweeper
@@ -202,7 +203,7 @@ class Submissions:
                 try:
                     await self._sweeper.delete_unneeded(sorted(new_files))
                 except Exception:
-                    logger.exception("could not delete the files of a refused request; the sweeper does so later")
+                    log_failure(logger, "could not delete the files of a refused request; the sweeper does so later")
 
     def _new_request(self, submission: Submission, admitted: Admitted) -> NewRequest:
         request = submission.request

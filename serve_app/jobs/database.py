@@ -183,9 +183,11 @@ def transaction(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any,
                 if not is_transient(error):
                     logger.exception("the job database refused a statement of %s", method.__name__)
                     raise StoreFailed("the service failed to handle this; its log says why") from error
+                if tries == 1:
+                    # Only once, in one line: during an outage, callers come again and again.
+                    logger.warning("lost the job database in %s: %s", method.__name__, _reason(error))
                 if tries == MAX_TRIES or time.monotonic() - started > RETRY_WINDOW_S:
                     raise StoreUnavailable("the job database cannot be reached; try again") from error
-                logger.warning("lost the job database in %s; trying again", method.__name__, exc_info=error)
                 await asyncio.sleep(FIRST_PAUSE_S * 2 ** (tries - 1))
         raise AssertionError("unreachable")
 
@@ -208,6 +210,12 @@ def is_transient(error: BaseException) -> bool:
     # An error without SQLSTATE was not sent by the server, so the connection failed.
     state: str | None = getattr(error.orig, "sqlstate", None)
     return error.connection_invalidated or state is None or state.startswith(TRANSIENT_STATES)
+
+
+def _reason(error: SQLAlchemyError | OSError) -> str:
+    """What the driver says, in one line. The text of SQLAlchemy's own error would quote the statement and its data."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
 
 
 def migrate(connection: sa.Connection) -> None:

@@ -17,6 +17,7 @@ from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore, owner_name
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import Status
+from serve_app.telemetry.failures import log_failure
 from serve_app.telemetry.metrics import NO_METER, REQUESTS, Loop, Meter
 from serve_app.workers.attempts import Attempts
 from serve_app.workers.edit_timeout import EditClock
@@ -102,7 +103,7 @@ class Dispatcher:
             for claim in not_started.values():
                 await self._queue.retry(claim, claim.reasons, 0.0)
         except StoreUnavailable:
-            logger.exception("could not give back the images that no editor has started; their leases run out")
+            log_failure(logger, "could not give back the images that no editor has started; their leases run out")
         if started:
             await asyncio.wait(started, timeout=seconds)
 

@@ -13,6 +13,7 @@ from serve_app.jobs.queue import Queue
 from serve_app.jobs.records import Claim
 from serve_app.tasks import EditDone, EditEvent, EditTask, Heartbeat, ImageStage, Stage, Status, StepDone
 from serve_app.telemetry import tracing
+from serve_app.telemetry.failures import log_failure
 from serve_app.workers.edit_timeout import EditClock, EditTimeout
 
 logger = logging.getLogger(__name__)
@@ -105,4 +106,4 @@ class Progress:
         try:
             await write
         except StoreUnavailable:
-            logger.exception("could not record the progress of image %s; the edit goes on", self._claim.task.index)
+            log_failure(logger, "could not record the progress of image %s; the edit goes on", self._claim.task.index)

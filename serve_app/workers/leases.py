@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from serve_app.errors import StoreFailed, StoreUnavailable
 from serve_app.jobs.queue import Queue
 from serve_app.jobs.records import Claim
+from serve_app.telemetry.failures import log_failure
 from serve_app.workers.edit_timeout import EditClock
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Leases:
         try:
             await self._queue.release(self._owner)
         except StoreUnavailable:
-            logger.exception("could not give the claimed images back; their leases run out")
+            log_failure(logger, "could not give the claimed images back; their leases run out")
 
 
 def _key(claim: Claim) -> tuple[str, int, int]:

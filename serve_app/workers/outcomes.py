@@ -21,6 +21,7 @@ from serve_app.jobs.queue import Queue
 from serve_app.jobs.records import Claim
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone, Status
+from serve_app.telemetry.failures import log_failure
 from serve_app.telemetry.metrics import REQUESTS, Meter
 from serve_app.workers.leases import Leases
 
@@ -79,7 +80,7 @@ class Outcomes:
         try:
             await self._queue.charge(claim, gpu_seconds)
         except (StoreFailed, StoreUnavailable):
-            logger.exception("could not charge %.1f GPU seconds of %s", gpu_seconds, claim.task.request_id)
+            log_failure(logger, "could not charge %.1f GPU seconds of %s", gpu_seconds, claim.task.request_id)
 
     async def _settle(
         self,
@@ -114,7 +115,7 @@ class Outcomes:
                     # A cancellation must not separate the outcome from its charge.
                     return await background.shielded(record())
                 except (StoreUnavailable, StorageFailed):
-                    logger.exception("could not record the outcome of an edit; trying again")
+                    log_failure(logger, "could not record the outcome of an edit; trying again")
                     await asyncio.sleep(self._retry_s)
         except EditorLost:
             # The image was purged, so no other dispatcher finds it.

@@ -25,6 +25,7 @@ from serve_app.jobs.records import Delivery
 from serve_app.jobs.webhook_queue import WebhookQueue
 from serve_app.storage.fetch import Fetcher
 from serve_app.telemetry import tracing
+from serve_app.telemetry.failures import log_failure
 from serve_app.telemetry.metrics import DELIVERED, GIVEN_UP, NO_METER, RETRIED, WEBHOOKS, Loop, Meter
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,9 @@ class Deliverer:
             try:
                 self._meter.record(WEBHOOKS, outcome=await self._outcome(delivery))
             except Exception:
-                logger.exception("webhook %s: its outcome could not be recorded; it will be posted again", delivery.id)
+                log_failure(
+                    logger, "webhook %s: its outcome could not be recorded; it will be posted again", delivery.id
+                )
 
     async def _outcome(self, delivery: Delivery) -> str:
         """Make one attempt at a delivery and record its outcome, which is returned."""

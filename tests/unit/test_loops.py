@@ -7,6 +7,7 @@ import pytest
 
 from serve_app.concurrency import background
 from serve_app.concurrency.loops import WakeUp, every
+from serve_app.errors import StoreUnavailable
 from serve_app.telemetry.metrics import LOOP_FAILURES, Loop
 from tests.unit.test_telemetry import Recorder
 
@@ -55,6 +56,14 @@ async def test_failed_round_is_logged_with_the_name_of_its_loop_and_the_loop_goe
     assert "a round of the loop sweeper failed (1 in a row)" in caplog.text
     assert "ValueError: no such thing" in caplog.text
     assert pauses.seconds == [7.0, 7.0]
+
+
+async def test_lost_database_is_one_line_per_round(caplog):
+    recorder, _ = await rounds(StoreUnavailable("away"), StoreUnavailable("away"))
+    said = [(record.levelname, record.getMessage(), record.exc_info) for record in caplog.records]
+    lines = [f"a round of the loop sweeper failed ({count} in a row); the loop goes on: away" for count in (1, 2)]
+    assert said == [("WARNING", line, None) for line in lines]
+    assert recorder.of(LOOP_FAILURES) == {("sweeper", "false"): 1, ("sweeper", "true"): 1}
 
 
 async def test_failure_that_follows_a_failure_is_counted_apart():
@@ -121,7 +130,18 @@ async def test_wake_up_during_a_round_ends_the_next_pause_only():
 
 
 async def test_pause_ends_without_a_wake_up():
-    await WakeUp().pause(0)
+    started = asyncio.get_running_loop().time()
+    await WakeUp().pause(0.05)
+    assert asyncio.get_running_loop().time() - started >= 0.04
+
+
+async def test_pause_that_ended_by_itself_does_not_shorten_the_next_one():
+    wake_up = WakeUp()
+    await wake_up.pause(0)
+    pause = asyncio.create_task(wake_up.pause(3600))
+    await asyncio.sleep(0)
+    assert not pause.done()
+    await background.cancel(pause)
 
 
 @pytest.mark.parametrize("raises", [True, False])
