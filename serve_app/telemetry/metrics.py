@@ -29,6 +29,11 @@ class Loop(StrEnum):
     CACHE_REPORT = "cache_report"  # measures an editor's adapter cache
 
 
+# The loops of an editor; an ingress has the others.
+EDITOR_LOOPS = (Loop.KEEP_WARM, Loop.CACHE_REPORT)
+INGRESS_LOOPS = tuple(loop for loop in Loop if loop not in EDITOR_LOOPS)
+
+
 class Kind(StrEnum):
     COUNTER = "counter"
     GAUGE = "gauge"

@@ -20,7 +20,7 @@ from ray import serve
 
 from serve_app.config import MINIATURE_RANDOM, AppConfig
 from serve_app.replicas.editor import load_engine
-from serve_app.telemetry.metrics import METRICS, Kind
+from serve_app.telemetry.metrics import EDITOR_LOOPS, INGRESS_LOOPS, METRICS, Kind
 from tests.cluster.test_monitoring import RAYS
 from tests.conftest import LORAS, THREADS
 from tests.service.conftest import Deployed, declare
@@ -240,6 +240,17 @@ def test_every_metric_is_exported_with_its_tags_and_no_others(told: Told) -> Non
             tags = {key for key in sample.labels if key not in added and not key.startswith("otel_scope")}
             assert tags == set(metric.tags), metric.name
             assert all(sample.labels[key] in known for key, known in metric.tags.items() if known), sample
+
+
+def test_each_process_counts_the_failures_of_its_own_loops(told: Told) -> None:
+    processes = {"Ingress": INGRESS_LOOPS, "Editor-qwen_image_edit": EDITOR_LOOPS}
+    expected = {(deployment, loop) for deployment, loops in processes.items() for loop in loops}
+
+    def counted(found: Samples) -> set[tuple[str, str]]:
+        labels = [sample.labels for sample in found["ray_edits_loop_failures_total"]]
+        return {(each["deployment"], each["loop"]) for each in labels}
+
+    assert counted(told_once(lambda found: expected <= counted(found))) == expected
 
 
 def test_every_line_about_a_request_has_its_ids(told: Told) -> None:
