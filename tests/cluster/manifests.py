@@ -39,12 +39,13 @@ def _has_kustomize() -> bool:
     return "kustomizeVersion" in said
 
 
-def promtool(*arguments: str | Path) -> None:
-    """Run promtool, and fail with what it says."""
+def promtool(*arguments: str | Path) -> str:
+    """The output of a promtool command. Fails with it if the command fails."""
     if shutil.which("promtool") is None:
         missing("promtool is not installed (Debian: prometheus)")
     done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def only(manifests: list[Manifest], kind: str) -> Manifest:

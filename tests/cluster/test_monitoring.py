@@ -80,11 +80,18 @@ def test_a_query_asks_for_what_there_is(query: str) -> None:
 
 
 def test_prometheus_takes_the_rules() -> None:
-    promtool("check", "rules", "--lint-fatal", MONITORING / "alerts.yaml")
+    said = promtool("check", "rules", "--lint-fatal", MONITORING / "alerts.yaml")
+    assert f"{len(alerts(ALERTS))} rules found" in said
 
 
 def test_alerts_fire_when_they_should_and_not_otherwise() -> None:
-    promtool("test", "rules", Path(__file__).parent / "alerts.test.yaml")
+    path = Path(__file__).parent / "alerts.test.yaml"
+    assert "SUCCESS" in promtool("test", "rules", path)
+    quiet, away, loud = yaml.safe_load(path.read_text())["tests"]
+    firing = [sample["labels"] for sample in loud["promql_expr_test"][0]["exp_samples"]]
+    fired = set(re.findall(r'alertname="(\w+)"', str([away["promql_expr_test"], firing])))
+    assert {case["alertname"] for case in quiet["alert_rule_test"]} == alerts(ALERTS).keys()
+    assert fired == alerts(ALERTS).keys()
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
