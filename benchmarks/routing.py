@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
@@ -34,7 +34,7 @@ from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.app import editor_deployment
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.engine.adapter_cache import AdapterCache
-from serve_app.engine.protocol import Edited
+from serve_app.engine.protocol import Edited, OnStep, ShouldStop
 from serve_app.replicas.router import ROUTER
 from serve_app.replicas.routing_stats import ADAPTER_BYTES, adapter_set_id
 from serve_app.replicas.running_editors import editor_name
@@ -99,7 +99,7 @@ class CountingEngine(StandInEngine):
         super().load_adapter()
         return adapter
 
-    def run(self, prepared: PreparedPlan, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
+    def run(self, prepared: PreparedPlan, on_step: OnStep, should_stop: ShouldStop) -> Edited:
         done = super().run(prepared, on_step, should_stop)
         return replace(done, runtime=done.runtime | {"in_memory": self._most_in_memory})
 

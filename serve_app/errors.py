@@ -31,6 +31,7 @@ ServiceError
 │   ├── HistoryUnavailable          HISTORY_UNAVAILABLE, 403
 │   ├── RequestNotFound             REQUEST_NOT_FOUND, 404
 │   ├── ImageNotFound               IMAGE_NOT_FOUND, 404
+│   ├── PreviewNotReady             PREVIEW_NOT_READY, 404
 │   ├── IdempotencyConflict         IDEMPOTENCY_CONFLICT, 409
 │   ├── HeadersTooLarge             HEADERS_TOO_LARGE, 431
 │   ├── TooManyRequests             TOO_MANY_REQUESTS, 429
@@ -207,6 +208,11 @@ class RequestNotFound(RequestError):
 
 class ImageNotFound(RequestError):
     code = "IMAGE_NOT_FOUND"
+    status = 404
+
+
+class PreviewNotReady(RequestError):
+    code = "PREVIEW_NOT_READY"
     status = 404
 
 

@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import PIL.Image
 
 from serve_app.config import ModelConfig
 from serve_app.engine.adapter_cache import AdapterCache
-from serve_app.engine.protocol import Edited
+from serve_app.engine.protocol import Edited, OnStep, ShouldStop
 from serve_app.errors import EditCanceled
 from serve_app.replicas.routing_stats import ADAPTER_BYTES
 from serve_app.tasks import AdapterUse, EditPlan
@@ -63,7 +64,7 @@ class StandInEngine:
         adapters = self._adapters_of(plan.adapters)
         return PreparedPlan(plan, adapters, self._of_this_thread.loads)
 
-    def run(self, prepared: PreparedPlan, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
+    def run(self, prepared: PreparedPlan, on_step: OnStep, should_stop: ShouldStop) -> Edited:
         started = time.perf_counter()
         run_steps(prepared.plan, on_step, should_stop, self.seconds_per_step(prepared.plan))
         seconds = time.perf_counter() - started
@@ -89,20 +90,25 @@ class StandInEngine:
 
 def run_steps(
     plan: EditPlan,
-    on_step: Callable[[int], None],
-    should_stop: Callable[[], bool],
+    on_step: OnStep,
+    should_stop: ShouldStop,
     step_s: float,
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
     """A plan's steps, each of which is `wait(step_s)`. Raises EditCanceled when told to stop."""
     if should_stop():
         raise EditCanceled("stopped before its first step")
-    on_step(0)
+    on_step(0, None)
     for step in range(1, plan.steps + 1):
         wait(step_s)
-        on_step(step)
+        on_step(step, partial(preview_of, plan, step))
         if should_stop():
             raise EditCanceled(f"stopped after step {step} of {plan.steps}")
+
+
+def preview_of(plan: EditPlan, step: int) -> PIL.Image.Image:
+    """The step preview: of one colour, whose green grows with the step."""
+    return PIL.Image.new("RGB", (plan.width // 8, plan.height // 8), (plan.seed % 256, 255 * step // plan.steps, 0))
 
 
 def edited(plan: EditPlan, seconds: float, runtime: dict[str, int]) -> Edited:

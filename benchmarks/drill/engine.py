@@ -7,7 +7,7 @@ time instead, so that a step takes equally long on a machine of any load.
 # No `from __future__ import annotations` here: Serve reads the annotation of a builder to validate the args.
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from benchmarks.drill.timed import busy
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
-from serve_app.engine.protocol import Edited, Engine, HeldAdapters
+from serve_app.engine.protocol import Edited, Engine, HeldAdapters, OnStep, ShouldStop
 from serve_app.replicas.editor import load_engine
 from serve_app.tasks import AdapterUse, EditPlan
 from tests.standin import edited, run_steps
@@ -54,7 +54,7 @@ class DrillEngine:
     def prepare(self, plan: EditPlan, control_images: Sequence[bytes]) -> "Prepared":
         return self._engine.prepare(plan, control_images)
 
-    def run(self, prepared: "Prepared", on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
+    def run(self, prepared: "Prepared", on_step: OnStep, should_stop: ShouldStop) -> Edited:
         plan = prepared.plan
         noted = self._notes.of_steps(plan, on_step)
         with self._notes.of_run(plan):

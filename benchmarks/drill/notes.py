@@ -5,11 +5,12 @@ The name of an image is in its negative prompt, which changes no pixel without g
 
 import os
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve_app.engine.protocol import MakePreview, OnStep
 from serve_app.errors import EditCanceled
 from serve_app.tasks import EditPlan
 
@@ -57,12 +58,12 @@ class Notes:
         with self._file.open("a") as file:
             file.write(line)
 
-    def of_steps(self, plan: EditPlan, on_step: Callable[[int], None]) -> Callable[[int], None]:
+    def of_steps(self, plan: EditPlan, on_step: OnStep) -> OnStep:
         """An `on_step` that notes each step before it calls the given one."""
 
-        def noted(step: int) -> None:
+        def noted(step: int, preview: MakePreview | None) -> None:
             self.write("step", plan, step)
-            on_step(step)
+            on_step(step, preview)
 
         return noted
 

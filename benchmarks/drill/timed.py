@@ -6,7 +6,6 @@ For drills of what happens between processes. It is five times slower on machine
 # No `from __future__ import annotations` here: Serve reads the annotation of a builder to validate the args.
 
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from benchmarks.drill.notes import TIMED_STEP_S, Notes, register_editor
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.app import build_application
 from serve_app.config import AppConfig, ModelConfig
-from serve_app.engine.protocol import Edited
+from serve_app.engine.protocol import Edited, OnStep, ShouldStop
 from serve_app.tasks import EditPlan
 from tests.standin import PreparedPlan, StandInEngine
 
@@ -45,7 +44,7 @@ class TimedEngine(StandInEngine):
         is_slow = self._slow.exists() and self._address in self._slow.read_text().splitlines()
         return TIMED_STEP_S * SLOWER if is_slow else TIMED_STEP_S
 
-    def run(self, prepared: PreparedPlan, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
+    def run(self, prepared: PreparedPlan, on_step: OnStep, should_stop: ShouldStop) -> Edited:
         with self._notes.of_run(prepared.plan):
             return super().run(prepared, self._notes.of_steps(prepared.plan, on_step), should_stop)
 

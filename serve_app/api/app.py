@@ -28,6 +28,8 @@ EXPOSED_HEADERS = (
     "Retry-After",
     "WWW-Authenticate",
     "X-Request-ID",
+    "X-Step",
+    "X-Steps",
 )
 
 

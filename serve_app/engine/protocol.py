@@ -14,6 +14,13 @@ from serve_app.tasks import AdapterUse, EditPlan
 # What an engine keeps of an edit between `prepare` and `run`. Only the engine that made it looks inside.
 Prepared = TypeVar("Prepared")
 
+# Makes a step preview: a small RGB image of what the edit predicts its image to be, at most one pixel per 8x8 pixels of
+# the image. Computed only when it is called, which is allowed within `OnStep` only.
+MakePreview = Callable[[], PIL.Image.Image]
+# Gets the number of the finished step, 0 at the start, and the function that makes its preview, None at the start.
+OnStep = Callable[[int, MakePreview | None], None]
+ShouldStop = Callable[[], bool]
+
 
 @dataclass(frozen=True)
 class Edited:
@@ -75,10 +82,10 @@ class Engine(Protocol[Prepared]):
         """
         ...
 
-    def run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
-        """Make the image. Calls `on_step(0)` at the start and `on_step(n)` after step n, then asks `should_stop`.
+    def run(self, prepared: Prepared, on_step: OnStep, should_stop: ShouldStop) -> Edited:
+        """Make the image. Calls `on_step` with 0 at the start and with n after step n, then asks `should_stop`.
 
-        Raises EditCanceled if it was stopped, LoraIncompatible, OutOfMemory, UnusableResult, and DeviceLost when the
-        device failed; `alive` is False from then on.
+        Previews change no pixel of the image. Raises EditCanceled if it was stopped, LoraIncompatible, OutOfMemory,
+        UnusableResult, and DeviceLost when the device failed; `alive` is False from then on.
         """
         ...

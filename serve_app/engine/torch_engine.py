@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +23,7 @@ from serve_app.engine.deltas import Adapter
 from serve_app.engine.denoiser import Denoiser
 from serve_app.engine.device_health import DeviceHealth
 from serve_app.engine.merged_weights import DeviceDeltas
-from serve_app.engine.protocol import Edited
+from serve_app.engine.protocol import Edited, OnStep, ShouldStop
 from serve_app.engine.runtime_record import runtime_record
 from serve_app.errors import CheckpointRefused, EditCanceled, OutOfMemory, UnusableResult
 from serve_app.images.decode import DecodedImage, decode
@@ -168,8 +168,8 @@ class TorchEngine:
         self,
         plan: EditPlan,
         control_images: Sequence[bytes],
-        on_step: Callable[[int], None] = lambda step: None,
-        should_stop: Callable[[], bool] = lambda: False,
+        on_step: OnStep = lambda step, preview: None,
+        should_stop: ShouldStop = lambda: False,
     ) -> Edited:
         """`prepare` and `run` in one call."""
         return self.run(self.prepare(plan, control_images), on_step, should_stop)
@@ -244,10 +244,10 @@ class TorchEngine:
     def run(
         self,
         prepared: Prepared,
-        on_step: Callable[[int], None] = lambda step: None,
-        should_stop: Callable[[], bool] = lambda: False,
+        on_step: OnStep = lambda step, preview: None,
+        should_stop: ShouldStop = lambda: False,
     ) -> Edited:
-        """Make the image. Calls `on_step(0)` at the start and `on_step(n)` after step n, then asks `should_stop`.
+        """Make the image. Calls `on_step` with 0 at the start and with n after step n, then asks `should_stop`.
 
         Raises EditCanceled if `should_stop` returns True, LoraIncompatible, OutOfMemory, UnusableResult, and DeviceLost
         if the device's context died; `alive` is False from then on.
@@ -266,9 +266,7 @@ class TorchEngine:
                 f"an image of {plan.width}x{plan.height} does not fit into this device's memory"
             ) from error
 
-    def _run_with_retry(
-        self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]
-    ) -> Edited:
+    def _run_with_retry(self, prepared: Prepared, on_step: OnStep, should_stop: ShouldStop) -> Edited:
         """Run the edit; a second time if it ran out of memory while another edit was being prepared on the device."""
         try:
             return self._run(prepared, on_step, should_stop)
@@ -280,14 +278,14 @@ class TorchEngine:
         with self._prepare_lock:
             return self._run(prepared, on_step, should_stop)
 
-    def _run(self, prepared: Prepared, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
+    def _run(self, prepared: Prepared, on_step: OnStep, should_stop: ShouldStop) -> Edited:
         plan, decoded = prepared.plan, prepared.control_images
         recipe = self._recipe(prepared)
         timer = StageTimer(self.device, prepared.timer.seconds)
         compiled_before = graphs_compiled()
 
         def after_step(step: int) -> None:
-            on_step(step)
+            on_step(step, None)
             if should_stop():
                 raise EditCanceled(f"stopped after step {step} of {plan.steps}")
 
@@ -295,7 +293,7 @@ class TorchEngine:
             raise EditCanceled("stopped before its first step")
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        on_step(0)
+        on_step(0, None)
         with timer.stage("generate"):
             conditions = prepared.conditions or self._encoders.conditions(plan, decoded, recipe, timer)
             conditions.record_stream()

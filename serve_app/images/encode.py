@@ -1,4 +1,4 @@
-"""Encoding a finished image as a file."""
+"""Encoding a finished image, or a step preview, as a file."""
 
 import io
 import json
@@ -9,6 +9,9 @@ import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
 from serve_app.images.output_formats import OutputFormat
+
+# The longest side of a step preview (pixels), and the quality of its JPEG: so that it has a few KB, at most about 60.
+PREVIEW_SIDE, PREVIEW_QUALITY = 256, 80
 
 
 def encode(image: PIL.Image.Image, output_format: OutputFormat, text: Mapping[str, Any]) -> bytes:
@@ -21,6 +24,14 @@ def encode(image: PIL.Image.Image, output_format: OutputFormat, text: Mapping[st
         options["pnginfo"] = _text_chunks(text)
     buffer = io.BytesIO()
     image.save(buffer, format=output_format.pillow_format, **options)
+    return buffer.getvalue()
+
+
+def encode_preview(image: PIL.Image.Image) -> bytes:
+    """A step preview as JPEG, made smaller if it is larger than `PREVIEW_SIDE`."""
+    image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=PREVIEW_QUALITY)
     return buffer.getvalue()
 
 

@@ -5,21 +5,28 @@ A new event is a member of `Event` and the place in `events_since` or `Events.st
 also long after it happened. A watcher that comes late, or again, gets each image once and only the newest step.
 """
 
+import base64
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from serve_app.errors import RequestNotFound
+from serve_app.errors import RequestNotFound, StorageFailed
 from serve_app.intake.answers import Links, output_of, result_of
+from serve_app.intake.previews import Previews
 from serve_app.intake.watch import MAX_UNCHANGED_S, Watch
 from serve_app.jobs.records import Delivery, ImageRecord, RequestRecord
 from serve_app.jobs.store import JobStore
-from serve_app.tasks import Status, WebhookEvent
+from serve_app.storage.step_previews import StepPreview
+from serve_app.tasks import ImageStage, Status, WebhookEvent
 
 # How old a watcher's view of its place in the queue may be (s).
 POSITION_S = 1.0
+# How often a stream looks for step previews (s).
+PREVIEWS_S = 1.0
+# The stages of an image in which there may be a step preview.
+STAGES_WITH_PREVIEWS = (ImageStage.DENOISING, ImageStage.DECODING)
 # How long a stream lasts (s), so that watchers do not keep an ingress from shutting down; they resume with another one.
 # Less than a drained pod has (120 s).
 STREAM_S = 90.0
@@ -31,6 +38,7 @@ class Event(StrEnum):
     QUEUED = "queued"  # the place in the queue has changed
     STARTED = "started"  # an editor has taken up the first image
     STEP = "step"  # a denoising step of one image is done
+    PREVIEW = "preview"  # a step preview: a small image of what an image will be
     IMAGE = "image"  # an image can be downloaded
     # The ends of a request, with its result. Their names are those of `Status`.
     SUCCEEDED = "succeeded"
@@ -40,7 +48,7 @@ class Event(StrEnum):
 
 @dataclass(frozen=True)
 class RequestEvent:
-    """`version` is None for an event that a watcher cannot resume after: a place in the queue."""
+    """`version` is None for an event that a watcher cannot resume after: a place in the queue, a step preview."""
 
     event: Event
     version: int | None
@@ -50,13 +58,20 @@ class RequestEvent:
 class Events:
     """Streams of events, fed from the database."""
 
-    def __init__(self, store: JobStore, watch: Watch) -> None:
+    def __init__(self, store: JobStore, watch: Watch, previews: Previews) -> None:
         self._store = store
         self._watch = watch
+        self._previews = previews
 
-    async def stream(self, record: RequestRecord, since: int, links: Links) -> AsyncIterator[RequestEvent]:
-        """The events of a request after its version `since`, until it ends or `STREAM_S` are over."""
+    async def stream(
+        self, record: RequestRecord, since: int, links: Links, *, with_previews: bool = True
+    ) -> AsyncIterator[RequestEvent]:
+        """The events of a request after its version `since`, until it ends or `STREAM_S` are over.
+
+        With previews, the request counts as watched while the stream is open and an editor works on it.
+        """
         position: int | None = None
+        previews = PreviewEvents(self._previews) if with_previews else None
         until = time.monotonic() + STREAM_S
         while True:
             for event in events_since(record, since, links):
@@ -69,11 +84,63 @@ class Events:
                 if state.queue_position is not None and state.queue_position != position:
                     position = state.queue_position
                     yield RequestEvent(Event.QUEUED, None, {"request_id": record.id, "queue_position": position})
-                is_waiting = state.queue_position is not None
-                await self._watch.changed(record.id, since, POSITION_S if is_waiting else MAX_UNCHANGED_S)
+                is_waiting, seconds = state.queue_position is not None, MAX_UNCHANGED_S
+                if previews is not None and is_being_made(record):
+                    seconds = PREVIEWS_S
+                    for event in await previews.new(record):
+                        yield event
+                await self._watch.changed(record.id, since, min(seconds, POSITION_S) if is_waiting else seconds)
                 record = await self._store.requests.get(record.id)
             except RequestNotFound:
                 return
+
+
+class PreviewEvents:
+    """The step previews of one stream: each is sent once."""
+
+    def __init__(self, previews: Previews) -> None:
+        self._previews = previews
+        self._looked_at = float("-inf")
+        # The latest preview of each image that was sent.
+        self._sent: dict[int, StepPreview] = {}
+
+    async def new(self, record: RequestRecord) -> list[RequestEvent]:
+        """The previews that are new since the last call, nothing if that was less than `PREVIEWS_S` ago.
+
+        Without storage there are none.
+        """
+        now = time.monotonic()
+        if now - self._looked_at < PREVIEWS_S:
+            return []
+        self._looked_at = now
+        await self._previews.watch(record.id)
+        events = []
+        for image in record.images:
+            if image.stage in STAGES_WITH_PREVIEWS and (preview := await self._latest(record.id, image.index)):
+                data = {
+                    "image": image.index,
+                    "step": preview.step,
+                    "jpeg_base64": base64.b64encode(preview.jpeg).decode(),
+                }
+                events.append(RequestEvent(Event.PREVIEW, None, data))
+        return events
+
+    async def _latest(self, request_id: str, index: int) -> StepPreview | None:
+        """The newest preview of an image, None if it was sent already or cannot be read."""
+        try:
+            preview = await self._previews.latest(request_id, index)
+        except StorageFailed:
+            # The watcher gets the next one.
+            return None
+        if preview is None or preview == self._sent.get(index):
+            return None
+        self._sent[index] = preview
+        return preview
+
+
+def is_being_made(record: RequestRecord) -> bool:
+    """Whether an editor works on an image of the request."""
+    return any(image.stage is not None for image in record.images)
 
 
 def events_since(record: RequestRecord, version: int, links: Links) -> Iterator[RequestEvent]:

@@ -7,15 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from serve_app.config import AppConfig
-from serve_app.errors import HistoryUnavailable, ImageNotFound, RequestNotFound, StoreUnavailable
+from serve_app.errors import HistoryUnavailable, ImageNotFound, PreviewNotReady, RequestNotFound, StoreUnavailable
 from serve_app.intake.answers import Links
 from serve_app.intake.events import payload_of
+from serve_app.intake.previews import Previews
 from serve_app.intake.tenants import Caller
 from serve_app.intake.watch import MAX_UNCHANGED_S, Watch
 from serve_app.intake.workload import Workload
-from serve_app.jobs.records import Delivery, HistoryFilter, RequestRecord, RequestState, Summary, Usage
+from serve_app.jobs.records import Delivery, HistoryFilter, ImageRecord, RequestRecord, RequestState, Summary, Usage
 from serve_app.jobs.store import JobStore
 from serve_app.storage.artifacts import Artifacts
+from serve_app.storage.step_previews import StepPreview
 from serve_app.tasks import EditDone
 
 
@@ -23,8 +25,15 @@ class Queries:
     """Answers questions about requests. Nothing here changes one."""
 
     def __init__(
-        self, config: AppConfig, store: JobStore, artifacts: Artifacts, watch: Watch, workload: Workload
+        self,
+        config: AppConfig,
+        store: JobStore,
+        artifacts: Artifacts,
+        watch: Watch,
+        workload: Workload,
+        previews: Previews,
     ) -> None:
+        self._previews = previews
         self._config = config
         self._store = store
         self._artifacts = artifacts
@@ -68,22 +77,40 @@ class Queries:
     async def image(self, request_id: str, index: int, caller: Caller) -> EditDone:
         """A finished image. Raises RequestNotFound or ImageNotFound."""
         record = await self.request(request_id, caller)
-        details = {"request_id": request_id, "image": index}
-        if not 0 <= index < len(record.images):
-            raise ImageNotFound(f"request {request_id!r} has {len(record.images)} images, counted from 0", details)
-        done = record.images[index].result
-        if done is None:
-            what = "was deleted" if record.purged else f"is {record.images[index].status}, not finished"
-            raise ImageNotFound(f"image {index} of request {request_id!r} {what}", details)
-        return done
+        image = _image_of(record, index)
+        if image.result is None:
+            what = "was deleted" if record.purged else f"is {image.status}, not finished"
+            raise ImageNotFound(f"image {index} of request {request_id!r} {what}", _place(request_id, index))
+        return image.result
+
+    async def preview(self, request_id: str, index: int, caller: Caller) -> tuple[StepPreview, int]:
+        """The newest step preview of an image that is being made, and the number of the edit's steps.
+
+        Who asks counts as watching for 10 s. Raises RequestNotFound, ImageNotFound, PreviewNotReady and StorageFailed.
+        """
+        record = await self.request(request_id, caller)
+        image = _image_of(record, index)
+        details = _place(request_id, index) | {"status": image.status}
+        if image.status.ended:
+            what = f"image {index} of request {request_id!r} is {image.status}: it has no step preview any more"
+            if image.result is not None:
+                what += f"; the image itself is at /v1/requests/{request_id}/images/{index}"
+            raise PreviewNotReady(what, details)
+        await self._previews.watch(request_id)
+        preview = await self._previews.latest(request_id, index)
+        if preview is None:
+            raise PreviewNotReady(
+                f"image {index} of request {request_id!r} has no step preview yet; ask again in a second", details
+            )
+        return preview, image.plan.steps
 
     async def image_file(self, request_id: str, index: int, done: EditDone) -> bytes:
         """The file of a finished image. Raises ImageNotFound."""
         try:
             return await asyncio.to_thread(self._artifacts.get, done.key)
         except FileNotFoundError as error:
-            details = {"request_id": request_id, "image": index}
-            raise ImageNotFound(f"image {index} of request {request_id!r} is no longer stored", details) from error
+            what = f"image {index} of request {request_id!r} is no longer stored"
+            raise ImageNotFound(what, _place(request_id, index)) from error
 
     async def webhook_payload(self, delivery: Delivery) -> dict[str, Any] | None:
         """The payload of a webhook; None if its request or its image no longer exists."""
@@ -92,6 +119,18 @@ class Queries:
         except RequestNotFound:
             return None
         return payload_of(record, delivery, Links.of(self._config, delivery.webhook.base_url))
+
+
+def _place(request_id: str, index: int) -> dict[str, Any]:
+    return {"request_id": request_id, "image": index}
+
+
+def _image_of(record: RequestRecord, index: int) -> ImageRecord:
+    """The image number `index` of a request. Raises ImageNotFound."""
+    if not 0 <= index < len(record.images):
+        what = f"request {record.id!r} has {len(record.images)} images, counted from 0"
+        raise ImageNotFound(what, _place(record.id, index))
+    return record.images[index]
 
 
 def refuse_others(tenant: str, request_id: str, caller: Caller) -> None:

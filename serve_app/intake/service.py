@@ -15,6 +15,7 @@ from serve_app.intake.catalogue import Catalogue
 from serve_app.intake.events import Events
 from serve_app.intake.keys import Keys
 from serve_app.intake.presets import Presets
+from serve_app.intake.previews import Previews
 from serve_app.intake.queries import Queries
 from serve_app.intake.stored_images import StoredImages
 from serve_app.intake.submission import Submissions
@@ -91,8 +92,9 @@ class Service:
             self._sweeper,
             meter,
         )
-        self.queries = Queries(config, self._store, self._artifacts, self._watch, self.workload)
-        self.events = Events(self._store, self._watch)
+        self.previews = Previews(self._artifacts)
+        self.queries = Queries(config, self._store, self._artifacts, self._watch, self.workload, self.previews)
+        self.events = Events(self._store, self._watch, self.previews)
         models = [model.id for model in config.models]
         self._warm_list = WarmListWriter(self._store, self._artifacts, admission.named_adapter, models, meter)
         self._workers = self._workers_of(meter)

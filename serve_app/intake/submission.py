@@ -26,6 +26,7 @@ from serve_app.schemas.answers import Explanation
 from serve_app.schemas.requests import InferenceRequest, Tolerant
 from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
+from serve_app.storage.step_previews import StepPreviewStorage
 from serve_app.tasks import Status
 from serve_app.telemetry import tracing
 from serve_app.telemetry.failures import log_failure
@@ -77,6 +78,7 @@ class Submissions:
         self._image_memory = image_memory
         self._store = store
         self._artifacts = artifacts
+        self._previews = StepPreviewStorage(artifacts)
         self._dispatcher = dispatcher
         self._sweeper = sweeper
         self._meter = meter
@@ -130,11 +132,13 @@ class Submissions:
         """End a request that has not ended, and with `purge` delete its images and control images."""
         if await self._store.requests.cancel(record.id):
             self._meter.record(REQUESTS, model=record.model, status=Status.CANCELED)
+            self._previews.delete_all_soon(record.id)
         self._dispatcher.wake()
         if purge:
             await self._store.retention.purge(record.id, self._artifacts.delete)
             records = [artifact_keys.record(record.id, image.index) for image in record.images]
             await asyncio.to_thread(self._artifacts.delete, records)
+            await asyncio.to_thread(self._previews.delete_all, record.id)
 
     def _max_images(self, caller: Caller) -> int:
         """How many images of one request of this caller may wait in an empty queue."""

@@ -196,22 +196,22 @@ class Queue:
             await self._charge(connection, claim, gpu_seconds)
 
     @transaction
-    async def expire(self) -> list[str]:
-        """Fail every request that is past its deadline. Returns the model of each."""
+    async def expire(self) -> dict[str, str]:
+        """Fail every request that is past its deadline. Returns the model of each, by id."""
         requests = tables.requests.c
         expired = sa.select(
             requests.id, requests.model, (requests.deadline_at - requests.created_at).label("seconds")
         ).where(requests.status.in_(UNFINISHED), requests.deadline_at < tables.now())
         async with self._database.reading() as connection:
             rows = (await connection.execute(expired)).all()
-        models = []
+        models = {}
         for row in rows:
             async with self._database.writing() as connection:
                 error = DeadlineExceeded(
                     f"it was not finished within its deadline of {row.seconds:g} s", {"deadline_s": row.seconds}
                 )
                 if await state_changes.end_unfinished(connection, row.id, Status.FAILED, describe(error)):
-                    models.append(row.model)
+                    models[row.id] = row.model
         return models
 
     async def _write(

@@ -18,15 +18,17 @@ from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.concurrency import background
 from serve_app.concurrency.loops import every
 from serve_app.config import EditorSettings, FetchConfig, ModelConfig
-from serve_app.engine.protocol import Edited, Engine
+from serve_app.engine.protocol import Edited, Engine, MakePreview
 from serve_app.errors import DeviceLost, EditorUnavailable, clear_frames
 from serve_app.replicas import metrics_export, serve_port
+from serve_app.replicas.edit_previews import EditPreviews, PreviewMaker
 from serve_app.replicas.edit_progress import EditProgress
 from serve_app.replicas.edit_storage import EditStorage
 from serve_app.replicas.editor_metrics import CACHE_REPORT_S, EditorMetrics
 from serve_app.replicas.routing_stats import ADAPTER_BYTES, RoutingStats, adapter_set_id
 from serve_app.replicas.warm_adapters import KEEP_WARM_S, WarmAdapters
 from serve_app.storage.artifacts import Artifacts
+from serve_app.storage.step_previews import StepPreviewStorage
 from serve_app.tasks import EditDone, EditEvent, EditPlan, EditTask, Stage
 from serve_app.telemetry import tracing
 from serve_app.telemetry.metrics import Loop
@@ -106,6 +108,7 @@ class Editor:
         names = max(1, config.adapter_cache_bytes // ADAPTER_BYTES)
         self._stats = RoutingStats(self._engine.adapters, names)
         self._metrics = EditorMetrics(meter, config.id, self._engine.adapters)
+        self._previews = PreviewMaker(StepPreviewStorage(artifacts), meter, self._metrics)
 
         @serve.multiplexed(max_num_models_per_replica=names)  # type: ignore[untyped-decorator]  # Ray
         async def advertise(set_id: str) -> str:
@@ -176,30 +179,39 @@ class Editor:
     async def _make_image(self, task: EditTask, progress: EditProgress, on_device: asyncio.Event) -> EditDone:
         with tracing.span("prepare"):
             prepared = await self._prepare(task.plan)
-        if self._device.locked():
-            progress.stage(Stage.WAITING)
-        async with self._device:
-            on_device.set()
-            progress.stage(Stage.RUNNING)
-            edited, seconds = await self._run(prepared, progress)
-        progress.stage(Stage.STORING)
-        self._stats.work_s.add(seconds)
-        with tracing.span("store"):
-            done = await self._storage.store_patiently(task, edited, progress.should_stop)
+        previews = self._previews.of_edit(task, progress.should_stop)
+        try:
+            if self._device.locked():
+                progress.stage(Stage.WAITING)
+            async with self._device:
+                on_device.set()
+                progress.stage(Stage.RUNNING)
+                edited, seconds = await self._run(prepared, progress, previews)
+            progress.stage(Stage.STORING)
+            self._stats.work_s.add(seconds)
+            with tracing.span("store"):
+                done = await self._storage.store_patiently(task, edited, progress.should_stop)
+        finally:
+            previews.forget()
         self._metrics.finished_edit(edited, done, seconds)
         logger.info("image %s of %s: made, %.2f s on the device", task.index, task.request_id, seconds)
         return done
 
-    async def _run(self, prepared: Any, progress: EditProgress) -> tuple[Edited, float]:
+    async def _run(self, prepared: Any, progress: EditProgress, previews: EditPreviews) -> tuple[Edited, float]:
         """The finished image, and the seconds that it took on the device."""
+
+        def on_step(step: int, make_preview: MakePreview | None) -> None:
+            progress.step(step)
+            previews.after_step(step, make_preview)
 
         def run() -> tuple[Edited, float]:
             started = time.perf_counter()
-            return self._engine.run(prepared, progress.step, progress.should_stop), time.perf_counter() - started
+            return self._engine.run(prepared, on_step, progress.should_stop), time.perf_counter() - started
 
         # An executor's threads do not have the request's context: it is copied there for logs and spans.
         context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._device_thread, context.run, run)
+        async with previews.watching():
+            return await asyncio.get_running_loop().run_in_executor(self._device_thread, context.run, run)
 
     async def _prepare(self, plan: EditPlan) -> Any:
         """The value that the engine's `prepare` returns."""

@@ -7,7 +7,11 @@ from serve_app.telemetry.metrics import (
     CACHE_BYTES,
     COMPILATIONS,
     EVICTIONS,
+    FAILED,
     GPU_SECONDS,
+    MADE,
+    PREVIEW_SECONDS,
+    PREVIEWS,
     STAGE_SECONDS,
     SWAP_SECONDS,
     SWAPS,
@@ -41,6 +45,15 @@ class EditorMetrics:
             self._record(SWAPS)
             self._record(SWAP_SECONDS, edited.timings["apply_adapters"])
         self._record(COMPILATIONS, edited.compilations)
+
+    def preview(self, device_s: float) -> None:
+        """A step preview is stored; it occupied the device for `device_s` seconds."""
+        self._record(PREVIEWS, outcome=MADE)
+        self._record(PREVIEW_SECONDS, device_s)
+
+    def failed_preview(self) -> None:
+        """A step preview could not be made or stored."""
+        self._record(PREVIEWS, outcome=FAILED)
 
     async def cache(self) -> None:
         """The host cache's size and evictions. To be called regularly: Ray forgets a gauge that is not set again."""

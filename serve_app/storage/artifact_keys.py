@@ -6,6 +6,8 @@ loras/<sha256>.safetensors         an adapter that a client named by URL
 results/<request id>/<index>.json  the record of a finished image, which its editor writes last
 adapters/<adapter id>.sha256       the digest that an adapter's file had when it was first read
 warm/<model>.json                  the adapters that an editor loads before it takes traffic
+previews/<request id>/watched      changes while somebody watches the step previews of a request's images
+previews/<request id>/<index>.json the newest step preview of an image that is being made
 """
 
 # Folders whose files belong to the requests that refer to them. The sweeper deletes a file that no request refers to.
@@ -13,6 +15,8 @@ IMAGES = "pictures"
 REFERRED_FOLDERS = ("controls", "loras", IMAGES)
 # The folder of the records; it has one folder per request.
 RECORDS = "results"
+# The folder of the step previews; it has one folder per request, which is deleted when the request ends.
+PREVIEWS = "previews"
 
 
 def control_image(sha256: str) -> str:
@@ -40,8 +44,23 @@ def record(request_id: str, index: int) -> str:
     return f"{records(request_id)}/{index}.json"
 
 
-def request_of_record(key: str) -> str:
-    """The id of the request that the record under this key belongs to."""
+def previews(request_id: str) -> str:
+    """The folder of the step previews of a request's images."""
+    return f"{PREVIEWS}/{request_id}"
+
+
+def preview(request_id: str, index: int) -> str:
+    """The key of the newest step preview of an image."""
+    return f"{previews(request_id)}/{index}.json"
+
+
+def watched_marker(request_id: str) -> str:
+    """The key of the file whose content changes while somebody watches a request's step previews."""
+    return f"{previews(request_id)}/watched"
+
+
+def request_of(key: str) -> str:
+    """The id of the request that the record or step preview under this key belongs to."""
     return key.split("/")[1]
 
 

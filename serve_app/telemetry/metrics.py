@@ -27,6 +27,7 @@ class Loop(StrEnum):
     WARM_LIST = "warm_list"  # writes the list of adapters that editors load first
     KEEP_WARM = "keep_warm"  # keeps adapters of the warm list in an editor's memory
     CACHE_REPORT = "cache_report"  # measures an editor's adapter cache
+    PREVIEW_WATCH = "preview_watch"  # looks whether somebody watches the edit that runs
 
 
 # The loops of an editor; an ingress has the others.
@@ -85,7 +86,7 @@ NO_METER = NoMeter()
 
 # Outcomes of a POST. Others are error codes.
 ACCEPTED, REPEATED = "ACCEPTED", "REPEATED"
-# Outcomes of an attempt at an image. Others are error codes.
+# Outcomes of an attempt at an image (others are error codes), and of a step preview: made or failed.
 MADE, FOUND, STOPPED, UNRECORDED = "made", "found", "stopped", "unrecorded"
 # Outcomes of a post to a webhook.
 DELIVERED, RETRIED, GIVEN_UP = "delivered", "retried", "given_up"
@@ -151,6 +152,15 @@ CACHE_BYTES = Metric("edits_adapter_cache_bytes", Kind.GAUGE, "size of the adapt
 EVICTIONS = Metric("edits_adapter_evictions_total", Kind.COUNTER, "adapters evicted from host memory", MODEL)
 COMPILATIONS = Metric(
     "edits_compilations_total", Kind.COUNTER, "graphs that torch.compile compiled during edits", MODEL
+)
+PREVIEWS = Metric(
+    "edits_previews_total",
+    Kind.COUNTER,
+    "step previews, by outcome: made, or failed (an image could not be computed, encoded or stored)",
+    MODEL | {"outcome": (MADE, FAILED)},
+)
+PREVIEW_SECONDS = Metric(
+    "edits_preview_seconds_total", Kind.COUNTER, "device time spent on step previews, part of edits_gpu_seconds", MODEL
 )
 WEBHOOKS = Metric(
     "edits_webhooks_total", Kind.COUNTER, "posts to webhooks, by outcome", {"outcome": (DELIVERED, RETRIED, GIVEN_UP)}

@@ -16,6 +16,7 @@ from serve_app.errors import StoreUnavailable
 from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore, owner_name
 from serve_app.storage.artifacts import Artifacts
+from serve_app.storage.step_previews import StepPreviewStorage
 from serve_app.tasks import Status
 from serve_app.telemetry.failures import log_failure
 from serve_app.telemetry.metrics import NO_METER, REQUESTS, Loop, Meter
@@ -57,6 +58,7 @@ class Dispatcher:
         meter: Meter = NO_METER,
     ) -> None:
         self._queue = store.queue
+        self._previews = StepPreviewStorage(artifacts)
         self._config = config
         self._editor_count = editor_count
         self._meter = meter
@@ -113,8 +115,9 @@ class Dispatcher:
                 await self._claim_for_each_model()
 
     async def _claim_for_each_model(self) -> None:
-        for model in await self._queue.expire():
+        for request_id, model in (await self._queue.expire()).items():
             self._meter.record(REQUESTS, model=model, status=Status.FAILED)
+            self._previews.delete_all_soon(request_id)
         take_over = self._may_take_over()
         for model, editors in (await self._editor_count()).items():
             room = MAX_IN_FLIGHT - len(self._leases.work)

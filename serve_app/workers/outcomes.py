@@ -20,6 +20,7 @@ from serve_app.errors import (
 from serve_app.jobs.queue import Queue
 from serve_app.jobs.records import Claim
 from serve_app.storage.artifacts import Artifacts
+from serve_app.storage.step_previews import StepPreviewStorage
 from serve_app.tasks import EditDone, Status
 from serve_app.telemetry.failures import log_failure
 from serve_app.telemetry.metrics import REQUESTS, Meter
@@ -37,6 +38,7 @@ class Outcomes:
         """`retry_s` is the pause before an image is given back, and between two tries to write an outcome."""
         self._queue = queue
         self._artifacts = artifacts
+        self._previews = StepPreviewStorage(artifacts)
         self._leases = leases
         self._config = config
         self._retry_s = retry_s
@@ -107,6 +109,7 @@ class Outcomes:
                 await self.charge(claim, gpu_seconds)
             elif status.ended:
                 self._meter.record(REQUESTS, model=claim.task.plan.model, status=status)
+                self._previews.delete_all_soon(claim.task.request_id)
 
         try:
             await asyncio.sleep(pause_s)

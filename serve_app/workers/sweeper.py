@@ -60,6 +60,7 @@ class Sweeper:
         for folder in artifact_keys.REFERRED_FOLDERS:
             await self._delete_orphans(folder)
         await self._delete_orphaned_records()
+        await self._delete_leftover_previews()
         self._meter.record(SWEEPS, outcome=FINISHED)
 
     async def _has_duty(self) -> bool:
@@ -129,12 +130,21 @@ class Sweeper:
                 if request_id not in known:
                     await asyncio.to_thread(self._artifacts.delete_folder, artifact_keys.records(request_id))
 
+    async def _delete_leftover_previews(self) -> None:
+        """Delete step previews that were not deleted when their request ended.
 
-def _by_request(record_keys: Sequence[str]) -> dict[str, list[str]]:
-    """Group the keys of editors' records by request id."""
+        Also those of a request that has not ended: if somebody watches it, its files are younger than this.
+        """
+        old = await asyncio.to_thread(self._artifacts.older_than, artifact_keys.PREVIEWS, MIN_ORPHAN_AGE_S)
+        for request_id in _by_request(old):
+            await asyncio.to_thread(self._artifacts.delete_folder, artifact_keys.previews(request_id))
+
+
+def _by_request(keys: Sequence[str]) -> dict[str, list[str]]:
+    """Group the keys of editors' records or step previews by request id."""
     of_request: dict[str, list[str]] = {}
-    for key in record_keys:
-        of_request.setdefault(artifact_keys.request_of_record(key), []).append(key)
+    for key in keys:
+        of_request.setdefault(artifact_keys.request_of(key), []).append(key)
     return of_request
 
 

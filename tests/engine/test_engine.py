@@ -135,7 +135,7 @@ def test_unreadable_adapter_is_refused(image_of, tmp_path):
 
 def test_steps_are_reported_from_zero(engine, make_plan, control_png):
     steps: list[int] = []
-    engine.edit(make_plan(steps=4), [control_png], on_step=steps.append)
+    engine.edit(make_plan(steps=4), [control_png], on_step=lambda step, _: steps.append(step))
     assert steps == [0, 1, 2, 3, 4]
 
 
@@ -147,7 +147,9 @@ def test_prompt_that_the_transformer_has_no_positions_for_is_refused(engine, mak
 def test_edit_stops_at_the_step_at_which_it_is_told(engine, make_plan, control_png):
     steps: list[int] = []
     with pytest.raises(EditCanceled, match="after step 2 of 9"):
-        engine.edit(make_plan(steps=9), [control_png], on_step=steps.append, should_stop=lambda: 2 in steps)
+        engine.edit(
+            make_plan(steps=9), [control_png], lambda step, _: steps.append(step), should_stop=lambda: 2 in steps
+        )
     assert steps == [0, 1, 2]
 
 

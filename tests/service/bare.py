@@ -1,14 +1,13 @@
 """An editor without Ray around it, and a quick engine for it."""
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from serve_app.config import FetchConfig, ModelConfig
-from serve_app.engine.protocol import Edited
+from serve_app.engine.protocol import Edited, MakePreview, OnStep, ShouldStop
 from serve_app.replicas import editor
 from serve_app.replicas.edit_storage import EditStorage
 from serve_app.replicas.editor import Editor, EngineFactory, TimeLimits
@@ -28,9 +27,9 @@ class GatedEngine(StandInEngine):
         self.gate.set()
         self.running = self.most_running = self.begun = 0
 
-    def run(self, prepared: PreparedPlan, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
-        def gated(step: int) -> None:
-            on_step(step)
+    def run(self, prepared: PreparedPlan, on_step: OnStep, should_stop: ShouldStop) -> Edited:
+        def gated(step: int, preview: MakePreview | None) -> None:
+            on_step(step, preview)
             if step == STEPS:
                 self.gate.wait(10)
 

@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import ModelConfig
-from serve_app.engine.protocol import Edited
+from serve_app.engine.protocol import Edited, MakePreview, OnStep, ShouldStop
 from serve_app.errors import DeviceLost, EditCanceled
 from serve_app.models.architecture import MINIATURE_ARCHITECTURE
 from serve_app.tasks import AdapterUse
@@ -39,20 +39,20 @@ class NotingEngine(StandInEngine):
         self._note(f"warmed up {' '.join(use.path for use in uses)}")
         super().hold(uses)
 
-    def run(self, prepared: PreparedPlan, on_step: Callable[[int], None], should_stop: Callable[[], bool]) -> Edited:
+    def run(self, prepared: PreparedPlan, on_step: OnStep, should_stop: ShouldStop) -> Edited:
         plan, latest = prepared.plan, 0
         if not self.alive:
             raise DeviceLost("the device is still dead")
         if plan.prompt == "kill the device" and not (self._folder / "killed").exists():
-            on_step(0)
+            on_step(0, None)
             (self._folder / "killed").touch()
             self.alive = False
             raise DeviceLost("the device failed")
 
-        def noted(step: int) -> None:
+        def noted(step: int, preview: MakePreview | None) -> None:
             nonlocal latest
             latest = step
-            on_step(step)
+            on_step(step, preview)
 
         try:
             done = super().run(prepared, noted, should_stop)

@@ -10,6 +10,8 @@ def test_keys_stay_as_they_are():
     assert artifact_keys.record("r", 3) == "results/r/3.json"
     assert artifact_keys.adapter_digest("ab") == "adapters/ab.sha256"
     assert artifact_keys.warm_list("qwen_image") == "warm/qwen_image.json"
+    assert artifact_keys.preview("r", 3) == "previews/r/3.json"
+    assert artifact_keys.watched_marker("r") == "previews/r/watched"
 
 
 def test_files_of_requests_lie_in_the_folders_that_are_swept():
@@ -17,5 +19,6 @@ def test_files_of_requests_lie_in_the_folders_that_are_swept():
     assert {key.split("/")[0] for key in keys} == set(artifact_keys.REFERRED_FOLDERS)
 
 
-def test_a_record_leads_to_its_request():
-    assert artifact_keys.request_of_record(artifact_keys.record("r", 0)) == "r"
+def test_records_and_previews_lead_to_their_request():
+    keys = (artifact_keys.record("r", 0), artifact_keys.preview("r", 0), artifact_keys.watched_marker("r"))
+    assert [artifact_keys.request_of(key) for key in keys] == ["r", "r", "r"]

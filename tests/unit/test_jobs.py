@@ -291,9 +291,9 @@ async def test_request_past_its_deadline_fails_and_keeps_what_is_finished(store)
     patient = await store.requests.create(new(), is_stored)
     [done] = await claim(store)
     await store.queue.succeed(done, DONE, is_stored)
-    assert await store.queue.expire() == []
+    assert await store.queue.expire() == {}
     await asyncio.sleep(1.6)
-    assert await store.queue.expire() == [MODEL]
+    assert await store.queue.expire() == {record.id: MODEL}
     ended = await store.requests.get(record.id)
     assert (ended.status, ended.error) == (Status.FAILED, "it was not finished within its deadline of 1.5 s")
     assert [image.result for image in ended.images] == [DONE, None]

@@ -70,7 +70,7 @@ def test_another_tenants_request_is_not_there(keyed, make_body):
     bearer = {"Authorization": f"Bearer {keyed.key('red')['X-API-Key']}"}
     assert keyed.client.get(f"/v1/requests/{request_id}/status", headers=bearer).status_code == 200
     assert keyed.get(f"/v1/requests/{request_id}/status", "operator")["request_id"] == request_id
-    routes = [("GET", part) for part in ("/status", "/result", "/events", "/images/0")]
+    routes = [("GET", part) for part in ("/status", "/result", "/events", "/images/0", "/images/0/preview")]
     for method, part in [*routes, ("DELETE", ""), ("DELETE", "?purge=true"), ("POST", "/cancel")]:
         answer = keyed.client.request(method, f"/v1/requests/{request_id}{part}", headers=keyed.key("blue"))
         assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (404, "REQUEST_NOT_FOUND")

@@ -29,6 +29,10 @@ from serve_app.tasks import Status
 NOTHING_SEEN = -1
 # An event's id: a version, which the database counts in 32 bits.
 EVENT_ID = re.compile(r"[0-9]{1,10}")
+PREVIEW_HEADERS = {
+    "X-Step": {"description": "The step that the preview was made after, from 1.", "schema": {"type": "integer"}},
+    "X-Steps": {"description": "The number of steps of the edit.", "schema": {"type": "integer"}},
+}
 NOT_FOUND = error_docs(errors.HostNotAllowed, errors.Unauthorized, errors.RequestNotFound)
 
 
@@ -75,6 +79,31 @@ def _add_views(routes: APIRouter, service: Service) -> None:
         data = await service.queries.image_file(request_id, n, done)
         return Response(data, media_type=OUTPUT_FORMATS[done.format].mime_type, headers=headers)
 
+    @routes.get(
+        "/v1/requests/{request_id}/images/{n}/preview",
+        operation_id="get_preview",
+        response_class=Response,
+        responses=error_docs(
+            errors.HostNotAllowed,
+            errors.Unauthorized,
+            errors.RequestNotFound,
+            errors.ImageNotFound,
+            errors.PreviewNotReady,
+            errors.StoreUnavailable,
+            errors.StorageFailed,
+        )
+        | {200: {"content": {"image/jpeg": {}}, "headers": PREVIEW_HEADERS}},
+    )
+    async def preview(request_id: str, n: int, caller: CallerOfRequest) -> Response:
+        """The newest step preview of the image number `n` (from 0), while an editor makes it: a small JPEG.
+
+        Previews are made every few steps, and only while somebody watches: who asks counts as watching for 10 s. Before
+        the first one, and once the image has ended, the answer is 404 `PREVIEW_NOT_READY`, whose details have the
+        image's `status`.
+        """
+        found, steps = await service.queries.preview(request_id, n, caller)
+        return Response(found.jpeg, media_type="image/jpeg", headers={"X-Step": str(found.step), "X-Steps": str(steps)})
+
 
 def _add_cancelling(routes: APIRouter, service: Service) -> None:
     async def cancelled(request_id: str, caller: Caller, *, purge: bool) -> RequestStatus:
@@ -117,14 +146,19 @@ def _add_events(routes: APIRouter, service: Service) -> None:
         responses=NOT_FOUND,
         response_class=EventSourceResponse,
         description=f"What happens to a request, as server-sent events: {', '.join(Event)}. The last one is its end "
-        "and carries the result.\n\n`Last-Event-ID` resumes after an event, on any ingress.",
+        "and carries the result.\n\n`Last-Event-ID` resumes after an event, on any ingress.\n\nWhile the stream is "
+        "open, the request counts as watched: `preview` events have `image`, `step` and `jpeg_base64`, a small JPEG of "
+        "what the image will be.",
     )
     async def events(
         watched: Annotated[tuple[RequestRecord, int], Depends(watched)],
         links: Annotated[Links, Depends(links_of(service.config))],
+        previews: Annotated[
+            bool, Query(description="Whether the stream has step previews; they are made only for those who want them.")
+        ] = True,
     ) -> AsyncIterator[ServerSentEvent]:
         record, since = watched
-        async for event in service.events.stream(record, since, links):
+        async for event in service.events.stream(record, since, links, with_previews=previews):
             version = None if event.version is None else str(event.version)
             yield ServerSentEvent(data=event.data, event=event.event, id=version)
 
