@@ -1,4 +1,4 @@
-"""The application: `build` turns the config into Serve deployments. No other module knows both kinds."""
+"""The application: `build` turns the config into Serve deployments, the ingress and an editor for each model."""
 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` to validate the args.
 
@@ -34,7 +34,7 @@ class Ingress:
         meter = metrics_export.start("ingress", list(editors))
         running = RunningEditors(serve.get_replica_context().app_name, list(editors))
         drain_s = shutdown_s(config.jobs) / 2
-        self._service = Service(config, EditorHandles(editors), running, meter, running.asleep, drain_s)
+        self._service = Service(config, EditorHandles(editors), running, meter, running.ready_without_editor, drain_s)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply `user_config`. Serve calls this at the start and after each change, without a restart."""

@@ -42,8 +42,8 @@ ServiceError
 │   ├── OutOfMemory                 this edit does not fit on the device
 │   ├── UnusableResult              the image is not finite, or all of one colour
 │   ├── DeviceLost                  retryable: the device's context is dead, the replica is replaced
-│   ├── EditorLost                  retryable: the replica or its node went away in mid-edit
-│   └── EditorUnavailable           retryable, and no attempt: nobody took the edit up
+│   ├── EditorLost                  retryable: the replica or its node was lost during the edit
+│   └── EditorUnavailable           retryable, does not count as an attempt: no editor took the edit
 ├── ServiceUnavailable              the service starts, stops or has no free process (status 503)
 ├── NoAnswer                        the service took too long to answer (status 504)
 ├── StoreUnavailable                the job database cannot be reached (status 503)
@@ -130,7 +130,7 @@ class LoraNotFound(RequestError):
 
 
 class LoraUnknown(LoraNotFound):
-    """Asked for by its own route: there it is the answer to the question, not a fault of a request."""
+    """The route of one LoRA file does not find it. That is a 404, as for every other thing that a path names."""
 
     status = 404
 
@@ -267,7 +267,7 @@ class StoreFailed(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """For want of what other requests hold, never for what this one names."""
+    """Other requests hold the memory, connections or threads that this one needs."""
 
     code = "OVERLOADED"
     status = 503

@@ -95,7 +95,7 @@ def _download_and_check(path: Path, download: Download, check: Check) -> BinaryI
 
 
 def _evict(file: Path) -> bool:
-    """Delete a complete file, or a partial one unless its download is running. Whether it was deleted.
+    """Delete a complete file, or a partial one unless its download is running. Returns whether it was deleted.
 
     Lock files stay: two processes would not exclude each other if one waited on a lock file that is deleted.
     """

@@ -90,8 +90,8 @@ class Declared:
 def read_factors(layout: Layout, header: Header, path: str) -> dict[str, ModuleFactor]:
     """The factor of each module that a file changes.
 
-    Raises LoraInvalidFile for an alpha that is no number or metadata that cannot be read, LoraIncompatible for
-    metadata that contradicts the tensors or names a method that is no plain LoRA.
+    Raises LoraInvalidFile for an alpha that is not a number or metadata that cannot be read, LoraIncompatible for
+    metadata that contradicts the tensors or names a method that is not plain LoRA.
     """
     declared = read_declared(header.metadata, path)
     return {name: _factor(module, header, declared, path) for name, module in layout.modules.items()}
@@ -116,9 +116,9 @@ def read_declared(metadata: Mapping[str, str], path: str) -> Declared | None:
     try:
         config = json.loads(metadata[METADATA])
     except (ValueError, RecursionError) as error:
-        raise _unreadable(path, "it is no JSON") from error
+        raise _unreadable(path, "it is not JSON") from error
     if not isinstance(config, dict):
-        raise _unreadable(path, "it is no JSON object")
+        raise _unreadable(path, "it is not a JSON object")
     of_transformer = {key.removeprefix(COMPONENT): config[key] for key in config if key.startswith(COMPONENT)}
     # A transformer's own `save_lora_adapter` writes the keys bare.
     config = of_transformer or {key: value for key, value in config.items() if "." not in key}
@@ -159,7 +159,7 @@ def _factor_of_alpha(module: Module, rank: int, header: Header, path: str) -> Mo
     alpha = header.alphas.get(module.parts["alpha"])
     if alpha is not None and not isfinite(alpha):
         raise LoraInvalidFile(
-            f"the LoRA file {path!r} has an alpha that is no number: that of {module.name} is {alpha}",
+            f"the LoRA file {path!r} has an alpha that is not a number: that of {module.name} is {alpha}",
             {"lora_path": path},
         )
     return ModuleFactor(None if alpha is None else alpha / rank, TENSORS)
@@ -171,7 +171,7 @@ def _refuse_other_methods(config: Mapping[str, Any], path: str) -> None:
         if config.get(key):
             name = "DoRA" if key == "use_dora" else key
             raise LoraIncompatible(
-                f"the LoRA {path!r} is no plain LoRA: its metadata says {key}, and {name} cannot be applied as a "
+                f"the LoRA {path!r} is not a plain LoRA: its metadata says {key}, and {name} cannot be applied as a "
                 "difference to the weights",
                 {"lora_path": path},
             )
@@ -191,7 +191,7 @@ def _patterns(config: Mapping[str, Any], key: str, path: str) -> list[tuple[str,
     """
     found = config.get(key) or {}
     if not isinstance(found, dict):
-        raise _unreadable(path, f"its {key} is no JSON object")
+        raise _unreadable(path, f"its {key} is not a JSON object")
     # PEFT takes each as a regular expression for the end of a name. Expressions from unknown authors are not run here:
     # one can take hours. Trainers write names.
     names = [(pattern.removesuffix("$").replace("\\.", "."), value) for pattern, value in found.items()]
@@ -207,13 +207,13 @@ def _patterns(config: Mapping[str, Any], key: str, path: str) -> list[tuple[str,
 
 def _rank(value: object, path: str) -> int:
     if type(value) is not int or not 0 < value < 2**31:
-        raise _unreadable(path, "a rank in it is no positive whole number")
+        raise _unreadable(path, "a rank in it is not a positive whole number")
     return value
 
 
 def _alpha(value: object, path: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
-        raise _unreadable(path, "an alpha in it is no number")
+        raise _unreadable(path, "an alpha in it is not a number")
     return float(value)
 
 

@@ -154,7 +154,7 @@ def read_layout(tensors: Mapping[str, Shape], parameters: Mapping[str, Shape]) -
 def split_key(key: str) -> tuple[str, str]:
     """The name of a key's module without its prefix, and the key's ending as PARTS has it; "" if it is unknown."""
     words = key.split(".")
-    # `.lora_A.default.weight` means `.lora_A.weight`, but `to_q.default.weight` nothing.
+    # `.lora_A.default.weight` means `.lora_A.weight`, but `to_q.default.weight` has no meaning.
     if len(words) > MAX_WORDS and words[-2] in ADAPTER_NAMES and words[-3].startswith("lora_"):
         del words[-2]
     for count in range(min(MAX_WORDS, len(words) - 1), 0, -1):
@@ -255,4 +255,4 @@ def _product(left: Shape, right: Shape) -> Shape:
 
 
 def _dimensions(shape: Shape) -> str:
-    return "x".join(map(str, shape)) if shape else "no matrix"
+    return "x".join(map(str, shape)) if shape else "not a matrix"

@@ -21,7 +21,7 @@ from serve_app.schemas.text import is_text
 # An adapter of all 846 linears with six tensors each has 5,076 tensors and a header of 1 MB. Trainers' metadata,
 # such as the counts of all caption tags, adds up to a few MB.
 MAX_HEADER_BYTES = 4 * 2**20
-# The safetensors library reads no longer header. A file that seems to have one is of another format.
+# The safetensors library refuses longer headers. A file that seems to have one is of another format.
 LIBRARY_LIMIT = 100_000_000
 MAX_TENSORS = 16_384
 # Opening brackets in the header: three for each tensor, the rest for JSON that trainers keep as strings in the
@@ -122,14 +122,14 @@ def _parse(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BrokenHeader("cannot be parsed as JSON in UTF-8") from error
     if not isinstance(entries, dict):
-        raise BrokenHeader("is no JSON object")
+        raise BrokenHeader("is not a JSON object")
     return entries
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise BrokenHeader("says a key twice")
+        raise BrokenHeader("has the same key twice")
     return found
 
 
@@ -138,21 +138,21 @@ def _metadata(found: object) -> dict[str, str]:
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise BrokenHeader("has metadata that is no JSON object")
+        raise BrokenHeader("has metadata that is not a JSON object")
     for key, value in found.items():
         if not isinstance(value, str):
-            raise BrokenHeader("has a metadata value that is no string")
+            raise BrokenHeader("has a metadata value that is not a string")
         if not (is_text(key) and is_text(value)):
-            raise BrokenHeader("has metadata that UTF-8 cannot carry")
+            raise BrokenHeader("has metadata that UTF-8 cannot encode")
     return found
 
 
 def _place(name: str, entry: object) -> tuple[int, int]:
     """Start and end of a tensor after the header, in bytes. Raises BrokenHeader unless they fit shape and dtype."""
     if len(name) > MAX_NAME or not is_text(name):
-        raise BrokenHeader(f"names a tensor with more than {MAX_NAME} characters, or with some that UTF-8 cannot carry")
+        raise BrokenHeader(f"names a tensor with more than {MAX_NAME} characters, or some that UTF-8 cannot encode")
     if not isinstance(entry, Mapping):
-        raise BrokenHeader("describes a tensor by no JSON object")
+        raise BrokenHeader("describes a tensor by something else than a JSON object")
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise BrokenHeader("gives a tensor a dtype that safetensors does not know")
@@ -173,7 +173,7 @@ def _end(places: Mapping[str, tuple[int, int]]) -> int:
     last = 0
     for start, end in sorted(places.values()):
         if start != last:
-            raise BrokenHeader("leaves holes between its tensors, or lays them over each other")
+            raise BrokenHeader("leaves gaps between its tensors, or makes them overlap")
         last = end
     return last
 

@@ -60,10 +60,10 @@ class LoraRoot:
         self._threads = Threads(ROOT_THREADS, ROOT_PATIENCE_S, "reading the LoRA root")
 
     async def in_thread(self, call: Callable[[], T]) -> T:
-        """What `call` returns, which uses the methods of this class that block.
+        """Run `call`, which uses blocking methods of this class, and return its result.
 
-        It runs in one of this root's own threads, so that a store that hangs delays neither other work nor, for longer
-        than a limit, the caller. Raises Overloaded, and what `call` raises.
+        It runs in one of this root's own threads: a store that hangs delays no other work, and the caller only up to a
+        time limit. Raises Overloaded, and what `call` raises.
         """
         try:
             return await self._threads.run(call, ROOT_TIMEOUT_S)

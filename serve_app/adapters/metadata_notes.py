@@ -29,7 +29,7 @@ def notes_of(
     if any(key.startswith(PEFT_PREFIX) for module in plain for key in module.parts.values()):
         yield (
             f"the LoRA {path!r} is in PEFT's own format, whose adapter_config.json is not read: its scale counts as 1; "
-            "if lora_alpha / r there is something else, multiply network_multiplier by it"
+            "if lora_alpha / r in that file is not 1, multiply network_multiplier by it"
         )
     yield from _base_notes(header.metadata, path, model)
 
@@ -39,8 +39,8 @@ def _alpha_notes(metadata: Mapping[str, str], path: str) -> Iterator[str]:
         if key in metadata:
             yield (
                 f"the LoRA {path!r} has {key}: {_printable(metadata[key])} in its metadata and no alpha for its "
-                "tensors: as in diffusers the metadata is not obeyed and its scale counts as 1; if it was trained with "
-                "another one, multiply network_multiplier by alpha / rank"
+                "tensors: like diffusers, this service ignores that metadata, and the scale is 1; if it was trained "
+                "with another scale, multiply network_multiplier by alpha / rank"
             )
             return
 

@@ -24,7 +24,8 @@ TAG = re.compile(r"^\d+_(.+)$")
 def read_receipt(header: Header, size_bytes: int, path: str, model: str, architecture: Architecture) -> Receipt:
     """The receipt of a file for a model of this architecture.
 
-    Raises LoraIncompatible unless every tensor fits, LoraInvalidFile if its alpha is no number or its metadata invalid.
+    Raises LoraIncompatible unless every tensor fits, and LoraInvalidFile if an alpha is not a number or the metadata is
+    invalid.
     """
     layout = read_layout(header.tensors, architecture.parameters)
     refuse_unfit(layout, header, path, model, architecture)

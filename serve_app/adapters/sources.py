@@ -34,7 +34,7 @@ class LoraSources:
         self._hub_hosts = hub_hosts
 
     async def check(self, paths: Sequence[str]) -> None:
-        """Check the paths that are no URLs.
+        """Check the paths that are not URLs.
 
         Raises LoraPathForbidden for the first that leaves the root, otherwise LoraNotFound for the first that names no
         file, and Overloaded.
@@ -79,7 +79,7 @@ class LoraSources:
                 raise ValueError("not text")
             url = hub_url(path, self._hub_hosts[0]) if path.lower().startswith(HUB_SCHEME) else path
             of_hub = urlsplit(url).hostname in {urlsplit(f"//{host}").hostname for host in self._hub_hosts}
-            # Reading the port raises ValueError for one that is no number.
+            # Reading the port raises ValueError if it is not a number.
             _ = urlsplit(url).port
         except ValueError as error:
             raise LoraDownloadFailed("the path of a LoRA is not a valid http or https URL") from error

@@ -20,7 +20,7 @@ def is_url(path: str) -> bool:
 
 
 def is_origin(url: str, hosts: Iterable[str]) -> bool:
-    """Whether `url` is https, of one of these hosts (`host` or `host:port`), and of its port. Raises ValueError."""
+    """Whether `url` is an https URL of one of these hosts (`host` or `host:port`) and its port. Raises ValueError."""
     parts = urlsplit(url)
     origins = ((host.hostname, host.port or HTTPS_PORT) for host in (urlsplit(f"//{name}") for name in hosts))
     return parts.scheme == "https" and (parts.hostname, parts.port or HTTPS_PORT) in origins
@@ -38,7 +38,7 @@ def hub_url(path: str, host: str) -> str:
 
 
 def file_url(url: str) -> str:
-    """The URL of the file itself: a hub page's `/blob/` means `/resolve/`, and its button's `?download=true` nothing.
+    """The URL of the file itself: `/blob/` of a hub page becomes `/resolve/`, and `?download=true` is dropped.
 
     Raises LoraDownloadFailed for a `/tree/` page, which is a folder.
     """

@@ -53,7 +53,7 @@ class VerifiedFiles:
         """The adapter's file. Blocks.
 
         Raises LoraChanged if the file is gone or is not the one that was admitted, LoraDownloadFailed if its server
-        does not send it, LoraInvalidFile if it is no safetensors file, StorageFailed if artifact storage or the LoRA
+        does not send it, LoraInvalidFile if it is not a safetensors file, StorageFailed if artifact storage or the LoRA
         root cannot be read now.
         """
         pinned = self._pinned(use)
@@ -120,7 +120,7 @@ class VerifiedFiles:
             return None
 
     def _pin(self, use: AdapterUse, sha256: str) -> str:
-        """Pin this digest. Returns the pinned one, which is another if another reader was first."""
+        """Pin this digest. Returns the pinned digest, which is another reader's if that one was first."""
         if self._artifacts is None or self._artifacts.put_new(artifact_keys.adapter_digest(use.id), sha256.encode()):
             return sha256
         return self._artifacts.get(artifact_keys.adapter_digest(use.id)).decode()

@@ -1,4 +1,4 @@
-"""Who calls, and under which address: the dependencies of most routes."""
+"""Dependencies of most routes: who calls, and the address under which the caller reaches the service."""
 
 from collections.abc import Callable
 from typing import Annotated

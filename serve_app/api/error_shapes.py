@@ -1,7 +1,8 @@
 """Error shapes: how a group of routes writes its errors.
 
-A group chooses its shape with the `error_shape` of its route class. Everything that can fail on the way to a route of
-the group, middleware included, answers in that shape; a path that no route has is answered in the contract's.
+A group chooses its shape with the `error_shape` of its route class. Every error on the way to a route of the group,
+also one that middleware raises, is answered in that shape. A path without a route is answered in the shape of the
+contract.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +46,10 @@ CONTRACT = ErrorShape(ErrorBody, _contract_body, _contract_faults)
 
 
 def shape_of(scope: Scope) -> ErrorShape:
-    """The shape of the group whose route has the path, for any method. It can be asked before routing."""
+    """The error shape of the group that has a route with the path of this request, whatever the method.
+
+    Middleware calls it too, before the route is known.
+    """
     app = scope.get("app")
     if app is not None:
         for router in app.state.routers:

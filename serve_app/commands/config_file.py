@@ -13,7 +13,7 @@ from serve_app.commands.ports import LOOPBACK
 from serve_app.config import AppConfig, strict_yaml
 from serve_app.errors import ConfigRefused
 
-# Serve's proxy closes an idle connection after 5 s by default, and the front would send a request into that.
+# By default, Serve's proxy closes a connection that is idle for 5 s, just when the front may send a request on it.
 KEEP_ALIVE_S = 300
 
 

@@ -9,7 +9,7 @@ from serve_app.telemetry.metrics import LOOP_FAILURES, Loop, Meter
 
 logger = logging.getLogger(__name__)
 
-# Waits for so many seconds, or for less if there is a reason to run the next round earlier.
+# Waits for this number of seconds, or returns earlier if there is work to do.
 Pause = Callable[[float], Awaitable[object]]
 
 
@@ -22,13 +22,15 @@ async def every(
     pause: Pause = asyncio.sleep,
     pauses_first: bool = False,
 ) -> None:
-    """Run rounds of `work` with a pause of `seconds` after each, until this coroutine is cancelled.
+    """Call `work` again and again, with a pause of `seconds` after each call, until this coroutine is cancelled.
 
-    A round that fails does not end the loop: the failure is logged with the loop's name and counted in
-    `LOOP_FAILURES`, where `repeated` says whether the round before it failed too. A cancellation reaches the round or
-    the pause once, and is raised when its clean-up is done. `pauses_first` delays the first round as well.
+    Each call is a round. If a round raises an exception, the loop continues: the failure is logged with the loop's
+    name and counted in `LOOP_FAILURES`, whose tag `repeated` says whether the previous round failed too. A
+    cancellation interrupts the current round or pause; CancelledError is raised after its clean-up. With
+    `pauses_first`, the loop begins with a pause.
 
-    `pause` may return early. A test passes one that does not wait, or that raises CancelledError to end the loop.
+    `pause` waits between rounds, and may return early. Tests pass one that does not wait, or that ends the loop by
+    raising CancelledError.
     """
     failures = 0
     if pauses_first:
@@ -58,11 +60,11 @@ class WakeUp:
         self._event = asyncio.Event()
 
     def set(self) -> None:
-        """End the current pause, or the next one if a round is running: it may have looked too early."""
+        """End the current pause. If a round is running, end the pause after it: it may have missed the new work."""
         self._event.set()
 
     async def pause(self, seconds: float) -> None:
-        """Return once `set` was called since the last pause, after `seconds` at the latest."""
+        """Return when `set` is called, at once if it was called since the last pause, or else after `seconds`."""
         try:
             # Not `wait_for`: in Python 3.11 it loses a cancellation that arrives together with the event.
             async with asyncio.timeout(seconds):

@@ -29,7 +29,7 @@ class Threads:
         weakref.finalize(self, _stop_threads, self._calls, count)
 
     async def run(self, call: Callable[[], T], timeout_s: float | None = None) -> T:
-        """Run `call` in a thread, and return or raise what it does.
+        """Run `call` in a thread. Returns its result, or raises its exception.
 
         Raises Overloaded if no thread becomes free, and TimeoutError after `timeout_s` seconds; the thread then
         continues.

@@ -27,15 +27,14 @@ class JobsConfig(ConfigSection):
     )
     stall_s: PositiveFloat = Field(
         600.0,
-        description="An edit that makes no step for this long is given up and tried again. Replicas have twice this "
+        description="An edit that makes no step for this long is stopped and tried again. Replicas have twice this "
         "time to finish their edits before they shut down.",
     )
     # Editors report every 2 s: `ALIVE_S` in replicas/edit_progress.py.
     silence_s: float = Field(
         30.0,
         ge=6.0,
-        description="An edit whose editor reports nothing for this long, or does not report this edit, is given up "
-        "and tried again.",
+        description="An edit about which its editor reports nothing for this long is stopped and tried again.",
     )
     max_attempts: PositiveInt = Field(3, description="Maximum number of attempts at each image.")
     max_queued_per_tenant: PositiveInt = Field(5_000, description="Maximum number of waiting images of one tenant.")

@@ -42,7 +42,7 @@ class CheckpointConfig(ConfigSection):
     @model_validator(mode="after")
     def _only_hub_checkpoints_have_revisions(self) -> Self:
         if self.revision is not None and self.checkpoint in EMBEDDED:
-            raise ValueError(f"revision: {self.checkpoint!r} is no hub checkpoint, so it has no revisions")
+            raise ValueError(f"revision: {self.checkpoint!r} is not a checkpoint of the hub, so it has no revisions")
         return self
 
 
@@ -173,7 +173,7 @@ class LossyConfig(ConfigSection):
         return ", ".join(options)
 
 
-# The other way round than they read, since pydantic takes the fields of the last base class first.
+# In reverse order, since pydantic takes the fields of the last base class first.
 class ModelConfig(
     LossyConfig, AccelerationConfig, EncodingCacheConfig, AdapterConfig, PlacementConfig, CheckpointConfig
 ):
@@ -226,7 +226,7 @@ class ModelConfig(
         return self
 
     def resolved(self, folder: Path | None) -> Self:
-        """This model with absolute paths; see `AppConfig.resolved`. A checkpoint that is no folder is a hub id."""
+        """This model with absolute paths; see `AppConfig.resolved`. A checkpoint that is not a folder is a hub id."""
         changes = {
             name: absolute(f"models[].{name}", getattr(self, name), folder)
             for name in ("adapter_disk_folder", "compile_cache_folder")

@@ -14,7 +14,7 @@ class ConfigSection(BaseModel):
 
 
 def faults_of(error: ValidationError, skip: int = 0) -> str:
-    """What is wrong, without the values: the keys, less the first `skip` levels, each with its fault."""
+    """What is wrong, without the values: each key, without its first `skip` levels, and its fault."""
     faults = error.errors(include_input=False, include_context=False, include_url=False)
     return "; ".join(_fault([str(part) for part in fault["loc"][skip:]], fault["msg"]) for fault in faults)
 

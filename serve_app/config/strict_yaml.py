@@ -14,7 +14,7 @@ class DuplicateKey(yaml.MarkedYAMLError):
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        # Before the merge keys (<<) are replaced by what they bring: that may be overridden.
+        # Check before merge keys (<<) are expanded: a mapping may override the keys that they bring.
         keys = [key for key, _ in node.value if key.tag != MERGE]
         mapping = super().construct_mapping(node, deep)
         seen = set()

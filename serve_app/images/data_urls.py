@@ -19,7 +19,7 @@ MIN_LINE = 32
 # Python undoes percent-encoding slowly. A percent-encoded binary file, without base64, has one escape for
 # about two bytes.
 BYTES_PER_ESCAPE = 64
-# Of base64, three digits of a hundred are percent-encoded, and each line break.
+# In base64, three digits of a hundred are percent-encoded, and every line break.
 BYTES_PER_BASE64_ESCAPE = 8
 
 TOO_MANY_ESCAPES = "its data URL holds too many percent-encoded characters; send base64"
@@ -37,7 +37,9 @@ def decode_inline(text: str, max_bytes: int) -> bytes:
     """
     text = text.strip()
     if len(text) < MAX_PATH and PurePath(text).suffix.lower() in IMAGE_SUFFIXES:
-        raise ControlImageInvalid(f"{text!r} looks like a path, and none is read: send base64 or an http(s) URL")
+        raise ControlImageInvalid(
+            f"{text!r} looks like a path, and this service reads no paths: send base64 or an http(s) URL"
+        )
     if not text.isascii():
         raise ControlImageInvalid("it is neither an http(s) URL nor base64")
     head = DATA_URL.match(text)

@@ -103,12 +103,12 @@ class Admission:
         return Admitted(spec, edits, files, ignored, notes)
 
     def effective(self, admitted: "Admitted", edit: PlannedEdit) -> dict[str, Any]:
-        """The record of what would be done for one of its edits: the same that the editor writes afterwards."""
+        """The effective record of an edit of `admitted`: the same that the editor writes afterwards."""
         spec = admitted.spec
         return effective_record(edit.plan, spec, edit.recipe, self._architectures[spec.id], edit.control_images)
 
     def work(self, admitted: "Admitted", edit: PlannedEdit) -> float:
-        """The estimated work of one of its edits (FLOP)."""
+        """The estimated work of an edit of `admitted` (FLOP)."""
         return float(transformer_flops(edit.plan, edit.recipe, self._architectures[admitted.spec.id]))
 
     async def adapter(self, lora: Lora, token: str | None, spec: ModelSpec, tenant: str) -> AdapterUse:

@@ -26,7 +26,7 @@ class Links:
 
 
 def status_of(state: RequestState, editors: int) -> RequestStatus:
-    """Where a request stands. `editors` is how many editors of its model are running."""
+    """The status and progress of a request. `editors` is how many editors of its model are running."""
     progress = Progress.model_validate(state, from_attributes=True)
     return RequestStatus.model_validate({**vars(state), "progress": progress, "eta_s": eta(state, editors)})
 
@@ -59,7 +59,7 @@ def output_of(record: RequestRecord, image: ImageRecord, links: Links) -> ImageO
 
 
 def result_of(record: RequestRecord, links: Links) -> RequestResult:
-    """What came of a request. `outputs` is null unless it succeeded and its images are still stored."""
+    """The result of a request. `outputs` is null unless it succeeded and its images are still stored."""
     outputs = [output_of(record, image, links) for image in record.images]
     finished = [output for output in outputs if output is not None]
     metadata = metadata_of(record)

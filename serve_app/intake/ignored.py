@@ -1,4 +1,4 @@
-"""What a request sends in vain: fields that mean nothing for its model, and why. Pure."""
+"""Fields of a request that have no effect for its model, and why. Pure."""
 
 from itertools import islice
 
@@ -38,7 +38,7 @@ def ignored_parts(request: InferenceRequest, parts: Parts) -> list[str]:
 
 
 def ignores_ctrl_img(prompt: Prompt, spec: ModelSpec) -> bool:
-    """Whether `ctrl_img` gives way to `ctrl_img_1..3`."""
+    """Whether `ctrl_img` is ignored, since one of `ctrl_img_1..3` is set."""
     return spec.requires_control_image and bool(prompt.ctrl_img and prompt.numbered_images)
 
 

@@ -56,7 +56,7 @@ class KeysFile(BaseModel):
 class Keys:
     """Finds out who calls, and is the one place that says what a tenant may have.
 
-    `limits` are those of every tenant. They may be replaced at any time and hold from the next request on.
+    `limits` are those of every tenant. They may be replaced at any time, and apply from the next request on.
     """
 
     def __init__(self, config: AuthConfig, limits: TenantLimits = NO_LIMITS) -> None:

@@ -47,7 +47,7 @@ class Queries:
         return record
 
     async def state(self, request_id: str, caller: Caller) -> tuple[RequestState, int]:
-        """Where a request stands, and how many editors its model has. Raises RequestNotFound."""
+        """The progress of a request, and how many editors of its model are running. Raises RequestNotFound."""
         state = await self._store.requests.state(request_id)
         refuse_others(state.tenant, request_id, caller)
         return state, (await self._workload.editor_counts()).get(state.model, 0)
@@ -67,7 +67,7 @@ class Queries:
     async def history(
         self, which: HistoryFilter, before: tuple[float, str] | None, limit: int, caller: Caller
     ) -> list[Summary]:
-        """Requests, newest first: the caller's own, or for an operator anybody's. Raises HistoryUnavailable."""
+        """Requests, newest first: the caller's own, or all for an operator. Raises HistoryUnavailable."""
         return await self._store.requests.history(visible_to(caller, which), before, limit)
 
     async def usage(self, caller: Caller) -> list[Usage]:

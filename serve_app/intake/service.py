@@ -34,7 +34,7 @@ from serve_app.workers.sweeper import Sweeper
 from serve_app.workers.warm_list import WarmListWriter
 from serve_app.workers.webhooks import Deliverer
 
-# Starts what a worker does until it is cancelled.
+# Makes the coroutine of a worker, which works until it is cancelled.
 Run = Callable[[], Coroutine[Any, Any, None]]
 
 
@@ -47,10 +47,10 @@ class Service:
         editors: Editors,
         editor_count: EditorCount,
         meter: Meter = NO_METER,
-        asleep: Callable[[], Collection[str]] = frozenset,
+        ready_without_editor: Callable[[], Collection[str]] = frozenset,
         drain_s: float = 0.0,
     ) -> None:
-        """`asleep` names the models that are scaled to zero, as of the last call of `editor_count`.
+        """`ready_without_editor` names the models that need no running editor to be ready, as `Workload` says.
 
         When the service stops, edits that editors have begun get `drain_s` seconds to finish. Raises ConfigRefused,
         CheckpointRefused, StorageRefused or KeysRefused for a config that cannot be used.
@@ -71,7 +71,7 @@ class Service:
         self._store = JobStore(config.jobs)
         self._watch = Watch(self._store, meter)
         self._sweeper = Sweeper(self._store, self._artifacts, config.jobs, meter)
-        self.workload = Workload(config, self._store, editor_count, asleep)
+        self.workload = Workload(config, self._store, editor_count, ready_without_editor)
         self._dispatcher = Dispatcher(
             self._store, editors, self._artifacts, config.jobs, self.workload.editor_counts, meter
         )

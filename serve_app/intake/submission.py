@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 # Fields that came after the first idempotency keys were stored. They count only where they were sent, so that a retry
 # after an upgrade is still the same request. A new field of a request belongs here.
 LATER_FIELDS = frozenset(("preset", "quality", "size"))
-# How often a request is admitted whose files are deleted before it is committed.
+# How often a request is admitted if its files are deleted each time before it is committed.
 MAX_TRIES = 3
 
 
@@ -93,8 +93,8 @@ class Submissions:
     ) -> tuple[RequestRecord, bool]:
         """Check a request in the contract's order, fetch what it names, commit it, and wake the dispatcher.
 
-        With an idempotency key that was used for the same body, it is the earlier request; the second value says
-        whether it is new. Raises RequestError, Overloaded, StoreUnavailable and StorageFailed.
+        Returns the request, and whether it is new: with an idempotency key that was used for the same body, it is the
+        earlier request. Raises RequestError, Overloaded, StoreUnavailable and StorageFailed.
         """
         submission = Submission(uuid.uuid4().hex, request, parts, caller, base_url, idempotency_key)
         model = self._presets.model_of(request, caller)
@@ -149,7 +149,7 @@ class Submissions:
         """The committed request, or the earlier one with the same idempotency key and body."""
         request, caller = submission.request, submission.caller
         if submission.idempotency_key is not None:
-            # Bodies hold images: only who asks for it pays for the digest.
+            # Bodies hold images, so the digest takes time: only requests with a key need it.
             digest = await asyncio.to_thread(digest_of, request, submission.parts)
             earlier = await self._store.requests.earlier(caller.tenant, submission.idempotency_key, digest)
             if earlier is not None:
@@ -196,7 +196,7 @@ class Submissions:
 
     @asynccontextmanager
     async def _discarding_new_files(self) -> AsyncIterator[set[str]]:
-        """Delete the files that the code inside newly stores, unless it removes them from the set that it is given.
+        """Collect the keys of files that the block newly stores. Delete those files that are in the set at its end.
 
         A file that another request needs by then stays. The sweeper deletes what cannot be deleted now.
         """

@@ -9,16 +9,24 @@ from serve_app.workers.dispatcher import EditorCount
 
 
 class Workload:
-    """Every answer has an entry for each configured model."""
+    """Every result has an entry for each configured model."""
 
     def __init__(
-        self, config: AppConfig, store: JobStore, editor_count: EditorCount, asleep: Callable[[], Collection[str]]
+        self,
+        config: AppConfig,
+        store: JobStore,
+        editor_count: EditorCount,
+        ready_without_editor: Callable[[], Collection[str]],
     ) -> None:
-        """`asleep` names the models that are scaled to zero, as of the last call of `editor_count`."""
+        """`ready_without_editor` names the models that need no running editor to be ready.
+
+        They are scaled to zero, or their first editor since then is starting. The answer is as old as the last call of
+        `editor_count`.
+        """
         self._models = [model.id for model in config.models]
         self._store = store
         self._editor_count = editor_count
-        self._asleep = asleep
+        self._ready_without_editor = ready_without_editor
 
     async def editor_counts(self) -> dict[str, int]:
         """How many editors of each model are running."""
@@ -26,12 +34,12 @@ class Workload:
         return {model: running.get(model, 0) for model in self._models}
 
     async def models_without_editor(self) -> list[str]:
-        """The models that have no running editor and are not scaled to zero."""
+        """The models that have no running editor and need one to be ready."""
         running = await self.editor_counts()
-        asleep = self._asleep()
-        return [model for model, editors in running.items() if not editors and model not in asleep]
+        ready = self._ready_without_editor()
+        return [model for model, editors in running.items() if not editors and model not in ready]
 
     async def backlogs(self) -> dict[str, Backlog]:
-        """What there is to do for each model, whichever ingress took it in. Raises StoreUnavailable."""
+        """The backlog of each model, from all ingresses. Raises StoreUnavailable."""
         known = await self._store.queue.backlogs()
         return {model: known.get(model, Backlog()) for model in self._models}

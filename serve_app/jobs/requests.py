@@ -38,9 +38,10 @@ class Requests:
     async def create(self, new: NewRequest, is_stored: IsStored, tenant_max: int | None = None) -> RequestRecord:
         """Commit a new request. Returns the earlier one if its idempotency key was used for the same body.
 
-        With it, at most `tenant_max` images of its tenant may wait. None means that only `max_queued` applies.
-        Raises QueueFull; IdempotencyConflict if the key was used for another body; FilesGone if one of its files was
-        deleted before the commit, when no request needed it yet; StorageFailed if artifact storage does not answer.
+        Including its images, at most `tenant_max` images of its tenant may wait. None means that only `max_queued`
+        applies. Raises QueueFull; IdempotencyConflict if the key was used for another body; FilesGone if one of its
+        files was deleted before the commit, when no request needed it yet; StorageFailed if artifact storage does not
+        answer.
         """
         try:
             async with self._database.writing() as connection:

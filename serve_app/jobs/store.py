@@ -16,7 +16,7 @@ from serve_app.jobs.webhook_queue import WebhookQueue
 
 
 def owner_name() -> str:
-    """A name for who holds claims or a duty: host and process for people who look into the database, and a draw."""
+    """A unique name for a holder of claims or a duty. Host and process are for people who look into the database."""
     return f"{socket.gethostname()[:64]}:{os.getpid()}:{uuid.uuid4().hex}"
 
 
@@ -32,7 +32,7 @@ class JobStore:
 
     @transaction
     async def open(self) -> None:
-        """Raises StoreUnavailable."""
+        """Migrate the tables to this version. Raises StoreUnavailable."""
         await self._database.open()
 
     async def close(self) -> None:
@@ -40,7 +40,7 @@ class JobStore:
 
     @transaction
     async def take_duty(self, name: str, owner: str, seconds: float) -> bool:
-        """Whether `owner` has the duty `name` for so long: nobody else has it, or had it and is late."""
+        """Give the duty `name` to `owner` for `seconds`, and return True, unless another owner has it at the moment."""
         new = self._database.insert(tables.duties).values(name=name, owner=owner, until=tables.now() + seconds)
         duties = tables.duties.c
         free = sa.or_(duties.owner == owner, duties.until < tables.now())

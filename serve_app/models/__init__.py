@@ -1,1 +1,1 @@
-"""The models: what each one is (`registry`, free of torch) and how it edits (everything else here)."""
+"""The models: what each one is (`registry`), and what an edit with it is (everything else here). Free of torch."""

@@ -14,5 +14,5 @@ def read_config(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointRefused(f"{file} cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise CheckpointRefused(f"{file} holds no JSON object")
+        raise CheckpointRefused(f"{file} does not hold a JSON object")
     return config

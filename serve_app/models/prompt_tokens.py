@@ -136,7 +136,8 @@ class PromptTokens:
         try:
             return _read_tokenizer(self._config)
         except Exception:
-            # The library knows no errors of its own. An editor refuses such a checkpoint; estimates do here.
+            # The library has no error class of its own. Editors refuse such a checkpoint; here, estimates are good
+            # enough.
             logger.warning("the tokenizer of %s cannot be read: lengths are estimates", self._config.id, exc_info=True)
             return None
 

@@ -27,7 +27,7 @@ GRAPHS_OF_A_BLOCK = 64
 
 
 def is_accelerated(config: ModelConfig) -> bool:
-    """Whether a replica compiles, uses another attention kernel than `native`, or computes with losses."""
+    """Whether a replica compiles, uses another attention kernel than `native`, or is lossy."""
     return config.compile != "none" or config.attention != "native" or bool(config.lossy)
 
 

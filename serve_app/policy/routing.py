@@ -20,7 +20,8 @@ CONFIRMED_WITHIN_S = 2.0
 # Popularity is averaged over about this many requests. A router that has seen less than a quarter of them divides by
 # that quarter, so that no set of adapters looks popular too early.
 REMEMBERED_REQUESTS = 100
-# A set of adapters may have as many homes (replicas that hold it) as its requests would keep busy to this share.
+# A set of adapters gets a further home (replica that holds it) when its requests keep the present homes busy for more
+# than this share of the time.
 HOME_UTILISATION = 0.6
 # Loading on a further replica costs this share of a load extra, because it takes memory from other adapters.
 EXTRA_HOME_COST = 0.5
@@ -35,7 +36,7 @@ PROBES_PER_S = 200
 ANSWER_VALID_S, ANSWER_VALID_ROUNDS = 3.0, 3
 # How often replicas report (s): held sets and durations change when an edit ends.
 REPORT_PERIOD_S = 0.25
-# A waiting request asks again at least this often (s): so late does it see a slot that another caller's edit has freed.
+# A waiting request is planned again at least this often (s), since an edit of another caller may have freed a slot.
 RECHECK_S = 0.05
 
 

@@ -1,1 +1,1 @@
-"""The Ray deployments' replicas: everything that knows Ray, except `serve_app.app`."""
+"""What runs in and around the replicas of the Ray deployments. Besides this room, only `app` and `commands` use Ray."""

@@ -4,14 +4,14 @@ import asyncio
 
 from serve_app.tasks import EditEvent, EditTask, Heartbeat, Stage, StepDone
 
-# How often an editor repeats that the edit is alive (s): a few times within any `silence_s` worth setting.
+# How often an editor repeats that the edit is alive (s). `silence_s` is at least three times as long.
 ALIVE_S = 2.0
 
 
 class EditProgress:
-    """Events of one edit on their way to the caller; the caller's wish to stop on its way to the edit.
+    """Passes the events of one edit to its caller, and the caller's order to stop to the edit.
 
-    To be created on the event loop. `step` and `should_stop` may be called in any thread.
+    Create it on the event loop. `step` and `should_stop` may be called in any thread.
     """
 
     def __init__(self, task: EditTask) -> None:

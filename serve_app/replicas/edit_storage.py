@@ -58,7 +58,7 @@ class EditStorage:
             await asyncio.sleep(STORAGE_PAUSE_S)
 
     def store(self, task: EditTask, edited: Edited) -> EditDone:
-        """Encode and store the image, then its record: where a record is, the image is complete. Blocks."""
+        """Encode and store the image, then its record, so that a record exists only for a complete image. Blocks."""
         started = time.perf_counter()
         plan = task.plan
         runtime = {key: value for key, value in edited.runtime.items() if key not in OF_ONE_RUN}

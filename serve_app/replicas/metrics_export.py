@@ -31,7 +31,7 @@ class RayMeter:
     """A `Meter` for Ray's metrics endpoint. Serve adds the tags application, deployment and replica."""
 
     def __init__(self, values: Mapping[str, Sequence[str]]) -> None:
-        """`values` are those that this process gives to a tag, where they are not all that the tag can take."""
+        """`values` has the values of a tag in this process, for tags of which it uses only some values."""
         self._ray_metrics = {metric.name: _make(metric) for metric in METRICS}
         for metric in METRICS:
             if metric.kind == Kind.COUNTER:

@@ -47,7 +47,7 @@ class RoutingStats:
 
     @contextmanager
     def loading(self, set_id: str, adapter_ids: Sequence[str]) -> Iterator[None]:
-        """Within, the set counts as held; afterwards for as long as the cache holds all of it."""
+        """Within, the set counts as held. Afterwards it does so as long as the cache holds all of its adapters."""
         self._sets[set_id] = tuple(adapter_ids)
         self._sets.move_to_end(set_id)
         if len(self._sets) > REMEMBERED_SETS:

@@ -58,8 +58,11 @@ class RunningEditors:
         elif answer.result():
             self._known = answer.result()
 
-    def asleep(self) -> frozenset[str]:
-        """The models without a running editor for which that is expected: scaled to zero, or an editor is starting."""
+    def ready_without_editor(self) -> frozenset[str]:
+        """The models that count as ready although no editor runs: scaled to zero, or starting an editor for new work.
+
+        In the first deployment, and after the death of an editor, Serve reports another status.
+        """
         expected = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
         return frozenset(
             model

@@ -34,7 +34,7 @@ _results = TypeAdapter(EditDone)
 
 
 class Attempts:
-    """Runs attempts, each to its recorded outcome."""
+    """Runs attempts at claimed images, and has their outcomes recorded."""
 
     def __init__(
         self, editing: Editing, outcomes: Outcomes, artifacts: Artifacts, config: JobsConfig, meter: Meter

@@ -13,7 +13,7 @@ REPORT_S = 5.0
 
 
 class BacklogReport:
-    """`run` works until it is cancelled. All ingresses report the same, so that any one of them is enough."""
+    """`run` works until it is cancelled. All ingresses report the same numbers, those of the database."""
 
     def __init__(
         self, backlogs: Callable[[], Awaitable[Mapping[str, Backlog]]], editor_count: EditorCount, meter: Meter

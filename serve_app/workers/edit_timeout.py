@@ -8,7 +8,7 @@ from serve_app.tasks import Heartbeat, Stage, StepDone
 
 
 class EditTimeout:
-    """When an edit is given up because its editor is silent or makes no step. Times are the event loop's (s)."""
+    """When an edit is stopped because its editor sends nothing or makes no step. Times are the event loop's (s)."""
 
     def __init__(self, config: JobsConfig, now: float) -> None:
         self._config = config
@@ -23,7 +23,7 @@ class EditTimeout:
         return self._silent_at if self._stalled_at is None else min(self._silent_at, self._stalled_at)
 
     def extend(self, event: Heartbeat | StepDone, now: float) -> None:
-        """Take note of an event that the editor sent: it moves the end."""
+        """Move the end after an event from the editor."""
         self._has_event = True
         self._silent_at = now + self._config.silence_s
         stage = Stage.RUNNING if isinstance(event, StepDone) else event.stage
@@ -31,7 +31,7 @@ class EditTimeout:
         if isinstance(event, StepDone):
             self._stalled_at = now + self._config.stall_s
         elif stage is Stage.STORING:
-            # Storage may be away for longer than a step takes.
+            # Storage may be unavailable for longer than a step takes.
             self._stalled_at = None
 
     def error(self) -> EditorLost | EditorUnavailable:
@@ -57,7 +57,7 @@ class EditClock:
             self._started = time.monotonic()
 
     def stop(self) -> None:
-        """Measure no longer: the seconds are charged from another source."""
+        """Stop measuring: the seconds are charged from another source."""
         self._started = None
 
     @property

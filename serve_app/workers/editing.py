@@ -18,8 +18,8 @@ from serve_app.workers.edit_timeout import EditClock, EditTimeout
 
 logger = logging.getLogger(__name__)
 
-# Losing an editor while an edit only waits there is no failed attempt, for up to this many claims of an image. Later
-# it is one: otherwise an image that kills its editor at once would be tried for ever.
+# If an editor is lost while an edit only waits there, this does not count as a failed attempt, for up to this many
+# claims of an image. After that it counts: an image that kills its editor at once must not be tried forever.
 CLAIMS_WITHOUT_ATTEMPT = 10
 # Steps that follow each other faster than this (s) are recorded together.
 PROGRESS_S = 0.25
@@ -69,7 +69,7 @@ class Editing:
                         return event
                     if isinstance(event, StepDone):
                         clock.start()
-                    # The database may be away for longer than an editor may be silent.
+                    # The database may be unavailable for longer than an editor may be silent.
                     limit.reschedule(None)
                     await progress.record(event, loop.time())
                     edit_timeout.extend(event, loop.time())
@@ -102,7 +102,7 @@ class Progress:
                 await self._write(self._queue.reach(self._claim, RECORDED_STAGES[event.stage]))
 
     async def _write(self, write: Awaitable[Status | None]) -> None:
-        """Write if the store is there. `Leases.stop_lost` decides whether the claim is still valid."""
+        """Write, unless the store is unavailable. `Leases.stop_lost` decides whether the claim is still valid."""
         try:
             await write
         except StoreUnavailable:

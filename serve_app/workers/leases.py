@@ -38,8 +38,8 @@ class Leases:
         await self._queue.renew(self._owner, [each.claim.task for each in self.work.values()])
 
     async def stop_lost(self) -> None:
-        """Cancel the tasks whose claim is lost: cancelled, past its deadline, or taken over by another dispatcher."""
-        # Copied: an image that is claimed from here on is not in the answer.
+        """Cancel the tasks whose claims are lost, by a cancellation, a deadline or another dispatcher."""
+        # A copy: images that are claimed during the query are not in its answer.
         work = list(self.work.items())
         if not work:
             return
@@ -50,7 +50,7 @@ class Leases:
                 task.cancel()
 
     async def may_hold(self, claim: Claim) -> bool:
-        """Whether the claim is still valid. Assumes so while the store does not answer."""
+        """Whether the claim may still be valid. While the store does not answer, it may be."""
         try:
             held = await self._queue.held(self._owner)
         except (StoreFailed, StoreUnavailable):

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class Outcomes:
-    """Writes outcomes to the store, however long it is away: an image that was made should not be made again."""
+    """Writes outcomes to the store, however long it is unavailable: an image should not be made twice."""
 
     def __init__(
         self, queue: Queue, artifacts: Artifacts, leases: Leases, config: JobsConfig, retry_s: float, meter: Meter
@@ -50,7 +50,7 @@ class Outcomes:
         def write() -> Awaitable[Status | None]:
             return self._queue.succeed(claim, done, self._artifacts.exists)
 
-        await self._settle(claim, write, done.timings.get("generate", 0.0), is_found_again=True)
+        await self._settle(claim, write, done.timings.get("generate", 0.0), image_is_stored=True)
 
     async def fail(self, claim: Claim, error: ErrorDescription, gpu_seconds: float) -> None:
         """Record that the image cannot be made."""
@@ -61,7 +61,7 @@ class Outcomes:
         task, description = claim.task, describe(error)
         logger.warning("image %s of %s: %s", task.index, task.request_id, description.message, exc_info=error)
         # An edit that no editor started was not attempted: it waits for an editor, as long as it takes. An edit whose
-        # files could not be read or stored for now waits too: the outage says nothing about the edit.
+        # files cannot be read or stored at the moment waits too: the edit did not cause the outage.
         is_no_attempt = isinstance(error, EditorUnavailable | StorageFailed | Overloaded)
         reasons = claim.reasons if is_no_attempt else (*claim.reasons, description.message)
         if not description.retryable:
@@ -91,13 +91,14 @@ class Outcomes:
         gpu_seconds: float,
         *,
         pause_s: float = 0.0,
-        is_found_again: bool = False,
+        image_is_stored: bool = False,
     ) -> None:
-        """After `pause_s`, call `write` until the store has recorded the outcome.
+        """Wait `pause_s`, then call `write` until the store has recorded the outcome.
 
-        `write` charges `gpu_seconds`. If it finds that the claim is lost, or if this is cancelled before it has
-        written, they are charged here, unless the next owner of the claim finds the image (`is_found_again`) and
-        charges them with it.
+        `write` charges `gpu_seconds` together with the outcome. If the claim is lost, it records nothing, and the
+        seconds are charged here. If this is cancelled before anything was written, they are charged here too, with one
+        exception: the next dispatcher that claims an image whose file is stored (`image_is_stored`) finds it, and
+        charges them then.
         """
         is_written = False
 
@@ -126,15 +127,15 @@ class Outcomes:
             raise
         except asyncio.CancelledError:
             if not is_written:
-                await background.shielded(self._charge_unless_found(claim, gpu_seconds, is_found_again))
+                await background.shielded(self._charge_unless_found(claim, gpu_seconds, image_is_stored))
             raise
 
-    async def _charge_unless_found(self, claim: Claim, gpu_seconds: float, is_found_again: bool) -> None:
-        if not (is_found_again and await self._leases.may_hold(claim)):
+    async def _charge_unless_found(self, claim: Claim, gpu_seconds: float, image_is_stored: bool) -> None:
+        if not (image_is_stored and await self._leases.may_hold(claim)):
             await self.charge(claim, gpu_seconds)
 
 
 def attempts_message(reasons: tuple[str, ...]) -> str:
     """The error of an image that failed too often: how each attempt ended."""
     attempts = "; ".join(f"{number}: {reason}" for number, reason in enumerate(reasons, 1))
-    return f"given up after {len(reasons)} attempts ({attempts})"
+    return f"failed after {len(reasons)} attempts ({attempts})"

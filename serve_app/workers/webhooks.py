@@ -1,7 +1,8 @@
 """Posts webhooks: signed reports of a request's events, each at least once, to the URL that the request names.
 
 They follow the Standard Webhooks specification (standardwebhooks.com). A slow or dead receiver delays only its own
-deliveries: few posts to one host run at a time, and the oldest delivery of each host goes before the second of any.
+deliveries: few posts to one host run at a time, and the oldest delivery of every host comes before the second of any
+host.
 """
 
 import asyncio
@@ -58,7 +59,8 @@ def check_webhook(url: str, config: WebhooksConfig) -> None:
         is_url = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         is_url = False
-    # urlsplit drops some characters and accepts others in the host. Databases only lower ASCII letters.
+    # urlsplit drops some characters, and accepts others in host names. Databases convert only ASCII letters to lower
+    # case.
     if not is_url or not (url.isascii() and url.isprintable()) or any(character in url for character in " \\"):
         _refuse("webhook_url is not a valid http or https URL")
     if "@" in parts.netloc:
@@ -118,7 +120,7 @@ class Deliverer:
             pass
 
     async def _wait_for_room(self, seconds: float) -> None:
-        """Wait until a delivery ends, since that makes room for another one, or for `seconds`."""
+        """Wait until a delivery ends, which makes room for another one, but not longer than `seconds`."""
         if self._posts:
             await asyncio.wait(self._posts, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         else:

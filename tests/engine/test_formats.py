@@ -295,7 +295,7 @@ GOOD = {f"{Q}.lora_A.weight": torch.ones(2, 16), f"{Q}.lora_B.weight": torch.one
             {f"{K}.lokr_w1_a": torch.ones(4, 0), f"{K}.lokr_w1_b": torch.ones(0, 4), f"{K}.lokr_w2": torch.ones(4, 4)},
             "of rank 0",
         ),
-        ({f"{K}.lora_A.weight": torch.ones(()), f"{K}.lora_B.weight": torch.ones(())}, "its change is no matrix"),
+        ({f"{K}.lora_A.weight": torch.ones(()), f"{K}.lora_B.weight": torch.ones(())}, "its change is not a matrix"),
         ({f"{Q}.lora_B.bias": torch.ones(9)}, "the change of its bias is 9, the model's bias 16"),
         ({f"{Q}.lora_B.bias": torch.ones(16), f"{Q}.diff_b": torch.ones(16)}, "two changes of one bias"),
         ({f"{K}.lora_B.bias": torch.ones(16)}, "incomplete: only bias"),
@@ -333,7 +333,7 @@ def test_what_cannot_be_applied_exactly_is_named_with_its_reason(extra, reason):
 
 def test_rank_that_does_not_match_is_refused():
     bad = {f"{Q}.lora_A.weight": torch.ones(2, 16), f"{Q}.lora_B.weight": torch.ones(16, 3)}
-    assert set(refused(bad).values()) == {"its change is no matrix, the model's module 16x16"}
+    assert set(refused(bad).values()) == {"its change is not a matrix, the model's module 16x16"}
 
 
 def test_embedding_in_a_lora_file_is_ignored_and_reported():
@@ -353,7 +353,7 @@ def test_file_that_changes_nothing_is_refused(image_of, tmp_path):
 
 def test_alpha_that_is_no_number_is_refused(image_of, tmp_path):
     save_file(GOOD | {f"{Q}.alpha": torch.tensor(float("nan"))}, tmp_path / "nan.safetensors")
-    with pytest.raises(LoraInvalidFile, match="alpha that is no number"):
+    with pytest.raises(LoraInvalidFile, match="alpha that is not a number"):
         image_of(use(tmp_path / "nan.safetensors"))
 
 

@@ -48,7 +48,7 @@ async def test_retries_are_bounded_and_the_reason_is_told(bench):
         record = await bench.ended(record.id)
     assert (record.status, record.error) == (
         Status.FAILED,
-        "prompt 0: given up after 3 attempts (1: gone; 2: gone; 3: gone)",
+        "prompt 0: failed after 3 attempts (1: gone; 2: gone; 3: gone)",
     )
     assert len(bench.editors.tasks) == bench.jobs.max_attempts
 
@@ -142,7 +142,7 @@ async def test_image_that_was_being_prepared_on_a_lost_editor_loses_an_attempt(b
 async def test_image_that_seems_to_kill_editors_while_it_waits_is_given_up(bench):
     lost = [Heartbeat(Stage.PREPARING), Heartbeat(Stage.WAITING), EditorLost("gone")]
     record = await run_scripted(bench, *[lost] * (CLAIMS_WITHOUT_ATTEMPT + bench.jobs.max_attempts))
-    assert record.error == "prompt 0: given up after 3 attempts (1: gone; 2: gone; 3: gone)"
+    assert record.error == "prompt 0: failed after 3 attempts (1: gone; 2: gone; 3: gone)"
 
 
 async def test_cancelled_edit_is_stopped_and_the_editor_is_free_for_the_next(bench):

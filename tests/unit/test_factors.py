@@ -183,7 +183,7 @@ def test_values_of_eight_bits_are_those_of_their_definition():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_alpha_that_is_no_number_is_refused_at_the_post(refused, value):
     error = refused(lora_bytes({f"{BLOCK}.to_q": ("F32", struct.pack("<f", value))}))
-    assert (error["code"], "an alpha that is no number" in error["message"]) == ("LORA_INVALID_FILE", True)
+    assert (error["code"], "an alpha that is not a number" in error["message"]) == ("LORA_INVALID_FILE", True)
 
 
 @pytest.mark.parametrize(
@@ -195,15 +195,15 @@ def test_alpha_that_is_no_number_is_refused_at_the_post(refused, value):
         (config_of(r=4, layer_replication=[[0, 4]]), "LORA_INCOMPATIBLE", "says layer_replication"),
         (config_of(r=8, lora_alpha=16), "LORA_INCOMPATIBLE", "contradicts itself"),
         (config_of(r=4, alpha_pattern={"(.*)*to_q": 4}), "LORA_INCOMPATIBLE", "a regular expression"),
-        (config_of(r=4, alpha_pattern=[1]), "LORA_INVALID_FILE", "alpha_pattern is no JSON object"),
-        (config_of(r=0), "LORA_INVALID_FILE", "a rank in it is no positive whole number"),
-        (config_of(r="4"), "LORA_INVALID_FILE", "a rank in it is no positive whole number"),
-        (config_of(r=4, lora_alpha=float("nan")), "LORA_INVALID_FILE", "an alpha in it is no number"),
-        (config_of(r=4, lora_alpha=10**400), "LORA_INVALID_FILE", "an alpha in it is no number"),
-        (config_of(r=4, lora_alpha=None), "LORA_INVALID_FILE", "an alpha in it is no number"),
-        ({"lora_adapter_metadata": "not json"}, "LORA_INVALID_FILE", "it is no JSON"),
-        ({"lora_adapter_metadata": "[" * 5000}, "LORA_INVALID_FILE", "it is no JSON"),
-        ({"lora_adapter_metadata": "[]"}, "LORA_INVALID_FILE", "it is no JSON object"),
+        (config_of(r=4, alpha_pattern=[1]), "LORA_INVALID_FILE", "alpha_pattern is not a JSON object"),
+        (config_of(r=0), "LORA_INVALID_FILE", "a rank in it is not a positive whole number"),
+        (config_of(r="4"), "LORA_INVALID_FILE", "a rank in it is not a positive whole number"),
+        (config_of(r=4, lora_alpha=float("nan")), "LORA_INVALID_FILE", "an alpha in it is not a number"),
+        (config_of(r=4, lora_alpha=10**400), "LORA_INVALID_FILE", "an alpha in it is not a number"),
+        (config_of(r=4, lora_alpha=None), "LORA_INVALID_FILE", "an alpha in it is not a number"),
+        ({"lora_adapter_metadata": "not json"}, "LORA_INVALID_FILE", "it is not JSON"),
+        ({"lora_adapter_metadata": "[" * 5000}, "LORA_INVALID_FILE", "it is not JSON"),
+        ({"lora_adapter_metadata": "[]"}, "LORA_INVALID_FILE", "it is not a JSON object"),
     ],
 )
 def test_metadata_that_cannot_be_obeyed_is_refused(refused, metadata, code, reason):

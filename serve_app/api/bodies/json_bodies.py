@@ -15,7 +15,7 @@ SOME_BODY = b"{}"
 
 
 def count_values(body: bytes) -> int:
-    """At most how many lists, objects and items a JSON body has. It is not parsed: commas in texts count as well."""
+    """An upper bound for the lists, objects and items in a JSON body, which is not parsed: commas in texts count."""
     return sum(map(body.count, (b"[", b"{", b",")))
 
 
@@ -27,7 +27,7 @@ class JsonRequest(BodyReader):
         self.read(await self.raw())
 
     async def raw(self) -> bytes:
-        """The body as it came. It can be had once: nothing here keeps it."""
+        """The bytes of the body. Call this once: no reference to them is kept."""
         content = await super().body()
         del self._body
         return content

@@ -30,7 +30,7 @@ COPIES = 3
 
 
 def announced(scope: Scope) -> int | None:
-    """The length of the body by its headers: 0 if no route reads one, None if the length is unknown."""
+    """The length of the body according to its headers: 0 if no route reads a body, None if it is unknown."""
     if scope["type"] != "http" or scope["method"] not in METHODS_WITH_BODY:
         return 0
     headers = dict(scope["headers"])
@@ -69,7 +69,7 @@ class BodyMemory:
     """The memory that one body takes: its bytes, and what its reader makes of them."""
 
     def __init__(self, hold: Hold, total: int, spare: int) -> None:
-        """Of `total`, a large body leaves `spare` free (bytes)."""
+        """A large body leaves `spare` of the `total` free (bytes)."""
         self._hold = hold
         self._total = total
         self._spare = spare
@@ -157,16 +157,16 @@ class BodyLimit:
                     limit.reschedule(started + self._seconds_for(len(body), length))
         except TimeoutError as error:
             raise RequestTooSlow(
-                f"the body arrives too slowly: it may take {self._timeout_s:g} s in all, and after {GRACE_S:g} s must"
-                f" bring {MIN_BYTES_PER_S} bytes per second, a large one as many as bring all of it in that time"
+                f"the body arrives too slowly: all of it must arrive within {self._timeout_s:g} s, and after the first "
+                f"{GRACE_S:g} s at least {MIN_BYTES_PER_S} bytes per second, more if it is too large for this rate"
             ) from error
         memory.take(COPIES * len(body))
         return bytes(body)
 
     def _seconds_for(self, received: int, length: int | None) -> float:
-        """How many seconds after its start the next part of a body may arrive, once `received` bytes are there.
+        """The time by which the next part of a body must arrive (s after its start), once `received` bytes are there.
 
-        A large body, for which much memory is held, has to arrive at the rate that brings all of it in time.
+        A large body takes much memory, so it has to arrive fast enough to be complete in time.
         """
         rate = max(MIN_BYTES_PER_S, (length or 0) / self._timeout_s)
         return min(self._timeout_s, GRACE_S + received / rate)

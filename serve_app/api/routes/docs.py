@@ -1,6 +1,6 @@
 """Routes of the interactive documentation. Its files come with the service, so that it needs no other host.
 
-URLs in the pages are relative: they hold under every name and prefix by which a client reaches the service.
+URLs in the pages are relative, so they work under every host name and path prefix.
 """
 
 from collections.abc import Awaitable, Callable

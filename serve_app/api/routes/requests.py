@@ -25,7 +25,7 @@ from serve_app.schemas.answers import History, HistoryEntry, RequestResult, Requ
 from serve_app.schemas.text import LookupText, Url
 from serve_app.tasks import Status
 
-# The version that a watcher has seen who has seen nothing yet.
+# The version of a watcher that has seen nothing yet.
 NOTHING_SEEN = -1
 # An event's id: a version, which the database counts in 32 bits.
 EVENT_ID = re.compile(r"[0-9]{1,10}")

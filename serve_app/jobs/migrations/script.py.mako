@@ -1,6 +1,6 @@
 """${message}
 
-Safe beside the version before: say why.
+Safe next to the previous version: say why.
 """
 
 import sqlalchemy as sa

@@ -1,6 +1,6 @@
 """The job store's first tables.
 
-Safe beside the version before: there is none.
+Safe next to the previous version: there is none.
 """
 
 import sqlalchemy as sa

@@ -1,6 +1,6 @@
 """Requests remember the trace that they belong to.
 
-Safe beside the version before: it names the columns that it writes, and a request of its own has no trace.
+Safe next to the previous version: it names the columns that it writes, and its own requests have no trace.
 """
 
 import sqlalchemy as sa

@@ -1,7 +1,7 @@
 """Failures get a code and details, images a stage, requests the size of their rows, models a share of other work.
 
-Safe next to the version before: every column is nullable, and that version names the columns that it writes.
-While it runs, pictures that it works on may keep a `stage` that this version gave them: it does not clear the column.
+Safe next to the previous version: every column is nullable, and that version names the columns that it writes. Images
+that it works on may keep a `stage` from this version, since it does not clear the column.
 """
 
 import sqlalchemy as sa
