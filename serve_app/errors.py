@@ -32,7 +32,9 @@ ServiceError
 │   ├── RequestNotFound             REQUEST_NOT_FOUND, 404
 │   ├── ImageNotFound               IMAGE_NOT_FOUND, 404
 │   ├── PreviewNotReady             PREVIEW_NOT_READY, 404
+│   ├── UploadNotFound              UPLOAD_NOT_FOUND, 404
 │   ├── IdempotencyConflict         IDEMPOTENCY_CONFLICT, 409
+│   ├── UploadQuotaExceeded         UPLOAD_QUOTA_EXCEEDED, 409
 │   ├── HeadersTooLarge             HEADERS_TOO_LARGE, 431
 │   ├── TooManyRequests             TOO_MANY_REQUESTS, 429
 │   └── QueueFull                   QUEUE_FULL, 429
@@ -226,8 +228,20 @@ class HistoryUnavailable(RequestError):
     status = 403
 
 
+class UploadNotFound(RequestError):
+    code = "UPLOAD_NOT_FOUND"
+    status = 404
+
+
 class IdempotencyConflict(RequestError):
     code = "IDEMPOTENCY_CONFLICT"
+    status = 409
+
+
+class UploadQuotaExceeded(RequestError):
+    """Waiting a little does not help, so it is no 429: its sender has to delete something, or to wait for hours."""
+
+    code = "UPLOAD_QUOTA_EXCEEDED"
     status = 409
 
 

@@ -13,7 +13,7 @@ from serve_app.api.access import Authenticate, CheckHost
 from serve_app.api.bodies.limits import BodyLimit
 from serve_app.api.error_answers import answer_faults, answer_http_error
 from serve_app.api.middleware import AnswerErrors, AnswerHead, DropRayHeaders, SecurityHeaders, TraceRequest
-from serve_app.api.routes import docs, inference, models, probes, requests
+from serve_app.api.routes import docs, inference, models, probes, requests, uploads
 from serve_app.intake.service import Service
 from serve_app.schemas import answers, errors
 from serve_app.schemas import requests as request_bodies
@@ -69,7 +69,7 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     # Errors find the shape of their group among these: see `error_shapes`.
-    groups = (probes, models, inference, requests)
+    groups = (probes, models, inference, uploads, requests)
     app.state.routers = [docs.router(app.title), *(routes.router(service) for routes in groups)]
     for router in app.state.routers:
         app.include_router(router)

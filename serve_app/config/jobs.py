@@ -45,4 +45,11 @@ class JobsConfig(ConfigSection):
         description="Maximum size of the files and rows of all requests. The oldest finished requests beyond it are "
         "deleted.",
     )
+    upload_keep_s: PositiveFloat = Field(
+        DAY_S,
+        description="An upload is deleted this long after it was last sent, unless a stored request refers to it.",
+    )
+    max_upload_bytes_per_tenant: PositiveInt = Field(
+        2 * 2**30, description="Maximum size of the uploads of one tenant that have not expired."
+    )
     sweep_s: PositiveFloat = Field(600.0, description="How often the service looks for requests to delete.")

@@ -31,11 +31,13 @@ class ImageFacts:
 
     `size` is in pixels, after `exif: apply`. `exif_orientation` is the tag's value, 2..8, if the file asks to be
     rotated or mirrored, otherwise None. `conversions` names what decoding to RGB changed; it is empty for plain RGB.
+    `format` is the name of the file's format in lower case.
     """
 
     size: Size
     exif_orientation: int | None = None
     conversions: tuple[str, ...] = ()
+    format: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,12 @@ def decode(data: bytes, exif: Literal["ignore", "apply"], max_pixels: int | None
     except Exception as error:
         # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and more for a broken file.
         raise ControlImageInvalid("it is broken or truncated") from error
-    return DecodedImage(rgb, ImageFacts(rgb.size, orientation, conversions))
+    return DecodedImage(rgb, ImageFacts(rgb.size, orientation, conversions, _format_name(image)))
+
+
+def _format_name(image: PIL.Image.Image) -> str:
+    # Pillow calls a JPEG with several frames, as some cameras write it, an MPO.
+    return "jpeg" if image.format == "MPO" else (image.format or "").lower()
 
 
 def _orientation(image: PIL.Image.Image) -> int | None:

@@ -49,7 +49,8 @@ class Decoders:
         if "invalid" in answer:
             raise ControlImageInvalid(answer["invalid"])
         facts = answer["facts"]
-        return ImageFacts(tuple(facts["size"]), facts["exif_orientation"], tuple(facts["conversions"]))
+        size, conversions = tuple(facts["size"]), tuple(facts["conversions"])
+        return ImageFacts(size, facts["exif_orientation"], conversions, facts["format"])
 
     async def close(self) -> None:
         """End every process. Nothing can be decoded afterwards."""

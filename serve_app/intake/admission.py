@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -23,6 +23,7 @@ from serve_app.intake.parts import Parts, is_part
 from serve_app.intake.plan import PlannedEdit, add_recipes, plan_edits
 from serve_app.intake.stored_images import StoredImages, is_stored
 from serve_app.intake.tenants import Caller
+from serve_app.jobs.records import Upload
 from serve_app.models.architecture import Architecture
 from serve_app.models.effective import effective_record, transformer_flops
 from serve_app.models.prompt_tokens import PromptTokens
@@ -137,9 +138,10 @@ class Admission:
         for index, prompt in enumerate(request.prompts):
             for image in prompt.control_images:
                 first_use.setdefault(image, index)
+        uploads = await self._stored_images.uploads(first_use, caller)
         downloads = Downloads(partial(self._download, caller), memory, self._config.fetch.max_bytes)
-        await downloads.expect(sum(map(checks.is_reference, first_use)))
-        source = ImageSource(downloads, parts, self._config.fetch.max_bytes)
+        await downloads.expect(sum(checks.is_reference(image) for image in first_use if image not in uploads))
+        source = ImageSource(uploads, downloads, parts, self._config.fetch.max_bytes)
         work = [
             partial(self._control_file, image, index, request.exif, source, caller.tenant)
             for image, index in first_use.items()
@@ -150,9 +152,12 @@ class Admission:
         self, image: str, prompt_index: int, exif: Literal["ignore", "apply"], source: "ImageSource", tenant: str
     ) -> "ControlFile":
         try:
+            if upload := source.uploads.get(image):
+                await self._stored_images.check(image, upload)
+                return ControlFile(upload.sha256, upload.size_bytes, upload.facts[exif])
             data = await source.get(image)
             facts = await self._decoders.facts(data, exif, tenant)
-            return ControlFile(data, await asyncio.to_thread(sha256_of, data), facts)
+            return ControlFile(await asyncio.to_thread(sha256_of, data), len(data), facts, data)
         except (FetchFailed, ControlImageInvalid) as error:
             raise ControlImageInvalid(
                 f"the control image of prompt {prompt_index} cannot be used: {error.message}",
@@ -160,7 +165,7 @@ class Admission:
             ) from error
 
     async def _download(self, caller: Caller, image: str, max_bytes: int, announced: Callable[[int], None]) -> bytes:
-        """The control image behind a URL or sha256. Raises FetchFailed, ControlImageInvalid or Overloaded."""
+        """A control image by URL, or of an earlier request. Raises FetchFailed, ControlImageInvalid or Overloaded."""
         if is_stored(image):
             return await self._stored_images.get(image, caller)
         return await self._fetcher.get(image, caller.tenant, max_bytes, announced)
@@ -168,14 +173,15 @@ class Admission:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where the control images of one request come from: downloads, parts of its body, or its own text."""
+    """Where the control images of one request come from: uploads, downloads, parts of its body, or its own text."""
 
+    uploads: Mapping[str, Upload]
     downloads: Downloads
     parts: Parts
     max_bytes: int
 
     async def get(self, image: str) -> bytes:
-        """The file behind an image's string. Raises FetchFailed, ControlImageInvalid or Overloaded."""
+        """The file of an image that is no upload. Raises FetchFailed, ControlImageInvalid or Overloaded."""
         if checks.is_reference(image):
             data = await self.downloads.get(image)
         elif is_part(image):
@@ -189,11 +195,12 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class ControlFile:
-    """A control image that can be decoded. `data` is the file as the client sent it."""
+    """A control image that can be decoded. `data` is the file as the client sent it, None if it is stored already."""
 
-    data: bytes
     sha256: str
+    size_bytes: int
     facts: ImageFacts
+    data: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

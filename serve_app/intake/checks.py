@@ -18,9 +18,9 @@ from serve_app.errors import (
 )
 from serve_app.images.sizes import INPUT_SIZE
 from serve_app.intake.plan import TRIGGER, PlannedEdit, fill_trigger
+from serve_app.intake.stored_images import is_stored
 from serve_app.models.prompt_tokens import PromptTokens, max_text_tokens
 from serve_app.models.registry import MODELS, ModelSpec
-from serve_app.models.repeat_request import STORED_IMAGE
 from serve_app.schemas.requests import InferenceRequest, Lora, Prompt
 from serve_app.tasks import MAX_TRIGGER_CHARS
 
@@ -111,7 +111,7 @@ def check_control_images(request: InferenceRequest, spec: ModelSpec) -> None:
 
 
 def check_sources(request: InferenceRequest, spec: ModelSpec, config: AppConfig) -> None:
-    """Raise InvalidParameter if the request names more control images by URL or sha256 than one request may."""
+    """Raise InvalidParameter if the request names more control images outside of its body than one request may."""
     if not spec.requires_control_image:
         return
     limit, named = config.fetch.max_urls, set[str]()
@@ -119,8 +119,8 @@ def check_sources(request: InferenceRequest, spec: ModelSpec, config: AppConfig)
         named.update(filter(is_reference, prompt.control_images))
         if len(named) > limit:
             raise InvalidParameter(
-                f"prompts 0 to {index} name more than {limit} different control images by URL or sha256, the limit of "
-                "one request: send its prompts in several requests",
+                f"prompts 0 to {index} name more than {limit} different control images by URL, sha256 or upload, the "
+                "limit of one request: send its prompts in several requests",
                 {"parameter": "ctrl_img", "prompt_index": index, "max": limit},
             )
 
@@ -135,8 +135,8 @@ def check_quality(request: InferenceRequest) -> None:
 
 
 def is_reference(image: str) -> bool:
-    """Whether a control image is named, by its URL or as a stored one, instead of sent as base64."""
-    return image.startswith(("http", STORED_IMAGE))
+    """Whether a control image is named, by its URL or as a stored one, instead of sent in the body."""
+    return image.startswith("http") or is_stored(image)
 
 
 def check_parameters(request: InferenceRequest, spec: ModelSpec, config: AppConfig) -> None:

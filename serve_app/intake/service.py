@@ -20,6 +20,7 @@ from serve_app.intake.queries import Queries
 from serve_app.intake.stored_images import StoredImages
 from serve_app.intake.submission import Submissions
 from serve_app.intake.tenants import tenant_limits
+from serve_app.intake.uploads import Uploads
 from serve_app.intake.watch import Watch
 from serve_app.intake.workload import Workload
 from serve_app.jobs.store import JobStore
@@ -77,7 +78,7 @@ class Service:
         )
         lora_root = LoraRoot(config.lora_root)
         sources = LoraSources(lora_root, self._fetcher, self._artifacts, config.fetch.hub_hosts)
-        stored_images = StoredImages(self._store.requests, self._artifacts)
+        stored_images = StoredImages(self._store, self._artifacts)
         admission = Admission(config, self._fetcher, self._decoders, sources, architectures, stored_images)
         self.catalogue = Catalogue(config, lora_root, architectures)
         self.presets = Presets()
@@ -92,6 +93,7 @@ class Service:
             self._sweeper,
             meter,
         )
+        self.uploads = Uploads(config, self._decoders, self._store, self._artifacts, self._sweeper)
         self.previews = Previews(self._artifacts)
         self.queries = Queries(config, self._store, self._artifacts, self._watch, self.workload, self.previews)
         self.events = Events(self._store, self._watch, self.previews)

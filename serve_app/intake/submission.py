@@ -5,8 +5,7 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from serve_app.concurrency.budget import Budget
 from serve_app.config import AppConfig
 from serve_app.errors import FilesGone, describe
 from serve_app.intake.admission import Admission, Admitted, gather_all, sha256_of
+from serve_app.intake.new_files import MAX_TRIES, discarding_new_files
 from serve_app.intake.parts import NO_PARTS, PART, Parts
 from serve_app.intake.presets import Presets
 from serve_app.intake.tenants import Caller
@@ -29,7 +29,6 @@ from serve_app.storage.artifacts import Artifacts
 from serve_app.storage.step_previews import StepPreviewStorage
 from serve_app.tasks import Status
 from serve_app.telemetry import tracing
-from serve_app.telemetry.failures import log_failure
 from serve_app.telemetry.metrics import ACCEPTED, NO_MODEL, REPEATED, REQUESTS, SUBMISSIONS, Meter
 from serve_app.workers.dispatcher import Dispatcher
 from serve_app.workers.sweeper import Sweeper
@@ -39,8 +38,6 @@ logger = logging.getLogger(__name__)
 # Fields that came after the first idempotency keys were stored. They count only where they were sent, so that a retry
 # after an upgrade is still the same request. A new field of a request belongs here.
 LATER_FIELDS = frozenset(("preset", "quality", "size"))
-# How often a request is admitted if its files are deleted each time before it is committed.
-MAX_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ class Submissions:
         """
         request = self._presets.apply(request, caller)
         await self._admission.check(request, self._max_images(caller))
-        async with self._discarding_new_files():
+        async with discarding_new_files(self._artifacts, self._sweeper):
             with self._image_memory.hold(caller.tenant) as hold:
                 admitted = await self._admission.admit(request, parts, caller, hold)
                 return Explanation(
@@ -160,7 +157,7 @@ class Submissions:
         await self._admission.check(request, self._max_images(caller))
         # A full queue is reported before anything is fetched or stored.
         await self._store.requests.refuse_when_full(caller.tenant, len(request.prompts), caller.limits.max_queued)
-        async with self._discarding_new_files() as new_files:
+        async with discarding_new_files(self._artifacts, self._sweeper) as new_files:
             record = await self._commit(submission)
             if record.id == submission.id:
                 new_files.clear()
@@ -191,28 +188,14 @@ class Submissions:
                     asyncio.to_thread(self._artifacts.put_missing, artifact_keys.control_image(sha256), file.data)
                 )
                 for sha256, file in admitted.control_files.items()
+                if file.data is not None
             )
             return self._new_request(submission, admitted)
-
-    @asynccontextmanager
-    async def _discarding_new_files(self) -> AsyncIterator[set[str]]:
-        """Collect the keys of files that the block newly stores. Delete those files that are in the set at its end.
-
-        A file that another request needs by then stays. The sweeper deletes what cannot be deleted now.
-        """
-        with self._artifacts.recording_new_keys() as new_files:
-            try:
-                yield new_files
-            finally:
-                try:
-                    await self._sweeper.delete_unneeded(sorted(new_files))
-                except Exception:
-                    log_failure(logger, "could not delete the files of a refused request; the sweeper does so later")
 
     def _new_request(self, submission: Submission, admitted: Admitted) -> NewRequest:
         request = submission.request
         controls = {
-            artifact_keys.control_image(sha256): len(file.data) for sha256, file in admitted.control_files.items()
+            artifact_keys.control_image(sha256): file.size_bytes for sha256, file in admitted.control_files.items()
         }
         return NewRequest(
             id=submission.id,

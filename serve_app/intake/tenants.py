@@ -13,10 +13,11 @@ from serve_app.config import IngressSettings, JobsConfig
 class TenantLimits:
     """What one tenant may have at a time. None: as much as the whole service.
 
-    `max_queued` is the number of its images that may wait in the queue.
+    `max_queued` is the number of its images that may wait in the queue, `max_upload_bytes` the size of its uploads.
     """
 
     max_queued: int | None = None
+    max_upload_bytes: int | None = None
 
 
 NO_LIMITS = TenantLimits()
@@ -24,7 +25,10 @@ NO_LIMITS = TenantLimits()
 
 def tenant_limits(config: JobsConfig, settings: IngressSettings) -> TenantLimits:
     """The limits of every tenant: those of `config`, unless `settings`, which change in place, say otherwise."""
-    return TenantLimits(max_queued=settings.max_queued_per_tenant or config.max_queued_per_tenant)
+    return TenantLimits(
+        max_queued=settings.max_queued_per_tenant or config.max_queued_per_tenant,
+        max_upload_bytes=config.max_upload_bytes_per_tenant,
+    )
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,9 @@ KEEPALIVE = {
 # How many transactions may read artifact storage at a time (at least as many as there are connections), and for how
 # long (s): less than other transactions wait for the lock (`busy_timeout`).
 STORAGE_THREADS, STORAGE_S = 16, 25.0
-# Ids of PostgreSQL's advisory locks: two numbers that nothing else in this database uses.
-MIGRATION_LOCK, FILES_LOCK = 7_236_001, 7_236_002
+# Ids of PostgreSQL's advisory locks: numbers that nothing else in this database uses. The last one is the first half of
+# an id, whose second half is a tenant's.
+MIGRATION_LOCK, FILES_LOCK, UPLOADS_LOCK = 7_236_001, 7_236_002, 7_236_003
 
 
 class Database:
@@ -138,6 +139,11 @@ class Database:
         """Wait until no transaction deletes files (`deleting_files`), and allow none until this transaction ends."""
         if not self.is_sqlite:
             await connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(FILES_LOCK)))
+
+    async def lock_uploads(self, connection: AsyncConnection, tenant: str) -> None:
+        """Wait until no other transaction adds an upload of this tenant, and allow none until this one ends."""
+        if not self.is_sqlite:
+            await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(UPLOADS_LOCK, sa.func.hashtext(tenant))))
 
     async def read_storage(self, call: Callable[[], T]) -> T:
         """Run a blocking call that reads artifact storage, from within a transaction. Raises StorageFailed.

@@ -1,8 +1,10 @@
 """The values that the job store takes and returns. Times are seconds since the epoch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve_app.images.decode import ImageFacts
 from serve_app.tasks import EditDone, EditPlan, EditTask, ImageStage, Priority, Status
 
 
@@ -44,6 +46,29 @@ class NewRequest:
     body_sha256: str | None = None
     webhook: WebhookTarget | None = None
     traceparent: str | None = None
+
+
+@dataclass(frozen=True)
+class NewUpload:
+    """A control image that a tenant has sent ahead of its requests.
+
+    `sha256` (hex) is the digest of its file, which lies in artifact storage under `key`. `facts` are those of the
+    decoded image, by the value of a request's field `exif`.
+    """
+
+    tenant: str
+    sha256: str
+    key: str
+    size_bytes: int
+    facts: Mapping[str, ImageFacts]
+
+
+@dataclass(frozen=True)
+class Upload(NewUpload):
+    """An upload that is stored. It may be used until `expires_at`."""
+
+    created_at: float
+    expires_at: float
 
 
 @dataclass(frozen=True)

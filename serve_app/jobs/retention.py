@@ -1,4 +1,4 @@
-"""Deletes requests that are too old or take too much space, and files that no request needs."""
+"""Deletes requests that are too old or take too much space, and files that no request and no upload needs."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,14 +13,15 @@ from serve_app.jobs.new_rows import json_bytes
 # Deletes files in artifact storage, by key. Blocks.
 Delete = Callable[[Sequence[str]], None]
 
-_requests, _files = tables.requests.c, tables.request_files.c
+_requests, _files, _uploads = tables.requests.c, tables.request_files.c, tables.uploads.c
 
 
 class Retention:
     """Every public method is one transaction.
 
-    Files are deleted inside the transaction that finds that no request needs them. Until it ends, no request that needs
-    one of them can be committed.
+    A request needs its files, and an upload that has not expired needs its own. Files are deleted inside the
+    transaction that finds that nothing needs them. Until it ends, no request or upload that needs one of them can be
+    committed.
     """
 
     def __init__(self, database: Database) -> None:
@@ -83,13 +84,13 @@ class Retention:
 
     @transaction
     async def delete_unneeded(self, keys: Sequence[str], delete: Delete) -> None:
-        """Delete those of these files that no request needs."""
+        """Delete those of these files that nothing needs."""
         async with self._database.deleting_files() as connection:
             await self._delete_unneeded(connection, keys, delete)
 
     @transaction
     async def unneeded(self, keys: Sequence[str]) -> list[str]:
-        """Those of these files that no request needs at this moment."""
+        """Those of these files that nothing needs at this moment."""
         async with self._database.reading() as connection:
             return await self._unneeded(connection, keys)
 
@@ -116,5 +117,7 @@ class Retention:
             await self._database.delete_files(partial(delete, unneeded))
 
     async def _unneeded(self, connection: AsyncConnection, keys: Sequence[str]) -> list[str]:
-        needed = set((await connection.execute(sa.select(_files.key).where(_files.key.in_(keys)))).scalars())
+        of_requests = sa.select(_files.key).where(_files.key.in_(keys))
+        of_uploads = sa.select(_uploads.key).where(_uploads.key.in_(keys), _uploads.expires_at > tables.now())
+        needed = set((await connection.execute(of_requests.union(of_uploads))).scalars())
         return [key for key in keys if key not in needed]

@@ -150,6 +150,25 @@ request_files = sa.Table(
     sa.Index("requests_by_file", "key"),
 )
 
+# Control images that tenants have sent ahead of their requests. A row keeps its file until it expires, and expired rows
+# count for nothing.
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    sa.Column("tenant", sa.String(100), primary_key=True),
+    # The digest of the file (hex), which is the upload's id.
+    sa.Column("sha256", sa.String(64), primary_key=True),
+    # The artifact.
+    sa.Column("key", sa.String(200), nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    # The `ImageFacts` with `exif: ignore` and with `exif: apply`.
+    sa.Column("facts", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+    sa.Index("uploads_by_file", "key"),
+    sa.Index("uploads_by_end", "expires_at"),
+)
+
 # What each tenant has used. These rows stay when the requests are deleted.
 usage = sa.Table(
     "usage",

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from serve_app.tasks import ImageStage, Priority, Receipt, Status
 
 REQUEST_ID = "0f8fad5bd9cb469fa16570867728950e"
+UPLOAD_ID = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 CREATED, STARTED, FINISHED = (f"2026-11-23T09:00:0{second}.250000Z" for second in (0, 1, 9))
 
 
@@ -52,6 +53,38 @@ class Submitted(BaseModel):
     status_url: str
     result_url: str
     created_at: Moment
+
+
+class Upload(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": UPLOAD_ID,
+                    "sha256": UPLOAD_ID,
+                    "width": 4000,
+                    "height": 3000,
+                    "format": "jpeg",
+                    "notes": [
+                        "the image has EXIF orientation 6, which is ignored as the trainer does; send exif: apply in "
+                        "the request to have it turned"
+                    ],
+                    "expires_at": "2026-11-24T09:00:00.250000Z",
+                }
+            ]
+        }
+    )
+
+    id: str = Field(description="What requests name after `upload:`.")
+    sha256: str = Field(description="The digest (hex) of the file; the same as the id.")
+    width: int = Field(description="Pixels, as the file has them: before an EXIF rotation.")
+    height: int = Field(description="Pixels, as the file has them: before an EXIF rotation.")
+    format: str = Field(description="The format of the file, such as jpeg or png, whatever its sender called it.")
+    notes: list[str] = Field(description="Sentences about what the sender may not have meant.")
+    expires_at: Moment = Field(
+        description="The upload may be used until then, and after that for as long as a stored request of the tenant "
+        "refers to it."
+    )
 
 
 class Progress(BaseModel):

@@ -128,9 +128,9 @@ class Prompt(Tolerant):
     resolution: Literal["Default", "High"] | None = None
     ctrl_img: ControlImageText | None = Field(
         None,
-        description="A URL (starts with http), base64, a data: URL, part: and the name of a part of the same body, or "
-        "sha256: and the hex digest of a control image that an earlier request of the same tenant sent and that is "
-        "still stored.",
+        description="A URL (starts with http), base64, a data: URL, part: and the name of a part of the same body, "
+        "upload: and the id of an upload, or sha256: and the hex digest of a control image that an earlier request of "
+        "the same tenant sent and that is still stored.",
     )
     ctrl_img_1: ControlImageText | None = None
     ctrl_img_2: ControlImageText | None = None

@@ -169,7 +169,10 @@ SWEEPS = Metric(
     "edits_sweeps_total", Kind.COUNTER, "sweeps of old requests and files, by outcome", {"outcome": (FINISHED, FAILED)}
 )
 SWEPT = Metric(
-    "edits_swept_total", Kind.COUNTER, "requests and files that sweeps deleted", {"what": ("requests", "files")}
+    "edits_swept_total",
+    Kind.COUNTER,
+    "requests, uploads and files that sweeps deleted",
+    {"what": ("requests", "uploads", "files")},
 )
 LOOP_FAILURES = Metric(
     "edits_loop_failures_total",

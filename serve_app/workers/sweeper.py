@@ -1,7 +1,7 @@
-"""The sweeper deletes requests that are past their retention, and files that no request needs.
+"""The sweeper deletes requests that are past their retention, expired uploads, and files that nothing needs.
 
 One process at a time has the duty. Even if two had it, nothing would be lost: a file is deleted inside a transaction in
-which no request needs it and no other transaction can add a reference to it (`Retention`). Such a transaction blocks
+which nothing needs it and no other transaction can add a reference to it (`Retention`). Such a transaction blocks
 other writers, so each one is small.
 """
 
@@ -22,8 +22,8 @@ DUTY = "sweeper"
 # For how many periods a sweeper takes the duty: it keeps the duty if it is a little late, and is soon replaced if it
 # dies.
 DUTY_SWEEPS = 1.5
-# How many requests, and how many files, are deleted in one transaction.
-REQUESTS_AT_ONCE, FILES_AT_ONCE = 20, 100
+# How many requests, how many uploads, and how many files, are deleted in one transaction.
+REQUESTS_AT_ONCE, UPLOADS_AT_ONCE, FILES_AT_ONCE = 20, 100, 100
 # How many keys or ids are looked up in one statement.
 LOOKUPS_AT_ONCE = 500
 # A younger file may belong to a request that is not committed yet (s).
@@ -57,6 +57,7 @@ class Sweeper:
         retention, config = self._store.retention, self._config
         await self._delete_requests(lambda: retention.ended_before(config.keep_s, REQUESTS_AT_ONCE))
         await self._delete_requests(lambda: retention.over_size(config.keep_bytes, REQUESTS_AT_ONCE))
+        await self._delete_uploads()
         for folder in artifact_keys.REFERRED_FOLDERS:
             await self._delete_orphans(folder)
         await self._delete_orphaned_records()
@@ -79,8 +80,14 @@ class Sweeper:
             await self.delete_unneeded(sorted(keys))
             logger.info("deleted %s requests and up to %s of their files", len(ids), len(keys))
 
+    async def _delete_uploads(self) -> None:
+        while await self._has_duty() and (keys := await self._store.uploads.delete_expired(UPLOADS_AT_ONCE)):
+            self._meter.record(SWEPT, len(keys), what="uploads")
+            await self.delete_unneeded(sorted(set(keys)))
+            logger.info("deleted %s uploads and up to as many files", len(keys))
+
     async def delete_unneeded(self, keys: Sequence[str]) -> None:
-        """Delete those of these files that no request needs. Safe while new requests are committed.
+        """Delete those of these files that nothing needs. Safe while new requests and uploads are committed.
 
         Raises StoreUnavailable and StorageFailed.
         """

@@ -61,7 +61,7 @@ async def test_facts_are_those_of_the_engine(make_decoders):
     decoders = make_decoders()
     for exif in ("ignore", "apply"):
         assert await decoders.facts(data, exif, "") == decode(data, exif).facts
-    assert await decoders.facts(data, "apply", "") == ImageFacts((40, 60), 6, ("alpha dropped",))
+    assert await decoders.facts(data, "apply", "") == ImageFacts((40, 60), 6, ("alpha dropped",), "png")
 
 
 async def test_limits_and_reasons_reach_the_process(make_decoders):
