@@ -58,11 +58,21 @@ def _route(method: str, path: str, operation: JsonObject) -> Iterator[str]:
             yield _parameter(parameter)
         yield ""
     if "requestBody" in operation:
-        schema = operation["requestBody"]["content"]["application/json"]["schema"]
-        yield f"Body: {_type(schema)}\n"
+        yield from _request_body(operation["requestBody"]["content"])
     yield "| answer | body | codes |\n|---|---|---|"
     for status, response in sorted(operation["responses"].items()):
         yield _answer(status, response)
+    yield ""
+
+
+def _request_body(content: JsonObject) -> Iterator[str]:
+    yield "| format of the body | content |\n|---|---|"
+    for media_type, described in content.items():
+        schema = described["schema"]
+        parts = [f"part `{name}`: {_type(part)}" for name, part in schema.get("properties", {}).items()]
+        if "additionalProperties" in schema:
+            parts.append(f"any other part: {_type(schema['additionalProperties'])}")
+        yield _row((f"`{media_type}`", "; ".join(parts) or _type(schema)))
     yield ""
 
 
@@ -120,6 +130,8 @@ def _type(schema: JsonObject) -> str:
         return f"list of {_type(schema.get('items', {}))}"
     if kind == "null":
         return "null"
+    if schema.get("format") == "binary":
+        return "a file"
     words = [KIND_OF_SCHEMA.get(kind, "object" if kind == "object" else "anything")]
     words += [f"{sign} {schema[key]:,}" for key, sign in BOUNDS.items() if key in schema]
     if "maxLength" in schema:
