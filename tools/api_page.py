@@ -142,9 +142,9 @@ def _type(schema: JsonObject) -> str:
 def _default(schema: JsonObject, required: bool) -> str:
     if required:
         return "required"
-    if "default" not in schema:
-        return ""
-    return f"`{json.dumps(schema['default'])}`"
+    # The default of an optional field is that of the alternative which is not null.
+    defaults = [choice["default"] for choice in (schema, *schema.get("anyOf", ())) if "default" in choice]
+    return f"`{json.dumps(defaults[0])}`" if defaults else ""
 
 
 def _row(cells: tuple[str, ...]) -> str:

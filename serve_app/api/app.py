@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -13,10 +12,9 @@ from serve_app.api.access import Authenticate, CheckHost
 from serve_app.api.bodies.limits import BodyLimit
 from serve_app.api.error_answers import answer_faults, answer_http_error
 from serve_app.api.middleware import AnswerErrors, AnswerHead, DropRayHeaders, SecurityHeaders, TraceRequest
+from serve_app.api.openapi import TAGS, Application
 from serve_app.api.routes import docs, inference, models, probes, requests, uploads
 from serve_app.intake.service import Service
-from serve_app.schemas import answers, errors
-from serve_app.schemas import requests as request_bodies
 
 # Headers of an answer that scripts in a browser may read, in addition to those that every browser permits. Serve adds
 # X-Request-ID.
@@ -33,21 +31,6 @@ EXPOSED_HEADERS = (
 )
 
 
-# Every body of the contract, by the name that it has in the OpenAPI document.
-BODIES: dict[str, Any] = vars(request_bodies) | vars(answers) | vars(errors)
-
-
-class Application(FastAPI):
-    """FastAPI that keeps the nulls in the examples of bodies: its own OpenAPI document drops fields that are null."""
-
-    def openapi(self) -> dict[str, Any]:
-        document = super().openapi()
-        for name, schema in document["components"]["schemas"].items():
-            if "examples" in schema:
-                schema["examples"] = BODIES[name].model_config["json_schema_extra"]["examples"]
-        return document
-
-
 def create_app(service: Service) -> FastAPI:
     """The whole HTTP application around `service`, which it starts and stops with its lifespan."""
 
@@ -60,6 +43,10 @@ def create_app(service: Service) -> FastAPI:
         title="Image-editing LoRAs",
         description="Edits images with LoRAs that ostris/ai-toolkit trained for Qwen-Image-Edit.",
         version="1",
+        openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],
+        # The names of the routes' functions: clients that are generated from the document call them so.
+        generate_unique_id_function=lambda route: route.name,
+        separate_input_output_schemas=False,
         lifespan=lifespan,
         # The pages that load nothing from another host are in `routes/docs.py`.
         docs_url=None,

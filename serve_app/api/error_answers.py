@@ -1,6 +1,7 @@
 """Answers to errors: status, headers, and a body in the shape of the route's group."""
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
@@ -24,6 +25,7 @@ from serve_app.errors import (
     Unauthorized,
     describe,
 )
+from serve_app.schemas.documented import reference_to
 from serve_app.schemas.requests import MAX_FAULTS
 
 # Headers that say what a client may do about an error, by code.
@@ -80,10 +82,14 @@ def _public_fault(fault: Fault) -> Fault:
 
 
 def error_docs(*kinds: type[ServiceError], shape: ErrorShape = CONTRACT) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's `responses` for these errors, by status, with an example of each."""
+    """OpenAPI's `responses` for these errors, by status, with an example of each.
+
+    A route names the errors that its own code raises. `api/openapi.py` adds those that any route may be answered with.
+    """
     docs: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
-        entry = docs.setdefault(kind.status, {"model": shape.model, "content": {"application/json": {"examples": {}}}})
+        content = {"application/json": {"schema": reference_to(shape.model), "examples": {}}}
+        entry = docs.setdefault(kind.status, {"description": HTTPStatus(kind.status).phrase, "content": content})
         example = shape.body(describe(kind("one sentence that says why")))
         entry["content"]["application/json"]["examples"][kind.code] = {"value": example}
     return docs

@@ -14,7 +14,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from serve_app.errors import ErrorDescription
-from serve_app.schemas.errors import ErrorBody
+from serve_app.schemas.errors import ErrorBody, ShapeErrors
 
 # One thing that is wrong with the shape of a body: pydantic's type, loc and msg.
 Fault = Mapping[str, Any]
@@ -24,13 +24,15 @@ Fault = Mapping[str, Any]
 class ErrorShape:
     """`body` writes an error, and `model` documents it.
 
-    `faults_body` writes the faults of a request of the wrong shape, which is answered with `faults_status`.
+    `faults_body` writes the faults of a request of the wrong shape, which is answered with `faults_status`, and
+    `faults_model` documents it; None: it is the model of errors.
     """
 
     model: type[BaseModel]
     body: Callable[[ErrorDescription], dict[str, Any]]
     faults_body: Callable[[Sequence[Fault]], dict[str, Any]]
     faults_status: int = 422
+    faults_model: type[BaseModel] | None = None
 
 
 def _contract_body(description: ErrorDescription) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def _contract_faults(faults: Sequence[Fault]) -> dict[str, Any]:
     return {"detail": [dict(fault) for fault in faults]}
 
 
-CONTRACT = ErrorShape(ErrorBody, _contract_body, _contract_faults)
+CONTRACT = ErrorShape(ErrorBody, _contract_body, _contract_faults, faults_model=ShapeErrors)
 
 
 def shape_of(scope: Scope) -> ErrorShape:

@@ -46,7 +46,7 @@ class Catalogue:
         """A page of the files under the LoRA root, by path, each with its receipt.
 
         `search` is looked for in the path, the trigger word and the kind, in any case; the page begins after the path
-        `cursor`. Raises Overloaded, or LoraDownloadFailed if the root's store does not answer.
+        `cursor`. Raises Overloaded, or StorageFailed if the root's store does not answer.
         """
         page: list[LoraInfo] = []
         for file in await self._root.in_thread(self._root.files):

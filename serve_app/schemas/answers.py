@@ -1,15 +1,19 @@
-"""What clients get: the bodies of answers."""
+"""What clients get: the bodies of answers. The records in them are in `records`."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from serve_app.tasks import ImageStage, Priority, Receipt, Status
+from serve_app import tasks
+from serve_app.schemas.documented import Answer, DescribedBy, Record, absent
+from serve_app.schemas.records import EffectiveJson, Receipt, RuntimeJson, StoredEffectiveJson
+from serve_app.tasks import ImageStage, Priority, Status
 
 REQUEST_ID = "0f8fad5bd9cb469fa16570867728950e"
 UPLOAD_ID = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 CREATED, STARTED, FINISHED = (f"2026-11-23T09:00:0{second}.250000Z" for second in (0, 1, 9))
+URL = f"http://127.0.0.1:8000/v1/requests/{REQUEST_ID}"
 
 
 def _from_epoch(value: Any) -> Any:
@@ -24,38 +28,60 @@ def _iso_utc(moment: datetime) -> str:
 Moment = Annotated[datetime, BeforeValidator(_from_epoch), PlainSerializer(_iso_utc, return_type=str)]
 
 
+class FailureDetails(Record):
+    """The facts of a failure. Which ones there are depends on its code."""
+
+    prompt_index: int = Field(default_factory=absent, description="The number of the prompt that failed, from 0.")
+
+
+RequestId = Annotated[str, Field(description="The id of the request.")]
+ModelId = Annotated[str, Field(description="The id of the model.")]
+CreatedAt = Annotated[Moment, Field(description="When the request was accepted.")]
+StartedAt = Annotated[Moment | None, Field(description="When an editor first started an image; null before that.")]
+FinishedAt = Annotated[Moment | None, Field(description="When the request ended; null before that.")]
+StatusNow = Annotated[Status, Field(description="Where the request stands.")]
+ErrorText = Annotated[str | None, Field(description="Why the request failed, in words; null unless it failed.")]
 # Null unless the request failed, and for requests that failed before the service recorded codes.
 ErrorCode = Annotated[str | None, Field(description="Why it failed, as a code: of the first prompt that failed.")]
 ErrorDetails = Annotated[
-    dict[str, Any] | None, Field(description="The facts of `error_code`; `prompt_index` says which prompt failed.")
+    Annotated[dict[str, Any], DescribedBy(FailureDetails)] | None,
+    Field(description="The facts of `error_code`; `prompt_index` says which prompt failed."),
 ]
+NextCursor = Annotated[str | None, Field(description="Send it as `cursor` for the next page; null on the last one.")]
+
+# One enum, not a union: clients that are generated from unions of texts and enums read only the first kind.
+SubmittedStatus = Literal["queued", "in_queue", "in_progress", "succeeded", "failed", "canceled"]
 
 
-class Submitted(BaseModel):
+class Submitted(Answer):
+    """An accepted request."""
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {
                     "request_id": REQUEST_ID,
                     "status": "queued",
-                    "status_url": f"http://127.0.0.1:8000/v1/requests/{REQUEST_ID}/status",
-                    "result_url": f"http://127.0.0.1:8000/v1/requests/{REQUEST_ID}/result",
+                    "status_url": f"{URL}/status",
+                    "result_url": f"{URL}/result",
                     "created_at": CREATED,
                 }
             ]
         }
     )
 
-    request_id: str
-    status: Literal["queued"] | Status = Field(
+    request_id: RequestId
+    status: SubmittedStatus = Field(
         description="queued; or, when an Idempotency-Key repeats a request, where that request stands."
     )
-    status_url: str
-    result_url: str
-    created_at: Moment
+    status_url: str = Field(description="Where to poll the request's status.")
+    result_url: str = Field(description="Where the result is.")
+    created_at: CreatedAt
 
 
-class Upload(BaseModel):
+class Upload(Answer):
+    """A stored image that requests can name."""
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -87,22 +113,24 @@ class Upload(BaseModel):
     )
 
 
-class Progress(BaseModel):
+class Progress(Answer):
     """How far a request is: images, the denoising steps of all images, and the current stage.
 
     Steps are not all of the work: after the last step, images are still decoded and stored.
     """
 
-    images_done: int
-    images: int
-    steps_done: int
-    steps: int
+    images_done: int = Field(description="Finished images.")
+    images: int = Field(description="All images of the request.")
+    steps_done: int = Field(description="Denoising steps that are done, of all images.")
+    steps: int = Field(description="Denoising steps of all images.")
     stage: ImageStage | None = Field(
         description="The stage of the first image that an editor works on; null if there is none."
     )
 
 
-class RequestStatus(BaseModel):
+class RequestStatus(Answer):
+    """The status and progress of a request."""
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -123,15 +151,15 @@ class RequestStatus(BaseModel):
         }
     )
 
-    request_id: str
-    status: Status
-    created_at: Moment
-    started_at: Moment | None
-    finished_at: Moment | None
-    error: str | None
+    request_id: RequestId
+    status: StatusNow
+    created_at: CreatedAt
+    started_at: StartedAt
+    finished_at: FinishedAt
+    error: ErrorText
     error_code: ErrorCode
     error_details: ErrorDetails
-    progress: Progress
+    progress: Progress = Field(description="How far the request is.")
     queue_position: int | None = Field(
         description="How many images are ahead of this request's first waiting image; null if none of its images waits."
     )
@@ -141,24 +169,67 @@ class RequestStatus(BaseModel):
     )
 
 
-class ImageOutput(BaseModel):
-    format: str
-    width: int
-    height: int
+class ImageOutput(Answer):
+    """A finished image."""
+
+    format: str = Field(description="The file format.")
+    width: int = Field(description="The width in pixels.")
+    height: int = Field(description="The height in pixels.")
     file_path: str = Field(
         description="Where artifacts are local and there are no API keys, the local path; without keys but in a "
         "remote store, the artifact's URL; with API keys, the same as `url`."
     )
-    seed: int
+    seed: int = Field(description="The seed, also where the service drew it.")
     url: str = Field(description="Where a client downloads the image.")
 
 
-class Outputs(BaseModel):
-    images: list[ImageOutput]
-    videos: list[Any] = []
+class NumberedImage(ImageOutput):
+    """A finished image of a request."""
+
+    image: int = Field(description="The number of the image, from 0, in prompt order.")
 
 
-class RequestResult(BaseModel):
+class Outputs(Answer):
+    """The images of a request that has succeeded."""
+
+    images: list[ImageOutput] = Field(description="One image per prompt, in prompt order.")
+    videos: list[Any] = Field([], description="Always empty: no model makes videos.")
+
+
+class Timings(Record):
+    """How long the parts of the edits took."""
+
+    prompts: list[dict[str, float]] = Field(
+        description="Seconds by stage, for each prompt; empty until its image is finished. `generate` is the whole "
+        "edit, `load_control_images` and `save` are reading and storing."
+    )
+
+
+class Metadata(Record):
+    """What is known of a request besides its images. Its lists have one entry per prompt."""
+
+    model: ModelId
+    inference_time: float | None = Field(
+        description="Seconds from the start of the first image to the end of the request; null before the end."
+    )
+    timings: Timings = Field(description="How long the parts of the edits took.")
+    gpu_seconds: float = Field(description="GPU seconds that the request has used, lost attempts included.")
+    effective: list[StoredEffectiveJson] = Field(description="Every value that decided each image.")
+    runtime: list[RuntimeJson] = Field(description="What only the editor knows of each edit.")
+    attempts_lost: list[list[str]] = Field(description="How each lost attempt at each image ended.")
+    partial: list[Annotated[dict[str, Any], DescribedBy(NumberedImage)]] = Field(
+        default_factory=absent, description="The finished images of a request that failed or was canceled."
+    )
+    purged: bool = Field(default_factory=absent, description="True if the images were deleted by `purge`.")
+    ignored: list[str] = Field(
+        default_factory=absent, description="Fields that were sent and have no effect for this model."
+    )
+    notes: list[str] = Field(default_factory=absent, description="What the sender may not have meant.")
+
+
+class RequestResult(Answer):
+    """The result of a request."""
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -173,7 +244,7 @@ class RequestResult(BaseModel):
                                 "height": 1024,
                                 "file_path": f"/srv/artifacts/pictures/{'0' * 64}.jpeg",
                                 "seed": 42,
-                                "url": f"http://127.0.0.1:8000/v1/requests/{REQUEST_ID}/images/0",
+                                "url": f"{URL}/images/0",
                             }
                         ],
                         "videos": [],
@@ -187,65 +258,79 @@ class RequestResult(BaseModel):
                         "model": "qwen_image_edit",
                         "inference_time": 8.0,
                         "timings": {"prompts": [{"generate": 7.8, "load_control_images": 0.02, "save": 0.05}]},
+                        "gpu_seconds": 7.8,
+                        "effective": [{"model": "qwen_image_edit", "width": 1024, "height": 1024, "seed": 42}],
+                        "runtime": [{"device": "NVIDIA H200", "dtype": "bfloat16"}],
+                        "attempts_lost": [[]],
                     },
                 }
             ]
         }
     )
 
-    request_id: str
-    status: Status
-    outputs: Outputs | None
-    error: str | None
+    request_id: RequestId
+    status: StatusNow
+    outputs: Outputs | None = Field(description="The images; null until the request has succeeded, and once purged.")
+    error: ErrorText
     error_code: ErrorCode
     error_details: ErrorDetails
-    created_at: Moment
-    finished_at: Moment | None
-    metadata: dict[str, Any]
+    created_at: CreatedAt
+    finished_at: FinishedAt
+    metadata: Annotated[dict[str, Any], DescribedBy(Metadata)] = Field(description="What else is known of the request.")
 
 
-class Explanation(BaseModel):
+class Explanation(Answer):
     """What a request would do. `effective` has one record per prompt, the same as a result's `metadata.effective`."""
 
-    model: str
-    effective: list[dict[str, Any]]
+    model: ModelId
+    effective: list[EffectiveJson] = Field(description="Every value that decides each image, in prompt order.")
     ignored: list[str] = Field(description="Fields that were sent and have no effect for this model.")
     notes: list[str] = Field(description="What the sender may not have meant.")
 
 
-class HistoryEntry(BaseModel):
-    request_id: str
-    tenant: str
-    model: str
-    priority: Priority
-    status: Status
-    created_at: Moment
-    started_at: Moment | None
-    finished_at: Moment | None
-    gpu_seconds: float
-    images: int
-    images_done: int
-    error: str | None
+class HistoryEntry(Answer):
+    """One request of the history."""
+
+    request_id: RequestId
+    tenant: str = Field(description="The tenant whose key was sent; empty for an operator's.")
+    model: ModelId
+    priority: Priority = Field(description="The priority of the request.")
+    status: StatusNow
+    created_at: CreatedAt
+    started_at: StartedAt
+    finished_at: FinishedAt
+    gpu_seconds: float = Field(description="GPU seconds that the request has used.")
+    images: int = Field(description="All images of the request.")
+    images_done: int = Field(description="Finished images.")
+    error: ErrorText
     error_code: ErrorCode
     error_details: ErrorDetails
 
 
-class History(BaseModel):
-    requests: list[HistoryEntry]
-    next_cursor: str | None = Field(description="Send it as `cursor` for the next page; null on the last one.")
+class History(Answer):
+    """A page of the history."""
+
+    requests: list[HistoryEntry] = Field(description="Requests, newest first.")
+    next_cursor: NextCursor
 
 
-class TenantUsage(BaseModel):
-    tenant: str
-    gpu_seconds: float
-    images: int
+class TenantUsage(Answer):
+    """What a tenant has used since the database was created."""
+
+    tenant: str = Field(description="The tenant; empty for operators.")
+    gpu_seconds: float = Field(description="GPU seconds.")
+    images: int = Field(description="Finished images.")
 
 
-class UsageList(BaseModel):
-    usage: list[TenantUsage]
+class UsageList(Answer):
+    """The usage of tenants."""
+
+    usage: list[TenantUsage] = Field(description="The key's tenant; for an operator's key all tenants.")
 
 
-class ModelInfo(BaseModel):
+class ModelInfo(Answer):
+    """A model that this service serves."""
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -264,23 +349,25 @@ class ModelInfo(BaseModel):
         }
     )
 
-    id: str
-    base_model: str
-    resolution_divisor: int
-    default_steps: int
-    default_guidance_scale: float
-    requires_control_image: bool
-    is_video_model: bool = False
-    default_num_frames: int | None = None
-    default_fps: int | None = None
+    id: str = Field(description="The id, as requests name the model.")
+    base_model: str = Field(description="The checkpoint on the hub.")
+    resolution_divisor: int = Field(description="Width and height are rounded down to a multiple of it.")
+    default_steps: int = Field(description="The steps of a prompt that names none.")
+    default_guidance_scale: float = Field(description="The guidance scale of a prompt that names none.")
+    requires_control_image: bool = Field(description="Whether a prompt needs a control image.")
+    is_video_model: bool = Field(False, description="Always false.")
+    default_num_frames: int | None = Field(None, description="Always null: no model makes videos.")
+    default_fps: int | None = Field(None, description="Always null: no model makes videos.")
 
 
-class ModelList(BaseModel):
-    models: list[ModelInfo]
+class ModelList(Answer):
+    """The models that this service serves."""
+
+    models: list[ModelInfo] = Field(description="The models, in the order of the config.")
 
 
-class LoraInfo(BaseModel):
-    """One file under the LoRA root. `problem` says why it fits none of the served models."""
+class LoraInfo(Answer):
+    """One file under the LoRA root."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -309,25 +396,31 @@ class LoraInfo(BaseModel):
         }
     )
 
-    path: str
+    path: str = Field(description="The path below the LoRA root, as requests name the file.")
     fits: list[str] = Field(description="The served models that it can be applied to.")
-    receipt: Receipt | None
-    problem: str | None
+    receipt: Annotated[tasks.Receipt, DescribedBy(Receipt)] | None = Field(
+        description="What the file's header says; null if it fits no served model."
+    )
+    problem: str | None = Field(description="Why it fits none of the served models; null if it fits one.")
 
 
-class LoraList(BaseModel):
-    loras: list[LoraInfo]
-    next_cursor: str | None = Field(description="Send it as `cursor` for the next page; null on the last one.")
+class LoraList(Answer):
+    """A page of the files under the LoRA root."""
+
+    loras: list[LoraInfo] = Field(description="The files, by path.")
+    next_cursor: NextCursor
 
 
-class Health(BaseModel):
-    status: Literal["healthy"] = "healthy"
+class Health(Answer):
+    """This process answers."""
+
+    status: Literal["healthy"] = Field("healthy", description="Always healthy.")
 
 
-class Readiness(BaseModel):
-    """Whether every configured model has a running replica; `waiting_for` names those that have none."""
+class Readiness(Answer):
+    """Whether every configured model has a running editor."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ready": False, "waiting_for": ["qwen_image_edit"]}]})
 
-    ready: bool
-    waiting_for: list[str]
+    ready: bool = Field(description="Whether no model waits for an editor.")
+    waiting_for: list[str] = Field(description="The models that have no running editor and are not scaled to zero.")

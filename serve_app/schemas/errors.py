@@ -2,38 +2,46 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, Field
+
+from serve_app.schemas.documented import Answer
 
 
-class ErrorFacts(BaseModel):
-    code: str
-    message: str
-    details: dict[str, Any]
+class ErrorFacts(Answer):
+    """An error."""
+
+    code: str = Field(description="The kind of error, for programs.")
+    message: str = Field(description="What is wrong, for people.")
+    details: dict[str, Any] = Field(description="Facts about the error; which ones depends on the code.")
 
 
-class ErrorDetail(BaseModel):
-    error: ErrorFacts
+class ErrorDetail(Answer):
+    """The wrapping of an error."""
+
+    error: ErrorFacts = Field(description="The error.")
 
 
-class ErrorBody(BaseModel):
-    """The reference server nests an error under `detail`; so do we."""
+class ErrorBody(Answer):
+    """An error. The reference server nests it under `detail`; so do we."""
 
-    detail: ErrorDetail
-
-
-class ShapeError(BaseModel):
-    """One thing that is wrong with the shape of a body."""
-
-    type: str
-    loc: list[str | int]
-    msg: str
+    detail: ErrorDetail = Field(description="The error.")
 
 
-class ShapeErrors(BaseModel):
+class ShapeError(Answer):
+    """One thing that is wrong with the shape of a request."""
+
+    type: str = Field(description="The kind of fault, as pydantic names it.")
+    loc: list[str | int] = Field(description="Where it is: the part of the request, then fields and indices.")
+    msg: str = Field(description="What is wrong, for people.")
+
+
+class ShapeErrors(Answer):
+    """What is wrong with the shape of a request: of its body, its parameters or its headers."""
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [{"detail": [{"type": "missing", "loc": ["body", "model"], "msg": "Field required"}]}]
         }
     )
 
-    detail: list[ShapeError]
+    detail: list[ShapeError] = Field(description="The first faults.")

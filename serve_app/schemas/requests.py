@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
+from typing_extensions import TypeAliasType
 
 from serve_app.config import MAX_PROMPT_CHARS, ProfileName, Quality
 from serve_app.images.output_formats import DEFAULT_OUTPUT_FORMAT, OutputFormatName, describe_output_formats
@@ -51,6 +52,15 @@ SUBMIT_EXAMPLE: dict[str, Any] = {
     ],
     "loras": [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": 1.0}],
 }
+
+# Types with a name of their own in the OpenAPI document, and so in clients that are generated from it.
+Profile = TypeAliasType("Profile", ProfileName)
+QualityTier = TypeAliasType("QualityTier", Quality)
+OutputFormat = TypeAliasType("OutputFormat", OutputFormatName)
+ExifUse = TypeAliasType("ExifUse", Literal["ignore", "apply"])
+WebhookEvent = TypeAliasType("WebhookEvent", WebhookEventName)
+VideoResolution = TypeAliasType("VideoResolution", Literal["Default", "High"])
+TransformerName = TypeAliasType("TransformerName", Literal["low", "high"])
 
 # Text that the tokenizer reads. `max_prompt_chars` of the config is the limit with the trigger word filled in.
 PromptText = Annotated[Text, Field(max_length=MAX_PROMPT_CHARS)]
@@ -98,43 +108,65 @@ class Tolerant(Nullable):
 
 
 class Lora(Tolerant):
+    """A LoRA and its strength."""
+
     path: Url = Field(description="Relative to the LoRA root, or an http(s) URL of a .safetensors file.")
-    network_multiplier: float = Field(1.0, ge=-2.0, le=2.0)
-    transformer: Literal["low", "high"] | None = Field(None, description="For models with two transformers only.")
+    network_multiplier: float = Field(1.0, ge=-2.0, le=2.0, description="The strength; 0 has no effect.")
+    transformer: TransformerName | None = Field(None, description="For models with two transformers only.")
 
 
 class Prompt(Tolerant):
-    prompt: PromptText
-    trigger_word: PromptText | None = Field(None, description="Used instead of the request's, unless it is empty.")
-    width: int | None = Field(None, ge=64, le=4096, description="Pixels; floored to the model's divisor.")
-    height: int | None = Field(None, ge=64, le=4096, description="Pixels; floored to the model's divisor.")
+    """One image to be made."""
+
+    prompt: PromptText = Field(description="The instruction. `[trigger]` in it is replaced by the trigger word.")
+    trigger_word: PromptText | None = Field(
+        None, description="Used instead of the request's, unless it is empty. Default: the request's."
+    )
+    width: int | None = Field(
+        None, ge=64, le=4096, description="Pixels; floored to the model's divisor. Default: the preset's, or 1024."
+    )
+    height: int | None = Field(
+        None, ge=64, le=4096, description="Pixels; floored to the model's divisor. Default: the preset's, or 1024."
+    )
     size: SizeText | None = Field(
         None,
         description="Instead of width and height: `input` is the aspect of the first control image at about 1 MP, "
-        "`1024x768` is width and height in pixels.",
+        "`1024x768` is width and height in pixels. Default: the preset's.",
     )
-    guidance_scale: float | None = Field(None, ge=0, le=20)
-    sample_steps: int | None = Field(None, ge=1, le=150)
-    neg: PromptText | None = Field(None, description="Used only if guidance_scale is above 1.")
+    guidance_scale: float | None = Field(
+        None,
+        ge=0,
+        le=20,
+        description="How strongly the prompt is followed; at 1 or less the negative prompt has no effect. Default: the "
+        "preset's, or the model's `default_guidance_scale`.",
+    )
+    sample_steps: int | None = Field(
+        None, ge=1, le=150, description="Denoising steps. Default: the preset's, or the model's `default_steps`."
+    )
+    neg: PromptText | None = Field(
+        None,
+        description="The negative prompt, used only if guidance_scale is above 1. Default: the preset's, or empty.",
+    )
     seed: int | None = Field(
         None, ge=-1, le=MAX_SEED, description="-1: drawn by the service. Default: 42 + the prompt's index."
     )
     sampler: Name | None = Field(
         None,
-        description="flowmatch (the default), or lightning for adapters distilled to few steps; others are ignored.",
+        description="flowmatch, or lightning for adapters distilled to few steps; others are ignored. Default: "
+        "flowmatch.",
     )
-    num_frames: int | None = Field(None, ge=1, le=1000)
-    fps: int | None = Field(None, ge=1, le=120)
-    resolution: Literal["Default", "High"] | None = None
+    num_frames: int | None = Field(None, ge=1, le=1000, description="Ignored: no model makes videos.")
+    fps: int | None = Field(None, ge=1, le=120, description="Ignored: no model makes videos.")
+    resolution: VideoResolution | None = Field(None, description="Of video models. `High` is refused.")
     ctrl_img: ControlImageText | None = Field(
         None,
         description="A URL (starts with http), base64, a data: URL, part: and the name of a part of the same body, "
         "upload: and the id of an upload, or sha256: and the hex digest of a control image that an earlier request of "
-        "the same tenant sent and that is still stored.",
+        "the same tenant sent and that is still stored. It is not used if a numbered control image is sent.",
     )
-    ctrl_img_1: ControlImageText | None = None
-    ctrl_img_2: ControlImageText | None = None
-    ctrl_img_3: ControlImageText | None = None
+    ctrl_img_1: ControlImageText | None = Field(None, description="The first control image, as in `ctrl_img`.")
+    ctrl_img_2: ControlImageText | None = Field(None, description="The second control image, as in `ctrl_img`.")
+    ctrl_img_3: ControlImageText | None = Field(None, description="The third control image, as in `ctrl_img`.")
 
     @property
     def all_images(self) -> list[str]:
@@ -165,6 +197,8 @@ def _check_prompts(prompts: Any) -> Any:
 
 
 class InferenceRequest(Tolerant):
+    """A request for one image per prompt."""
+
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [SUBMIT_EXAMPLE]})
 
     preset: Name | None = Field(
@@ -183,24 +217,30 @@ class InferenceRequest(Tolerant):
         list[Prompt],
         Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True),
         BeforeValidator(_check_prompts),
-    ]
+    ] = Field(description="Each makes one image.")
     trigger_word: PromptText | None = Field(
-        None, description="Replaces [trigger] in every prompt. `auto`: the word that a LoRA's file names."
+        None,
+        description="Replaces [trigger] in every prompt. `auto`: the word that a LoRA's file names. Default: the "
+        "preset's.",
     )
     hf_token: Annotated[SecretStr, AfterValidator(check_token)] | None = Field(
         None, max_length=MAX_NAME_CHARS, description="Used for the downloads of this request; never stored."
     )
-    profile: ProfileName | None = Field(
-        None, description="Whose preparation of images and prompts is followed. Default: the service's."
+    profile: Profile | None = Field(
+        None,
+        description="Whose preparation of images and prompts is followed. Default: the preset's, or the service's.",
     )
-    quality: Quality = Field(
-        "exact", description="How exactly the model's own pixels are made. This service makes `exact` ones only."
+    quality: QualityTier = Field(
+        "exact",
+        description="How exactly the model's own pixels are made. This service makes `exact` ones only. Default: the "
+        "preset's, or exact.",
     )
-    output_format: OutputFormatName = Field(DEFAULT_OUTPUT_FORMAT, description=describe_output_formats())
+    output_format: OutputFormat = Field(
+        DEFAULT_OUTPUT_FORMAT,
+        description=f"{describe_output_formats()} Default: the preset's, or {DEFAULT_OUTPUT_FORMAT}.",
+    )
     vae_tiling: bool = Field(False, description="The VAE works in tiles, as the trainer's low-memory setting has it.")
-    exif: Literal["ignore", "apply"] = Field(
-        "ignore", description="Whether control images are rotated by their EXIF orientation."
-    )
+    exif: ExifUse = Field("ignore", description="Whether control images are rotated by their EXIF orientation.")
     deadline_s: float | None = Field(
         None,
         gt=0,
@@ -212,7 +252,7 @@ class InferenceRequest(Tolerant):
         description="While interactive images wait, one image in five is of a bulk request.",
     )
     webhook_url: Url | None = Field(None, description="A URL that the service posts the request's events to.")
-    webhook_events: list[WebhookEventName] = Field(
+    webhook_events: list[WebhookEvent] = Field(
         list(DEFAULT_WEBHOOK_EVENTS), max_length=MAX_EVENTS, description="Which events are posted to webhook_url."
     )
 

@@ -3,6 +3,7 @@
 Every text is eventually stored, echoed or read by the tokenizer, and all of these need UTF-8.
 """
 
+import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, GetJsonSchemaHandler, SecretStr, model_validator
@@ -80,7 +81,25 @@ class Nullable(BaseModel):
         found = handler(schema)
         described = handler.resolve_ref_schema(found)
         for name, field in described["properties"].items():
-            if name not in described.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
-                kept = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
-                described["properties"][name] = kept | {"anyOf": [field, {"type": "null"}]}
+            if name not in described.get("required", ()):
+                described["properties"][name] = _optional(field)
         return found
+
+
+def _optional(field: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an optional field.
+
+    Its default is that of the alternative which is not null. Generated clients take a default of the whole field for
+    a value that is always sent.
+    """
+    default = field.pop("default", None)
+    description = {key: field.pop(key) for key in ("title", "description") if key in field}
+    alternatives = field.pop("anyOf", None) or [field, {"type": "null"}]
+    if {"type": "null"} not in alternatives:
+        alternatives.append({"type": "null"})
+    if default is not None:
+        alternatives[0] |= {"default": default}
+        text = description.get("description", "")
+        if "Default: " not in text:
+            description["description"] = f"{text} Default: {json.dumps(default)}.".lstrip()
+    return description | {"anyOf": alternatives}

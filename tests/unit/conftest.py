@@ -17,6 +17,7 @@ from serve_app.jobs.database import Database
 from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone, EditEvent, EditTask, StepDone
+from tests.conformity import Conformity, Document
 from tests.postgres import PostgresServer
 
 IMAGE = b"an image's bytes"
@@ -85,6 +86,8 @@ class Application:
         self.running = {model.id: 1 for model in config.models}
         self.service = Service(config, self.editors, self._editor_count)
         self.app = create_app(self.service)
+        # Every answer in these tests is what the OpenAPI document says.
+        self.app.add_middleware(Conformity, document=Document(self.app))
 
     async def _editor_count(self) -> Mapping[str, int]:
         return self.running

@@ -52,7 +52,7 @@ def test_every_route_but_health_and_docs_needs_a_key(keyed):
     seen = set()
     for path, methods in keyed.client.get("/openapi.json").json()["paths"].items():
         for method in methods:
-            url = path.format(request_id="0" * 32, n=0, path="x")
+            url = path.format(request_id="0" * 32, n=0, path="x", upload_id="0" * 64)
             for headers in ({}, {"X-API-Key": "edits_wrong"}, {"Authorization": "Basic abc"}):
                 answer = keyed.client.request(method, url, headers=headers)
                 if path in open_routes:

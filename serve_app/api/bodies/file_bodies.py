@@ -50,6 +50,7 @@ _BINARY = {"type": "string", "format": "binary"}
 FILE_DOCS: dict[str, Any] = {
     "requestBody": {
         "required": True,
+        "description": "A form with one file, or the file itself with any Content-Type, such as `image/png`.",
         "content": {
             FORM_DATA: {
                 "schema": {
@@ -58,7 +59,7 @@ FILE_DOCS: dict[str, Any] = {
                     "properties": {"file": _BINARY | {"description": "The image. The part may have any name."}},
                 }
             },
-            "image/*": {"schema": _BINARY},
+            # Any other type does as well. Clients that are generated from the document know no types of images.
             "application/octet-stream": {"schema": _BINARY},
         },
     }

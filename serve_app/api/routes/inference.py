@@ -11,13 +11,11 @@ from serve_app.api.error_answers import error_docs
 from serve_app.intake.answers import Links, result_of
 from serve_app.intake.service import Service
 from serve_app.schemas.answers import Explanation, RequestResult, Submitted
-from serve_app.schemas.errors import ShapeErrors
 from serve_app.schemas.requests import InferenceRequest
 from serve_app.schemas.text import LookupText
 
 # The errors of a POST, in the order of the checks.
 EXPLAIN_ERRORS = (
-    errors.Unauthorized,
     errors.PresetNotFound,
     errors.PresetBroken,
     errors.ModelNotFound,
@@ -35,10 +33,7 @@ EXPLAIN_ERRORS = (
     errors.LoraInvalidFile,
     errors.LoraIncompatible,
     errors.LoraDownloadFailed,
-    errors.HostNotAllowed,
     errors.BodyInvalid,
-    errors.BodyTooLarge,
-    errors.RequestTooSlow,
     errors.Overloaded,
     errors.StoreUnavailable,
     errors.StorageFailed,
@@ -46,13 +41,20 @@ EXPLAIN_ERRORS = (
 SUBMIT_ERRORS = (*EXPLAIN_ERRORS, errors.IdempotencyConflict, errors.QueueFull)
 MAX_WAIT_S = 300.0
 MAX_KEY_CHARS = 255
+IdempotencyKey = Annotated[
+    LookupText | None,
+    Header(
+        min_length=1,
+        max_length=MAX_KEY_CHARS,
+        description="A name for this request, chosen by the sender: the same name and body are the same request.",
+    ),
+]
 
 
 def router(service: Service) -> APIRouter:
     routes = APIRouter(
         tags=["inference"],
         dependencies=KEYS_IN_DOCS,
-        responses={422: {"model": ShapeErrors}},
         route_class=InferenceRoute,
     )
     LinksOfRequest = Depends(links_of(service.config))
@@ -65,12 +67,12 @@ def router(service: Service) -> APIRouter:
         caller: CallerOfRequest,
         links: Annotated[Links, LinksOfRequest],
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the result.")] = 0,
-        idempotency_key: Annotated[LookupText | None, Header(min_length=1, max_length=MAX_KEY_CHARS)] = None,
+        idempotency_key: IdempotencyKey = None,
     ) -> Submitted | RequestResult:
         """Accept a request. Once this is answered, the request is stored and will finish, even if this process dies.
 
-        With `wait` the answer is the result, if the request ends in time. The same `Idempotency-Key` and body are the
-        same request, however often they are sent: a repeat is answered with the request's current status.
+        With `wait` the answer is the result, if the request ends in time. A repeat with the same `Idempotency-Key` is
+        answered with the request's current status.
         """
         record, is_new = await service.submissions.submit(body, caller, links.base_url, idempotency_key, parts)
         if wait:

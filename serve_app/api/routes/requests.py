@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import WithJsonSchema
 
 from serve_app import errors
 from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, links_of
 from serve_app.api.error_answers import error_docs
-from serve_app.api.routes.models import DEFAULT_PAGE, MAX_PAGE
+from serve_app.api.image_answers import image_answer, image_docs
+from serve_app.api.routes.models import DEFAULT_PAGE, Cursor, Limit
 from serve_app.images.output_formats import OUTPUT_FORMATS
 from serve_app.intake.answers import Links, result_of, status_of
 from serve_app.intake.events import Event
@@ -22,7 +24,8 @@ from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import HistoryFilter, RequestRecord, Summary
 from serve_app.jobs.requests import check_request_id
 from serve_app.schemas.answers import History, HistoryEntry, RequestResult, RequestStatus, TenantUsage, UsageList
-from serve_app.schemas.text import LookupText, Url
+from serve_app.schemas.events import EVENT_DATA
+from serve_app.schemas.text import LookupText
 from serve_app.tasks import Status
 
 # The version of a watcher that has seen nothing yet.
@@ -33,7 +36,22 @@ PREVIEW_HEADERS = {
     "X-Step": {"description": "The step that the preview was made after, from 1.", "schema": {"type": "integer"}},
     "X-Steps": {"description": "The number of steps of the edit.", "schema": {"type": "integer"}},
 }
-NOT_FOUND = error_docs(errors.HostNotAllowed, errors.Unauthorized, errors.RequestNotFound)
+NOT_FOUND = error_docs(errors.RequestNotFound, errors.StoreUnavailable)
+
+RequestId = Annotated[str, Path(description="The id of the request.")]
+# A negative number is answered as an image that does not exist, like one that is too large.
+ImageNumber = Annotated[
+    int, Path(description="The number of the image, from 0, in prompt order.", json_schema_extra={"minimum": 0})
+]
+LastEventId = Annotated[
+    str | None, Header(description="The id of the last event that the client has: the stream continues after it.")
+]
+IfNoneMatch = Annotated[
+    list[str] | None,
+    Header(description="ETags of images that the client has: if the image's is one of them, the answer is 304."),
+    # As HTTP sends a list in a header: with commas.
+    WithJsonSchema({"type": "string"}),
+]
 
 
 def router(service: Service) -> APIRouter:
@@ -49,13 +67,13 @@ def _add_views(routes: APIRouter, service: Service) -> None:
     LinksOfRequest = Depends(links_of(service.config))
 
     @routes.get("/v1/requests/{request_id}/status", responses=NOT_FOUND)
-    async def status(request_id: str, caller: CallerOfRequest) -> RequestStatus:
+    async def get_status(request_id: RequestId, caller: CallerOfRequest) -> RequestStatus:
         """The status and progress of a request."""
         return status_of(*await service.queries.state(request_id, caller))
 
     @routes.get("/v1/requests/{request_id}/result", responses=NOT_FOUND)
-    async def result(
-        request_id: str, caller: CallerOfRequest, links: Annotated[Links, LinksOfRequest]
+    async def get_result(
+        request_id: RequestId, caller: CallerOfRequest, links: Annotated[Links, LinksOfRequest]
     ) -> RequestResult:
         """The result of a request; `outputs` is null until it has succeeded."""
         return result_of(await service.queries.request(request_id, caller), links)
@@ -63,12 +81,18 @@ def _add_views(routes: APIRouter, service: Service) -> None:
     @routes.get(
         "/v1/requests/{request_id}/images/{n}",
         response_class=Response,
-        responses=error_docs(errors.HostNotAllowed, errors.Unauthorized, errors.RequestNotFound, errors.ImageNotFound)
-        | {200: {"content": {row.mime_type: {} for row in OUTPUT_FORMATS.values()}}}
+        responses=error_docs(
+            errors.RequestNotFound, errors.ImageNotFound, errors.StoreUnavailable, errors.StorageFailed
+        )
+        | image_docs([row.mime_type for row in OUTPUT_FORMATS.values()])
         | {304: {"description": "`If-None-Match` names the image's ETag"}},
     )
-    async def image(
-        request_id: str, n: int, caller: CallerOfRequest, if_none_match: Annotated[list[str] | None, Header()] = None
+    async def get_image(
+        request: Request,
+        request_id: RequestId,
+        n: ImageNumber,
+        caller: CallerOfRequest,
+        if_none_match: IfNoneMatch = None,
     ) -> Response:
         """The image number `n` (from 0, in prompt order), as soon as it is finished."""
         done = await service.queries.image(request_id, n, caller)
@@ -77,24 +101,21 @@ def _add_views(routes: APIRouter, service: Service) -> None:
         if names_etag(if_none_match or [], headers["ETag"]):
             return Response(status_code=304, headers=headers)
         data = await service.queries.image_file(request_id, n, done)
-        return Response(data, media_type=OUTPUT_FORMATS[done.format].mime_type, headers=headers)
+        return image_answer(request, data, OUTPUT_FORMATS[done.format].mime_type, headers)
 
     @routes.get(
         "/v1/requests/{request_id}/images/{n}/preview",
-        operation_id="get_preview",
         response_class=Response,
         responses=error_docs(
-            errors.HostNotAllowed,
-            errors.Unauthorized,
             errors.RequestNotFound,
             errors.ImageNotFound,
             errors.PreviewNotReady,
             errors.StoreUnavailable,
             errors.StorageFailed,
         )
-        | {200: {"content": {"image/jpeg": {}}, "headers": PREVIEW_HEADERS}},
+        | image_docs(["image/jpeg"], PREVIEW_HEADERS),
     )
-    async def preview(request_id: str, n: int, caller: CallerOfRequest) -> Response:
+    async def get_preview(request: Request, request_id: RequestId, n: ImageNumber, caller: CallerOfRequest) -> Response:
         """The newest step preview of the image number `n` (from 0), while an editor makes it: a small JPEG.
 
         Previews are made every few steps, and only while somebody watches: who asks counts as watching for 10 s. Before
@@ -102,7 +123,7 @@ def _add_views(routes: APIRouter, service: Service) -> None:
         image's `status`.
         """
         found, steps = await service.queries.preview(request_id, n, caller)
-        return Response(found.jpeg, media_type="image/jpeg", headers={"X-Step": str(found.step), "X-Steps": str(steps)})
+        return image_answer(request, found.jpeg, "image/jpeg", {"X-Step": str(found.step), "X-Steps": str(steps)})
 
 
 def _add_cancelling(routes: APIRouter, service: Service) -> None:
@@ -111,8 +132,15 @@ def _add_cancelling(routes: APIRouter, service: Service) -> None:
         await service.submissions.cancel(record, purge=purge)
         return status_of(*await service.queries.state(request_id, caller))
 
-    @routes.delete("/v1/requests/{request_id}", responses=NOT_FOUND)
-    async def delete(request_id: str, caller: CallerOfRequest, purge: bool = False) -> RequestStatus:
+    @routes.delete(
+        "/v1/requests/{request_id}",
+        responses=error_docs(errors.RequestNotFound, errors.StoreUnavailable, errors.StorageFailed),
+    )
+    async def delete(
+        request_id: RequestId,
+        caller: CallerOfRequest,
+        purge: Annotated[bool, Query(description="Whether the images and control images are deleted, too.")] = False,
+    ) -> RequestStatus:
         """Cancel a request that has not ended. Waiting images stop at once, a running one at its next step.
 
         With `purge` its images and control images are deleted for good. Repeating it does no harm.
@@ -120,16 +148,16 @@ def _add_cancelling(routes: APIRouter, service: Service) -> None:
         return await cancelled(request_id, caller, purge=purge)
 
     @routes.post("/v1/requests/{request_id}/cancel", responses=NOT_FOUND)
-    async def cancel(request_id: str, caller: CallerOfRequest) -> RequestStatus:
+    async def cancel(request_id: RequestId, caller: CallerOfRequest) -> RequestStatus:
         """The same as DELETE."""
         return await cancelled(request_id, caller, purge=False)
 
 
 def _add_events(routes: APIRouter, service: Service) -> None:
     async def watched(
-        request_id: str,
+        request_id: RequestId,
         caller: CallerOfRequest,
-        last_event_id: Annotated[str | None, Header()] = None,
+        last_event_id: LastEventId = None,
     ) -> tuple[RequestRecord, int]:
         """The request, and the version that its watcher has seen. Read before the answer starts, so that an error
         still decides its status."""
@@ -143,12 +171,13 @@ def _add_events(routes: APIRouter, service: Service) -> None:
 
     @routes.get(
         "/v1/requests/{request_id}/events",
-        responses=NOT_FOUND,
+        responses=NOT_FOUND | {204: {"description": "The request has ended, and `Last-Event-ID` names its end"}},
         response_class=EventSourceResponse,
         description=f"What happens to a request, as server-sent events: {', '.join(Event)}. The last one is its end "
-        "and carries the result.\n\n`Last-Event-ID` resumes after an event, on any ingress.\n\nWhile the stream is "
-        "open, the request counts as watched: `preview` events have `image`, `step` and `jpeg_base64`, a small JPEG of "
-        "what the image will be.",
+        "and carries the result. The data of each event is JSON: "
+        + ", ".join(f"`{event}` {data.__name__}" for event, data in EVENT_DATA.items())
+        + ".\n\n`Last-Event-ID` resumes after an event, on any ingress.\n\nWhile the stream is open, the request "
+        "counts as watched: `preview` events have a small JPEG of what an image will be.",
     )
     async def events(
         watched: Annotated[tuple[RequestRecord, int], Depends(watched)],
@@ -164,21 +193,24 @@ def _add_events(routes: APIRouter, service: Service) -> None:
 
 
 def _add_history(routes: APIRouter, service: Service) -> None:
-    responses = error_docs(
-        errors.HostNotAllowed, errors.Unauthorized, errors.HistoryUnavailable, errors.InvalidParameter
+    @routes.get(
+        "/v1/requests",
+        responses=error_docs(errors.HistoryUnavailable, errors.InvalidParameter, errors.StoreUnavailable),
     )
-
-    @routes.get("/v1/requests", responses=responses)
     async def history(
         caller: CallerOfRequest,
-        status: Status | None = None,
-        model: LookupText | None = None,
+        status: Annotated[Status | None, Query(description="The status of the requests.")] = None,
+        model: Annotated[LookupText | None, Query(description="The id of the requests' model.")] = None,
         lora: Annotated[LookupText | None, Query(description="A `loras[].path` of the request.")] = None,
         tenant: Annotated[LookupText | None, Query(description="For operators; others see their own.")] = None,
-        since: Annotated[datetime | None, Query(description="In UTC, unless it says otherwise.")] = None,
-        until: Annotated[datetime | None, Query(description="In UTC, unless it says otherwise.")] = None,
-        cursor: Url | None = None,
-        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE,
+        since: Annotated[
+            datetime | None, Query(description="The earliest creation time, in UTC unless it names a time zone.")
+        ] = None,
+        until: Annotated[
+            datetime | None, Query(description="Creation times before this one, in UTC unless it names a time zone.")
+        ] = None,
+        cursor: Cursor = "",
+        limit: Limit = DEFAULT_PAGE,
     ) -> History:
         """Requests of the key's tenant, newest first. Without API keys there is no history: 403."""
         filter_ = HistoryFilter(tenant, status, model, lora, _seconds(since), _seconds(until))
@@ -187,7 +219,7 @@ def _add_history(routes: APIRouter, service: Service) -> None:
         page = [HistoryEntry.model_validate(row, from_attributes=True) for row in rows[:limit]]
         return History(requests=page, next_cursor=_cursor_after(rows[limit - 1]) if len(rows) > limit else None)
 
-    @routes.get("/v1/usage", responses=responses)
+    @routes.get("/v1/usage", responses=error_docs(errors.HistoryUnavailable, errors.StoreUnavailable))
     async def usage(caller: CallerOfRequest) -> UsageList:
         """GPU seconds and images of the key's tenant, since the database was created. Without API keys: 403."""
         rows = await service.queries.usage(caller)

@@ -1,6 +1,8 @@
 """Routes about uploads: control images that are sent once and that many requests name."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Path
 
 from serve_app import errors
 from serve_app.api.bodies.file_bodies import FILE_DOCS, FileOfRequest, FileRoute
@@ -12,27 +14,22 @@ from serve_app.jobs.records import Upload as UploadRecord
 from serve_app.schemas.answers import Upload
 
 UPLOAD_ERRORS = (
-    errors.HostNotAllowed,
-    errors.Unauthorized,
     errors.BodyInvalid,
-    errors.BodyTooLarge,
-    errors.RequestTooSlow,
     errors.ControlImageInvalid,
     errors.UploadQuotaExceeded,
     errors.Overloaded,
     errors.StoreUnavailable,
     errors.StorageFailed,
 )
-NOT_FOUND = error_docs(
-    errors.HostNotAllowed, errors.Unauthorized, errors.UploadNotFound, errors.StoreUnavailable, errors.StorageFailed
-)
+NOT_FOUND = error_docs(errors.UploadNotFound, errors.StoreUnavailable)
+UploadId = Annotated[str, Path(description="The id of the upload: the SHA-256 of its file, in hex.")]
 
 
 def router(service: Service) -> APIRouter:
     files = APIRouter(tags=["uploads"], dependencies=KEYS_IN_DOCS, route_class=FileRoute)
     routes = APIRouter(tags=["uploads"], dependencies=KEYS_IN_DOCS)
 
-    @files.post("/v1/uploads", operation_id="upload", responses=error_docs(*UPLOAD_ERRORS), openapi_extra=FILE_DOCS)
+    @files.post("/v1/uploads", responses=error_docs(*UPLOAD_ERRORS), openapi_extra=FILE_DOCS)
     async def upload(file: FileOfRequest, caller: CallerOfRequest) -> Upload:
         """Store a control image once, for any number of requests: each names it `upload:<id>`.
 
@@ -41,13 +38,13 @@ def router(service: Service) -> APIRouter:
         """
         return _answer(await service.uploads.store(file, caller))
 
-    @routes.get("/v1/uploads/{upload_id}", operation_id="get_upload", responses=NOT_FOUND)
-    async def get_upload(upload_id: str, caller: CallerOfRequest) -> Upload:
+    @routes.get("/v1/uploads/{upload_id}", responses=NOT_FOUND)
+    async def get_upload(upload_id: UploadId, caller: CallerOfRequest) -> Upload:
         """An upload that has not expired. The id is the SHA-256 of the file, so a client can ask before it sends it."""
         return _answer(await service.uploads.get(upload_id, caller))
 
-    @routes.delete("/v1/uploads/{upload_id}", operation_id="delete_upload", status_code=204, responses=NOT_FOUND)
-    async def delete_upload(upload_id: str, caller: CallerOfRequest) -> None:
+    @routes.delete("/v1/uploads/{upload_id}", status_code=204, responses=NOT_FOUND)
+    async def delete_upload(upload_id: UploadId, caller: CallerOfRequest) -> None:
         """Delete an upload. Requests that use it are not affected."""
         await service.uploads.delete(upload_id, caller)
 

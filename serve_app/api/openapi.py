@@ -1,0 +1,193 @@
+"""The OpenAPI document: what FastAPI derives from the routes, completed so that clients can be generated from it.
+
+For every route, this adds the errors of the HTTP front and of the middleware, which no route has to name. The bodies
+are replaced by what their models say, because FastAPI's copies lose nulls and round large numbers.
+"""
+
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute, iter_route_contexts
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from serve_app import errors
+from serve_app.api.access import PROBES, PUBLIC_PATHS
+from serve_app.api.bodies.limits import METHODS_WITH_BODY
+from serve_app.api.error_answers import error_docs
+from serve_app.api.error_shapes import CONTRACT, ErrorShape
+from serve_app.schemas import answers, events, records, requests
+from serve_app.schemas import errors as error_bodies
+from serve_app.schemas.documented import REFERENCES, reference_to
+
+JsonObject = dict[str, Any]
+
+# The modules whose models are bodies.
+BODIES: tuple[ModuleType, ...] = (requests, answers, records, events, error_bodies)
+TAGS = {
+    "inference": "Submit requests.",
+    "requests": "Follow, cancel and list requests, and download their images.",
+    "uploads": "Send control images once, for many requests.",
+    "models": "What requests can name.",
+    "operation": "Probes.",
+    "webhooks": "What the service posts to a request's `webhook_url`.",
+}
+# Any request may be answered with these: by the HTTP front, or by a fault of the service.
+ERRORS_OF_ALL = (
+    errors.RequestTooSlow,
+    errors.TooManyRequests,
+    errors.HeadersTooLarge,
+    errors.ServiceError,
+    errors.ServiceUnavailable,
+    errors.NoAnswer,
+)
+ERRORS_OF_BODIES = (errors.BodyTooLarge, errors.RequestTooSlow, errors.Overloaded)
+EVENT_STREAM = "text/event-stream"
+# The route that streams the events of a request.
+EVENTS_ROUTE = "events"
+
+
+class Application(FastAPI):
+    """FastAPI with the completed document."""
+
+    def openapi(self) -> JsonObject:
+        if self.openapi_schema is None:
+            document = super().openapi()
+            shapes = set()
+            for route in self.routes_in_document():
+                shapes.add(shape := _shape_of(route))
+                for method in route.methods or ():
+                    _complete(document["paths"][route.path_format][method.lower()], route, method, shape)
+            document["webhooks"] = {name: {"post": _webhook(name, kind)} for name, kind in events.WEBHOOKS.items()}
+            document["components"]["schemas"] = _bodies_of(document, shapes)
+            _drop_titles(document)
+        return self.openapi_schema or {}
+
+    def routes_in_document(self) -> Iterator[APIRoute]:
+        for context in iter_route_contexts(self.routes):
+            route = context.original_route
+            if isinstance(route, APIRoute) and route.include_in_schema:
+                yield route
+
+
+def errors_on_the_way(route: APIRoute, method: str) -> Iterator[type[errors.ServiceError]]:
+    """The errors that a request can meet before or after its route, whatever the route does."""
+    yield from ERRORS_OF_ALL
+    if route.path not in PROBES:
+        yield errors.HostNotAllowed
+    if route.path not in PUBLIC_PATHS:
+        yield errors.Unauthorized
+    if method in METHODS_WITH_BODY:
+        yield from ERRORS_OF_BODIES
+
+
+def _shape_of(route: APIRoute) -> ErrorShape:
+    shape: ErrorShape = getattr(route, "error_shape", CONTRACT)
+    return shape
+
+
+def _complete(operation: JsonObject, route: APIRoute, method: str, shape: ErrorShape) -> None:
+    """Complete the document of one operation."""
+    responses = operation["responses"]
+    _describe_faults(responses, shape)
+    for status, docs in error_docs(*errors_on_the_way(route, method), shape=shape).items():
+        _merge(responses.setdefault(str(status), {}), docs)
+    if route.name == EVENTS_ROUTE:
+        responses["200"]["content"] = {EVENT_STREAM: event_stream()}
+    operation["responses"] = {status: responses[status] for status in sorted(responses)}
+
+
+def _describe_faults(responses: JsonObject, shape: ErrorShape) -> None:
+    """Replace what FastAPI says about requests of the wrong shape, where it says something."""
+    fastapis = {"schema": {"$ref": REFERENCES.format(model="HTTPValidationError")}}
+    if responses.get("422", {}).get("content") != {"application/json": fastapis}:
+        return
+    del responses["422"]
+    content = {"application/json": {"schema": reference_to(shape.faults_model or shape.model)}}
+    docs = {"description": "The request has the wrong shape", "content": content}
+    _merge(responses.setdefault(str(shape.faults_status), {}), docs)
+
+
+def event_stream() -> JsonObject:
+    """The media type of a stream of events: one schema for each kind of event, of the fields of a server-sent event."""
+    kinds = []
+    for event, data in events.EVENT_DATA.items():
+        content = {"type": "string", "contentMediaType": "application/json", "contentSchema": reference_to(data)}
+        fields = {"event": {"const": event}, "data": content, "id": {"type": "string"}}
+        kinds.append({"type": "object", "required": ["event", "data"], "properties": fields})
+    return {"schema": {"type": "string"}, "itemSchema": {"oneOf": kinds}}
+
+
+def _webhook(name: str, kind: type[BaseModel]) -> JsonObject:
+    """The document of a webhook, which the service posts and a receiver answers."""
+    return {
+        "tags": ["webhooks"],
+        "operationId": name,
+        "summary": kind.__doc__,
+        "description": "Posted to a request's `webhook_url`, signed as Standard Webhooks specify.",
+        "requestBody": {"required": True, "content": {"application/json": {"schema": reference_to(kind)}}},
+        "responses": {"2XX": {"description": "Received; any other answer makes the service try again later"}},
+    }
+
+
+def _merge(response: JsonObject, docs: JsonObject) -> None:
+    """Add what `docs` say to what is known of the answers with one status."""
+    response.setdefault("description", docs["description"])
+    for media_type, added in docs["content"].items():
+        content = response.setdefault("content", {}).setdefault(media_type, {})
+        content["schema"] = _either(content.get("schema"), added["schema"])
+        if "examples" in added:
+            content["examples"] = content.get("examples", {}) | added["examples"]
+
+
+def _either(one: JsonObject | None, other: JsonObject) -> JsonObject:
+    """The schema of a body that is one or the other."""
+    if one is None or one == other:
+        return other
+    return {"anyOf": [one, other]}
+
+
+def _bodies_of(document: JsonObject, shapes: Iterable[ErrorShape]) -> JsonObject:
+    """The schema of each body that the document refers to, by name."""
+    models = [kind for module in BODIES for kind in vars(module).values() if _is_body(kind)]
+    models += [model for shape in shapes for model in (shape.model, shape.faults_model) if model]
+    _, found = models_json_schema([(model, "validation") for model in models], ref_template=REFERENCES)
+    known = document["components"]["schemas"] | found["$defs"]
+    needed: JsonObject = {}
+    missing = list(_references([document["paths"], document["webhooks"]]))
+    while missing:
+        name = missing.pop()
+        if name not in needed:
+            needed[name] = known[name]
+            missing += _references(known[name])
+    return dict(sorted(needed.items()))
+
+
+def _drop_titles(document: JsonObject) -> None:
+    """Remove the titles of fields and parameters, which say nothing that the names do not say."""
+    parameters = (
+        parameter["schema"]
+        for operations in document["paths"].values()
+        for operation in operations.values()
+        for parameter in operation.get("parameters", ())
+    )
+    bodies = document["components"]["schemas"].values()
+    for described in (*parameters, *(field for body in bodies for field in body.get("properties", {}).values())):
+        described.pop("title", None)
+
+
+def _is_body(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel) and kind is not BaseModel
+
+
+def _references(node: Any) -> Iterator[str]:
+    """The names of the bodies that a part of the document refers to."""
+    if isinstance(node, dict):
+        if "$ref" in node:
+            yield node["$ref"].rpartition("/")[2]
+        node = node.values()
+    if isinstance(node, Iterable) and not isinstance(node, str):
+        for inner in node:
+            yield from _references(inner)
