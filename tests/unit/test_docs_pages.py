@@ -56,6 +56,10 @@ def test_page_asks_no_other_host_to_validate_the_document(client):
     assert '"validatorUrl": null' in client.get("/docs").text
 
 
+def test_redoc_shows_no_logo_from_another_host(client):
+    assert "cdn.redoc.ly" not in client.get("/docs/redoc.standalone.js").text
+
+
 def test_style_sheet_loads_nothing_from_another_host(client):
     style = client.get("/docs/swagger-ui.css").text
     assert [url for url in re.findall(r"url\(([^)]*)\)", style) if not url.strip("\"'").startswith("data:")] == []

@@ -4,19 +4,24 @@ URLs in the pages are relative, so they work under every host name and path pref
 """
 
 from collections.abc import Awaitable, Callable
+from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 from fastapi import APIRouter
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse, Response
 
+REDOC = "redoc.standalone.js"
 # Files of Swagger UI and ReDoc that the package fastapi-offline ships: their media types by name.
 FILES = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
-    "redoc.standalone.js": "text/javascript",
+    REDOC: "text/javascript",
     "favicon.png": "image/png",
 }
+# ReDoc loads a logo of its maker from another host, and has no option against it. It shows no logo if this is no image.
+REDOC_LOGO, NO_IMAGE = b"https://cdn.redoc.ly/redoc/logo-mini.svg", b"data:,"
 OAUTH2_REDIRECT = "/docs/oauth2-redirect"
 # Everything here, and the document that the pages show. None of it needs a key.
 PATHS = frozenset({"/docs", OAUTH2_REDIRECT, "/redoc", "/openapi.json", *(f"/docs/{name}" for name in FILES)})
@@ -33,7 +38,6 @@ FILE_HEADERS = {"Cache-Control": "private, max-age=3600"}
 def router(title: str) -> APIRouter:
     """The pages for the OpenAPI document of the application `title`."""
     routes = APIRouter(include_in_schema=False)
-    folder = files("fastapi_offline") / "static"
 
     @routes.get("/docs")
     async def swagger_ui() -> HTMLResponse:
@@ -55,7 +59,7 @@ def router(title: str) -> APIRouter:
             get_redoc_html(
                 openapi_url="openapi.json",
                 title=title,
-                redoc_js_url="docs/redoc.standalone.js",
+                redoc_js_url=f"docs/{REDOC}",
                 redoc_favicon_url="docs/favicon.png",
                 with_google_fonts=False,
             )
@@ -65,9 +69,23 @@ def router(title: str) -> APIRouter:
     async def oauth2_redirect() -> HTMLResponse:
         return _page(get_swagger_ui_oauth2_redirect_html())
 
-    for name in FILES:
-        routes.add_api_route(f"/docs/{name}", _file_route(str(folder / name), FILES[name]), methods=["GET"])
+    @routes.get(f"/docs/{REDOC}")
+    def redoc_script() -> Response:
+        return Response(_redoc_script(), media_type=FILES[REDOC], headers=FILE_HEADERS)
+
+    for name in FILES.keys() - {REDOC}:
+        routes.add_api_route(f"/docs/{name}", _file_route(_path(name), FILES[name]), methods=["GET"])
     return routes
+
+
+def _path(name: str) -> str:
+    return str(files("fastapi_offline") / "static" / name)
+
+
+@cache
+def _redoc_script() -> bytes:
+    """ReDoc without its maker's logo. Blocks."""
+    return Path(_path(REDOC)).read_bytes().replace(REDOC_LOGO, NO_IMAGE)
 
 
 def _page(page: HTMLResponse) -> HTMLResponse:
