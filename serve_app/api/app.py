@@ -70,7 +70,10 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
     """Add the middleware from the inside out: a request passes the last one first."""
     config = service.config
     app.add_middleware(
-        BodyLimit, memory=service.body_memory, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s
+        BodyLimit,
+        memory=service.resources.body_memory,
+        max_bytes=config.max_body_bytes,
+        timeout_s=config.body_timeout_s,
     )
     app.add_middleware(Authenticate, caller_of=service.keys.caller)
     app.add_middleware(CheckHost, allowed_hosts=config.allowed_hosts)

@@ -7,9 +7,7 @@ from typing import Any
 from serve_app.adapters.lora_root import LoraRoot
 from serve_app.adapters.sources import LoraSources
 from serve_app.concurrency import background
-from serve_app.concurrency.budget import Budget
 from serve_app.config import AppConfig, IngressSettings, MalformedPreset
-from serve_app.images.decoder_pool import PROCESSES, Decoders
 from serve_app.intake.admission import Admission
 from serve_app.intake.catalogue import Catalogue
 from serve_app.intake.events import Events
@@ -17,16 +15,14 @@ from serve_app.intake.keys import Keys
 from serve_app.intake.presets import Presets
 from serve_app.intake.previews import Previews
 from serve_app.intake.queries import Queries
+from serve_app.intake.resources import Resources
 from serve_app.intake.stored_images import StoredImages
 from serve_app.intake.submission import Submissions
 from serve_app.intake.tenants import tenant_limits
 from serve_app.intake.uploads import Uploads
 from serve_app.intake.watch import Watch
 from serve_app.intake.workload import Workload
-from serve_app.jobs.store import JobStore
 from serve_app.models.architecture import architecture_of
-from serve_app.storage.artifacts import Artifacts
-from serve_app.storage.fetch import Fetcher
 from serve_app.telemetry.metrics import NO_METER, Meter
 from serve_app.workers.backlog_report import BacklogReport
 from serve_app.workers.dispatcher import Dispatcher, EditorCount
@@ -59,68 +55,47 @@ class Service:
         self.keys = Keys(config.auth, tenant_limits(config.jobs, IngressSettings()))
         config.refuse_missing_folders()
         architectures = {model.id: architecture_of(model) for model in config.models}
-        # A tenant may hold one part in `parts` of memory and connections. Without API keys all callers are one tenant.
-        parts = 2 if config.auth.keys_file else 1
         self.config = config
         self._drain_s = drain_s
-        # A body that finds no memory is refused at once: see `BodyLimit`.
-        self.body_memory = _budget(config, parts, 0.0, "this request's body")
-        self.image_memory = _budget(config, parts, config.fetch.patience_s, "this request's control images")
-        self._artifacts = Artifacts(config.artifacts_url)
-        self._fetcher = Fetcher(config.fetch, config.fetch.connections // parts)
-        self._decoders = Decoders(config.fetch, PROCESSES - 1 if config.auth.keys_file else PROCESSES)
-        self._store = JobStore(config.jobs)
-        self._watch = Watch(self._store, meter)
-        self._sweeper = Sweeper(self._store, self._artifacts, config.jobs, meter)
-        self.workload = Workload(config, self._store, editor_count, ready_without_editor)
-        self._dispatcher = Dispatcher(
-            self._store, editors, self._artifacts, config.jobs, self.workload.editor_counts, meter
-        )
+        self.resources = resources = Resources(config)
+        store, artifacts, decoders = resources.store, resources.artifacts, resources.decoders
+        self._watch = Watch(store, meter)
+        self._sweeper = Sweeper(store, artifacts, config.jobs, meter)
+        self.workload = Workload(config, store, editor_count, ready_without_editor)
+        self._dispatcher = Dispatcher(store, editors, artifacts, config.jobs, self.workload.editor_counts, meter)
         lora_root = LoraRoot(config.lora_root)
-        sources = LoraSources(lora_root, self._fetcher, self._artifacts, config.fetch.hub_hosts)
-        stored_images = StoredImages(self._store, self._artifacts)
-        admission = Admission(config, self._fetcher, self._decoders, sources, architectures, stored_images)
+        sources = LoraSources(lora_root, resources.fetcher, artifacts, config.fetch.hub_hosts)
+        stored_images = StoredImages(store, artifacts)
+        admission = Admission(config, resources.fetcher, decoders, sources, architectures, stored_images)
         self.catalogue = Catalogue(config, lora_root, architectures)
         self.presets = Presets()
         self.submissions = Submissions(
-            config,
-            admission,
-            self.presets,
-            self.image_memory,
-            self._store,
-            self._artifacts,
-            self._dispatcher,
-            self._sweeper,
-            meter,
+            config, resources, admission, self.presets, self._dispatcher, self._sweeper, meter
         )
-        self.uploads = Uploads(config, self._decoders, self._store, self._artifacts, self._sweeper)
-        self.previews = Previews(self._artifacts)
-        self.queries = Queries(config, self._store, self._artifacts, self._watch, self.workload, self.previews)
-        self.events = Events(self._store, self._watch, self.previews)
+        self.uploads = Uploads(config, decoders, store, artifacts, self._sweeper)
+        self.previews = Previews(artifacts)
+        self.queries = Queries(config, store, artifacts, self._watch, self.workload, self.previews)
+        self.events = Events(store, self._watch, self.previews)
         models = [model.id for model in config.models]
-        self._warm_list = WarmListWriter(self._store, self._artifacts, admission.named_adapter, models, meter)
+        self._warm_list = WarmListWriter(store, artifacts, admission.named_adapter, models, meter)
         self._workers = self._workers_of(meter)
 
     def _workers_of(self, meter: Meter) -> Sequence[Run]:
         """Everything that runs next to requests, in the order of its start."""
-        config = self.config
+        config, store = self.config, self.resources.store
         report = BacklogReport(self.workload.backlogs, self.workload.editor_counts, meter)
         workers = [self._watch.run, self._dispatcher.run, report.run, self._warm_list.run, self._sweeper.run]
         if config.webhooks.secret is not None:
-            workers.append(Deliverer(self._store.webhooks, config.webhooks, self.queries.webhook_payload, meter).run)
+            workers.append(Deliverer(store.webhooks, config.webhooks, self.queries.webhook_payload, meter).run)
         return workers
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Open the database and start the workers; stop and close everything at the exit. To be entered once.
+        """Open the resources and start the workers; stop and close everything at the exit. To be entered once.
 
         What was started is stopped as well if the start fails or is cancelled half way. Raises StoreUnavailable.
         """
-        async with AsyncExitStack() as exits:
-            exits.push_async_callback(self._fetcher.close)
-            exits.push_async_callback(self._decoders.close)
-            exits.push_async_callback(self._store.close)
-            await self._store.open()
+        async with self.resources.opened(), AsyncExitStack() as exits:
             for run in self._workers:
                 exits.push_async_callback(background.cancel, background.start(run()))
             # The first thing at the exit: running edits still need all the other parts.
@@ -131,12 +106,6 @@ class Service:
         """Apply the settings that change in place. `malformed` are presets that are not among them, by name."""
         jobs = self.config.jobs
         self.keys.limits = tenant_limits(jobs, settings)
-        self._store.requests.max_queued = settings.max_queued or jobs.max_queued
+        self.resources.store.requests.max_queued = settings.max_queued or jobs.max_queued
         self._warm_list.keep(settings.keep_warm)
         self.presets.replace(settings.presets, malformed)
-
-
-def _budget(config: AppConfig, parts: int, patience_s: float, what: str) -> Budget:
-    """Memory of `fetch.budget_bytes`, of which one tenant may hold one part in `parts`."""
-    total = config.fetch.budget_bytes
-    return Budget(total, total // parts, patience_s, what)

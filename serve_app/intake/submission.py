@@ -12,20 +12,18 @@ from typing import Any
 from opentelemetry.trace import SpanKind
 
 from serve_app.concurrency import background
-from serve_app.concurrency.budget import Budget
 from serve_app.config import AppConfig
 from serve_app.errors import FilesGone, describe
 from serve_app.intake.admission import Admission, Admitted, gather_all, sha256_of
 from serve_app.intake.new_files import MAX_TRIES, discarding_new_files
 from serve_app.intake.parts import NO_PARTS, PART, Parts
 from serve_app.intake.presets import Presets
+from serve_app.intake.resources import Resources
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import NewImage, NewRequest, RequestRecord, WebhookTarget
-from serve_app.jobs.store import JobStore
 from serve_app.schemas.answers import Explanation
 from serve_app.schemas.requests import InferenceRequest, Tolerant
 from serve_app.storage import artifact_keys
-from serve_app.storage.artifacts import Artifacts
 from serve_app.storage.step_previews import StepPreviewStorage
 from serve_app.tasks import Status
 from serve_app.telemetry import tracing
@@ -59,23 +57,20 @@ class Submissions:
     def __init__(
         self,
         config: AppConfig,
+        resources: Resources,
         admission: Admission,
         presets: Presets,
-        image_memory: Budget,
-        store: JobStore,
-        artifacts: Artifacts,
         dispatcher: Dispatcher,
         sweeper: Sweeper,
         meter: Meter,
     ) -> None:
-        """`image_memory` is what control images may take (bytes) while their requests are checked."""
         self._config = config
         self._admission = admission
         self._presets = presets
-        self._image_memory = image_memory
-        self._store = store
-        self._artifacts = artifacts
-        self._previews = StepPreviewStorage(artifacts)
+        self._image_memory = resources.image_memory
+        self._store = resources.store
+        self._artifacts = resources.artifacts
+        self._previews = StepPreviewStorage(resources.artifacts)
         self._dispatcher = dispatcher
         self._sweeper = sweeper
         self._meter = meter

@@ -117,22 +117,7 @@ backlogs: sa.Select[Any] = (
 
 def history(which: HistoryFilter, before: tuple[float, str] | None, limit: int) -> sa.Select[Any]:
     """A page of the history, newest first."""
-    conditions = [
-        column == value
-        for column, value in (
-            (_requests.tenant, which.tenant),
-            (_requests.status, which.status),
-            (_requests.model, which.model),
-        )
-        if value is not None
-    ]
-    if which.lora is not None:
-        named = sa.select(tables.request_loras.c.request_id).where(tables.request_loras.c.path == which.lora)
-        conditions.append(_requests.id.in_(named))
-    if which.since is not None:
-        conditions.append(_requests.created_at >= which.since)
-    if which.until is not None:
-        conditions.append(_requests.created_at < which.until)
+    conditions = _conditions(which)
     if before is not None:
         conditions.append(sa.tuple_(_requests.created_at, _requests.id) < sa.tuple_(*map(sa.literal, before)))
     of_request = _images.request_id == _requests.id
@@ -160,3 +145,23 @@ def history(which: HistoryFilter, before: tuple[float, str] | None, limit: int) 
         .order_by(_requests.created_at.desc(), _requests.id.desc())
         .limit(limit)
     )
+
+
+def _conditions(which: HistoryFilter) -> list[sa.ColumnElement[bool]]:
+    conditions = [
+        column == value
+        for column, value in (
+            (_requests.tenant, which.tenant),
+            (_requests.status, which.status),
+            (_requests.model, which.model),
+        )
+        if value is not None
+    ]
+    if which.lora is not None:
+        named = sa.select(tables.request_loras.c.request_id).where(tables.request_loras.c.path == which.lora)
+        conditions.append(_requests.id.in_(named))
+    if which.since is not None:
+        conditions.append(_requests.created_at >= which.since)
+    if which.until is not None:
+        conditions.append(_requests.created_at < which.until)
+    return conditions

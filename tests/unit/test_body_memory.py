@@ -93,8 +93,8 @@ async def test_body_that_finds_no_memory_is_refused_at_once_and_not_read():
 
 async def test_full_memory_of_a_service_is_a_503_at_once(application, client):
     service = application.service
-    with service.body_memory.hold("") as hold:
-        hold.take_now(service.body_memory.total)
+    with service.resources.body_memory.hold("") as hold:
+        hold.take_now(service.resources.body_memory.total)
         answer = await asyncio.to_thread(client.post, "/v1/inference", json={})
         cancel = await asyncio.to_thread(client.post, f"/v1/requests/{'0' * 32}/cancel")
     assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (503, "OVERLOADED")

@@ -145,15 +145,15 @@ async def test_service_that_is_cancelled_at_its_start_or_exit_leaves_nothing_beh
 
     async def once() -> None:
         services.append(Service(config, InstantEditors(Artifacts(config.artifacts_url)), one_editor))
-        assert not services[-1]._fetcher._session.closed  # opens it
+        assert not services[-1].resources.fetcher._session.closed  # opens it
         async with services[-1].running():
             await asyncio.sleep(0)
 
     async def check() -> None:
         running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         assert not running
-        assert services[-1]._fetcher._session.closed
-        assert connections_in_use(services[-1]._store) == 0
+        assert services[-1].resources.fetcher._session.closed
+        assert connections_in_use(services[-1].resources.store) == 0
 
     await cancelled_at_each_await(once, check, at_least=6)
 
@@ -164,10 +164,10 @@ async def test_service_whose_store_does_not_open_leaves_nothing_behind(config, m
 
     monkeypatch.setattr(JobStore, "open", away)
     service = Service(config, InstantEditors(Artifacts(config.artifacts_url)), one_editor)
-    assert not service._fetcher._session.closed  # opens it
+    assert not service.resources.fetcher._session.closed  # opens it
     with pytest.raises(StoreUnavailable):
         await service.running().__aenter__()
-    assert service._fetcher._session.closed
+    assert service.resources.fetcher._session.closed
 
 
 class SlowToStop:

@@ -142,7 +142,7 @@ def test_bytes_of_a_file_do_not_count_as_json(application, client, make_body, mo
     submit = application.service.submissions.explain
 
     async def watched(*arguments):
-        taken.append(application.service.body_memory.held)
+        taken.append(application.service.resources.body_memory.held)
         return await submit(*arguments)
 
     monkeypatch.setattr(application.service.submissions, "explain", watched)

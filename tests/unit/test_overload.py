@@ -125,7 +125,7 @@ async def test_slow_downloads_of_one_tenant_leave_others_their_connections(start
     # Those that had a connection are the server's own fault.
     blamed = [error_of(answer) for answer in answers if answer.status_code == 400]
     assert [error["code"] for error in blamed] == ["CONTROL_IMAGE_INVALID"] * 2
-    assert service_of(client).image_memory.held == 0
+    assert service_of(client).resources.image_memory.held == 0
 
 
 async def test_time_in_our_own_line_is_no_time_of_the_server(images, url):
@@ -163,7 +163,7 @@ async def test_request_downloads_no_more_at_a_time_than_it_holds(start, images, 
     error = error_of(answer)
     assert (error["code"], "together are larger than" in error["message"]) == ("CONTROL_IMAGE_INVALID", True)
     assert error["details"]["prompt_index"] == 2
-    assert service_of(client).image_memory.held == 0
+    assert service_of(client).resources.image_memory.held == 0
 
 
 async def test_what_images_do_not_take_is_used_for_others(start, images, url, body_of):
@@ -175,7 +175,7 @@ async def test_what_images_do_not_take_is_used_for_others(start, images, url, bo
     answers = await asyncio.gather(*(post(client, tenant, many) for tenant in ("red", "blue", "red", "blue")))
     assert [answer.status_code for answer in answers] == [200] * 4
     assert images.most <= 2 * IMAGES_AT_ONCE
-    assert service_of(client).image_memory.held == 0
+    assert service_of(client).resources.image_memory.held == 0
 
 
 async def test_memory_for_images_is_waited_for_and_then_refused(start, images, url, body_of):
@@ -213,7 +213,7 @@ async def test_waiting_for_a_result_holds_no_memory_for_the_body(start, make_bod
     client = await start()
     application: Application = client.application
     application.editors.gate.clear()
-    bodies = service_of(client).body_memory
+    bodies = service_of(client).resources.body_memory
     waiting = asyncio.create_task(client.post("/v1/inference?wait=20", json=make_body(), headers={"X-API-Key": "red"}))
     async with asyncio.timeout(20):
         while not (application.editors.tasks and bodies.held == 0):
@@ -241,7 +241,7 @@ async def test_waiting_for_a_result_keeps_no_copy_of_the_body(start, make_body):
         headers = {"X-API-Key": "red", "Content-Type": "application/json"}
         waiting = asyncio.create_task(client.post("/v1/inference?wait=20", content=sent(), headers=headers))
         async with asyncio.timeout(20):
-            while not application.editors.tasks or service_of(client).body_memory.held:
+            while not application.editors.tasks or service_of(client).resources.body_memory.held:
                 assert not waiting.done()
                 await asyncio.sleep(0.01)
         held, _ = tracemalloc.get_traced_memory()

@@ -125,8 +125,8 @@ def test_notes_say_what_becomes_of_the_image(client, make_body):
 
 def test_upload_is_neither_read_nor_decoded_again(application, client, make_body, monkeypatch):
     upload(client)
-    monkeypatch.setattr(application.service._decoders, "facts", None)
-    monkeypatch.setattr(application.service._artifacts, "get", None)
+    monkeypatch.setattr(application.service.resources.decoders, "facts", None)
+    monkeypatch.setattr(application.service.resources.artifacts, "get", None)
     assert client.post("/v1/inference?wait=5", json=make_body(ctrl_img=f"upload:{ID}")).status_code == 200
 
 
