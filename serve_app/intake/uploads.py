@@ -52,9 +52,11 @@ class Uploads:
         return await self._store.uploads.get(upload_id, caller.tenant)
 
     async def delete(self, upload_id: str, caller: Caller) -> None:
-        """Delete an upload, and its file unless something else needs it. Raises UploadNotFound."""
-        upload = await self._store.uploads.delete(upload_id, caller.tenant)
-        await self._sweeper.delete_unneeded([upload.key])
+        """Delete an upload, and its file unless something else needs it.
+
+        Raises UploadNotFound, and StorageFailed if the file cannot be deleted, in which case the upload stays.
+        """
+        await self._store.retention.delete_upload(upload_id, caller.tenant, self._artifacts.delete)
 
     async def _checked(self, data: bytes, caller: Caller) -> NewUpload:
         max_bytes = self._config.fetch.max_bytes

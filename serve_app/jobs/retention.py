@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from serve_app.jobs import state_changes, tables
 from serve_app.jobs.database import Database, transaction
 from serve_app.jobs.new_rows import json_bytes
+from serve_app.jobs.uploads import check_upload_id, upload_not_found
 
 # Deletes files in artifact storage, by key. Blocks.
 Delete = Callable[[Sequence[str]], None]
@@ -81,6 +82,18 @@ class Retention:
             await self._forget_results(connection, request_id)
             await connection.execute(tables.requests.update().where(_requests.id == request_id).values(purged=True))
             await self._delete_unneeded(connection, keys, delete)
+
+    @transaction
+    async def delete_upload(self, sha256: str, tenant: str, delete: Delete) -> None:
+        """Delete an upload that has not expired, and its file if nothing else needs it. Raises UploadNotFound."""
+        check_upload_id(sha256)
+        this = sa.and_(_uploads.tenant == tenant, _uploads.sha256 == sha256, _uploads.expires_at > tables.now())
+        async with self._database.deleting_files() as connection:
+            deleted = await connection.execute(tables.uploads.delete().where(this).returning(_uploads.key))
+            key = deleted.scalar_one_or_none()
+            if key is None:
+                raise upload_not_found(sha256)
+            await self._delete_unneeded(connection, [key], delete)
 
     @transaction
     async def delete_unneeded(self, keys: Sequence[str], delete: Delete) -> None:

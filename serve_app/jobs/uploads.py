@@ -58,27 +58,16 @@ class Uploads:
     @transaction
     async def get(self, sha256: str, tenant: str) -> Upload:
         """Raises UploadNotFound."""
-        _check_id(sha256)
+        check_upload_id(sha256)
         found = await self._find([sha256], tenant)
         if sha256 not in found:
-            raise _not_found(sha256)
+            raise upload_not_found(sha256)
         return found[sha256]
 
     @transaction
     async def find(self, sha256s: Collection[str], tenant: str | None) -> dict[str, Upload]:
         """Those of these uploads that there are, by digest. With a `tenant`, only its own."""
         return await self._find(sha256s, tenant)
-
-    @transaction
-    async def delete(self, sha256: str, tenant: str) -> Upload:
-        """Forget an upload, and return what it was. Its file is left to the caller. Raises UploadNotFound."""
-        _check_id(sha256)
-        this = sa.and_(_uploads.tenant == tenant, _uploads.sha256 == sha256, _uploads.expires_at > tables.now())
-        async with self._database.writing() as connection:
-            row = (await connection.execute(tables.uploads.delete().where(this).returning(*_uploads))).one_or_none()
-        if row is None:
-            raise _not_found(sha256)
-        return _record(row)
 
     @transaction
     async def delete_expired(self, limit: int) -> list[str]:
@@ -136,11 +125,11 @@ def _record(row: sa.Row[Any]) -> Upload:
     return Upload(**dict(row._mapping) | {"facts": _facts.validate_python(row.facts)})
 
 
-def _check_id(sha256: str) -> None:
+def check_upload_id(sha256: str) -> None:
     """Raise UploadNotFound if this cannot be an id. PostgreSQL refuses some strings, such as those with NUL."""
     if not SHA256.fullmatch(sha256):
-        raise _not_found(sha256)
+        raise upload_not_found(sha256)
 
 
-def _not_found(sha256: str) -> UploadNotFound:
+def upload_not_found(sha256: str) -> UploadNotFound:
     return UploadNotFound(f"there is no upload {sha256!r}, or it has expired", {"upload_id": sha256})

@@ -13,7 +13,7 @@ from alembic import command
 from alembic.config import Config
 
 from serve_app.config import JobsConfig
-from serve_app.errors import FilesGone, UploadNotFound, UploadQuotaExceeded
+from serve_app.errors import FilesGone, StorageFailed, UploadNotFound, UploadQuotaExceeded
 from serve_app.images.decode import ImageFacts
 from serve_app.jobs import tables
 from serve_app.jobs.database import MIGRATIONS, Database
@@ -135,9 +135,10 @@ async def test_expired_uploads_count_for_nothing(service, store):
     await store.uploads.refuse_when_full(new(2), 100)
     await service.upload(store, new(2), tenant_max=100)
     assert await store.uploads.find([new(1).sha256], "t") == {}
-    for call in (store.uploads.get, store.uploads.delete):
-        with pytest.raises(UploadNotFound):
-            await call(new(1).sha256, "t")
+    with pytest.raises(UploadNotFound):
+        await store.uploads.get(new(1).sha256, "t")
+    with pytest.raises(UploadNotFound):
+        await store.retention.delete_upload(new(1).sha256, "t", service.artifacts.delete)
     # Sent again, it is new: it needs room.
     with pytest.raises(UploadQuotaExceeded):
         await service.upload(store, new(1), tenant_max=100)
@@ -208,12 +209,31 @@ async def test_upload_keeps_an_old_file_that_no_request_needs(service, store, ma
     assert service.files() == set()
 
 
-async def test_deleted_upload_keeps_nothing(service, store):
+async def test_upload_is_deleted_with_its_file_or_not_at_all(service, store):
+    def fail(keys: Sequence[str]) -> None:
+        raise StorageFailed("no")
+
     await service.upload(store, new())
-    assert (await store.uploads.delete(new().sha256, "t")).key == new().key
-    assert await store.retention.unneeded([new().key]) == [new().key]
+    with pytest.raises(StorageFailed):
+        await store.retention.delete_upload(new().sha256, "t", fail)
+    assert await store.uploads.get(new().sha256, "t")
+    for tenant in ("u", ""):
+        with pytest.raises(UploadNotFound):
+            await store.retention.delete_upload(new().sha256, tenant, service.artifacts.delete)
+    await store.retention.delete_upload(new().sha256, "t", service.artifacts.delete)
+    assert service.files() == set()
     with pytest.raises(UploadNotFound):
-        await store.uploads.delete(new().sha256, "t")
+        await store.uploads.get(new().sha256, "t")
+
+
+async def test_deleted_upload_leaves_a_file_that_something_else_needs(service, store, make_plan):
+    shared, used = new(1), new(2)
+    for upload in (shared, replace(shared, tenant="u"), used):
+        await service.upload(store, upload)
+    await request(store, make_plan(), used.key, service.artifacts.exists)
+    for upload in (shared, used):
+        await store.retention.delete_upload(upload.sha256, "t", service.artifacts.delete)
+    assert service.files() == {shared.key, used.key}
 
 
 async def test_nothing_is_lost_while_uploads_come_and_go(service, make_plan):
