@@ -72,7 +72,7 @@ class Service:
         self.submissions = Submissions(
             config, resources, admission, self.presets, self._dispatcher, self._sweeper, meter
         )
-        self.uploads = Uploads(config, decoders, store, artifacts, self._sweeper)
+        self.uploads = Uploads(config, resources, self._sweeper)
         self.previews = Previews(artifacts)
         self.queries = Queries(config, store, artifacts, self._watch, self.workload, self.previews)
         self.events = Events(store, self._watch, self.previews)

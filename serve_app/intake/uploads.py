@@ -7,14 +7,12 @@ from serve_app.concurrency import background
 from serve_app.config import AppConfig
 from serve_app.errors import ControlImageInvalid, FilesGone
 from serve_app.images.decode import ImageFacts
-from serve_app.images.decoder_pool import Decoders
 from serve_app.intake.admission import sha256_of
 from serve_app.intake.new_files import MAX_TRIES, discarding_new_files
+from serve_app.intake.resources import Resources
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import NewUpload, Upload
-from serve_app.jobs.store import JobStore
 from serve_app.storage import artifact_keys
-from serve_app.storage.artifacts import Artifacts
 from serve_app.workers.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)
@@ -23,13 +21,11 @@ logger = logging.getLogger(__name__)
 class Uploads:
     """Takes uploads in, shows and deletes them. Each belongs to the tenant of its sender."""
 
-    def __init__(
-        self, config: AppConfig, decoders: Decoders, store: JobStore, artifacts: Artifacts, sweeper: Sweeper
-    ) -> None:
+    def __init__(self, config: AppConfig, resources: Resources, sweeper: Sweeper) -> None:
         self._config = config
-        self._decoders = decoders
-        self._store = store
-        self._artifacts = artifacts
+        self._decoders = resources.decoders
+        self._store = resources.store
+        self._artifacts = resources.artifacts
         self._sweeper = sweeper
 
     async def store(self, data: bytes, caller: Caller) -> Upload:

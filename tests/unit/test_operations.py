@@ -21,6 +21,7 @@ from serve_app.intake.keys import new_key
 from serve_app.jobs.database import Database
 from serve_app.storage.artifacts import Artifacts
 from tests.conformity import JSON, code_of
+from tests.conftest import as_png, noise_image
 from tests.unit.conftest import Application
 from tests.unit.test_http_contract import finished
 from tests.unit.test_openapi import Json, operations
@@ -40,9 +41,7 @@ FAULTS: dict[type[ServiceError], dict[type, tuple[str, ...]]] = {
 class Operations:
     """Calls operations of an application with keys, as a tenant that has a finished and a running request."""
 
-    def __init__(
-        self, client: TestClient, application: Application, make_body: Callable[..., Json], control_png: bytes
-    ) -> None:
+    def __init__(self, client: TestClient, application: Application, make_body: Callable[..., Json]) -> None:
         self.document = application.app.openapi()
         self.names = {operation["operationId"]: place for place, operation in operations(self.document)}
         self.listed = {operation["operationId"]: _codes(operation) for _, operation in operations(self.document)}
@@ -55,8 +54,9 @@ class Operations:
         # A stored image, so that the store and the storage are asked.
         stored = f"sha256:{record['control_images'][0]['sha256']}"
         self._bodies: dict[str, Json] = {"submit": make_body(), "explain": make_body(ctrl_img=stored)}
-        self._upload = client.post("/v1/uploads", content=control_png).json()["id"]
-        self._file = control_png
+        # Not the image of a request: the file is deleted with its upload.
+        self._file = as_png(noise_image(32, 32))
+        self._upload = client.post("/v1/uploads", content=self._file).json()["id"]
 
     def call(self, operation: str) -> Response:
         """The answer to a call that succeeds if nothing fails."""
@@ -87,13 +87,13 @@ def _codes(operation: Json) -> set[str]:
 
 
 @pytest.fixture
-def calls(config, tmp_path, make_body, control_png) -> Iterator[Operations]:
+def calls(config, tmp_path, make_body) -> Iterator[Operations]:
     key, sha256 = new_key()
     file = tmp_path / "keys.yaml"
     file.write_text(yaml.safe_dump({"tenants": {"red": [sha256]}}))
     application = Application(config.model_copy(update={"auth": AuthConfig(keys_file=str(file))}))
     with TestClient(application.app, headers={"X-API-Key": key}) as client:
-        yield Operations(client, application, make_body, control_png)
+        yield Operations(client, application, make_body)
         client.portal.call(application.editors.gate.set)
 
 

@@ -22,6 +22,7 @@ UPLOAD_ERRORS = (
     errors.StorageFailed,
 )
 NOT_FOUND = error_docs(errors.UploadNotFound, errors.StoreUnavailable)
+NOT_DELETED = error_docs(errors.UploadNotFound, errors.StoreUnavailable, errors.StorageFailed)
 UploadId = Annotated[str, Path(description="The id of the upload: the SHA-256 of its file, in hex.")]
 
 
@@ -43,7 +44,7 @@ def router(service: Service) -> APIRouter:
         """An upload that has not expired. The id is the SHA-256 of the file, so a client can ask before it sends it."""
         return _answer(await service.uploads.get(upload_id, caller))
 
-    @routes.delete("/v1/uploads/{upload_id}", status_code=204, responses=NOT_FOUND)
+    @routes.delete("/v1/uploads/{upload_id}", status_code=204, responses=NOT_DELETED)
     async def delete_upload(upload_id: UploadId, caller: CallerOfRequest) -> None:
         """Delete an upload. Requests that use it are not affected."""
         await service.uploads.delete(upload_id, caller)
