@@ -52,7 +52,8 @@ applications:
         user_config: {max_queued: 5000}   # section "User config" below
 ```
 
-Every key is optional. An unknown key or a wrong value stops the start, and the message names the key. A change under
+Every key is optional, except those that a preset needs. An unknown key or a wrong value stops the start, and the
+message names the key. In a running service, one in `user_config` is logged and not applied. A change under
 `args` restarts the replicas; a change of `user_config` does not. Relative paths are relative to the config file, and
 `~` is the home folder. `${NAME}` stands for an environment variable in `lora_root`, `base_url`, `artifacts_url`,
 `jobs.database_url`, `auth.keys_file` and `webhooks.secret`. Write passwords and secrets like this, because Serve logs

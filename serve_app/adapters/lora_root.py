@@ -51,12 +51,15 @@ class AdmittedFile:
 
 
 class LoraRoot:
-    """Lists, finds and reads the adapter files below `root`. Every method but `in_thread` blocks."""
+    """Lists, finds and reads the adapter files below `root`. Every method but `in_thread` blocks.
+
+    `is_local` says whether the root is a folder of this machine.
+    """
 
     def __init__(self, root: str) -> None:
         self._filesystem, base = open_store(root)
-        self._is_local = isinstance(self._filesystem, LocalFileSystem)
-        self._base = str(Path(base).resolve()) if self._is_local else base.rstrip("/")
+        self.is_local = isinstance(self._filesystem, LocalFileSystem)
+        self._base = str(Path(base).resolve()) if self.is_local else base.rstrip("/")
         self._threads = Threads(ROOT_THREADS, ROOT_PATIENCE_S, "reading the LoRA root")
 
     async def in_thread(self, call: Callable[[], T]) -> T:
@@ -88,7 +91,7 @@ class LoraRoot:
             raise LoraNotFound("a LoRA path is too long or not text", {"lora_path": ascii(path[:100])})
         leaves = relative.is_absolute() or windows.anchor or ".." in windows.parts or "\0" in path
         # Path.resolve would raise RuntimeError for links in a circle. Those are no files: see `find`.
-        if leaves or (self._is_local and not Path(realpath(f"{self._base}/{path}")).is_relative_to(self._base)):
+        if leaves or (self.is_local and not Path(realpath(f"{self._base}/{path}")).is_relative_to(self._base)):
             raise LoraPathForbidden(
                 f"the LoRA path {path!r} leads out of the LoRA root; give one relative to it", {"lora_path": path}
             )
@@ -142,7 +145,7 @@ class LoraRoot:
 
     def _stored(self, path: str, info: Mapping[str, Any]) -> StoredFile:
         whole = f"{self._base}/{path}"
-        url = whole if self._is_local else str(self._filesystem.unstrip_protocol(whole))
+        url = whole if self.is_local else str(self._filesystem.unstrip_protocol(whole))
         return StoredFile(path, url, info["size"], listed_identity(open_store(url)[1], info))
 
     def _is_allowed(self, path: str) -> bool:
@@ -169,7 +172,7 @@ class LoraRoot:
 
     def _opened(self, url: str) -> BinaryIO:
         filesystem, path = open_store(url)
-        if self._is_local:
+        if self.is_local:
             return open_regular(Path(path))
         opened: BinaryIO = filesystem.open(path, "rb", block_size=BEGINNING_BYTES)
         return opened

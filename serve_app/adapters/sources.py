@@ -33,6 +33,10 @@ class LoraSources:
         self._artifacts = artifacts
         self._hub_hosts = hub_hosts
 
+    def is_remote(self, path: str) -> bool:
+        """Whether reading the file that `path` names needs the network."""
+        return is_url(path) or not self._root.is_local
+
     async def check(self, paths: Sequence[str]) -> None:
         """Check the paths that are not URLs.
 
@@ -65,12 +69,25 @@ class LoraSources:
             headers = {"Authorization": f"Bearer {token}"} if needs_token else {}
             return await self._download(url, headers, tenant)
         except FetchFailed as error:
-            raise LoraDownloadFailed(
-                f"the LoRA at {name!r} could not be downloaded: {error.message}", {"lora_path": name}
-            ) from error
+            raise _download_failed(url, error) from error
         except OSError as error:
             # Errors of the network are FetchFailed: this is the disk of this machine, full or read-only.
             raise StorageFailed(f"the LoRA at {name!r} could not be written to this service's disk") from error
+
+    async def look(self, path: str) -> AdmittedFile | None:
+        """The file that `path` names, of which nothing is kept, or None if only a download would show what is in it.
+
+        A URL is read without a token. Raises LoraPathForbidden, LoraNotFound, LoraInvalidFile, LoraDownloadFailed or
+        Overloaded.
+        """
+        if not is_url(path):
+            await self.check([path])
+            return await self.admit(path, None, "")
+        url, _ = self._file_url(path)
+        try:
+            return await self._admit_url(url, "")
+        except FetchFailed as error:
+            raise _download_failed(url, error) from error
 
     def _file_url(self, path: str) -> tuple[str, bool]:
         """The URL of the file that `path` names, and whether the hub serves it. Raises LoraDownloadFailed."""
@@ -99,7 +116,8 @@ class LoraSources:
             if (again.version or remote.version, again.size) != (remote.version, remote.size):
                 raise FetchFailed("it changed while it was read")
             beginning += rest
-        header = await asyncio.to_thread(read_header, BytesIO(beginning), remote.size, url)
+        name = without_url_secrets(url)
+        header = await asyncio.to_thread(read_header, BytesIO(beginning), remote.size, name)
         return AdmittedFile(identity(url, remote.size, remote.version), url, remote.size, header, remote.version)
 
     async def _download(self, url: str, headers: Mapping[str, str], tenant: str) -> AdmittedFile:
@@ -121,3 +139,8 @@ class LoraSources:
             raise FilesGone("a LoRA of this request was deleted meanwhile; send it again") from error
         except OSError as error:
             raise StorageFailed("a LoRA that was downloaded cannot be looked at in artifact storage") from error
+
+
+def _download_failed(url: str, error: FetchFailed) -> LoraDownloadFailed:
+    name = without_url_secrets(url)
+    return LoraDownloadFailed(f"the LoRA at {name!r} could not be downloaded: {error.message}", {"lora_path": name})

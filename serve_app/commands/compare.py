@@ -14,7 +14,7 @@ from rich.console import Console
 
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
 # Names that the comparison of parameters ignores.
-LEFT_OUT = re.compile(r"^effective\.(why\.|request\.|loras\[\d+\]\.id$)")
+LEFT_OUT = re.compile(r"^effective\.(why\.|request\.|preset$|loras\[\d+\]\.id$)")
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def difference(a: PIL.Image.Image, b: PIL.Image.Image) -> Difference:
 def parameters(image: PIL.Image.Image) -> dict[str, Any] | None:
     """The records `effective` and `runtime` in a PNG of this service, with dotted paths as keys; None if it has none.
 
-    Leaves out what may differ for equal images (the reason for a value, and the id of a LoRA's file), and the request,
-    which repeats other values.
+    Leaves out what may differ for equal images (the reason for a value, the name of a preset, and the id of a LoRA's
+    file), and the request, which repeats other values.
     """
     found = {}
     for key in ("effective", "runtime"):

@@ -10,11 +10,14 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.schema import DeploymentSchema, HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
 from serve_app.commands.ports import LOOPBACK
-from serve_app.config import AppConfig, strict_yaml
+from serve_app.config import AppConfig, EditorSettings, IngressSettings, strict_yaml
 from serve_app.errors import ConfigRefused
+from serve_app.intake.presets import KnownPreset
 
 # By default, Serve's proxy closes a connection that is idle for 5 s, just when the front may send a request on it.
 KEEP_ALIVE_S = 300
+# The deployment that answers HTTP. The others are editors.
+INGRESS = "Ingress"
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,12 @@ def read_config_file(path: Path) -> ConfigFile:
     if schema.http_options.ssl_certfile:
         raise ConfigRefused(f"{path}: http_options.ssl_certfile: TLS must end in a proxy in front of this service")
     [application] = schema.applications
+    config = _resolved(path, application.args)
+    _refuse_user_configs(path, application, config)
     return ConfigFile(
         path,
         raw,
-        _resolved(path, application.args),
+        config,
         application.name,
         application.route_prefix or "/",
         schema.http_options.host,
@@ -102,6 +107,30 @@ def _resolved(path: Path, args: Mapping[str, Any]) -> AppConfig:
         raise ConfigRefused(f"{path}: applications.0.args.{error}") from error
     resolved.refuse_missing_folders()
     return resolved
+
+
+def _refuse_user_configs(path: Path, application: ServeApplicationSchema, config: AppConfig) -> None:
+    """Raise ConfigRefused for settings that a running replica would log and not apply."""
+    for index, deployment in enumerate(application.model_dump(exclude_unset=True).get("deployments", [])):
+        if (user_config := deployment.get("user_config")) is None:
+            continue
+        key = f"applications.0.deployments.{index}.user_config"
+        kind = IngressSettings if deployment["name"] == INGRESS else EditorSettings
+        try:
+            settings = kind.model_validate(user_config)
+        except ValidationError as error:
+            raise ConfigRefused(f"{path}: {_sentence(error, key)}") from error
+        if isinstance(settings, IngressSettings):
+            _refuse_presets(f"{path}: {key}.presets", settings, config)
+
+
+def _refuse_presets(where: str, settings: IngressSettings, config: AppConfig) -> None:
+    models = [model.id for model in config.models]
+    for name, preset in settings.presets.items():
+        if problem := KnownPreset.of(name, preset).problem:
+            raise ConfigRefused(f"{where}.{name}: {problem.message}")
+        if preset.model not in models:
+            raise ConfigRefused(f"{where}.{name}.model: this service has these models: {', '.join(models)}")
 
 
 def _sentence(error: ValidationError, prefix: str = "") -> str:

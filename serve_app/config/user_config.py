@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, ValidationError
 
 from serve_app.config.app import ProfileName
 from serve_app.config.section import ConfigSection, faults_of
@@ -22,6 +22,11 @@ def _check_name(name: str) -> str:
             "a preset's name has up to 100 letters, digits and characters of . _ : - and begins with a letter or digit"
         )
     return name
+
+
+def _without_null(presets: Any) -> Any:
+    """YAML has null for a key whose entries are all comments."""
+    return {} if presets is None else presets
 
 
 PresetName = Annotated[str, AfterValidator(_check_name)]
@@ -75,7 +80,7 @@ class IngressSettings(ConfigSection):
         description="LoRAs, named as in requests, that every editor loads into host memory once it takes traffic. "
         "Those that were used most of late follow.",
     )
-    presets: dict[PresetName, Preset] = Field(
+    presets: Annotated[dict[PresetName, Preset], BeforeValidator(_without_null)] = Field(
         {}, description="Named sets of fields that a request can name, by name: see [Presets](#presets)."
     )
 

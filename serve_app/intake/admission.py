@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+from serve_app.adapters.lora_root import AdmittedFile
 from serve_app.adapters.receipts import read_receipt
 from serve_app.adapters.sources import LoraSources
 from serve_app.concurrency.budget import Hold
@@ -79,6 +80,19 @@ class Admission:
         checks.check_amount(request, max_images)
         checks.check_sources(request, spec, self._config)
 
+    async def check_preset(self, template: InferenceRequest) -> None:
+        """Make the checks of a request that do not depend on its prompts, and store nothing.
+
+        Raises RequestError or Overloaded.
+        """
+        spec = checks.find_model(template, self._config)
+        if template.loras:
+            checks.check_loras(template, spec, self._config)
+        checks.check_quality(template)
+        checks.check_parameters(template, spec, self._config)
+        adapters = await gather_all(self._described(lora, spec) for lora in template.loras)
+        plan_edits(template, spec, self._config, {}, adapters, {})
+
     async def admit(self, request: InferenceRequest, parts: Parts, caller: Caller, memory: Hold) -> "Admitted":
         """Fetch what a request that passed `check` names, make the rest of the checks, and plan its edits.
 
@@ -117,15 +131,24 @@ class Admission:
 
         Raises LoraNotFound, LoraInvalidFile, LoraDownloadFailed, LoraIncompatible or Overloaded.
         """
-        file = await self._sources.admit(lora.path, token, tenant)
-        path, architecture = without_url_secrets(lora.path), self._architectures[spec.id]
-        receipt = await asyncio.to_thread(read_receipt, file.header, file.size_bytes, path, spec.id, architecture)
-        return AdapterUse(file.id, path, file.url, lora.network_multiplier, receipt, file.version)
+        return await self._use(lora, await self._sources.admit(lora.path, token, tenant), spec)
 
     async def named_adapter(self, path: str, model: str) -> AdapterUse:
         """The LoRA that a request for `model` would name `path`. Raises RequestError."""
         await self._sources.check([path])
         return await self.adapter(Lora(path=path), None, MODELS[model], "")
+
+    async def _described(self, lora: Lora, spec: ModelSpec) -> AdapterUse:
+        """The LoRA, with a receipt if its file can be read without a download. Nothing is kept."""
+        file = await self._sources.look(lora.path)
+        if file is None:
+            return AdapterUse("", without_url_secrets(lora.path), "", lora.network_multiplier)
+        return await self._use(lora, file, spec)
+
+    async def _use(self, lora: Lora, file: AdmittedFile, spec: ModelSpec) -> AdapterUse:
+        path, architecture = without_url_secrets(lora.path), self._architectures[spec.id]
+        receipt = await asyncio.to_thread(read_receipt, file.header, file.size_bytes, path, spec.id, architecture)
+        return AdapterUse(file.id, path, file.url, lora.network_multiplier, receipt, file.version)
 
     async def _control_files(
         self, request: InferenceRequest, parts: Parts, spec: ModelSpec, caller: Caller, memory: Hold

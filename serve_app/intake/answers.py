@@ -1,15 +1,32 @@
-"""A request's stored record as the bodies of the HTTP contract."""
+"""Stored records, models and presets as the bodies of the HTTP contract."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
 from serve_app.config import AppConfig
+from serve_app.intake.presets import KnownPreset
 from serve_app.jobs.records import ImageRecord, RequestRecord, RequestState
-from serve_app.schemas.answers import ImageOutput, Outputs, Progress, RequestResult, RequestStatus
+from serve_app.models.registry import ModelSpec
+from serve_app.models.repeat_request import without_url_secrets
+from serve_app.schemas.answers import (
+    ImageOutput,
+    OpenAiModel,
+    Outputs,
+    PresetInfo,
+    PresetLora,
+    PresetProblem,
+    Progress,
+    RequestResult,
+    RequestStatus,
+)
 from serve_app.tasks import Status
 
 # The smallest prediction for a request that has not ended, and what predictions are rounded to (s).
 SHORTEST_ETA_S = 0.1
+# When the first version of this service was released (s since the epoch): OpenAI's clients want a time for each model.
+FIRST_RELEASE = 1795910400
+PRESETS_OWNER = "presets"
 
 
 @dataclass(frozen=True)
@@ -97,3 +114,20 @@ def metadata_of(record: RequestRecord) -> dict[str, Any]:
     if record.purged:
         metadata["purged"] = True
     return metadata | record.notes
+
+
+def openai_models(models: Iterable[ModelSpec], presets: Iterable[KnownPreset]) -> list[OpenAiModel]:
+    """What OpenAI's clients may send as `model`: the models, then the presets that are not broken."""
+    owners = {spec.id: spec.base_model.partition("/")[0] for spec in models}
+    owners |= {known.name: PRESETS_OWNER for known in presets if known.problem is None}
+    return [OpenAiModel(id=name, created=FIRST_RELEASE, owned_by=owner) for name, owner in owners.items()]
+
+
+def preset_of(known: KnownPreset) -> PresetInfo:
+    """A preset that can be read as a request, with the fields that it sets."""
+    loras = known.template.loras if known.template else []
+    shown = [
+        PresetLora(path=without_url_secrets(lora.path), network_multiplier=lora.network_multiplier) for lora in loras
+    ]
+    problem = known.problem and PresetProblem(code=known.problem.code, message=known.problem.message)
+    return PresetInfo(**known.fields | {"name": known.name, "loras": shown, "problem": problem})

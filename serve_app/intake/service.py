@@ -68,7 +68,7 @@ class Service:
         stored_images = StoredImages(store, artifacts)
         admission = Admission(config, resources.fetcher, decoders, sources, architectures, stored_images)
         self.catalogue = Catalogue(config, lora_root, architectures)
-        self.presets = Presets()
+        self.presets = Presets(admission.check_preset, sources.is_remote, meter)
         self.submissions = Submissions(
             config, resources, admission, self.presets, self._dispatcher, self._sweeper, meter
         )
@@ -85,6 +85,7 @@ class Service:
         config, store = self.config, self.resources.store
         report = BacklogReport(self.workload.backlogs, self.workload.editor_counts, meter)
         workers = [self._watch.run, self._dispatcher.run, report.run, self._warm_list.run, self._sweeper.run]
+        workers.append(self.presets.run)
         if config.webhooks.secret is not None:
             workers.append(Deliverer(store.webhooks, config.webhooks, self.queries.webhook_payload, meter).run)
         return workers

@@ -17,7 +17,7 @@ from serve_app.errors import FilesGone, describe
 from serve_app.intake.admission import Admission, Admitted, gather_all, sha256_of
 from serve_app.intake.new_files import MAX_TRIES, discarding_new_files
 from serve_app.intake.parts import NO_PARTS, PART, Parts
-from serve_app.intake.presets import Presets
+from serve_app.intake.presets import Presets, blaming_preset
 from serve_app.intake.resources import Resources
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import NewImage, NewRequest, RequestRecord, WebhookTarget
@@ -108,17 +108,18 @@ class Submissions:
 
         A LoRA that the request names by a URL with secrets is downloaded, and deleted again.
         """
-        request = self._presets.apply(request, caller)
-        await self._admission.check(request, self._max_images(caller))
-        async with discarding_new_files(self._artifacts, self._sweeper):
-            with self._image_memory.hold(caller.tenant) as hold:
-                admitted = await self._admission.admit(request, parts, caller, hold)
-                return Explanation(
-                    model=admitted.spec.id,
-                    effective=[self._admission.effective(admitted, edit) for edit in admitted.edits],
-                    ignored=admitted.ignored,
-                    notes=admitted.notes,
-                )
+        filled = self._presets.apply(request, caller)
+        with blaming_preset(request):
+            await self._admission.check(filled, self._max_images(caller))
+            async with discarding_new_files(self._artifacts, self._sweeper):
+                with self._image_memory.hold(caller.tenant) as hold:
+                    admitted = await self._admission.admit(filled, parts, caller, hold)
+                    return Explanation(
+                        model=admitted.spec.id,
+                        effective=[self._admission.effective(admitted, edit) for edit in admitted.edits],
+                        ignored=admitted.ignored,
+                        notes=admitted.notes,
+                    )
 
     async def cancel(self, record: RequestRecord, *, purge: bool) -> None:
         """End a request that has not ended, and with `purge` delete its images and control images."""
@@ -147,8 +148,12 @@ class Submissions:
             if earlier is not None:
                 return earlier
             submission = replace(submission, digest=digest)
-        request = self._presets.apply(request, caller)
-        submission = replace(submission, request=request)
+        with blaming_preset(request):
+            return await self._accept_new(replace(submission, request=self._presets.apply(request, caller)))
+
+    async def _accept_new(self, submission: Submission) -> RequestRecord:
+        """The committed request. Its preset is applied."""
+        request, caller = submission.request, submission.caller
         await self._admission.check(request, self._max_images(caller))
         # A full queue is reported before anything is fetched or stored.
         await self._store.requests.refuse_when_full(caller.tenant, len(request.prompts), caller.limits.max_queued)

@@ -360,10 +360,79 @@ class ModelInfo(Answer):
     default_fps: int | None = Field(None, description="Always null: no model makes videos.")
 
 
+class OpenAiModel(Answer):
+    """A model, or a preset of the caller, as OpenAI's clients list them."""
+
+    id: str = Field(description="What `model` may be in OpenAI's routes: the id of a model, or the name of a preset.")
+    object: Literal["model"] = Field("model", description="Always model.")
+    created: int = Field(description="Seconds since the epoch: the first release of this service, for every entry.")
+    owned_by: str = Field(description="The organisation of a model's checkpoint; `presets` for a preset.")
+
+
 class ModelList(Answer):
-    """The models that this service serves."""
+    """The models in two shapes: `models` as in the reference server, `object` and `data` as in OpenAI's API."""
 
     models: list[ModelInfo] = Field(description="The models, in the order of the config.")
+    object: Literal["list"] = Field("list", description="Always list.")
+    data: list[OpenAiModel] = Field(description="The served models, then the usable presets of the caller.")
+
+
+class PresetLora(Answer):
+    """A LoRA of a preset."""
+
+    path: str = Field(description="Relative to the LoRA root, or a URL, without its secret parts.")
+    network_multiplier: float = Field(description="The strength, -2 to 2.")
+
+
+class PresetProblem(Answer):
+    """Why a preset cannot be used at the moment."""
+
+    code: str = Field(description="The error code of what is wrong.")
+    message: str = Field(description="A sentence that says what is wrong.")
+
+
+class PresetInfo(Answer):
+    """A preset. A field that it does not set is null: the request's own value or the service's default applies."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "house-style",
+                    "model": "qwen_image_edit",
+                    "loras": [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": 0.8}],
+                    "sample_steps": 8,
+                    "guidance_scale": 1.0,
+                    "neg": None,
+                    "size": "input",
+                    "trigger_word": "sks",
+                    "profile": None,
+                    "output_format": "png",
+                    "quality": None,
+                    "problem": None,
+                }
+            ]
+        }
+    )
+
+    name: str = Field(description="What a request's `preset` says.")
+    model: str = Field(description="The id of the model.")
+    loras: list[PresetLora] = Field(description="The LoRAs, unless a request sends `loras`.")
+    sample_steps: int | None = Field(None, description="1 to 150, for each prompt.")
+    guidance_scale: float | None = Field(None, description="0 to 20, for each prompt.")
+    neg: str | None = Field(None, description="The negative prompt, for each prompt.")
+    size: str | None = Field(None, description="`input`, or width and height as `1024x768`, for each prompt.")
+    trigger_word: str | None = Field(None, description="What `[trigger]` in a prompt is replaced by.")
+    profile: str | None = Field(None, description="Whose preparation of images and prompts is followed.")
+    output_format: str | None = Field(None, description="The file format of the images.")
+    quality: str | None = Field(None, description="How exactly the model's own pixels are made.")
+    problem: PresetProblem | None = Field(None, description="Why it cannot be used at the moment; null if it can.")
+
+
+class PresetList(Answer):
+    """The presets of the caller."""
+
+    presets: list[PresetInfo] = Field(description="The presets that the caller may use, by name.")
 
 
 class LoraInfo(Answer):
@@ -417,10 +486,35 @@ class Health(Answer):
     status: Literal["healthy"] = Field("healthy", description="Always healthy.")
 
 
-class Readiness(Answer):
-    """Whether every configured model has a running editor."""
+class BrokenPreset(PresetProblem):
+    """A preset that cannot be used at the moment, and why."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"ready": False, "waiting_for": ["qwen_image_edit"]}]})
+    name: str = Field(description="The preset's name in the `user_config` of the ingress.")
+
+
+class Readiness(Answer):
+    """Whether every configured model has a running editor. Broken presets do not make the service unready."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "ready": False,
+                    "waiting_for": ["qwen_image_edit"],
+                    "broken_presets": [
+                        {
+                            "name": "house-style",
+                            "code": "LORA_NOT_FOUND",
+                            "message": "there is no LoRA file 'my_lora_job/my_lora.safetensors' under the LoRA root",
+                        }
+                    ],
+                }
+            ]
+        }
+    )
 
     ready: bool = Field(description="Whether no model waits for an editor.")
     waiting_for: list[str] = Field(description="The models that have no running editor and are not scaled to zero.")
+    broken_presets: list[BrokenPreset] = Field(
+        description="The presets that requests cannot use at the moment, by name. Each ingress checks them by itself."
+    )

@@ -23,6 +23,7 @@ class Loop(StrEnum):
     REQUEST_WATCH = "request_watch"  # looks for changes of requests that clients watch
     BACKLOG_REPORT = "backlog_report"  # counts waiting images for the metrics
     WEBHOOKS = "webhooks"  # posts webhooks that are due
+    PRESETS = "presets"  # checks the presets of the user config
     SWEEPER = "sweeper"  # deletes old requests and files
     WARM_LIST = "warm_list"  # writes the list of adapters that editors load first
     KEEP_WARM = "keep_warm"  # keeps adapters of the warm list in an editor's memory

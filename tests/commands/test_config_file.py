@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from serve_app.commands.config_file import KEEP_ALIVE_S, read_config_file
+from serve_app.config import IngressSettings
 from serve_app.errors import ConfigRefused
 from tests.conftest import ROOT
 
@@ -122,3 +123,57 @@ def test_unreadable_config_file_is_refused(tmp_path: Path, text: bytes | None, s
 def test_a_value_is_never_repeated(tmp_path: Path):
     args = {"webhooks": {"secret": "whsec_hunter2", "timeout_s": -1}, "auth": {"keys_file": ["hunter2"]}}
     assert "hunter2" not in refusal(write(tmp_path, args))
+
+
+STYLE = {"model": "qwen_image_edit", "loras": [{"path": "a.safetensors"}], "size": "input"}
+
+
+def with_user_config(folder: Path, deployment: str, user_config: object) -> Path:
+    file = write(folder)
+    raw = yaml.safe_load(file.read_text())
+    raw["applications"][0]["deployments"] = [{"name": "Editor-x"}, {"name": deployment, "user_config": user_config}]
+    file.write_text(yaml.safe_dump(raw))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("user_config", "sentence"),
+    [
+        ({"max_qeued": 7}, "max_qeued: Extra inputs are not permitted"),
+        ({"presets": {"style": {"loras": []}}}, "presets.style.model: Field required"),
+        ({"presets": {"two words": STYLE}}, "presets.two words.[key]: a preset's name has"),
+        ({"presets": {"qwen_image": STYLE}}, "presets.qwen_image: qwen_image is the id of a model"),
+        (
+            {"presets": {"style": STYLE | {"model": "qwen_image"}}},
+            "presets.style.model: this service has",
+        ),
+        ({"presets": {"style": STYLE | {"sample_steps": 0}}}, "presets.style: sample_steps: Input should be greater"),
+        ([], "user_config: Input should be a valid dictionary"),
+    ],
+)
+def test_a_fault_in_the_user_config_is_named_before_anything_starts(tmp_path: Path, user_config: object, sentence: str):
+    found = refusal(with_user_config(tmp_path, "Ingress", user_config))
+    assert "applications.0.deployments.1.user_config" in found
+    assert sentence in found
+
+
+def test_a_user_config_that_can_be_used_is_taken(tmp_path: Path):
+    read_config_file(with_user_config(tmp_path, "Ingress", {"presets": {"style": STYLE}, "max_queued": 7}))
+    read_config_file(with_user_config(tmp_path, "Editor-qwen_image_edit", {"log_level": "DEBUG"}))
+    read_config_file(with_user_config(tmp_path, "Ingress", None))
+    editors = with_user_config(tmp_path, "Editor-qwen_image_edit", {"presets": {}})
+    assert "user_config.presets: Extra inputs are not permitted" in refusal(editors)
+
+
+def test_the_preset_in_the_comments_of_the_shipped_config_can_be_run(tmp_path: Path):
+    """As it is once the signs of comments are taken away."""
+    text = (ROOT / "serve_config.yaml").read_text()
+    begins = text.index("        # user_config:")
+    commented = [line for line in text[begins:].splitlines() if line.startswith("        # ")]
+    uncommented = "\n".join(line.replace("        # ", "        ", 1) for line in commented)
+    file = tmp_path / "serve_config.yaml"
+    (tmp_path / "samples").symlink_to(ROOT / "samples")
+    file.write_text(text.replace("\n".join(commented), uncommented))
+    [ingress, _] = read_config_file(file).behind_front(1).applications[0].deployments
+    [preset] = IngressSettings.model_validate(ingress.user_config).presets.values()
+    assert all((ROOT / "samples/loras" / lora.path).is_file() for lora in preset.loras)

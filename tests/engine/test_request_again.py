@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.api.app import create_app
-from serve_app.config import MINIATURE_RANDOM, SQLITE_PREFIX, AppConfig, ModelConfig
+from serve_app.config import MINIATURE_RANDOM, SQLITE_PREFIX, AppConfig, IngressSettings, ModelConfig
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.images.encode import encode
 from serve_app.images.output_formats import OUTPUT_FORMATS
@@ -57,7 +57,7 @@ class EngineEditors:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
+def service(tmp_path_factory):
     folder = tmp_path_factory.mktemp("service")
     models = [ModelConfig(id=id, checkpoint=MINIATURE_RANDOM, threads=THREADS, device="cpu") for id in MODELS]
     config = AppConfig(
@@ -70,7 +70,12 @@ def client(tmp_path_factory):
     async def one_each() -> dict[str, int]:
         return dict.fromkeys(MODELS, 1)
 
-    with TestClient(create_app(Service(config, EngineEditors(config), one_each))) as client:
+    return Service(config, EngineEditors(config), one_each)
+
+
+@pytest.fixture(scope="module")
+def client(service):
+    with TestClient(create_app(service)) as client:
         yield client
 
 
@@ -134,6 +139,25 @@ def test_each_field_but_the_format_changes_the_image(client):
         changed = body | {k: v for k, v in fields.items() if k not in OF_A_PROMPT}
         changed["prompts"] = [prompt | {k: v for k, v in fields.items() if k in OF_A_PROMPT}]
         assert pixels(made(client, changed)[0]) != pixels(plain), name
+
+
+def test_preset_makes_the_image_of_its_fields_and_its_record_outlives_it(client, service):
+    of_prompt = {"sample_steps": 2, "guidance_scale": 2.5, "neg": "blurry", "size": "96x64"}
+    fields = {"model": MODELS[0], "loras": [{"path": LORA, "network_multiplier": 0.5}], "trigger_word": "sks"}
+    fields |= {"profile": "trainer", "output_format": "png"}
+    service.reconfigure(IngressSettings.model_validate({"presets": {"style": fields | of_prompt}}))
+    prompt = {"prompt": "[trigger] at night", "ctrl_img": IMAGES[1], "seed": 7}
+    body = {"preset": "style", "prompts": [prompt]}
+    [explained] = client.post("/v1/explain", json=body).json()["effective"]
+    image, record = made(client, body)
+    assert record == explained
+    assert record["preset"] == "style"
+    plain, without = made(client, fields | {"prompts": [prompt | of_prompt]})
+    assert pixels(image) == pixels(plain)
+    assert without | {"preset": "style"} == record
+    service.reconfigure(IngressSettings())
+    again, _ = made(client, record["request"])
+    assert pixels(again) == pixels(image)
 
 
 def pixels(file: bytes) -> tuple[tuple[int, int], bytes]:

@@ -110,6 +110,6 @@ def test_request_of_a_record_does_not_repeat_differences(file, capsys):
 
 def test_reason_for_a_value_is_no_parameter(file, capsys):
     a = {"effective": {"seed": 42, "why": {"seed": "asked for"}, "loras": [{"path": "a", "id": "1"}]}}
-    b = {"effective": {"seed": 42, "why": {"seed": "default"}, "loras": [{"path": "a", "id": "2"}]}}
+    b = {"effective": {"seed": 42, "why": {"seed": "default"}, "preset": "x", "loras": [{"path": "a", "id": "2"}]}}
     assert edits_server("compare", file("a.png", plain_image(), a), file("b.png", plain_image(), b)) == 0
     assert "no parameter differs" in capsys.readouterr().out

@@ -36,25 +36,24 @@ def test_ready_names_the_models_without_an_editor(application, client):
     assert (client.get("/ready").status_code, client.get("/ready").json()["waiting_for"]) == (200, [])
     application.running["qwen_image_edit"] = 0
     answer = client.get("/ready")
-    assert (answer.status_code, answer.json()) == (503, {"ready": False, "waiting_for": ["qwen_image_edit"]})
+    expected = {"ready": False, "waiting_for": ["qwen_image_edit"], "broken_presets": []}
+    assert (answer.status_code, answer.json()) == (503, expected)
 
 
 def test_models_are_listed_with_every_field(client):
-    assert client.get("/v1/models").json() == {
-        "models": [
-            {
-                "id": "qwen_image_edit",
-                "base_model": "Qwen/Qwen-Image-Edit",
-                "resolution_divisor": 32,
-                "default_steps": 25,
-                "default_guidance_scale": 4.0,
-                "requires_control_image": True,
-                "is_video_model": False,
-                "default_num_frames": None,
-                "default_fps": None,
-            }
-        ]
-    }
+    assert client.get("/v1/models").json()["models"] == [
+        {
+            "id": "qwen_image_edit",
+            "base_model": "Qwen/Qwen-Image-Edit",
+            "resolution_divisor": 32,
+            "default_steps": 25,
+            "default_guidance_scale": 4.0,
+            "requires_control_image": True,
+            "is_video_model": False,
+            "default_num_frames": None,
+            "default_fps": None,
+        }
+    ]
 
 
 def test_submission_is_answered_as_queued_with_urls_as_the_client_addressed_us(client, make_body):

@@ -1,14 +1,15 @@
-"""Routes that list the models and the LoRA files."""
+"""Routes that list the models, the presets and the LoRA files."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from serve_app.api.caller import KEYS_IN_DOCS
+from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest
 from serve_app.api.error_answers import error_docs
 from serve_app.errors import LoraDownloadFailed, LoraUnknown, Overloaded, StorageFailed
+from serve_app.intake.answers import openai_models, preset_of
 from serve_app.intake.service import Service
-from serve_app.schemas.answers import LoraInfo, LoraList, ModelInfo, ModelList
+from serve_app.schemas.answers import LoraInfo, LoraList, ModelInfo, ModelList, PresetList
 from serve_app.schemas.text import Text, Url
 
 DEFAULT_PAGE, MAX_PAGE = 50, 500
@@ -20,11 +21,19 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["models"], dependencies=KEYS_IN_DOCS)
 
     @routes.get("/v1/models")
-    async def models() -> ModelList:
-        """The models that this service serves."""
+    async def models(caller: CallerOfRequest) -> ModelList:
+        """The models that this service serves, and under `data`, as OpenAI's clients expect it, also the presets."""
+        served, presets = service.catalogue.models(), service.presets.visible_to(caller)
         return ModelList(
-            models=[ModelInfo.model_validate(spec, from_attributes=True) for spec in service.catalogue.models()]
+            models=[ModelInfo.model_validate(spec, from_attributes=True) for spec in served],
+            data=openai_models(served, presets),
         )
+
+    @routes.get("/v1/presets")
+    async def presets(caller: CallerOfRequest) -> PresetList:
+        """The presets that the caller may name in a request, with the fields that they set."""
+        visible = service.presets.visible_to(caller)
+        return PresetList(presets=[preset_of(known) for known in visible if known.template is not None])
 
     @routes.get("/v1/loras", responses=error_docs(Overloaded, StorageFailed))
     async def loras(

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Response
 
 from serve_app.intake.service import Service
-from serve_app.schemas.answers import Health, Readiness
+from serve_app.schemas.answers import BrokenPreset, Health, Readiness
 
 
 def router(service: Service) -> APIRouter:
@@ -16,9 +16,17 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/ready", responses={503: {"model": Readiness}})
     async def ready(response: Response) -> Readiness:
-        """Whether each configured model has a running editor, or is scaled to zero; otherwise 503."""
+        """Whether each configured model has a running editor, or is scaled to zero; otherwise 503.
+
+        Presets that requests cannot use are named, and do not make the service unready.
+        """
         waiting_for = await service.workload.models_without_editor()
         response.status_code = 503 if waiting_for else 200
-        return Readiness(ready=not waiting_for, waiting_for=waiting_for)
+        broken = [
+            BrokenPreset(name=known.name, code=known.problem.code, message=known.problem.message)
+            for known in service.presets.broken()
+            if known.problem is not None
+        ]
+        return Readiness(ready=not waiting_for, waiting_for=waiting_for, broken_presets=broken)
 
     return routes
