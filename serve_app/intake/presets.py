@@ -253,23 +253,21 @@ def _without_prompt(problem: ErrorDescription) -> ErrorDescription:
 def fill(request: InferenceRequest, template: InferenceRequest) -> InferenceRequest:
     """The request with the template's fields that it does not send. Those that the template does not set stay."""
     [empty] = template.prompts
-    missing = _unsent(request, template, REQUEST_FIELDS)
-    prompts = [prompt.model_copy(update=_missing_of_prompt(prompt, empty)) for prompt in request.prompts]
-    return request.model_copy(update=missing | {"prompts": prompts})
+    of_request, of_prompt = _set_fields(template, REQUEST_FIELDS), _set_fields(empty, PROMPT_FIELDS)
+    prompts = [_filled(prompt, of_prompt) for prompt in request.prompts]
+    return request.model_copy(update=_unsent(request, of_request) | {"prompts": prompts})
 
 
-def _missing_of_prompt(prompt: Prompt, template: Prompt) -> dict[str, Any]:
-    missing = _unsent(prompt, template, PROMPT_FIELDS)
-    if prompt.model_fields_set & SIZE_FIELDS:
+def _filled(prompt: Prompt, fields: Mapping[str, Any]) -> Prompt:
+    missing = _unsent(prompt, fields)
+    if not SIZE_FIELDS.isdisjoint(prompt.model_fields_set):
         missing.pop("size", None)
-    return missing
+    return prompt.model_copy(update=missing)
 
 
-def _unsent(
-    sent: InferenceRequest | Prompt, template: InferenceRequest | Prompt, names: tuple[str, ...]
-) -> dict[str, Any]:
+def _unsent(sent: InferenceRequest | Prompt, fields: Mapping[str, Any]) -> dict[str, Any]:
     # Null counts as not sent: see `schemas.text.Nullable`.
-    return {name: value for name, value in _set_fields(template, names).items() if name not in sent.model_fields_set}
+    return {name: value for name, value in fields.items() if name not in sent.model_fields_set}
 
 
 def _set_fields(template: InferenceRequest | Prompt, names: tuple[str, ...]) -> dict[str, Any]:
