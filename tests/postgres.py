@@ -98,7 +98,7 @@ class PostgresServer:
 
     @property
     def pid(self) -> int:
-        """The server's first process, the parent of one process a connection."""
+        """The server's first process, the parent of one process per connection."""
         return int((self._data / "postmaster.pid").read_text().split()[0])
 
     def _install(self) -> None:

@@ -31,7 +31,7 @@ def encodings(ahead):
     hook.remove()
 
 
-def test_edits_prepared_beside_others_give_the_same_images(ahead, bench, make_plan, loras, encodings):
+def test_edits_prepared_during_other_edits_give_the_same_images(ahead, bench, make_plan, loras, encodings):
     edits = [
         (
             make_plan(model=MODEL.id, steps=1, seed=seed, prompt=f"image {seed}", adapters=uses),
@@ -40,15 +40,15 @@ def test_edits_prepared_beside_others_give_the_same_images(ahead, bench, make_pl
         for seed, uses in enumerate([(use(loras[0]),), (use(loras[1], 0.5), use(loras[0])), ()])
     ]
     images = []
-    with ThreadPoolExecutor(1) as beside:
-        prepared = beside.submit(ahead.prepare, edits[0][0], [edits[0][1]]).result()
+    with ThreadPoolExecutor(1) as other_thread:
+        prepared = other_thread.submit(ahead.prepare, edits[0][0], [edits[0][1]]).result()
         for following in [*edits[1:], None]:
             coming = None
 
             def begin(step: int, following=following) -> None:
                 nonlocal coming
                 if step == 0 and following is not None:
-                    coming = beside.submit(ahead.prepare, following[0], [following[1]])
+                    coming = other_thread.submit(ahead.prepare, following[0], [following[1]])
 
             images.append(ahead.run(prepared, begin))
             prepared = coming.result() if coming else None
@@ -65,7 +65,7 @@ def test_running_a_prepared_edit_encodes_nothing(ahead, make_plan, control_png, 
     assert encoded == len(encodings) == 2
 
 
-def test_edit_that_finds_no_memory_beside_another_is_made_in_its_turn(ahead, make_plan, control_png, encodings):
+def test_edit_without_memory_for_its_preparation_is_made_in_its_turn(ahead, make_plan, control_png, encodings):
     def fail(*_: object) -> None:
         hook.remove()
         raise torch.OutOfMemoryError("no memory")

@@ -97,7 +97,7 @@ def remote(loras):
     return remote
 
 
-def test_remote_adapter_is_the_local_one(image_of, remote, loras, tmp_path):
+def test_remote_adapter_gives_the_image_of_the_local_one(image_of, remote, loras, tmp_path):
     assert np.array_equal(image_of(remote(loras[0])), image_of(use(loras[0])))
     assert len(list((tmp_path / "disk").glob("*.safetensors"))) == 1
 
@@ -143,7 +143,7 @@ def by_url(server: LoraServer) -> AdapterUse:
     return AdapterUse(identity(server.url, len(server.content), server.etag), "a", server.url, 1.0, None, server.etag)
 
 
-def test_adapter_from_a_url_is_the_local_one(image_of, server, loras):
+def test_adapter_from_a_url_gives_the_image_of_the_local_one(image_of, server, loras):
     assert np.array_equal(image_of(by_url(server)), image_of(use(loras[0])))
 
 
@@ -162,7 +162,7 @@ def test_server_that_fails_fails_that_edit_and_the_next_one_works(image_of, serv
     assert np.array_equal(image_of(adapter), image_of(use(loras[0])))
 
 
-def test_full_disk_is_read_past(image_of, server, loras, tmp_path):
+def test_full_disk_is_bypassed(image_of, server, loras, tmp_path):
     adapter = by_url(server)
     (tmp_path / "disk").mkdir()
     (tmp_path / f"disk/{adapter.id}.part").symlink_to("/dev/full")

@@ -32,7 +32,7 @@ def second_forwards(paired):
     hook.remove()
 
 
-def test_pair_makes_the_images_of_one(paired, bench, make_plan, control_png, loras, second_forwards):
+def test_two_devices_make_the_images_of_one(paired, bench, make_plan, control_png, loras, second_forwards):
     one, other = use(loras[0], 0.5), use(loras[1])
     edits = ({"adapters": (one,)}, {"adapters": (other, one)}, {"guidance_scale": 1.0, "adapters": (other,)}, {})
     for changes in edits:
@@ -45,7 +45,7 @@ def test_pair_makes_the_images_of_one(paired, bench, make_plan, control_png, lor
         assert made.runtime["transformers"] == 2
 
 
-def test_what_fails_on_the_second_device_fails_that_edit_alone(paired, make_plan, control_png):
+def test_failure_on_the_second_device_fails_only_that_edit(paired, make_plan, control_png):
     run_out_of_memory_once(paired._denoiser.transformers[1])
     with pytest.raises(OutOfMemory):
         paired.edit(make_plan(model=MODEL.id), [control_png])

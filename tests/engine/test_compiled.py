@@ -42,7 +42,7 @@ def compiled(config) -> TorchEngine:
     return TorchEngine.load(config)
 
 
-def test_adapters_scales_stacks_and_sizes_compile_nothing_anew(compiled, bench, make_plan, loras):
+def test_adapters_scales_stacks_and_sizes_cause_no_recompilation(compiled, bench, make_plan, loras):
     edits = (
         {},
         {"adapters": (use(loras[0]),)},
@@ -61,7 +61,7 @@ def test_adapters_scales_stacks_and_sizes_compile_nothing_anew(compiled, bench, 
         assert difference(made.image, bench(MODEL.id).engine.edit(plan, []).image).largest <= 1
 
 
-def test_thread_other_than_the_one_that_warmed_up_compiles_nothing_anew(compiled, make_plan):
+def test_thread_other_than_that_of_the_warm_up_causes_no_recompilation(compiled, make_plan):
     """As a replica without a GPU loads and edits; Dynamo's guards look at state that threads have."""
     plan = make_plan(model=MODEL.id, control_images=())
     with ThreadPoolExecutor(1) as other:
@@ -83,7 +83,7 @@ def test_second_start_finds_what_the_first_compiled(compiled, config):
     assert counters["inductor"]["fxgraph_cache_miss"] == 0
 
 
-def test_image_of_as_many_tokens_as_a_block_is_wide_warms_up_for_others_too(config, make_plan):
+def test_warm_up_with_as_many_tokens_as_a_block_is_wide_serves_other_sizes(config, make_plan):
     torch._dynamo.reset()
     engine = TorchEngine.load(config.model_copy(update={"warm_up": ((64, 64),)}))
     width = engine._pipeline.transformer.inner_dim
@@ -91,7 +91,7 @@ def test_image_of_as_many_tokens_as_a_block_is_wide_warms_up_for_others_too(conf
     assert engine.edit(make_plan(model=MODEL.id, control_images=(), width=96), []).runtime["recompilations"] == 0
 
 
-def test_number_of_steps_compiles_nothing_anew_whichever_came_first(make_plan):
+def test_number_of_steps_causes_no_recompilation(make_plan):
     torch._dynamo.reset()
     engine = TorchEngine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS))
     fuse(engine._pipeline.transformer, with_gelu=False)
@@ -100,7 +100,7 @@ def test_number_of_steps_compiles_nothing_anew_whichever_came_first(make_plan):
     assert [engine.edit(plan, []).compilations for plan in plans] == [GRAPHS, 0, 0]
 
 
-def test_attention_kernel_of_an_installed_package_is_compiled_around(make_plan, bench):
+def test_blocks_compile_around_the_attention_kernel_of_a_package(make_plan, bench):
     """The kernel itself needs a GPU; whatever it is, it is one operator to what is compiled around it."""
     called = []
 
@@ -119,7 +119,7 @@ def test_attention_kernel_of_an_installed_package_is_compiled_around(make_plan, 
     assert difference(made.image, bench(MODEL.id).engine.edit(plan, []).image).largest <= 1
 
 
-def test_replica_that_makes_another_image_once_it_is_warm_is_not_ready(config):
+def test_replica_whose_image_changes_with_its_warm_up_is_not_ready(config):
     engine = TorchEngine(miniature.make(MODEL), MODEL, config.model_copy(update={"compile": "none"}))
     forwards = []
 

@@ -71,7 +71,7 @@ def conditions(encoders: Encoders, plan, files) -> Conditions:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_is_remembered_is_what_would_be_computed(encoders, make_plan, change):
+def test_cached_results_equal_computed_ones(encoders, make_plan, change):
     model, changes, files, reused = CHANGES[change]
     remembering, forgetful = encoders[model]
     conditions(remembering, make_plan(model=model, **FIRST[model]), (IMAGE,))
@@ -85,7 +85,7 @@ def test_what_is_remembered_is_what_would_be_computed(encoders, make_plan, chang
     assert found.negative is None or torch.equal(found.negative, expected.negative)
 
 
-def test_edit_says_what_was_remembered_for_it(bench, make_plan):
+def test_edit_reports_what_came_from_the_caches(bench, make_plan):
     engine = TorchEngine(bench(PLUS).pipeline, MODELS[PLUS], ModelConfig(threads=THREADS))
     first, again = (engine.edit(make_plan(model=PLUS), [IMAGE]) for _ in range(2))
     assert (first.runtime["reused"], again.runtime["reused"]) == (
@@ -96,7 +96,7 @@ def test_edit_says_what_was_remembered_for_it(bench, make_plan):
     assert again.timings["encode_control"] < first.timings["encode_control"]
 
 
-def test_what_is_remembered_is_complete_also_where_something_failed(bench, make_plan, monkeypatch):
+def test_cached_tensors_are_complete_even_after_a_failure(bench, make_plan, monkeypatch):
     """The next one to ask may be on another stream of the device than the one that computed."""
     pipeline = bench(EDIT.id).pipeline
     remembering, finished = Encoders(pipeline, Placement(pipeline, CPU, "none"), 2**30, 2**30), []

@@ -153,7 +153,7 @@ def test_edit_stops_at_the_step_at_which_it_is_told(engine, make_plan, control_p
     assert steps == [0, 1, 2]
 
 
-def test_stages_are_timed_and_the_effective_values_told(engine, make_plan, control_png):
+def test_stages_are_timed_and_the_effective_values_reported(engine, make_plan, control_png):
     edited = engine.edit(make_plan(), [control_png])
     stages = {"load_control_images", "apply_adapters", "encode_prompt", "encode_control", "denoise", "decode"}
     assert stages | {"generate"} <= set(edited.timings)
@@ -216,7 +216,7 @@ def test_every_difference_of_a_checkpoint_is_named_at_once(tmp_path):
         checkpoint.load(ModelConfig(checkpoint=str(tmp_path)), EDIT, CPU, torch.float32)
 
 
-def test_folder_that_is_no_checkpoint_is_refused(tmp_path):
+def test_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointRefused, match=r"has no model_index\.json"):
         checkpoint.load(ModelConfig(checkpoint=str(tmp_path)), EDIT, CPU, torch.float32)
 
@@ -284,7 +284,7 @@ def test_made_lora_has_the_trainers_names_and_metadata(loras):
     assert metadata["ss_base_model_version"] == "qwen_image"
 
 
-def test_kept_lora_is_what_the_maker_makes(tmp_path):
+def test_shipped_lora_equals_a_newly_made_one(tmp_path):
     make_lora(miniature.make(EDIT).transformer, tmp_path / "my_lora.safetensors", seed=7)
     shipped = LORAS / "my_lora_job/my_lora.safetensors"
     with safe_open(tmp_path / "my_lora.safetensors", "pt") as made, safe_open(shipped, "pt") as kept:

@@ -66,20 +66,20 @@ def pixels(edited: Edited) -> np.ndarray:
     return np.asarray(edited.image).astype(int)
 
 
-def test_without_a_small_change_nothing_is_left_out_and_every_bit_is_the_plain_one(plan, bench):
+def test_without_a_small_change_no_block_is_skipped_and_every_bit_is_equal(plan, bench):
     counted = Counted(NEVER)
     made = counted.edit(plan)
     assert counted.blocks == [2 * STEPS] * len(counted.blocks)
     assert np.array_equal(pixels(made), pixels(bench(MODEL.id).engine.edit(plan, [])))
 
 
-def test_after_a_branchs_first_forward_all_but_the_first_block_are_left_out(plan, bench, always):
+def test_after_a_branchs_first_forward_all_but_the_first_block_are_skipped(plan, bench, always):
     made = always.edit(plan)
     assert always.blocks == [2 * STEPS] + [2] * (len(always.blocks) - 1)
     assert not np.array_equal(pixels(made), pixels(bench(MODEL.id).engine.edit(plan, [])))
 
 
-def test_nothing_is_remembered_beyond_a_image(plan, make_plan, loras, always):
+def test_features_are_dropped_after_each_image(plan, make_plan, loras, always):
     expected = pixels(always.edit(plan))
     others = (
         {"seed": 7},
@@ -95,13 +95,13 @@ def test_nothing_is_remembered_beyond_a_image(plan, make_plan, loras, always):
     assert np.array_equal(pixels(always.edit(plan)), expected)
 
 
-def test_pair_makes_the_images_of_one(plan, always):
+def test_two_devices_make_the_images_of_one(plan, always):
     paired = Counted(ALWAYS, second_device=CPU)
     assert np.array_equal(pixels(paired.edit(plan)), pixels(always.edit(plan)))
     assert paired.blocks == always.blocks
 
 
-def test_forward_of_the_other_branch_of_an_edit_that_failed_is_not_remembered(plan, make_plan, always):
+def test_other_branch_of_a_failed_edit_leaves_no_features(plan, make_plan, always):
     paired = Counted(ALWAYS, second_device=CPU)
     first, second = paired.engine._denoiser.transformers
     run_out_of_memory_once(first)
@@ -112,7 +112,7 @@ def test_forward_of_the_other_branch_of_an_edit_that_failed_is_not_remembered(pl
     assert np.array_equal(pixels(paired.edit(plan)), pixels(always.edit(plan)))
 
 
-def test_compiled_blocks_are_left_out_as_well_and_compiled_once(plan, always):
+def test_compiled_blocks_are_skipped_too_and_compiled_once(plan, always):
     engine = TorchEngine(miniature.make(MODEL), MODEL, with_cache(ALWAYS))
     transformer = engine._pipeline.transformer
     called = []
@@ -132,7 +132,7 @@ def test_compiled_blocks_are_left_out_as_well_and_compiled_once(plan, always):
     assert np.array_equal(pixels(made[1]), pixels(plain))
 
 
-def test_it_is_refused_where_layers_come_and_go():
+def test_feature_cache_is_refused_with_offloading():
     with pytest.raises(ValidationError, match="feature_cache: not with offload"):
         ModelConfig(feature_cache=0.1, offload="model")
 

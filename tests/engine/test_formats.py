@@ -351,7 +351,7 @@ def test_file_that_changes_nothing_is_refused(image_of, tmp_path):
         image_of(use(tmp_path / "nothing.safetensors"))
 
 
-def test_alpha_that_is_no_number_is_refused(image_of, tmp_path):
+def test_alpha_that_is_not_a_number_is_refused(image_of, tmp_path):
     save_file(GOOD | {f"{Q}.alpha": torch.tensor(float("nan"))}, tmp_path / "nan.safetensors")
     with pytest.raises(LoraInvalidFile, match="alpha that is not a number"):
         image_of(use(tmp_path / "nan.safetensors"))
@@ -427,7 +427,7 @@ def test_hooks_give_the_image_of_merged_weights_but_for_one_grey_level(bench, ma
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2], ids=str)
-def test_file_with_a_number_that_is_none_is_blamed_before_the_first_step(image_of, tmp_path, value, dtype):
+def test_file_with_nan_or_inf_is_refused_before_the_first_step(image_of, tmp_path, value, dtype):
     tensors = {key: tensor.clone() for key, tensor in GOOD.items()}
     tensors[f"{Q}.lora_B.weight"][3, 1] = value
     save_file({key: tensor.to(dtype) for key, tensor in tensors.items()}, tmp_path / "bad.safetensors")

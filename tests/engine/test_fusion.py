@@ -123,7 +123,7 @@ def test_modulations_of_many_steps_are_made_at_once_on_each_device(monkeypatch, 
         assert difference(images[0], expected).largest <= 1
 
 
-def test_modulations_of_an_edit_that_did_not_end_are_gone(make_plan, control_png):
+def test_modulations_of_an_aborted_edit_are_dropped(make_plan, control_png):
     fused = Fused(second_device=CPU)
     plan = make_plan(model=MODEL.id)
     for transformer in fused.transformers:
@@ -136,7 +136,7 @@ def test_modulations_of_an_edit_that_did_not_end_are_gone(make_plan, control_png
     assert not fused.keeps_anything()
 
 
-def test_gelu_goes_with_its_linear_under_the_same_name(transformer):
+def test_linear_fused_with_its_gelu_keeps_its_name(transformer):
     """The adapters' files name the linears. On a CPU torch's fused GELU is the exact one: 5e-4 apart at most."""
     names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
     expected = forward(transformer)

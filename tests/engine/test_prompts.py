@@ -105,7 +105,7 @@ def test_tokenizer_is_read_from_the_checkpoints_files(tmp_path, maker, files):
         assert ours._encode(text).ids == theirs(text)["input_ids"], text
 
 
-def test_cut_names_the_words_behind_the_last_token_that_is_read(make_plan):
+def test_truncation_counts_the_words_after_the_last_token_that_is_read(make_plan):
     """The trained miniature's tokenizer joins several bytes to one token."""
     config = ModelConfig(id="qwen_image", checkpoint=MINIATURE)
     spec, text = MODELS["qwen_image"], " ".join(f"word{number}" for number in range(300))

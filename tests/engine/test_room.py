@@ -48,7 +48,7 @@ def test_sequentially_offloaded_weights_lie_nowhere_on_the_device():
     assert {weight.device.type for part in parts for weight in part.parameters()} == {"meta"}
 
 
-def test_part_is_on_the_device_for_its_stage_alone_whatever_happens_there():
+def test_part_is_on_the_device_only_for_its_stage_even_if_that_fails():
     moves = []
 
     class Part(nn.Module):
@@ -65,7 +65,7 @@ def test_part_is_on_the_device_for_its_stage_alone_whatever_happens_there():
     assert moves == [torch.device("cuda"), HOST]
 
 
-def test_part_that_there_is_no_room_for_leaves_none_of_itself_on_the_device():
+def test_part_that_does_not_fit_leaves_nothing_on_the_device():
     class Part(nn.Module):
         device = HOST
 
@@ -84,7 +84,7 @@ def test_part_that_there_is_no_room_for_leaves_none_of_itself_on_the_device():
 @pytest.mark.parametrize(
     "options", [{"compile": "regional", "warm_up": [(64, 64)]}, {"prepare_ahead": True}, {"adapter_weights": "device"}]
 )
-def test_what_needs_the_room_that_offloading_saves_is_refused(options):
+def test_options_that_need_the_saved_memory_are_refused_with_offloading(options):
     with pytest.raises(ValidationError, match="offload: not with"):
         ModelConfig(offload="model", **options)
 
@@ -136,7 +136,7 @@ def test_memory_of_an_edit_that_did_not_fit_is_not_held_by_its_error(make_plan):
         RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     ],
 )
-def test_memory_is_what_was_missing_whoever_wanted_it(make_plan, error):
+def test_lack_of_memory_is_recognised_whoever_reports_it(make_plan, error):
     def fail(*_: object) -> None:
         try:
             raise error
@@ -161,7 +161,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(make_plan):
         broken.edit(make_plan(model=MODEL.id, control_images=()), [])
 
 
-def test_edit_that_found_no_memory_beside_another_is_made_after_it(make_plan):
+def test_edit_that_ran_out_of_memory_during_another_is_made_after_it(make_plan):
     """The other one is being prepared when the memory runs out, and cannot end before that."""
     ahead = TorchEngine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS, prepare_ahead=True))
     plan = make_plan(model=MODEL.id, control_images=(), prompt="the one")
@@ -183,14 +183,14 @@ def test_edit_that_found_no_memory_beside_another_is_made_after_it(make_plan):
         parts.transformer.register_forward_pre_hook(fail),
         parts.text_encoder.model.register_forward_pre_hook(wait_for_failure),
     ]
-    with ThreadPoolExecutor(1) as beside:
-        other = beside.submit(ahead.prepare, make_plan(model=MODEL.id, control_images=(), prompt="the other"), [])
+    with ThreadPoolExecutor(1) as other_thread:
+        other = other_thread.submit(ahead.prepare, make_plan(model=MODEL.id, control_images=(), prompt="the other"), [])
         made = ahead.run(prepared)
         assert other.result().conditions is not None
     assert np.array_equal(np.asarray(made.image), pixels(engine(), plan))
 
 
-def test_vae_keeps_nothing_of_a_image_that_was_too_large_for_it(make_plan):
+def test_vae_keeps_nothing_of_an_image_that_was_too_large_for_it(make_plan):
     small = engine()
     vae = small._pipeline.vae
     run_out_of_memory_once(vae.decoder.conv_out)
@@ -201,14 +201,14 @@ def test_vae_keeps_nothing_of_a_image_that_was_too_large_for_it(make_plan):
 
 @pytest.mark.parametrize("attention", ["cudnn", "flash"])
 @pytest.mark.parametrize("options", [{"prepare_ahead": True}, {"gpus_per_replica": 2, "device": "cuda"}])
-def test_switch_of_the_whole_process_is_not_for_two_threads(attention, options):
+def test_kernel_switch_of_the_whole_process_is_refused_with_two_threads(attention, options):
     with pytest.raises(ValidationError, match="without compile is not for two threads"):
         ModelConfig(attention=attention, **options)
     ModelConfig(attention=attention, compile="regional", warm_up=[(64, 64)], **options)
 
 
 @pytest.mark.parametrize("options", [{"compile": "regional", "warm_up": [(64, 64)]}, {"quantization": "fp8"}])
-def test_what_needs_merged_adapters_is_refused_with_hooks_named_or_found(monkeypatch, options):
+def test_options_that_need_merged_adapters_are_refused_with_hooks(monkeypatch, options):
     with pytest.raises(ValidationError, match=r"not with .*adapter_weights: hooks"):
         ModelConfig(adapter_weights="hooks", **options)
     monkeypatch.setattr(denoiser, "place_for_copies", lambda *_: "hooks")
@@ -216,7 +216,7 @@ def test_what_needs_merged_adapters_is_refused_with_hooks_named_or_found(monkeyp
         engine(**options)
 
 
-def test_room_in_a_container_is_what_its_limit_leaves(tmp_path):
+def test_free_memory_in_a_container_is_what_its_limit_leaves(tmp_path):
     assert free_in_container(tmp_path) > 2**60
     for name, text in {
         "max": "1000\n",

@@ -39,7 +39,7 @@ def test_instruction_is_followed(miniature, name, instruction):
     assert found["to_edit_db"] >= found["to_input_db"] + 4
 
 
-def test_kept_figures_hold_what_the_model_card_promises():
+def test_shipped_figures_meet_the_promises_of_the_model_card():
     """Those that the training script printed, at 8 steps, on all three photographs."""
     assert len(PROMISED) >= 8
     assert min(FIGURES["vae_db"].values()) >= 27

@@ -47,7 +47,7 @@ def looks(engine: TorchEngine, monkeypatch) -> list[int]:
     return seen
 
 
-def test_images_are_looked_at_once_for_both_prompts(bench, make_plan, monkeypatch):
+def test_images_are_encoded_once_for_both_prompts(bench, make_plan, monkeypatch):
     engine = bench(EDIT.id).engine
     assert engine._config == FORGETFUL
     seen = looks(engine, monkeypatch)
@@ -58,13 +58,13 @@ def test_images_are_looked_at_once_for_both_prompts(bench, make_plan, monkeypatc
     assert engine._pipeline.text_encoder.model.visual.forward.__name__ == "<lambda>"
 
 
-def test_images_of_other_sizes_for_the_negative_prompt_are_looked_at_apart(bench, make_plan, monkeypatch):
+def test_images_of_other_sizes_for_the_negative_prompt_are_encoded_separately(bench, make_plan, monkeypatch):
     seen = looks(bench(PLUS).engine, monkeypatch)
     bench(PLUS).engine.edit(make_plan(model=PLUS, steps=1, profile="trainer"), [as_png(noise_image(120, 80))])
     assert len(seen) == 2
 
 
-def test_what_was_seen_is_remembered_for_another_prompt(bench, make_plan, monkeypatch):
+def test_encoded_images_are_cached_for_another_prompt(bench, make_plan, monkeypatch):
     engine = TorchEngine(bench(EDIT.id).pipeline, MODELS[EDIT.id], ModelConfig(threads=THREADS))
     seen = looks(engine, monkeypatch)
     images = []

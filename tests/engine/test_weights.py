@@ -195,7 +195,7 @@ def test_parameters_are_rewritten_in_place(dtype):
     assert {name: value.data_ptr() for name, value in model.state_dict().items()} == places
 
 
-def test_application_that_fails_midway_is_set_right_by_the_next(dtype):
+def test_failed_application_of_adapters_is_repaired_by_the_next(dtype):
     model, known = transformer(dtype), adapters(dtype)
     weights, before = MergedWeights(model, "device"), state(model)
     weights.apply({"A": (known["A"], 1.0)})

@@ -91,7 +91,7 @@ def test_steps_are_seen_to_pass(timed, body):
     assert len(seen) > 4
 
 
-def test_watcher_is_told_of_a_step_within_a_second(timed, body):
+def test_watcher_sees_a_step_within_a_second(timed, body):
     request_id = timed.submit(body())
     with timed.client.stream("GET", f"/v1/requests/{request_id}/events") as answer:
         told = [
@@ -198,7 +198,7 @@ def test_replica_with_a_dead_device_is_replaced(timed, body):
     assert pid not in timed.replica_pids("Editor-qwen_image_edit")
 
 
-def test_restart_in_mid_job(timed, notes, body):
+def test_restart_during_a_job(timed, notes, body):
     """The finished stay, the unfinished finish."""
     finished = timed.result(timed.submit(body(seed=7)))
     request_id = timed.submit(body(3))

@@ -103,7 +103,7 @@ def test_base_model_requests_go_anywhere(fleet, body):
     assert {note.pid for note in fleet.new_notes(known)} == set(fleet.replica_pids(EDITOR))
 
 
-def test_death_of_a_replica_strands_nothing_and_the_others_keep_their_adapters(fleet, body):
+def test_death_of_a_replica_loses_no_request_and_the_others_keep_their_adapters(fleet, body):
     requests = [fleet.submit(body(path, sample_steps=STEPS)) for path in LORAS]
     fleet.wait(requests[0], lambda status: status["progress"]["steps_done"] > 0)
     victim = next(note.pid for note in fleet.notes() if note.adapters == LORAS[0])
@@ -123,7 +123,7 @@ def test_death_of_a_replica_strands_nothing_and_the_others_keep_their_adapters(f
         assert not (note.adapters in held and note.was_read)
 
 
-def test_no_adapter_starves_beside_one_that_everybody_wants(fleet, body):
+def test_no_adapter_starves_next_to_a_popular_one(fleet, body):
     enough = threading.Event()
     made: list[str] = []
 

@@ -33,7 +33,7 @@ async def until_known(controller: RunningEditors, editors: int) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_what_was_known_counts_while_the_controller_does_not_answer():
+async def test_last_known_numbers_count_while_the_controller_does_not_answer():
     controller = Controller()
     assert await controller() == {MODEL: 3}
     controller.answers.clear()
@@ -54,7 +54,7 @@ class Failing(Controller):
         return answers if self.editors else {}
 
 
-async def test_what_was_known_counts_when_the_controller_fails_or_is_new():
+async def test_last_known_numbers_count_when_the_controller_fails_or_is_new():
     controller = Failing()
     assert await controller() == {MODEL: 3}
     for editors in (1, 0):
@@ -81,7 +81,7 @@ class Unplaced:
         return self.found
 
 
-def test_replicas_without_a_machine_are_named_in_the_log_and_not_at_every_look(monkeypatch, caplog):
+def test_replicas_without_a_machine_are_named_in_the_log_and_not_at_every_check(monkeypatch, caplog):
     unplaced, log = Unplaced(monkeypatch), PlacementLog("edits")
     unplaced.found = {"Ingress": "Ingress: no machine"}
     for _ in range(3):
@@ -97,7 +97,7 @@ def test_replicas_without_a_machine_are_named_in_the_log_and_not_at_every_look(m
     assert caplog.messages[2:] == ["Ingress: no machine again"]
 
 
-def test_serve_is_asked_now_and_again_however_often_somebody_looks(monkeypatch):
+def test_serve_is_asked_at_intervals_however_often_check_is_called(monkeypatch):
     unplaced, log = Unplaced(monkeypatch), PlacementLog("edits")
     monkeypatch.setattr(running_editors, "CHECK_PERIOD_S", 60.0)
     for _ in range(3):
@@ -105,7 +105,7 @@ def test_serve_is_asked_now_and_again_however_often_somebody_looks(monkeypatch):
     assert unplaced.asked == 1
 
 
-def test_look_that_fails_is_logged_and_hinders_nobody(monkeypatch, caplog):
+def test_failed_check_is_logged_and_not_raised(monkeypatch, caplog):
     unplaced, log = Unplaced(monkeypatch), PlacementLog("edits")
     unplaced.found = ConnectionError("the controller died")
     log.check()

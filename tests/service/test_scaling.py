@@ -44,13 +44,13 @@ def decided(*contexts: AutoscalingContext) -> dict[str, int]:
     return {id.name: replicas for id, replicas in decisions.items()}
 
 
-def test_the_ingress_that_looked_last_is_believed_and_no_delay_of_serves_comes_on_top():
+def test_the_newest_report_counts_and_serve_adds_no_delay():
     reports = {"a": (NOW - 1, Backlog(200, 0, 20, 5)), "b": (NOW - 3, Backlog(900, 0, 90, 5))}
     assert decided(context(INGRESS, 2, reports), context(EDITOR))[EDITOR] == 4
     assert decided(context(INGRESS, 2, reports), context(EDITOR, 1))[EDITOR] == 3
 
 
-def test_without_a_report_of_late_nothing_is_decided_for_editors():
+def test_without_a_recent_report_nothing_is_decided_for_editors():
     old = {"a": (NOW - 60, Backlog(200, 0, 20, 5))}
     for reports in (None, old):
         assert EDITOR not in decided(context(INGRESS, 2, reports), context(EDITOR, 1))

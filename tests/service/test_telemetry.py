@@ -202,7 +202,7 @@ def test_a_counter_says_what_happened(counted: Samples, name: str, tags: dict[st
     assert min(most, 1) <= total(counted, name, **tags) <= most, counted[f"ray_{name}"]
 
 
-def test_cold_and_warm_edits_are_told_apart(told: Told) -> None:
+def test_cold_and_warm_edits_are_counted_separately(told: Told) -> None:
     # The first images are prepared at the same time, so that both may find the adapter missing; the last does not.
     assert eventually(
         lambda: min(total(samples(), "edits_adapter_edits_total", warm=warm) for warm in ("false", "true")) >= 1

@@ -43,7 +43,7 @@ def safetensors_bytes(shapes: Mapping[str, tuple[int, ...]] = PAIR, metadata: Ma
 
 
 class InstantEditors:
-    """Editors that make an image at once. `errors` are raised first, one an edit; `gate` holds edits back.
+    """Editors that make an image at once. `errors` are raised first, one per edit; `gate` holds edits back.
 
     `stopped` is set when an edit was told to stop.
     """

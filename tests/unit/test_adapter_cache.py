@@ -55,13 +55,13 @@ def zipf(draws: int, adapters: int = 40, seed: int = 0) -> list[str]:
     return [str(rank) for rank in random.Random(seed).choices(range(adapters), weights, k=draws)]
 
 
-def test_rarely_used_adapters_do_not_throw_out_popular_ones(counted):
+def test_rarely_used_adapters_do_not_evict_popular_ones(counted):
     counted.use_each("abc" * 5)
     counted.use_each(f"once {n}" for n in range(20))
     assert counted.use_each("abc") == 0
 
 
-def test_newcomer_is_there_for_other_edits_while_one_holds_it(counted):
+def test_new_adapter_is_shared_while_an_edit_holds_it(counted):
     counted.use_each("abc" * 5)
     edit = counted.begin("new")
     assert counted.cache.holds("new")
@@ -72,7 +72,7 @@ def test_newcomer_is_there_for_other_edits_while_one_holds_it(counted):
     assert counted.use("new") == ["new"]
 
 
-def test_newcomer_that_is_used_more_takes_the_place_of_the_least_used(counted):
+def test_new_adapter_that_is_used_more_replaces_the_least_used(counted):
     counted.use_each("aaaaabbbbbcc")
     counted.use_each(["new"] * 4)
     counted.use_each(["other", "another"])
@@ -80,7 +80,7 @@ def test_newcomer_that_is_used_more_takes_the_place_of_the_least_used(counted):
     assert not counted.cache.holds("c")
 
 
-def test_uses_count_while_the_adapter_is_not_here(counted):
+def test_uses_count_while_the_adapter_is_not_in_the_cache(counted):
     counted.use_each("aaaaabbbbbcc")
     for n in range(4):
         counted.use("new")
@@ -88,14 +88,14 @@ def test_uses_count_while_the_adapter_is_not_here(counted):
     assert counted.use("new") == []
 
 
-def test_popularity_passes(counted):
+def test_popularity_decays(counted):
     counted.use_each("abc" * 50)
     counted.use_each("xyz" * HALF_LIFE * 2 * PLACES)
     counted.use("other")
     assert counted.use_each("xyz") == 0
 
 
-def test_stack_is_there_as_long_as_its_edit(counted):
+def test_adapters_of_an_edit_stay_until_it_ends(counted):
     counted.use_each("abc" * 5)
     edit = counted.begin("up", "down")
     assert counted.use("up", "down") == []
@@ -104,14 +104,14 @@ def test_stack_is_there_as_long_as_its_edit(counted):
     assert not counted.cache.holds("down")
 
 
-def test_adapter_larger_than_the_budget_is_never_kept_and_throws_nobody_out(counted):
+def test_adapter_larger_than_the_budget_is_never_kept_and_evicts_none(counted):
     counted.use_each("abc" * 5)
     for _ in range(20):
         assert counted.use("large", size_bytes=1000) == ["large"]
     assert counted.use_each("abc") == 0
 
 
-def test_large_newcomer_that_is_used_more_takes_several_places(counted):
+def test_large_new_adapter_that_is_used_more_replaces_several(counted):
     counted.use_each("aaaaabc")
     for _ in range(3):
         counted.use("large", size_bytes=2 * SIZE)
@@ -132,7 +132,7 @@ def test_budget_is_kept(seed):
     assert counted.cache.size_bytes > budget / 2
 
 
-def test_popular_ones_are_as_good_as_held_for_ever():
+def test_popular_adapters_are_nearly_always_in_the_cache():
     counted, draws = Counted(budget_bytes=12 * SIZE), 20_000
     shares = [1 / (rank + 1) for rank in range(40)]
     held_for_ever = 1 - sum(shares[:12]) / sum(shares)
@@ -140,7 +140,7 @@ def test_popular_ones_are_as_good_as_held_for_ever():
     assert len(counted.loads) / draws < held_for_ever + 0.02
 
 
-def test_it_follows_when_others_become_popular():
+def test_cache_follows_changes_of_popularity():
     counted, draws = Counted(budget_bytes=12 * SIZE), 5000
     counted.use_each(zipf(draws))
     steady = len(counted.loads)
@@ -149,7 +149,7 @@ def test_it_follows_when_others_become_popular():
     assert len(counted.loads) - steady < 1.1 * steady
 
 
-def test_failed_load_is_told_to_its_caller_and_throws_nobody_out(counted):
+def test_failed_load_is_raised_and_evicts_none(counted):
     counted.use_each("abc" * 5)
 
     def fail() -> Sized:
@@ -163,7 +163,7 @@ def test_failed_load_is_told_to_its_caller_and_throws_nobody_out(counted):
     assert counted.use("bad") == ["bad"]
 
 
-def test_it_is_loaded_once_however_many_ask(counted):
+def test_adapter_is_loaded_once_for_all_callers(counted):
     asked, go_on = threading.Semaphore(0), threading.Event()
     loads, got = [], []
 

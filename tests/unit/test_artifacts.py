@@ -25,7 +25,7 @@ def test_artifacts_are_found_by_age_and_deleted(tmp_path, url):
     assert sorted(artifacts.older_than("", -60.0)) == ["controls/b", "results/10/0.json"]
 
 
-def test_storage_that_refuses_is_said(tmp_path):
+def test_failing_storage_is_reported(tmp_path):
     artifacts = Artifacts(str(tmp_path))
     # A file where a folder should be.
     artifacts.put("controls", b"x")

@@ -154,7 +154,7 @@ def test_slow_body_is_ended(application, client, monkeypatch):
     assert (silent.status, silent.code) == (408, "REQUEST_TIMEOUT")
 
 
-def test_body_that_comes_fast_enough_may_take_longer_than_the_start(application, client, monkeypatch):
+def test_body_that_arrives_fast_enough_may_take_longer_than_the_grace_time(application, client, monkeypatch):
     monkeypatch.setattr(limits, "GRACE_S", 0.3)
     # Each part brings a minute, so that no pause of a busy machine ends it.
     monkeypatch.setattr(limits, "MIN_BYTES_PER_S", 100 / 60)

@@ -102,7 +102,7 @@ async def test_full_memory_of_a_service_is_a_503_at_once(application, client):
     assert cancel.status_code == 404
 
 
-async def test_bodies_that_do_not_come_leave_room_for_other_tenants():
+async def test_bodies_that_do_not_arrive_leave_room_for_other_tenants():
     app = Bodies(total=4 * COPIES * 100, share=2 * COPIES * 100)
     slow = [app.silent(100) for _ in range(2)]
     await asyncio.sleep(0)
@@ -129,7 +129,7 @@ async def test_small_memory_takes_the_largest_body_alone():
     assert app.seen == [app.memory.total * 3 // 4]
 
 
-async def test_body_of_unknown_length_gets_memory_as_it_comes():
+async def test_body_of_unknown_length_gets_memory_as_it_arrives():
     app = Bodies(total=100 * COPIES * LARGE)
     app.done.clear()
     small = asyncio.create_task(app.request(bytes(5), bytes(6), length=CHUNKED))
@@ -175,7 +175,7 @@ async def test_memory_of_parsed_values_counts():
     assert sorted(answers) == [200, 503]
 
 
-async def test_large_body_must_come_as_fast_as_its_time_asks_for(monkeypatch):
+async def test_large_body_must_arrive_fast_enough_to_be_complete_in_time(monkeypatch):
     """At the rate of a small one it would hold its memory for the whole time and still not be here."""
     monkeypatch.setattr(limits, "GRACE_S", 0.1)
     monkeypatch.setattr(limits, "MIN_BYTES_PER_S", 1)

@@ -127,7 +127,7 @@ async def test_waiting_too_long_is_a_503():
         assert budget.held == 0
 
 
-async def test_whoever_stands_behind_one_that_gives_up_is_served():
+async def test_waiter_behind_one_that_times_out_is_served():
     budget = budget_of(4, patience_s=0.1)
     with budget.hold("a") as held, budget.hold("b") as large, budget.hold("c") as small:
         await held.take(2)

@@ -55,7 +55,7 @@ async def test_waiting_for_tasks_outlasts_cancellations():
     assert waiting.cancelled()
 
 
-async def test_what_is_done_to_the_end_is_done_however_often_its_caller_is_cancelled():
+async def test_shielded_work_finishes_however_often_its_caller_is_cancelled():
     done = []
 
     async def work() -> int:
@@ -96,7 +96,7 @@ async def test_later_awaits_are_cancelled_though_a_run_had_fewer():
         await cancelled_at_each_await(work, check, at_least=4)
 
 
-async def test_failure_of_a_task_beside_is_in_the_log_at_once(caplog):
+async def test_failure_of_a_background_task_is_logged_at_once(caplog):
     async def fails() -> None:
         raise AttributeError("no such thing")
 
@@ -216,7 +216,7 @@ async def test_dispatcher_gives_its_work_back_however_often_it_is_cancelled_whil
     assert len(await claim(store, "another", limit=2)) == 2, record
 
 
-async def test_edit_whose_claim_is_lost_is_told_so_once(store, config):
+async def test_edit_whose_claim_is_lost_is_cancelled_once(store, config):
     """Its end may take longer than the dispatcher takes to look again; a second cancellation would cut it short."""
     editors = SlowToStop(5 * WATCH_S)
     record = await store.requests.create(new(), is_stored)
@@ -249,7 +249,7 @@ class LostJustNow:
         self.charged.append(seconds)
 
 
-async def test_seconds_of_a_image_that_is_not_wanted_any_more_are_booked_wherever_it_is_cancelled(store, config):
+async def test_seconds_of_a_cancelled_image_are_charged_wherever_it_is_cancelled(store, config):
     queue = LostJustNow()
     dispatcher = Dispatcher(
         SimpleNamespace(queue=queue), SlowToStop(0), Artifacts(config.artifacts_url), config.jobs, one_editor
@@ -307,7 +307,7 @@ async def cancelled_after(seconds: float, work) -> None:
 # In the pause before a retry, and while the store is away.
 @pytest.mark.parametrize("after_s", [0.0, 0.05])
 @pytest.mark.parametrize("error", [EditorLost("gone"), OutOfMemory("too large")])
-async def test_seconds_of_a_failed_attempt_are_booked_when_it_is_cancelled_before_it_is_recorded(
+async def test_seconds_of_a_failed_attempt_are_charged_when_it_is_cancelled_before_it_is_recorded(
     config, after_s, error
 ):
     queue = Away()
@@ -316,15 +316,13 @@ async def test_seconds_of_a_failed_attempt_are_booked_when_it_is_cancelled_befor
 
 
 @pytest.mark.parametrize(("holds", "booked"), [(False, [2.0]), (True, [])])
-async def test_seconds_of_an_unrecorded_image_are_booked_unless_the_next_owner_of_the_claim_books_them(
-    config, holds, booked
-):
+async def test_seconds_of_an_unrecorded_image_are_charged_unless_the_next_owner_charges_them(config, holds, booked):
     queue = Away(holds)
     await cancelled_after(0.05, dispatching(queue, config)._outcomes.succeed(MINE, MADE))
     assert queue.charged == booked
 
 
-async def test_seconds_of_an_image_that_was_purged_before_it_was_recorded_are_booked(config):
+async def test_seconds_of_an_image_that_was_purged_before_it_was_recorded_are_charged(config):
     queue = Away()
     queue.succeed = AsyncMock(side_effect=EditorLost("its image is no longer stored"))
     with pytest.raises(EditorLost):

@@ -163,7 +163,7 @@ async def test_cancelled_file_stops_its_process(make_decoders):
 
 
 @pytest.mark.parametrize("ticks", [0, 1, 2, 3, 5, 8, 21])
-async def test_cancelled_at_any_moment_it_gives_its_place_back(make_decoders, ticks):
+async def test_cancelled_file_releases_its_process_at_any_moment(make_decoders, ticks):
     decoders = make_decoders()
     work = asyncio.create_task(decoders.facts(SMALL, "ignore", ""))
     for _ in range(ticks):

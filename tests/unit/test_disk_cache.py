@@ -180,7 +180,7 @@ def test_file_that_is_evicted_while_it_is_read_is_read_to_its_end(put, contents,
         thread.join()
 
 
-def test_full_disk_is_read_past(put, contents, tmp_path):
+def test_full_disk_is_bypassed(put, contents, tmp_path):
     """/dev/full answers each write as a full disk does."""
     use, data = put()
     part = tmp_path / f"{use.id}.part"

@@ -53,7 +53,7 @@ async def test_retries_are_bounded_and_the_reason_is_told(bench):
     assert len(bench.editors.tasks) == bench.jobs.max_attempts
 
 
-async def test_being_turned_away_is_no_attempt(bench):
+async def test_rejected_edit_does_not_count_as_an_attempt(bench):
     bench.editors.errors = [EditorUnavailable("no editor")] * (bench.jobs.max_attempts + 1)
     record = await bench.store.requests.create(new(), is_stored)
     async with bench.dispatching():
@@ -94,25 +94,25 @@ async def test_editor_that_hangs_costs_a_retry(bench):
 SILENCE = 30.0
 
 
-async def test_editor_that_is_not_heard_of_costs_a_retry(bench):
+async def test_silent_editor_costs_a_retry(bench):
     record = await run_scripted(bench, [Heartbeat(Stage.PREPARING), StepDone(0, 8), SILENCE], silence_s=0.3)
     assert record.status == Status.SUCCEEDED
     assert record.images[0].reasons == ("the editor sent nothing for 0.3 s",)
 
 
-async def test_editor_that_says_it_is_there_is_waited_for(bench):
+async def test_editor_that_sends_heartbeats_is_waited_for(bench):
     begun = [StepDone(0, 8), *[0.1, Heartbeat(Stage.RUNNING)] * 15, StepDone(1, 8), EditorLost("gone")]
     record = await run_scripted(bench, [Heartbeat(Stage.PREPARING), *begun], silence_s=1)
     assert record.images[0].reasons == ("gone",)
 
 
-async def test_image_that_waits_for_storage_is_not_taken_for_one_that_makes_no_step(bench):
+async def test_image_that_waits_for_storage_is_not_stalled(bench):
     storing = [StepDone(8, 8), Heartbeat(Stage.STORING), *[0.1, Heartbeat(Stage.STORING)] * 6, EditorLost("gone")]
     record = await run_scripted(bench, [Heartbeat(Stage.PREPARING), StepDone(0, 8), *storing], stall_s=0.3)
     assert record.images[0].reasons == ("gone",)
 
 
-async def test_edit_that_no_editor_says_it_has_is_asked_for_anew_and_loses_no_attempt(bench):
+async def test_edit_that_no_editor_reports_is_requested_again_and_loses_no_attempt(bench):
     record = await run_scripted(bench, *[[SILENCE]] * (bench.jobs.max_attempts + 1), silence_s=0.2)
     assert (record.status, record.images[0].reasons) == (Status.SUCCEEDED, ())
 
@@ -139,7 +139,7 @@ async def test_image_that_was_being_prepared_on_a_lost_editor_loses_an_attempt(b
     assert record.images[0].reasons == ("gone", "gone")
 
 
-async def test_image_that_seems_to_kill_editors_while_it_waits_is_given_up(bench):
+async def test_image_that_seems_to_kill_editors_while_it_waits_fails(bench):
     lost = [Heartbeat(Stage.PREPARING), Heartbeat(Stage.WAITING), EditorLost("gone")]
     record = await run_scripted(bench, *[lost] * (CLAIMS_WITHOUT_ATTEMPT + bench.jobs.max_attempts))
     assert record.error == "prompt 0: failed after 3 attempts (1: gone; 2: gone; 3: gone)"
@@ -203,7 +203,7 @@ async def test_stopped_dispatcher_gives_its_work_back(bench):
     assert record.status == Status.SUCCEEDED
 
 
-async def test_work_of_a_vanished_dispatcher_is_taken_up(bench):
+async def test_images_of_a_lost_dispatcher_are_taken_over(bench):
     record = await bench.store.requests.create(new(), is_stored)
     [mine] = await claim(bench.store, "vanished")
     await bench.store.queue.progress(mine, 1)
@@ -212,11 +212,11 @@ async def test_work_of_a_vanished_dispatcher_is_taken_up(bench):
     assert record.status == Status.SUCCEEDED
 
 
-async def test_image_that_a_vanished_dispatcher_had_made_is_used(bench):
+async def test_finished_image_of_a_lost_dispatcher_is_used(bench):
     record = await bench.store.requests.create(new(), is_stored)
     [mine] = await claim(bench.store, "vanished")
     events = [event async for event in bench.editors.edit(mine.task)]
-    # What an editor writes beside a finished image.
+    # What an editor writes next to a finished image.
     bench.artifacts.put_json(f"results/{record.id}/0.json", asdict(events[-1]))
     async with bench.dispatching():
         record = await bench.ended(record.id)
@@ -251,7 +251,7 @@ async def test_without_an_editor_work_waits_where_it_is_counted(bench):
     assert await bench.store.queue.backlogs() == {}
 
 
-async def test_a_dispatcher_that_is_to_go_lets_what_has_begun_end_and_begins_nothing(bench):
+async def test_draining_dispatcher_finishes_started_edits_and_starts_none(bench):
     bench.editors.gate.clear()
     begun = await bench.store.requests.create(new(), is_stored)
     async with bench.dispatching() as dispatcher:
@@ -268,7 +268,7 @@ async def test_a_dispatcher_that_is_to_go_lets_what_has_begun_end_and_begins_not
     assert (await bench.store.requests.get(late.id)).status == Status.IN_QUEUE
 
 
-async def test_a_dispatcher_that_is_to_go_gives_back_at_once_what_no_editor_has_begun(bench):
+async def test_draining_dispatcher_gives_back_at_once_what_no_editor_has_started(bench):
     bench.editors = busy = BusyEditors()
     record = await bench.store.requests.create(new(), is_stored)
     async with bench.dispatching() as dispatcher:

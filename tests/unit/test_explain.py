@@ -185,7 +185,7 @@ def test_misspelt_and_misplaced_fields_are_reported(client, make_body):
     assert "steps" in client.get(url).json()["metadata"]["ignored"]
 
 
-def test_path_in_place_of_a_image_is_recognised(client, make_body):
+def test_path_in_place_of_an_image_is_recognised(client, make_body):
     error = client.post("/v1/inference", json=make_body(ctrl_img="samples/astronaut.jpg")).json()["detail"]["error"]
     assert error["code"] == "CONTROL_IMAGE_INVALID"
     assert "looks like a path, and this service reads no paths: send base64 or an http(s) URL" in error["message"]

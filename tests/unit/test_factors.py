@@ -181,7 +181,7 @@ def test_values_of_eight_bits_are_those_of_their_definition():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_alpha_that_is_no_number_is_refused_at_the_post(refused, value):
+def test_alpha_that_is_not_a_number_is_refused_at_the_post(refused, value):
     error = refused(lora_bytes({f"{BLOCK}.to_q": ("F32", struct.pack("<f", value))}))
     assert (error["code"], "an alpha that is not a number" in error["message"]) == ("LORA_INVALID_FILE", True)
 
@@ -206,13 +206,13 @@ def test_alpha_that_is_no_number_is_refused_at_the_post(refused, value):
         ({"lora_adapter_metadata": "[]"}, "LORA_INVALID_FILE", "it is not a JSON object"),
     ],
 )
-def test_metadata_that_cannot_be_obeyed_is_refused(refused, metadata, code, reason):
+def test_metadata_that_cannot_be_applied_is_refused(refused, metadata, code, reason):
     error = refused(lora_bytes(metadata=metadata, ranks=ALL_OF_RANK_4))
     assert (error["code"], reason in error["message"]) == (code, True), error["message"]
 
 
 @pytest.mark.parametrize("key", ["ss_network_alpha", "alpha", "lora_alpha"])
-def test_flat_alpha_is_not_obeyed_and_noted(explained, key):
+def test_flat_alpha_is_ignored_and_noted(explained, key):
     receipt, [note] = explained(lora_bytes(metadata={key: "16"}))
     assert receipt["factor"] == {"source": "none", "min": 1.0, "median": 1.0, "max": 1.0}
     assert f"'file.safetensors' has {key}: '16' in its metadata and no alpha" in note

@@ -103,7 +103,7 @@ async def test_expired_request_says_so_and_has_no_start_if_nothing_had_begun(sto
     assert (ended.started_at, ended.finished_at is not None) == (None, True)
 
 
-async def test_lost_editor_is_the_code_of_what_was_given_up(bench):
+async def test_image_that_lost_all_attempts_has_the_code_of_the_last_one(bench):
     bench.editors.errors = [EditorLost("gone")] * 9
     record = await bench.store.requests.create(new(), is_stored)
     async with bench.dispatching():
@@ -111,7 +111,7 @@ async def test_lost_editor_is_the_code_of_what_was_given_up(bench):
     assert record.error_code == "EDITOR_LOST"
 
 
-async def test_error_that_nobody_foresaw_has_the_code_of_such_errors(bench):
+async def test_unforeseen_error_is_an_internal_error(bench):
     bench.editors.errors = [ValueError("a secret of the inside")]
     record = await bench.store.requests.create(new(), is_stored)
     async with bench.dispatching():
@@ -119,7 +119,7 @@ async def test_error_that_nobody_foresaw_has_the_code_of_such_errors(bench):
     assert (record.error_code, record.error_details) == ("INTERNAL_ERROR", {"prompt_index": 0})
 
 
-async def test_what_its_editor_refused_before_the_first_step_has_a_start_event(store):
+async def test_image_that_is_refused_before_its_first_step_has_a_start_event(store):
     hook = WebhookTarget("http://h", ("started", "failed"), "http://b")
     record = await store.requests.create(new(webhook=hook), is_stored)
     [mine] = await claim(store)
@@ -130,7 +130,7 @@ async def test_what_its_editor_refused_before_the_first_step_has_a_start_event(s
     assert [delivery.event for delivery in await store.webhooks.take(9, 60, 9)] == ["started", "failed"]
 
 
-async def test_failure_that_the_version_before_recorded_has_no_code(store):
+async def test_failure_that_the_previous_version_recorded_has_no_code(store):
     """That version knows no codes, and may run next to this one."""
     record = await store.requests.create(new(2), is_stored)
     first, second = await claim(store, limit=2)

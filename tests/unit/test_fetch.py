@@ -121,7 +121,7 @@ async def test_compressed_body_is_not_unpacked(web_server, fetcher_with):
     assert await fetcher.get(await web_server(bomb)) == packed
 
 
-async def test_slow_server_is_given_up(web_server, fetcher_with):
+async def test_slow_server_is_not_waited_for(web_server, fetcher_with):
     async def slow(request: web.Request) -> web.Response:
         await asyncio.sleep(30)
         return web.Response()
@@ -146,12 +146,12 @@ async def test_bad_url_is_refused(fetcher_with, url):
         await fetcher_with().get(url)
 
 
-async def test_unreachable_server_is_said(fetcher_with, unused_tcp_port):
+async def test_unreachable_server_is_reported(fetcher_with, unused_tcp_port):
     with pytest.raises(FetchFailed, match="cannot be reached"):
         await fetcher_with(allow_private_addresses=True).get(f"http://127.0.0.1:{unused_tcp_port}/")
 
 
-async def test_broken_off_body_is_said(web_server, fetcher_with):
+async def test_broken_off_body_is_reported(web_server, fetcher_with):
     async def breaks_off(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "1000"})
         await response.prepare(request)

@@ -7,7 +7,7 @@ import pytest
 from serve_app.intake.admission import gather_few
 
 
-async def test_call_behind_one_that_fails_is_cancelled_whatever_it_waits_for():
+async def test_calls_after_a_failed_one_are_cancelled():
     ended: list[str] = []
 
     async def wait_for_room() -> None:

@@ -73,7 +73,7 @@ def test_urls_start_with_the_configured_base_url(client_with, make_body):
     assert answer["status_url"] == f"https://edits.example/api/v1/requests/{answer['request_id']}/status"
 
 
-def test_status_walks_through_the_contracts_words(application, client, make_body):
+def test_status_takes_the_contracts_values_in_order(application, client, make_body):
     application.editors.gate.clear()
     url = client.post("/v1/inference", json=make_body()).json()["status_url"]
     seen = client.get(url).json()
@@ -95,7 +95,7 @@ def test_result_before_the_end_has_null_outputs(application, client, make_body):
     application.editors.gate.set()
 
 
-def test_result_has_one_image_a_prompt_in_order(client, make_body):
+def test_result_has_one_image_per_prompt_in_order(client, make_body):
     body = make_body()
     body["prompts"] = [body["prompts"][0] | {"width": width} for width in (64, 96, 128)]
     result = finished(client, body)
@@ -143,7 +143,7 @@ def test_size_is_floored_to_the_divisor(client, make_body):
     assert (image["width"], image["height"]) == (96, 96)
 
 
-def test_defaults_of_a_silent_prompt(application, client, make_body):
+def test_defaults_of_a_prompt_without_optional_fields(application, client, make_body):
     body = make_body()
     body["prompts"] = [{key: body["prompts"][0][key] for key in ("prompt", "ctrl_img")}]
     finished(client, body)

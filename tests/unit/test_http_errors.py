@@ -155,7 +155,7 @@ def test_url_safe_base64_is_the_same_image(client, make_body):
     assert digests == [hashlib.sha256(base64.b64decode(image)).hexdigest()] * 3
 
 
-def test_busy_service_blames_nobody(client, make_body, monkeypatch):
+def test_busy_service_does_not_blame_the_image(client, make_body, monkeypatch):
     monkeypatch.setattr(decoder_pool, "WALL_FACTOR", 0.0)
     answer = client.post("/v1/explain", json=make_body())
     assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (503, "OVERLOADED")

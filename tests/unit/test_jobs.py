@@ -87,7 +87,7 @@ async def test_the_migrations_make_the_tables(open_store, empty_database_url):
     assert differences == []
 
 
-async def test_a_version_works_on_while_the_next_one_rolls_out(open_store, database_url):
+async def test_previous_version_works_while_the_next_one_rolls_out(open_store, database_url):
     await open_store()
     database = Database(database_url)
     async with database.writing() as connection:
@@ -314,7 +314,7 @@ async def test_same_key_and_body_is_the_same_request(store):
     assert len(await claim(store, limit=10)) == 1
 
 
-async def test_request_whose_commit_was_answered_into_the_void_is_made_once(store):
+async def test_request_whose_commit_lost_its_answer_is_created_once(store):
     asked = new()
     assert await store.requests.create(asked, is_stored) == await store.requests.create(asked, is_stored)
     assert len(await claim(store, limit=10)) == 1
@@ -332,7 +332,7 @@ async def test_full_queue_refuses_and_what_is_claimed_no_longer_counts(open_stor
     await store.requests.create(new(1, tenant="c"), is_stored)
 
 
-async def test_standing_tells_place_and_work_left(store):
+async def test_state_has_position_and_work_left(store):
     first = await store.requests.create(new(2), is_stored)
     second = await store.requests.create(new(3, tenant="t"), is_stored)
     bulk = await store.requests.create(new(1, priority=Priority.BULK), is_stored)
@@ -348,7 +348,7 @@ async def test_standing_tells_place_and_work_left(store):
     assert (state.queue_position, state.work_left, state.speed) == (4, 50.0, 5.0)
 
 
-async def test_running_request_has_no_place_and_its_own_work_left(store):
+async def test_running_request_has_no_position_and_its_own_work_left(store):
     record = await store.requests.create(new(), is_stored)
     [mine] = await claim(store)
     await store.queue.progress(mine, 6)
@@ -380,7 +380,7 @@ async def test_every_change_has_a_version_of_its_own(store):
     assert ended.images[1].version < ended.version
 
 
-async def test_what_was_used_is_booked_on_request_and_tenant(store):
+async def test_usage_is_charged_to_request_and_tenant(store):
     record = await store.requests.create(new(3, tenant="t"), is_stored)
     done, lost, canceled = await claim(store, limit=3)
     await store.queue.succeed(done, DONE, is_stored)
@@ -419,7 +419,7 @@ async def test_history_is_filtered_and_paged(store):
     assert await listed(2, before=((await store.requests.get(ids[3])).created_at, ids[3])) == [ids[2], ids[1]]
 
 
-async def test_webhooks_are_written_with_what_they_tell_of(store):
+async def test_webhooks_are_written_with_the_change_that_they_report(store):
     hook = WebhookTarget("http://h", ("started", "image", "succeeded"), "http://b")
     record = await store.requests.create(new(webhook=hook), is_stored)
     await store.requests.create(new(), is_stored)
@@ -437,7 +437,7 @@ async def test_webhooks_are_written_with_what_they_tell_of(store):
     assert await store.webhooks.take(10, 60, per_host=10) == []
 
 
-async def test_delivery_that_nobody_reports_on_is_due_again(store):
+async def test_delivery_without_an_outcome_is_due_again(store):
     await store.requests.create(
         new(webhook=WebhookTarget("http://h", ("canceled",), "http://b"), tenant="t"), is_stored
     )
@@ -463,7 +463,7 @@ async def test_a_duty_has_one_owner_at_a_time(store):
     assert await store.take_duty("sweep", "b", 0.2)
 
 
-async def test_a_backlog_is_told_in_seconds(open_store):
+async def test_backlog_is_in_seconds(open_store):
     store = await open_store()
     await store.requests.create(new(4), is_stored)
     # Before the first edit has ended nobody knows how fast they are.

@@ -145,7 +145,7 @@ async def test_pause_that_ended_by_itself_does_not_shorten_the_next_one():
 
 
 @pytest.mark.parametrize("raises", [True, False])
-async def test_cancellation_ends_the_loop_though_its_round_keeps_it_for_itself(raises):
+async def test_cancellation_ends_the_loop_even_if_its_round_swallows_it(raises):
     """A clean-up that fails replaces the cancellation by its error; a round may also swallow it."""
     waiting = asyncio.Event()
 

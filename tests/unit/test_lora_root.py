@@ -169,7 +169,7 @@ async def test_hanging_store_times_out_and_is_then_not_called(config, root, stuc
     assert [lora.path for lora in (await catalogue.loras("", "", 10)).loras] == ["job/lora.safetensors"]
 
 
-async def test_transaction_does_not_wait_for_a_thread_that_others_let_hang(database_url, make_plan, stuck):
+async def test_transaction_does_not_wait_for_threads_that_hang_in_other_calls(database_url, make_plan, stuck):
     """Its lock would be held as long as they hang."""
     store = JobStore(JobsConfig(database_url=database_url))
     await store.open()

@@ -155,7 +155,7 @@ def test_file_larger_than_allowed_is_refused_before_it_is_fetched(config, server
 
 
 @pytest.mark.parametrize("url", ["http://[", "http://127.0.0.1:1/\0", "HTTP:///x"])
-def test_url_that_is_none_is_a_clear_error(client, make_body, url):
+def test_invalid_url_is_a_clear_error(client, make_body, url):
     body = json.dumps(make_body(loras=[{"path": url}]))
     answer = client.post("/v1/inference", content=body, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (400, "LORA_DOWNLOAD_FAILED")

@@ -140,7 +140,7 @@ async def test_database_that_was_away_for_longer_than_a_lease_costs_no_work_that
     assert len(editors.tasks) == 4
 
 
-async def test_connection_whose_other_end_is_gone_is_given_up_by_either_end(relay):
+async def test_connection_to_a_lost_machine_is_closed_by_either_end(relay):
     """A machine or a network that vanishes closes nothing; a unit test cannot lose packets: see the drills."""
     database = Database(relay.url)
     async with database.reading() as connection:

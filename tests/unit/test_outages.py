@@ -69,7 +69,7 @@ def test_a_folder_that_cannot_be_used_is_a_storage_error(tmp_path, call):
         CALLS[call](Artifacts(str(tmp_path / "artifacts")), tmp_path / "file")
 
 
-def test_what_is_missing_is_missing_and_no_outage(stores, tmp_path):
+def test_missing_file_is_not_an_outage(stores, tmp_path):
     for url in (URL, str(tmp_path)):
         artifacts = Artifacts(url)
         assert not artifacts.exists("a/b")
@@ -99,7 +99,7 @@ def remote(config, stores) -> Iterator[TestClient]:
 
 
 @pytest.mark.parametrize("failure", ["away", "full"])
-def test_post_while_storage_fails_is_503_and_says_when_to_come_again(remote, stores, make_body, failure):
+def test_post_while_storage_fails_is_503_and_says_when_to_retry(remote, stores, make_body, failure):
     stores.failure = failure
     answer = remote.post("/v1/inference", json=make_body())
     assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (503, "STORAGE_FAILED")
@@ -122,7 +122,7 @@ def test_post_to_a_folder_that_cannot_be_written_is_503(client, application, mak
     assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (503, "STORAGE_FAILED")
 
 
-def test_lora_root_that_is_away_fails_as_such(config, stores, make_body):
+def test_unavailable_lora_root_is_reported_as_such(config, stores, make_body):
     path = "/loras/job/lora.safetensors"
     application = Application(config.model_copy(update={"lora_root": "s3://loras"}))
     with TestClient(application.app) as client:

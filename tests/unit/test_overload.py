@@ -128,7 +128,7 @@ async def test_slow_downloads_of_one_tenant_leave_others_their_connections(start
     assert service_of(client).resources.image_memory.held == 0
 
 
-async def test_time_in_our_own_line_is_no_time_of_the_server(images, url):
+async def test_wait_for_a_connection_does_not_count_as_time_of_the_server(images, url):
     images.pause_s = 0.3
     fetcher = Fetcher(FetchConfig(allow_private_addresses=True, timeout_s=0.6, connections=1))
     bodies = await asyncio.gather(*(fetcher.get(f"{url}/{number}") for number in range(4)))
@@ -136,7 +136,7 @@ async def test_time_in_our_own_line_is_no_time_of_the_server(images, url):
     await fetcher.close()
 
 
-async def test_download_that_drips_is_given_up(web_server, tmp_path):
+async def test_slow_download_is_aborted(web_server, tmp_path):
     async def drip(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
@@ -166,7 +166,7 @@ async def test_request_downloads_no_more_at_a_time_than_it_holds(start, images, 
     assert service_of(client).resources.image_memory.held == 0
 
 
-async def test_what_images_do_not_take_is_used_for_others(start, images, url, body_of):
+async def test_memory_that_an_image_does_not_need_is_used_for_others(start, images, url, body_of):
     """Of two tenants that hold all there is, one waits for the other's answer alone."""
     images.pause_s = 0.02
     size = len(images.image)

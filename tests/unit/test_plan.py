@@ -162,7 +162,7 @@ def test_image_without_control_image_is_not_stretched():
     assert stretch_notes(parsed({"model": "qwen_image"}), edits(plans({"model": "qwen_image"}), {})) == []
 
 
-def test_exif_rotation_that_is_not_obeyed_is_noted():
+def test_ignored_exif_rotation_is_noted():
     turned = {"d": ImageFacts((64, 48), exif_orientation=6)}
     request = {"prompts": [{"prompt": "x", "ctrl_img": "c"}]}
     [note] = exif_notes(edits(plans(request), turned))
@@ -196,7 +196,7 @@ def test_vae_works_in_tiles_for_every_request_of_a_model_whose_config_says_so():
 
 
 @pytest.mark.parametrize(("lever", "value", "unset"), [("quantization", "fp8", "none"), ("feature_cache", 0.1, None)])
-def test_lossy_lever_is_named_and_refuses_to_be_the_trainers_preview(lever, value, unset):
+def test_lossy_option_is_named_and_refused_for_the_trainers_profile(lever, value, unset):
     models = [{"id": "qwen_image_edit", lever: value}]
     assert [getattr(plan, lever) for plan in plans({}, models=models)] == [value]
     assert [getattr(plan, lever) for plan in plans({"profile": "trainer"})] == [unset]

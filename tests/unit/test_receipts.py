@@ -300,7 +300,7 @@ def test_header_that_contradicts_itself_is_a_broken_file(client, config, make_bo
     assert answer.json()["detail"]["error"]["code"] == "LORA_INVALID_FILE"
 
 
-def test_key_that_utf8_cannot_carry_is_a_broken_file(client, config, make_body):
+def test_key_that_utf8_cannot_encode_is_a_broken_file(client, config, make_body):
     """The safetensors library does not open such a file."""
     header = b'{"\\ud800.lora_A.weight":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}'
     Path(config.lora_root, "odd.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))

@@ -36,7 +36,7 @@ def application(config) -> Application:
     return Application(AppConfig.model_validate(config.model_dump() | {"fetch": fetch}))
 
 
-def test_full_queue_is_told_before_anything_is_fetched_or_stored(config, make_body, monkeypatch):
+def test_full_queue_is_reported_before_anything_is_fetched_or_stored(config, make_body, monkeypatch):
     tight = Application(config.model_copy(update={"jobs": config.jobs.model_copy(update={"max_queued": 1})}))
     tight.running["qwen_image_edit"] = 0
     fetched = []
@@ -51,7 +51,7 @@ def test_full_queue_is_told_before_anything_is_fetched_or_stored(config, make_bo
     assert fetched == []
 
 
-def test_request_that_could_never_be_queued_is_not_told_to_come_again(config, make_body):
+def test_request_that_could_never_be_queued_is_not_told_to_retry(config, make_body):
     tight = Application(config.model_copy(update={"jobs": config.jobs.model_copy(update={"max_queued": 1})}))
     body = make_body()
     body["prompts"] *= 2

@@ -118,7 +118,7 @@ def test_popular_set_gets_a_second_home_sooner(used):
 
 
 @pytest.mark.parametrize("adapters", ["cold", ""])
-def test_what_may_go_anywhere_keeps_off_the_replica_that_others_want(used, adapters):
+def test_request_that_may_go_anywhere_avoids_the_replica_that_others_want(used, adapters):
     replicas = [replica("x", 0, "other 2"), replica("y", 0, "A"), replica("z", 0, "other 4")]
     waiting = [request(f"r{index}", adapters and f"{adapters} {index}") for index in range(20)]
     starts = [used.plan([each], replicas, 0.0) for each in waiting]
@@ -129,7 +129,7 @@ def test_replica_that_others_want_is_taken_before_a_backlog(used):
     assert used.plan([request("cold", "cold")], [replica("x", 1), replica("y", 0, "A")], 0.0) == {"cold": "y"}
 
 
-def test_what_one_replica_of_two_holds_is_half_as_wanted_there(used):
+def test_set_on_two_replicas_makes_each_half_as_wanted(used):
     # A is wanted half of the time, at two homes; B and C the other half, at one.
     for index in range(150):
         used.plan([request(f"next {index}", "ABCA"[index % 4])], [replica("v")], 0.0)
@@ -138,13 +138,13 @@ def test_what_one_replica_of_two_holds_is_half_as_wanted_there(used):
     assert {replica_id for start in starts for replica_id in start.values()} == {"x", "y"}
 
 
-def test_popularity_passes(used):
+def test_popularity_decays(used):
     for index in range(1000):
         used.plan([request(f"later {index}", f"other {index % 50}")], [replica("x")], 0.0)
     assert used.plan([request()], [replica("x", 2, "A", slots=3), replica("y")], 0.0) == {"r": "x"}
 
 
-def test_assignment_counts_before_the_replica_says_so(routing):
+def test_assignment_counts_before_the_replica_reports_it(routing):
     cold = [replica("x"), replica("y")]
     [first] = routing.plan([request()], cold, 0.0).values()
     routing.assigned(request(), first, 0.0)
@@ -158,7 +158,7 @@ def test_assignment_that_no_replica_confirms_is_forgotten(routing):
     assert routing.plan([request()], busy, CONFIRMED_WITHIN_S) == {"r": "y"}
 
 
-def test_assignment_of_a_request_that_was_turned_away_is_forgotten(routing):
+def test_assignment_of_a_rejected_request_is_forgotten(routing):
     routing.assigned(request(), "x", 0.0)
     assert routing.plan([request()], [replica("x", 1), replica("y")], 0.1) == {"r": "y"}
 
@@ -235,7 +235,7 @@ def cache() -> AdapterCache[Sized]:
     return AdapterCache(budget_bytes=25)
 
 
-def test_set_is_held_from_the_start_of_its_load_until_the_cache_gives_it_up(cache):
+def test_set_is_held_from_the_start_of_its_load_until_its_eviction(cache):
     stats = RoutingStats(cache, names=2)
     with stats.loading("set of a", ["a"]):
         assert stats.report() == Report(held=("set of a",))
@@ -246,7 +246,7 @@ def test_set_is_held_from_the_start_of_its_load_until_the_cache_gives_it_up(cach
     assert stats.report().held == ("set of c", "set of d")
 
 
-def test_what_serve_may_still_name_is_taken_back(cache):
+def test_evicted_set_that_serve_still_advertises_is_reported_as_gone(cache):
     stats = RoutingStats(cache, names=2)
     for adapters in ("a", "b", "c", "d", "cd"):
         with stats.loading(f"set of {adapters}", list(adapters)):
@@ -258,7 +258,7 @@ def test_what_serve_may_still_name_is_taken_back(cache):
     assert stats.report().gone == ("set of cd",)
 
 
-def test_set_that_failed_to_load_is_taken_back(cache):
+def test_set_that_failed_to_load_is_reported_as_gone(cache):
     stats = RoutingStats(cache, names=2)
     with pytest.raises(OSError, match="no such file"), stats.loading("bad", ["bad"]):
         raise OSError("no such file")

@@ -79,7 +79,7 @@ def test_from_zero_as_many_start_as_do_the_work_in_time():
     assert decide(Backlog(200, 0, 10), Fleet(0, 0, COLD_S)).replicas == 4
 
 
-def test_a_image_is_never_shared():
+def test_an_image_is_never_shared():
     assert decide(Backlog(1000, 0, 2), Fleet(0, 0, COLD_S)).replicas == 2
 
 
@@ -106,7 +106,7 @@ def test_what_is_starting_is_not_started_again():
     assert sizes[0] > 1
 
 
-def test_replicas_that_join_soon_are_reckoned_with():
+def test_replicas_that_are_ready_soon_count():
     scaling = Scaling()
     assert scaling.decide(Backlog(150, 0, 20), Fleet(1, 0, COLD_S), LIMITS, 0).replicas == 2
     # 29 s later the second is nearly there; what has come since is less than both do until a third would be ready.
@@ -123,7 +123,7 @@ def test_a_steady_load_finds_its_number_and_stays_there():
     assert changes(sizes) <= 2
 
 
-def test_replicas_go_one_after_another_when_the_load_does():
+def test_replicas_are_stopped_one_by_one_after_the_load():
     day = Day(running=4)
     day.run(200, a_second=0.15)
     assert set(day.run(20, a_second=0.02)) == {4}
@@ -135,17 +135,17 @@ def test_replicas_go_one_after_another_when_the_load_does():
     assert day.decision.reason == "for 120 s 0 of 4 replicas were busy: 1 would be enough"
 
 
-def test_nothing_goes_before_so_long_was_watched():
+def test_no_replica_is_stopped_before_the_load_was_watched_long_enough():
     assert set(Day(running=4).run(LIMITS.settle_s)) == {4}
 
 
-def test_a_load_that_comes_and_goes_does_not_make_replicas_come_and_go():
+def test_alternating_load_does_not_start_and_stop_replicas():
     day = Day(running=3)
     sizes = [size for _ in range(20) for size in day.run(30) + day.run(60, a_second=0.15)]
     assert changes(sizes[600:]) == 0
 
 
-def test_the_last_one_goes_after_idling_and_only_then():
+def test_the_last_replica_is_stopped_only_after_its_idle_time():
     day = Day(running=1)
     assert set(day.run(LIMITS.idle_s)) == {1}
     day.run(5)
@@ -176,7 +176,7 @@ def test_a_bound_that_was_lowered_counts_at_once():
     assert decide(Backlog(500, 100, 30), Fleet(8), Limits(0, 3)).replicas == 3
 
 
-def test_a_image_that_waits_against_the_prediction_gets_one_more_replica_at_a_time():
+def test_an_image_that_waits_against_the_prediction_gets_one_more_replica_at_a_time():
     scaling, fleet = Scaling(), Fleet(1, 0, COLD_S)
     late = Backlog(1.0, 0.5, 2, oldest_s=COLD_S + LIMITS.wait_s + 1)
     assert scaling.decide(late, fleet, LIMITS, 0).replicas == 2

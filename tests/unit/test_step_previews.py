@@ -123,7 +123,7 @@ def test_preview_belongs_to_its_tenant(keyed, make_body):
     assert keyed.client.get(preview_url(request_id)).status_code == 401
 
 
-def test_storage_that_is_away_is_told_and_does_not_end_the_request(client, running, monkeypatch, held_back):
+def test_unavailable_storage_is_reported_and_does_not_end_the_request(client, running, monkeypatch, held_back):
     def fail(*_: object) -> None:
         raise StorageFailed("away")
 

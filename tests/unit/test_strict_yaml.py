@@ -18,7 +18,7 @@ from tests.conftest import ROOT
         ("[1, 2]: a\n[1, 2]: b\n", None),
     ],
 )
-def test_key_that_stands_twice_is_refused_where_it_stands(text, line):
+def test_duplicate_key_is_refused_with_its_place(text, line):
     with pytest.raises(yaml.YAMLError) as caught:
         strict_yaml.load(text)
     if line is not None:
@@ -36,15 +36,15 @@ def test_key_that_stands_twice_is_refused_where_it_stands(text, line):
         "{1: a, '1': b}",
     ],
 )
-def test_other_yaml_is_as_it_was(text):
+def test_other_yaml_is_read_as_usual(text):
     assert strict_yaml.load(text) == yaml.safe_load(text)
 
 
-def test_tags_of_python_are_not_obeyed():
+def test_python_tags_are_refused():
     with pytest.raises(yaml.YAMLError):
         strict_yaml.load("!!python/object/apply:os.getcwd []")
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("**/serve_config*.yaml")), ids=str)
-def test_shipped_configs_have_no_key_twice(file):
+def test_shipped_configs_have_no_duplicate_keys(file):
     assert strict_yaml.load(file.read_text())["applications"]

@@ -87,7 +87,7 @@ def age(artifacts: Artifacts, *keys: str, seconds: float = LONG_AGO) -> None:
         os.utime(artifacts.url(key), (time.time() - seconds,) * 2)
 
 
-async def test_request_past_its_age_is_forgotten_with_all_that_was_its_own(service):
+async def test_request_past_its_retention_is_deleted_with_its_own_files(service):
     old = await service.request("controls/a", "pictures/a.png", "loras/a.safetensors", ended_s_ago=LONG_AGO)
     young = await service.request("controls/b", "pictures/b.png", ended_s_ago=60)
     live = await service.request("controls/c")
@@ -161,7 +161,7 @@ async def pass_the_duty(service: Service) -> None:
     await service._execute(tables.duties.update().values(until=0.0))
 
 
-async def test_many_requests_are_forgotten_in_small_portions(service):
+async def test_many_requests_are_deleted_in_small_batches(service):
     for number in range(45):
         await service.request(f"controls/{number}", "controls/shared", ended_s_ago=LONG_AGO)
     await service.request(*(f"pictures/{number}" for number in range(250)), ended_s_ago=LONG_AGO)
@@ -278,7 +278,7 @@ async def test_nothing_is_lost_while_requests_come_and_go(service):
     assert (await service.ids(), service.files()) == (set(), set())
 
 
-async def test_purged_images_count_no_more_in_the_bytes_of_their_request(service):
+async def test_purged_images_no_longer_count_in_the_bytes_of_their_request(service):
     id_ = await service.request("controls/a")
     [mine] = await service.store.queue.claim("a", "m", 1, 1)
     rows = sa.select(tables.requests.c.row_bytes)

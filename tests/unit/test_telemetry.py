@@ -248,7 +248,7 @@ def test_log_lines_of_a_request_have_its_ids(observed, make_body, lines):
     assert {tuple(ids) for _, *ids in logged} == {(request_id, TRACE)}
 
 
-async def test_works_that_go_on_at_once_keep_their_ids_apart():
+async def test_concurrent_tasks_keep_their_ids_apart():
     async def work(number: int) -> tuple[str | None, int]:
         with tracing.for_request(f"{number:032x}", f"00-{number:032x}-{PARENT}-01"):
             await asyncio.sleep(0)

@@ -41,7 +41,7 @@ def test_every_string_of_a_request_is_among_those_looked_at():
 
 
 @pytest.mark.parametrize("place", string_fields(), ids=lambda place: ".".join(map(str, place)))
-def test_text_that_utf8_cannot_carry_is_refused_at_the_door_and_its_field_named(client, make_body, place):
+def test_text_that_utf8_cannot_encode_is_refused_with_its_field(client, make_body, place):
     body = make_body() | {"webhook_events": ["failed"]}
     inner = body
     for step in place[:-1]:
@@ -83,13 +83,13 @@ def test_digest_tells_requests_apart_by_each_part_of_their_bodies(client, make_b
     assert post(client, same, **{"idempotency-key": "k"}).status_code == 200
 
 
-def test_token_that_a_header_cannot_carry_is_refused_and_not_echoed(client, make_body):
+def test_token_that_a_header_cannot_contain_is_refused_and_not_echoed(client, make_body):
     answer = post(client, make_body(hf_token="hf_secret\r\nX-Injected: 1"))
     assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["body", "hf_token"])
     assert "hf_secret" not in answer.text
 
 
-def test_nul_is_no_question_for_a_database_and_a_prompt_may_hold_it(client, make_body):
+def test_nul_is_refused_in_lookups_and_allowed_in_prompts(client, make_body):
     for query in ("model", "lora", "tenant"):
         assert client.get("/v1/requests", params={query: "a\0b"}).status_code == 422
     result = finished(client, make_body(prompt="a \0 b"))

@@ -187,7 +187,7 @@ async def test_expired_uploads_are_swept_with_files_that_nothing_needs(service, 
     assert set(rows) == {("u", shared.sha256), ("t", kept.sha256)}
 
 
-async def test_many_expired_uploads_are_swept_in_portions(service, store, monkeypatch):
+async def test_many_expired_uploads_are_swept_in_small_batches(service, store, monkeypatch):
     monkeypatch.setattr("serve_app.workers.sweeper.UPLOADS_AT_ONCE", 3)
     for number in range(8):
         await service.upload(store, new(number))

@@ -136,7 +136,7 @@ def test_content_is_what_the_first_reader_found_on_every_node_and_after_restarts
     assert node("two").read(use).data == FILE
 
 
-def test_copy_that_suffered_on_disk_is_fetched_again(server, node, tmp_path):
+def test_copy_that_was_damaged_on_disk_is_downloaded_again(server, node, tmp_path):
     use = admitted(server)
     node().read(use)
     [kept] = (tmp_path / "one").glob("*.safetensors")

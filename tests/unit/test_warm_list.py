@@ -41,7 +41,7 @@ async def named(path: str, model: str) -> AdapterUse:
     return use(path)
 
 
-async def test_it_is_written_down_by_one_ingress_and_at_once_when_it_is_named(store, config):
+async def test_warm_list_is_written_by_one_ingress_and_at_once_after_a_change(store, config):
     artifacts = Artifacts(config.artifacts_url)
     for name in ("a", "b", "a"):
         plan = replace(PLAN, adapters=(use(name),))

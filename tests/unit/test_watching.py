@@ -55,7 +55,7 @@ def wait_for(client, request_id: str, status: Status) -> dict:
     return seen
 
 
-def test_events_tell_the_whole_story_to_one_who_comes_late(client, make_body):
+def test_late_watcher_gets_all_events(client, make_body):
     body = make_body()
     body["prompts"] *= 2
     result = finished(client, body)
@@ -208,7 +208,7 @@ def test_same_idempotency_key_and_body_is_the_same_request(application, client, 
     assert len(application.editors.tasks) == 2
 
 
-def test_repeated_post_is_answered_with_where_its_request_stands(client, make_body, held_back):
+def test_repeated_post_is_answered_with_the_current_status(client, make_body, held_back):
     def post() -> dict:
         return client.post("/v1/inference", json=make_body(), headers={"Idempotency-Key": "k"}).json()
 
@@ -226,7 +226,7 @@ def test_same_idempotency_key_with_another_body_is_a_conflict(client, make_body)
     assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (409, "IDEMPOTENCY_CONFLICT")
 
 
-def test_full_queue_is_429_and_says_when_to_come_again(config, make_body):
+def test_full_queue_is_429_and_says_when_to_retry(config, make_body):
     tight = Application(config.model_copy(update={"jobs": config.jobs.model_copy(update={"max_queued": 2})}))
     tight.editors.gate.clear()
     with TestClient(tight.app) as client:
@@ -243,7 +243,7 @@ def test_full_queue_is_429_and_says_when_to_come_again(config, make_body):
         client.portal.call(tight.editors.gate.set)
 
 
-def test_request_that_could_never_be_queued_is_told_so(client_with, make_body):
+def test_request_that_could_never_be_queued_is_refused_as_such(client_with, make_body):
     body = make_body()
     body["prompts"] *= 2
     answer = client_with(jobs={"max_queued_per_tenant": 1}).post("/v1/inference", json=body)

@@ -112,7 +112,7 @@ async def test_redirect_is_not_followed(store, make_plan, web_server):
     assert paths == ["/hook"]
 
 
-async def test_gone_is_given_up_at_once(store, make_plan, web_server):
+async def test_receiver_that_answers_gone_is_not_tried_again(store, make_plan, web_server):
     receiver = Receiver()
     receiver.statuses = [410]
     await announce(store, make_plan, await web_server(receiver.answer))
@@ -156,7 +156,7 @@ async def test_private_address_is_refused_unless_the_webhooks_own_config_allows_
     assert len(receiver.posts) == 1
 
 
-async def test_receiver_that_takes_too_long_is_given_up_for_now(store, make_plan, web_server):
+async def test_receiver_that_takes_too_long_is_tried_again_later(store, make_plan, web_server):
     receiver = Receiver()
     receiver.gate.clear()
     await announce(store, make_plan, await web_server(receiver.answer))
@@ -259,7 +259,7 @@ async def test_process_that_is_killed_between_post_and_record_delivers_again(
     assert (await rows(store))[0].attempts == 2
 
 
-async def test_attempts_that_never_end_are_given_up_too(store, make_plan, web_server):
+async def test_attempts_without_an_outcome_count_too(store, make_plan, web_server):
     receiver = Receiver()
     await announce(store, make_plan, await web_server(receiver.answer))
     for _ in range(2):
@@ -310,7 +310,7 @@ async def test_payload_that_cannot_be_made_leaves_the_delivery_for_later(store, 
 @pytest.mark.parametrize(
     "url", ["http://a.example/x", "HTTPS://User.Example:8443", "http://[::1]:80/a/b", "https://a.example?x=/"]
 )
-async def test_both_sides_mean_the_same_by_a_host(store, make_plan, url):
+async def test_database_and_code_agree_on_the_host_of_a_url(store, make_plan, url):
     await announce(store, make_plan, url)
     [delivery] = await store.webhooks.take(9, 0.0, 9)
     await asyncio.sleep(0.01)

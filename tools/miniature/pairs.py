@@ -135,7 +135,7 @@ def words_of_texts() -> set[str]:
 
 @torch.no_grad()
 def embed(pipeline: Pipeline, model: str, texts: Sequence[Text], picture: PIL.Image.Image) -> list[Group]:
-    """The texts' embeddings as the service computes them beside `picture`, grouped by their number of tokens."""
+    """The texts' embeddings as the service computes them together with `picture`, grouped by their number of tokens."""
     plan = EditPlan(model, REFERENCE.name, "", "", 1024, 1024, 8, 1.0, 0, "png", ())
     recipe = make_recipe(MODELS[model], REFERENCE, plan, [picture.size])
     encoder = pipeline.text_encoder

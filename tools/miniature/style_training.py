@@ -20,7 +20,7 @@ RATE = 3e-3
 RANK = 8
 # The left side of a LoKr's product: 4 x 4.
 FACTOR = 4
-# What the trainer writes beside two whole matrices, which no reader uses.
+# What the trainer writes next to two whole matrices, which no reader uses.
 LOKR_ALPHA = 1e10
 # One step in five is made at half the multiplier, with latents half-way between base edit and style.
 HALFWAY = 0.2
