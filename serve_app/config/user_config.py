@@ -77,8 +77,8 @@ class IngressSettings(ConfigSection):
     max_queued: PositiveInt | None = Field(None, description="Replaces `jobs.max_queued`.")
     keep_warm: tuple[str, ...] = Field(
         (),
-        description="LoRAs, named as in requests, that every editor loads into host memory once it takes traffic. "
-        "Those that were used most of late follow.",
+        description="LoRAs, named as in requests, that every editor loads into host memory before it takes "
+        "traffic. After them it loads those that recent images used most.",
     )
     presets: Annotated[dict[PresetName, Preset], BeforeValidator(_without_null)] = Field(
         {}, description="Named sets of fields that a request can name, by name: see [Presets](#presets)."

@@ -13,7 +13,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-# Steps whose modulations are computed at once: 142 MB a device at the published size, 212 MB with `zero_cond_t`.
+# Steps whose modulations are computed at once: 142 MB per device at the published size, 212 MB with `zero_cond_t`.
 STEPS_AT_ONCE = 32
 
 

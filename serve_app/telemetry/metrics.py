@@ -32,7 +32,7 @@ class Loop(StrEnum):
 
 
 # The loops of an editor; an ingress has the others.
-EDITOR_LOOPS = (Loop.KEEP_WARM, Loop.CACHE_REPORT)
+EDITOR_LOOPS = (Loop.KEEP_WARM, Loop.CACHE_REPORT, Loop.PREVIEW_WATCH)
 INGRESS_LOOPS = tuple(loop for loop in Loop if loop not in EDITOR_LOOPS)
 
 

@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
+from serve_app import replicas
 from serve_app.concurrency import background
 from serve_app.concurrency.loops import WakeUp, every
 from serve_app.errors import StoreUnavailable
-from serve_app.telemetry.metrics import LOOP_FAILURES, Loop
+from serve_app.telemetry.metrics import EDITOR_LOOPS, LOOP_FAILURES, Loop
 from tests.unit.test_telemetry import Recorder
 
 
@@ -74,6 +76,11 @@ async def test_failure_that_follows_a_failure_is_counted_apart():
 async def test_round_that_waited_for_something_cancelled_has_failed_and_the_loop_goes_on():
     recorder, _ = await rounds(asyncio.CancelledError(), None)
     assert recorder.of(LOOP_FAILURES) == {("sweeper", "false"): 1}
+
+
+def test_loops_of_an_editor_are_those_that_replicas_start():
+    code = "".join(path.read_text() for path in Path(replicas.__path__[0]).glob("*.py"))
+    assert {loop for loop in Loop if f"Loop.{loop.name}" in code} == set(EDITOR_LOOPS)
 
 
 async def ended_in_the_middle(work: Callable[[], Awaitable[None]], begun: asyncio.Event) -> asyncio.Task[None]:

@@ -100,7 +100,7 @@ async def relay(postgres):
 
 
 class SteadyEditors(InstantEditors):
-    """Editors that take 0.8 s a step."""
+    """Editors that take 0.8 s per step."""
 
     async def edit(self, task):
         async for event in super().edit(task):
