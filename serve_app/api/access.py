@@ -1,6 +1,6 @@
-"""Who may reach a route: checks of the Host header and of the caller's API key.
+"""Who may reach a route: checks of the Host header, and of the caller's API key or the token of a signed URL.
 
-Both look only at a request's headers, before anything of its body is read.
+Both look only at a request's head, before anything of its body is read.
 """
 
 import re
@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 from starlette._utils import get_route_path
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.api.routes import docs
-from serve_app.errors import HostNotAllowed
+from serve_app.errors import HostNotAllowed, ImageNotFound, RequestNotFound
+from serve_app.intake.signed_urls import PARAMETER, SignedUrls
 from serve_app.intake.tenants import Caller
 
 # Kubernetes and load balancers send these to a pod's address, so any Host header is accepted.
@@ -52,16 +53,48 @@ class CheckHost:
 
 
 class Authenticate:
-    """Puts the Caller into the request's state, where routes read it. Raises Unauthorized."""
+    """Puts the Caller into the request's state, where routes read it. Raises Unauthorized.
 
-    def __init__(self, app: ASGIApp, caller_of: Callable[[str | None, str | None], Caller]) -> None:
+    The caller is found by a key in the headers, or for `GET` of an image by the token of a signed URL.
+    """
+
+    def __init__(
+        self, app: ASGIApp, caller_of: Callable[[str | None, str | None], Caller], signed_urls: SignedUrls
+    ) -> None:
         """`caller_of` takes the values of the headers Authorization and X-API-Key, and raises Unauthorized."""
         self._app = app
         self._caller_of = caller_of
+        self._signed_urls = signed_urls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not (scope["method"] == "GET" and get_route_path(scope) in PUBLIC_PATHS):
-            headers = Headers(scope=scope)
-            caller = self._caller_of(headers.get("authorization"), headers.get("x-api-key"))
-            scope = {**scope, "state": {**scope.get("state", {}), "caller": caller}}
-        await self._app(scope, receive, send)
+        if scope["type"] != "http" or (scope["method"] == "GET" and get_route_path(scope) in PUBLIC_PATHS):
+            await self._app(scope, receive, send)
+            return
+        caller = self._caller_by_token(scope)
+        if caller is None:
+            await self._app(_called_by(self._caller_by_key(scope), scope), receive, send)
+            return
+        try:
+            await self._app(_called_by(caller, scope), receive, send)
+        except (RequestNotFound, ImageNotFound):
+            # A token of an image that was deleted tells no more than no token.
+            self._caller_by_key(scope)
+            raise
+
+    def _caller_by_key(self, scope: Scope) -> Caller:
+        headers = Headers(scope=scope)
+        return self._caller_of(headers.get("authorization"), headers.get("x-api-key"))
+
+    def _caller_by_token(self, scope: Scope) -> Caller | None:
+        """The caller of a signed URL. It may see nothing but the image at this path."""
+        if scope["method"] != "GET":
+            return None
+        tokens = QueryParams(scope["query_string"]).getlist(PARAMETER)
+        if len(tokens) != 1:
+            return None
+        tenant = self._signed_urls.tenant_of(get_route_path(scope), tokens[0])
+        return None if tenant is None else Caller(tenant)
+
+
+def _called_by(caller: Caller, scope: Scope) -> Scope:
+    return {**scope, "state": {**scope.get("state", {}), "caller": caller}}

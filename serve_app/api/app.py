@@ -75,7 +75,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         max_bytes=config.max_body_bytes,
         timeout_s=config.body_timeout_s,
     )
-    app.add_middleware(Authenticate, caller_of=service.keys.caller)
+    app.add_middleware(Authenticate, caller_of=service.keys.caller, signed_urls=service.signed_urls)
     app.add_middleware(CheckHost, allowed_hosts=config.allowed_hosts)
     app.add_middleware(DropRayHeaders)
     app.add_middleware(AnswerErrors)

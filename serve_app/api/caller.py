@@ -4,16 +4,28 @@ from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi.security import APIKeyHeader, APIKeyQuery, HTTPBearer
 
-from serve_app.config import AppConfig
 from serve_app.intake.answers import Links
+from serve_app.intake.service import Service
+from serve_app.intake.signed_urls import PARAMETER
 from serve_app.intake.tenants import Caller
 
 # They show in the interactive docs how a key is sent. The config decides whether one is needed.
 KEYS_IN_DOCS = [
     Depends(HTTPBearer(auto_error=False, description="An API key, where the service has them.")),
     Depends(APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key in its own header.")),
+]
+# The other way to an image.
+TOKEN_IN_DOCS = [
+    Depends(
+        APIKeyQuery(
+            name=PARAMETER,
+            scheme_name="ImageToken",
+            auto_error=False,
+            description="The token in the URLs of images in answers, instead of a key.",
+        )
+    )
 ]
 
 
@@ -26,13 +38,15 @@ def caller_of(request: Request) -> Caller:
 CallerOfRequest = Annotated[Caller, Depends(caller_of)]
 
 
-def links_of(config: AppConfig) -> Callable[[Request], Links]:
+def links_of(service: Service) -> Callable[[Request], Links]:
     """A dependency: how the answer to a request names files.
 
     URLs start with the config's `base_url`, or with the address that the client used.
     """
 
+    config = service.config
+
     def links(request: Request) -> Links:
-        return Links.of(config, (config.base_url or str(request.base_url)).rstrip("/"))
+        return Links.of(config, (config.base_url or str(request.base_url)).rstrip("/"), service.signed_urls)
 
     return links

@@ -50,9 +50,10 @@ class TraceRequest:
 
 
 class SecurityHeaders:
-    """Sets headers that make browsers trust the media type and forbid caches to store the answer.
+    """Sets headers that make browsers trust the media type, and forbid caches to store the answer.
 
-    A `Cache-Control: private` that a route has set stays.
+    Links in the answer do not tell other hosts its address, which may have a token. A `Cache-Control: private` that a
+    route has set stays.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -63,6 +64,7 @@ class SecurityHeaders:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
                 if "private" not in headers.get("Cache-Control", ""):
                     headers["Cache-Control"] = "private, no-store"
             await send(message)

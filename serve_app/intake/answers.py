@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from serve_app.config import AppConfig
 from serve_app.intake.presets import KnownPreset
+from serve_app.intake.signed_urls import SignedUrls
 from serve_app.jobs.records import ImageRecord, RequestRecord, RequestState
 from serve_app.models.registry import ModelSpec
 from serve_app.models.repeat_request import without_url_secrets
@@ -20,8 +21,10 @@ from serve_app.schemas.answers import (
     RequestResult,
     RequestStatus,
 )
-from serve_app.tasks import Status
+from serve_app.tasks import ImageStage, Status
 
+# The stages of an image in which there may be a step preview.
+STAGES_WITH_PREVIEWS = (ImageStage.DENOISING, ImageStage.DECODING)
 # The smallest prediction for a request that has not ended, and what predictions are rounded to (s).
 SHORTEST_ETA_S = 0.1
 # When the first version of this service was released (s since the epoch): OpenAI's clients want a time for each model.
@@ -31,21 +34,44 @@ PRESETS_OWNER = "presets"
 
 @dataclass(frozen=True)
 class Links:
-    """How answers name files: what their URLs start with, and whether they show paths on the server."""
+    """How answers name files: what their URLs start with, and whether they show paths on the server.
+
+    With API keys, URLs of images are signed.
+    """
 
     base_url: str
     shows_paths: bool
+    signed_urls: SignedUrls | None = None
 
     @classmethod
-    def of(cls, config: AppConfig, base_url: str) -> Self:
+    def of(cls, config: AppConfig, base_url: str, signed_urls: SignedUrls) -> Self:
         """For a client that reaches the service at `base_url`. With API keys, answers show no paths on the server."""
-        return cls(base_url, shows_paths=config.auth.keys_file is None)
+        return cls(base_url, config.auth.keys_file is None, signed_urls)
+
+    def image(self, tenant: str, request_id: str, index: int) -> str:
+        """The URL of an image of a request of this tenant."""
+        return self._url(tenant, f"/v1/requests/{request_id}/images/{index}")
+
+    def preview(self, tenant: str, request_id: str, index: int) -> str:
+        """The URL of the step preview of an image."""
+        return self._url(tenant, f"/v1/requests/{request_id}/images/{index}/preview")
+
+    def _url(self, tenant: str, path: str) -> str:
+        return self.base_url + (path if self.signed_urls is None else self.signed_urls.signed(tenant, path))
 
 
-def status_of(state: RequestState, editors: int) -> RequestStatus:
+def status_of(state: RequestState, editors: int, links: Links) -> RequestStatus:
     """The status and progress of a request. `editors` is how many editors of its model are running."""
-    progress = Progress.model_validate(state, from_attributes=True)
-    return RequestStatus.model_validate({**vars(state), "progress": progress, "eta_s": eta(state, editors)})
+    tenant, request_id = state.tenant, state.request_id
+    more: dict[str, Any] = {
+        "progress": Progress.model_validate(state, from_attributes=True),
+        "eta_s": eta(state, editors),
+        "finished_images": [{"image": n, "url": links.image(tenant, request_id, n)} for n in state.finished],
+        "preview_url": None,
+    }
+    if state.current is not None and state.stage in STAGES_WITH_PREVIEWS:
+        more["preview_url"] = links.preview(tenant, request_id, state.current)
+    return RequestStatus.model_validate(vars(state) | more)
 
 
 def eta(state: RequestState, editors: int) -> float | None:
@@ -64,7 +90,7 @@ def output_of(record: RequestRecord, image: ImageRecord, links: Links) -> ImageO
     """A finished image, None if it is not finished."""
     if image.result is None:
         return None
-    url = f"{links.base_url}/v1/requests/{record.id}/images/{image.index}"
+    url = links.image(record.tenant, record.id, image.index)
     return ImageOutput(
         format=image.result.format,
         width=image.result.width,

@@ -13,20 +13,18 @@ from enum import StrEnum
 from typing import Any
 
 from serve_app.errors import RequestNotFound, StorageFailed
-from serve_app.intake.answers import Links, output_of, result_of
+from serve_app.intake.answers import STAGES_WITH_PREVIEWS, Links, output_of, result_of
 from serve_app.intake.previews import Previews
 from serve_app.intake.watch import MAX_UNCHANGED_S, Watch
 from serve_app.jobs.records import Delivery, ImageRecord, RequestRecord
 from serve_app.jobs.store import JobStore
 from serve_app.storage.step_previews import StepPreview
-from serve_app.tasks import ImageStage, Status, WebhookEvent
+from serve_app.tasks import Status, WebhookEvent
 
 # How old a watcher's view of its place in the queue may be (s).
 POSITION_S = 1.0
 # How often a stream looks for step previews (s).
 PREVIEWS_S = 1.0
-# The stages of an image in which there may be a step preview.
-STAGES_WITH_PREVIEWS = (ImageStage.DENOISING, ImageStage.DECODING)
 # How long a stream lasts (s), so that watchers do not keep an ingress from shutting down; they resume with another one.
 # Less than a drained pod has (120 s).
 STREAM_S = 90.0

@@ -10,10 +10,12 @@ The file is YAML. Each key is 256 random bits, so that a plain SHA-256 of it is 
 """
 
 import hashlib
+import hmac
 import logging
 import re
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -62,12 +64,14 @@ class Keys:
     def __init__(self, config: AuthConfig, limits: TenantLimits = NO_LIMITS) -> None:
         """Raises KeysRefused if there is a file of keys and it cannot be used."""
         self.limits = limits
+        self._url_secret = config.url_secret
         self._path = None if config.keys_file is None else Path(config.keys_file)
         self._callers: dict[str, Caller] = {}
+        self._hashes: dict[str, list[str]] = {}
         self._checked_at = time.monotonic()
         if self._path is not None:
             self._version = _version(self._path)
-            self._callers = read_keys(self._path)
+            self._read(self._path)
 
     def caller(self, authorization: str | None, x_api_key: str | None) -> Caller:
         """Who sends these two headers. X-API-Key wins, since a proxy may fill the header Authorization.
@@ -86,6 +90,28 @@ class Keys:
             raise Unauthorized(f"this API key is unknown; {HOW_TO_SEND}")
         return replace(caller, limits=self.limits)
 
+    def _read(self, path: Path) -> None:
+        callers = read_keys(path)
+        hashes = defaultdict(list)
+        for sha256, caller in callers.items():
+            hashes[caller.tenant].append(sha256)
+        self._callers, self._hashes = callers, dict(hashes)
+
+    def url_secrets(self, tenant: str) -> list[bytes]:
+        """The secrets for URLs of a tenant's images: the first one signs, and each is accepted.
+
+        There is one for each of the tenant's keys, in the order of the file, so that whoever removes a key also ends
+        the URLs that were signed with it. With `url_secret` there is one as long as the tenant has a key. The tenant ""
+        is that of operators.
+        """
+        if self._path is None:
+            return []
+        self._reload_if_changed(self._path)
+        hashes = self._hashes.get(tenant, [])
+        if hashes and self._url_secret is not None:
+            return [self._url_secret.get_secret_value().encode()]
+        return [_derived(bytes.fromhex(sha256)) for sha256 in hashes]
+
     def _reload_if_changed(self, path: Path) -> None:
         """Read the file again if it has changed. If it cannot be used, the keys stay as they are."""
         now = time.monotonic()
@@ -98,10 +124,15 @@ class Keys:
             return
         self._version = version
         try:
-            self._callers = read_keys(path)
+            self._read(path)
             logger.info("read the API keys again: %s keys", len(self._callers))
         except KeysRefused as error:
             logger.error("the API keys were not read again: %s", error)
+
+
+def _derived(key_hash: bytes) -> bytes:
+    """A secret that is only good for URLs of images."""
+    return hmac.new(key_hash, b"URLs of images", hashlib.sha256).digest()
 
 
 def read_keys(path: Path) -> dict[str, Caller]:

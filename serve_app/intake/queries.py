@@ -11,6 +11,7 @@ from serve_app.errors import HistoryUnavailable, ImageNotFound, PreviewNotReady,
 from serve_app.intake.answers import Links
 from serve_app.intake.events import payload_of
 from serve_app.intake.previews import Previews
+from serve_app.intake.signed_urls import SignedUrls
 from serve_app.intake.tenants import Caller
 from serve_app.intake.watch import MAX_UNCHANGED_S, Watch
 from serve_app.intake.workload import Workload
@@ -32,8 +33,10 @@ class Queries:
         watch: Watch,
         workload: Workload,
         previews: Previews,
+        signed_urls: SignedUrls,
     ) -> None:
         self._previews = previews
+        self._signed_urls = signed_urls
         self._config = config
         self._store = store
         self._artifacts = artifacts
@@ -118,7 +121,7 @@ class Queries:
             record = await self._store.requests.get(delivery.request_id)
         except RequestNotFound:
             return None
-        return payload_of(record, delivery, Links.of(self._config, delivery.webhook.base_url))
+        return payload_of(record, delivery, Links.of(self._config, delivery.webhook.base_url, self._signed_urls))
 
 
 def _place(request_id: str, index: int) -> dict[str, Any]:

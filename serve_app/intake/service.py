@@ -16,6 +16,7 @@ from serve_app.intake.presets import Presets
 from serve_app.intake.previews import Previews
 from serve_app.intake.queries import Queries
 from serve_app.intake.resources import Resources
+from serve_app.intake.signed_urls import SignedUrls
 from serve_app.intake.stored_images import StoredImages
 from serve_app.intake.submission import Submissions
 from serve_app.intake.tenants import tenant_limits
@@ -53,6 +54,7 @@ class Service:
         CheckpointRefused, StorageRefused or KeysRefused for a config that cannot be used.
         """
         self.keys = Keys(config.auth, tenant_limits(config.jobs, IngressSettings()))
+        self.signed_urls = SignedUrls(config.auth, self.keys)
         config.refuse_missing_folders()
         architectures = {model.id: architecture_of(model) for model in config.models}
         self.config = config
@@ -74,7 +76,7 @@ class Service:
         )
         self.uploads = Uploads(config, resources, self._sweeper)
         self.previews = Previews(artifacts)
-        self.queries = Queries(config, store, artifacts, self._watch, self.workload, self.previews)
+        self.queries = Queries(config, store, artifacts, self._watch, self.workload, self.previews, self.signed_urls)
         self.events = Events(store, self._watch, self.previews)
         models = [model.id for model in config.models]
         self._warm_list = WarmListWriter(store, artifacts, admission.named_adapter, models, meter)

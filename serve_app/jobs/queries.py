@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from serve_app.jobs import tables
 from serve_app.jobs.records import HistoryFilter
 from serve_app.jobs.state_changes import CLAIMED, WAITING
+from serve_app.schemas.answers import MAX_FINISHED_IMAGES
 from serve_app.tasks import Priority, Status
 
 _requests, _images = tables.requests.c, tables.images.c
@@ -17,14 +18,13 @@ _steps_share = 1.0 - sa.func.coalesce(tables.speeds.c.other_share, 0.0)
 _remaining = _images.work * (1.0 - _steps_share * _images.step / _images.steps)
 
 _claimed = tables.images.alias("claimed")
-# The stage of the first image of the request that an editor works on.
-_stage = (
-    sa.select(_claimed.c.stage)
-    .where(_claimed.c.request_id == _requests.id, _claimed.c.state == CLAIMED)
-    .order_by(_claimed.c.image_index)
-    .limit(1)
-    .scalar_subquery()
-)
+
+
+def _of_current(column: sa.Column[Any]) -> sa.ScalarSelect[Any]:
+    """A column of the first image of the request that an editor works on."""
+    first = sa.select(column).where(_claimed.c.request_id == _requests.id, _claimed.c.state == CLAIMED)
+    return first.order_by(_claimed.c.image_index).limit(1).scalar_subquery()
+
 
 # The row that a poll reads. For waiting requests, a second query (`queue_ahead`) gives position and work ahead.
 request_state = (
@@ -50,12 +50,22 @@ request_state = (
         # Editors work on the images in parallel, so the longest one counts.
         sa.func.coalesce(sa.func.max(sa.case((_images.state == CLAIMED, _remaining))), 0.0).label("work_running"),
         sa.func.min(tables.speeds.c.flops_per_s).label("speed"),
-        _stage.label("stage"),
+        _of_current(_claimed.c.stage).label("stage"),
+        _of_current(_claimed.c.image_index).label("current"),
+        _requests.purged,
     )
     .join(tables.images, _images.request_id == _requests.id)
     .join(tables.speeds, tables.speeds.c.model == _requests.model, isouter=True)
     .where(_requests.id == sa.bindparam("request_id"))
     .group_by(_requests.id)
+)
+
+# The first finished images of a request, which a poll reads if some are finished and others not.
+finished_images = (
+    sa.select(_images.image_index)
+    .where(_images.request_id == sa.bindparam("request_id"), _images.status == Status.SUCCEEDED)
+    .order_by(_images.image_index)
+    .limit(MAX_FINISHED_IMAGES)
 )
 
 

@@ -120,7 +120,8 @@ class RequestState:
 
     `queue_position` is the number of images ahead of its first waiting image, None if none waits. `work_left` is the
     predicted work until its last image is made, including the queue ahead (FLOP). `speed` is the measured speed of the
-    model's editors (FLOP/s). `stage` is the stage of the first image that an editor works on.
+    model's editors (FLOP/s). `current` is the first image that an editor works on, and `stage` its stage. `finished`
+    are the first MAX_FINISHED_IMAGES finished images that are still stored.
     """
 
     request_id: str
@@ -139,6 +140,8 @@ class RequestState:
     steps_done: int
     steps: int
     stage: ImageStage | None = None
+    current: int | None = None
+    finished: tuple[int, ...] = ()
     queue_position: int | None = None
     work_left: float = 0.0
     speed: float | None = None

@@ -16,6 +16,7 @@ from serve_app.jobs.database import Database, IsStored, transaction
 from serve_app.jobs.records import HistoryFilter, ImageRecord, NewRequest, RequestRecord, RequestState, Summary, Usage
 from serve_app.jobs.state_changes import WAITING
 from serve_app.policy.fair_queue import first_turn
+from serve_app.schemas.answers import MAX_FINISHED_IMAGES
 from serve_app.tasks import AdapterUse, EditDone, EditPlan, ImageStage, Priority, Status
 
 # The form of a request id: a UUID in hex.
@@ -92,6 +93,10 @@ class Requests:
             if row is None:
                 raise _not_found(request_id)
             values = dict(row._mapping) | {"status": Status(row.status), "stage": _stage(row.stage)}
+            if values.pop("purged"):
+                values["finished"] = ()
+            else:
+                values["finished"] = await _finished(connection, request_id, row.images_done, row.images)
             first, last = values.pop("first_turn"), values.pop("last_turn")
             priority, work_left = values.pop("priority"), values.pop("work_running")
             position = None
@@ -275,6 +280,14 @@ def _record(request: sa.Row[Any], images: Sequence[sa.Row[Any]]) -> RequestRecor
             for row in images
         ),
     )
+
+
+async def _finished(connection: AsyncConnection, request_id: str, done: int, images: int) -> tuple[int, ...]:
+    """The first finished images of a request. A query is needed only if others are not finished."""
+    if done in (0, images):
+        return tuple(range(min(done, MAX_FINISHED_IMAGES)))
+    rows = await connection.execute(queries.finished_images, {"request_id": request_id})
+    return tuple(row.image_index for row in rows)
 
 
 def check_request_id(request_id: str) -> None:

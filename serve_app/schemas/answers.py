@@ -13,6 +13,8 @@ from serve_app.tasks import ImageStage, Priority, Status
 REQUEST_ID = "0f8fad5bd9cb469fa16570867728950e"
 UPLOAD_ID = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 CREATED, STARTED, FINISHED = (f"2026-11-23T09:00:0{second}.250000Z" for second in (0, 1, 9))
+# How many finished images a status lists: it is polled often.
+MAX_FINISHED_IMAGES = 50
 URL = f"http://127.0.0.1:8000/v1/requests/{REQUEST_ID}"
 
 
@@ -46,6 +48,13 @@ ErrorCode = Annotated[str | None, Field(description="Why it failed, as a code: o
 ErrorDetails = Annotated[
     Annotated[dict[str, Any], DescribedBy(FailureDetails)] | None,
     Field(description="The facts of `error_code`; `prompt_index` says which prompt failed."),
+]
+ImageUrl = Annotated[
+    str,
+    Field(
+        description="Where a client downloads the image. With API keys it has a token, so that it needs no key for an "
+        "hour or more (`auth.url_lifetime_s`)."
+    ),
 ]
 NextCursor = Annotated[str | None, Field(description="Send it as `cursor` for the next page; null on the last one.")]
 
@@ -128,6 +137,13 @@ class Progress(Answer):
     )
 
 
+class FinishedImage(Answer):
+    """An image that can be downloaded."""
+
+    image: int = Field(description="The number of the image, from 0, in prompt order.")
+    url: ImageUrl
+
+
 class RequestStatus(Answer):
     """The status and progress of a request."""
 
@@ -146,6 +162,8 @@ class RequestStatus(Answer):
                     "progress": {"images_done": 0, "images": 1, "steps_done": 7, "steps": 25, "stage": "denoising"},
                     "queue_position": None,
                     "eta_s": 6.3,
+                    "finished_images": [],
+                    "preview_url": f"{URL}/images/0/preview",
                 }
             ]
         }
@@ -167,6 +185,13 @@ class RequestStatus(Answer):
         description="Predicted seconds until the request ends, from measured edits and the queue, never 0; null once "
         "it has ended, and before the first edit of its model was measured."
     )
+    finished_images: list[FinishedImage] = Field(
+        description=f"The first {MAX_FINISHED_IMAGES} images that can be downloaded, also before the request has ended."
+    )
+    preview_url: str | None = Field(
+        description="Where the step preview of the first image is that an editor makes; null if there is none. With "
+        "API keys it has a token, as the `url` of an image."
+    )
 
 
 class ImageOutput(Answer):
@@ -180,7 +205,7 @@ class ImageOutput(Answer):
         "remote store, the artifact's URL; with API keys, the same as `url`."
     )
     seed: int = Field(description="The seed, also where the service drew it.")
-    url: str = Field(description="Where a client downloads the image.")
+    url: ImageUrl
 
 
 class NumberedImage(ImageOutput):

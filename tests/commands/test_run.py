@@ -169,6 +169,20 @@ def test_urls_are_those_that_the_client_used(started: Started):
     assert submitted["status_url"].startswith("https://edits.example/v1/requests/")
 
 
+def test_the_token_of_a_signed_url_is_in_no_log(started: Started):
+    """Neither the front's, nor Ray's, nor Serve's, nor the service's."""
+    token = "1800000000.cmVk.the-token-of-a-signed-url"
+    for path in (f"/v1/requests/{'0' * 32}/images/0", "/nowhere", "/health"):
+        started.client.get(path, params={"token": token})
+    # Some logs are written with a delay.
+    time.sleep(2)
+    logs = [
+        path for path in started.folder.rglob("*") if path.is_file() and path.suffix in ("", ".log", ".out", ".err")
+    ]
+    assert any("serve" in path.parts for path in logs)
+    assert [str(path) for path in logs if token.encode() in path.read_bytes()] == []
+
+
 def test_sigterm_lets_an_edit_finish_and_ends_with_0(started: Started):
     """The last test of the module: it ends the service."""
     request_id = started.client.post("/v1/inference", json=body(STEPS)).json()["request_id"]

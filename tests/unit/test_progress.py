@@ -2,8 +2,9 @@
 
 import pytest
 
-from serve_app.intake.answers import status_of
+from serve_app.intake.answers import Links, status_of
 from serve_app.jobs.store import JobStore
+from serve_app.schemas.answers import MAX_FINISHED_IMAGES
 from serve_app.tasks import EditDone, Heartbeat, ImageStage, Stage, StepDone
 from tests.unit.bench import Bench, ScriptedEditors
 from tests.unit.conftest import ON_BOTH_DATABASES
@@ -13,6 +14,7 @@ pytestmark = ON_BOTH_DATABASES
 
 # Ten seconds of an edit, of which decoding and storing take 3.5.
 TIMINGS = {"generate": 8.0, "denoise": 6.0, "decode": 1.5, "save": 2.0}
+LINKS = Links("http://base", True)
 DONE = EditDone("pictures/cd.jpeg", "/x.jpeg", "jpeg", 64, 64, 42, 3, "cd", TIMINGS)
 
 
@@ -34,13 +36,13 @@ async def test_prediction_includes_decoding_and_storing(store):
     left = []
     for step in (0, PLAN.steps // 2, PLAN.steps):
         await store.queue.progress(mine, step)
-        left.append(status_of(await store.requests.state(record.id), 1).eta_s)
+        left.append(status_of(await store.requests.state(record.id), 1, LINKS).eta_s)
     # The device is kept for 8 s, and 0.35 of the edit comes after its last step.
     assert left == [8.0, pytest.approx(5.4), pytest.approx(2.8)]
     await store.queue.reach(mine, ImageStage.STORING)
-    assert status_of(await store.requests.state(record.id), 1).eta_s > 0
+    assert status_of(await store.requests.state(record.id), 1, LINKS).eta_s > 0
     await store.queue.succeed(mine, DONE, is_stored)
-    assert status_of(await store.requests.state(record.id), 1).eta_s is None
+    assert status_of(await store.requests.state(record.id), 1, LINKS).eta_s is None
 
 
 async def test_work_of_an_edit_whose_steps_are_done_is_still_waited_for(store):
@@ -62,7 +64,7 @@ async def test_prediction_is_never_zero_before_the_end(store):
     [mine] = await claim(store)
     await store.queue.progress(mine, PLAN.steps)
     state = await store.requests.state(record.id)
-    assert (state.work_left, status_of(state, 1).eta_s) == (0.0, 0.1)
+    assert (state.work_left, status_of(state, 1, LINKS).eta_s) == (0.0, 0.1)
 
 
 async def stage_of(bench: Bench, request_id: str) -> ImageStage | None:
@@ -106,3 +108,30 @@ async def test_steps_of_a_lost_attempt_are_not_progress(store):
     await store.queue.progress(mine, 5)
     await store.queue.release("a")
     assert (await store.requests.state(record.id)).steps_done == 0
+
+
+async def test_finished_images_are_listed_while_others_are_made(store):
+    record = await store.requests.create(new(4), is_stored)
+    first, second, third, _ = await claim(store, limit=4)
+    await store.queue.succeed(second, DONE, is_stored)
+    await store.queue.reach(first, ImageStage.DENOISING)
+    status = status_of(await store.requests.state(record.id), 1, LINKS)
+    base = f"http://base/v1/requests/{record.id}/images"
+    assert [(image.image, image.url) for image in status.finished_images] == [(1, f"{base}/1")]
+    assert status.preview_url == f"{base}/0/preview"
+    await store.queue.succeed(first, DONE, is_stored)
+    status = status_of(await store.requests.state(record.id), 1, LINKS)
+    assert [image.image for image in status.finished_images] == [0, 1]
+    # An image that waits for the device has no preview.
+    await store.queue.reach(third, ImageStage.WAITING)
+    assert status_of(await store.requests.state(record.id), 1, LINKS).preview_url is None
+
+
+@pytest.mark.parametrize("finished", [MAX_FINISHED_IMAGES + 2, MAX_FINISHED_IMAGES + 1])
+async def test_a_status_lists_only_so_many_images(store, finished):
+    """Of a request that has ended, and of one that goes on."""
+    record = await store.requests.create(new(MAX_FINISHED_IMAGES + 2), is_stored)
+    for claimed in (await claim(store, limit=MAX_FINISHED_IMAGES + 2))[:finished]:
+        await store.queue.succeed(claimed, DONE, is_stored)
+    state = await store.requests.state(record.id)
+    assert (state.images_done, state.finished) == (finished, tuple(range(MAX_FINISHED_IMAGES)))

@@ -57,7 +57,7 @@ def router(service: Service) -> APIRouter:
         dependencies=KEYS_IN_DOCS,
         route_class=InferenceRoute,
     )
-    LinksOfRequest = Depends(links_of(service.config))
+    LinksOfRequest = Depends(links_of(service))
 
     @routes.post("/v1/inference", responses=error_docs(*SUBMIT_ERRORS), openapi_extra=FORM_DOCS)
     async def submit(

@@ -12,7 +12,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import WithJsonSchema
 
 from serve_app import errors
-from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, links_of
+from serve_app.api.caller import KEYS_IN_DOCS, TOKEN_IN_DOCS, CallerOfRequest, links_of
 from serve_app.api.error_answers import error_docs
 from serve_app.api.image_answers import image_answer, image_docs
 from serve_app.api.routes.models import DEFAULT_PAGE, Cursor, Limit
@@ -64,12 +64,14 @@ def router(service: Service) -> APIRouter:
 
 
 def _add_views(routes: APIRouter, service: Service) -> None:
-    LinksOfRequest = Depends(links_of(service.config))
+    LinksOfRequest = Depends(links_of(service))
 
     @routes.get("/v1/requests/{request_id}/status", responses=NOT_FOUND)
-    async def get_status(request_id: RequestId, caller: CallerOfRequest) -> RequestStatus:
+    async def get_status(
+        request_id: RequestId, caller: CallerOfRequest, links: Annotated[Links, LinksOfRequest]
+    ) -> RequestStatus:
         """The status and progress of a request."""
-        return status_of(*await service.queries.state(request_id, caller))
+        return status_of(*await service.queries.state(request_id, caller), links)
 
     @routes.get("/v1/requests/{request_id}/result", responses=NOT_FOUND)
     async def get_result(
@@ -81,6 +83,7 @@ def _add_views(routes: APIRouter, service: Service) -> None:
     @routes.get(
         "/v1/requests/{request_id}/images/{n}",
         response_class=Response,
+        dependencies=TOKEN_IN_DOCS,
         responses=error_docs(
             errors.RequestNotFound, errors.ImageNotFound, errors.StoreUnavailable, errors.StorageFailed
         )
@@ -106,6 +109,7 @@ def _add_views(routes: APIRouter, service: Service) -> None:
     @routes.get(
         "/v1/requests/{request_id}/images/{n}/preview",
         response_class=Response,
+        dependencies=TOKEN_IN_DOCS,
         responses=error_docs(
             errors.RequestNotFound,
             errors.ImageNotFound,
@@ -127,10 +131,12 @@ def _add_views(routes: APIRouter, service: Service) -> None:
 
 
 def _add_cancelling(routes: APIRouter, service: Service) -> None:
-    async def cancelled(request_id: str, caller: Caller, *, purge: bool) -> RequestStatus:
+    LinksOfRequest = Depends(links_of(service))
+
+    async def cancelled(request_id: str, caller: Caller, links: Links, *, purge: bool) -> RequestStatus:
         record = await service.queries.request(request_id, caller)
         await service.submissions.cancel(record, purge=purge)
-        return status_of(*await service.queries.state(request_id, caller))
+        return status_of(*await service.queries.state(request_id, caller), links)
 
     @routes.delete(
         "/v1/requests/{request_id}",
@@ -139,18 +145,21 @@ def _add_cancelling(routes: APIRouter, service: Service) -> None:
     async def delete(
         request_id: RequestId,
         caller: CallerOfRequest,
+        links: Annotated[Links, LinksOfRequest],
         purge: Annotated[bool, Query(description="Whether the images and control images are deleted, too.")] = False,
     ) -> RequestStatus:
         """Cancel a request that has not ended. Waiting images stop at once, a running one at its next step.
 
         With `purge` its images and control images are deleted for good. Repeating it does no harm.
         """
-        return await cancelled(request_id, caller, purge=purge)
+        return await cancelled(request_id, caller, links, purge=purge)
 
     @routes.post("/v1/requests/{request_id}/cancel", responses=NOT_FOUND)
-    async def cancel(request_id: RequestId, caller: CallerOfRequest) -> RequestStatus:
+    async def cancel(
+        request_id: RequestId, caller: CallerOfRequest, links: Annotated[Links, LinksOfRequest]
+    ) -> RequestStatus:
         """The same as DELETE."""
-        return await cancelled(request_id, caller, purge=False)
+        return await cancelled(request_id, caller, links, purge=False)
 
 
 def _add_events(routes: APIRouter, service: Service) -> None:
@@ -181,7 +190,7 @@ def _add_events(routes: APIRouter, service: Service) -> None:
     )
     async def events(
         watched: Annotated[tuple[RequestRecord, int], Depends(watched)],
-        links: Annotated[Links, Depends(links_of(service.config))],
+        links: Annotated[Links, Depends(links_of(service))],
         previews: Annotated[
             bool, Query(description="Whether the stream has step previews; they are made only for those who want them.")
         ] = True,
