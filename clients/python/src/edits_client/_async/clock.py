@@ -1,0 +1,20 @@
+"""Pauses and threads of the async client. `_sync/clock.py` is its counterpart, and is not generated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+
+T = TypeVar("T")
+
+
+async def sleep(seconds: float) -> None:
+    await anyio.sleep(seconds)
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """The result of blocking work."""
+    return await anyio.to_thread.run_sync(work)

@@ -1,0 +1,199 @@
+"""A request that the service has accepted: follow it, get its images, cancel it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+
+from edits_client import models
+from edits_client._async.clock import sleep
+from edits_client._async.transport import AsyncTransport
+from edits_client.answers import Incomplete, failure_of, json_of, raise_for_error
+from edits_client.errors import ApiError, PreviewNotReady, WaitTimeout
+from edits_client.events import Ended, Event, Queued, Started, Step, event_of
+from edits_client.images import Image
+
+# How long one call may wait for a request's end on the service (s). Proxies end longer ones.
+WAIT_S = 20.0
+# How often the status is asked for while events cannot be read (s).
+POLL_S = 1.0
+# Streams in a row that brought no event before the status is polled instead.
+MAX_EMPTY_STREAMS = 3
+# How long a stream may be silent (s). The service sends a comment every 15 s.
+SILENCE_S = 45.0
+
+
+class AsyncJob:
+    """A request by its `id`. Nothing is kept here: `client.job(id)` is the same job in another process."""
+
+    def __init__(self, transport: AsyncTransport, request_id: str) -> None:
+        self.id = request_id
+        self._transport = transport
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}>"
+
+    async def status(self) -> models.RequestStatus:
+        """Where the request stands now. Raises RequestNotFound."""
+        return models.RequestStatus.model_validate(await self._transport.get_json(f"/v1/requests/{self.id}/status"))
+
+    async def record(self) -> models.RequestResult:
+        """The body of the result; its `outputs` are None until the request has succeeded. Raises RequestNotFound."""
+        return models.RequestResult.model_validate(await self._transport.get_json(f"/v1/requests/{self.id}/result"))
+
+    async def wait(self, timeout: float | None = 3600.0) -> models.RequestResult:
+        """The record once the request has ended, however it ended. Raises WaitTimeout after `timeout` seconds."""
+        until = None if timeout is None else time.monotonic() + timeout
+        pause = 0.1
+        while True:
+            status = await self.status()
+            if status.status.value in ("succeeded", "failed", "canceled"):
+                return await self.record()
+            if until is not None and time.monotonic() + pause > until:
+                raise WaitTimeout(f"request {self.id} is {status.status.value} after {timeout:g} s", self.id)
+            await sleep(pause)
+            pause = min(pause * 1.5, POLL_S)
+
+    async def result(self, timeout: float | None = 3600.0) -> list[Image]:
+        """The finished images in prompt order, once all are finished.
+
+        Raises WaitTimeout after `timeout` seconds, and for a request that failed or was cancelled the error of its
+        code: an EditFailed, or the ApiError of an adapter or control image that could not be used.
+        """
+        record = await self.wait(timeout)
+        if record.status.value != "succeeded":
+            raise failure_of(self.id, record.status.value, record.error_code, record.error, record.error_details)
+        return await self.images(record)
+
+    async def images(self, record: models.RequestResult | None = None) -> list[Image]:
+        """The images that are finished so far, also those of a request that failed. `record` saves a call."""
+        record = record or await self.record()
+        finished = finished_outputs(record)
+        return [await self._image(record, index, output) for index, output in finished]
+
+    async def preview(self, image: int = 0) -> bytes | None:
+        """A small JPEG of what a running image will be, None before the first one. Asking makes the service draw them.
+
+        Raises ImageNotFound for an image that does not exist.
+        """
+        try:
+            return await self._transport.call(
+                "GET", f"/v1/requests/{self.id}/images/{image}/preview", lambda answer: answer.content
+            )
+        except PreviewNotReady:
+            return None
+
+    async def cancel(self, *, purge: bool = False) -> models.RequestStatus:
+        """Cancel the request; what has ended stays ended. With `purge` its images are deleted for good."""
+        params = {"purge": "true"} if purge else None
+        answer = await self._transport.call("DELETE", f"/v1/requests/{self.id}", json_of, params=params)
+        return models.RequestStatus.model_validate(answer)
+
+    async def events(self, *, previews: bool = True) -> AsyncIterator[Event]:
+        """The events of the request, oldest first; `Ended` is the last one.
+
+        A connection that breaks is made again, and the events go on after the last one. Where streams do not get
+        through at all, they are made from the status, once a second. `previews=False` spares the GPU the previews.
+        """
+        seen, empty_streams = "", 0
+        while empty_streams < MAX_EMPTY_STREAMS:
+            came = False
+            async for event_id, event in self._stream(seen, previews):
+                seen, came = event_id or seen, True
+                yield event
+                if isinstance(event, Ended):
+                    return
+            empty_streams = 0 if came else empty_streams + 1
+            if not came:
+                await sleep(POLL_S)
+        async for event in self._polled_events():
+            yield event
+
+    async def _stream(self, seen: str, previews: bool) -> AsyncIterator[tuple[str, Event]]:
+        """One connection: events with their ids, until it ends for whatever reason."""
+        headers = {"Last-Event-ID": seen} if seen else {}
+        timeout = httpx2.Timeout(SILENCE_S)
+        params = {} if previews else {"previews": "false"}
+        path = f"/v1/requests/{self.id}/events"
+        try:
+            async with self._transport.http.sse(path, headers=headers, params=params, timeout=timeout) as source:
+                if not source.response.is_success:
+                    await source.response.aread()
+                    raise_for_error(source.response)
+                if source.response.status_code == 204:
+                    # The service has nothing more to say after `seen`: the request had ended.
+                    yield "", await self._end()
+                    return
+                async for message in source:
+                    event = event_of(message.event, json.loads(message.data))
+                    if event is not None:
+                        yield message.id, event
+        except ApiError as error:
+            if error.status is None or error.status < 500:
+                raise
+        except (httpx2.TransportError, httpx2.DecodingError, json.JSONDecodeError, Incomplete):
+            return
+
+    async def _polled_events(self) -> AsyncIterator[Event]:
+        """The events that can be told from the status, which has the steps of all images together."""
+        position, steps, started = None, -1, False
+        while True:
+            status = await self.status()
+            if status.queue_position is not None and status.queue_position != position:
+                position = status.queue_position
+                yield Queued(position)
+            if status.started_at is not None and not started:
+                started = True
+                yield Started()
+            progress = status.progress
+            if started and progress.steps_done != steps:
+                steps = progress.steps_done
+                stage = progress.stage.value if progress.stage else None
+                yield Step(progress.images_done, progress.steps_done, progress.steps, stage)
+            if status.finished_at is not None:
+                yield await self._end()
+                return
+            await sleep(POLL_S)
+
+    async def _end(self) -> Ended:
+        result: dict[str, Any] = await self._transport.get_json(f"/v1/requests/{self.id}/result")
+        return Ended(result["status"], result)
+
+    async def _image(self, record: models.RequestResult, index: int, output: models.ImageOutput) -> Image:
+        metadata = record.metadata.model_dump(mode="json")
+        return Image(
+            data=await self._transport.call("GET", f"/v1/requests/{self.id}/images/{index}", whole_file),
+            format=output.format,
+            width=output.width,
+            height=output.height,
+            seed=output.seed,
+            url=output.url,
+            index=index,
+            request_id=self.id,
+            gpu_seconds=metadata["gpu_seconds"],
+            effective=metadata["effective"][index],
+            notes=metadata.get("notes") or [],
+        )
+
+
+def whole_file(response: httpx2.Response) -> bytes:
+    """The file in an answer, whose ETag is its SHA-256. Raises Incomplete if it is not that file."""
+    etag = response.headers.get("etag", "").strip('"')
+    if etag and hashlib.sha256(response.content).hexdigest() != etag:
+        raise Incomplete(f"the file from {response.request.url.path} is not the one that the service has")
+    return response.content
+
+
+def finished_outputs(record: models.RequestResult) -> list[tuple[int, models.ImageOutput]]:
+    """The finished images of a request, each with its index."""
+    if record.outputs is not None:
+        return list(enumerate(record.outputs.images))
+    partial = record.metadata.model_dump(mode="json").get("partial") or []
+    return [(output["image"], models.ImageOutput.model_validate(output)) for output in partial]
+
+

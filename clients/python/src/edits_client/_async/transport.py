@@ -1,0 +1,63 @@
+"""Calls to the service: where it is, the key, time limits, and trying again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import httpx2
+
+from edits_client._async.clock import sleep
+from edits_client.answers import Incomplete, json_of, raise_for_error
+from edits_client.errors import ApiError, ConnectionFailed
+from edits_client.retries import RETRIED_STATUSES, Retries, retry_after_s
+
+T = TypeVar("T")
+
+
+class AsyncTransport:
+    """Makes calls and repeats those that may succeed later. See `edits_client.retries` for why every call may be."""
+
+    def __init__(self, http: httpx2.AsyncClient, retries: Retries) -> None:
+        self.http = http
+        self._retries = retries
+
+    async def get_json(self, path: str, params: Mapping[str, Any] | None = None) -> Any:
+        return await self.call("GET", path, json_of, params=params)
+
+    async def post_json(self, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Any:
+        return await self.call("POST", path, json_of, json=body, headers=headers)
+
+    async def call(self, method: str, path: str, read: Callable[[httpx2.Response], T], **options: Any) -> T:
+        """What `read` makes of the answer. Raises ApiError, or ConnectionFailed when there is no time for more tries.
+
+        `read` raises Incomplete for an answer that broke off.
+        """
+        started = time.monotonic()
+        tries = 0
+        while True:
+            tries += 1
+            wait_s = 0.0
+            try:
+                response = await self.http.request(method, path, **options)
+                wait_s = retry_after_s(response.headers)
+                raise_for_error(response)
+                return read(response)
+            except ApiError as error:
+                if error.status not in RETRIED_STATUSES:
+                    raise
+                failure: Exception = error
+            except (httpx2.TransportError, httpx2.DecodingError, Incomplete) as error:
+                failure = error
+            pause = self._retries.pause(tries, time.monotonic() - started, wait_s)
+            if pause is None:
+                raise self._given_up(failure, tries) from failure
+            await sleep(pause)
+
+    def _given_up(self, failure: Exception, tries: int) -> Exception:
+        if isinstance(failure, ApiError):
+            return failure
+        count = "1 try" if tries == 1 else f"{tries} tries"
+        reason = str(failure) or type(failure).__name__
+        return ConnectionFailed(f"{self.http.base_url} gave no complete answer in {count}: {reason}")

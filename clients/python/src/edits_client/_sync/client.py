@@ -1,0 +1,252 @@
+# Generated from ../_async by clients/python/generate.py: change that file.
+"""The client of an edits service."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Iterable, Sequence
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+from typing_extensions import Self, Unpack
+
+from edits_client import models
+from edits_client._sync.clock import in_thread
+from edits_client._sync.job import Job
+from edits_client._sync.transport import Transport
+from edits_client.answers import json_of
+from edits_client.bodies import Options, as_prompts, new_idempotency_key, request_body
+from edits_client.errors import ControlImageInvalid
+from edits_client.images import Image
+from edits_client.retries import Retries
+from edits_client.sources import ImageSource, LocalImage, read_source
+from edits_client.version import VERSION
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+# Time limits of one call (s). Uploads write for longer; a service that is busy answers within seconds.
+CALL_TIMEOUT = httpx2.Timeout(30.0, write=120.0)
+# How long `edit` and `Job.result` wait by default (s): as long as a job of the reference server may take.
+RESULT_TIMEOUT_S = 3600.0
+
+
+class Client:
+    """Edits images on a service. Use it with `with`, or call `close` at the end.
+
+    The URL and the API key come from the arguments, or else from EDITS_URL and EDITS_API_KEY.
+    Calls that fail for a reason that passes (connections, 429, 502 to 504) are repeated as `retries` says.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: httpx2.Timeout | float = CALL_TIMEOUT,
+        retries: Retries = Retries(),
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        """`timeout` is for one call (s). `transport` is for tests and proxies: see httpx2."""
+        self.url = (url or os.environ.get("EDITS_URL") or DEFAULT_URL).rstrip("/")
+        key = api_key or os.environ.get("EDITS_API_KEY")
+        headers = {"User-Agent": f"edits-client/{VERSION}"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, transport=transport)
+        self._transport = Transport(http, retries)
+        # Upload ids by the SHA-256 (hex) of the file.
+        self._uploaded: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.http.close()
+
+    def edit(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        prompt: str,
+        *,
+        timeout: float | None = RESULT_TIMEOUT_S,
+        **options: Unpack[Options],
+    ) -> Image:
+        """Edit one image and wait for the result, by default a PNG in the shape of the first control image.
+
+        `images` is one control image or up to three. Raises ApiError for a refused or failed request, WaitTimeout
+        after `timeout` seconds (the request goes on), and ValueError for options that make more than one image.
+        """
+        if len(options.get("seeds", ())) > 1:
+            raise ValueError("edit makes one image; use submit for several seeds")
+        options.setdefault("output_format", "png")
+        job = self.submit(images, prompt, **options)
+        return (job.result(timeout))[0]
+
+    def submit(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        prompts: str | Iterable[str],
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[Options],
+    ) -> Job:
+        """Send a request and return at once. It makes one image per prompt and seed.
+
+        Local images are uploaded once and then named. The same `idempotency_key` and body are the same request,
+        however often they are sent; by default each call has its own. Raises ApiError, OSError for a file that cannot
+        be read, and ValueError.
+        """
+        key = idempotency_key or new_idempotency_key()
+        answer = self._with_images("/v1/inference", images, prompts, options, {"Idempotency-Key": key})
+        return Job(self._transport, answer["request_id"])
+
+    def explain(
+        self, images: ImageSource | Sequence[ImageSource], prompts: str | Iterable[str], **options: Unpack[Options]
+    ) -> models.Explanation:
+        """What `submit` would do with the same arguments: every effective value, and notes. Nothing is made."""
+        return models.Explanation.model_validate(self._with_images("/v1/explain", images, prompts, options, {}))
+
+    def submit_body(self, body: dict[str, Any], *, idempotency_key: str | None = None) -> Job:
+        """Send the body of `POST /v1/inference` as it is, such as an `effective.request` of an earlier result."""
+        headers = {"Idempotency-Key": idempotency_key or new_idempotency_key()}
+        answer = self._transport.post_json("/v1/inference", body, headers)
+        return Job(self._transport, answer["request_id"])
+
+    def job(self, request_id: str) -> Job:
+        """A request that was submitted earlier, perhaps by another process. No call is made."""
+        return Job(self._transport, request_id)
+
+    def upload(self, image: ImageSource) -> models.Upload:
+        """Store a control image; then `upload:<id>` names it. The same file is stored once."""
+        local = in_thread(lambda: read_source(image))
+        if isinstance(local, str):
+            raise ValueError(f"{local!r} names an image that is not here; give its bytes or its path")
+        return self._upload(local)
+
+    def models(self) -> list[models.ModelInfo]:
+        """The models that the service serves."""
+        return models.ModelList.model_validate(self._transport.get_json("/v1/models")).models
+
+    def presets(self) -> list[models.PresetInfo]:
+        """The presets that the caller may use."""
+        return models.PresetList.model_validate(self._transport.get_json("/v1/presets")).presets
+
+    def loras(self, search: str = "") -> Iterator[models.LoraInfo]:
+        """The LoRA files of the service with what their headers say, by path. Pages are read as they are needed."""
+        params = {"search": search}
+        while True:
+            page = models.LoraList.model_validate(self._transport.get_json("/v1/loras", params))
+            for lora in page.loras:
+                yield lora
+            if page.next_cursor is None:
+                return
+            params = params | {"cursor": page.next_cursor}
+
+    def lora(self, path: str) -> models.LoraInfo:
+        """One LoRA file of the service. Raises LoraNotFound."""
+        return models.LoraInfo.model_validate(self._transport.get_json(f"/v1/loras/{quote(path)}"))
+
+    def history(
+        self,
+        *,
+        status: str | None = None,
+        model: str | None = None,
+        lora: str | None = None,
+        tenant: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Iterator[models.HistoryEntry]:
+        """Requests of the key's tenant, newest first. Pages are read as they are needed. Raises HistoryUnavailable."""
+        given = {
+            "status": status,
+            "model": model,
+            "lora": lora,
+            "tenant": tenant,
+            "since": since and since.isoformat(),
+            "until": until and until.isoformat(),
+        }
+        params = {name: value for name, value in given.items() if value is not None}
+        while True:
+            page = models.History.model_validate(self._transport.get_json("/v1/requests", params))
+            for entry in page.requests:
+                yield entry
+            if page.next_cursor is None:
+                return
+            params = params | {"cursor": page.next_cursor}
+
+    def usage(self) -> list[models.TenantUsage]:
+        """GPU seconds and images of the key's tenant, or of every tenant for an operator. Raises HistoryUnavailable."""
+        return models.UsageList.model_validate(self._transport.get_json("/v1/usage")).usage
+
+    def _with_images(
+        self,
+        path: str,
+        images: ImageSource | Sequence[ImageSource],
+        prompts: str | Iterable[str],
+        options: Options,
+        headers: dict[str, str],
+    ) -> Any:
+        """The answer to a body that names these images. An upload that has expired meanwhile is made again."""
+        sources = in_thread(lambda: [read_source(source) for source in as_sources(images)])
+        known = {source.sha256 for source in sources if isinstance(source, LocalImage)} & self._uploaded.keys()
+        complete = self._with_defaults(options, has_images=bool(sources))
+        texts = as_prompts(prompts)
+        try:
+            body = request_body([self._reference(source) for source in sources], texts, complete)
+            return self._transport.post_json(path, body, headers)
+        except ControlImageInvalid:
+            if not known:
+                raise
+            for sha256 in known:
+                del self._uploaded[sha256]
+            body = request_body([self._reference(source) for source in sources], texts, complete)
+            return self._transport.post_json(path, body, headers)
+
+    def _with_defaults(self, options: Options, *, has_images: bool) -> Options:
+        """The options with this client's defaults: the only model that fits, and the shape of the control image."""
+        options = options.copy()
+        preset = options.get("preset")
+        if preset is None and options.get("model") is None:
+            options["model"] = only_model(self.models(), has_images=has_images)
+        if has_images and options.get("size") is None and not sends_size(options):
+            if preset is None or not any(item.name == preset and item.size for item in self.presets()):
+                options["size"] = "input"
+        return options
+
+    def _reference(self, source: LocalImage | str) -> str:
+        """How the service names a control image; it is uploaded if this client has not done so yet."""
+        if isinstance(source, str):
+            return source
+        if source.sha256 not in self._uploaded:
+            self._uploaded[source.sha256] = (self._upload(source)).id
+        return f"upload:{self._uploaded[source.sha256]}"
+
+    def _upload(self, image: LocalImage) -> models.Upload:
+        headers = {"Content-Type": "application/octet-stream"}
+        answer = self._transport.call("POST", "/v1/uploads", json_of, content=image.data, headers=headers)
+        return models.Upload.model_validate(answer)
+
+
+def as_sources(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+    """One control image or several, as a list."""
+    return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
+
+
+def only_model(served: Sequence[models.ModelInfo], *, has_images: bool) -> str:
+    """The id of the only model for such a request. Raises ValueError if there are several, or none."""
+    fitting = [model.id for model in served if model.requires_control_image == has_images]
+    if len(fitting) == 1:
+        return fitting[0]
+    kind = "that edit an image" if has_images else "that need no image"
+    found = f"{len(fitting)} models {kind}: {', '.join(fitting)}" if fitting else f"no model {kind}"
+    raise ValueError(f"the service has {found}; name one with model= or use a preset=")
+
+
+def sends_size(options: Options) -> bool:
+    """Whether a request has a size in pixels among its further fields."""
+    return bool({"width", "height", "size"} & options.get("prompt_extra", {}).keys())
