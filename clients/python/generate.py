@@ -1,7 +1,7 @@
 """Write what is generated in this package: the sync client from the async one.
 
-    python clients/python/generate.py            # writes
-    python clients/python/generate.py --check    # fails if a file would change
+python clients/python/generate.py            # writes
+python clients/python/generate.py --check    # fails if a file would change
 """
 
 import sys
@@ -40,7 +40,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         sync_client(Path(folder))
-        stale = [path.name for path in Path(folder).iterdir() if path.read_text() != (PACKAGE / "_sync" / path.name).read_text()]
+        stale = [
+            path.name
+            for path in Path(folder).iterdir()
+            if path.read_text() != (PACKAGE / "_sync" / path.name).read_text()
+        ]
     if stale:
         raise SystemExit(f"the sync client is older than the async one ({', '.join(stale)}): run {__file__}")
 

@@ -32,11 +32,16 @@ def raise_for_error(response: httpx2.Response) -> None:
     try:
         detail = response.json()["detail"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise Incomplete(f"{response.request.url.path} was answered {response.status_code}: {_quoted(response)}") from error
+        raise Incomplete(
+            f"{response.request.url.path} was answered {response.status_code}: {_quoted(response)}"
+        ) from error
     call_id = response.headers.get("x-request-id")
     if isinstance(detail, list):
         raise ValidationFailed(
-            "; ".join(map(_fault_text, detail)), details={"faults": detail}, status=response.status_code, call_id=call_id
+            "; ".join(map(_fault_text, detail)),
+            details={"faults": detail},
+            status=response.status_code,
+            call_id=call_id,
         )
     facts = detail["error"]
     kind = ApiError.by_code.get(facts["code"], ApiError)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Union
 
 from typing_extensions import TypedDict
 
@@ -55,27 +55,27 @@ class Options(TypedDict, total=False):
     `prompt_extra` are further fields of the body and of each prompt, for fields that this version does not know.
     """
 
-    model: Optional[str]
-    preset: Optional[str]
-    loras: Optional[Sequence[Union[Lora, str]]]
-    size: Optional[Size]
-    steps: Optional[int]
-    guidance: Optional[float]
-    negative_prompt: Optional[str]
-    seed: Optional[int]
+    model: str | None
+    preset: str | None
+    loras: Sequence[Lora | str] | None
+    size: Size | None
+    steps: int | None
+    guidance: float | None
+    negative_prompt: str | None
+    seed: int | None
     seeds: Sequence[int]
-    sampler: Optional[str]
-    trigger_word: Optional[str]
-    profile: Optional[str]
-    quality: Optional[Quality]
-    output_format: Optional[str]
-    priority: Optional[Priority]
-    exif: Optional[Literal["ignore", "apply"]]
-    vae_tiling: Optional[bool]
-    deadline_s: Optional[float]
-    webhook_url: Optional[str]
-    webhook_events: Optional[Sequence[str]]
-    hf_token: Optional[str]
+    sampler: str | None
+    trigger_word: str | None
+    profile: str | None
+    quality: Quality | None
+    output_format: str | None
+    priority: Priority | None
+    exif: Literal["ignore", "apply"] | None
+    vae_tiling: bool | None
+    deadline_s: float | None
+    webhook_url: str | None
+    webhook_events: Sequence[str] | None
+    hf_token: str | None
     extra: Mapping[str, Any]
     prompt_extra: Mapping[str, Any]
 
@@ -113,7 +113,7 @@ def request_body(images: Sequence[str], prompts: Sequence[str], options: Options
     return {**_set(top), **options.get("extra", {}), "prompts": items}
 
 
-def _seeds(options: Options) -> Sequence[Union[int, None]]:
+def _seeds(options: Options) -> Sequence[int | None]:
     """One entry per image of a prompt, None for the service's default. Raises ValueError for both options."""
     seed, seeds = options.get("seed"), options.get("seeds")
     if seed is not None and seeds:

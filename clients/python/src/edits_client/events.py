@@ -76,7 +76,5 @@ def event_of(name: str, data: Mapping[str, Any]) -> Event | None:
     if name == "preview":
         return Preview(data["image"], data["step"], base64.b64decode(data["jpeg_base64"]))
     if name == "image":
-        return ImageFinished(
-            data["image"], data["url"], data["format"], data["width"], data["height"], data["seed"]
-        )
+        return ImageFinished(data["image"], data["url"], data["format"], data["width"], data["height"], data["seed"])
     return None

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import httpx2
-from typing_extensions import Self, Unpack
+from typing_extensions import Unpack
 
 from edits_client import models
 from edits_client._sync.clock import in_thread
@@ -141,8 +141,7 @@ class Client:
         params = {"search": search}
         while True:
             page = models.LoraList.model_validate(self._transport.get_json("/v1/loras", params))
-            for lora in page.loras:
-                yield lora
+            yield from page.loras
             if page.next_cursor is None:
                 return
             params = params | {"cursor": page.next_cursor}
@@ -173,8 +172,7 @@ class Client:
         params = {name: value for name, value in given.items() if value is not None}
         while True:
             page = models.History.model_validate(self._transport.get_json("/v1/requests", params))
-            for entry in page.requests:
-                yield entry
+            yield from page.requests
             if page.next_cursor is None:
                 return
             params = params | {"cursor": page.next_cursor}

@@ -196,5 +196,3 @@ def finished_outputs(record: models.RequestResult) -> list[tuple[int, models.Ima
         return list(enumerate(record.outputs.images))
     partial = record.metadata.model_dump(mode="json").get("partial") or []
     return [(output["image"], models.ImageOutput.model_validate(output)) for output in partial]
-
-

@@ -1,0 +1,1 @@
+"""The command `edits`. Needs the extra `edits-client[cli]`."""

@@ -1,0 +1,71 @@
+"""The command `edits`: its subcommands, and where the service is."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edits_client._sync.client import Client
+from edits_client.cli import catalogue, making, requests
+from edits_client.cli.context import client_of, ending_on_errors, err
+from edits_client.cli.settings import Settings, resolve, store
+from edits_client.version import VERSION
+
+app = typer.Typer(
+    name="edits",
+    help="Edit images with LoRAs on an edits service.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for module in (making, requests, catalogue):
+    module.add_commands(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edits {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    context: typer.Context,
+    url: Annotated[str | None, typer.Option(envvar="EDITS_URL", help="The service's address.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="EDITS_API_KEY", help="The API key.")] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Edit images with LoRAs on an edits service.
+
+    The address and key are those of the options, of the environment, or of `edits login`, in this order.
+    """
+    context.obj = resolve(url, api_key)
+
+
+@app.command()
+def login(
+    context: typer.Context,
+    api_key: Annotated[
+        str, typer.Option(prompt="API key (empty for none)", hide_input=True, help="The key; asked for if left out.")
+    ] = "",
+) -> None:
+    """Store the service's address and key for later commands, readable by you only.
+
+    Example: edits --url https://edits.example.com login
+    """
+    settings = Settings(context.obj.url, api_key or None)
+    with ending_on_errors(), Client(settings.url, settings.api_key) as client:
+        served = [model.id for model in client.models()]
+    path = store(settings)
+    err.print(f"{settings.url} serves {', '.join(served)}; stored in {path}")
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+__all__ = ["app", "client_of", "main"]

@@ -1,0 +1,129 @@
+"""Following a request in the terminal: place in the queue, a bar per image, and the step preview."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import PIL.Image
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+from edits_client._sync.job import Job
+from edits_client.cli.context import INTERRUPTED, err
+from edits_client.events import Ended, Event, ImageFinished, Preview, Queued, Step
+
+# How often the predicted time is asked for (s).
+ETA_S = 2.0
+# The width of a preview in characters. Each shows two pixels, one above the other.
+PREVIEW_COLUMNS = 32
+
+
+def watch(job: Job) -> Ended:
+    """Show what happens to a request until it ends. Without a terminal only its end is said.
+
+    On Ctrl-C it asks whether to cancel the request, and ends the command.
+    """
+    with asking_on_interrupt(job), RequestView(job) as view:
+        for event in job.events(previews=view.shows_previews):
+            view.update(event)
+            if isinstance(event, Ended):
+                return event
+    raise AssertionError("unreachable: the last event is an Ended")
+
+
+@contextmanager
+def asking_on_interrupt(job: Job) -> Iterator[None]:
+    """Ctrl-C within asks whether to cancel the request, or leaves it alone; then the command ends."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if err.is_terminal and typer.confirm(f"\nCancel request {job.id}?", default=False, err=True):
+            job.cancel()
+            err.print("cancelled")
+        else:
+            err.print(f"it goes on: edits watch {job.id}")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+class RequestView:
+    """The live view of one request."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), console=err
+        )
+        self._tasks: dict[int, TaskID] = {}
+        self._line = "sent"
+        self._preview: Text | None = None
+        self._eta_at = 0.0
+        self._eta = ""
+        self.shows_previews = err.is_terminal and err.color_system == "truecolor"
+        self._live = Live(self._view(), console=err, transient=True, auto_refresh=False)
+
+    def __enter__(self) -> RequestView:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def update(self, event: Event) -> None:
+        """Show what has happened."""
+        if isinstance(event, Queued):
+            self._line = f"waiting; {event.queue_position} images ahead"
+        elif isinstance(event, Step):
+            self._line = "working"
+            self._bar(event.image, event.step, event.steps, f"{event.step}/{event.steps} {event.stage or ''}")
+        elif isinstance(event, ImageFinished):
+            self._bar(event.image, 1, 1, "finished")
+            self._preview = None
+        elif isinstance(event, Preview) and self.shows_previews:
+            self._preview = half_blocks(event.jpeg)
+        self._refresh_eta()
+        self._live.update(self._view(), refresh=True)
+
+    def _bar(self, image: int, done: int, total: int, state: str) -> None:
+        if image not in self._tasks:
+            self._tasks[image] = self._bars.add_task(f"image {image}", state="")
+        self._bars.update(self._tasks[image], completed=done, total=total, state=state)
+
+    def _refresh_eta(self) -> None:
+        if not err.is_terminal or time.monotonic() - self._eta_at < ETA_S:
+            return
+        eta_s = self._job.status().eta_s
+        self._eta = "" if eta_s is None else f", about {eta_s:.0f} s left"
+        self._eta_at = time.monotonic()
+
+    def _view(self) -> RenderableType:
+        rows: list[RenderableType] = [Text(f"request {self._job.id}: {self._line}{self._eta}")]
+        if self._tasks:
+            rows.append(self._bars)
+        if self._preview is not None:
+            rows.append(self._preview)
+        return Group(*rows)
+
+
+def half_blocks(jpeg: bytes) -> Text:
+    """An image as text: the upper and the lower half of each character have the color of one pixel."""
+    image = PIL.Image.open(io.BytesIO(jpeg)).convert("RGB")
+    rows = max(1, round(PREVIEW_COLUMNS * image.height / image.width / 2))
+    small = image.resize((PREVIEW_COLUMNS, 2 * rows), PIL.Image.Resampling.BOX)
+    text = Text()
+    for row in range(rows):
+        for column in range(PREVIEW_COLUMNS):
+            upper, lower = small.getpixel((column, 2 * row)), small.getpixel((column, 2 * row + 1))
+            text.append("▀", style=f"{_color(upper)} on {_color(lower)}")
+        text.append("\n")
+    return text
+
+
+def _color(pixel: object) -> str:
+    red, green, blue = pixel  # type: ignore[misc]
+    return f"#{red:02x}{green:02x}{blue:02x}"
