@@ -4,6 +4,7 @@ python clients/python/generate.py            # writes
 python clients/python/generate.py --check    # fails if a file would change
 """
 
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -32,6 +33,9 @@ def sync_client(target: Path) -> None:
         written = target / path.name
         text = written.read_text().replace("the async client", "the sync client").replace("`async with`", "`with`")
         written.write_text(HEADER + text)
+    config = str(PACKAGE.parent.parent / "ruff.toml")
+    written_files = [str(target / path.name) for path in sources]
+    subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", "--config", config, *written_files], check=True)
 
 
 def main() -> None:

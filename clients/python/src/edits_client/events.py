@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Ended:
     result: dict[str, Any]
 
 
-Event = Union[Queued, Started, Step, Preview, ImageFinished, Ended]
+Event = Queued | Started | Step | Preview | ImageFinished | Ended
 ENDS = ("succeeded", "failed", "canceled")
 
 

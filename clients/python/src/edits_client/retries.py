@@ -34,6 +34,9 @@ class Retries:
         return pause if elapsed_s + pause <= self.for_s else None
 
 
+DEFAULT_RETRIES = Retries()
+
+
 def retry_after_s(headers: Mapping[str, str]) -> float:
     """The `Retry-After` of an answer in seconds, 0 if it has none. The service never sends a date there."""
     try:

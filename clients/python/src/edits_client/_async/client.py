@@ -19,7 +19,7 @@ from edits_client.answers import json_of
 from edits_client.bodies import Options, as_prompts, new_idempotency_key, request_body
 from edits_client.errors import ControlImageInvalid
 from edits_client.images import Image
-from edits_client.retries import Retries
+from edits_client.retries import DEFAULT_RETRIES, Retries
 from edits_client.sources import ImageSource, LocalImage, read_source
 from edits_client.version import VERSION
 
@@ -43,7 +43,7 @@ class AsyncClient:
         api_key: str | None = None,
         *,
         timeout: httpx2.Timeout | float = CALL_TIMEOUT,
-        retries: Retries = Retries(),
+        retries: Retries = DEFAULT_RETRIES,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         """`timeout` is for one call (s). `transport` is for tests and proxies: see httpx2."""
@@ -212,10 +212,16 @@ class AsyncClient:
         preset = options.get("preset")
         if preset is None and options.get("model") is None:
             options["model"] = only_model(await self.models(), has_images=has_images)
-        if has_images and options.get("size") is None and not sends_size(options):
-            if preset is None or not any(item.name == preset and item.size for item in await self.presets()):
-                options["size"] = "input"
+        if has_images and options.get("size") is None and not await self._has_size(options):
+            options["size"] = "input"
         return options
+
+    async def _has_size(self, options: Options) -> bool:
+        """Whether the options name a size in pixels among their further fields, or a preset that has a size."""
+        if {"width", "height", "size"} & options.get("prompt_extra", {}).keys():
+            return True
+        preset = options.get("preset")
+        return preset is not None and any(item.name == preset and item.size for item in await self.presets())
 
     async def _reference(self, source: LocalImage | str) -> str:
         """How the service names a control image; it is uploaded if this client has not done so yet."""
@@ -244,8 +250,3 @@ def only_model(served: Sequence[models.ModelInfo], *, has_images: bool) -> str:
     kind = "that edit an image" if has_images else "that need no image"
     found = f"{len(fitting)} models {kind}: {', '.join(fitting)}" if fitting else f"no model {kind}"
     raise ValueError(f"the service has {found}; name one with model= or use a preset=")
-
-
-def sends_size(options: Options) -> bool:
-    """Whether a request has a size in pixels among its further fields."""
-    return bool({"width", "height", "size"} & options.get("prompt_extra", {}).keys())

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Self
 from urllib.parse import quote
@@ -20,7 +20,7 @@ from edits_client.answers import json_of
 from edits_client.bodies import Options, as_prompts, new_idempotency_key, request_body
 from edits_client.errors import ControlImageInvalid
 from edits_client.images import Image
-from edits_client.retries import Retries
+from edits_client.retries import DEFAULT_RETRIES, Retries
 from edits_client.sources import ImageSource, LocalImage, read_source
 from edits_client.version import VERSION
 
@@ -44,7 +44,7 @@ class Client:
         api_key: str | None = None,
         *,
         timeout: httpx2.Timeout | float = CALL_TIMEOUT,
-        retries: Retries = Retries(),
+        retries: Retries = DEFAULT_RETRIES,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         """`timeout` is for one call (s). `transport` is for tests and proxies: see httpx2."""
@@ -141,7 +141,8 @@ class Client:
         params = {"search": search}
         while True:
             page = models.LoraList.model_validate(self._transport.get_json("/v1/loras", params))
-            yield from page.loras
+            for lora in page.loras:
+                yield lora
             if page.next_cursor is None:
                 return
             params = params | {"cursor": page.next_cursor}
@@ -172,7 +173,8 @@ class Client:
         params = {name: value for name, value in given.items() if value is not None}
         while True:
             page = models.History.model_validate(self._transport.get_json("/v1/requests", params))
-            yield from page.requests
+            for entry in page.requests:
+                yield entry
             if page.next_cursor is None:
                 return
             params = params | {"cursor": page.next_cursor}
@@ -211,10 +213,16 @@ class Client:
         preset = options.get("preset")
         if preset is None and options.get("model") is None:
             options["model"] = only_model(self.models(), has_images=has_images)
-        if has_images and options.get("size") is None and not sends_size(options):
-            if preset is None or not any(item.name == preset and item.size for item in self.presets()):
-                options["size"] = "input"
+        if has_images and options.get("size") is None and not self._has_size(options):
+            options["size"] = "input"
         return options
+
+    def _has_size(self, options: Options) -> bool:
+        """Whether the options name a size in pixels among their further fields, or a preset that has a size."""
+        if {"width", "height", "size"} & options.get("prompt_extra", {}).keys():
+            return True
+        preset = options.get("preset")
+        return preset is not None and any(item.name == preset and item.size for item in self.presets())
 
     def _reference(self, source: LocalImage | str) -> str:
         """How the service names a control image; it is uploaded if this client has not done so yet."""
@@ -243,8 +251,3 @@ def only_model(served: Sequence[models.ModelInfo], *, has_images: bool) -> str:
     kind = "that edit an image" if has_images else "that need no image"
     found = f"{len(fitting)} models {kind}: {', '.join(fitting)}" if fitting else f"no model {kind}"
     raise ValueError(f"the service has {found}; name one with model= or use a preset=")
-
-
-def sends_size(options: Options) -> bool:
-    """Whether a request has a size in pixels among its further fields."""
-    return bool({"width", "height", "size"} & options.get("prompt_extra", {}).keys())
