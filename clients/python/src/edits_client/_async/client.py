@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 import httpx2
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
 from edits_client import models
 from edits_client._async.clock import in_thread
