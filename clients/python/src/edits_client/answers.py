@@ -7,7 +7,8 @@ from typing import Any
 
 import httpx2
 
-from edits_client.errors import ApiError, ConnectionFailed, EditFailed, ValidationFailed
+from edits_client import models
+from edits_client.errors import ApiError, ConnectionFailed, EditCanceled, EditFailed, ValidationFailed
 
 # The longest piece of an answer that is not ours that an error quotes.
 MAX_QUOTED = 200
@@ -50,12 +51,14 @@ def raise_for_error(response: httpx2.Response) -> None:
     )
 
 
-def failure_of(request_id: str, status: str, code: str | None, message: str | None, details: Any) -> ApiError:
+def failure_of(record: models.RequestResult) -> ApiError:
     """The error for a request that ended without its images."""
-    if status == "canceled":
-        code, message = code or "EDIT_CANCELED", message or "the request was cancelled"
+    code, message = record.error_code, record.error or "the request failed"
+    if record.status == "canceled":
+        code, message = code or EditCanceled.code, record.error or "the request was cancelled"
     kind = ApiError.by_code.get(code or "", EditFailed)
-    return kind(message or "the request failed", code=code or "", details=details, job_id=request_id)
+    details = record.error_details.model_dump(mode="json") if record.error_details else {}
+    return kind(message, code=code or "", details=details, job_id=record.request_id)
 
 
 def _fault_text(fault: dict[str, Any]) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+
+from edits_client import models
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,9 @@ class ImageFinished:
 
 @dataclass(frozen=True)
 class Ended:
-    """The request has ended. `result` is the body of its result."""
+    """The request has ended."""
 
-    status: Literal["succeeded", "failed", "canceled"]
-    result: dict[str, Any]
+    result: models.RequestResult
 
 
 Event = Queued | Started | Step | Preview | ImageFinished | Ended
@@ -66,7 +67,7 @@ ENDS = ("succeeded", "failed", "canceled")
 def event_of(name: str, data: Mapping[str, Any]) -> Event | None:
     """The event that the service calls `name`, None for one that this version does not know."""
     if name in ENDS:
-        return Ended(name, dict(data))  # type: ignore[arg-type]
+        return Ended(models.RequestResult.model_validate(data))
     if name == "queued":
         return Queued(data["queue_position"])
     if name == "started":

@@ -6,7 +6,9 @@ import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from edits_client import models
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -33,7 +35,7 @@ class Image:
     index: int
     request_id: str
     gpu_seconds: float
-    effective: dict[str, Any] = field(repr=False)
+    effective: models.StoredEffectiveRecord = field(repr=False)
     notes: list[str] = field(repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -1,2 +1,2 @@
-# Generated from ../_async by clients/python/generate.py: change that file.
-"""The async client. `_sync` is generated from this folder: `python clients/python/generate.py`."""
+# Generated from ../_async by `python -m tools.client_code`: change that file.
+"""The sync client. `_sync` is generated from this folder: `python clients/python/generate.py`."""

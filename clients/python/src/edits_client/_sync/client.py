@@ -1,10 +1,10 @@
-# Generated from ../_async by clients/python/generate.py: change that file.
+# Generated from ../_async by `python -m tools.client_code`: change that file.
 """The client of an edits service."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote

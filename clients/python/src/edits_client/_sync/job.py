@@ -1,4 +1,4 @@
-# Generated from ../_async by clients/python/generate.py: change that file.
+# Generated from ../_async by `python -m tools.client_code`: change that file.
 """A request that the service has accepted: follow it, get its images, cancel it."""
 
 from __future__ import annotations
@@ -7,7 +7,6 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import httpx2
 
@@ -53,10 +52,10 @@ class Job:
         pause = 0.1
         while True:
             status = self.status()
-            if status.status.value in ("succeeded", "failed", "canceled"):
+            if status.status in ("succeeded", "failed", "canceled"):
                 return self.record()
             if until is not None and time.monotonic() + pause > until:
-                raise WaitTimeout(f"request {self.id} is {status.status.value} after {timeout:g} s", self.id)
+                raise WaitTimeout(f"request {self.id} is {status.status} after {timeout:g} s", self.id)
             sleep(pause)
             pause = min(pause * 1.5, POLL_S)
 
@@ -67,8 +66,8 @@ class Job:
         code: an EditFailed, or the ApiError of an adapter or control image that could not be used.
         """
         record = self.wait(timeout)
-        if record.status.value != "succeeded":
-            raise failure_of(self.id, record.status.value, record.error_code, record.error, record.error_details)
+        if record.status != "succeeded":
+            raise failure_of(record)
         return self.images(record)
 
     def images(self, record: models.RequestResult | None = None) -> list[Image]:
@@ -154,19 +153,19 @@ class Job:
             progress = status.progress
             if started and progress.steps_done != steps:
                 steps = progress.steps_done
-                stage = progress.stage.value if progress.stage else None
-                yield Step(progress.images_done, progress.steps_done, progress.steps, stage)
+                yield Step(progress.images_done, progress.steps_done, progress.steps, progress.stage)
             if status.finished_at is not None:
                 yield self._end()
                 return
             sleep(POLL_S)
 
     def _end(self) -> Ended:
-        result: dict[str, Any] = self._transport.get_json(f"/v1/requests/{self.id}/result")
-        return Ended(result["status"], result)
+        return Ended(self.record())
 
-    def _image(self, record: models.RequestResult, index: int, output: models.ImageOutput) -> Image:
-        metadata = record.metadata.model_dump(mode="json")
+    def _image(
+        self, record: models.RequestResult, index: int, output: models.ImageOutput | models.NumberedImage
+    ) -> Image:
+        metadata = record.metadata
         return Image(
             data=self._transport.call("GET", f"/v1/requests/{self.id}/images/{index}", whole_file),
             format=output.format,
@@ -176,9 +175,9 @@ class Job:
             url=output.url,
             index=index,
             request_id=self.id,
-            gpu_seconds=metadata["gpu_seconds"],
-            effective=metadata["effective"][index],
-            notes=metadata.get("notes") or [],
+            gpu_seconds=metadata.gpu_seconds,
+            effective=metadata.effective[index],
+            notes=metadata.notes or [],
         )
 
 
@@ -190,9 +189,8 @@ def whole_file(response: httpx2.Response) -> bytes:
     return response.content
 
 
-def finished_outputs(record: models.RequestResult) -> list[tuple[int, models.ImageOutput]]:
+def finished_outputs(record: models.RequestResult) -> list[tuple[int, models.ImageOutput | models.NumberedImage]]:
     """The finished images of a request, each with its index."""
     if record.outputs is not None:
         return list(enumerate(record.outputs.images))
-    partial = record.metadata.model_dump(mode="json").get("partial") or []
-    return [(output["image"], models.ImageOutput.model_validate(output)) for output in partial]
+    return [(output.image, output) for output in record.metadata.partial or []]

@@ -1,4 +1,4 @@
-# Generated from ../_async by clients/python/generate.py: change that file.
+# Generated from ../_async by `python -m tools.client_code`: change that file.
 """Calls to the service: where it is, the key, time limits, and trying again."""
 
 from __future__ import annotations

@@ -52,12 +52,11 @@ def watch(context: typer.Context, request_id: RequestId, json: AsJson = False) -
     with client_of(context) as client:
         end = follow(client.job(request_id))
         if json:
-            print_json(end.result)
-        elif end.status == "succeeded":
+            print_json(as_json(end.result))
+        elif end.result.status == "succeeded":
             out.print(f"succeeded; edits get {request_id} writes its images")
-        if end.status != "succeeded":
-            result = end.result
-            raise failure_of(request_id, end.status, result["error_code"], result["error"], result["error_details"])
+        if end.result.status != "succeeded":
+            raise failure_of(end.result)
 
 
 def get(

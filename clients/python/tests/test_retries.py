@@ -1,0 +1,110 @@
+"""Calls that fail for a reason that passes are repeated; others are not, and no call is repeated for ever."""
+
+import httpx2
+import pytest
+
+from edits_client import Client, ConnectionFailed, Retries
+from edits_client.errors import ApiError, InternalError, ModelNotFound, QueueFull, ValidationFailed
+from edits_client.retries import retry_after_s
+
+FAST = Retries(for_s=0.5, first_s=0.001, longest_s=0.004)
+MODELS = {"object": "list", "data": [], "models": []}
+
+
+def error(status: int, code: str, headers: dict[str, str] | None = None, **details: object) -> httpx2.Response:
+    body = {"detail": {"error": {"code": code, "message": "one sentence", "details": details}}}
+    return httpx2.Response(status, json=body, headers=headers)
+
+
+def client_for(answers: list, retries: Retries = FAST) -> tuple[Client, list[httpx2.Request]]:
+    """A client whose calls get these answers, one after the other, the last one again and again; and its calls."""
+    calls: list[httpx2.Request] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        calls.append(request)
+        chosen = answers[min(len(calls), len(answers)) - 1]
+        if isinstance(chosen, Exception):
+            raise chosen
+        return chosen
+
+    return Client("http://service", retries=retries, transport=httpx2.MockTransport(answer)), calls
+
+
+@pytest.mark.parametrize(
+    "passing",
+    [
+        httpx2.ConnectError("refused"),
+        httpx2.ReadError("reset"),
+        httpx2.RemoteProtocolError("cut off"),
+        error(503, "STORE_UNAVAILABLE"),
+        error(429, "QUEUE_FULL"),
+        httpx2.Response(502, text="<html>bad gateway</html>"),
+        # Serve's proxy while the application starts.
+        httpx2.Response(404, text="Path '/v1/models' not found."),
+        httpx2.Response(200, text='{"models": ['),
+    ],
+)
+def test_what_passes_is_tried_again(passing):
+    client, calls = client_for([passing, passing, httpx2.Response(200, json=MODELS)])
+    assert client.models() == []
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (error(400, "MODEL_NOT_FOUND"), ModelNotFound),
+        (error(500, "INTERNAL_ERROR"), InternalError),
+        (httpx2.Response(422, json={"detail": [{"type": "missing", "loc": ["body", "x"], "msg": "no"}]}), ValidationFailed),
+    ],
+)
+def test_what_stays_wrong_is_not_tried_again(answer, kind):
+    client, calls = client_for([answer])
+    with pytest.raises(kind):
+        client.models()
+    assert len(calls) == 1
+
+
+def test_time_for_tries_ends_with_the_service_s_own_error():
+    client, calls = client_for([error(429, "QUEUE_FULL", queued=9)])
+    with pytest.raises(QueueFull) as raised:
+        client.models()
+    assert raised.value.details == {"queued": 9}
+    assert len(calls) > 3
+
+
+def test_service_that_is_not_there_is_named():
+    client, _ = client_for([httpx2.ConnectError("connection refused")])
+    with pytest.raises(ConnectionFailed, match=r"http://service.* tries: connection refused"):
+        client.models()
+
+
+def test_retry_after_is_a_lower_bound():
+    assert Retries().pause(1, 0.0, 5.0) == 5.0
+    assert Retries(for_s=4.0).pause(1, 0.0, 5.0) is None
+    assert retry_after_s({"retry-after": "7"}) == 7.0
+    assert retry_after_s({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}) == 0.0
+
+
+def test_pauses_grow_to_their_limit_and_differ():
+    pauses = [Retries(for_s=1e9).pause(tries, 0.0) for tries in range(1, 200)]
+    assert all(0.125 <= pause <= 8.0 for pause in pauses)
+    assert max(pauses[:2]) <= 0.5 < 4.0 <= min(pauses[10:])
+    assert len(set(pauses)) > 100
+
+
+def test_code_that_this_version_does_not_know_is_an_api_error():
+    client, _ = client_for([error(400, "SOMETHING_NEW", a=1)])
+    with pytest.raises(ApiError) as raised:
+        client.models()
+    assert (raised.value.code, raised.value.details, type(raised.value)) == ("SOMETHING_NEW", {"a": 1}, ApiError)
+
+
+def test_submission_is_repeated_under_one_key_and_each_call_has_its_own():
+    accepted = httpx2.Response(200, json={"request_id": "f" * 32})
+    client, calls = client_for([httpx2.ReadError("reset"), accepted])
+    body = {"model": "m", "loras": [], "prompts": [{"prompt": "p"}]}
+    assert client.submit_body(body).id == "f" * 32
+    client.submit_body(body)
+    keys = [call.headers["Idempotency-Key"] for call in calls]
+    assert keys[0] == keys[1] != keys[2]

@@ -1,0 +1,104 @@
+"""The generated code of the Python client: its models from the OpenAPI document, its sync half from the async one.
+
+    python -m tools.client_code            # writes it
+    python -m tools.client_code --check    # fails if a file would change
+
+The generator of models is in the environment of `tests/generators`.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import unasync
+
+from tools.api_page import openapi_document
+
+ROOT = Path(__file__).parent.parent
+CLIENT = ROOT / "clients/python"
+PACKAGE = CLIENT / "src/edits_client"
+GENERATOR = Path(sys.prefix) / "generators/bin/datamodel-codegen"
+# What differs between the halves, besides `async` and `await`.
+NAMES = {
+    "AsyncClient": "Client",
+    "AsyncJob": "Job",
+    "AsyncTransport": "Transport",
+    "AsyncBaseTransport": "BaseTransport",
+    "_async": "_sync",
+    "aclose": "close",
+    "aread": "read",
+}
+# `clock` has another content in each half.
+WRITTEN_BY_HAND = ("clock.py",)
+SYNC_HEADER = "# Generated from ../_async by `python -m tools.client_code`: change that file.\n"
+MODELS_HEADER = '''# Generated from the OpenAPI document by `python -m tools.client_code`.
+"""The answers of the service, field by field, as its OpenAPI document describes them."""
+'''
+
+
+def write_sync_half(target: Path) -> None:
+    """Write the modules of the sync client into the folder `target`."""
+    sources = [path for path in sorted((PACKAGE / "_async").glob("*.py")) if path.name not in WRITTEN_BY_HAND]
+    rule = unasync.Rule(fromdir=f"{PACKAGE}/_async/", todir=f"{target}/", additional_replacements=NAMES)
+    unasync.unasync_files([str(path) for path in sources], [rule])
+    written = [target / path.name for path in sources]
+    for path in written:
+        text = path.read_text().replace("async client", "sync client").replace("`async with`", "`with`")
+        path.write_text(SYNC_HEADER + text)
+    _format(written)
+
+
+def write_models(target: Path) -> None:
+    """Write the module of models to `target`."""
+    with tempfile.TemporaryDirectory() as folder:
+        document = Path(folder) / "openapi.json"
+        document.write_text(json.dumps(openapi_document(ROOT)))
+        command = [str(GENERATOR), "--input", str(document), "--input-file-type", "openapi", "--output", str(target)]
+        options = [
+            "--output-model-type=pydantic_v2.BaseModel",
+            "--target-python-version=3.10",
+            "--use-standard-collections",
+            "--use-union-operator",
+            "--use-annotated",
+            "--use-schema-description",
+            "--use-field-description",
+            "--enum-field-as-literal=all",
+            "--formatters=builtin",
+            "--disable-timestamp",
+        ]
+        subprocess.run([*command, *options], check=True)
+    _, _, code = target.read_text().partition("\n\n")
+    target.write_text(MODELS_HEADER + code)
+    _format([target])
+
+
+def _format(paths: Sequence[Path]) -> None:
+    for subcommand in (["check", "--fix-only"], ["format"]):
+        command = [sys.executable, "-m", "ruff", *subcommand, "--quiet", "--config", str(CLIENT / "ruff.toml")]
+        subprocess.run([*command, *map(str, paths)], check=True)
+
+
+def stale() -> list[str]:
+    """The files of the client that would change."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder)
+        write_models(target / "models.py")
+        (target / "_sync").mkdir()
+        write_sync_half(target / "_sync")
+        names = [str(path.relative_to(target)) for path in target.rglob("*.py")]
+        return [name for name in names if (target / name).read_text() != (PACKAGE / name).read_text()]
+
+
+def main() -> None:
+    if "--check" not in sys.argv[1:]:
+        write_models(PACKAGE / "models.py")
+        write_sync_half(PACKAGE / "_sync")
+    elif names := stale():
+        raise SystemExit(f"generated code of the client is old ({', '.join(names)}): python -m tools.client_code")
+
+
+if __name__ == "__main__":
+    main()
