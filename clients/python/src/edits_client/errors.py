@@ -207,6 +207,12 @@ class UploadQuotaExceeded(ApiError):
     code = "UPLOAD_QUOTA_EXCEEDED"
 
 
+class UploadNotFound(ApiError):
+    """There is no such upload, it has expired, or it belongs to another tenant."""
+
+    code = "UPLOAD_NOT_FOUND"
+
+
 class RequestTooSlow(ApiError):
     """The body arrived too slowly."""
 

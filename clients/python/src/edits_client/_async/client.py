@@ -17,7 +17,7 @@ from edits_client._async.job import AsyncJob
 from edits_client._async.transport import AsyncTransport
 from edits_client.answers import json_of
 from edits_client.bodies import Options, as_prompts, new_idempotency_key, request_body
-from edits_client.errors import ControlImageInvalid
+from edits_client.errors import ControlImageInvalid, UploadNotFound
 from edits_client.images import Image
 from edits_client.retries import DEFAULT_RETRIES, Retries
 from edits_client.sources import ImageSource, LocalImage, read_source
@@ -26,6 +26,8 @@ from edits_client.version import VERSION
 DEFAULT_URL = "http://127.0.0.1:8000"
 # Time limits of one call (s). Uploads write for longer; a service that is busy answers within seconds.
 CALL_TIMEOUT = httpx2.Timeout(30.0, write=120.0)
+# From this size on (bytes), the service is asked whether it has an image before the image is sent.
+ASKED_FIRST_BYTES = 256 * 1024
 # How long `edit` and `Job.result` wait by default (s): as long as a job of the reference server may take.
 RESULT_TIMEOUT_S = 3600.0
 
@@ -192,19 +194,19 @@ class AsyncClient:
     ) -> Any:
         """The answer to a body that names these images. An upload that has expired meanwhile is made again."""
         sources = await in_thread(lambda: [read_source(source) for source in as_sources(images)])
-        known = {source.sha256 for source in sources if isinstance(source, LocalImage)} & self._uploaded.keys()
         complete = await self._with_defaults(options, has_images=bool(sources))
         texts = as_prompts(prompts)
+        body = request_body([await self._reference(source) for source in sources], texts, complete)
         try:
-            body = request_body([await self._reference(source) for source in sources], texts, complete)
             return await self._transport.post_json(path, body, headers)
         except ControlImageInvalid:
-            if not known:
+            uploads = [source for source in sources if isinstance(source, LocalImage)]
+            if not uploads:
                 raise
-            for sha256 in known:
-                del self._uploaded[sha256]
-            body = request_body([await self._reference(source) for source in sources], texts, complete)
-            return await self._transport.post_json(path, body, headers)
+        # An upload has expired since it was made: the service checked each image when it was sent.
+        for upload in uploads:
+            await self._send(upload)
+        return await self._transport.post_json(path, body, headers)
 
     async def _with_defaults(self, options: Options, *, has_images: bool) -> Options:
         """The options with this client's defaults: the only model that fits, and the shape of the control image."""
@@ -224,7 +226,7 @@ class AsyncClient:
         return preset is not None and any(item.name == preset and item.size for item in await self.presets())
 
     async def _reference(self, source: LocalImage | str) -> str:
-        """How the service names a control image; it is uploaded if this client has not done so yet."""
+        """How the service names a control image; it is uploaded unless the service has it."""
         if isinstance(source, str):
             return source
         if source.sha256 not in self._uploaded:
@@ -232,6 +234,15 @@ class AsyncClient:
         return f"upload:{self._uploaded[source.sha256]}"
 
     async def _upload(self, image: LocalImage) -> models.Upload:
+        """The upload of an image, which is sent if the service does not have it. Small ones are sent at once."""
+        if len(image.data) >= ASKED_FIRST_BYTES:
+            try:
+                return models.Upload.model_validate(await self._transport.get_json(f"/v1/uploads/{image.sha256}"))
+            except UploadNotFound:
+                pass
+        return await self._send(image)
+
+    async def _send(self, image: LocalImage) -> models.Upload:
         headers = {"Content-Type": "application/octet-stream"}
         answer = await self._transport.call("POST", "/v1/uploads", json_of, content=image.data, headers=headers)
         return models.Upload.model_validate(answer)
