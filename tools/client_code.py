@@ -66,6 +66,7 @@ def write_models(target: Path) -> None:
             "--use-schema-description",
             "--use-field-description",
             "--enum-field-as-literal=all",
+            "--collapse-root-models",
             "--formatters=builtin",
             "--disable-timestamp",
         ]

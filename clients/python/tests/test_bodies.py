@@ -85,14 +85,14 @@ def test_lora_on_a_command_line(text, lora):
 
 
 @pytest.mark.parametrize(
-    ("images", "prompts", "options"),
+    ("images", "prompts", "options", "reason"),
     [
-        ([], [], {}),
-        (["1", "2", "3", "4"], ["p"], {}),
-        ([], ["p"], {"loras": [Lora("a", 2.5)]}),
-        ([], ["p"], {"seed": 1, "seeds": [2]}),
+        ([], [], {}, "no prompt"),
+        (["1", "2", "3", "4"], ["p"], {}, "at most 3"),
+        ([], ["p"], {"loras": [Lora("a", 2.5)]}, "from -2 to 2"),
+        ([], ["p"], {"seed": 1, "seeds": [2]}, "one of them"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(images, prompts, options):
-    with pytest.raises(ValueError):
+def test_what_cannot_be_meant_is_refused(images, prompts, options, reason):
+    with pytest.raises(ValueError, match=reason):
         request_body(images, prompts, options)

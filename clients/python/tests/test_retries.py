@@ -8,6 +8,7 @@ from edits_client.errors import ApiError, InternalError, ModelNotFound, QueueFul
 from edits_client.retries import retry_after_s
 
 FAST = Retries(for_s=0.5, first_s=0.001, longest_s=0.004)
+FAULT = {"type": "missing", "loc": ["body", "x"], "msg": "no"}
 MODELS = {"object": "list", "data": [], "models": []}
 
 
@@ -55,7 +56,10 @@ def test_what_passes_is_tried_again(passing):
     [
         (error(400, "MODEL_NOT_FOUND"), ModelNotFound),
         (error(500, "INTERNAL_ERROR"), InternalError),
-        (httpx2.Response(422, json={"detail": [{"type": "missing", "loc": ["body", "x"], "msg": "no"}]}), ValidationFailed),
+        (
+            httpx2.Response(422, json={"detail": [{"type": "missing", "loc": ["body", "x"], "msg": "no"}]}),
+            ValidationFailed,
+        ),
     ],
 )
 def test_what_stays_wrong_is_not_tried_again(answer, kind):

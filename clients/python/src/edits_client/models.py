@@ -5,175 +5,424 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretStr
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, RootModel, SecretStr
 
 
 class ErrorFacts(BaseModel):
-    code: Annotated[str, Field(title="Code")]
-    message: Annotated[str, Field(title="Message")]
-    details: Annotated[dict[str, Any], Field(title="Details")]
-
-
-class Explanation(BaseModel):
     """
-    What a request would do. `effective` has one record per prompt, the same as a result's `metadata.effective`.
+    An error.
     """
 
-    model: Annotated[str, Field(title="Model")]
-    effective: Annotated[list[dict[str, Any]], Field(title="Effective")]
-    ignored: Annotated[list[str], Field(title="Ignored")]
+    code: str
     """
-    Fields that were sent and have no effect for this model.
+    The kind of error, for programs.
     """
-    notes: Annotated[list[str], Field(title="Notes")]
+    message: str
     """
-    What the sender may not have meant.
+    What is wrong, for people.
+    """
+    details: dict[str, Any]
+    """
+    Facts about the error; which ones depends on the code.
     """
 
 
 class Factor(BaseModel):
     """
-    The scale that an adapter's file gives its low-rank changes, before the request's `network_multiplier`.
-
-    `min`, `median` and `max` are taken over the file's modules; they are None if they cannot be read from the header.
-    `source` says where the scale comes from: "none" (no alpha, so 1), "alpha tensors", "lora_adapter_metadata", or
-    several joined by +.
+    The scale that a LoRA's file gives its low-rank changes, before `network_multiplier`.
     """
 
-    source: Annotated[str, Field(title="Source")]
-    min: Annotated[float | None, Field(title="Min")]
-    median: Annotated[float | None, Field(title="Median")]
-    max: Annotated[float | None, Field(title="Max")]
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    source: str
+    """
+    Where the scale comes from: `none` (no alpha, so 1), `alpha tensors`, `lora_adapter_metadata`, or several joined by +.
+    """
+    min: float | None
+    """
+    The smallest scale of a module; null if the header does not tell it.
+    """
+    median: float | None
+    """
+    The median over the modules; null if the header does not tell it.
+    """
+    max: float | None
+    """
+    The largest scale of a module; null if the header does not tell it.
+    """
+
+
+class FailureDetails(BaseModel):
+    """
+    The facts of a failure. Which ones there are depends on its code.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    prompt_index: int | None = None
+    """
+    The number of the prompt that failed, from 0.
+    """
+
+
+class Guidance(BaseModel):
+    """
+    How guidance_scale is applied.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    true_cfg_scale: float
+    """
+    The guidance scale.
+    """
+    guided: bool
+    """
+    Whether the negative prompt is used: the scale is above 1.
+    """
+    rescaled_to_conditional_norm: bool
+    """
+    Whether the guided prediction is rescaled.
+    """
+    forwards_a_step: int
+    """
+    Forward passes of the transformer per step: 1, or 2 if guided.
+    """
+    meaning: str
+    """
+    The same in a sentence.
+    """
 
 
 class Health(BaseModel):
-    status: Annotated[Literal["healthy"], Field(title="Status")] = "healthy"
+    """
+    This process answers.
+    """
+
+    status: Literal["healthy"]
+    """
+    Always healthy.
+    """
 
 
-class ImageOutput(BaseModel):
-    format: Annotated[str, Field(title="Format")]
-    width: Annotated[int, Field(title="Width")]
-    height: Annotated[int, Field(title="Height")]
-    file_path: Annotated[str, Field(title="File Path")]
+class ImageEvent(BaseModel):
+    """
+    An image can be downloaded.
+    """
+
+    format: str
+    """
+    The file format.
+    """
+    width: int
+    """
+    The width in pixels.
+    """
+    height: int
+    """
+    The height in pixels.
+    """
+    file_path: str
     """
     Where artifacts are local and there are no API keys, the local path; without keys but in a remote store, the artifact's URL; with API keys, the same as `url`.
     """
-    seed: Annotated[int, Field(title="Seed")]
-    url: Annotated[str, Field(title="Url")]
+    seed: int
+    """
+    The seed, also where the service drew it.
+    """
+    url: str
+    """
+    Where a client downloads the image.
+    """
+    image: int
+    """
+    The number of the image, from 0, in prompt order.
+    """
+
+
+class ImageOfRequest(BaseModel):
+    """
+    A finished image, and its request.
+    """
+
+    format: str
+    """
+    The file format.
+    """
+    width: int
+    """
+    The width in pixels.
+    """
+    height: int
+    """
+    The height in pixels.
+    """
+    file_path: str
+    """
+    Where artifacts are local and there are no API keys, the local path; without keys but in a remote store, the artifact's URL; with API keys, the same as `url`.
+    """
+    seed: int
+    """
+    The seed, also where the service drew it.
+    """
+    url: str
+    """
+    Where a client downloads the image.
+    """
+    image: int
+    """
+    The number of the image, from 0, in prompt order.
+    """
+    request_id: str
+    """
+    The id of the request.
+    """
+
+
+class ImageOutput(BaseModel):
+    """
+    A finished image.
+    """
+
+    format: str
+    """
+    The file format.
+    """
+    width: int
+    """
+    The width in pixels.
+    """
+    height: int
+    """
+    The height in pixels.
+    """
+    file_path: str
+    """
+    Where artifacts are local and there are no API keys, the local path; without keys but in a remote store, the artifact's URL; with API keys, the same as `url`.
+    """
+    seed: int
+    """
+    The seed, also where the service drew it.
+    """
+    url: str
     """
     Where a client downloads the image.
     """
 
 
-class ImageStage(RootModel[Literal["preparing", "waiting", "denoising", "decoding", "storing"]]):
-    root: Annotated[
-        Literal["preparing", "waiting", "denoising", "decoding", "storing"],
-        Field(title="ImageStage"),
-    ]
+class ImageWebhook(BaseModel):
     """
-    The stage of a claimed image, as clients see it.
+    An image can be downloaded.
+    """
+
+    type: Literal["request.image"]
+    """
+    What happened.
+    """
+    timestamp: AwareDatetime
+    """
+    When it happened.
+    """
+    data: ImageOfRequest
+    """
+    The image.
     """
 
 
 class Preset(RootModel[str]):
-    root: Annotated[str, Field(max_length=1000, title="Preset")]
+    root: Annotated[str, Field(max_length=1000)]
     """
     A name from `/v1/presets`, which sets the fields that the request does not send.
     """
 
 
 class Model(RootModel[str]):
-    root: Annotated[str, Field(max_length=1000, title="Model")]
+    root: Annotated[str, Field(max_length=1000)]
     """
     An id from `/v1/models`. Required without a preset.
     """
 
 
 class TriggerWord(RootModel[str]):
-    root: Annotated[str, Field(max_length=100000, title="Trigger Word")]
+    root: Annotated[str, Field(max_length=100000)]
     """
-    Replaces [trigger] in every prompt. `auto`: the word that a LoRA's file names.
+    Replaces [trigger] in every prompt. `auto`: the word that a LoRA's file names. Default: the preset's.
     """
 
 
 class HfToken(RootModel[SecretStr]):
-    root: Annotated[SecretStr, Field(max_length=1000, title="Hf Token")]
+    root: Annotated[SecretStr, Field(max_length=1000)]
     """
     Used for the downloads of this request; never stored.
     """
 
 
 class DeadlineS(RootModel[float]):
-    root: Annotated[float, Field(gt=0.0, le=604800.0, title="Deadline S")]
+    root: Annotated[float, Field(gt=0.0, le=604800.0)]
     """
     The request must end within so many seconds. Default: the service's.
     """
 
 
 class WebhookUrl(RootModel[str]):
-    root: Annotated[str, Field(max_length=8000, title="Webhook Url")]
+    root: Annotated[str, Field(max_length=8000)]
     """
     A URL that the service posts the request's events to.
     """
 
 
-class WebhookEvents(RootModel[list[Literal["started", "image", "succeeded", "failed", "canceled"]]]):
-    root: Annotated[
-        list[Literal["started", "image", "succeeded", "failed", "canceled"]],
-        Field(max_length=100, title="Webhook Events"),
-    ] = ["succeeded", "failed", "canceled"]
-    """
-    Which events are posted to webhook_url.
-    """
-
-
 class NetworkMultiplier(RootModel[float]):
-    root: Annotated[float, Field(ge=-2.0, le=2.0, title="Network Multiplier")] = 1.0
-
-
-class Lora(BaseModel):
-    model_config = ConfigDict(
-        extra="allow",
-    )
-    path: Annotated[str, Field(max_length=8000, title="Path")]
+    root: Annotated[float, Field(ge=-2.0, le=2.0)] = 1.0
     """
-    Relative to the LoRA root, or an http(s) URL of a .safetensors file.
-    """
-    network_multiplier: Annotated[
-        NetworkMultiplier | None,
-        Field(title="Network Multiplier", validate_default=True),
-    ] = 1.0
-    transformer: Annotated[Literal["low", "high"] | None, Field(title="Transformer")] = None
-    """
-    For models with two transformers only.
+    The strength; 0 has no effect. Default: 1.0.
     """
 
 
 class ModelInfo(BaseModel):
-    id: Annotated[str, Field(title="Id")]
-    base_model: Annotated[str, Field(title="Base Model")]
-    resolution_divisor: Annotated[int, Field(title="Resolution Divisor")]
-    default_steps: Annotated[int, Field(title="Default Steps")]
-    default_guidance_scale: Annotated[float, Field(title="Default Guidance Scale")]
-    requires_control_image: Annotated[bool, Field(title="Requires Control Image")]
-    is_video_model: Annotated[bool | None, Field(title="Is Video Model")] = False
-    default_num_frames: Annotated[int | None, Field(title="Default Num Frames")] = None
-    default_fps: Annotated[int | None, Field(title="Default Fps")] = None
+    """
+    A model that this service serves.
+    """
+
+    id: str
+    """
+    The id, as requests name the model.
+    """
+    base_model: str
+    """
+    The checkpoint on the hub.
+    """
+    resolution_divisor: int
+    """
+    Width and height are rounded down to a multiple of it.
+    """
+    default_steps: int
+    """
+    The steps of a prompt that names none.
+    """
+    default_guidance_scale: float
+    """
+    The guidance scale of a prompt that names none.
+    """
+    requires_control_image: bool
+    """
+    Whether a prompt needs a control image.
+    """
+    is_video_model: bool
+    """
+    Always false.
+    """
+    default_num_frames: int | None
+    """
+    Always null: no model makes videos.
+    """
+    default_fps: int | None
+    """
+    Always null: no model makes videos.
+    """
 
 
 class ModelList(BaseModel):
-    models: Annotated[list[ModelInfo], Field(title="Models")]
+    """
+    The models that this service serves.
+    """
+
+    models: list[ModelInfo]
+    """
+    The models, in the order of the config.
+    """
+
+
+class Noise(BaseModel):
+    """
+    The initial noise.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    generator: str
+    """
+    The device of the random generator.
+    """
+    seed: int
+    """
+    The generator's seed.
+    """
+    shape: list[int]
+    """
+    The shape of the latents.
+    """
+
+
+class NumberedImage(BaseModel):
+    """
+    A finished image of a request.
+    """
+
+    format: str
+    """
+    The file format.
+    """
+    width: int
+    """
+    The width in pixels.
+    """
+    height: int
+    """
+    The height in pixels.
+    """
+    file_path: str
+    """
+    Where artifacts are local and there are no API keys, the local path; without keys but in a remote store, the artifact's URL; with API keys, the same as `url`.
+    """
+    seed: int
+    """
+    The seed, also where the service drew it.
+    """
+    url: str
+    """
+    Where a client downloads the image.
+    """
+    image: int
+    """
+    The number of the image, from 0, in prompt order.
+    """
 
 
 class Outputs(BaseModel):
-    images: Annotated[list[ImageOutput], Field(title="Images")]
-    videos: Annotated[list[Any] | None, Field(title="Videos")] = []
-
-
-class Priority(RootModel[Literal["interactive", "bulk"]]):
-    root: Annotated[Literal["interactive", "bulk"], Field(title="Priority")]
     """
-    The priority class of a request in the queue.
+    The images of a request that has succeeded.
+    """
+
+    images: list[ImageOutput]
+    """
+    One image per prompt, in prompt order.
+    """
+    videos: list[Any]
+    """
+    Always empty: no model makes videos.
+    """
+
+
+class PreviewEvent(BaseModel):
+    """
+    A step preview: what an image will be.
+    """
+
+    image: int
+    """
+    The number of the image, from 0, in prompt order.
+    """
+    step: int
+    """
+    The step that the preview was made after, from 1.
+    """
+    jpeg_base64: str
+    """
+    A small JPEG, in base64.
     """
 
 
@@ -184,431 +433,1446 @@ class Progress(BaseModel):
     Steps are not all of the work: after the last step, images are still decoded and stored.
     """
 
-    images_done: Annotated[int, Field(title="Images Done")]
-    images: Annotated[int, Field(title="Images")]
-    steps_done: Annotated[int, Field(title="Steps Done")]
-    steps: Annotated[int, Field(title="Steps")]
-    stage: ImageStage | None
+    images_done: int
+    """
+    Finished images.
+    """
+    images: int
+    """
+    All images of the request.
+    """
+    steps_done: int
+    """
+    Denoising steps that are done, of all images.
+    """
+    steps: int
+    """
+    Denoising steps of all images.
+    """
+    stage: Literal["preparing", "waiting", "denoising", "decoding", "storing"] | None
     """
     The stage of the first image that an editor works on; null if there is none.
     """
 
 
 class TriggerWord1(RootModel[str]):
-    root: Annotated[str, Field(max_length=100000, title="Trigger Word")]
+    root: Annotated[str, Field(max_length=100000)]
     """
-    Used instead of the request's, unless it is empty.
+    Used instead of the request's, unless it is empty. Default: the request's.
     """
 
 
 class Width(RootModel[int]):
-    root: Annotated[int, Field(ge=64, le=4096, title="Width")]
+    root: Annotated[int, Field(ge=64, le=4096)]
     """
-    Pixels; floored to the model's divisor.
+    Pixels; floored to the model's divisor. Default: the preset's, or 1024.
     """
 
 
 class Height(RootModel[int]):
-    root: Annotated[int, Field(ge=64, le=4096, title="Height")]
+    root: Annotated[int, Field(ge=64, le=4096)]
     """
-    Pixels; floored to the model's divisor.
+    Pixels; floored to the model's divisor. Default: the preset's, or 1024.
     """
 
 
 class Size(RootModel[str]):
-    root: Annotated[str, Field(pattern="^(input|[0-9]+x[0-9]+)$", title="Size")]
+    root: Annotated[str, Field(pattern="^(input|[0-9]+x[0-9]+)$")]
     """
-    Instead of width and height: `input` is the aspect of the first control image at about 1 MP, `1024x768` is width and height in pixels.
+    Instead of width and height: `input` is the aspect of the first control image at about 1 MP, `1024x768` is width and height in pixels. Default: the preset's.
     """
 
 
 class GuidanceScale(RootModel[float]):
-    root: Annotated[float, Field(ge=0.0, le=20.0, title="Guidance Scale")]
+    root: Annotated[float, Field(ge=0.0, le=20.0)]
+    """
+    How strongly the prompt is followed; at 1 or less the negative prompt has no effect. Default: the preset's, or the model's `default_guidance_scale`.
+    """
 
 
 class SampleSteps(RootModel[int]):
-    root: Annotated[int, Field(ge=1, le=150, title="Sample Steps")]
+    root: Annotated[int, Field(ge=1, le=150)]
+    """
+    Denoising steps. Default: the preset's, or the model's `default_steps`.
+    """
 
 
 class Neg(RootModel[str]):
-    root: Annotated[str, Field(max_length=100000, title="Neg")]
+    root: Annotated[str, Field(max_length=100000)]
     """
-    Used only if guidance_scale is above 1.
+    The negative prompt, used only if guidance_scale is above 1. Default: the preset's, or empty.
     """
 
 
 class Seed(RootModel[int]):
-    root: Annotated[int, Field(ge=-1, le=9223372036854776000, title="Seed")]
+    root: Annotated[int, Field(ge=-1, le=9223372036854775807)]
     """
     -1: drawn by the service. Default: 42 + the prompt's index.
     """
 
 
 class Sampler(RootModel[str]):
-    root: Annotated[str, Field(max_length=1000, title="Sampler")]
+    root: Annotated[str, Field(max_length=1000)]
     """
-    flowmatch (the default), or lightning for adapters distilled to few steps; others are ignored.
+    flowmatch, or lightning for adapters distilled to few steps; others are ignored. Default: flowmatch.
     """
 
 
 class NumFrames(RootModel[int]):
-    root: Annotated[int, Field(ge=1, le=1000, title="Num Frames")]
+    root: Annotated[int, Field(ge=1, le=1000)]
+    """
+    Ignored: no model makes videos.
+    """
 
 
 class Fps(RootModel[int]):
-    root: Annotated[int, Field(ge=1, le=120, title="Fps")]
+    root: Annotated[int, Field(ge=1, le=120)]
+    """
+    Ignored: no model makes videos.
+    """
 
 
-class Prompt(BaseModel):
-    model_config = ConfigDict(
-        extra="allow",
-    )
-    prompt: Annotated[str, Field(max_length=100000, title="Prompt")]
-    trigger_word: Annotated[TriggerWord1 | None, Field(title="Trigger Word")] = None
+class QueuedEvent(BaseModel):
     """
-    Used instead of the request's, unless it is empty.
+    The place in the queue has changed.
     """
-    width: Annotated[Width | None, Field(title="Width")] = None
+
+    request_id: str
     """
-    Pixels; floored to the model's divisor.
+    The id of the request.
     """
-    height: Annotated[Height | None, Field(title="Height")] = None
+    queue_position: int
     """
-    Pixels; floored to the model's divisor.
+    How many images are ahead of this request's first waiting image.
     """
-    size: Annotated[Size | None, Field(title="Size")] = None
-    """
-    Instead of width and height: `input` is the aspect of the first control image at about 1 MP, `1024x768` is width and height in pixels.
-    """
-    guidance_scale: Annotated[GuidanceScale | None, Field(title="Guidance Scale")] = None
-    sample_steps: Annotated[SampleSteps | None, Field(title="Sample Steps")] = None
-    neg: Annotated[Neg | None, Field(title="Neg")] = None
-    """
-    Used only if guidance_scale is above 1.
-    """
-    seed: Annotated[Seed | None, Field(title="Seed")] = None
-    """
-    -1: drawn by the service. Default: 42 + the prompt's index.
-    """
-    sampler: Annotated[Sampler | None, Field(title="Sampler")] = None
-    """
-    flowmatch (the default), or lightning for adapters distilled to few steps; others are ignored.
-    """
-    num_frames: Annotated[NumFrames | None, Field(title="Num Frames")] = None
-    fps: Annotated[Fps | None, Field(title="Fps")] = None
-    resolution: Annotated[Literal["Default", "High"] | None, Field(title="Resolution")] = None
-    ctrl_img: Annotated[str | None, Field(title="Ctrl Img")] = None
-    """
-    A URL (starts with http), base64, a data: URL, part: and the name of a part of the same body, upload: and the id of an upload, or sha256: and the hex digest of a control image that an earlier request of the same tenant sent and that is still stored.
-    """
-    ctrl_img_1: Annotated[str | None, Field(title="Ctrl Img 1")] = None
-    ctrl_img_2: Annotated[str | None, Field(title="Ctrl Img 2")] = None
-    ctrl_img_3: Annotated[str | None, Field(title="Ctrl Img 3")] = None
 
 
 class Readiness(BaseModel):
     """
-    Whether every configured model has a running replica; `waiting_for` names those that have none.
+    Whether every configured model has a running editor.
     """
 
-    ready: Annotated[bool, Field(title="Ready")]
-    waiting_for: Annotated[list[str], Field(title="Waiting For")]
+    ready: bool
+    """
+    Whether no model waits for an editor.
+    """
+    waiting_for: list[str]
+    """
+    The models that have no running editor and are not scaled to zero.
+    """
 
 
 class Receipt(BaseModel):
     """
-    The description of an adapter's file, read from its header.
-
-    `kind` is lora, lokr, loha or full, or several joined by +. `ranks` are all ranks that occur. `dtype` is the name in
-    safetensors. `modules` counts the modules of the model that the file changes, `top_level` names those outside the
-    blocks, and `ignored` names tensors that do not change the model. `notes` are sentences about other content of the
-    file and how it was treated. The other fields are what the trainer wrote.
+    The description of a LoRA's file, read from its header.
     """
 
-    kind: Annotated[str, Field(title="Kind")]
-    ranks: Annotated[list[int], Field(title="Ranks")]
-    dtype: Annotated[str, Field(title="Dtype")]
-    size_bytes: Annotated[int, Field(title="Size Bytes")]
-    modules: Annotated[int, Field(title="Modules")]
-    top_level: Annotated[list[str] | None, Field(title="Top Level")] = []
-    ignored: Annotated[list[str] | None, Field(title="Ignored")] = []
-    trigger_word: Annotated[str | None, Field(title="Trigger Word")] = None
-    trainer: Annotated[str | None, Field(title="Trainer")] = None
-    trainer_version: Annotated[str | None, Field(title="Trainer Version")] = None
-    step: Annotated[int | None, Field(title="Step")] = None
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    kind: str
+    """
+    lora, lokr, loha or full, or several joined by +.
+    """
+    ranks: list[int]
+    """
+    All ranks that occur.
+    """
+    dtype: str
+    """
+    The data type of the tensors, by its name in safetensors.
+    """
+    size_bytes: int
+    """
+    The size of the file.
+    """
+    modules: int
+    """
+    How many modules of the model the file changes.
+    """
+    top_level: list[str]
+    """
+    The changed modules outside of the transformer's blocks.
+    """
+    ignored: list[str]
+    """
+    Tensors that do not change the model.
+    """
+    trigger_word: str | None
+    """
+    The trigger word that the trainer wrote.
+    """
+    trainer: str | None
+    """
+    The program that wrote the file.
+    """
+    trainer_version: str | None
+    """
+    The version of that program.
+    """
+    step: int | None
+    """
+    The training step at which the file was written.
+    """
     factor: Factor | None = None
-    notes: Annotated[list[str] | None, Field(title="Notes")] = []
+    """
+    The scale that the file gives its changes; null if it is unknown.
+    """
+    notes: list[str] | None = None
+    """
+    Sentences about other content of the file and how it was treated.
+    """
+
+
+class Resize(BaseModel):
+    """
+    One resize of a control image.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    size: Annotated[list[int], Field(max_length=2, min_length=2)]
+    """
+    Width and height afterwards.
+    """
+    kernel: str
+    """
+    The resize filter.
+    """
+
+
+class Reused(BaseModel):
+    """
+    What the editor had computed for earlier edits.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    prompts: int
+    """
+    Encoded prompts.
+    """
+    controls: int
+    """
+    Encoded control images.
+    """
+
+
+class Scheduler(BaseModel):
+    """
+    The noise schedule.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    sampler: str
+    """
+    The name of the schedule.
+    """
+    class_: Annotated[str, Field(alias="class")]
+    """
+    The scheduler's class in diffusers.
+    """
+    base_image_seq_len: int
+    """
+    The scheduler's constant of this name.
+    """
+    max_image_seq_len: int
+    """
+    The scheduler's constant of this name.
+    """
+    base_shift: float
+    """
+    The scheduler's constant of this name.
+    """
+    max_shift: float
+    """
+    The scheduler's constant of this name.
+    """
+    shift_terminal: float | None
+    """
+    The scheduler's constant of this name; null for one step.
+    """
+    mu: float
+    """
+    The shift of the schedule, which follows from the image's size.
+    """
+    sigmas: list[float]
+    """
+    The noise level of each step, and the final 0.
+    """
 
 
 class ShapeError(BaseModel):
     """
-    One thing that is wrong with the shape of a body.
+    One thing that is wrong with the shape of a request.
     """
 
-    type: Annotated[str, Field(title="Type")]
-    loc: Annotated[list[str | int], Field(title="Loc")]
-    msg: Annotated[str, Field(title="Msg")]
+    type: str
+    """
+    The kind of fault, as pydantic names it.
+    """
+    loc: list[str | int]
+    """
+    Where it is: the part of the request, then fields and indices.
+    """
+    msg: str
+    """
+    What is wrong, for people.
+    """
 
 
 class ShapeErrors(BaseModel):
-    detail: Annotated[list[ShapeError], Field(title="Detail")]
-
-
-class Status(RootModel[Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"]]):
-    root: Annotated[
-        Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"],
-        Field(title="Status"),
-    ]
     """
-    The status of a request or of one of its images. The values are those of the HTTP contract.
+    What is wrong with the shape of a request: of its body, its parameters or its headers.
+    """
+
+    detail: list[ShapeError]
+    """
+    The first faults.
+    """
+
+
+class StartedEvent(BaseModel):
+    """
+    An editor has started the first image.
+    """
+
+    request_id: str
+    """
+    The id of the request.
+    """
+
+
+class StartedWebhook(BaseModel):
+    """
+    A request has started: an editor has taken up its first image.
+    """
+
+    type: Literal["request.started"]
+    """
+    What happened.
+    """
+    timestamp: AwareDatetime
+    """
+    When it happened.
+    """
+    data: StartedEvent
+    """
+    The request.
+    """
+
+
+class StepEvent(BaseModel):
+    """
+    An image has made progress.
+    """
+
+    image: int
+    """
+    The number of the image, from 0, in prompt order.
+    """
+    step: int
+    """
+    Denoising steps that are done.
+    """
+    steps: int
+    """
+    All denoising steps of the image.
+    """
+    stage: Literal["preparing", "waiting", "denoising", "decoding", "storing"] | None
+    """
+    The stage of the image; null if it is not known yet.
     """
 
 
 class Submitted(BaseModel):
-    request_id: Annotated[str, Field(title="Request Id")]
-    status: Annotated[Literal["queued"] | Status, Field(title="Status")]
+    """
+    An accepted request.
+    """
+
+    request_id: str
+    """
+    The id of the request.
+    """
+    status: Literal["queued", "in_queue", "in_progress", "succeeded", "failed", "canceled"]
     """
     queued; or, when an Idempotency-Key repeats a request, where that request stands.
     """
-    status_url: Annotated[str, Field(title="Status Url")]
-    result_url: Annotated[str, Field(title="Result Url")]
-    created_at: Annotated[str, Field(title="Created At")]
+    status_url: str
+    """
+    Where to poll the request's status.
+    """
+    result_url: str
+    """
+    Where the result is.
+    """
+    created_at: AwareDatetime
+    """
+    When the request was accepted.
+    """
 
 
 class TenantUsage(BaseModel):
-    tenant: Annotated[str, Field(title="Tenant")]
-    gpu_seconds: Annotated[float, Field(title="Gpu Seconds")]
-    images: Annotated[int, Field(title="Images")]
+    """
+    What a tenant has used since the database was created.
+    """
+
+    tenant: str
+    """
+    The tenant; empty for operators.
+    """
+    gpu_seconds: float
+    """
+    GPU seconds.
+    """
+    images: int
+    """
+    Finished images.
+    """
+
+
+class TextEncoder(BaseModel):
+    """
+    How the prompt is encoded.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    position_ids: str
+    """
+    The kind of position ids that the text encoder gets.
+    """
+    prompt_prefix: str
+    """
+    Text that is put before the prompt.
+    """
+    max_prompt_tokens: int | None
+    """
+    The prompt is cut after so many tokens; null: never.
+    """
+
+
+class Timings(BaseModel):
+    """
+    How long the parts of the edits took.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    prompts: list[dict[str, float]]
+    """
+    Seconds by stage, for each prompt; empty until its image is finished. `generate` is the whole edit, `load_control_images` and `save` are reading and storing.
+    """
+
+
+class Tokens(BaseModel):
+    """
+    The lengths of the transformer's sequences.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    target: int
+    """
+    Tokens of the image that is made.
+    """
+    control: int
+    """
+    Tokens of the control images.
+    """
+    text_estimated: int
+    """
+    An estimate of the tokens of prompt and control images as text.
+    """
 
 
 class Upload(BaseModel):
-    id: Annotated[str, Field(title="Id")]
+    """
+    A stored image that requests can name.
+    """
+
+    id: str
     """
     What requests name after `upload:`.
     """
-    sha256: Annotated[str, Field(title="Sha256")]
+    sha256: str
     """
     The digest (hex) of the file; the same as the id.
     """
-    width: Annotated[int, Field(title="Width")]
+    width: int
     """
     Pixels, as the file has them: before an EXIF rotation.
     """
-    height: Annotated[int, Field(title="Height")]
+    height: int
     """
     Pixels, as the file has them: before an EXIF rotation.
     """
-    format: Annotated[str, Field(title="Format")]
+    format: str
     """
     The format of the file, such as jpeg or png, whatever its sender called it.
     """
-    notes: Annotated[list[str], Field(title="Notes")]
+    notes: list[str]
     """
     Sentences about what the sender may not have meant.
     """
-    expires_at: Annotated[str, Field(title="Expires At")]
+    expires_at: AwareDatetime
     """
     The upload may be used until then, and after that for as long as a stored request of the tenant refers to it.
     """
 
 
 class UsageList(BaseModel):
-    usage: Annotated[list[TenantUsage], Field(title="Usage")]
+    """
+    The usage of tenants.
+    """
+
+    usage: list[TenantUsage]
+    """
+    The key's tenant; for an operator's key all tenants.
+    """
 
 
-class ValidationError(BaseModel):
-    loc: Annotated[list[str | int], Field(title="Location")]
-    msg: Annotated[str, Field(title="Message")]
-    type: Annotated[str, Field(title="Error Type")]
-    input: Annotated[Any | None, Field(title="Input")] = None
-    ctx: Annotated[dict[str, Any] | None, Field(title="Context")] = None
+class Size1(RootModel[list[int]]):
+    root: Annotated[list[int], Field(max_length=2, min_length=2)]
+
+
+class SizesForNegItem(RootModel[list[int]]):
+    root: Annotated[list[int], Field(max_length=2, min_length=2)]
+
+
+class VisionEncoder(BaseModel):
+    """
+    The copies of a control image that the vision encoder gets.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    sizes: list[Size1]
+    """
+    Width and height to which it is resized, one after the other.
+    """
+    sizes_for_neg: list[SizesForNegItem]
+    """
+    The same for the negative prompt.
+    """
+    kernel: str
+    """
+    How it is resized.
+    """
+
+
+class AdapterFile(BaseModel):
+    """
+    The file of a LoRA, as the editor loaded it.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    id: str
+    """
+    The LoRA's `id` in the effective record.
+    """
+    sha256: str
+    """
+    The digest of the file, in hex.
+    """
+    factor: Factor | None = None
+    """
+    The scale that the file gives its changes; null if it is unknown.
+    """
+
+
+class AppliedLora(BaseModel):
+    """
+    A LoRA of the edit.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    path: str
+    """
+    The path or URL that the request named, without the secret parts of a URL.
+    """
+    network_multiplier: float
+    """
+    The strength.
+    """
+    id: str
+    """
+    The identity of the file: another file under the same path has another.
+    """
+    receipt: Receipt | None
+    """
+    What the file's header says.
+    """
+    modules_of_a_whole_one: int
+    """
+    How many modules a LoRA of the whole transformer changes.
+    """
+
+
+class ControlImage(BaseModel):
+    """
+    A control image and how it is prepared.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    sha256: str
+    """
+    The digest of the file, in hex.
+    """
+    size: Annotated[list[int], Field(max_length=2, min_length=2)]
+    """
+    Width and height of the decoded image.
+    """
+    exif_orientation: int | None
+    """
+    The EXIF orientation; null if the file has none.
+    """
+    conversions: list[str]
+    """
+    What was done to make it 8-bit RGB.
+    """
+    vision_encoder: VisionEncoder
+    """
+    The vision encoder's copies.
+    """
+    vae: list[Resize]
+    """
+    The resizes before the VAE, one after the other.
+    """
+    tokens: int
+    """
+    The image's tokens in the transformer.
+    """
 
 
 class ErrorDetail(BaseModel):
+    """
+    The wrapping of an error.
+    """
+
     error: ErrorFacts
-
-
-class HTTPValidationError(BaseModel):
-    detail: Annotated[list[ValidationError] | None, Field(title="Detail")] = None
+    """
+    The error.
+    """
 
 
 class HistoryEntry(BaseModel):
-    request_id: Annotated[str, Field(title="Request Id")]
-    tenant: Annotated[str, Field(title="Tenant")]
-    model: Annotated[str, Field(title="Model")]
-    priority: Priority
-    status: Status
-    created_at: Annotated[str, Field(title="Created At")]
-    started_at: Annotated[str | None, Field(title="Started At")]
-    finished_at: Annotated[str | None, Field(title="Finished At")]
-    gpu_seconds: Annotated[float, Field(title="Gpu Seconds")]
-    images: Annotated[int, Field(title="Images")]
-    images_done: Annotated[int, Field(title="Images Done")]
-    error: Annotated[str | None, Field(title="Error")]
-    error_code: Annotated[str | None, Field(title="Error Code")]
+    """
+    One request of the history.
+    """
+
+    request_id: str
+    """
+    The id of the request.
+    """
+    tenant: str
+    """
+    The tenant whose key was sent; empty for an operator's.
+    """
+    model: str
+    """
+    The id of the model.
+    """
+    priority: Annotated[Literal["interactive", "bulk"], Field(title="Priority")]
+    """
+    The priority of the request.
+    """
+    status: Annotated[
+        Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"],
+        Field(title="Status"),
+    ]
+    """
+    Where the request stands.
+    """
+    created_at: AwareDatetime
+    """
+    When the request was accepted.
+    """
+    started_at: AwareDatetime | None
+    """
+    When an editor first started an image; null before that.
+    """
+    finished_at: AwareDatetime | None
+    """
+    When the request ended; null before that.
+    """
+    gpu_seconds: float
+    """
+    GPU seconds that the request has used.
+    """
+    images: int
+    """
+    All images of the request.
+    """
+    images_done: int
+    """
+    Finished images.
+    """
+    error: str | None
+    """
+    Why the request failed, in words; null unless it failed.
+    """
+    error_code: str | None
     """
     Why it failed, as a code: of the first prompt that failed.
     """
-    error_details: Annotated[dict[str, Any] | None, Field(title="Error Details")]
+    error_details: FailureDetails | None
     """
     The facts of `error_code`; `prompt_index` says which prompt failed.
     """
 
 
+class WebhookEvents(RootModel[list[Literal["started", "image", "succeeded", "failed", "canceled"]]]):
+    root: Annotated[
+        list[Literal["started", "image", "succeeded", "failed", "canceled"]],
+        Field(max_length=100),
+    ] = ["succeeded", "failed", "canceled"]
+    """
+    Which events are posted to webhook_url. Default: ["succeeded", "failed", "canceled"].
+    """
+
+
+class Lora(BaseModel):
+    """
+    A LoRA and its strength.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    path: Annotated[str, Field(max_length=8000)]
+    """
+    Relative to the LoRA root, or an http(s) URL of a .safetensors file.
+    """
+    network_multiplier: NetworkMultiplier | None = None
+    """
+    The strength; 0 has no effect. Default: 1.0.
+    """
+    transformer: Literal["low", "high"] | None = None
+    """
+    For models with two transformers only.
+    """
+
+
+class LoraInfo(BaseModel):
+    """
+    One file under the LoRA root.
+    """
+
+    path: str
+    """
+    The path below the LoRA root, as requests name the file.
+    """
+    fits: list[str]
+    """
+    The served models that it can be applied to.
+    """
+    receipt: Receipt | None
+    """
+    What the file's header says; null if it fits no served model.
+    """
+    problem: str | None
+    """
+    Why it fits none of the served models; null if it fits one.
+    """
+
+
+class LoraList(BaseModel):
+    """
+    A page of the files under the LoRA root.
+    """
+
+    loras: list[LoraInfo]
+    """
+    The files, by path.
+    """
+    next_cursor: str | None
+    """
+    Send it as `cursor` for the next page; null on the last one.
+    """
+
+
+class Prompt(BaseModel):
+    """
+    One image to be made.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    prompt: Annotated[str, Field(max_length=100000)]
+    """
+    The instruction. `[trigger]` in it is replaced by the trigger word.
+    """
+    trigger_word: TriggerWord1 | None = None
+    """
+    Used instead of the request's, unless it is empty. Default: the request's.
+    """
+    width: Width | None = None
+    """
+    Pixels; floored to the model's divisor. Default: the preset's, or 1024.
+    """
+    height: Height | None = None
+    """
+    Pixels; floored to the model's divisor. Default: the preset's, or 1024.
+    """
+    size: Size | None = None
+    """
+    Instead of width and height: `input` is the aspect of the first control image at about 1 MP, `1024x768` is width and height in pixels. Default: the preset's.
+    """
+    guidance_scale: GuidanceScale | None = None
+    """
+    How strongly the prompt is followed; at 1 or less the negative prompt has no effect. Default: the preset's, or the model's `default_guidance_scale`.
+    """
+    sample_steps: SampleSteps | None = None
+    """
+    Denoising steps. Default: the preset's, or the model's `default_steps`.
+    """
+    neg: Neg | None = None
+    """
+    The negative prompt, used only if guidance_scale is above 1. Default: the preset's, or empty.
+    """
+    seed: Seed | None = None
+    """
+    -1: drawn by the service. Default: 42 + the prompt's index.
+    """
+    sampler: Sampler | None = None
+    """
+    flowmatch, or lightning for adapters distilled to few steps; others are ignored. Default: flowmatch.
+    """
+    num_frames: NumFrames | None = None
+    """
+    Ignored: no model makes videos.
+    """
+    fps: Fps | None = None
+    """
+    Ignored: no model makes videos.
+    """
+    resolution: Literal["Default", "High"] | None = None
+    """
+    Of video models. `High` is refused.
+    """
+    ctrl_img: str | None = None
+    """
+    A URL (starts with http), base64, a data: URL, part: and the name of a part of the same body, upload: and the id of an upload, or sha256: and the hex digest of a control image that an earlier request of the same tenant sent and that is still stored. It is not used if a numbered control image is sent.
+    """
+    ctrl_img_1: str | None = None
+    """
+    The first control image, as in `ctrl_img`.
+    """
+    ctrl_img_2: str | None = None
+    """
+    The second control image, as in `ctrl_img`.
+    """
+    ctrl_img_3: str | None = None
+    """
+    The third control image, as in `ctrl_img`.
+    """
+
+
+class RequestStatus(BaseModel):
+    """
+    The status and progress of a request.
+    """
+
+    request_id: str
+    """
+    The id of the request.
+    """
+    status: Annotated[
+        Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"],
+        Field(title="Status"),
+    ]
+    """
+    Where the request stands.
+    """
+    created_at: AwareDatetime
+    """
+    When the request was accepted.
+    """
+    started_at: AwareDatetime | None
+    """
+    When an editor first started an image; null before that.
+    """
+    finished_at: AwareDatetime | None
+    """
+    When the request ended; null before that.
+    """
+    error: str | None
+    """
+    Why the request failed, in words; null unless it failed.
+    """
+    error_code: str | None
+    """
+    Why it failed, as a code: of the first prompt that failed.
+    """
+    error_details: FailureDetails | None
+    """
+    The facts of `error_code`; `prompt_index` says which prompt failed.
+    """
+    progress: Progress
+    """
+    How far the request is.
+    """
+    queue_position: int | None
+    """
+    How many images are ahead of this request's first waiting image; null if none of its images waits.
+    """
+    eta_s: float | None
+    """
+    Predicted seconds until the request ends, from measured edits and the queue, never 0; null once it has ended, and before the first edit of its model was measured.
+    """
+
+
+class RuntimeRecord(BaseModel):
+    """
+    What only the editor knows of an edit. It is empty until the image is finished.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    device: str | None = None
+    """
+    The name of the GPU, or `cpu`.
+    """
+    peak_memory_gib: float | None = None
+    """
+    The most GPU memory that was allocated; null on a CPU.
+    """
+    dtype: str | None = None
+    """
+    The data type of the transformer's computations.
+    """
+    threads: int | None = None
+    """
+    CPU threads.
+    """
+    adapter_weights: str | None = None
+    """
+    Where the untouched copy of the weights is.
+    """
+    offload: str | None = None
+    """
+    The setting `offload` of the model.
+    """
+    transformers: int | None = None
+    """
+    How many devices have a copy of the transformer.
+    """
+    attention: str | None = None
+    """
+    The attention kernel.
+    """
+    compile: str | None = None
+    """
+    The setting `compile` of the model.
+    """
+    quantization: str | None = None
+    """
+    The setting `quantization` of the model.
+    """
+    feature_cache: float | None = None
+    """
+    The setting `feature_cache` of the model.
+    """
+    recompilations: int | None = None
+    """
+    How often a compiled part was compiled again since the editor's start.
+    """
+    adapters: list[AdapterFile] | None = None
+    """
+    The LoRAs' files, in the request's order.
+    """
+    versions: dict[str, str] | None = None
+    """
+    Versions of libraries, by name.
+    """
+    reused: Reused | None = None
+    """
+    What was computed for earlier edits.
+    """
+
+
+class ErrorBody(BaseModel):
+    """
+    An error. The reference server nests it under `detail`; so do we.
+    """
+
+    detail: ErrorDetail
+    """
+    The error.
+    """
+
+
+class History(BaseModel):
+    """
+    A page of the history.
+    """
+
+    requests: list[HistoryEntry]
+    """
+    Requests, newest first.
+    """
+    next_cursor: str | None
+    """
+    Send it as `cursor` for the next page; null on the last one.
+    """
+
+
 class Loras(RootModel[list[Lora]]):
-    root: Annotated[list[Lora], Field(max_length=100, title="Loras")]
+    root: Annotated[list[Lora], Field(max_length=100)]
     """
     Required without a preset, whose LoRAs the list replaces.
     """
 
 
 class InferenceRequest(BaseModel):
+    """
+    A request for one image per prompt.
+    """
+
     model_config = ConfigDict(
         extra="allow",
     )
-    preset: Annotated[Preset | None, Field(title="Preset")] = None
+    preset: Preset | None = None
     """
     A name from `/v1/presets`, which sets the fields that the request does not send.
     """
-    model: Annotated[Model | None, Field(title="Model")] = None
+    model: Model | None = None
     """
     An id from `/v1/models`. Required without a preset.
     """
-    loras: Annotated[Loras | None, Field(title="Loras")] = None
+    loras: Loras | None = None
     """
     Required without a preset, whose LoRAs the list replaces.
     """
-    prompts: Annotated[list[Prompt], Field(max_length=10000, min_length=1, title="Prompts")]
-    trigger_word: Annotated[TriggerWord | None, Field(title="Trigger Word")] = None
+    prompts: Annotated[list[Prompt], Field(max_length=10000, min_length=1)]
     """
-    Replaces [trigger] in every prompt. `auto`: the word that a LoRA's file names.
+    Each makes one image.
     """
-    hf_token: Annotated[HfToken | None, Field(title="Hf Token")] = None
+    trigger_word: TriggerWord | None = None
+    """
+    Replaces [trigger] in every prompt. `auto`: the word that a LoRA's file names. Default: the preset's.
+    """
+    hf_token: HfToken | None = None
     """
     Used for the downloads of this request; never stored.
     """
-    profile: Annotated[
-        Literal["reference", "trainer", "auto", "trainer-0.6.0", "trainer-0.7.32", "trainer-0.9.0"] | None,
-        Field(title="Profile"),
-    ] = None
+    profile: Literal["reference", "trainer", "auto", "trainer-0.6.0", "trainer-0.7.32", "trainer-0.9.0"] | None = None
     """
-    Whose preparation of images and prompts is followed. Default: the service's.
+    Whose preparation of images and prompts is followed. Default: the preset's, or the service's.
     """
-    quality: Annotated[Literal["exact", "balanced", "fast", "turbo"] | None, Field(title="Quality")] = "exact"
+    quality: Literal["exact", "balanced", "fast", "turbo"] | None = None
     """
-    How exactly the model's own pixels are made. This service makes `exact` ones only.
+    How exactly the model's own pixels are made. This service makes `exact` ones only. Default: the preset's, or exact.
     """
-    output_format: Annotated[Literal["jpeg", "png", "webp"] | None, Field(title="Output Format")] = "jpeg"
+    output_format: Literal["jpeg", "png", "webp"] | None = None
     """
-    Lossless: png, webp. Lossy: jpeg (quality 95).
+    Lossless: png, webp. Lossy: jpeg (quality 95). Default: the preset's, or jpeg.
     """
-    vae_tiling: Annotated[bool | None, Field(title="Vae Tiling")] = False
+    vae_tiling: bool | None = None
     """
-    The VAE works in tiles, as the trainer's low-memory setting has it.
+    The VAE works in tiles, as the trainer's low-memory setting has it. Default: false.
     """
-    exif: Annotated[Literal["ignore", "apply"] | None, Field(title="Exif")] = "ignore"
+    exif: Literal["ignore", "apply"] | None = None
     """
-    Whether control images are rotated by their EXIF orientation.
+    Whether control images are rotated by their EXIF orientation. Default: "ignore".
     """
-    deadline_s: Annotated[DeadlineS | None, Field(title="Deadline S")] = None
+    deadline_s: DeadlineS | None = None
     """
     The request must end within so many seconds. Default: the service's.
     """
-    priority: Annotated[Priority | None, Field(validate_default=True)] = "interactive"
+    priority: Literal["interactive", "bulk"] | None = None
     """
-    While interactive images wait, one image in five is of a bulk request.
+    While interactive images wait, one image in five is of a bulk request. Default: "interactive".
     """
-    webhook_url: Annotated[WebhookUrl | None, Field(title="Webhook Url")] = None
+    webhook_url: WebhookUrl | None = None
     """
     A URL that the service posts the request's events to.
     """
-    webhook_events: Annotated[WebhookEvents | None, Field(title="Webhook Events", validate_default=True)] = [
-        "succeeded",
-        "failed",
-        "canceled",
-    ]
+    webhook_events: WebhookEvents | None = None
     """
-    Which events are posted to webhook_url.
+    Which events are posted to webhook_url. Default: ["succeeded", "failed", "canceled"].
     """
 
 
-class LoraInfo(BaseModel):
+class StoredEffectiveRecord(BaseModel):
     """
-    One file under the LoRA root. `problem` says why it fits none of the served models.
+    The EffectiveRecord of an image of a request. It is empty until the image is finished.
     """
 
-    path: Annotated[str, Field(title="Path")]
-    fits: Annotated[list[str], Field(title="Fits")]
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    model: str | None = None
     """
-    The served models that it can be applied to.
+    The id of the model.
     """
-    receipt: Receipt | None
-    problem: Annotated[str | None, Field(title="Problem")]
+    base_model: str | None = None
+    """
+    The model's checkpoint on the hub.
+    """
+    preset: str | None = None
+    """
+    The preset that the request named.
+    """
+    profile: str | None = None
+    """
+    Whose preparation of images and prompts is followed.
+    """
+    prompt: str | None = None
+    """
+    The prompt, with the trigger word filled in.
+    """
+    neg: str | None = None
+    """
+    The negative prompt.
+    """
+    width: int | None = None
+    """
+    The image's width in pixels.
+    """
+    height: int | None = None
+    """
+    The image's height in pixels.
+    """
+    sample_steps: int | None = None
+    """
+    The number of denoising steps.
+    """
+    guidance_scale: float | None = None
+    """
+    The guidance scale.
+    """
+    seed: int | None = None
+    """
+    The seed, also where the service drew it.
+    """
+    sampler: str | None = None
+    """
+    The name of the noise schedule.
+    """
+    output_format: str | None = None
+    """
+    The image's file format.
+    """
+    exif: str | None = None
+    """
+    `apply` if control images are rotated by their EXIF orientation, else `ignore`.
+    """
+    vae_tiling: bool | None = None
+    """
+    Whether the VAE works in tiles.
+    """
+    quantization: str | None = None
+    """
+    The format of the transformer's weights: `none` is that of the checkpoint.
+    """
+    feature_cache: float | None = None
+    """
+    The change of the first block's output below which a step skips the other blocks; null: never.
+    """
+    why: dict[str, str] | None = None
+    """
+    Where values come from, in words, by field.
+    """
+    request: InferenceRequest | None = None
+    """
+    The body of a request for this one image, with every value that decides its pixels. Its control images are named by their digest.
+    """
+    guidance: Guidance | None = None
+    """
+    How the guidance scale is applied.
+    """
+    forwards: int | None = None
+    """
+    Forward passes of the transformer.
+    """
+    scheduler: Scheduler | None = None
+    noise: Noise | None = None
+    text_encoder: TextEncoder | None = None
+    control_images: list[ControlImage] | None = None
+    """
+    The control images, in order.
+    """
+    loras: list[AppliedLora] | None = None
+    """
+    The LoRAs, in the request's order.
+    """
+    loras_applied: str | None = None
+    """
+    How the LoRAs change the weights, in words.
+    """
+    tokens: Tokens | None = None
+    transformer_flops_estimated: int | None = None
+    """
+    Floating-point operations of all forward passes.
+    """
 
 
-class LoraList(BaseModel):
-    loras: Annotated[list[LoraInfo], Field(title="Loras")]
-    next_cursor: Annotated[str | None, Field(title="Next Cursor")]
+class EffectiveRecord(BaseModel):
     """
-    Send it as `cursor` for the next page; null on the last one.
+    Every value that decides an image, and what follows from it.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    model: str
+    """
+    The id of the model.
+    """
+    base_model: str
+    """
+    The model's checkpoint on the hub.
+    """
+    preset: str | None = None
+    """
+    The preset that the request named.
+    """
+    profile: str
+    """
+    Whose preparation of images and prompts is followed.
+    """
+    prompt: str
+    """
+    The prompt, with the trigger word filled in.
+    """
+    neg: str
+    """
+    The negative prompt.
+    """
+    width: int
+    """
+    The image's width in pixels.
+    """
+    height: int
+    """
+    The image's height in pixels.
+    """
+    sample_steps: int
+    """
+    The number of denoising steps.
+    """
+    guidance_scale: float
+    """
+    The guidance scale.
+    """
+    seed: int
+    """
+    The seed, also where the service drew it.
+    """
+    sampler: str | None = None
+    """
+    The name of the noise schedule.
+    """
+    output_format: str
+    """
+    The image's file format.
+    """
+    exif: str
+    """
+    `apply` if control images are rotated by their EXIF orientation, else `ignore`.
+    """
+    vae_tiling: bool
+    """
+    Whether the VAE works in tiles.
+    """
+    quantization: str
+    """
+    The format of the transformer's weights: `none` is that of the checkpoint.
+    """
+    feature_cache: float | None
+    """
+    The change of the first block's output below which a step skips the other blocks; null: never.
+    """
+    why: dict[str, str]
+    """
+    Where values come from, in words, by field.
+    """
+    request: InferenceRequest | None = None
+    """
+    The body of a request for this one image, with every value that decides its pixels. Its control images are named by their digest.
+    """
+    guidance: Guidance
+    """
+    How the guidance scale is applied.
+    """
+    forwards: int
+    """
+    Forward passes of the transformer.
+    """
+    scheduler: Scheduler
+    noise: Noise
+    text_encoder: TextEncoder
+    control_images: list[ControlImage]
+    """
+    The control images, in order.
+    """
+    loras: list[AppliedLora]
+    """
+    The LoRAs, in the request's order.
+    """
+    loras_applied: str
+    """
+    How the LoRAs change the weights, in words.
+    """
+    tokens: Tokens
+    transformer_flops_estimated: int
+    """
+    Floating-point operations of all forward passes.
+    """
+
+
+class Explanation(BaseModel):
+    """
+    What a request would do. `effective` has one record per prompt, the same as a result's `metadata.effective`.
+    """
+
+    model: str
+    """
+    The id of the model.
+    """
+    effective: list[EffectiveRecord]
+    """
+    Every value that decides each image, in prompt order.
+    """
+    ignored: list[str]
+    """
+    Fields that were sent and have no effect for this model.
+    """
+    notes: list[str]
+    """
+    What the sender may not have meant.
+    """
+
+
+class Metadata(BaseModel):
+    """
+    What is known of a request besides its images. Its lists have one entry per prompt.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    model: str
+    """
+    The id of the model.
+    """
+    inference_time: float | None
+    """
+    Seconds from the start of the first image to the end of the request; null before the end.
+    """
+    timings: Timings
+    gpu_seconds: float
+    """
+    GPU seconds that the request has used, lost attempts included.
+    """
+    effective: list[StoredEffectiveRecord]
+    """
+    Every value that decided each image.
+    """
+    runtime: list[RuntimeRecord]
+    """
+    What only the editor knows of each edit.
+    """
+    attempts_lost: list[list[str]]
+    """
+    How each lost attempt at each image ended.
+    """
+    partial: list[NumberedImage] | None = None
+    """
+    The finished images of a request that failed or was canceled.
+    """
+    purged: bool | None = None
+    """
+    True if the images were deleted by `purge`.
+    """
+    ignored: list[str] | None = None
+    """
+    Fields that were sent and have no effect for this model.
+    """
+    notes: list[str] | None = None
+    """
+    What the sender may not have meant.
     """
 
 
 class RequestResult(BaseModel):
-    request_id: Annotated[str, Field(title="Request Id")]
-    status: Status
+    """
+    The result of a request.
+    """
+
+    request_id: str
+    """
+    The id of the request.
+    """
+    status: Annotated[
+        Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"],
+        Field(title="Status"),
+    ]
+    """
+    Where the request stands.
+    """
     outputs: Outputs | None
-    error: Annotated[str | None, Field(title="Error")]
-    error_code: Annotated[str | None, Field(title="Error Code")]
+    """
+    The images; null until the request has succeeded, and once purged.
+    """
+    error: str | None
+    """
+    Why the request failed, in words; null unless it failed.
+    """
+    error_code: str | None
     """
     Why it failed, as a code: of the first prompt that failed.
     """
-    error_details: Annotated[dict[str, Any] | None, Field(title="Error Details")]
+    error_details: FailureDetails | None
     """
     The facts of `error_code`; `prompt_index` says which prompt failed.
     """
-    created_at: Annotated[str, Field(title="Created At")]
-    finished_at: Annotated[str | None, Field(title="Finished At")]
-    metadata: Annotated[dict[str, Any], Field(title="Metadata")]
-
-
-class RequestStatus(BaseModel):
-    request_id: Annotated[str, Field(title="Request Id")]
-    status: Status
-    created_at: Annotated[str, Field(title="Created At")]
-    started_at: Annotated[str | None, Field(title="Started At")]
-    finished_at: Annotated[str | None, Field(title="Finished At")]
-    error: Annotated[str | None, Field(title="Error")]
-    error_code: Annotated[str | None, Field(title="Error Code")]
+    created_at: AwareDatetime
     """
-    Why it failed, as a code: of the first prompt that failed.
+    When the request was accepted.
     """
-    error_details: Annotated[dict[str, Any] | None, Field(title="Error Details")]
+    finished_at: AwareDatetime | None
     """
-    The facts of `error_code`; `prompt_index` says which prompt failed.
+    When the request ended; null before that.
     """
-    progress: Progress
-    queue_position: Annotated[int | None, Field(title="Queue Position")]
+    metadata: Metadata
     """
-    How many images are ahead of this request's first waiting image; null if none of its images waits.
-    """
-    eta_s: Annotated[float | None, Field(title="Eta S")]
-    """
-    Predicted seconds until the request ends, from measured edits and the queue, never 0; null once it has ended, and before the first edit of its model was measured.
+    What else is known of the request.
     """
 
 
-class ErrorBody(BaseModel):
+class EndWebhook(BaseModel):
     """
-    The reference server nests an error under `detail`; so do we.
+    A request has ended.
     """
 
-    detail: ErrorDetail
-
-
-class History(BaseModel):
-    requests: Annotated[list[HistoryEntry], Field(title="Requests")]
-    next_cursor: Annotated[str | None, Field(title="Next Cursor")]
+    type: Literal["request.succeeded", "request.failed", "request.canceled"]
     """
-    Send it as `cursor` for the next page; null on the last one.
+    What happened.
+    """
+    timestamp: AwareDatetime
+    """
+    When it happened.
+    """
+    data: RequestResult
+    """
+    The result.
     """

@@ -11,7 +11,6 @@ from urllib.parse import quote
 import httpx2
 from typing_extensions import Self, Unpack
 
-from edits_client import models
 from edits_client._async.clock import in_thread
 from edits_client._async.job import AsyncJob
 from edits_client._async.transport import AsyncTransport
@@ -19,6 +18,20 @@ from edits_client.answers import json_of
 from edits_client.bodies import Options, as_prompts, new_idempotency_key, request_body
 from edits_client.errors import ControlImageInvalid, UploadNotFound
 from edits_client.images import Image
+from edits_client.models import (
+    Explanation,
+    History,
+    HistoryEntry,
+    LoraInfo,
+    LoraList,
+    ModelInfo,
+    ModelList,
+    PresetInfo,
+    PresetList,
+    TenantUsage,
+    Upload,
+    UsageList,
+)
 from edits_client.retries import DEFAULT_RETRIES, Retries
 from edits_client.sources import ImageSource, LocalImage, read_source
 from edits_client.version import VERSION
@@ -108,9 +121,9 @@ class AsyncClient:
 
     async def explain(
         self, images: ImageSource | Sequence[ImageSource], prompts: str | Iterable[str], **options: Unpack[Options]
-    ) -> models.Explanation:
+    ) -> Explanation:
         """What `submit` would do with the same arguments: every effective value, and notes. Nothing is made."""
-        return models.Explanation.model_validate(await self._with_images("/v1/explain", images, prompts, options, {}))
+        return Explanation.model_validate(await self._with_images("/v1/explain", images, prompts, options, {}))
 
     async def submit_body(self, body: dict[str, Any], *, idempotency_key: str | None = None) -> AsyncJob:
         """Send the body of `POST /v1/inference` as it is, such as an `effective.request` of an earlier result."""
@@ -122,35 +135,35 @@ class AsyncClient:
         """A request that was submitted earlier, perhaps by another process. No call is made."""
         return AsyncJob(self._transport, request_id)
 
-    async def upload(self, image: ImageSource) -> models.Upload:
+    async def upload(self, image: ImageSource) -> Upload:
         """Store a control image; then `upload:<id>` names it. The same file is stored once."""
         local = await in_thread(lambda: read_source(image))
         if isinstance(local, str):
             raise ValueError(f"{local!r} names an image that is not here; give its bytes or its path")
         return await self._upload(local)
 
-    async def models(self) -> list[models.ModelInfo]:
+    async def models(self) -> list[ModelInfo]:
         """The models that the service serves."""
-        return models.ModelList.model_validate(await self._transport.get_json("/v1/models")).models
+        return ModelList.model_validate(await self._transport.get_json("/v1/models")).models
 
-    async def presets(self) -> list[models.PresetInfo]:
+    async def presets(self) -> list[PresetInfo]:
         """The presets that the caller may use."""
-        return models.PresetList.model_validate(await self._transport.get_json("/v1/presets")).presets
+        return PresetList.model_validate(await self._transport.get_json("/v1/presets")).presets
 
-    async def loras(self, search: str = "") -> AsyncIterator[models.LoraInfo]:
+    async def loras(self, search: str = "") -> AsyncIterator[LoraInfo]:
         """The LoRA files of the service with what their headers say, by path. Pages are read as they are needed."""
         params = {"search": search}
         while True:
-            page = models.LoraList.model_validate(await self._transport.get_json("/v1/loras", params))
+            page = LoraList.model_validate(await self._transport.get_json("/v1/loras", params))
             for lora in page.loras:
                 yield lora
             if page.next_cursor is None:
                 return
             params = params | {"cursor": page.next_cursor}
 
-    async def lora(self, path: str) -> models.LoraInfo:
+    async def lora(self, path: str) -> LoraInfo:
         """One LoRA file of the service. Raises LoraNotFound."""
-        return models.LoraInfo.model_validate(await self._transport.get_json(f"/v1/loras/{quote(path)}"))
+        return LoraInfo.model_validate(await self._transport.get_json(f"/v1/loras/{quote(path)}"))
 
     async def history(
         self,
@@ -161,7 +174,7 @@ class AsyncClient:
         tenant: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
-    ) -> AsyncIterator[models.HistoryEntry]:
+    ) -> AsyncIterator[HistoryEntry]:
         """Requests of the key's tenant, newest first. Pages are read as they are needed. Raises HistoryUnavailable."""
         given = {
             "status": status,
@@ -173,16 +186,16 @@ class AsyncClient:
         }
         params = {name: value for name, value in given.items() if value is not None}
         while True:
-            page = models.History.model_validate(await self._transport.get_json("/v1/requests", params))
+            page = History.model_validate(await self._transport.get_json("/v1/requests", params))
             for entry in page.requests:
                 yield entry
             if page.next_cursor is None:
                 return
             params = params | {"cursor": page.next_cursor}
 
-    async def usage(self) -> list[models.TenantUsage]:
+    async def usage(self) -> list[TenantUsage]:
         """GPU seconds and images of the key's tenant, or of every tenant for an operator. Raises HistoryUnavailable."""
-        return models.UsageList.model_validate(await self._transport.get_json("/v1/usage")).usage
+        return UsageList.model_validate(await self._transport.get_json("/v1/usage")).usage
 
     async def _with_images(
         self,
@@ -233,19 +246,19 @@ class AsyncClient:
             self._uploaded[source.sha256] = (await self._upload(source)).id
         return f"upload:{self._uploaded[source.sha256]}"
 
-    async def _upload(self, image: LocalImage) -> models.Upload:
+    async def _upload(self, image: LocalImage) -> Upload:
         """The upload of an image, which is sent if the service does not have it. Small ones are sent at once."""
         if len(image.data) >= ASKED_FIRST_BYTES:
             try:
-                return models.Upload.model_validate(await self._transport.get_json(f"/v1/uploads/{image.sha256}"))
+                return Upload.model_validate(await self._transport.get_json(f"/v1/uploads/{image.sha256}"))
             except UploadNotFound:
                 pass
         return await self._send(image)
 
-    async def _send(self, image: LocalImage) -> models.Upload:
+    async def _send(self, image: LocalImage) -> Upload:
         headers = {"Content-Type": "application/octet-stream"}
         answer = await self._transport.call("POST", "/v1/uploads", json_of, content=image.data, headers=headers)
-        return models.Upload.model_validate(answer)
+        return Upload.model_validate(answer)
 
 
 def as_sources(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
@@ -253,7 +266,7 @@ def as_sources(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]
     return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
 
 
-def only_model(served: Sequence[models.ModelInfo], *, has_images: bool) -> str:
+def only_model(served: Sequence[ModelInfo], *, has_images: bool) -> str:
     """The id of the only model for such a request. Raises ValueError if there are several, or none."""
     fitting = [model.id for model in served if model.requires_control_image == has_images]
     if len(fitting) == 1:

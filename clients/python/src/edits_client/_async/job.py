@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncIterator
+from typing import TypeAlias
 
 import httpx2
 
@@ -17,8 +18,8 @@ from edits_client.errors import ApiError, PreviewNotReady, WaitTimeout
 from edits_client.events import Ended, Event, Queued, Started, Step, event_of
 from edits_client.images import Image
 
-# How long one call may wait for a request's end on the service (s). Proxies end longer ones.
-WAIT_S = 20.0
+Output: TypeAlias = models.ImageOutput | models.NumberedImage
+
 # How often the status is asked for while events cannot be read (s).
 POLL_S = 1.0
 # Streams in a row that brought no event before the status is polled instead.
@@ -161,7 +162,9 @@ class AsyncJob:
     async def _end(self) -> Ended:
         return Ended(await self.record())
 
-    async def _image(self, record: models.RequestResult, index: int, output: models.ImageOutput | models.NumberedImage) -> Image:
+    async def _image(
+        self, record: models.RequestResult, index: int, output: models.ImageOutput | models.NumberedImage
+    ) -> Image:
         metadata = record.metadata
         return Image(
             data=await self._transport.call("GET", f"/v1/requests/{self.id}/images/{index}", whole_file),
@@ -186,7 +189,7 @@ def whole_file(response: httpx2.Response) -> bytes:
     return response.content
 
 
-def finished_outputs(record: models.RequestResult) -> list[tuple[int, models.ImageOutput | models.NumberedImage]]:
+def finished_outputs(record: models.RequestResult) -> list[tuple[int, Output]]:
     """The finished images of a request, each with its index."""
     if record.outputs is not None:
         return list(enumerate(record.outputs.images))

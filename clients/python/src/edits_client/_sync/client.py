@@ -12,14 +12,27 @@ from urllib.parse import quote
 import httpx2
 from typing_extensions import Self, Unpack
 
-from edits_client import models
 from edits_client._sync.clock import in_thread
 from edits_client._sync.job import Job
 from edits_client._sync.transport import Transport
 from edits_client.answers import json_of
 from edits_client.bodies import Options, as_prompts, new_idempotency_key, request_body
-from edits_client.errors import ControlImageInvalid
+from edits_client.errors import ControlImageInvalid, UploadNotFound
 from edits_client.images import Image
+from edits_client.models import (
+    Explanation,
+    History,
+    HistoryEntry,
+    LoraInfo,
+    LoraList,
+    ModelInfo,
+    ModelList,
+    PresetInfo,
+    PresetList,
+    TenantUsage,
+    Upload,
+    UsageList,
+)
 from edits_client.retries import DEFAULT_RETRIES, Retries
 from edits_client.sources import ImageSource, LocalImage, read_source
 from edits_client.version import VERSION
@@ -27,6 +40,8 @@ from edits_client.version import VERSION
 DEFAULT_URL = "http://127.0.0.1:8000"
 # Time limits of one call (s). Uploads write for longer; a service that is busy answers within seconds.
 CALL_TIMEOUT = httpx2.Timeout(30.0, write=120.0)
+# From this size on (bytes), the service is asked whether it has an image before the image is sent.
+ASKED_FIRST_BYTES = 256 * 1024
 # How long `edit` and `Job.result` wait by default (s): as long as a job of the reference server may take.
 RESULT_TIMEOUT_S = 3600.0
 
@@ -107,9 +122,9 @@ class Client:
 
     def explain(
         self, images: ImageSource | Sequence[ImageSource], prompts: str | Iterable[str], **options: Unpack[Options]
-    ) -> models.Explanation:
+    ) -> Explanation:
         """What `submit` would do with the same arguments: every effective value, and notes. Nothing is made."""
-        return models.Explanation.model_validate(self._with_images("/v1/explain", images, prompts, options, {}))
+        return Explanation.model_validate(self._with_images("/v1/explain", images, prompts, options, {}))
 
     def submit_body(self, body: dict[str, Any], *, idempotency_key: str | None = None) -> Job:
         """Send the body of `POST /v1/inference` as it is, such as an `effective.request` of an earlier result."""
@@ -121,35 +136,35 @@ class Client:
         """A request that was submitted earlier, perhaps by another process. No call is made."""
         return Job(self._transport, request_id)
 
-    def upload(self, image: ImageSource) -> models.Upload:
+    def upload(self, image: ImageSource) -> Upload:
         """Store a control image; then `upload:<id>` names it. The same file is stored once."""
         local = in_thread(lambda: read_source(image))
         if isinstance(local, str):
             raise ValueError(f"{local!r} names an image that is not here; give its bytes or its path")
         return self._upload(local)
 
-    def models(self) -> list[models.ModelInfo]:
+    def models(self) -> list[ModelInfo]:
         """The models that the service serves."""
-        return models.ModelList.model_validate(self._transport.get_json("/v1/models")).models
+        return ModelList.model_validate(self._transport.get_json("/v1/models")).models
 
-    def presets(self) -> list[models.PresetInfo]:
+    def presets(self) -> list[PresetInfo]:
         """The presets that the caller may use."""
-        return models.PresetList.model_validate(self._transport.get_json("/v1/presets")).presets
+        return PresetList.model_validate(self._transport.get_json("/v1/presets")).presets
 
-    def loras(self, search: str = "") -> Iterator[models.LoraInfo]:
+    def loras(self, search: str = "") -> Iterator[LoraInfo]:
         """The LoRA files of the service with what their headers say, by path. Pages are read as they are needed."""
         params = {"search": search}
         while True:
-            page = models.LoraList.model_validate(self._transport.get_json("/v1/loras", params))
+            page = LoraList.model_validate(self._transport.get_json("/v1/loras", params))
             for lora in page.loras:
                 yield lora
             if page.next_cursor is None:
                 return
             params = params | {"cursor": page.next_cursor}
 
-    def lora(self, path: str) -> models.LoraInfo:
+    def lora(self, path: str) -> LoraInfo:
         """One LoRA file of the service. Raises LoraNotFound."""
-        return models.LoraInfo.model_validate(self._transport.get_json(f"/v1/loras/{quote(path)}"))
+        return LoraInfo.model_validate(self._transport.get_json(f"/v1/loras/{quote(path)}"))
 
     def history(
         self,
@@ -160,7 +175,7 @@ class Client:
         tenant: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
-    ) -> Iterator[models.HistoryEntry]:
+    ) -> Iterator[HistoryEntry]:
         """Requests of the key's tenant, newest first. Pages are read as they are needed. Raises HistoryUnavailable."""
         given = {
             "status": status,
@@ -172,16 +187,16 @@ class Client:
         }
         params = {name: value for name, value in given.items() if value is not None}
         while True:
-            page = models.History.model_validate(self._transport.get_json("/v1/requests", params))
+            page = History.model_validate(self._transport.get_json("/v1/requests", params))
             for entry in page.requests:
                 yield entry
             if page.next_cursor is None:
                 return
             params = params | {"cursor": page.next_cursor}
 
-    def usage(self) -> list[models.TenantUsage]:
+    def usage(self) -> list[TenantUsage]:
         """GPU seconds and images of the key's tenant, or of every tenant for an operator. Raises HistoryUnavailable."""
-        return models.UsageList.model_validate(self._transport.get_json("/v1/usage")).usage
+        return UsageList.model_validate(self._transport.get_json("/v1/usage")).usage
 
     def _with_images(
         self,
@@ -193,19 +208,19 @@ class Client:
     ) -> Any:
         """The answer to a body that names these images. An upload that has expired meanwhile is made again."""
         sources = in_thread(lambda: [read_source(source) for source in as_sources(images)])
-        known = {source.sha256 for source in sources if isinstance(source, LocalImage)} & self._uploaded.keys()
         complete = self._with_defaults(options, has_images=bool(sources))
         texts = as_prompts(prompts)
+        body = request_body([self._reference(source) for source in sources], texts, complete)
         try:
-            body = request_body([self._reference(source) for source in sources], texts, complete)
             return self._transport.post_json(path, body, headers)
         except ControlImageInvalid:
-            if not known:
+            uploads = [source for source in sources if isinstance(source, LocalImage)]
+            if not uploads:
                 raise
-            for sha256 in known:
-                del self._uploaded[sha256]
-            body = request_body([self._reference(source) for source in sources], texts, complete)
-            return self._transport.post_json(path, body, headers)
+        # An upload has expired since it was made: the service checked each image when it was sent.
+        for upload in uploads:
+            self._send(upload)
+        return self._transport.post_json(path, body, headers)
 
     def _with_defaults(self, options: Options, *, has_images: bool) -> Options:
         """The options with this client's defaults: the only model that fits, and the shape of the control image."""
@@ -225,17 +240,26 @@ class Client:
         return preset is not None and any(item.name == preset and item.size for item in self.presets())
 
     def _reference(self, source: LocalImage | str) -> str:
-        """How the service names a control image; it is uploaded if this client has not done so yet."""
+        """How the service names a control image; it is uploaded unless the service has it."""
         if isinstance(source, str):
             return source
         if source.sha256 not in self._uploaded:
             self._uploaded[source.sha256] = (self._upload(source)).id
         return f"upload:{self._uploaded[source.sha256]}"
 
-    def _upload(self, image: LocalImage) -> models.Upload:
+    def _upload(self, image: LocalImage) -> Upload:
+        """The upload of an image, which is sent if the service does not have it. Small ones are sent at once."""
+        if len(image.data) >= ASKED_FIRST_BYTES:
+            try:
+                return Upload.model_validate(self._transport.get_json(f"/v1/uploads/{image.sha256}"))
+            except UploadNotFound:
+                pass
+        return self._send(image)
+
+    def _send(self, image: LocalImage) -> Upload:
         headers = {"Content-Type": "application/octet-stream"}
         answer = self._transport.call("POST", "/v1/uploads", json_of, content=image.data, headers=headers)
-        return models.Upload.model_validate(answer)
+        return Upload.model_validate(answer)
 
 
 def as_sources(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
@@ -243,7 +267,7 @@ def as_sources(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]
     return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
 
 
-def only_model(served: Sequence[models.ModelInfo], *, has_images: bool) -> str:
+def only_model(served: Sequence[ModelInfo], *, has_images: bool) -> str:
     """The id of the only model for such a request. Raises ValueError if there are several, or none."""
     fitting = [model.id for model in served if model.requires_control_image == has_images]
     if len(fitting) == 1:

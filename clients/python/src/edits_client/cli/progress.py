@@ -115,15 +115,17 @@ def half_blocks(jpeg: bytes) -> Text:
     image = PIL.Image.open(io.BytesIO(jpeg)).convert("RGB")
     rows = max(1, round(PREVIEW_COLUMNS * image.height / image.width / 2))
     small = image.resize((PREVIEW_COLUMNS, 2 * rows), PIL.Image.Resampling.BOX)
+    data = small.tobytes()
+    pixels = [(data[start], data[start + 1], data[start + 2]) for start in range(0, len(data), 3)]
     text = Text()
     for row in range(rows):
         for column in range(PREVIEW_COLUMNS):
-            upper, lower = small.getpixel((column, 2 * row)), small.getpixel((column, 2 * row + 1))
+            upper, lower = pixels[2 * row * PREVIEW_COLUMNS + column], pixels[(2 * row + 1) * PREVIEW_COLUMNS + column]
             text.append("▀", style=f"{_color(upper)} on {_color(lower)}")
         text.append("\n")
     return text
 
 
-def _color(pixel: object) -> str:
-    red, green, blue = pixel  # type: ignore[misc]
+def _color(pixel: tuple[int, int, int]) -> str:
+    red, green, blue = pixel
     return f"#{red:02x}{green:02x}{blue:02x}"
