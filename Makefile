@@ -23,10 +23,11 @@ help:
 	@echo "make benchmark  latencies of HTTP requests during an edit"
 	@echo "make attacks    ten attacks of one tenant, and the latencies of another; 12 minutes at most"
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt clients/python/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[dev,docs]' --editable 'clients/python[cli]'
 	@touch $@
 
 # Programs that tests run. Their versions have nothing to do with those of the service.
@@ -46,7 +47,7 @@ serve: $(VENV)/.installed
 	$(BIN)/edits-server run serve_config.yaml
 
 test: $(VENV)/.installed $(VENV)/generators/.installed $(NPM_PACKAGES)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) tests/unit tests/cluster
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) tests/unit tests/cluster clients/python/tests
 	$(BIN)/python -m pytest --numprocesses 2 tests/engine tests/service tests/commands
 
 docs: $(VENV)/.installed
@@ -57,6 +58,7 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file clients/python/pyproject.toml
 	$(BIN)/lint-imports
 	$(MAKE) docs
 	$(MAKE) test

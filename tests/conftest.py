@@ -1,5 +1,5 @@
 """What every test shares. The folder says what a test needs: unit (nothing), engine (torch), service (Ray),
-cluster (nothing: it checks the files of cluster/)."""
+cluster (nothing: it checks the files of cluster/). The Python client's own tests, in clients/python, need nothing."""
 
 import base64
 import io
@@ -38,7 +38,7 @@ ADAPTER_CACHE_BYTES = 60_000
 
 
 # In the order in which they are run: what takes longest is first, so that the processes of a run finish together.
-FOLDERS = ("service", "commands", "engine", "cluster", "unit")
+FOLDERS = ("service", "commands", "engine", "cluster", "unit", "client")
 # The tests of `service` share a Ray. These start another one each, and stay together too.
 WITH_OWN_RAY = ("tests/service/test_two_cores.py", "tests/commands/test_run.py")
 
@@ -62,8 +62,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        item.add_marker(Path(item.path).parent.name)
-    items.sort(key=lambda item: FOLDERS.index(Path(item.path).parent.name))
+        item.add_marker(folder_of(item))
+    items.sort(key=lambda item: FOLDERS.index(folder_of(item)))
+
+
+def folder_of(item: pytest.Item) -> str:
+    """The folder of a test; the Python client has its own outside of this one."""
+    return "client" if item.path.is_relative_to(ROOT / "clients") else item.path.parent.name
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -71,6 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cluster: checks what is deployed, and every serve config")
     config.addinivalue_line("markers", "commands: runs edits-server and its front in processes of their own")
     config.addinivalue_line("markers", "engine: runs the real diffusers classes in this process")
+    config.addinivalue_line("markers", "client: the Python client without a service")
     config.addinivalue_line("markers", "service: runs a real Ray Serve application")
 
 

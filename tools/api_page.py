@@ -132,7 +132,7 @@ def _type(schema: JsonObject) -> str:
         return "null"
     if schema.get("format") == "binary":
         return "a file"
-    words = [KIND_OF_SCHEMA.get(kind, "object" if kind == "object" else "anything")]
+    words = [KIND_OF_SCHEMA.get(str(kind), "object" if kind == "object" else "anything")]
     words += [f"{sign} {schema[key]:,}" for key, sign in BOUNDS.items() if key in schema]
     if "maxLength" in schema:
         words.append(f"at most {schema['maxLength']:,} characters")

@@ -10,8 +10,9 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import unasync
 
@@ -29,10 +30,21 @@ NAMES = {
     "AsyncBaseTransport": "BaseTransport",
     "_async": "_sync",
     "aclose": "close",
+    "aclosing": "closing",
     "aread": "read",
 }
 # `clock` has another content in each half.
 WRITTEN_BY_HAND = ("clock.py",)
+# What the client's models leave out: an older client must read what a newer service sends.
+LIMITS = {
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "pattern"),
+    *("minItems", "maxItems", "uniqueItems", "title"),
+}
+# What the keys of these objects say are names, which may be those of limits.
+NAMED = {"properties", "schemas"}
+# Fields and schemas whose values are the same in every version. Others with an `enum` may get
+# further values: they are text.
+FIXED_VALUES = {"status", "type"}
 SYNC_HEADER = "# Generated from ../_async by `python -m tools.client_code`: change that file.\n"
 MODELS_HEADER = '''# Generated from the OpenAPI document by `python -m tools.client_code`.
 """The answers of the service, field by field, as its OpenAPI document describes them."""
@@ -55,7 +67,7 @@ def write_models(target: Path) -> None:
     """Write the module of models to `target`."""
     with tempfile.TemporaryDirectory() as folder:
         document = Path(folder) / "openapi.json"
-        document.write_text(json.dumps(openapi_document(ROOT)))
+        document.write_text(json.dumps(without_limits(openapi_document(ROOT))))
         command = [str(GENERATOR), "--input", str(document), "--input-file-type", "openapi", "--output", str(target)]
         options = [
             "--output-model-type=pydantic_v2.BaseModel",
@@ -74,6 +86,24 @@ def write_models(target: Path) -> None:
     _, _, code = target.read_text().partition("\n\n")
     target.write_text(MODELS_HEADER + code)
     _format([target])
+
+
+def without_limits(node: Any, name: str = "") -> Any:
+    """A part of the document, which is or lies in the field or schema `name`, without limits of values.
+
+    It is also without the format of secrets, which would hide values from the client's callers.
+    """
+    if isinstance(node, list):
+        return [without_limits(inner, name) for inner in node]
+    if not isinstance(node, Mapping):
+        return node
+    dropped = LIMITS if name.lower() in FIXED_VALUES else LIMITS | {"enum"}
+    if node.get("format") == "password":
+        dropped = dropped | {"format"}
+    kept = {key: without_limits(value, name) for key, value in node.items() if key not in dropped}
+    for key in NAMED & node.keys():
+        kept[key] = {part: without_limits(value, part) for part, value in node[key].items()}
+    return kept
 
 
 def _format(paths: Sequence[Path]) -> None:

@@ -118,7 +118,8 @@ def page() -> str:
         parts += [f"## {heading}\n", f"{getdoc(section)}\n", *_table(section, f"{key}.")]
         parts.append("")
     parts.append("## User config\n")
-    for heading, settings in {"Ingress": IngressSettings, "Editors": EditorSettings}.items():
+    user_config: dict[str, type[BaseModel]] = {"Ingress": IngressSettings, "Editors": EditorSettings}
+    for heading, settings in user_config.items():
         parts += [f"### {heading}\n", f"{getdoc(settings)}\n", *_table(settings, "")]
         parts.append("")
     parts += [

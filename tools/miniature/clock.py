@@ -41,7 +41,7 @@ class Average:
     """The exponential moving average of a module's parameters: smoother than the last step's."""
 
     def __init__(self, module: nn.Module, decay: float = 0.999) -> None:
-        self._live = list(module.parameters())
+        self._live: list[torch.Tensor] = list(module.parameters())
         self._mean = [p.detach().clone() for p in self._live]
         self._decay = decay
 

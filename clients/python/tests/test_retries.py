@@ -3,13 +3,14 @@
 import httpx2
 import pytest
 
-from edits_client import Client, ConnectionFailed, Retries
+from edits_client import Client, ConnectionFailed, Retries, UnexpectedAnswer
 from edits_client.errors import ApiError, InternalError, ModelNotFound, QueueFull, ValidationFailed
 from edits_client.retries import retry_after_s
 
 FAST = Retries(for_s=0.5, first_s=0.001, longest_s=0.004)
 FAULT = {"type": "missing", "loc": ["body", "x"], "msg": "no"}
 MODELS = {"object": "list", "data": [], "models": []}
+ANSWERED = [httpx2.Response(200, json=MODELS)]
 
 
 def error(status: int, code: str, headers: dict[str, str] | None = None, **details: object) -> httpx2.Response:
@@ -79,7 +80,9 @@ def test_time_for_tries_ends_with_the_service_s_own_error():
 
 def test_service_that_is_not_there_is_named():
     client, _ = client_for([httpx2.ConnectError("connection refused")])
-    with pytest.raises(ConnectionFailed, match=r"http://service.* tries: connection refused"):
+    with pytest.raises(
+        ConnectionFailed, match=r"no complete answer from http://service.*: connection refused \(after \d+ tries\)"
+    ):
         client.models()
 
 
@@ -105,10 +108,42 @@ def test_code_that_this_version_does_not_know_is_an_api_error():
 
 
 def test_submission_is_repeated_under_one_key_and_each_call_has_its_own():
-    accepted = httpx2.Response(200, json={"request_id": "f" * 32})
+    submitted = {"request_id": "f" * 32, "status": "queued", "status_url": "", "result_url": ""}
+    accepted = httpx2.Response(200, json=submitted | {"created_at": "2026-11-30T00:00:00Z"})
     client, calls = client_for([httpx2.ReadError("reset"), accepted])
     body = {"model": "m", "loras": [], "prompts": [{"prompt": "p"}]}
     assert client.submit_body(body).id == "f" * 32
     client.submit_body(body)
     keys = [call.headers["Idempotency-Key"] for call in calls]
     assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (httpx2.Response(200, json={"models": [{"id": 1}]}), None),
+        (httpx2.Response(401, text="<html>log in</html>"), "answered 401: '<html>log in"),
+        (httpx2.Response(404, json={"detail": "Not Found"}), "answered 404"),
+        (httpx2.Response(301, headers={"location": "https://service/v1/models"}), "a redirect to https://service/v1"),
+        (httpx2.UnsupportedProtocol("no such protocol"), "no such protocol"),
+    ],
+)
+def test_another_service_s_answer_is_an_error_at_once(answer, text):
+    client, calls = client_for([answer])
+    with pytest.raises(ConnectionFailed if text else UnexpectedAnswer, match=text):
+        client.models()
+    assert len(calls) == 1
+
+
+def test_first_failure_of_a_call_is_logged_once(caplog):
+    client, _ = client_for([httpx2.ConnectError("refused"), httpx2.ConnectError("refused"), *ANSWERED])
+    client.models()
+    assert [record.getMessage() for record in caplog.records] == [
+        "no complete answer from http://service: refused; trying again for up to 0.5 s"
+    ]
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://service", "service"])
+def test_url_without_http_is_refused(url):
+    with pytest.raises(ValueError, match="must start with http"):
+        Client(url)

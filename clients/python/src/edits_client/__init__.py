@@ -16,7 +16,7 @@ from edits_client._async.job import AsyncJob
 from edits_client._sync.client import Client
 from edits_client._sync.job import Job
 from edits_client.bodies import Lora, Options
-from edits_client.errors import ApiError, ConnectionFailed, EditFailed, EditsError, WaitTimeout
+from edits_client.errors import ApiError, ConnectionFailed, EditFailed, EditsError, UnexpectedAnswer, WaitTimeout
 from edits_client.images import Image
 from edits_client.retries import Retries
 from edits_client.version import VERSION as __version__
@@ -35,6 +35,7 @@ __all__ = [
     "Lora",
     "Options",
     "Retries",
+    "UnexpectedAnswer",
     "WaitTimeout",
     "WebhookInvalid",
     "__version__",

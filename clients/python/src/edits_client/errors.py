@@ -2,6 +2,7 @@
 
 EditsError
 ├── ConnectionFailed     no complete answer, after every retry
+├── UnexpectedAnswer     an answer that this version cannot read: of a newer service, or of another one
 ├── WaitTimeout          a request has not ended in time; it goes on, and `job_id` names it
 └── ApiError             the service says what is wrong: a subclass per code, with `details`
     ├── ...              a call was refused: ModelNotFound, LoraNotFound, QueueFull, ...
@@ -23,6 +24,10 @@ class EditsError(Exception):
 
 class ConnectionFailed(EditsError):
     """The service could not be reached, or gave no complete answer in time."""
+
+
+class UnexpectedAnswer(EditsError):
+    """The answer is JSON that this version cannot read: the service is much newer, or it is another service."""
 
 
 class WaitTimeout(EditsError, TimeoutError):

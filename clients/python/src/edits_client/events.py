@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edits_client import models
+from edits_client.answers import answer_as
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,12 @@ class Started:
 
 @dataclass(frozen=True)
 class Step:
-    """An image has made progress: `step` of `steps` is done; `stage` says what happens now."""
+    """An image has made progress: `step` of `steps` is done; `stage` says what happens now.
 
-    image: int
+    `image` is None where events are made from the status, which counts the steps of all images together.
+    """
+
+    image: int | None
     step: int
     steps: int
     stage: str | None
@@ -64,18 +67,29 @@ Event = Queued | Started | Step | Preview | ImageFinished | Ended
 ENDS = ("succeeded", "failed", "canceled")
 
 
-def event_of(name: str, data: Mapping[str, Any]) -> Event | None:
-    """The event that the service calls `name`, None for one that this version does not know."""
+def event_of(name: str, data: Any) -> Event | None:
+    """The event that the service calls `name`, None for one that this version does not know.
+
+    Raises UnexpectedAnswer.
+    """
     if name in ENDS:
-        return Ended(models.RequestResult.model_validate(data))
+        return Ended(answer_as(models.RequestResult, data))
     if name == "queued":
-        return Queued(data["queue_position"])
+        return Queued(answer_as(models.QueuedEvent, data).queue_position)
     if name == "started":
         return Started()
     if name == "step":
-        return Step(data["image"], data["step"], data["steps"], data.get("stage"))
+        step = answer_as(models.StepEvent, data)
+        return Step(step.image, step.step, step.steps, step.stage)
     if name == "preview":
-        return Preview(data["image"], data["step"], base64.b64decode(data["jpeg_base64"]))
+        preview = answer_as(models.PreviewEvent, data)
+        return Preview(preview.image, preview.step, base64.b64decode(preview.jpeg_base64))
     if name == "image":
-        return ImageFinished(data["image"], data["url"], data["format"], data["width"], data["height"], data["seed"])
+        image = answer_as(models.ImageEvent, data)
+        return finished_event(image.image, image)
     return None
+
+
+def finished_event(index: int, output: models.ImageOutput | models.NumberedImage | models.ImageEvent) -> ImageFinished:
+    """The event for the finished image number `index`."""
+    return ImageFinished(index, output.url, output.format, output.width, output.height, output.seed)

@@ -5,7 +5,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, RootModel, SecretStr
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+
+class BrokenPreset(BaseModel):
+    """
+    A preset that cannot be used at the moment, and why.
+    """
+
+    code: str
+    """
+    The error code of what is wrong.
+    """
+    message: str
+    """
+    A sentence that says what is wrong.
+    """
+    name: str
+    """
+    The preset's name in the `user_config` of the ingress.
+    """
 
 
 class ErrorFacts(BaseModel):
@@ -232,55 +251,6 @@ class ImageWebhook(BaseModel):
     """
 
 
-class Preset(RootModel[str]):
-    root: Annotated[str, Field(max_length=1000)]
-    """
-    A name from `/v1/presets`, which sets the fields that the request does not send.
-    """
-
-
-class Model(RootModel[str]):
-    root: Annotated[str, Field(max_length=1000)]
-    """
-    An id from `/v1/models`. Required without a preset.
-    """
-
-
-class TriggerWord(RootModel[str]):
-    root: Annotated[str, Field(max_length=100000)]
-    """
-    Replaces [trigger] in every prompt. `auto`: the word that a LoRA's file names. Default: the preset's.
-    """
-
-
-class HfToken(RootModel[SecretStr]):
-    root: Annotated[SecretStr, Field(max_length=1000)]
-    """
-    Used for the downloads of this request; never stored.
-    """
-
-
-class DeadlineS(RootModel[float]):
-    root: Annotated[float, Field(gt=0.0, le=604800.0)]
-    """
-    The request must end within so many seconds. Default: the service's.
-    """
-
-
-class WebhookUrl(RootModel[str]):
-    root: Annotated[str, Field(max_length=8000)]
-    """
-    A URL that the service posts the request's events to.
-    """
-
-
-class NetworkMultiplier(RootModel[float]):
-    root: Annotated[float, Field(ge=-2.0, le=2.0)] = 1.0
-    """
-    The strength; 0 has no effect. Default: 1.0.
-    """
-
-
 class ModelInfo(BaseModel):
     """
     A model that this service serves.
@@ -321,17 +291,6 @@ class ModelInfo(BaseModel):
     default_fps: int | None
     """
     Always null: no model makes videos.
-    """
-
-
-class ModelList(BaseModel):
-    """
-    The models that this service serves.
-    """
-
-    models: list[ModelInfo]
-    """
-    The models, in the order of the config.
     """
 
 
@@ -392,6 +351,29 @@ class NumberedImage(BaseModel):
     """
 
 
+class OpenAiModel(BaseModel):
+    """
+    A model, or a preset of the caller, as OpenAI's clients list them.
+    """
+
+    id: str
+    """
+    What `model` may be in OpenAI's routes: the id of a model, or the name of a preset.
+    """
+    object: Literal["model"]
+    """
+    Always model.
+    """
+    created: int
+    """
+    Seconds since the epoch: the first release of this service, for every entry.
+    """
+    owned_by: str
+    """
+    The organisation of a model's checkpoint; `presets` for a preset.
+    """
+
+
 class Outputs(BaseModel):
     """
     The images of a request that has succeeded.
@@ -404,6 +386,36 @@ class Outputs(BaseModel):
     videos: list[Any]
     """
     Always empty: no model makes videos.
+    """
+
+
+class PresetLora(BaseModel):
+    """
+    A LoRA of a preset.
+    """
+
+    path: str
+    """
+    Relative to the LoRA root, or a URL, without its secret parts.
+    """
+    network_multiplier: float
+    """
+    The strength, -2 to 2.
+    """
+
+
+class PresetProblem(BaseModel):
+    """
+    Why a preset cannot be used at the moment.
+    """
+
+    code: str
+    """
+    The error code of what is wrong.
+    """
+    message: str
+    """
+    A sentence that says what is wrong.
     """
 
 
@@ -449,86 +461,9 @@ class Progress(BaseModel):
     """
     Denoising steps of all images.
     """
-    stage: Literal["preparing", "waiting", "denoising", "decoding", "storing"] | None
+    stage: str | None
     """
     The stage of the first image that an editor works on; null if there is none.
-    """
-
-
-class TriggerWord1(RootModel[str]):
-    root: Annotated[str, Field(max_length=100000)]
-    """
-    Used instead of the request's, unless it is empty. Default: the request's.
-    """
-
-
-class Width(RootModel[int]):
-    root: Annotated[int, Field(ge=64, le=4096)]
-    """
-    Pixels; floored to the model's divisor. Default: the preset's, or 1024.
-    """
-
-
-class Height(RootModel[int]):
-    root: Annotated[int, Field(ge=64, le=4096)]
-    """
-    Pixels; floored to the model's divisor. Default: the preset's, or 1024.
-    """
-
-
-class Size(RootModel[str]):
-    root: Annotated[str, Field(pattern="^(input|[0-9]+x[0-9]+)$")]
-    """
-    Instead of width and height: `input` is the aspect of the first control image at about 1 MP, `1024x768` is width and height in pixels. Default: the preset's.
-    """
-
-
-class GuidanceScale(RootModel[float]):
-    root: Annotated[float, Field(ge=0.0, le=20.0)]
-    """
-    How strongly the prompt is followed; at 1 or less the negative prompt has no effect. Default: the preset's, or the model's `default_guidance_scale`.
-    """
-
-
-class SampleSteps(RootModel[int]):
-    root: Annotated[int, Field(ge=1, le=150)]
-    """
-    Denoising steps. Default: the preset's, or the model's `default_steps`.
-    """
-
-
-class Neg(RootModel[str]):
-    root: Annotated[str, Field(max_length=100000)]
-    """
-    The negative prompt, used only if guidance_scale is above 1. Default: the preset's, or empty.
-    """
-
-
-class Seed(RootModel[int]):
-    root: Annotated[int, Field(ge=-1, le=9223372036854775807)]
-    """
-    -1: drawn by the service. Default: 42 + the prompt's index.
-    """
-
-
-class Sampler(RootModel[str]):
-    root: Annotated[str, Field(max_length=1000)]
-    """
-    flowmatch, or lightning for adapters distilled to few steps; others are ignored. Default: flowmatch.
-    """
-
-
-class NumFrames(RootModel[int]):
-    root: Annotated[int, Field(ge=1, le=1000)]
-    """
-    Ignored: no model makes videos.
-    """
-
-
-class Fps(RootModel[int]):
-    root: Annotated[int, Field(ge=1, le=120)]
-    """
-    Ignored: no model makes videos.
     """
 
 
@@ -549,7 +484,7 @@ class QueuedEvent(BaseModel):
 
 class Readiness(BaseModel):
     """
-    Whether every configured model has a running editor.
+    Whether every configured model has a running editor. Broken presets do not make the service unready.
     """
 
     ready: bool
@@ -559,6 +494,10 @@ class Readiness(BaseModel):
     waiting_for: list[str]
     """
     The models that have no running editor and are not scaled to zero.
+    """
+    broken_presets: list[BrokenPreset]
+    """
+    The presets that requests cannot use at the moment, by name. Each ingress checks them by itself.
     """
 
 
@@ -632,7 +571,7 @@ class Resize(BaseModel):
     model_config = ConfigDict(
         extra="allow",
     )
-    size: Annotated[list[int], Field(max_length=2, min_length=2)]
+    size: list[int]
     """
     Width and height afterwards.
     """
@@ -783,7 +722,7 @@ class StepEvent(BaseModel):
     """
     All denoising steps of the image.
     """
-    stage: Literal["preparing", "waiting", "denoising", "decoding", "storing"] | None
+    stage: str | None
     """
     The stage of the image; null if it is not known yet.
     """
@@ -939,14 +878,6 @@ class UsageList(BaseModel):
     """
 
 
-class Size1(RootModel[list[int]]):
-    root: Annotated[list[int], Field(max_length=2, min_length=2)]
-
-
-class SizesForNegItem(RootModel[list[int]]):
-    root: Annotated[list[int], Field(max_length=2, min_length=2)]
-
-
 class VisionEncoder(BaseModel):
     """
     The copies of a control image that the vision encoder gets.
@@ -955,11 +886,11 @@ class VisionEncoder(BaseModel):
     model_config = ConfigDict(
         extra="allow",
     )
-    sizes: list[Size1]
+    sizes: list[list[int]]
     """
     Width and height to which it is resized, one after the other.
     """
-    sizes_for_neg: list[SizesForNegItem]
+    sizes_for_neg: list[list[int]]
     """
     The same for the negative prompt.
     """
@@ -1033,7 +964,7 @@ class ControlImage(BaseModel):
     """
     The digest of the file, in hex.
     """
-    size: Annotated[list[int], Field(max_length=2, min_length=2)]
+    size: list[int]
     """
     Width and height of the decoded image.
     """
@@ -1087,14 +1018,11 @@ class HistoryEntry(BaseModel):
     """
     The id of the model.
     """
-    priority: Annotated[Literal["interactive", "bulk"], Field(title="Priority")]
+    priority: str
     """
     The priority of the request.
     """
-    status: Annotated[
-        Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"],
-        Field(title="Status"),
-    ]
+    status: Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"]
     """
     Where the request stands.
     """
@@ -1136,16 +1064,6 @@ class HistoryEntry(BaseModel):
     """
 
 
-class WebhookEvents(RootModel[list[Literal["started", "image", "succeeded", "failed", "canceled"]]]):
-    root: Annotated[
-        list[Literal["started", "image", "succeeded", "failed", "canceled"]],
-        Field(max_length=100),
-    ] = ["succeeded", "failed", "canceled"]
-    """
-    Which events are posted to webhook_url. Default: ["succeeded", "failed", "canceled"].
-    """
-
-
 class Lora(BaseModel):
     """
     A LoRA and its strength.
@@ -1154,15 +1072,15 @@ class Lora(BaseModel):
     model_config = ConfigDict(
         extra="allow",
     )
-    path: Annotated[str, Field(max_length=8000)]
+    path: str
     """
     Relative to the LoRA root, or an http(s) URL of a .safetensors file.
     """
-    network_multiplier: NetworkMultiplier | None = None
+    network_multiplier: float | None = None
     """
     The strength; 0 has no effect. Default: 1.0.
     """
-    transformer: Literal["low", "high"] | None = None
+    transformer: str | None = None
     """
     For models with two transformers only.
     """
@@ -1206,6 +1124,91 @@ class LoraList(BaseModel):
     """
 
 
+class ModelList(BaseModel):
+    """
+    The models in two shapes: `models` as in the reference server, `object` and `data` as in OpenAI's API.
+    """
+
+    models: list[ModelInfo]
+    """
+    The models, in the order of the config.
+    """
+    object: Literal["list"]
+    """
+    Always list.
+    """
+    data: list[OpenAiModel]
+    """
+    The served models, then the usable presets of the caller.
+    """
+
+
+class PresetInfo(BaseModel):
+    """
+    A preset. A field that it does not set is null: the request's own value or the service's default applies.
+    """
+
+    name: str
+    """
+    What a request's `preset` says.
+    """
+    model: str
+    """
+    The id of the model.
+    """
+    loras: list[PresetLora]
+    """
+    The LoRAs, unless a request sends `loras`.
+    """
+    sample_steps: int | None
+    """
+    1 to 150, for each prompt.
+    """
+    guidance_scale: float | None
+    """
+    0 to 20, for each prompt.
+    """
+    neg: str | None
+    """
+    The negative prompt, for each prompt.
+    """
+    size: str | None
+    """
+    `input`, or width and height as `1024x768`, for each prompt.
+    """
+    trigger_word: str | None
+    """
+    What `[trigger]` in a prompt is replaced by.
+    """
+    profile: str | None
+    """
+    Whose preparation of images and prompts is followed.
+    """
+    output_format: str | None
+    """
+    The file format of the images.
+    """
+    quality: str | None
+    """
+    How exactly the model's own pixels are made.
+    """
+    problem: PresetProblem | None
+    """
+    Why it cannot be used at the moment; null if it can.
+    """
+
+
+class PresetList(BaseModel):
+    """
+    The presets of the caller.
+    """
+
+    presets: list[PresetInfo]
+    """
+    The presets that the caller may use, by name.
+    """
+
+
 class Prompt(BaseModel):
     """
     One image to be made.
@@ -1214,55 +1217,55 @@ class Prompt(BaseModel):
     model_config = ConfigDict(
         extra="allow",
     )
-    prompt: Annotated[str, Field(max_length=100000)]
+    prompt: str
     """
     The instruction. `[trigger]` in it is replaced by the trigger word.
     """
-    trigger_word: TriggerWord1 | None = None
+    trigger_word: str | None = None
     """
     Used instead of the request's, unless it is empty. Default: the request's.
     """
-    width: Width | None = None
+    width: int | None = None
     """
     Pixels; floored to the model's divisor. Default: the preset's, or 1024.
     """
-    height: Height | None = None
+    height: int | None = None
     """
     Pixels; floored to the model's divisor. Default: the preset's, or 1024.
     """
-    size: Size | None = None
+    size: str | None = None
     """
     Instead of width and height: `input` is the aspect of the first control image at about 1 MP, `1024x768` is width and height in pixels. Default: the preset's.
     """
-    guidance_scale: GuidanceScale | None = None
+    guidance_scale: float | None = None
     """
     How strongly the prompt is followed; at 1 or less the negative prompt has no effect. Default: the preset's, or the model's `default_guidance_scale`.
     """
-    sample_steps: SampleSteps | None = None
+    sample_steps: int | None = None
     """
     Denoising steps. Default: the preset's, or the model's `default_steps`.
     """
-    neg: Neg | None = None
+    neg: str | None = None
     """
     The negative prompt, used only if guidance_scale is above 1. Default: the preset's, or empty.
     """
-    seed: Seed | None = None
+    seed: int | None = None
     """
     -1: drawn by the service. Default: 42 + the prompt's index.
     """
-    sampler: Sampler | None = None
+    sampler: str | None = None
     """
     flowmatch, or lightning for adapters distilled to few steps; others are ignored. Default: flowmatch.
     """
-    num_frames: NumFrames | None = None
+    num_frames: int | None = None
     """
     Ignored: no model makes videos.
     """
-    fps: Fps | None = None
+    fps: int | None = None
     """
     Ignored: no model makes videos.
     """
-    resolution: Literal["Default", "High"] | None = None
+    resolution: str | None = None
     """
     Of video models. `High` is refused.
     """
@@ -1293,10 +1296,7 @@ class RequestStatus(BaseModel):
     """
     The id of the request.
     """
-    status: Annotated[
-        Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"],
-        Field(title="Status"),
-    ]
+    status: Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"]
     """
     Where the request stands.
     """
@@ -1434,13 +1434,6 @@ class History(BaseModel):
     """
 
 
-class Loras(RootModel[list[Lora]]):
-    root: Annotated[list[Lora], Field(max_length=100)]
-    """
-    Required without a preset, whose LoRAs the list replaces.
-    """
-
-
 class InferenceRequest(BaseModel):
     """
     A request for one image per prompt.
@@ -1449,39 +1442,39 @@ class InferenceRequest(BaseModel):
     model_config = ConfigDict(
         extra="allow",
     )
-    preset: Preset | None = None
+    preset: str | None = None
     """
     A name from `/v1/presets`, which sets the fields that the request does not send.
     """
-    model: Model | None = None
+    model: str | None = None
     """
     An id from `/v1/models`. Required without a preset.
     """
-    loras: Loras | None = None
+    loras: list[Lora] | None = None
     """
     Required without a preset, whose LoRAs the list replaces.
     """
-    prompts: Annotated[list[Prompt], Field(max_length=10000, min_length=1)]
+    prompts: list[Prompt]
     """
     Each makes one image.
     """
-    trigger_word: TriggerWord | None = None
+    trigger_word: str | None = None
     """
     Replaces [trigger] in every prompt. `auto`: the word that a LoRA's file names. Default: the preset's.
     """
-    hf_token: HfToken | None = None
+    hf_token: str | None = None
     """
     Used for the downloads of this request; never stored.
     """
-    profile: Literal["reference", "trainer", "auto", "trainer-0.6.0", "trainer-0.7.32", "trainer-0.9.0"] | None = None
+    profile: str | None = None
     """
     Whose preparation of images and prompts is followed. Default: the preset's, or the service's.
     """
-    quality: Literal["exact", "balanced", "fast", "turbo"] | None = None
+    quality: str | None = None
     """
     How exactly the model's own pixels are made. This service makes `exact` ones only. Default: the preset's, or exact.
     """
-    output_format: Literal["jpeg", "png", "webp"] | None = None
+    output_format: str | None = None
     """
     Lossless: png, webp. Lossy: jpeg (quality 95). Default: the preset's, or jpeg.
     """
@@ -1489,23 +1482,23 @@ class InferenceRequest(BaseModel):
     """
     The VAE works in tiles, as the trainer's low-memory setting has it. Default: false.
     """
-    exif: Literal["ignore", "apply"] | None = None
+    exif: str | None = None
     """
     Whether control images are rotated by their EXIF orientation. Default: "ignore".
     """
-    deadline_s: DeadlineS | None = None
+    deadline_s: float | None = None
     """
     The request must end within so many seconds. Default: the service's.
     """
-    priority: Literal["interactive", "bulk"] | None = None
+    priority: str | None = None
     """
     While interactive images wait, one image in five is of a bulk request. Default: "interactive".
     """
-    webhook_url: WebhookUrl | None = None
+    webhook_url: str | None = None
     """
     A URL that the service posts the request's events to.
     """
-    webhook_events: WebhookEvents | None = None
+    webhook_events: list[str] | None = None
     """
     Which events are posted to webhook_url. Default: ["succeeded", "failed", "canceled"].
     """
@@ -1822,10 +1815,7 @@ class RequestResult(BaseModel):
     """
     The id of the request.
     """
-    status: Annotated[
-        Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"],
-        Field(title="Status"),
-    ]
+    status: Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"]
     """
     Where the request stands.
     """

@@ -11,10 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Union
 
+from edits_client.images import Image
+
 if TYPE_CHECKING:
     import PIL.Image
 
-ImageSource = Union[str, "os.PathLike[str]", bytes, IO[bytes], "PIL.Image.Image"]
+ImageSource = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image, "PIL.Image.Image"]
 # What a string may start with that names an image for the service, and is no path.
 REFERENCES = ("http://", "https://", "upload:", "sha256:")
 DATA_URL = "data:"
@@ -35,7 +37,8 @@ def read_source(source: ImageSource) -> LocalImage | str:
     """The image's bytes, or the reference that the service understands as it is.
 
     A string is a URL, an `upload:` or `sha256:` reference, a `data:` URL, or the path of a file. A PIL image is sent
-    as PNG, which keeps its pixels. Raises FileNotFoundError and other OSErrors for a path.
+    as PNG, which keeps its pixels, and an Image of an earlier request as the file that it is. Raises FileNotFoundError
+    and other OSErrors for a path.
     """
     if isinstance(source, bytes):
         return LocalImage(source)
@@ -47,6 +50,8 @@ def read_source(source: ImageSource) -> LocalImage | str:
         return LocalImage(Path(source).expanduser().read_bytes())
     if isinstance(source, os.PathLike):
         return LocalImage(Path(source).expanduser().read_bytes())
+    if isinstance(source, Image):
+        return LocalImage(source.data)
     if hasattr(source, "save"):
         buffer = io.BytesIO()
         source.save(buffer, "PNG")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx2
+from pydantic import BaseModel
 from typing_extensions import Self, Unpack
 
-from edits_client._async.clock import in_thread
+from edits_client._async.clock import Lock, in_thread
 from edits_client._async.job import AsyncJob
 from edits_client._async.transport import AsyncTransport
-from edits_client.answers import json_of
 from edits_client.bodies import Options, as_prompts, new_idempotency_key, request_body
 from edits_client.errors import ControlImageInvalid, UploadNotFound
 from edits_client.images import Image
@@ -22,12 +22,14 @@ from edits_client.models import (
     Explanation,
     History,
     HistoryEntry,
+    InferenceRequest,
     LoraInfo,
     LoraList,
     ModelInfo,
     ModelList,
     PresetInfo,
     PresetList,
+    Submitted,
     TenantUsage,
     Upload,
     UsageList,
@@ -35,6 +37,8 @@ from edits_client.models import (
 from edits_client.retries import DEFAULT_RETRIES, Retries
 from edits_client.sources import ImageSource, LocalImage, read_source
 from edits_client.version import VERSION
+
+M = TypeVar("M", bound=BaseModel)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 # Time limits of one call (s). Uploads write for longer; a service that is busy answers within seconds.
@@ -61,16 +65,20 @@ class AsyncClient:
         retries: Retries = DEFAULT_RETRIES,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        """`timeout` is for one call (s). `transport` is for tests and proxies: see httpx2."""
+        """`timeout` is for one call (s). `transport` is for tests and proxies: see httpx2. Raises ValueError for a URL
+        that is not of HTTP."""
         self.url = (url or os.environ.get("EDITS_URL") or DEFAULT_URL).rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"the service's URL must start with http:// or https://: {self.url!r}")
         key = api_key or os.environ.get("EDITS_API_KEY")
         headers = {"User-Agent": f"edits-client/{VERSION}"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
         http = httpx2.AsyncClient(base_url=self.url, headers=headers, timeout=timeout, transport=transport)
         self._transport = AsyncTransport(http, retries)
-        # Upload ids by the SHA-256 (hex) of the file.
+        # Of each file that was uploaded, by its SHA-256 (hex): its upload's id, and what makes others wait for it.
         self._uploaded: dict[str, str] = {}
+        self._uploading: dict[str, Lock] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -92,8 +100,9 @@ class AsyncClient:
     ) -> Image:
         """Edit one image and wait for the result, by default a PNG in the shape of the first control image.
 
-        `images` is one control image or up to three. Raises ApiError for a refused or failed request, WaitTimeout
-        after `timeout` seconds (the request goes on), and ValueError for options that make more than one image.
+        `images` is one control image or a list of up to three, empty for a model that needs none. Raises ApiError for
+        a refused or failed request, WaitTimeout after `timeout` seconds (the request goes on), and ValueError for
+        options that make more than one image.
         """
         if len(options.get("seeds", ())) > 1:
             raise ValueError("edit makes one image; use submit for several seeds")
@@ -116,20 +125,25 @@ class AsyncClient:
         be read, and ValueError.
         """
         key = idempotency_key or new_idempotency_key()
-        answer = await self._with_images("/v1/inference", images, prompts, options, {"Idempotency-Key": key})
-        return AsyncJob(self._transport, answer["request_id"])
+        headers = {"Idempotency-Key": key}
+        submitted = await self._with_images(Submitted, "/v1/inference", images, prompts, options, headers)
+        return AsyncJob(self._transport, submitted.request_id)
 
     async def explain(
         self, images: ImageSource | Sequence[ImageSource], prompts: str | Iterable[str], **options: Unpack[Options]
     ) -> Explanation:
         """What `submit` would do with the same arguments: every effective value, and notes. Nothing is made."""
-        return Explanation.model_validate(await self._with_images("/v1/explain", images, prompts, options, {}))
+        return await self._with_images(Explanation, "/v1/explain", images, prompts, options, {})
 
-    async def submit_body(self, body: dict[str, Any], *, idempotency_key: str | None = None) -> AsyncJob:
-        """Send the body of `POST /v1/inference` as it is, such as an `effective.request` of an earlier result."""
+    async def submit_body(
+        self, body: Mapping[str, Any] | InferenceRequest, *, idempotency_key: str | None = None
+    ) -> AsyncJob:
+        """Send the body of `POST /v1/inference` as it is, such as the `effective.request` of an earlier image."""
+        if isinstance(body, InferenceRequest):
+            body = body.model_dump(mode="json", exclude_unset=True)
         headers = {"Idempotency-Key": idempotency_key or new_idempotency_key()}
-        answer = await self._transport.post_json("/v1/inference", body, headers)
-        return AsyncJob(self._transport, answer["request_id"])
+        submitted = await self._transport.post(Submitted, "/v1/inference", body, headers)
+        return AsyncJob(self._transport, submitted.request_id)
 
     def job(self, request_id: str) -> AsyncJob:
         """A request that was submitted earlier, perhaps by another process. No call is made."""
@@ -144,17 +158,17 @@ class AsyncClient:
 
     async def models(self) -> list[ModelInfo]:
         """The models that the service serves."""
-        return ModelList.model_validate(await self._transport.get_json("/v1/models")).models
+        return (await self._transport.get(ModelList, "/v1/models")).models
 
     async def presets(self) -> list[PresetInfo]:
         """The presets that the caller may use."""
-        return PresetList.model_validate(await self._transport.get_json("/v1/presets")).presets
+        return (await self._transport.get(PresetList, "/v1/presets")).presets
 
     async def loras(self, search: str = "") -> AsyncIterator[LoraInfo]:
         """The LoRA files of the service with what their headers say, by path. Pages are read as they are needed."""
         params = {"search": search}
         while True:
-            page = LoraList.model_validate(await self._transport.get_json("/v1/loras", params))
+            page = await self._transport.get(LoraList, "/v1/loras", params)
             for lora in page.loras:
                 yield lora
             if page.next_cursor is None:
@@ -163,7 +177,7 @@ class AsyncClient:
 
     async def lora(self, path: str) -> LoraInfo:
         """One LoRA file of the service. Raises LoraNotFound."""
-        return LoraInfo.model_validate(await self._transport.get_json(f"/v1/loras/{quote(path)}"))
+        return await self._transport.get(LoraInfo, f"/v1/loras/{quote(path)}")
 
     async def history(
         self,
@@ -186,7 +200,7 @@ class AsyncClient:
         }
         params = {name: value for name, value in given.items() if value is not None}
         while True:
-            page = History.model_validate(await self._transport.get_json("/v1/requests", params))
+            page = await self._transport.get(History, "/v1/requests", params)
             for entry in page.requests:
                 yield entry
             if page.next_cursor is None:
@@ -195,23 +209,24 @@ class AsyncClient:
 
     async def usage(self) -> list[TenantUsage]:
         """GPU seconds and images of the key's tenant, or of every tenant for an operator. Raises HistoryUnavailable."""
-        return UsageList.model_validate(await self._transport.get_json("/v1/usage")).usage
+        return (await self._transport.get(UsageList, "/v1/usage")).usage
 
     async def _with_images(
         self,
+        kind: type[M],
         path: str,
         images: ImageSource | Sequence[ImageSource],
         prompts: str | Iterable[str],
         options: Options,
         headers: dict[str, str],
-    ) -> Any:
+    ) -> M:
         """The answer to a body that names these images. An upload that has expired meanwhile is made again."""
         sources = await in_thread(lambda: [read_source(source) for source in as_sources(images)])
         complete = await self._with_defaults(options, has_images=bool(sources))
         texts = as_prompts(prompts)
         body = request_body([await self._reference(source) for source in sources], texts, complete)
         try:
-            return await self._transport.post_json(path, body, headers)
+            return await self._transport.post(kind, path, body, headers)
         except ControlImageInvalid:
             uploads = [source for source in sources if isinstance(source, LocalImage)]
             if not uploads:
@@ -219,7 +234,7 @@ class AsyncClient:
         # An upload has expired since it was made: the service checked each image when it was sent.
         for upload in uploads:
             await self._send(upload)
-        return await self._transport.post_json(path, body, headers)
+        return await self._transport.post(kind, path, body, headers)
 
     async def _with_defaults(self, options: Options, *, has_images: bool) -> Options:
         """The options with this client's defaults: the only model that fits, and the shape of the control image."""
@@ -242,23 +257,22 @@ class AsyncClient:
         """How the service names a control image; it is uploaded unless the service has it."""
         if isinstance(source, str):
             return source
-        if source.sha256 not in self._uploaded:
-            self._uploaded[source.sha256] = (await self._upload(source)).id
+        async with self._uploading.setdefault(source.sha256, Lock()):
+            if source.sha256 not in self._uploaded:
+                self._uploaded[source.sha256] = (await self._upload(source)).id
         return f"upload:{self._uploaded[source.sha256]}"
 
     async def _upload(self, image: LocalImage) -> Upload:
         """The upload of an image, which is sent if the service does not have it. Small ones are sent at once."""
         if len(image.data) >= ASKED_FIRST_BYTES:
             try:
-                return Upload.model_validate(await self._transport.get_json(f"/v1/uploads/{image.sha256}"))
+                return await self._transport.get(Upload, f"/v1/uploads/{image.sha256}")
             except UploadNotFound:
                 pass
         return await self._send(image)
 
     async def _send(self, image: LocalImage) -> Upload:
-        headers = {"Content-Type": "application/octet-stream"}
-        answer = await self._transport.call("POST", "/v1/uploads", json_of, content=image.data, headers=headers)
-        return Upload.model_validate(answer)
+        return await self._transport.post(Upload, "/v1/uploads", image.data)
 
 
 def as_sources(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:

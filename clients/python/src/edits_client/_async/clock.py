@@ -1,4 +1,4 @@
-"""Pauses and threads of the async client. `_sync/clock.py` is its counterpart, and is not generated."""
+"""Pauses, threads and locks of the async client. `_sync/clock.py` is its counterpart, and is not generated."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import TypeVar
 
 import anyio
 import anyio.to_thread
+from anyio import Lock
 
 T = TypeVar("T")
+
+__all__ = ["Lock", "in_thread", "sleep"]
 
 
 async def sleep(seconds: float) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TypeAlias
 
 import httpx2
@@ -13,19 +13,27 @@ import httpx2
 from edits_client import models
 from edits_client._async.clock import sleep
 from edits_client._async.transport import AsyncTransport
-from edits_client.answers import Incomplete, failure_of, json_of, raise_for_error
-from edits_client.errors import ApiError, PreviewNotReady, WaitTimeout
-from edits_client.events import Ended, Event, Queued, Started, Step, event_of
+from edits_client.answers import Incomplete, failure_of, raise_for_error
+from edits_client.deadline import Deadline
+from edits_client.errors import ApiError, ConnectionFailed, EditsError, ImageNotFound, PreviewNotReady
+from edits_client.events import ENDS, Ended, Event, ImageFinished, Queued, Started, Step, event_of, finished_event
 from edits_client.images import Image
+from edits_client.retries import RETRIED_STATUSES
 
 Output: TypeAlias = models.ImageOutput | models.NumberedImage
 
 # How often the status is asked for while events cannot be read (s).
 POLL_S = 1.0
-# Streams in a row that brought no event before the status is polled instead.
-MAX_EMPTY_STREAMS = 3
+# Streams that break in a row, without an event, before the status is polled instead.
+MAX_BROKEN_STREAMS = 3
 # How long a stream may be silent (s). The service sends a comment every 15 s.
 SILENCE_S = 45.0
+# Errors of the service in place of a stream, with which another try may succeed.
+BROKEN_STATUSES = RETRIED_STATUSES | {500}
+
+
+class StreamBroken(EditsError):
+    """A stream of events has ended otherwise than the service ends one."""
 
 
 class AsyncJob:
@@ -40,22 +48,21 @@ class AsyncJob:
 
     async def status(self) -> models.RequestStatus:
         """Where the request stands now. Raises RequestNotFound."""
-        return models.RequestStatus.model_validate(await self._transport.get_json(f"/v1/requests/{self.id}/status"))
+        return await self._transport.get(models.RequestStatus, f"/v1/requests/{self.id}/status")
 
     async def record(self) -> models.RequestResult:
         """The body of the result; its `outputs` are None until the request has succeeded. Raises RequestNotFound."""
-        return models.RequestResult.model_validate(await self._transport.get_json(f"/v1/requests/{self.id}/result"))
+        return await self._transport.get(models.RequestResult, f"/v1/requests/{self.id}/result")
 
     async def wait(self, timeout: float | None = 3600.0) -> models.RequestResult:
         """The record once the request has ended, however it ended. Raises WaitTimeout after `timeout` seconds."""
-        until = None if timeout is None else time.monotonic() + timeout
+        deadline = Deadline(self.id, timeout)
         pause = 0.1
         while True:
             status = await self.status()
-            if status.status in ("succeeded", "failed", "canceled"):
+            if status.status in ENDS:
                 return await self.record()
-            if until is not None and time.monotonic() + pause > until:
-                raise WaitTimeout(f"request {self.id} is {status.status} after {timeout:g} s", self.id)
+            deadline.check(pause)
             await sleep(pause)
             pause = min(pause * 1.5, POLL_S)
 
@@ -63,11 +70,14 @@ class AsyncJob:
         """The finished images in prompt order, once all are finished.
 
         Raises WaitTimeout after `timeout` seconds, and for a request that failed or was cancelled the error of its
-        code: an EditFailed, or the ApiError of an adapter or control image that could not be used.
+        code: an EditFailed, or the ApiError of an adapter or control image that could not be used. Raises ImageNotFound
+        if the images were deleted meanwhile.
         """
         record = await self.wait(timeout)
         if record.status != "succeeded":
             raise failure_of(record)
+        if record.outputs is None:
+            raise ImageNotFound(f"the images of request {self.id} were deleted", job_id=self.id)
         return await self.images(record)
 
     async def images(self, record: models.RequestResult | None = None) -> list[Image]:
@@ -91,37 +101,63 @@ class AsyncJob:
     async def cancel(self, *, purge: bool = False) -> models.RequestStatus:
         """Cancel the request; what has ended stays ended. With `purge` its images are deleted for good."""
         params = {"purge": "true"} if purge else None
-        answer = await self._transport.call("DELETE", f"/v1/requests/{self.id}", json_of, params=params)
-        return models.RequestStatus.model_validate(answer)
+        return await self._transport.delete(models.RequestStatus, f"/v1/requests/{self.id}", params)
 
-    async def events(self, *, previews: bool = True) -> AsyncIterator[Event]:
+    async def events(self, *, previews: bool = True, timeout: float | None = None) -> AsyncGenerator[Event]:
         """The events of the request, oldest first; `Ended` is the last one.
 
-        A connection that breaks is made again, and the events go on after the last one. Where streams do not get
-        through at all, they are made from the status, once a second. `previews=False` spares the GPU the previews.
+        Each image is reported as finished once. A connection that breaks is made again, and the events go on after the
+        last one. Where streams do not get through at all, the events are made from the status, once a second.
+        `previews=False` spares the GPU the previews. Raises WaitTimeout about `timeout` seconds after the start.
         """
-        seen, empty_streams = "", 0
-        while empty_streams < MAX_EMPTY_STREAMS:
-            came = False
-            async for event_id, event in self._stream(seen, previews):
-                seen, came = event_id or seen, True
+        finished: set[int] = set()
+        async with aclosing(self._any_events(previews, Deadline(self.id, timeout))) as found:
+            async for event in found:
+                if isinstance(event, ImageFinished):
+                    finished.add(event.image)
+                elif isinstance(event, Ended):
+                    for index, output in finished_outputs(event.result):
+                        if index not in finished:
+                            yield finished_event(index, output)
                 yield event
-                if isinstance(event, Ended):
-                    return
-            empty_streams = 0 if came else empty_streams + 1
+
+    async def _any_events(self, previews: bool, deadline: Deadline) -> AsyncGenerator[Event]:
+        """The events of one stream after the other, or of the status if streams break. Those of images may be missing:
+        what follows the last event of a stream may be lost with it.
+        """
+        seen, broken = "", 0
+        while broken < MAX_BROKEN_STREAMS:
+            came = False
+            try:
+                async with aclosing(self._stream(seen, previews, deadline)) as stream:
+                    async for event_id, event in stream:
+                        seen, came = event_id or seen, True
+                        yield event
+                        if isinstance(event, Ended):
+                            return
+                        deadline.check()
+            except StreamBroken:
+                broken = 0 if came else broken + 1
+                # Waits for a service that is away.
+                await self.status()
+            deadline.check()
             if not came:
                 await sleep(POLL_S)
-        async for event in self._polled_events():
-            yield event
+        async with aclosing(self._polled_events(deadline)) as polled:
+            async for event in polled:
+                yield event
 
-    async def _stream(self, seen: str, previews: bool) -> AsyncIterator[tuple[str, Event]]:
-        """One connection: events with their ids, until it ends for whatever reason."""
+    async def _stream(self, seen: str, previews: bool, deadline: Deadline) -> AsyncGenerator[tuple[str, Event]]:
+        """One connection: events with their ids, until the service ends it. Raises StreamBroken."""
         headers = {"Last-Event-ID": seen} if seen else {}
-        timeout = httpx2.Timeout(SILENCE_S)
+        timeout = httpx2.Timeout(deadline.at_most(SILENCE_S))
         params = {} if previews else {"previews": "false"}
         path = f"/v1/requests/{self.id}/events"
         try:
-            async with self._transport.http.sse(path, headers=headers, params=params, timeout=timeout) as source:
+            # The last event carries the result, which has no largest size.
+            async with self._transport.http.sse(
+                path, headers=headers, params=params, timeout=timeout, max_event_size=None
+            ) as source:
                 if not source.response.is_success:
                     await source.response.aread()
                     raise_for_error(source.response)
@@ -134,12 +170,13 @@ class AsyncJob:
                     if event is not None:
                         yield message.id, event
         except ApiError as error:
-            if error.status is None or error.status < 500:
+            if error.status not in BROKEN_STATUSES:
                 raise
-        except (httpx2.TransportError, httpx2.DecodingError, json.JSONDecodeError, Incomplete):
-            return
+            raise StreamBroken from error
+        except (httpx2.TransportError, httpx2.DecodingError, json.JSONDecodeError, ConnectionFailed) as error:
+            raise StreamBroken from error
 
-    async def _polled_events(self) -> AsyncIterator[Event]:
+    async def _polled_events(self, deadline: Deadline) -> AsyncGenerator[Event]:
         """The events that can be told from the status, which has the steps of all images together."""
         position, steps, started = None, -1, False
         while True:
@@ -153,10 +190,11 @@ class AsyncJob:
             progress = status.progress
             if started and progress.steps_done != steps:
                 steps = progress.steps_done
-                yield Step(progress.images_done, progress.steps_done, progress.steps, progress.stage)
+                yield Step(None, progress.steps_done, progress.steps, progress.stage)
             if status.finished_at is not None:
                 yield await self._end()
                 return
+            deadline.check(POLL_S)
             await sleep(POLL_S)
 
     async def _end(self) -> Ended:
