@@ -10,12 +10,13 @@ WORKERS ?= 3
 # Ray phones home unless told not to.
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help demo serve test docs check drill drill-nodes benchmark attacks clean
+.PHONY: help demo serve generators test docs check drill drill-nodes benchmark attacks clean
 
 help:
 	@echo "make demo       start the service, edit the sample photograph, show the result, stop (MODEL=...)"
 	@echo "make serve      the service in the foreground, as serve_config.yaml says"
 	@echo "make test       all tests"
+	@echo "make generators what writes the generated code of the Python client: see CONTRIBUTING.md"
 	@echo "make docs       the documentation as a site in out/site; fails on a broken link or a missing page"
 	@echo "make check      what CI runs: lint, types, import contract, documentation, all tests"
 	@echo "make drill      kill processes that work on 60 requests, and check that no request is lost; 5 minutes at most"
@@ -45,6 +46,8 @@ demo: $(VENV)/.installed
 
 serve: $(VENV)/.installed
 	$(BIN)/edits-server run serve_config.yaml
+
+generators: $(VENV)/generators/.installed
 
 test: $(VENV)/.installed $(VENV)/generators/.installed $(NPM_PACKAGES)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) tests/unit tests/cluster clients/python/tests

@@ -3,7 +3,7 @@
     python -m tools.client_code            # writes it
     python -m tools.client_code --check    # fails if a file would change
 
-The generator of models is in the environment of `tests/generators`.
+`make generators` installs what writes the models. CONTRIBUTING.md says when to run this.
 """
 
 import json
