@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from edits_client.cli.context import AsJson, as_json, client_of, out, plain, print_json
-from edits_client.cli.making import values_table
+from edits_client.cli.context import AsJson, as_json, client_of, out, plain, print_json, values_table
 
 loras_app = typer.Typer(help="List the LoRAs of the service, or show one.", invoke_without_command=True)
 
@@ -22,7 +21,9 @@ def add_commands(app: typer.Typer) -> None:
 def models(context: typer.Context, json: AsJson = False) -> None:
     """List the models of the service.
 
-    Example: edits models
+    \b
+    Example:
+      edits models
     """
     with client_of(context) as client:
         served = as_json(client.models())
@@ -40,7 +41,9 @@ def models(context: typer.Context, json: AsJson = False) -> None:
 def presets(context: typer.Context, json: AsJson = False) -> None:
     """List the presets that you may use.
 
-    Example: edits presets
+    \b
+    Example:
+      edits presets
     """
     with client_of(context) as client:
         known = as_json(client.presets())
@@ -57,9 +60,11 @@ def loras(
     search: Annotated[str, typer.Option(help="Only those with this in path, trigger word or kind.")] = "",
     json: AsJson = False,
 ) -> None:
-    """List the LoRAs of the service with what their files say, or show one.
+    """List the LoRAs of the service, with what their files say about themselves.
 
-    Example: edits loras --search my_job
+    \b
+    Example:
+      edits loras --search my_job
     """
     if context.invoked_subcommand is not None:
         return
@@ -84,7 +89,9 @@ def show(
 ) -> None:
     """Show everything that one LoRA's file says.
 
-    Example: edits loras show my_job/my_job.safetensors
+    \b
+    Example:
+      edits loras show my_job/my_job.safetensors
     """
     with client_of(context) as client:
         lora = as_json(client.lora(path))

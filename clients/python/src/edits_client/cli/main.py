@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
 
 from edits_client._sync.client import Client
 from edits_client.cli import catalogue, making, requests
-from edits_client.cli.context import client_of, ending_on_errors, err
+from edits_client.cli.context import SaysRetries, ending_on_errors, err, plain
 from edits_client.cli.settings import Settings, resolve, store
 from edits_client.version import VERSION
 
@@ -42,30 +43,28 @@ def common(
 
     The address and key are those of the options, of the environment, or of `edits login`, in this order.
     """
+    logging.getLogger("edits_client").handlers = [SaysRetries()]
     context.obj = resolve(url, api_key)
 
 
 @app.command()
 def login(
     context: typer.Context,
+    url: Annotated[str | None, typer.Argument(help="The service's address.", show_default=False)] = None,
     api_key: Annotated[
         str, typer.Option(prompt="API key (empty for none)", hide_input=True, help="The key; asked for if left out.")
     ] = "",
 ) -> None:
-    """Store the service's address and key for later commands, readable by you only.
+    """Store the service's address and your key.
 
-    Example: edits --url https://edits.example.com login
+    Later commands use them. Only you can read the file.
+
+    \b
+    Example:
+      edits login https://edits.example.com
     """
-    settings = Settings(context.obj.url, api_key or None)
+    settings = Settings((url or context.obj.url).rstrip("/"), api_key or None)
     with ending_on_errors(), Client(settings.url, settings.api_key) as client:
         served = [model.id for model in client.models()]
     path = store(settings)
-    err.print(f"{settings.url} serves {', '.join(served)}; stored in {path}")
-
-
-def main() -> None:
-    """Run the command."""
-    app()
-
-
-__all__ = ["app", "client_of", "main"]
+    err.print(plain(f"{settings.url} serves {', '.join(served)}; stored in {path}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -34,15 +33,23 @@ Trigger = Annotated[
 ProfileName = Annotated[str | None, typer.Option("--profile", help="Whose preparation is followed.")]
 QualityName = Annotated[str | None, typer.Option("--quality", help="exact, balanced, fast or turbo.")]
 Format = Annotated[str | None, typer.Option("--format", help="png, jpeg or webp. Default: by the name of the output.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option("--timeout", min=0, help="Wait for so many seconds at most. The request goes on.", show_default=False),
+]
 PriorityName = Annotated[str | None, typer.Option("--priority", help="interactive or bulk.")]
 
 
 def options_of(values: dict[str, Any]) -> Options:
     """The client's options from those of a command, by the names that the commands give them."""
+    try:
+        loras = None if values["loras"] is None else [Lora.parse(text) for text in values["loras"]]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--lora") from error
     options: dict[str, Any] = {
         "model": values["model"],
         "preset": values["preset"],
-        "loras": None if values["loras"] is None else [Lora.parse(text) for text in values["loras"]],
+        "loras": loras,
         "size": values["size"],
         "steps": values["steps"],
         "guidance": values["guidance"],
@@ -55,11 +62,3 @@ def options_of(values: dict[str, Any]) -> Options:
         "priority": values["priority"],
     }
     return options  # type: ignore[return-value]
-
-
-def format_of(path: Path | None, given: str | None) -> str:
-    """The output format: as given, or by the suffix of the file to write, or PNG."""
-    if given is not None or path is None:
-        return given or "png"
-    suffix = path.suffix.lower().removeprefix(".")
-    return {"jpg": "jpeg", "": "png"}.get(suffix, suffix)

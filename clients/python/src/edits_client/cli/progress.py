@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import PIL.Image
@@ -24,13 +25,10 @@ ETA_S = 2.0
 PREVIEW_COLUMNS = 32
 
 
-def watch(job: Job) -> Ended:
-    """Show what happens to a request until it ends. Without a terminal only its end is said.
-
-    On Ctrl-C it asks whether to cancel the request, and ends the command.
-    """
-    with asking_on_interrupt(job), RequestView(job) as view:
-        for event in job.events(previews=view.shows_previews):
+def watch(job: Job, timeout: float | None = None) -> Ended:
+    """Show what happens to a request until it ends; nothing without a terminal. Raises WaitTimeout."""
+    with RequestView(job) as view:
+        for event in job.events(previews=view.shows_previews, timeout=timeout):
             view.update(event)
             if isinstance(event, Ended):
                 return event
@@ -38,17 +36,32 @@ def watch(job: Job) -> Ended:
 
 
 @contextmanager
-def asking_on_interrupt(job: Job) -> Iterator[None]:
-    """Ctrl-C within asks whether to cancel the request, or leaves it alone; then the command ends."""
+def asking_on_interrupt(jobs: Sequence[Job]) -> Iterator[None]:
+    """Ctrl-C within asks once whether to cancel the requests, or leaves them alone; then the command ends."""
     try:
         yield
     except KeyboardInterrupt:
-        if err.is_terminal and typer.confirm(f"\nCancel request {job.id}?", default=False, err=True):
-            job.cancel()
-            err.print("cancelled")
+        if not jobs:
+            raise
+        if _wants_to_cancel(len(jobs)):
+            for job in jobs:
+                job.cancel()
+            err.print("canceled")
         else:
-            err.print(f"it goes on: edits watch {job.id}")
+            for job in jobs:
+                err.print(f"request {job.id} goes on; to follow it: edits watch {job.id}")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _wants_to_cancel(requests: int) -> bool:
+    """What the user says. Without a terminal, and after a second Ctrl-C, it is no."""
+    if not (err.is_terminal and sys.stdin.isatty()):
+        return False
+    try:
+        return typer.confirm("Cancel the request?" if requests == 1 else f"Cancel all {requests} requests?", err=True)
+    except typer.Abort:
+        err.print()
+        return False
 
 
 class RequestView:
@@ -59,7 +72,7 @@ class RequestView:
         self._bars = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), console=err
         )
-        self._tasks: dict[int, TaskID] = {}
+        self._tasks: dict[int | None, TaskID] = {}
         self._line = "sent"
         self._preview: Text | None = None
         self._eta_at = 0.0
@@ -68,16 +81,21 @@ class RequestView:
         self._live = Live(self._view(), console=err, transient=True, auto_refresh=False)
 
     def __enter__(self) -> RequestView:
-        self._live.start()
+        if err.is_terminal:
+            self._live.start(refresh=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        if err.is_terminal:
+            self._live.stop()
 
     def update(self, event: Event) -> None:
         """Show what has happened."""
+        if not err.is_terminal:
+            return
         if isinstance(event, Queued):
-            self._line = f"waiting; {event.queue_position} images ahead"
+            ahead = event.queue_position
+            self._line = "next in the queue" if ahead == 0 else f"in the queue behind {_images(ahead)}"
         elif isinstance(event, Step):
             self._line = "working"
             self._bar(event.image, event.step, event.steps, f"{event.step}/{event.steps} {event.stage or ''}")
@@ -89,13 +107,14 @@ class RequestView:
         self._refresh_eta()
         self._live.update(self._view(), refresh=True)
 
-    def _bar(self, image: int, done: int, total: int, state: str) -> None:
+    def _bar(self, image: int | None, done: int, total: int, state: str) -> None:
         if image not in self._tasks:
-            self._tasks[image] = self._bars.add_task(f"image {image}", state="")
+            name = "all images" if image is None else f"image {image}"
+            self._tasks[image] = self._bars.add_task(name, state="")
         self._bars.update(self._tasks[image], completed=done, total=total, state=state)
 
     def _refresh_eta(self) -> None:
-        if not err.is_terminal or time.monotonic() - self._eta_at < ETA_S:
+        if time.monotonic() - self._eta_at < ETA_S:
             return
         eta_s = self._job.status().eta_s
         self._eta = "" if eta_s is None else f", about {eta_s:.0f} s left"
@@ -108,6 +127,10 @@ class RequestView:
         if self._preview is not None:
             rows.append(self._preview)
         return Group(*rows)
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
 
 
 def half_blocks(jpeg: bytes) -> Text:

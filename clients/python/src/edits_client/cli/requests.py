@@ -10,8 +10,10 @@ import typer
 from rich.table import Table
 
 from edits_client.answers import failure_of
-from edits_client.cli.context import AsJson, RequestId, as_json, client_of, err, out, plain, print_json
-from edits_client.cli.making import default_output, report, write_all
+from edits_client.cli import options as opt
+from edits_client.cli import saving
+from edits_client.cli.context import REFUSED, AsJson, RequestId, as_json, client_of, err, out, plain, print_json
+from edits_client.cli.progress import asking_on_interrupt
 from edits_client.cli.progress import watch as follow
 
 
@@ -24,7 +26,9 @@ def add_commands(app: typer.Typer) -> None:
 def status(context: typer.Context, request_id: RequestId, json: AsJson = False) -> None:
     """Show where a request stands.
 
-    Example: edits status 0f8fad5bd9cb469fa16570867728950e
+    \b
+    Example:
+      edits status 0f8fad5bd9cb469fa16570867728950e
     """
     with client_of(context) as client:
         state = as_json(client.job(request_id).status())
@@ -44,13 +48,19 @@ def status(context: typer.Context, request_id: RequestId, json: AsJson = False) 
         out.print(plain(f"{state['error']} ({state['error_code']})"))
 
 
-def watch(context: typer.Context, request_id: RequestId, json: AsJson = False) -> None:
+def watch(context: typer.Context, request_id: RequestId, timeout: opt.Timeout = None, json: AsJson = False) -> None:
     """Follow a request to its end: queue, steps, preview.
 
-    Example: edits watch 0f8fad5bd9cb469fa16570867728950e
+    \b
+    Example:
+      edits watch 0f8fad5bd9cb469fa16570867728950e
+
+    Ctrl-C asks whether to cancel the request.
     """
     with client_of(context) as client:
-        end = follow(client.job(request_id))
+        job = client.job(request_id)
+        with asking_on_interrupt([job]):
+            end = follow(job, timeout)
         if json:
             print_json(as_json(end.result))
         elif end.result.status == "succeeded":
@@ -65,17 +75,21 @@ def get(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Write the finished images of a request, also of one that failed half way.
+    """Write the finished images of a request.
 
-    Example: edits get 0f8fad5bd9cb469fa16570867728950e -o night.png
+    These may be some images of a request that goes on, or that failed.
+
+    \b
+    Example:
+      edits get 0f8fad5bd9cb469fa16570867728950e -o night.png
     """
     with client_of(context) as client:
         images = client.job(request_id).images()
-    if not images:
-        err.print(f"no image is finished; edits watch {request_id} waits for them")
-        raise typer.Exit(1)
-    paths = write_all(images, output or default_output(request_id, images[0].format))
-    report([("", image) for image in images], paths, None, json)
+        if not images:
+            err.print(f"no image is finished; edits watch {request_id} waits for them")
+            raise typer.Exit(REFUSED)
+        saving.format_of(output, images[0].format)
+        saving.save_all([("", image) for image in images], request_id, output, as_json=json)
 
 
 def cancel(
@@ -86,7 +100,9 @@ def cancel(
 ) -> None:
     """Cancel a request that has not ended.
 
-    Example: edits cancel 0f8fad5bd9cb469fa16570867728950e
+    \b
+    Example:
+      edits cancel 0f8fad5bd9cb469fa16570867728950e
     """
     with client_of(context) as client:
         state = as_json(client.job(request_id).cancel(purge=purge))
@@ -106,7 +122,9 @@ def history(
 ) -> None:
     """List requests, newest first.
 
-    Example: edits ls --status failed -n 5
+    \b
+    Example:
+      edits ls --status failed -n 5
     """
     with client_of(context) as client:
         entries = as_json(list(islice(client.history(status=status, model=model, lora=lora), limit)))
@@ -124,9 +142,11 @@ def history(
 
 
 def usage(context: typer.Context, json: AsJson = False) -> None:
-    """Show how many GPU seconds and images were used.
+    """Show the GPU seconds and images of your key.
 
-    Example: edits usage
+    \b
+    Example:
+      edits usage
     """
     with client_of(context) as client:
         rows = as_json(client.usage())

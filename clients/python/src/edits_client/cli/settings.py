@@ -26,14 +26,15 @@ def settings_file() -> Path:
 
 
 def stored() -> Settings | None:
-    """What `edits login` has stored, None if nothing."""
+    """What `edits login` has stored, None if nothing, or nothing that can be read."""
     try:
         values = json.loads(settings_file().read_text())
-        return Settings(values["url"], values["api_key"])
+        return Settings(str(values["url"]), values["api_key"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise typer.BadParameter(f"{settings_file()} cannot be read ({error}); run edits login again") from error
+    except (OSError, ValueError, KeyError, TypeError):
+        typer.echo(f"{settings_file()} cannot be read and is ignored; run edits login again", err=True)
+        return None
 
 
 def store(settings: Settings) -> Path:
