@@ -2,51 +2,67 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from serve_app.api.app import create_app
-from serve_app.config import AppConfig
-from serve_app.intake.service import Service
-
 JsonObject = Mapping[str, Any]
+# Statuses and codes.
+Errors = frozenset[tuple[str, str]]
 
 HEAD = """# API
 
 This page is made from the application's own OpenAPI document, [`openapi.json`](openapi.json). A running service has
 the same document at `/openapi.json` and interactive docs at `/docs`. [HTTP](http.md) describes what all routes share:
-keys, limits of bodies, CORS, caching and the shape of errors.
+keys, limits of bodies, CORS, caching and the shape of errors. [Clients](how-to/clients.md#generated-clients) can be
+generated from the document.
 """
 
 KIND_OF_SCHEMA = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
 BOUNDS = {"minimum": "≥", "maximum": "≤", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
 
 
-def openapi_document(repository: Path) -> dict[str, Any]:
-    """The OpenAPI document of an application with the default config, which is built and not started."""
-
-    async def no_editors() -> Mapping[str, int]:
-        return {}
-
-    config = AppConfig().resolved(repository)
-    # Editors are called by a service that is started; this one only describes itself.
-    service = Service(config, editors=None, editor_count=no_editors)  # type: ignore[arg-type]
-    return create_app(service).openapi()
-
-
 def api_page(document: JsonObject) -> str:
     """The page, with a section for each route and for each body."""
-    lines = [HEAD, "## Routes\n"]
+    everywhere = _errors_of_all(document)
+    answers = ", ".join(f"{status} `{code}`" for status, code in sorted(everywhere))
+    lines = [HEAD, "## Routes\n", f"Any route may be answered with {answers}; these are not repeated below.\n"]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            lines += _route(method, path, operation)
+            lines += _route(method, path, operation, everywhere)
+    lines.append("## Webhooks\n")
+    for webhook in document.get("webhooks", {}).values():
+        lines += _webhook(webhook["post"])
     lines.append("## Bodies\n")
     for name, schema in sorted(document["components"]["schemas"].items()):
         lines += _body(name, schema)
     return "\n".join(lines)
 
 
-def _route(method: str, path: str, operation: JsonObject) -> Iterator[str]:
+def _errors_of_all(document: JsonObject) -> Errors:
+    """The errors, by status and code, that every operation lists."""
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    listed = [
+        {(status, code) for status, response in operation["responses"].items() for code in _codes(response)}
+        for operation in operations
+    ]
+    return frozenset.intersection(*map(frozenset, listed))
+
+
+def _codes(response: JsonObject) -> list[str]:
+    return [code for content in response.get("content", {}).values() for code in content.get("examples", {})]
+
+
+def _has_other_body(response: JsonObject) -> bool:
+    return any("anyOf" in content.get("schema", {}) for content in response.get("content", {}).values())
+
+
+def _webhook(operation: JsonObject) -> Iterator[str]:
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    yield f"### {operation['operationId']}\n"
+    yield f"{operation['summary']} {operation['description']}\n"
+    yield f"Body: {_type(schema)}\n"
+
+
+def _route(method: str, path: str, operation: JsonObject, everywhere: Errors) -> Iterator[str]:
     yield f"### {method.upper()} {path}\n"
     yield operation.get("description", "") + "\n"
     if "security" not in operation:
@@ -61,7 +77,11 @@ def _route(method: str, path: str, operation: JsonObject) -> Iterator[str]:
         yield from _request_body(operation["requestBody"]["content"])
     yield "| answer | body | codes |\n|---|---|---|"
     for status, response in sorted(operation["responses"].items()):
-        yield _answer(status, response)
+        listed = _codes(response)
+        codes = [code for code in listed if (status, code) not in everywhere]
+        # Left out: what has only errors that every route has, and no other body.
+        if codes or not listed or _has_other_body(response):
+            yield _answer(status, response, codes)
     yield ""
 
 
@@ -83,17 +103,16 @@ def _parameter(parameter: JsonObject) -> str:
     return _row(cells)
 
 
-def _answer(status: str, response: JsonObject) -> str:
-    bodies, codes = [], []
+def _answer(status: str, response: JsonObject, codes: list[str]) -> str:
+    bodies = []
     for media_type, content in response.get("content", {}).items():
         if media_type != "application/json":
             bodies.append(f"`{media_type}`")
         elif content.get("schema"):
             bodies.append(_type(content["schema"]))
-        codes += [f"`{code}`" for code in content.get("examples", {})]
     if not bodies:
         bodies.append(response["description"])
-    return _row((status, ", ".join(bodies), ", ".join(codes)))
+    return _row((status, ", ".join(bodies), ", ".join(f"`{code}`" for code in codes)))
 
 
 def _body(name: str, schema: JsonObject) -> Iterator[str]:

@@ -15,7 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from tools.api_page import api_page, openapi_document
+from tools.api_page import api_page
+from tools.openapi import openapi_document
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
@@ -34,7 +35,7 @@ LOADING_TAGS = ("script", "link", "img", "iframe", "source")
 
 
 def main() -> None:
-    document = openapi_document(REPOSITORY)
+    document = openapi_document()
     (DOCS / "openapi.json").write_text(json.dumps(document, indent=2))
     (DOCS / "api.md").write_text(api_page(document))
     stop_at(navigation_problems())

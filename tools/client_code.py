@@ -16,7 +16,7 @@ from typing import Any
 
 import unasync
 
-from tools.api_page import openapi_document
+from tools.openapi import openapi_document
 
 ROOT = Path(__file__).parent.parent
 CLIENT = ROOT / "clients/python"
@@ -67,7 +67,7 @@ def write_models(target: Path) -> None:
     """Write the module of models to `target`."""
     with tempfile.TemporaryDirectory() as folder:
         document = Path(folder) / "openapi.json"
-        document.write_text(json.dumps(without_limits(openapi_document(ROOT))))
+        document.write_text(json.dumps(without_limits(openapi_document())))
         command = [str(GENERATOR), "--input", str(document), "--input-file-type", "openapi", "--output", str(target)]
         options = [
             "--output-model-type=pydantic_v2.BaseModel",

@@ -40,7 +40,7 @@ def create_app(service: Service) -> FastAPI:
             yield
 
     app = Application(
-        title="Image-editing LoRAs",
+        title="Image edits",
         description="Edits images with LoRAs that ostris/ai-toolkit trained for Qwen-Image-Edit.",
         version="1",
         openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],

@@ -45,6 +45,15 @@ ERRORS_OF_ALL = (
 )
 ERRORS_OF_BODIES = (errors.BodyTooLarge, errors.RequestTooSlow, errors.Overloaded)
 EVENT_STREAM = "text/event-stream"
+# What `TraceRequest` reads. It is of use where work begins. Without an optional parameter, openapi-python-client 0.29
+# generates modules that cannot be imported for operations with two types of bodies.
+TRACEPARENT = {
+    "name": "traceparent",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "The client's span (W3C Trace Context), whose trace this request joins.",
+}
 # The route that streams the events of a request.
 EVENTS_ROUTE = "events"
 
@@ -90,6 +99,8 @@ def _shape_of(route: APIRoute) -> ErrorShape:
 
 def _complete(operation: JsonObject, route: APIRoute, method: str, shape: ErrorShape) -> None:
     """Complete the document of one operation."""
+    if "requestBody" in operation:
+        operation.setdefault("parameters", []).append(TRACEPARENT)
     responses = operation["responses"]
     _describe_faults(responses, shape)
     for status, docs in error_docs(*errors_on_the_way(route, method), shape=shape).items():
