@@ -57,7 +57,7 @@ def show_demo(model: ModelSpec) -> None:
     console.print(f"made in {spent} s; the whole demo took {time.monotonic() - started:.0f} s")
     console.print(
         "[dim]The shipped miniature knows eleven instructions (serve_app/pipeline/miniature_files/README.md),\n"
-        "guesses at other words, and without an image it makes none."
+        "guesses what other words mean, and makes no image from text alone."
         f" With `checkpoint: {model.base_model}` in serve_config.yaml\nand a GPU, the edits are the real model's.[/dim]"
     )
 

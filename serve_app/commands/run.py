@@ -48,7 +48,7 @@ def run_service(path: Path, address: str | None) -> None:
         port = free_port()
         settings = FrontSettings(file.config.front, file.config.cors_origins, file.base_path, port)
         with Front(settings, listener) as front:
-            logger.info("%s:%s answers 503 until the service is ready; starting Ray", file.host, file.port)
+            logger.info("starting Ray; until the application runs, %s:%s answers 503", file.host, file.port)
             with cluster(address, stop):
                 service = RunningService(file, front, stop)
                 service.start(port)

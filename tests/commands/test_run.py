@@ -73,7 +73,7 @@ class Started:
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_S
-        while "the service is ready" not in self.log() or self.client.get("/ready").status_code != 200:
+        while "the service is ready at" not in self.log() or self.client.get("/ready").status_code != 200:
             assert self.process.poll() is None, self.log()[-3000:]
             assert time.monotonic() < deadline, self.log()[-3000:]
             with suppress(httpx.TransportError):
