@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
@@ -80,14 +80,18 @@ class InstantEditors:
 class Application:
     """The HTTP application in this process, over instant editors."""
 
+    document: ClassVar[Document | None] = None
+
     def __init__(self, config: AppConfig) -> None:
         self.config = config
         self.editors = InstantEditors(Artifacts(config.artifacts_url))
         self.running = {model.id: 1 for model in config.models}
         self.service = Service(config, self.editors, self._editor_count)
         self.app = create_app(self.service)
-        # Every answer in these tests is what the OpenAPI document says.
-        self.app.add_middleware(Conformity, document=Document(self.app))
+        # Every answer in these tests is what the OpenAPI document says, which is the same for every config.
+        if Application.document is None:
+            Application.document = Document(self.app)
+        self.app.add_middleware(Conformity, document=Application.document)
 
     async def _editor_count(self) -> Mapping[str, int]:
         return self.running

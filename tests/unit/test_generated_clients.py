@@ -24,15 +24,16 @@ from tests.conftest import ROOT
 from tests.programs import JAVASCRIPT, generator, npm_program
 from tests.unit.conftest import IMAGE, Application
 from tests.unit.test_recorded_answers import VERSIONS, read
+from tools.openapi import openapi_document
 
 SCRIPTS = ROOT / "tests/generators"
 
 
-@pytest.fixture
-def document(application, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def document(tmp_path_factory) -> Path:
     """The file of the document."""
-    file = tmp_path / "openapi.json"
-    file.write_text(json.dumps(application.app.openapi()))
+    file = tmp_path_factory.mktemp("document") / "openapi.json"
+    file.write_text(json.dumps(openapi_document()))
     return file
 
 

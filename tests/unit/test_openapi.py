@@ -22,6 +22,7 @@ from serve_app.schemas.text import Nullable
 from serve_app.tasks import WebhookEvent
 from tests.conformity import EVENTS, JSON
 from tests.unit.test_errors import every_error
+from tools.openapi import openapi_document
 
 SNAKE_CASE = re.compile("[a-z]+(_[a-z]+)*")
 MAX_OPERATION_ID = 24
@@ -53,9 +54,9 @@ NEVER_ANSWERED = {
 Json = dict[str, Any]
 
 
-@pytest.fixture
-def document(application) -> Json:
-    return application.app.openapi()
+@pytest.fixture(scope="module")
+def document() -> Json:
+    return openapi_document()
 
 
 def operations(document: Json) -> Iterator[tuple[str, Json]]:
