@@ -149,12 +149,17 @@ def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path, database_
 @pytest.fixture
 def config(tmp_path: Path, database_url: str) -> AppConfig:
     """A config whose every path lies in the test's own folder, with one LoRA file in place."""
-    lora = tmp_path / "loras/job/lora.safetensors"
+    return config_in(tmp_path, database_url)
+
+
+def config_in(folder: Path, database_url: str) -> AppConfig:
+    """A config whose every path lies in `folder`, with one LoRA file in place."""
+    lora = folder / "loras/job/lora.safetensors"
     lora.parent.mkdir(parents=True)
     lora.write_bytes(safetensors_bytes())
     paths = {"lora_root": "loras", "artifacts_url": "artifacts", "models": [{"checkpoint": MINIATURE_RANDOM}]}
     paths |= {"jobs": {"database_url": database_url}}
-    return AppConfig.model_validate(paths | {"fetch": {"timeout_s": 2}}).resolved(tmp_path)
+    return AppConfig.model_validate(paths | {"fetch": {"timeout_s": 2}}).resolved(folder)
 
 
 @pytest.fixture

@@ -156,6 +156,11 @@ class AsyncClient:
             raise ValueError(f"{local!r} names an image that is not here; give its bytes or its path")
         return await self._upload(local)
 
+    async def delete_upload(self, upload_id: str) -> None:
+        """Delete an upload. Requests that name it already go on. Raises UploadNotFound."""
+        await self._transport.call("DELETE", f"/v1/uploads/{quote(upload_id, safe='')}", lambda answer: None)
+        self._uploaded = {sha256: id_ for sha256, id_ in self._uploaded.items() if id_ != upload_id}
+
     async def models(self) -> list[ModelInfo]:
         """The models that the service serves."""
         return (await self._transport.get(ModelList, "/v1/models")).models

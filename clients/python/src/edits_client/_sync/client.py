@@ -155,6 +155,11 @@ class Client:
             raise ValueError(f"{local!r} names an image that is not here; give its bytes or its path")
         return self._upload(local)
 
+    def delete_upload(self, upload_id: str) -> None:
+        """Delete an upload. Requests that name it already go on. Raises UploadNotFound."""
+        self._transport.call("DELETE", f"/v1/uploads/{quote(upload_id, safe='')}", lambda answer: None)
+        self._uploaded = {sha256: id_ for sha256, id_ in self._uploaded.items() if id_ != upload_id}
+
     def models(self) -> list[ModelInfo]:
         """The models that the service serves."""
         return (self._transport.get(ModelList, "/v1/models")).models
