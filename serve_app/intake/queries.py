@@ -93,6 +93,8 @@ class Queries:
         """
         record = await self.request(request_id, caller)
         image = _image_of(record, index)
+        if record.purged:
+            raise ImageNotFound(f"image {index} of request {request_id!r} was deleted", _place(request_id, index))
         details = _place(request_id, index) | {"status": image.status}
         if image.status.ended:
             what = f"image {index} of request {request_id!r} is {image.status}: it has no step preview any more"

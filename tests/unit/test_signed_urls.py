@@ -321,6 +321,8 @@ def test_a_token_of_a_preview_opens_only_the_preview(application, client, file, 
     answer = client.get(url)
     assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (404, "PREVIEW_NOT_READY")
     assert_as_without_a_key(client, f"/v1/requests/{request_id}/images/0?token={token}")
+    as_red.delete(f"/v1/requests/{request_id}?purge=true")
+    assert_as_without_a_key(client, url)
     client.portal.call(application.editors.gate.set)
 
 
