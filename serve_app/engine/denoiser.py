@@ -15,7 +15,7 @@ from serve_app.models.recipe import Recipe
 from serve_app.pipeline.acceleration import accelerate, reset_feature_cache
 from serve_app.pipeline.branches import Branches, copy_to_device
 from serve_app.pipeline.checkpoint import Pipeline
-from serve_app.pipeline.denoise import denoise, noise
+from serve_app.pipeline.denoise import PredictClean, denoise, noise
 from serve_app.pipeline.encoders import Conditions
 from serve_app.pipeline.fusion import clear_modulations
 from serve_app.pipeline.offloading import Placement
@@ -92,8 +92,14 @@ class Denoiser:
         self.scales = {adapter_id: scale for adapter_id, (_, scale) in uses.items()}
         return swapped[0]
 
-    def denoise(self, plan: EditPlan, recipe: Recipe, conditions: Conditions, on_step: Callable[[int], None]) -> Tensor:
-        """Packed latents of the plan's image, (1, tokens, 64). `on_step(n)` follows step n and may raise to stop.
+    def denoise(
+        self,
+        plan: EditPlan,
+        recipe: Recipe,
+        conditions: Conditions,
+        on_step: Callable[[int, PredictClean], None],
+    ) -> Tensor:
+        """Packed latents of the plan's image, (1, tokens, 64). `on_step(n, ...)` follows step n and may raise to stop.
 
         Raises InvalidParameter for a prompt that is too long.
         """

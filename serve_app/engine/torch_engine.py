@@ -35,6 +35,7 @@ from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.pipeline import checkpoint
 from serve_app.pipeline import device as devices
 from serve_app.pipeline.acceleration import configure_thread, graphs_compiled, is_accelerated
+from serve_app.pipeline.denoise import PredictClean
 from serve_app.pipeline.device import StageTimer
 from serve_app.pipeline.encoders import Conditions, Encoders
 from serve_app.tasks import AdapterUse, EditPlan
@@ -104,6 +105,7 @@ class TorchEngine:
         self._encoders = Encoders(
             pipeline, self._denoiser.placement, config.prompt_cache_bytes, config.control_cache_bytes
         )
+        self._colors = self._encoders.latent_colors()
 
     @classmethod
     def load(cls, config: ModelConfig, files: VerifiedFiles | None = None) -> Self:
@@ -284,8 +286,8 @@ class TorchEngine:
         timer = StageTimer(self.device, prepared.timer.seconds)
         compiled_before = graphs_compiled()
 
-        def after_step(step: int) -> None:
-            on_step(step, None)
+        def after_step(step: int, predict_clean: PredictClean) -> None:
+            on_step(step, lambda: self._colors.image(predict_clean(), plan.width, plan.height))
             if should_stop():
                 raise EditCanceled(f"stopped after step {step} of {plan.steps}")
 

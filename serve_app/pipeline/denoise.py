@@ -1,6 +1,7 @@
 """The denoising loop over the transformer: noise, sigmas, guidance, steps."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from serve_app.models.recipe import scheduler_config, shift_of
 from serve_app.pipeline.branches import Branches, Shapes
 from serve_app.pipeline.conditioning import pack
 from serve_app.tasks import SamplerName
+
+# The latents that a step predicts for the end of the edit: packed, (1, tokens, 64), in fp32. Computed when called.
+PredictClean = Callable[[], Tensor]
 
 
 def refuse_too_long(tokens: int, shapes: Shapes) -> None:
@@ -52,6 +56,14 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float, *, rescaled:
     return combined * (conditional.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
 
 
+def clean_latents(latents: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
+    """The latents without noise that flow matching predicts, in fp32.
+
+    At noise level `sigma` latents are (1 - sigma) * clean + sigma * noise, and the prediction is noise - clean.
+    """
+    return latents.float() - sigma * prediction.float()
+
+
 def denoise(
     branches: Branches,
     latents: Tensor,
@@ -62,7 +74,7 @@ def denoise(
     guidance_scale: float,
     guidance_rescaled: bool,
     steps: int,
-    on_step: Callable[[int], None],
+    on_step: Callable[[int, PredictClean], None],
     sampler: SamplerName = "flowmatch",
 ) -> Tensor:
     """Packed latents after `steps` steps, from noise.
@@ -70,7 +82,8 @@ def denoise(
     `latents` and `control` (of all control images, in order) are packed, (1, tokens, 64); `shapes` are
     (1, height/16, width/16) of the target and of each control image, in pixels; `positive` and `negative` are
     prompt embeddings. Without `negative` there is one forward per step. `on_step` gets the number of each
-    finished step (1-based) and may raise to stop. Raises InvalidParameter for a prompt that is too long.
+    finished step (1-based) and what its clean latents are computed with, and may raise to stop. Raises InvalidParameter
+    for a prompt that is too long.
     """
     prompts = [positive] if negative is None else [positive, negative]
     for prompt in prompts:
@@ -84,6 +97,7 @@ def denoise(
         prediction, *rest = (each[:, :target_tokens] for each in predictions)
         for unconditional in rest:
             prediction = guide(prediction, unconditional, guidance_scale, rescaled=guidance_rescaled)
+        predict_clean = partial(clean_latents, latents, prediction, scheduler.sigmas[step])
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
-        on_step(step + 1)
+        on_step(step + 1, predict_clean)
     return latents

@@ -15,6 +15,7 @@ from serve_app.models.recipe import Recipe, Resize
 from serve_app.pipeline import conditioning, vision_encoder
 from serve_app.pipeline.checkpoint import Pipeline
 from serve_app.pipeline.device import StageTimer, record_stream, synchronise_stream
+from serve_app.pipeline.latent_colors import LatentColors, fitted_colors, known_colors
 from serve_app.pipeline.offloading import Placement
 from serve_app.pipeline.tensor_cache import TensorCache
 from serve_app.tasks import EditPlan
@@ -99,8 +100,17 @@ class Encoders:
 
     def decode(self, latents: Tensor, plan: EditPlan) -> PIL.Image.Image:
         """The image of packed latents. Raises UnusableResult."""
-        with self._vae_lock, self._vae(plan):
+        with self._vae_lock, self._vae(tiled=plan.vae_tiling):
             return conditioning.decode_latents(self._pipeline, latents, plan.width, plan.height)
+
+    def latent_colors(self) -> LatentColors:
+        """The colors of the VAE's latents, on the device. For an unknown VAE they are fitted now, in seconds."""
+        vae = self._pipeline.vae
+        colors = known_colors(vae)
+        if colors is None:
+            with self._vae_lock, self._vae(tiled=False):
+                colors = fitted_colors(vae, self._device)
+        return colors.to(self._device)
 
     def _prompt(
         self,
@@ -145,17 +155,17 @@ class Encoders:
     def _control_latents(self, image: DecodedImage, resizes: tuple[Resize, ...], plan: EditPlan) -> Tensor:
         def encode() -> Tensor:
             pixels = conditioning.control_pixels(self._pipeline, image.image, resizes)
-            with self._vae(plan):
+            with self._vae(tiled=plan.vae_tiling):
                 return conditioning.encode_control(self._pipeline, pixels, self._device)
 
         return self._controls.get((image.digest, resizes, plan.vae_tiling), encode)
 
     @contextmanager
-    def _vae(self, plan: EditPlan) -> Iterator[None]:
+    def _vae(self, *, tiled: bool) -> Iterator[None]:
         """The VAE, ready to work on its device. Its own feature cache is cleared afterwards, also on errors."""
         vae = self._pipeline.vae
         # The switch that diffusers' `enable_tiling` sets; the tile sizes are the class's defaults.
-        vae.use_tiling = plan.vae_tiling
+        vae.use_tiling = tiled
         try:
             with self._placement.working(vae):
                 yield

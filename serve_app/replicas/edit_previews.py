@@ -92,8 +92,18 @@ class EditPreviews:
 
     def after_step(self, step: int, make: MakePreview | None) -> None:
         """Make the step's preview if somebody watches and it is due. Does not raise."""
-        if make is None or not self._is_due(step):
-            return
+        if make is None:
+            # The edit begins, possibly again after it ran out of memory.
+            self._made_step = None
+        elif self._is_due(step):
+            self._make(step, make)
+
+    def forget(self) -> None:
+        """Delete the stored preview: the edit has ended, and its request may have ended before the edit noticed."""
+        if self._storing is not None:
+            self._maker.thread.submit(self._delete)
+
+    def _make(self, step: int, make: MakePreview) -> None:
         self._made_step, self._made_at = step, time.monotonic()
         started = time.perf_counter()
         try:
@@ -102,11 +112,6 @@ class EditPreviews:
             self._maker.failed("a step preview could not be made")
             return
         self._storing = self._maker.thread.submit(self._store, step, image, time.perf_counter() - started)
-
-    def forget(self) -> None:
-        """Delete the stored preview: the edit has ended, and its request may have ended before the edit noticed."""
-        if self._storing is not None:
-            self._maker.thread.submit(self._delete)
 
     def _is_due(self, step: int) -> bool:
         now = time.monotonic()

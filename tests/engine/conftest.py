@@ -1,20 +1,22 @@
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 
 from serve_app.adapters.identity import fingerprint
 from serve_app.config import MINIATURE_RANDOM, ModelConfig
+from serve_app.engine.protocol import Edited, MakePreview
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import checkpoint, miniature
 from serve_app.pipeline.random_lora import make_lora
-from serve_app.tasks import AdapterUse
+from serve_app.tasks import AdapterUse, EditPlan
 from tests.conftest import ROOT, THREADS
 
 torch.set_num_threads(THREADS)
@@ -72,3 +74,15 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def use(path: Path, scale: float = 1.0) -> AdapterUse:
     return AdapterUse(fingerprint(str(path)), path.name, str(path), scale)
+
+
+def watched(engine: TorchEngine, plan: EditPlan, images: Sequence[bytes]) -> tuple[Edited, dict[int, PIL.Image.Image]]:
+    """An edit, and the preview after each of its steps."""
+    previews: dict[int, PIL.Image.Image] = {}
+
+    def on_step(step: int, make_preview: MakePreview | None) -> None:
+        assert (make_preview is None) == (step == 0)
+        if make_preview is not None:
+            previews[step] = make_preview()
+
+    return engine.edit(plan, images, on_step), previews

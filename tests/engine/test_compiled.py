@@ -18,7 +18,7 @@ from serve_app.pipeline import miniature
 from serve_app.pipeline.acceleration import choose_attention, compile_blocks
 from serve_app.pipeline.fusion import STEPS_AT_ONCE, fuse
 from tests.conftest import THREADS
-from tests.engine.conftest import GRAPHS, use
+from tests.engine.conftest import GRAPHS, use, watched
 
 # Without control images, so that a forward is a matter of milliseconds.
 MODEL = MODELS["qwen_image"]
@@ -68,6 +68,14 @@ def test_thread_other_than_that_of_the_warm_up_causes_no_recompilation(compiled,
         made = other.submit(compiled.edit, plan, []).result()
     assert made.runtime["recompilations"] == 0
     assert made.image.tobytes() == compiled.edit(plan, []).image.tobytes()
+
+
+def test_watched_edit_has_the_pixels_of_an_unwatched_one_and_compiles_nothing_anew(compiled, make_plan):
+    plan = make_plan(model=MODEL.id, control_images=(), width=96, height=64, steps=3)
+    edited, previews = watched(compiled, plan, [])
+    assert list(previews) == [1, 2, 3]
+    assert edited.image.tobytes() == compiled.edit(plan, []).image.tobytes()
+    assert compiled.recompilations == 0
 
 
 def test_graph_compiled_in_traffic_is_counted(compiled):

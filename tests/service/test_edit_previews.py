@@ -26,17 +26,24 @@ REQUEST = "request"
 
 
 class SteppedEngine(StandInEngine):
-    """Makes a step when the test lets it, and notes after which steps a preview was made. `fails`: previews raise."""
+    """Makes a step when the test lets it, and notes after which steps a preview was made. `fails`: previews raise.
+
+    `starts_twice`: the edit starts again shortly before its end, as after it ran out of memory.
+    """
 
     def __init__(self) -> None:
         super().__init__(ModelConfig(), step_s=0.0)
         self.may_step = threading.Semaphore(0)
         self.done = 0
         self.made: list[int] = []
-        self.fails = False
+        self.fails = self.starts_twice = False
 
     def run(self, prepared: PreparedPlan, on_step: OnStep, should_stop: ShouldStop) -> Edited:
         on_step(0, None)
+        if self.starts_twice:
+            for step in range(1, STEPS - 1):
+                on_step(step, self._making(prepared.plan, step))
+            on_step(0, None)
         for step in range(1, prepared.plan.steps + 1):
             assert self.may_step.acquire(timeout=30)
             on_step(step, self._making(prepared.plan, step))
@@ -94,6 +101,8 @@ class Running:
 
     async def cancel(self) -> None:
         self._work.cancel()
+        # Until the editor knows that its caller has gone: it stops at its next step.
+        await asyncio.sleep(0.05)
         self.engine.may_step.release(STEPS)
         with suppress(asyncio.CancelledError):
             await self._work
@@ -138,6 +147,16 @@ async def test_edit_that_nobody_watches_makes_no_preview(start: Start, storage):
     await edit.finish()
     assert edit.engine.made == []
     assert storage.get(REQUEST, 0) is None
+
+
+async def test_edit_that_starts_again_has_previews_again(start: Start, storage):
+    storage.change_marker(REQUEST)
+    edit = start()
+    edit.engine.starts_twice = True
+    await edit.look()
+    await edit.step(5)
+    assert edit.engine.made[-2:] == [1, 4]
+    await edit.finish()
 
 
 async def test_watcher_who_comes_late_gets_the_next_step(start: Start, storage):

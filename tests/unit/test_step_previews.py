@@ -160,6 +160,22 @@ def test_stream_sends_each_preview_once_and_without_an_id(application, client, s
     assert seen[-1][1] == "succeeded"
 
 
+def test_stream_has_the_previews_of_all_images(client, storage, make_body, held_back):
+    body = make_body()
+    body["prompts"] *= 2
+    request_id = submit(client, body)
+    storage.put(request_id, 0, StepPreview(1, JPEG))
+    storage.put(request_id, 1, StepPreview(2, JPEG))
+    seen = set()
+    for _, event, data in stream_of(client, request_id):
+        if event == "preview":
+            seen.add((data["image"], data["step"]))
+        if len(seen) == 2:
+            client.portal.call(held_back.set)
+    assert seen == {(0, 1), (1, 2)}
+    assert [client.get(preview_url(request_id, index)).status_code for index in (0, 1, 2)] == [404, 404, 404]
+
+
 def test_open_stream_watches(client, storage, running, held_back):
     markers = []
     for _, event, _ in stream_of(client, running):

@@ -196,6 +196,21 @@ async def test_image_that_no_dispatcher_knows_of_yet_is_kept_for_its_live_reques
     assert service.files() == {f"pictures/of-{live}.png", f"results/{live}/0.json", f"results/{ended}/0.json"}
 
 
+async def test_leftover_previews_go_when_they_are_an_hour_old(service):
+    ended, live, young = [await service.request(ended_s_ago=60), await service.request(), await service.request()]
+    kept = []
+    for id_ in (ended, live, young, "0" * 32):
+        keys = [f"previews/{id_}/0.json", f"previews/{id_}/watched"]
+        for key in keys:
+            service.artifacts.put(key, b"x")
+        if id_ == young:
+            kept = keys
+        else:
+            age(service.artifacts, *keys)
+    await service.sweeper().sweep()
+    assert service.files() == set(kept)
+
+
 async def test_one_process_at_a_time_and_another_after_its_death(service):
     first, second = service.sweeper(sweep_s=2), service.sweeper(sweep_s=2)
     await first.sweep()
