@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
+from typing import Any
 
 from serve_app.concurrency import background
 from serve_app.config import JobsConfig
@@ -114,13 +115,7 @@ class Outcomes:
 
         try:
             await asyncio.sleep(pause_s)
-            while True:
-                try:
-                    # A cancellation must not separate the outcome from its charge.
-                    return await background.shielded(record())
-                except (StoreUnavailable, StorageFailed):
-                    log_failure(logger, "could not record the outcome of an edit; trying again")
-                    await asyncio.sleep(self._retry_s)
+            await self._with_retries(record)
         except EditorLost:
             # The image was purged, so no other dispatcher finds it.
             await background.shielded(self.charge(claim, gpu_seconds))
@@ -129,6 +124,16 @@ class Outcomes:
             if not is_written:
                 await background.shielded(self._charge_unless_found(claim, gpu_seconds, image_is_stored))
             raise
+
+    async def _with_retries(self, record: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Call `record` until neither the store nor artifact storage is unavailable."""
+        while True:
+            try:
+                # A cancellation must not separate the outcome from its charge.
+                return await background.shielded(record())
+            except (StoreUnavailable, StorageFailed):
+                log_failure(logger, "could not record the outcome of an edit; trying again")
+                await asyncio.sleep(self._retry_s)
 
     async def _charge_unless_found(self, claim: Claim, gpu_seconds: float, image_is_stored: bool) -> None:
         if not (image_is_stored and await self._leases.may_hold(claim)):
