@@ -21,14 +21,16 @@ from serve_app.telemetry.metrics import NoMeter
 from tests.service.bare import bare_editor
 from tests.standin import PreparedPlan, StandInEngine, edited, preview_of
 
-STEPS = 12
+# The last step is one after which a preview would be due.
+STEPS = 13
 REQUEST = "request"
 
 
 class SteppedEngine(StandInEngine):
-    """Makes a step when the test lets it, and notes after which steps a preview was made. `fails`: previews raise.
+    """Makes a step when the test lets it, and notes after which steps a preview was made.
 
-    `starts_twice`: the edit starts again shortly before its end, as after it ran out of memory.
+    `done` counts steps. `fails`: previews raise. `starts_again_after`: the step after which the edit starts again,
+    once, as after it ran out of memory.
     """
 
     def __init__(self) -> None:
@@ -36,18 +38,16 @@ class SteppedEngine(StandInEngine):
         self.may_step = threading.Semaphore(0)
         self.done = 0
         self.made: list[int] = []
-        self.fails = self.starts_twice = False
+        self.fails = False
+        self.starts_again_after = 0
 
     def run(self, prepared: PreparedPlan, on_step: OnStep, should_stop: ShouldStop) -> Edited:
         on_step(0, None)
-        if self.starts_twice:
-            for step in range(1, STEPS - 1):
-                on_step(step, self._making(prepared.plan, step))
-            on_step(0, None)
-        for step in range(1, prepared.plan.steps + 1):
+        again = [*range(1, self.starts_again_after + 1), 0] if self.starts_again_after else []
+        for step in [*again, *range(1, prepared.plan.steps + 1)]:
             assert self.may_step.acquire(timeout=30)
-            on_step(step, self._making(prepared.plan, step))
-            self.done = step
+            on_step(step, self._making(prepared.plan, step) if step else None)
+            self.done += 1
             if should_stop():
                 break
         return edited(prepared.plan, 0.0, {})
@@ -152,10 +152,11 @@ async def test_edit_that_nobody_watches_makes_no_preview(start: Start, storage):
 async def test_edit_that_starts_again_has_previews_again(start: Start, storage):
     storage.change_marker(REQUEST)
     edit = start()
-    edit.engine.starts_twice = True
+    edit.engine.starts_again_after = 8
     await edit.look()
-    await edit.step(5)
-    assert edit.engine.made[-2:] == [1, 4]
+    await edit.step(8 + 1 + 5)
+    assert edit.engine.made == [1, 4, 7, 1, 4]
+    edit.engine.may_step.release(STEPS)
     await edit.finish()
 
 
@@ -256,12 +257,21 @@ async def test_preview_is_deleted_when_its_edit_ends(start: Start, storage):
     assert storage.marker(REQUEST) is not None
 
 
-async def test_edit_that_was_stopped_stores_no_preview_after_the_end_of_its_request(start: Start, storage):
+async def test_edit_that_was_stopped_stores_no_preview_after_the_end_of_its_request(start: Start, storage, monkeypatch):
+    put, stored = StepPreviewStorage.put, []
+
+    def noted_put(*args) -> None:
+        stored.append(args[-1].step)
+        put(*args)
+
+    monkeypatch.setattr(StepPreviewStorage, "put", noted_put)
     storage.change_marker(REQUEST)
     edit = start()
     await edit.look()
-    await edit.step()
+    await edit.step(3)
     storage.delete_all(REQUEST)
     await edit.cancel()
-    assert edit.engine.done < STEPS
+    # It learns only after this step that it should stop.
+    assert edit.engine.made == [1, 4]
+    assert stored == [1]
     assert (storage.get(REQUEST, 0), storage.marker(REQUEST)) == (None, None)
