@@ -25,6 +25,8 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - so is its name
 # No processes that compile next to the one of the test: each of them imports torch first.
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+# Otherwise, torch compiles a program for each of the CPU's instruction sets, to see whether the compiler knows it.
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
 
 ROOT = Path(__file__).parent.parent
 # Random weights that fit the miniature of random weights, `my_lora_job/my_lora.safetensors`.
@@ -39,6 +41,8 @@ ADAPTER_CACHE_BYTES = 60_000
 
 # In the order in which they are run: what takes longest is first, so that the processes of a run finish together.
 FOLDERS = ("service", "commands", "engine", "cluster", "unit", "client")
+# Of the files of a folder too; those that are not named follow.
+LONG_FILES = ("test_parity.py", "test_trained.py", "test_goldens.py", "test_compiled.py")
 # The tests of `service` share a Ray. These start another one each, and stay together too.
 WITH_OWN_RAY = ("tests/service/test_two_cores.py", "tests/commands/test_run.py")
 
@@ -63,7 +67,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(folder_of(item))
-    items.sort(key=lambda item: FOLDERS.index(folder_of(item)))
+    items.sort(key=order_of)
+
+
+def order_of(item: pytest.Item) -> tuple[int, int]:
+    file = item.path.name
+    return FOLDERS.index(folder_of(item)), LONG_FILES.index(file) if file in LONG_FILES else len(LONG_FILES)
 
 
 def folder_of(item: pytest.Item) -> str:

@@ -1,3 +1,4 @@
+import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -5,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -13,11 +15,12 @@ from serve_app.adapters.identity import fingerprint
 from serve_app.config import MINIATURE_RANDOM, ModelConfig
 from serve_app.engine.protocol import Edited, MakePreview
 from serve_app.engine.torch_engine import TorchEngine
-from serve_app.models.registry import MODELS
+from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.pipeline import checkpoint, miniature
 from serve_app.pipeline.random_lora import make_lora
 from serve_app.tasks import AdapterUse, EditPlan
 from tests.conftest import ROOT, THREADS
+from tests.engine.once import Once, encode_once
 
 torch.set_num_threads(THREADS)
 
@@ -37,6 +40,14 @@ class Bench:
 
     pipeline: Any
     engine: TorchEngine
+    encoder: Once
+
+
+def own_pipeline(spec: ModelSpec) -> Any:
+    """The miniature of random weights of a model, for an engine that changes it."""
+    pipeline = miniature.make(spec)
+    encode_once(pipeline.vae)
+    return pipeline
 
 
 def run_out_of_memory_once(module: torch.nn.Module) -> None:
@@ -56,7 +67,8 @@ def bench() -> Callable[..., Bench]:
     @cache
     def bench(model: str, dtype: torch.dtype = torch.float32) -> Bench:
         pipeline = checkpoint.load(ModelConfig(id=model, checkpoint=MINIATURE_RANDOM), MODELS[model], CPU, dtype)
-        return Bench(pipeline, TorchEngine(pipeline, MODELS[model], FORGETFUL))
+        encoder = encode_once(pipeline.vae)
+        return Bench(pipeline, TorchEngine(pipeline, MODELS[model], FORGETFUL), encoder)
 
     return bench
 
@@ -70,6 +82,11 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for seed, path in enumerate(paths):
         make_lora(transformer, path, seed=seed)
     return paths
+
+
+def pixels(file: bytes) -> np.ndarray:
+    """Of an image's file, (H, W, 3), as integers whose difference may be negative."""
+    return np.asarray(PIL.Image.open(io.BytesIO(file)).convert("RGB")).astype(int)
 
 
 def use(path: Path, scale: float = 1.0) -> AdapterUse:

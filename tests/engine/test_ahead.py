@@ -9,9 +9,8 @@ import torch
 from serve_app.config import ModelConfig
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.registry import MODELS
-from serve_app.pipeline import miniature
 from tests.conftest import THREADS, as_png, noise_image
-from tests.engine.conftest import use
+from tests.engine.conftest import own_pipeline, use
 
 # Its vision encoder sees a small image.
 MODEL = MODELS["qwen_image_edit_plus"]
@@ -19,7 +18,7 @@ MODEL = MODELS["qwen_image_edit_plus"]
 
 @pytest.fixture(scope="module")
 def ahead() -> TorchEngine:
-    return TorchEngine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS, prepare_ahead=True))
+    return TorchEngine(own_pipeline(MODEL), MODEL, ModelConfig(threads=THREADS, prepare_ahead=True))
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def test_edits_prepared_during_other_edits_give_the_same_images(ahead, bench, ma
         for following in [*edits[1:], None]:
             coming = None
 
-            def begin(step: int, following=following) -> None:
+            def begin(step: int, preview: object, following=following) -> None:
                 nonlocal coming
                 if step == 0 and following is not None:
                     coming = other_thread.submit(ahead.prepare, following[0], [following[1]])

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -29,11 +30,25 @@ from serve_app.pipeline.random_lora import make_lora
 from tests.conftest import ADAPTER_CACHE_BYTES, LORAS, THREADS, as_png, noise_image
 from tests.engine.conftest import CPU, EDIT, use
 
+# Without control images: quick. Adapters are applied to the same transformer, whichever model it belongs to.
+QUICK = MODELS["qwen_image"]
+
+
+@pytest.fixture(scope="module")
+def quick() -> TorchEngine:
+    config = ModelConfig(id=QUICK.id, checkpoint=MINIATURE_RANDOM, threads=THREADS, device="cpu")
+    return TorchEngine.load(config.model_copy(update={"adapter_cache_bytes": ADAPTER_CACHE_BYTES}))
+
 
 @pytest.fixture
-def image_of(engine, make_plan, control_png):
-    def image_of(*uses, **changes) -> np.ndarray:
-        return np.asarray(engine.edit(make_plan(adapters=uses, **changes), [control_png]).image)
+def quick_plan(make_plan):
+    return partial(make_plan, model=QUICK.id, control_images=())
+
+
+@pytest.fixture
+def image_of(quick, quick_plan):
+    def image_of(*uses) -> np.ndarray:
+        return np.asarray(quick.edit(quick_plan(adapters=uses), []).image)
 
     return image_of
 
@@ -77,13 +92,13 @@ def test_same_adapter_twice_adds_up(image_of, loras):
     assert np.array_equal(twice, image_of(use(loras[0], 0.75)))
 
 
-def test_evicted_adapters_are_loaded_again(engine, image_of, loras, tmp_path):
+def test_evicted_adapters_are_loaded_again(quick, image_of, loras, tmp_path):
     rare = use(shutil.copy(loras[0], tmp_path / "rare.safetensors"))
     first = image_of(rare)
     for path in loras:
         image_of(use(path))
-    assert engine.adapters.size_bytes <= ADAPTER_CACHE_BYTES
-    assert not engine.adapters.holds(rare.id)
+    assert quick.adapters.size_bytes <= ADAPTER_CACHE_BYTES
+    assert not quick.adapters.holds(rare.id)
     assert np.array_equal(image_of(rare), first)
 
 
@@ -133,9 +148,9 @@ def test_unreadable_adapter_is_refused(image_of, tmp_path):
         image_of(use(path))
 
 
-def test_steps_are_reported_from_zero(engine, make_plan, control_png):
+def test_steps_are_reported_from_zero(quick, quick_plan):
     steps: list[int] = []
-    engine.edit(make_plan(steps=4), [control_png], on_step=lambda step, _: steps.append(step))
+    quick.edit(quick_plan(steps=4), [], on_step=lambda step, _: steps.append(step))
     assert steps == [0, 1, 2, 3, 4]
 
 
@@ -144,12 +159,10 @@ def test_prompt_that_the_transformer_has_no_positions_for_is_refused(engine, mak
         engine.edit(make_plan(prompt="\u56f3" * 4096), [control_png])
 
 
-def test_edit_stops_at_the_step_at_which_it_is_told(engine, make_plan, control_png):
+def test_edit_stops_at_the_step_at_which_it_is_told(quick, quick_plan):
     steps: list[int] = []
     with pytest.raises(EditCanceled, match="after step 2 of 9"):
-        engine.edit(
-            make_plan(steps=9), [control_png], lambda step, _: steps.append(step), should_stop=lambda: 2 in steps
-        )
+        quick.edit(quick_plan(steps=9), [], lambda step, _: steps.append(step), should_stop=lambda: 2 in steps)
     assert steps == [0, 1, 2]
 
 
@@ -172,13 +185,14 @@ def test_miniature_is_the_same_every_time(engine):
         assert all(torch.equal(made[key], kept[key]) for key in made)
 
 
-def test_checkpoint_that_save_pretrained_wrote_is_served(make_plan, control_png, image_of, tmp_path):
-    pipeline = miniature.make(EDIT)
+def test_checkpoint_that_save_pretrained_wrote_is_served(quick_plan, image_of, tmp_path):
+    pipeline = miniature.make(QUICK)
     with torch.no_grad():
         pipeline.transformer.proj_out.weight *= 0.5
     pipeline.save_pretrained(tmp_path / "mine")
-    own = TorchEngine.load(ModelConfig(checkpoint=str(tmp_path / "mine"), threads=THREADS, device="cpu"))
-    assert distance(np.asarray(own.edit(make_plan(), [control_png]).image), image_of()) > 0.5
+    config = ModelConfig(id=QUICK.id, checkpoint=str(tmp_path / "mine"), threads=THREADS, device="cpu")
+    own = TorchEngine.load(config)
+    assert distance(np.asarray(own.edit(quick_plan(), []).image), image_of()) > 0.5
 
 
 @pytest.mark.parametrize(
@@ -232,7 +246,7 @@ def test_truncated_checkpoint_is_refused(tmp_path):
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_has_a_miniature_that_edits(bench, make_plan, control_png, model):
     controls = [control_png] * MODELS[model].max_control_images
-    plan = make_plan(model=model, control_images=("0" * 64,) * len(controls))
+    plan = make_plan(model=model, control_images=("0" * 64,) * len(controls), steps=1, guidance_scale=1.0)
     edited = bench(model).engine.edit(plan, controls)
     assert edited.image.size == (96, 64)
     assert np.asarray(edited.image).std() > 10
@@ -243,11 +257,11 @@ def poisoned(tmp_path):
     """An engine whose VAE's last layer has this weight and bias."""
 
     def poisoned(weight: float, bias: float) -> TorchEngine:
-        pipeline = miniature.make(EDIT)
+        pipeline = miniature.make(QUICK)
         with torch.no_grad():
             pipeline.vae.decoder.conv_out.weight.fill_(weight)
             pipeline.vae.decoder.conv_out.bias.fill_(bias)
-        return TorchEngine(pipeline, EDIT, ModelConfig(threads=THREADS))
+        return TorchEngine(pipeline, QUICK, ModelConfig(threads=THREADS))
 
     return poisoned
 
@@ -256,19 +270,20 @@ def poisoned(tmp_path):
     ("weight", "bias", "sentence"),
     [(0.0, float("nan"), "not finite"), (float("inf"), 0.0, "not finite"), (0.0, 0.3, "all of one colour")],
 )
-def test_result_that_is_no_image_fails(poisoned, make_plan, control_png, weight, bias, sentence):
+def test_result_that_is_no_image_fails(poisoned, quick_plan, weight, bias, sentence):
     with pytest.raises(UnusableResult, match=sentence):
-        poisoned(weight, bias).edit(make_plan(), [control_png])
+        poisoned(weight, bias).edit(quick_plan(), [])
 
 
-def test_control_image_is_turned_by_exif_when_asked(image_of, engine, make_plan):
+def test_control_image_is_turned_by_exif_when_asked(bench, make_plan):
     lying, upright = noise_image(90, 60), noise_image(90, 60).transpose(PIL.Image.Transpose.ROTATE_270)
     lying.getexif()[0x0112] = 6
     buffer = io.BytesIO()
     lying.save(buffer, "PNG", exif=lying.getexif())
 
     def edit(data: bytes, exif: str) -> bytes:
-        return engine.edit(make_plan(exif=exif), [data]).image.tobytes()
+        plan = make_plan(exif=exif, steps=1, guidance_scale=1.0)
+        return bench(EDIT.id).engine.edit(plan, [data]).image.tobytes()
 
     assert edit(buffer.getvalue(), "apply") == edit(as_png(upright), "ignore")
     assert edit(buffer.getvalue(), "ignore") == edit(as_png(noise_image(90, 60)), "ignore")

@@ -1,10 +1,7 @@
 """`edits-server verify`: checks of a checkpoint before it takes traffic."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +9,9 @@ import torch
 
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
-from tests.conftest import ROOT, edits_server
+from tests.conftest import edits_server
 
-SMALL = ["--size", "64", "--steps", "2", "--device", "cpu"]
+SMALL = ["--size", "64", "--steps", "1", "--device", "cpu"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -61,32 +58,27 @@ def test_revision_of_a_directory_is_a_mistake(copy, capsys):
 
 
 @pytest.fixture
-def hub_cache(tmp_path):
+def hub_cache(tmp_path, monkeypatch):
     """The hub's local cache with one checkpoint, `me/mini`, at one commit."""
     repository = tmp_path / "hub/models--me--mini"
     shutil.copytree(miniature.checkpoint_folder(MODELS["qwen_image"]), repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(COMMIT)
-    return tmp_path / "hub"
+    # What the hub's client has read from its environment, which it does once.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-def run_verify(hub_cache: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """In a process of its own: the hub's client reads its environment once."""
-    command = [sys.executable, "-m", "serve_app.commands", "verify", *arguments, *SMALL]
-    environment = os.environ | {"HF_HUB_CACHE": str(hub_cache)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+@pytest.mark.usefixtures("hub_cache")
+def test_cached_hub_checkpoint_is_used_without_asking_the_hub_and_its_commit_is_printed(capsys):
+    assert edits_server("verify", "me/mini", "--local-files-only", *SMALL) == 0
+    assert f"revision: {COMMIT}" in capsys.readouterr().out
 
 
-def test_cached_hub_checkpoint_is_used_without_asking_the_hub_and_its_commit_is_printed(hub_cache):
-    ran = run_verify(hub_cache, "me/mini", "--local-files-only")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert f"revision: {COMMIT}" in ran.stdout
-
-
-def test_revision_that_is_not_cached_is_refused_when_the_hub_may_not_be_asked(hub_cache):
-    ran = run_verify(hub_cache, "me/mini", "--local-files-only", "--revision", "f" * 40)
-    assert ran.returncode == 1
-    assert f"'me/mini' at revision {'f' * 40} is neither a directory here nor available in the hub's" in ran.stdout
+@pytest.mark.usefixtures("hub_cache")
+def test_revision_that_is_not_cached_is_refused_when_the_hub_may_not_be_asked(capsys):
+    assert edits_server("verify", "me/mini", "--local-files-only", "--revision", "f" * 40, *SMALL) == 1
+    expected = f"'me/mini' at revision {'f' * 40} is neither a directory here nor available in the hub's"
+    assert expected in capsys.readouterr().out
 
 
 def test_models_with_the_same_configs_are_all_named(copy, capsys):
