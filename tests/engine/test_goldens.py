@@ -1,23 +1,21 @@
-"""Images that the real reference server and trainer made, through HTTP and Ray. On another machine's CPU.
+"""Images that the real reference server and trainer made, through HTTP. On another machine's CPU.
 
-The last bits of an image depend on the CPU's instruction set, so the oracles are run here too, in this
-process: ours is equal to them, and both are as far from the golden as one rounding.
+The last bits of an image depend on the CPU's instruction set, so the oracles are run here too: ours is equal to them,
+and both are as far from the golden as one rounding. tests/service/test_family.py compares with the oracles through Ray.
 """
 
 import json
 import os
-from functools import cache
 
 import numpy as np
 import PIL.Image
 import pytest
-import torch
-from diffusers import DiffusionPipeline
 
 from tests.conftest import THREADS, as_base64
-from tests.engine.conftest import GOLDENS
+from tests.engine.conftest import GOLDENS, pixels
+from tests.engine.once import computed_once, encode_once
 from tests.engine.oracle import ORACLES
-from tests.service.conftest import pixels
+from tests.engine.served import served
 
 NEEDED = GOLDENS.is_dir() or bool(os.environ.get("CI"))
 pytestmark = pytest.mark.skipif(not NEEDED, reason=f"the goldens are not in {GOLDENS}")
@@ -29,24 +27,16 @@ CPU_ROUNDING_SHARE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def goldens(deploy):
+def goldens(tmp_path_factory):
     models = [
         {"id": model, "checkpoint": str(GOLDENS / folder), "threads": THREADS, "device": "cpu"}
         for model, folder in CHECKPOINTS.items()
     ]
-    return deploy("goldens", models=models, lora_root=str(GOLDENS / "lora"), require_lora=False)
-
-
-@pytest.fixture(scope="module")
-def pipeline_of():
-    @cache
-    def pipeline_of(model: str):
-        pipeline = DiffusionPipeline.from_pretrained(GOLDENS / CHECKPOINTS[model])
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
-
-    torch.set_num_threads(THREADS)
-    return pipeline_of
+    folder = tmp_path_factory.mktemp("goldens")
+    with served(folder, models=models, lora_root=str(GOLDENS / "lora"), require_lora=False) as service:
+        for engine in service.engines.values():
+            encode_once(engine._pipeline.vae)
+        yield service
 
 
 def controls(case: dict) -> list[bytes]:
@@ -66,20 +56,22 @@ def golden(case: dict, profile: str) -> np.ndarray:
 
 @pytest.mark.parametrize("profile", ["reference", "trainer"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
-def test_golden(goldens, pipeline_of, case, profile):
-    made = pixels(goldens.edit(golden_body(case, profile=profile))[1])
-    oracles = ORACLES[profile](
-        pipeline_of(case["model"]),
-        case["model"],
-        [PIL.Image.open(GOLDENS / f"{case['id']}.ctrl{i + 1}.png") for i in range(len(case["ctrl"]))],
-        prompt=case["prompt"],
-        negative=case["neg"],
-        width=case["w"],
-        height=case["h"],
-        steps=case["steps"],
-        guidance=case["cfg"],
-        seed=case["seed"],
-    )
+def test_golden(goldens, case, profile):
+    pipeline = goldens.engines[case["model"]]._pipeline
+    with computed_once(pipeline.transformer, pipeline.vae.decoder):
+        made = pixels(goldens.edit(golden_body(case, profile=profile))[0])
+        oracles = ORACLES[profile](
+            pipeline,
+            case["model"],
+            [PIL.Image.open(GOLDENS / f"{case['id']}.ctrl{i + 1}.png") for i in range(len(case["ctrl"]))],
+            prompt=case["prompt"],
+            negative=case["neg"],
+            width=case["w"],
+            height=case["h"],
+            steps=case["steps"],
+            guidance=case["cfg"],
+            seed=case["seed"],
+        )
     assert np.array_equal(made, np.asarray(oracles).astype(int))
     assert_golden(made, golden(case, profile))
 
@@ -88,7 +80,7 @@ def test_golden(goldens, pipeline_of, case, profile):
 def test_with_a_lora(goldens, scale):
     case = next(case for case in CASES if case["id"] == "edit-small-control")
     loras = [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": float(scale)}]
-    made = pixels(goldens.edit(golden_body(case, loras=loras))[1])
+    made = pixels(goldens.edit(golden_body(case, loras=loras))[0])
     expected = pixels((GOLDENS / f"edit-small-control-lora{scale}.reference.png").read_bytes())
     assert np.abs(made - expected).max() <= 1
 
