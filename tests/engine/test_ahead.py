@@ -10,7 +10,7 @@ from serve_app.config import ModelConfig
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.registry import MODELS
 from tests.conftest import THREADS, as_png, noise_image
-from tests.engine.conftest import own_pipeline, use
+from tests.engine.pipelines import own_pipeline, use
 
 # Its vision encoder sees a small image.
 MODEL = MODELS["qwen_image_edit_plus"]

@@ -23,7 +23,7 @@ from serve_app.pipeline.random_lora import make_lora
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import AdapterUse
 from tests.conftest import THREADS
-from tests.engine.conftest import CPU, EDIT, use
+from tests.engine.pipelines import CPU, EDIT, use
 from tests.loraserver import LoraServer, lora_server
 
 MODEL = MODELS["qwen_image"]

@@ -13,7 +13,7 @@ from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
 from serve_app.pipeline.branches import copy_to_device
 from tests.conftest import THREADS
-from tests.engine.conftest import CPU, own_pipeline, run_out_of_memory_once, use
+from tests.engine.pipelines import CPU, own_pipeline, run_out_of_memory_once, use
 
 MODEL = MODELS["qwen_image_edit_plus_2511"]
 

@@ -18,7 +18,7 @@ from serve_app.pipeline import miniature
 from serve_app.pipeline.acceleration import choose_attention, compile_blocks
 from serve_app.pipeline.fusion import STEPS_AT_ONCE, fuse
 from tests.conftest import THREADS
-from tests.engine.conftest import GRAPHS, use, watched
+from tests.engine.pipelines import GRAPHS, use, watched
 
 # Without control images, so that a forward is a matter of milliseconds.
 MODEL = MODELS["qwen_image"]

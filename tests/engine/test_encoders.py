@@ -19,7 +19,7 @@ from serve_app.pipeline.encoders import Conditions, Encoders
 from serve_app.pipeline.offloading import Placement
 from serve_app.pipeline.tensor_cache import TensorCache
 from tests.conftest import THREADS, noise_image
-from tests.engine.conftest import CPU, EDIT, run_out_of_memory_once
+from tests.engine.pipelines import CPU, EDIT, run_out_of_memory_once
 
 PLUS = "qwen_image_edit_plus"
 

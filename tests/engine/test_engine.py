@@ -28,7 +28,7 @@ from serve_app.models.registry import MODELS
 from serve_app.pipeline import checkpoint, miniature
 from serve_app.pipeline.random_lora import make_lora
 from tests.conftest import ADAPTER_CACHE_BYTES, LORAS, THREADS, as_png, noise_image
-from tests.engine.conftest import CPU, EDIT, use
+from tests.engine.pipelines import CPU, EDIT, use
 
 # Without control images: quick. Adapters are applied to the same transformer, whichever model it belongs to.
 QUICK = MODELS["qwen_image"]

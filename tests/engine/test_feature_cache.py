@@ -17,7 +17,7 @@ from serve_app.pipeline import miniature
 from serve_app.pipeline.acceleration import compile_blocks
 from serve_app.tasks import EditPlan
 from tests.conftest import THREADS
-from tests.engine.conftest import CPU, GRAPHS, run_out_of_memory_once, use
+from tests.engine.pipelines import CPU, GRAPHS, run_out_of_memory_once, use
 
 MODEL = MODELS["qwen_image"]
 # Of the change that the first block makes: below any that there is, and above all.

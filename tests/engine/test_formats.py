@@ -25,7 +25,7 @@ from serve_app.models.architecture import BLOCK_LINEARS, MINIATURE_ARCHITECTURE
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import checkpoint, miniature
 from tests.conftest import THREADS
-from tests.engine.conftest import use
+from tests.engine.pipelines import use
 
 LINEARS = MINIATURE_ARCHITECTURE.linears
 TOP_LEVEL = ("img_in", "txt_in", "proj_out", "norm_out.linear", "time_text_embed.timestep_embedder.linear_1")

@@ -12,7 +12,7 @@ from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
 from serve_app.pipeline.quantization import quantised, should_quantise
 from tests.conftest import THREADS
-from tests.engine.conftest import use
+from tests.engine.pipelines import use
 
 MODEL = MODELS["qwen_image"]
 

@@ -23,7 +23,7 @@ from serve_app.pipeline.fusion import (
     rotated,
 )
 from tests.conftest import THREADS
-from tests.engine.conftest import CPU, own_pipeline, run_out_of_memory_once
+from tests.engine.pipelines import CPU, own_pipeline, run_out_of_memory_once
 
 # With control images at another time than the target.
 MODEL = MODELS["qwen_image_edit_plus_2511"]

@@ -12,9 +12,9 @@ import PIL.Image
 import pytest
 
 from tests.conftest import THREADS, as_base64
-from tests.engine.conftest import GOLDENS, pixels
 from tests.engine.once import computed_once, encode_once
 from tests.engine.oracle import ORACLES
+from tests.engine.pipelines import GOLDENS, pixels
 from tests.engine.served import served
 
 NEEDED = GOLDENS.is_dir() or bool(os.environ.get("CI"))

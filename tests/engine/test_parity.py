@@ -24,9 +24,9 @@ from serve_app.models.registry import MODELS
 from serve_app.pipeline import checkpoint, conditioning, miniature
 from serve_app.pipeline.denoise import guide, noise, schedule
 from tests.conftest import as_png, noise_image
-from tests.engine.conftest import CPU, EDIT, Bench, use
 from tests.engine.once import computed_once, encode_once
 from tests.engine.oracle import edit_by_oracle, merge_lora
+from tests.engine.pipelines import CPU, EDIT, Bench, use
 from tests.engine.recorder import differences, record
 
 SQUARE, LANDSCAPE, PORTRAIT, TALL = (80, 80), (120, 80), (64, 200), (40, 120)

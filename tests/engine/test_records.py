@@ -3,7 +3,7 @@
 from serve_app.schemas.records import EffectiveRecord, RuntimeRecord
 from tests.closed_schema import problems
 from tests.conftest import LORAS
-from tests.engine.conftest import use
+from tests.engine.pipelines import use
 
 LORA = LORAS / "my_lora_job/my_lora.safetensors"
 

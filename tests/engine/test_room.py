@@ -19,7 +19,7 @@ from serve_app.pipeline.denoise import refuse_too_long
 from serve_app.pipeline.device import free_in_container
 from serve_app.pipeline.offloading import HOST, Placement
 from tests.conftest import THREADS
-from tests.engine.conftest import run_out_of_memory_once, use
+from tests.engine.pipelines import run_out_of_memory_once, use
 
 # Without control images: quick.
 MODEL = MODELS["qwen_image"]

@@ -19,7 +19,7 @@ from serve_app.pipeline.conditioning import pack
 from serve_app.pipeline.denoise import clean_latents
 from serve_app.pipeline.latent_colors import KNOWN, LatentColors, fit, known_colors, samples, synthetic_images
 from tests.conftest import ROOT, THREADS
-from tests.engine.conftest import CPU, EDIT, use, watched
+from tests.engine.pipelines import CPU, EDIT, use, watched
 from tools.fit_latent_colors import PHOTOGRAPHS, as_json, photograph, psnr_db
 
 EDIT_PLUS = MODELS["qwen_image_edit_plus_2511"]

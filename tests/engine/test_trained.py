@@ -14,8 +14,8 @@ from serve_app.models.registry import MODELS
 from serve_app.pipeline import trained_miniature
 from serve_app.pipeline.checkpoint import constants
 from tests.conftest import ROOT, THREADS, as_base64
-from tests.engine.conftest import pixels
 from tests.engine.once import encode_once
+from tests.engine.pipelines import pixels
 from tests.engine.served import served
 from tools.miniature.edits import INSTRUCTIONS, STYLES
 from tools.miniature.evaluation import as_tensor, at_size, follow, vae_quality

@@ -8,7 +8,7 @@ from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import vision_encoder
 from tests.conftest import THREADS, as_png, noise_image
-from tests.engine.conftest import EDIT, FORGETFUL
+from tests.engine.pipelines import EDIT, FORGETFUL
 
 PLUS = "qwen_image_edit_plus"
 IMAGE = as_png(noise_image(64, 48))

@@ -1,21 +1,17 @@
-"""Adapters that fail at run time, through HTTP and Ray: each its own request, and the replica serves the next one.
-
-The checkpoint and the LoRA are those that are shipped for a first try.
-"""
+"""Adapters that fail at run time, through HTTP and Ray: each its own request, and the replica serves the next one."""
 
 import hashlib
 
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, THREADS
+from serve_app.config import MINIATURE_RANDOM
+from tests.conftest import LORAS, THREADS
 from tests.loraserver import lora_server
 from tests.service.conftest import pixels
 
-LORAS = ROOT / "samples/loras"
 FILE = (LORAS / "my_lora_job/my_lora.safetensors").read_bytes()
 LOCAL = [{"path": "my_lora_job/my_lora.safetensors"}]
-QUICK = {"sample_steps": 1, "guidance_scale": 1.0}
 
 
 @pytest.fixture
@@ -27,12 +23,17 @@ def server():
 @pytest.fixture(scope="module")
 def application(deploy, tmp_path_factory):
     """One editor, so that it is the same replica that fails and goes on."""
-    model = {"threads": THREADS, "device": "cpu", "adapter_disk_folder": str(tmp_path_factory.mktemp("disk"))}
-    return deploy("urls", models=[model], lora_root=str(LORAS), fetch={"allow_private_addresses": True, "timeout_s": 1})
+    model = {
+        "checkpoint": MINIATURE_RANDOM,
+        "threads": THREADS,
+        "device": "cpu",
+        "adapter_disk_folder": str(tmp_path_factory.mktemp("disk")),
+    }
+    return deploy("urls", models=[model], fetch={"allow_private_addresses": True, "timeout_s": 1})
 
 
 def test_bad_adapters_fail_their_own_requests_and_the_same_replica_goes_on(application, server, make_body):
-    body = make_body(loras=[{"path": server.url}], **QUICK)
+    body = make_body(loras=[{"path": server.url}])
     [replica] = application.replica_pids("Editor-qwen_image_edit")
     days = {
         "its server answered 403": {"status": 403},
@@ -53,7 +54,7 @@ def test_bad_adapters_fail_their_own_requests_and_the_same_replica_goes_on(appli
     vars(server).update(good, later={})
     server.end.set()
     result, image = application.edit(body)
-    _, local = application.edit(make_body(loras=LOCAL, **QUICK))
+    _, local = application.edit(make_body(loras=LOCAL))
     assert np.array_equal(pixels(image), pixels(local))
     assert application.replica_pids("Editor-qwen_image_edit") == [replica]
     [runtime] = result["metadata"]["runtime"]
@@ -62,7 +63,7 @@ def test_bad_adapters_fail_their_own_requests_and_the_same_replica_goes_on(appli
 
 
 def test_record_of_an_adapter_by_url_is_the_one_that_was_explained(application, server, make_body):
-    body = make_body(loras=[{"path": server.url}], **QUICK)
+    body = make_body(loras=[{"path": server.url}])
     explained = application.client.post("/v1/explain", json=body).json()
     result, _ = application.edit(body)
     assert result["metadata"]["effective"] == explained["effective"]

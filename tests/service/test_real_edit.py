@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.conftest import LORAS, ROOT, as_base64, as_png, noise_image
-from tests.engine.conftest import use
+from tests.engine.pipelines import use
 from tests.service.conftest import pixels
 
 SAMPLE = "my_lora_job/my_lora.safetensors"
