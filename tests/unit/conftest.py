@@ -78,13 +78,13 @@ class InstantEditors:
 
 
 class Application:
-    """The HTTP application in this process, over instant editors."""
+    """The HTTP application in this process, over instant editors unless others are named."""
 
     document: ClassVar[Document | None] = None
 
-    def __init__(self, config: AppConfig) -> None:
+    def __init__(self, config: AppConfig, editors: type[InstantEditors] = InstantEditors) -> None:
         self.config = config
-        self.editors = InstantEditors(Artifacts(config.artifacts_url))
+        self.editors = editors(Artifacts(config.artifacts_url))
         self.running = {model.id: 1 for model in config.models}
         self.service = Service(config, self.editors, self._editor_count)
         self.app = create_app(self.service)
@@ -150,6 +150,14 @@ def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path, database_
 def config(tmp_path: Path, database_url: str) -> AppConfig:
     """A config whose every path lies in the test's own folder, with one LoRA file in place."""
     return config_in(tmp_path, database_url)
+
+
+@pytest.fixture(scope="module")
+def shared_config(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> AppConfig:
+    """A config for an application that all tests of a module use."""
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copy(migrated_sqlite, folder / "jobs.sqlite3")
+    return config_in(folder, f"{SQLITE_PREFIX}{folder}/jobs.sqlite3")
 
 
 def config_in(folder: Path, database_url: str) -> AppConfig:

@@ -50,8 +50,8 @@ class Served:
 
 
 @contextmanager
-def serving(application: Application) -> Iterator[Served]:
-    config = uvicorn.Config(application.app, port=0, log_level="warning", timeout_graceful_shutdown=1)
+def serving(application: Application, port: int = 0) -> Iterator[Served]:
+    config = uvicorn.Config(application.app, port=port, log_level="warning", timeout_graceful_shutdown=1)
     server = Server(config)
     thread = threading.Thread(target=server.run, name="uvicorn")
     thread.start()

@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -17,14 +16,14 @@ from edits_client import AsyncClient, Client, ConnectionFailed, Lora, Retries, W
 from edits_client.events import Ended, ImageFinished, Preview, Queued, Started, Step
 
 from serve_app.commands.ports import free_port
-from serve_app.config import SQLITE_PREFIX, AuthConfig, read_ingress_settings
+from serve_app.config import AppConfig, AuthConfig, read_ingress_settings
 from serve_app.errors import OutOfMemory
 from serve_app.intake.keys import new_key
 from serve_app.storage.artifacts import Artifacts
 from serve_app.storage.step_previews import StepPreview, StepPreviewStorage
 from tests.conftest import as_png, noise_image
 from tests.unit.clients import RETRIES, Blocking, Recorded
-from tests.unit.conftest import IMAGE, Application, config_in, safetensors_bytes
+from tests.unit.conftest import IMAGE, Application, safetensors_bytes
 from tests.unit.serving import Served, serving, wait_until
 
 LORAS = [Lora("job/lora.safetensors", 0.5)]
@@ -33,11 +32,9 @@ PRESET = {"model": "qwen_image_edit", "loras": [{"path": "job/lora.safetensors"}
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Iterator[tuple[Served, list[str]]]:
+def service(shared_config: AppConfig) -> Iterator[tuple[Served, list[str]]]:
     """One application for all tests, and the requests that it gets, as `METHOD path`."""
-    folder = tmp_path_factory.mktemp("service")
-    shutil.copy(migrated_sqlite, folder / "jobs.sqlite3")
-    application = Application(config_in(folder, f"{SQLITE_PREFIX}{folder}/jobs.sqlite3"))
+    application = Application(shared_config)
     calls: list[str] = []
     application.app.add_middleware(Recorded, calls=calls)
     application.service.reconfigure(*read_ingress_settings({"presets": {"house": PRESET}}))

@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 import httpx2
 import pytest
 from edits_client import AsyncClient, AsyncJob, Client, Job, Lora, Options, errors, events, models
+from edits_client.answers import answer_as
 from edits_client.bodies import TOP_FIELDS
 from edits_client.models import InferenceRequest
 from fastapi import FastAPI
@@ -25,6 +26,7 @@ from tests.conformity import EVENTS, JSON, Document
 from tests.conftest import ROOT
 from tests.unit.test_errors import every_error
 from tests.unit.test_openapi import operations
+from tests.unit.test_recorded_answers import VERSIONS, read
 from tools.api_page import openapi_document
 
 ID = "0f8fad5bd9cb469fa16570867728950e"
@@ -358,3 +360,11 @@ def test_both_clients_have_the_same_methods(of_async, of_sync):
 def test_models_of_the_client_take_fields_that_they_do_not_know():
     known = {"tenant": "t", "gpu_seconds": 1.0, "images": 1}
     assert models.TenantUsage.model_validate(known | {"new": 1}).images == 1
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_results_that_earlier_versions_stored_are_read(version):
+    answered = [json.loads(text) for path, text in read(version)["answers"].items() if path.endswith("/result")]
+    assert answered
+    for answer in answered:
+        assert answer_as(models.RequestResult, answer).request_id == answer["request_id"]

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from edits_client.cli.context import AsJson, as_json, client_of, out, plain, print_json, values_table
 
-loras_app = typer.Typer(help="List the LoRAs of the service, or show one.", invoke_without_command=True)
+loras_app = typer.Typer(invoke_without_command=True)
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -17,9 +17,13 @@ from rich.table import Table
 from edits_client._sync.client import Client
 from edits_client.cli.settings import Settings
 from edits_client.errors import ApiError, ConnectionFailed, EditFailed, EditsError, Unauthorized, WaitTimeout
+from edits_client.retries import Retries
 
 # The exit codes, by what went wrong. 2 is a wrong use of the command, 130 an interruption.
 REFUSED, UNREACHABLE, FAILED, LATE, INTERRUPTED = 1, 3, 4, 5, 130
+
+# Who waits at a terminal wants to know sooner than a program that nobody is there.
+RETRIES = Retries(for_s=30.0)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 RequestId = Annotated[str, typer.Argument(help="The id of a request, as `edits submit` prints it.")]
@@ -35,7 +39,7 @@ def client_of(context: typer.Context) -> Iterator[Client]:
     """The client for a command. Errors of the service end the command with their exit code."""
     settings: Settings = context.obj
     as_json = context.params.get("json", False)
-    with ending_on_errors(as_json=as_json), Client(settings.url, settings.api_key) as client:
+    with ending_on_errors(as_json=as_json), Client(settings.url, settings.api_key, retries=RETRIES) as client:
         yield client
 
 
@@ -50,9 +54,9 @@ def ending_on_errors(*, as_json: bool = False) -> Iterator[None]:
         if as_json:
             err.out(json.dumps({"error": facts_of(error)}), highlight=False)
         else:
-            err.print(f"[bold red]error:[/] {plain(str(error))}")
+            say(f"[bold red]error:[/] {plain(str(error))}")
         if hint := hint_for(error):
-            err.print(hint)
+            say(hint)
         raise typer.Exit(exit_code_of(error)) from error
 
 
@@ -89,7 +93,17 @@ class SaysRetries(logging.Handler):
     """Shows what the client logs, which is that a call failed and is made again."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        err.print(f"[yellow]{plain(record.getMessage())}[/]")
+        say(f"[yellow]{plain(record.getMessage())}[/]")
+
+
+def say(text: str = "") -> None:
+    """Text for people, in lines that only the terminal wraps, so that they can be copied."""
+    err.print(text, soft_wrap=True)
+
+
+def print_line(text: str) -> None:
+    """A line of the output."""
+    out.print(text, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from edits_client._sync.client import Client
 from edits_client.cli import catalogue, making, requests
-from edits_client.cli.context import SaysRetries, ending_on_errors, err, plain
+from edits_client.cli.context import SaysRetries, client_of, plain, say
 from edits_client.cli.settings import Settings, resolve, store
 from edits_client.version import VERSION
 
@@ -63,8 +62,8 @@ def login(
     Example:
       edits login https://edits.example.com
     """
-    settings = Settings((url or context.obj.url).rstrip("/"), api_key or None)
-    with ending_on_errors(), Client(settings.url, settings.api_key) as client:
+    context.obj = settings = Settings((url or context.obj.url).rstrip("/"), api_key or None)
+    with client_of(context) as client:
         served = [model.id for model in client.models()]
     path = store(settings)
-    err.print(plain(f"{settings.url} serves {', '.join(served)}; stored in {path}"))
+    say(plain(f"{settings.url} serves {', '.join(served)}; stored in {path}"))

@@ -14,7 +14,7 @@ from edits_client.answers import failure_of
 from edits_client.bodies import Lora, Options
 from edits_client.cli import options as opt
 from edits_client.cli import saving
-from edits_client.cli.context import AsJson, as_json, client_of, err, out, plain, print_json, values_table
+from edits_client.cli.context import AsJson, as_json, client_of, out, plain, print_json, say, values_table
 from edits_client.cli.progress import asking_on_interrupt, watch
 
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="The file to write. Default: NAME-edit.png.")]
@@ -153,9 +153,9 @@ def explain(
     for number, effective in enumerate(explanation["effective"]):
         out.print(values_table(f"image {number}", effective))
     for note in explanation["notes"]:
-        err.print(f"note: {plain(note)}")
+        say(f"note: {plain(note)}")
     for name in explanation["ignored"]:
-        err.print(f"ignored: {plain(name)}")
+        say(f"ignored: {plain(name)}")
 
 
 def strengths(given: Options, multiplier: str | None) -> list[tuple[str, Options]]:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from edits_client._sync.job import Job
-from edits_client.cli.context import INTERRUPTED, err
+from edits_client.cli.context import INTERRUPTED, err, say
 from edits_client.events import Ended, Event, ImageFinished, Preview, Queued, Step
 
 # How often the predicted time is asked for (s).
@@ -46,22 +46,27 @@ def asking_on_interrupt(jobs: Sequence[Job]) -> Iterator[None]:
         if _wants_to_cancel(len(jobs)):
             for job in jobs:
                 job.cancel()
-            err.print("canceled")
+            say("canceled")
         else:
             for job in jobs:
-                err.print(f"request {job.id} goes on; to follow it: edits watch {job.id}")
+                say(f"request {job.id} goes on; to follow it: edits watch {job.id}")
         raise typer.Exit(INTERRUPTED) from None
 
 
 def _wants_to_cancel(requests: int) -> bool:
     """What the user says. Without a terminal, and after a second Ctrl-C, it is no."""
-    if not (err.is_terminal and sys.stdin.isatty()):
+    if not is_interactive():
         return False
     try:
         return typer.confirm("Cancel the request?" if requests == 1 else f"Cancel all {requests} requests?", err=True)
     except typer.Abort:
-        err.print()
+        say()
         return False
+
+
+def is_interactive() -> bool:
+    """Whether somebody can answer a question."""
+    return err.is_terminal and sys.stdin.isatty()
 
 
 class RequestView:

@@ -12,7 +12,18 @@ from rich.table import Table
 from edits_client.answers import failure_of
 from edits_client.cli import options as opt
 from edits_client.cli import saving
-from edits_client.cli.context import REFUSED, AsJson, RequestId, as_json, client_of, err, out, plain, print_json
+from edits_client.cli.context import (
+    REFUSED,
+    AsJson,
+    RequestId,
+    as_json,
+    client_of,
+    out,
+    plain,
+    print_json,
+    print_line,
+    say,
+)
 from edits_client.cli.progress import asking_on_interrupt
 from edits_client.cli.progress import watch as follow
 
@@ -36,16 +47,16 @@ def status(context: typer.Context, request_id: RequestId, json: AsJson = False) 
         print_json(state)
         return
     progress = state["progress"]
-    out.print(
+    print_line(
         f"{state['status']}: {progress['images_done']} of {progress['images']} images, "
         f"{progress['steps_done']} of {progress['steps']} steps"
     )
     if state["queue_position"] is not None:
-        out.print(f"{state['queue_position']} images are ahead of it")
+        print_line(f"{state['queue_position']} images are ahead of it")
     if state["eta_s"] is not None:
-        out.print(f"about {state['eta_s']:.0f} s left")
+        print_line(f"about {state['eta_s']:.0f} s left")
     if state["error"]:
-        out.print(plain(f"{state['error']} ({state['error_code']})"))
+        print_line(plain(f"{state['error']} ({state['error_code']})"))
 
 
 def watch(context: typer.Context, request_id: RequestId, timeout: opt.Timeout = None, json: AsJson = False) -> None:
@@ -64,7 +75,7 @@ def watch(context: typer.Context, request_id: RequestId, timeout: opt.Timeout = 
         if json:
             print_json(as_json(end.result))
         elif end.result.status == "succeeded":
-            out.print(f"succeeded; edits get {request_id} writes its images")
+            print_line(f"succeeded; edits get {request_id} writes its images")
         if end.result.status != "succeeded":
             raise failure_of(end.result)
 
@@ -86,7 +97,7 @@ def get(
     with client_of(context) as client:
         images = client.job(request_id).images()
         if not images:
-            err.print(f"no image is finished; edits watch {request_id} waits for them")
+            say(f"no image is finished; edits watch {request_id} waits for them")
             raise typer.Exit(REFUSED)
         saving.format_of(output, images[0].format)
         saving.save_all([("", image) for image in images], request_id, output, as_json=json)
@@ -109,7 +120,7 @@ def cancel(
     if json:
         print_json(state)
     else:
-        out.print(state["status"])
+        print_line(state["status"])
 
 
 def history(

@@ -10,7 +10,7 @@ from typing import Any
 import PIL.Image
 import typer
 
-from edits_client.cli.context import err, out, plain, print_json
+from edits_client.cli.context import plain, print_json, print_line, say
 from edits_client.cli.sheet import save_sheet
 from edits_client.images import SUFFIXES, Image
 
@@ -55,11 +55,11 @@ def save_all(
         return
     for (label, image), path in zip(finished, paths, strict=True):
         facts = f"{image.width}x{image.height}, seed {image.seed}, {image.gpu_seconds:.2f} GPU s"
-        out.print(f"{plain(str(path))}  {f'{label}, ' if label else ''}{facts}, request {image.request_id}")
+        print_line(f"{plain(str(path))}  {f'{label}, ' if label else ''}{facts}, request {image.request_id}")
     if sheet is not None and images:
-        out.print(plain(str(sheet)))
+        print_line(plain(str(sheet)))
     for note in dict.fromkeys(note for image in images for note in image.notes):
-        err.print(f"note: {plain(note)}")
+        say(f"note: {plain(note)}")
 
 
 def file_names(images: Sequence[Image], source: str, output: Path | None) -> Iterator[Path]:
