@@ -86,6 +86,21 @@ class FailureDetails(BaseModel):
     """
 
 
+class FinishedImage(BaseModel):
+    """
+    An image that can be downloaded.
+    """
+
+    image: int
+    """
+    The number of the image, from 0, in prompt order.
+    """
+    url: str
+    """
+    Where a client downloads the image. With API keys it has a token, so that it needs no key for an hour or more (`auth.url_lifetime_s`).
+    """
+
+
 class Guidance(BaseModel):
     """
     How guidance_scale is applied.
@@ -154,7 +169,7 @@ class ImageEvent(BaseModel):
     """
     url: str
     """
-    Where a client downloads the image.
+    Where a client downloads the image. With API keys it has a token, so that it needs no key for an hour or more (`auth.url_lifetime_s`).
     """
     image: int
     """
@@ -189,7 +204,7 @@ class ImageOfRequest(BaseModel):
     """
     url: str
     """
-    Where a client downloads the image.
+    Where a client downloads the image. With API keys it has a token, so that it needs no key for an hour or more (`auth.url_lifetime_s`).
     """
     image: int
     """
@@ -228,7 +243,7 @@ class ImageOutput(BaseModel):
     """
     url: str
     """
-    Where a client downloads the image.
+    Where a client downloads the image. With API keys it has a token, so that it needs no key for an hour or more (`auth.url_lifetime_s`).
     """
 
 
@@ -343,7 +358,7 @@ class NumberedImage(BaseModel):
     """
     url: str
     """
-    Where a client downloads the image.
+    Where a client downloads the image. With API keys it has a token, so that it needs no key for an hour or more (`auth.url_lifetime_s`).
     """
     image: int
     """
@@ -1335,6 +1350,14 @@ class RequestStatus(BaseModel):
     eta_s: float | None
     """
     Predicted seconds until the request ends, from measured edits and the queue, never 0; null once it has ended, and before the first edit of its model was measured.
+    """
+    finished_images: list[FinishedImage]
+    """
+    The first 50 images that can be downloaded, also before the request has ended.
+    """
+    preview_url: str | None
+    """
+    Where the step preview of the first image is that an editor makes; null if there is none. With API keys it has a token, as the `url` of an image.
     """
 
 
