@@ -19,7 +19,7 @@ from serve_app.pipeline.conditioning import pack
 from serve_app.pipeline.denoise import clean_latents
 from serve_app.pipeline.latent_colors import KNOWN, LatentColors, fit, known_colors, samples, synthetic_images
 from tests.conftest import ROOT, THREADS
-from tests.engine.pipelines import CPU, EDIT, use, watched
+from tests.engine.pipelines import CPU, EDIT, own_pipeline, use, watched
 from tools.fit_latent_colors import PHOTOGRAPHS, as_json, photograph, psnr_db
 
 EDIT_PLUS = MODELS["qwen_image_edit_plus_2511"]
@@ -87,7 +87,7 @@ def test_watched_edit_has_the_pixels_of_an_unwatched_one(bench, make_plan, contr
 
 
 def test_watched_edit_on_two_devices_has_the_pixels_of_an_unwatched_one_on_one(bench, make_plan, control_png):
-    paired = TorchEngine(miniature.make(EDIT_PLUS), EDIT_PLUS, ModelConfig(threads=THREADS), second_device=CPU)
+    paired = TorchEngine(own_pipeline(EDIT_PLUS), EDIT_PLUS, ModelConfig(threads=THREADS), second_device=CPU)
     plan = make_plan(model=EDIT_PLUS.id, steps=3)
     edited, previews = watched(paired, plan, [control_png])
     one, same = watched(bench(EDIT_PLUS.id).engine, plan, [control_png])

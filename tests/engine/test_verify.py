@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
@@ -68,17 +69,32 @@ def hub_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
+@pytest.fixture
+def asked(monkeypatch) -> list[str]:
+    """The checkpoints that the hub was asked about."""
+    checkpoints: list[str] = []
+
+    def model_info(name: str, **_: object) -> None:
+        checkpoints.append(name)
+        raise OfflineModeIsEnabled
+
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.model_info", model_info)
+    return checkpoints
+
+
 @pytest.mark.usefixtures("hub_cache")
-def test_cached_hub_checkpoint_is_used_without_asking_the_hub_and_its_commit_is_printed(capsys):
+def test_cached_hub_checkpoint_is_used_without_asking_the_hub_and_its_commit_is_printed(capsys, asked):
     assert edits_server("verify", "me/mini", "--local-files-only", *SMALL) == 0
     assert f"revision: {COMMIT}" in capsys.readouterr().out
+    assert asked == []
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_revision_that_is_not_cached_is_refused_when_the_hub_may_not_be_asked(capsys):
+def test_revision_that_is_not_cached_is_refused_when_the_hub_may_not_be_asked(capsys, asked):
     assert edits_server("verify", "me/mini", "--local-files-only", "--revision", "f" * 40, *SMALL) == 1
     expected = f"'me/mini' at revision {'f' * 40} is neither a directory here nor available in the hub's"
     assert expected in capsys.readouterr().out
+    assert asked == []
 
 
 def test_models_with_the_same_configs_are_all_named(copy, capsys):
