@@ -35,6 +35,7 @@ ServiceError
 │   ├── UploadNotFound              UPLOAD_NOT_FOUND, 404
 │   ├── IdempotencyConflict         IDEMPOTENCY_CONFLICT, 409
 │   ├── UploadQuotaExceeded         UPLOAD_QUOTA_EXCEEDED, 409
+│   ├── RequestCanceled             REQUEST_CANCELED, 409: for a client that waits for the result
 │   ├── HeadersTooLarge             HEADERS_TOO_LARGE, 431
 │   ├── TooManyRequests             TOO_MANY_REQUESTS, 429
 │   └── QueueFull                   QUEUE_FULL, 429
@@ -245,6 +246,11 @@ class UploadQuotaExceeded(RequestError):
     status = 409
 
 
+class RequestCanceled(RequestError):
+    code = "REQUEST_CANCELED"
+    status = 409
+
+
 class QueueFull(RequestError):
     code = "QUEUE_FULL"
     status = 429
@@ -377,6 +383,16 @@ def describe(error: BaseException) -> ErrorDescription:
     if isinstance(error, ServiceError):
         return ErrorDescription(error.code, error.message, error.status, error.retryable, error.details)
     return ErrorDescription("INTERNAL_ERROR", "the service failed to handle this; its log says why", 500)
+
+
+def status_of(code: str) -> int:
+    """The status of the error with this code: of a stored failure, only the code is known."""
+    kinds = [ServiceError]
+    for kind in kinds:
+        if kind.code == code:
+            return kind.status
+        kinds += kind.__subclasses__()
+    return ServiceError.status
 
 
 def clear_frames(error: BaseException | None) -> None:

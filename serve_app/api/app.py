@@ -11,13 +11,19 @@ from starlette.middleware.cors import CORSMiddleware
 from serve_app.api.access import Authenticate, CheckHost
 from serve_app.api.bodies.limits import BodyLimit
 from serve_app.api.error_answers import answer_faults, answer_http_error
-from serve_app.api.middleware import AnswerErrors, AnswerHead, DropRayHeaders, SecurityHeaders, TraceRequest
+from serve_app.api.middleware import (
+    AddRequestId,
+    AnswerErrors,
+    AnswerHead,
+    DropRayHeaders,
+    SecurityHeaders,
+    TraceRequest,
+)
 from serve_app.api.openapi import TAGS, Application
-from serve_app.api.routes import docs, inference, models, probes, requests, uploads
+from serve_app.api.routes import docs, images, inference, models, probes, requests, uploads
 from serve_app.intake.service import Service
 
-# Headers of an answer that scripts in a browser may read, in addition to those that every browser permits. Serve adds
-# X-Request-ID.
+# Headers of an answer that scripts in a browser may read, in addition to those that every browser permits.
 EXPOSED_HEADERS = (
     "Allow",
     "Content-Disposition",
@@ -56,7 +62,7 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     # Errors find the shape of their group among these: see `error_shapes`.
-    groups = (probes, models, inference, uploads, requests)
+    groups = (probes, models, inference, uploads, images, requests)
     app.state.routers = [docs.router(app.title), *(routes.router(service) for routes in groups)]
     for router in app.state.routers:
         app.include_router(router)
@@ -88,4 +94,5 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
     )
+    app.add_middleware(AddRequestId)
     app.add_middleware(SecurityHeaders)

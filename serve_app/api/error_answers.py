@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from serve_app.api.error_shapes import CONTRACT, ErrorShape, Fault, shape_of
 from serve_app.errors import (
+    ErrorDescription,
     MethodNotAllowed,
     NotFound,
     Overloaded,
@@ -45,7 +46,13 @@ HEADERS = {
 
 def error_response(error: Exception, shape: ErrorShape = CONTRACT, headers: Mapping[str, str] = {}) -> JSONResponse:
     """The answer to any error. `headers` replace those of the error's code."""
-    description = describe(error)
+    return described_response(describe(error), shape, headers)
+
+
+def described_response(
+    description: ErrorDescription, shape: ErrorShape = CONTRACT, headers: Mapping[str, str] = {}
+) -> JSONResponse:
+    """The answer to an error of which only the description is left, as of a request that has failed."""
     headers = {**HEADERS.get(description.code, {}), **headers}
     return JSONResponse(shape.body(description), status_code=description.status, headers=headers)
 

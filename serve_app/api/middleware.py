@@ -1,6 +1,7 @@
 """Middleware that every HTTP request and every answer passes, whatever the route."""
 
 import logging
+import uuid
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
@@ -70,6 +71,25 @@ class SecurityHeaders:
             await send(message)
 
         await self._app(scope, receive, protected)
+
+
+class AddRequestId:
+    """Gives an answer the header X-Request-ID, by which its sender can name it, unless a server in front does so.
+
+    Ray Serve does: it puts the id into the request as well.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-ID"] = uuid.uuid4().hex
+            await send(message)
+
+        is_added = scope["type"] == "http" and "x-request-id" not in Headers(scope=scope)
+        await self._app(scope, receive, send_with_id if is_added else send)
 
 
 class AnswerHead:

@@ -18,17 +18,18 @@ from serve_app.api.access import PROBES, PUBLIC_PATHS
 from serve_app.api.bodies.limits import METHODS_WITH_BODY
 from serve_app.api.error_answers import error_docs
 from serve_app.api.error_shapes import CONTRACT, ErrorShape
-from serve_app.schemas import answers, events, records, requests
+from serve_app.schemas import answers, events, openai, records, requests
 from serve_app.schemas import errors as error_bodies
-from serve_app.schemas.documented import REFERENCES, reference_to
+from serve_app.schemas.documented import REFERENCES, event_stream, reference_to
 
 JsonObject = dict[str, Any]
 
 # The modules whose models are bodies.
-BODIES: tuple[ModuleType, ...] = (requests, answers, records, events, error_bodies)
+BODIES: tuple[ModuleType, ...] = (requests, answers, records, events, openai, error_bodies)
 TAGS = {
     "inference": "Submit requests.",
     "requests": "Follow, cancel and list requests, and download their images.",
+    "openai": "OpenAI's images API, for clients that speak it.",
     "uploads": "Send control images once, for many requests.",
     "models": "What requests can name.",
     "operation": "Probes.",
@@ -102,12 +103,20 @@ def _complete(operation: JsonObject, route: APIRoute, method: str, shape: ErrorS
     if "requestBody" in operation:
         operation.setdefault("parameters", []).append(TRACEPARENT)
     responses = operation["responses"]
+    _restore_nulls(responses, shape)
     _describe_faults(responses, shape)
     for status, docs in error_docs(*errors_on_the_way(route, method), shape=shape).items():
         _merge(responses.setdefault(str(status), {}), docs)
     if route.name == EVENTS_ROUTE:
-        responses["200"]["content"] = {EVENT_STREAM: event_stream()}
+        responses["200"]["content"] = {EVENT_STREAM: event_stream(events.EVENT_DATA)}
     operation["responses"] = {status: responses[status] for status in sorted(responses)}
+
+
+def _restore_nulls(responses: JsonObject, shape: ErrorShape) -> None:
+    """Give the examples of errors the nulls that FastAPI has dropped from them."""
+    for response in responses.values():
+        for example in response.get("content", {}).get("application/json", {}).get("examples", {}).values():
+            example["value"] = shape.model.model_validate(example["value"]).model_dump()
 
 
 def _describe_faults(responses: JsonObject, shape: ErrorShape) -> None:
@@ -119,16 +128,6 @@ def _describe_faults(responses: JsonObject, shape: ErrorShape) -> None:
     content = {"application/json": {"schema": reference_to(shape.faults_model or shape.model)}}
     docs = {"description": "The request has the wrong shape", "content": content}
     _merge(responses.setdefault(str(shape.faults_status), {}), docs)
-
-
-def event_stream() -> JsonObject:
-    """The media type of a stream of events: one schema for each kind of event, of the fields of a server-sent event."""
-    kinds = []
-    for event, data in events.EVENT_DATA.items():
-        content = {"type": "string", "contentMediaType": "application/json", "contentSchema": reference_to(data)}
-        fields = {"event": {"const": event}, "data": content, "id": {"type": "string"}}
-        kinds.append({"type": "object", "required": ["event", "data"], "properties": fields})
-    return {"schema": {"type": "string"}, "itemSchema": {"oneOf": kinds}}
 
 
 def _webhook(name: str, kind: type[BaseModel]) -> JsonObject:

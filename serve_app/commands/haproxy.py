@@ -2,12 +2,13 @@
 
 import resource
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
 from serve_app.api.error_answers import error_response
+from serve_app.api.error_shapes import CONTRACT, OPENAI
 from serve_app.config import FrontConfig
 from serve_app.errors import (
     HeadersTooLarge,
@@ -17,10 +18,13 @@ from serve_app.errors import (
     ServiceUnavailable,
     TooManyRequests,
 )
+from serve_app.intake.openai_calls import MAX_WAIT_S
 
 BUFFER_BYTES, REWRITE_BYTES = 32_768, 1024
 MAX_HEAD_BYTES = BUFFER_BYTES - REWRITE_BYTES
 MAX_CONNECTIONS = 1_000_000
+# How long the service may be silent before it answers a call of OpenAI's images API (s): longer than it waits itself.
+OPENAI_TIMEOUT_S = int(MAX_WAIT_S) + 40
 
 UNAVAILABLE = ServiceUnavailable("the service is starting or stopping, or all its processes are busy; try again soon")
 TOO_LARGE = HeadersTooLarge(f"the request line and headers are larger than {MAX_HEAD_BYTES} bytes; send smaller ones")
@@ -34,6 +38,7 @@ ERRORS: Mapping[int, ServiceError] = {
     503: UNAVAILABLE,
     504: NoAnswer("the service took too long to answer; ask for the request's status"),
 }
+BOTH_SHAPES = replace(CONTRACT, body=lambda description: CONTRACT.body(description) | OPENAI.body(description))
 REASONS = {
     408: "Request Timeout",
     429: "Too Many Requests",
@@ -68,9 +73,10 @@ def write_files(settings: FrontSettings, listener: int, folder: Path) -> Path:
 def answer(error: ServiceError, *, any_origin: bool) -> bytes:
     """A complete HTTP response.
 
-    HAProxy applies no rules to its answer to an incomplete request, so this contains the headers for browsers.
+    HAProxy applies no rules to its answer to an incomplete request, so this contains the headers for browsers. The
+    front does not know which route was meant: the body is the contract's and OpenAI's in one.
     """
-    response = error_response(error)
+    response = error_response(error, BOTH_SHAPES)
     headers = {**response.headers, "cache-control": "no-store", "access-control-expose-headers": "Retry-After"}
     if any_origin:
         headers["access-control-allow-origin"] = "*"
@@ -99,6 +105,7 @@ def render(settings: FrontSettings, listener: int, folder: Path) -> str:
         ),
         listener=listener,
         base_path=settings.base_path,
+        openai_timeout=OPENAI_TIMEOUT_S,
         cors_rules="\n".join(f"    {rule}" for rule in cors_rules(settings.cors_origins)),
         serve=f"127.0.0.1:{settings.serve_port}",
     )

@@ -67,6 +67,11 @@ class Queries:
                 record = await self._store.requests.get(record.id)
         return record
 
+    async def changed(self, record: RequestRecord, seconds: float) -> RequestRecord:
+        """The request once it has changed, or as it is after `seconds`. Raises RequestNotFound, StoreUnavailable."""
+        await self._watch.changed(record.id, record.version, min(seconds, MAX_UNCHANGED_S))
+        return await self._store.requests.get(record.id)
+
     async def history(
         self, which: HistoryFilter, before: tuple[float, str] | None, limit: int, caller: Caller
     ) -> list[Summary]:

@@ -12,6 +12,7 @@ from serve_app.intake.admission import Admission
 from serve_app.intake.catalogue import Catalogue
 from serve_app.intake.events import Events
 from serve_app.intake.keys import Keys
+from serve_app.intake.openai_calls import OpenAICalls
 from serve_app.intake.presets import Presets
 from serve_app.intake.previews import Previews
 from serve_app.intake.queries import Queries
@@ -79,6 +80,7 @@ class Service:
         self.queries = Queries(config, store, artifacts, self._watch, self.workload, self.previews, self.signed_urls)
         self.events = Events(store, self._watch, self.previews)
         models = [model.id for model in config.models]
+        self.openai_calls = OpenAICalls(self.submissions, self.presets, self.queries, store, models, meter)
         self._warm_list = WarmListWriter(store, artifacts, admission.named_adapter, models, meter)
         self._workers = self._workers_of(meter)
 

@@ -40,7 +40,10 @@ LATER_FIELDS = frozenset(("preset", "quality", "size"))
 
 @dataclass(frozen=True)
 class Submission:
-    """A request that is being submitted. `digest` is that of its body, known where there is an idempotency key."""
+    """A request that is being submitted.
+
+    `digest` is that of its body, known where there is an idempotency key. `call_sha256`: see `NewRequest`.
+    """
 
     id: str
     request: InferenceRequest
@@ -49,6 +52,7 @@ class Submission:
     base_url: str
     idempotency_key: str | None = None
     digest: str | None = None
+    call_sha256: str | None = None
 
 
 class Submissions:
@@ -82,13 +86,17 @@ class Submissions:
         base_url: str,
         idempotency_key: str | None = None,
         parts: Parts = NO_PARTS,
+        call_sha256: str | None = None,
     ) -> tuple[RequestRecord, bool]:
         """Check a request in the contract's order, fetch what it names, commit it, and wake the dispatcher.
 
         Returns the request, and whether it is new: with an idempotency key that was used for the same body, it is the
-        earlier request. Raises RequestError, Overloaded, StoreUnavailable and StorageFailed.
+        earlier request. `call_sha256` lets a repeat of the HTTP call find the request. Raises RequestError, Overloaded,
+        StoreUnavailable and StorageFailed.
         """
-        submission = Submission(uuid.uuid4().hex, request, parts, caller, base_url, idempotency_key)
+        submission = Submission(
+            uuid.uuid4().hex, request, parts, caller, base_url, idempotency_key, call_sha256=call_sha256
+        )
         model = self._presets.model_of(request, caller)
         model = model if model in self._admission.models else NO_MODEL
         with tracing.for_request(submission.id), tracing.span("POST /v1/inference", SpanKind.SERVER, model=model):
@@ -210,6 +218,7 @@ class Submissions:
             body_sha256=submission.digest,
             webhook=webhook_of(request, submission.base_url),
             traceparent=tracing.traceparent(),
+            call_sha256=submission.call_sha256,
         )
 
     def _adapter_files(self, admitted: Admitted) -> dict[str, int]:

@@ -35,6 +35,7 @@ def request_row(new: NewRequest, now: float) -> dict[str, Any]:
         "webhook": None if new.webhook is None else asdict(new.webhook),
         "purged": False,
         "traceparent": new.traceparent,
+        "call_sha256": new.call_sha256,
         "row_bytes": sum(json_bytes(asdict(image.plan)) for image in new.images),
     }
 

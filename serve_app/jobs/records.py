@@ -31,7 +31,7 @@ class NewRequest:
 
     `files` are the artifacts that it needs: their sizes (bytes) by key. `notes` become part of its result's metadata.
     A request with the same `idempotency_key` and `body_sha256` is a repeat of this one. `traceparent` is the span of
-    its POST (W3C Trace Context).
+    its POST (W3C Trace Context). `call_sha256` is the digest by which a repeated call finds it: see `waiting_clients`.
     """
 
     id: str
@@ -46,6 +46,15 @@ class NewRequest:
     body_sha256: str | None = None
     webhook: WebhookTarget | None = None
     traceparent: str | None = None
+    call_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class WaitingClient:
+    """A client that waits for the end of a request: number 0 made it, number n is the n-th repeat of its call."""
+
+    request_id: str
+    number: int = 0
 
 
 @dataclass(frozen=True)

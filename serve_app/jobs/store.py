@@ -13,6 +13,7 @@ from serve_app.jobs.queue import Queue
 from serve_app.jobs.requests import Requests
 from serve_app.jobs.retention import Retention
 from serve_app.jobs.uploads import Uploads
+from serve_app.jobs.waiting_clients import WaitingClients
 from serve_app.jobs.webhook_queue import WebhookQueue
 
 
@@ -29,6 +30,7 @@ class JobStore:
         self.requests = Requests(self._database, config)
         self.queue = Queue(self._database, config)
         self.webhooks = WebhookQueue(self._database)
+        self.clients = WaitingClients(self._database)
         self.retention = Retention(self._database)
         self.uploads = Uploads(self._database, config)
 

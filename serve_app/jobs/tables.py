@@ -62,6 +62,13 @@ requests = sa.Table(
     sa.Column("error_details", sa.JSON(none_as_null=True)),
     # The size of its plans and results as JSON (bytes), which counts for `keep_bytes`. Null in rows of old versions.
     sa.Column("row_bytes", sa.BigInteger),
+    # The digest of the HTTP call that asked for it, if its client repeats calls: by it a repeat finds the request.
+    sa.Column("call_sha256", sa.String(64)),
+    # How many repeats of the call were attached to it, and the numbers of its clients that no longer wait for it.
+    sa.Column("attachments", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("departed", sa.JSON(none_as_null=True)),
+    # When the last of its clients hung up. Null while one waits, and for requests that nobody ever waited for.
+    sa.Column("abandoned_at", sa.Double),
     sa.UniqueConstraint("tenant", "idempotency_key", name="requests_by_idempotency_key"),
     # For the history, newest first.
     sa.Index("requests_by_time", "created_at", "id"),
@@ -69,6 +76,8 @@ requests = sa.Table(
     # For requests that are past their deadline, and past their retention.
     sa.Index("requests_by_deadline", "status", "deadline_at"),
     sa.Index("requests_by_end", "finished_at"),
+    sa.Index("requests_by_call", "tenant", "call_sha256", "created_at"),
+    sa.Index("requests_by_abandonment", "abandoned_at"),
 )
 
 images = sa.Table(

@@ -1,5 +1,6 @@
 """How bodies describe themselves in the OpenAPI document, so that clients generated from it have exact types."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,19 @@ REFERENCES = "#/components/schemas/{model}"
 def reference_to(model: type[BaseModel]) -> dict[str, str]:
     """The schema that stands for a body."""
     return {"$ref": REFERENCES.format(model=model.__name__)}
+
+
+def event_stream(data: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """The media type of a stream of events: one schema for each kind of event, of the fields of a server-sent event.
+
+    `data` is the body of each event's data, by the event's name.
+    """
+    kinds = []
+    for event, body in data.items():
+        content = {"type": "string", "contentMediaType": "application/json", "contentSchema": reference_to(body)}
+        fields = {"event": {"const": event}, "data": content, "id": {"type": "string"}}
+        kinds.append({"type": "object", "required": ["event", "data"], "properties": fields})
+    return {"schema": {"type": "string"}, "itemSchema": {"oneOf": kinds}}
 
 
 class Answer(BaseModel):

@@ -58,6 +58,7 @@ class Dispatcher:
         meter: Meter = NO_METER,
     ) -> None:
         self._queue = store.queue
+        self._clients = store.clients
         self._previews = StepPreviewStorage(artifacts)
         self._config = config
         self._editor_count = editor_count
@@ -117,6 +118,9 @@ class Dispatcher:
     async def _claim_for_each_model(self) -> None:
         for request_id, model in (await self._queue.expire()).items():
             self._meter.record(REQUESTS, model=model, status=Status.FAILED)
+            self._previews.delete_all_soon(request_id)
+        for request_id, model in (await self._clients.cancel_abandoned()).items():
+            self._meter.record(REQUESTS, model=model, status=Status.CANCELED)
             self._previews.delete_all_soon(request_id)
         take_over = self._may_take_over()
         for model, editors in (await self._editor_count()).items():

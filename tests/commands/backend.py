@@ -37,6 +37,7 @@ class Answers(BaseHTTPRequestHandler):
         if not self.deployed:
             self._answer(404, "text/plain; charset=utf-8", "Path not found. Ping http://.../-/routes")
             return
+        time.sleep(3 if self.path.endswith("/slow") else 0)
         self._answer(200, "application/json", json.dumps({"bytes": len(body)}))
 
     def log_message(self, format: str, *args: object) -> None:

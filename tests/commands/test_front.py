@@ -13,10 +13,12 @@ import httpx
 import psutil
 import pytest
 
+from serve_app.commands import haproxy
 from serve_app.commands.front import Front
 from serve_app.commands.haproxy import MAX_HEAD_BYTES, FrontSettings, cors_rules, quoted
 from serve_app.commands.ports import listen
 from serve_app.config import FrontConfig
+from serve_app.intake.openai_calls import MAX_WAIT_S
 from tests.commands.backend import Answers, backend
 
 DEFAULTS = FrontConfig()
@@ -67,7 +69,11 @@ def until(is_so: Callable[[], bool], seconds: float = 10) -> None:
 
 
 def code_of(response: httpx.Response) -> str:
-    return response.json()["detail"]["error"]["code"]
+    """The code of an error of the front, which reads the same in the contract's shape and in OpenAI's."""
+    contract, openai = response.json()["detail"]["error"], response.json()["error"]
+    assert set(openai) == {"message", "type", "param", "code"}
+    assert (contract["code"], contract["message"]) == (openai["code"], openai["message"])
+    return contract["code"]
 
 
 def test_a_request_passes_with_the_clients_host_and_address(front: Running):
@@ -134,6 +140,15 @@ def test_large_headers_are_431(front: Running, size: int):
     assert head.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
     assert b"access-control-allow-origin: *" in head
     assert json.loads(body)["detail"]["error"]["code"] == "HEADERS_TOO_LARGE"
+
+
+def test_calls_of_openais_images_api_may_take_another_time(monkeypatch):
+    assert haproxy.OPENAI_TIMEOUT_S > MAX_WAIT_S
+    monkeypatch.setattr(haproxy, "OPENAI_TIMEOUT_S", 1)
+    with running() as front:
+        cut = front.client.post("/v1/images/slow", json={})
+        assert (cut.status_code, code_of(cut)) == (504, "NO_ANSWER")
+        assert front.client.post("/v1/inference/slow", json={}).status_code == 200
 
 
 def test_endless_headers_take_no_memory(front: Running):

@@ -252,7 +252,11 @@ class LostJustNow:
 async def test_seconds_of_a_cancelled_image_are_charged_wherever_it_is_cancelled(store, config):
     queue = LostJustNow()
     dispatcher = Dispatcher(
-        SimpleNamespace(queue=queue), SlowToStop(0), Artifacts(config.artifacts_url), config.jobs, one_editor
+        SimpleNamespace(queue=queue, clients=None),
+        SlowToStop(0),
+        Artifacts(config.artifacts_url),
+        config.jobs,
+        one_editor,
     )
     await store.requests.create(new(), is_stored)
     [mine] = await claim(store)
@@ -292,7 +296,7 @@ MADE = EditDone("k", "u", "png", 8, 8, 0, 3, "cd", {"generate": 2.0}, {})
 
 def dispatching(queue: object, config) -> Dispatcher:
     artifacts = Artifacts(config.artifacts_url)
-    return Dispatcher(SimpleNamespace(queue=queue), SlowToStop(0), artifacts, config.jobs, one_editor)
+    return Dispatcher(SimpleNamespace(queue=queue, clients=None), SlowToStop(0), artifacts, config.jobs, one_editor)
 
 
 async def cancelled_after(seconds: float, work) -> None:

@@ -1,0 +1,140 @@
+"""OpenAI's images API on the real service, by OpenAI's own client: pixels, step previews, connections that break."""
+
+import base64
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from openai import OpenAI
+
+from serve_app.config import MINIATURE_RANDOM, AppConfig
+from serve_app.replicas.editor import load_engine
+from tests.conftest import LORAS, THREADS, as_base64
+from tests.service.conftest import Deployed, declare, pixels
+
+NAME = "openai"
+PRESET = {
+    "model": "qwen_image_edit",
+    "loras": [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": 0.5}],
+    "trigger_word": "sks",
+    "sample_steps": 3,
+    "guidance_scale": 2.0,
+    "neg": "rain",
+    "size": "96x64",
+    "output_format": "png",
+}
+# Steps of an edit that takes a few seconds.
+MANY_STEPS = 100
+MANY_PIXELS = "256x256"
+
+
+@pytest.fixture(scope="module")
+def deployed(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    folder = tmp_path_factory.mktemp(NAME)
+    args = {
+        "lora_root": str(LORAS),
+        "artifacts_url": f"{folder}/artifacts",
+        "models": [{"checkpoint": MINIATURE_RANDOM, "threads": THREADS, "device": "cpu"}],
+        "jobs": {"database_url": f"sqlite+aiosqlite:///{folder}/jobs.sqlite3", "lease_s": 3},
+    }
+    ingress = {"name": "Ingress", "user_config": {"presets": {"house-style": PRESET}}}
+    application = {"name": NAME, "route_prefix": f"/{NAME}", "import_path": "serve_app.app:build", "args": args}
+    assert declare(application | {"deployments": [ingress]}, 120).status == "RUNNING"
+    client = httpx.Client(base_url=f"http://127.0.0.1:{cluster}/{NAME}", timeout=60)
+    deployed = Deployed(NAME, client, folder, AppConfig.model_validate(args), load_engine)
+    deployed.wait_until_ready()
+    yield deployed
+    deployed.stop(wait=False)
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def sdk(deployed: Deployed) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{deployed.client.base_url}v1", api_key="none") as client:
+        yield client
+
+
+def test_preset_is_the_same_edit_by_every_route(deployed, sdk, control_png):
+    prompt = {"prompt": "[trigger] at night", "ctrl_img": as_base64(control_png)}
+    body = {"preset": "house-style", "prompts": [prompt]}
+    result, expected = deployed.edit(body)
+    [explained] = deployed.client.post("/v1/explain", json=body).json()["effective"]
+    answer = sdk.images.edit(model="house-style", prompt="[trigger] at night", image=control_png)
+    made = base64.b64decode(answer.data[0].b64_json)
+    assert np.array_equal(pixels(made), pixels(expected))
+    of_call = deployed.client.get(f"/v1/requests/{answer.request_id}/result").json()
+    assert of_call["metadata"]["effective"] == result["metadata"]["effective"] == [explained]
+    assert (answer.size, answer.output_format) == ("96x64", "png")
+    tokens = explained["tokens"]
+    assert answer.usage.output_tokens == tokens["target"]
+    assert answer.usage.input_tokens_details.image_tokens == tokens["control"]
+    # One id, although both Serve and the application give answers one.
+    assert "," not in answer._request_id
+
+
+def test_loras_as_further_fields_are_those_of_a_request(deployed, sdk, control_png):
+    loras = [{"path": PRESET["loras"][0]["path"], "network_multiplier": -0.5}]
+    prompt = {"prompt": "x", "ctrl_img": as_base64(control_png), "size": "input", "sample_steps": 2, "seed": 7}
+    body = {"model": "qwen_image_edit", "loras": loras, "prompts": [prompt], "output_format": "png"}
+    result, expected = deployed.edit(body)
+    answer = sdk.images.edit(
+        model="qwen_image_edit", prompt="x", image=control_png, extra_body={"loras": loras, "steps": 2, "seed": 7}
+    )
+    assert np.array_equal(pixels(base64.b64decode(answer.data[0].b64_json)), pixels(expected))
+    [image] = result["outputs"]["images"]
+    assert answer.size == f"{image['width']}x{image['height']}" == "1248x832"
+
+
+def test_stream_shows_the_picture_while_it_is_made(sdk, control_png):
+    with sdk.images.edit(
+        model="house-style",
+        prompt="x",
+        image=control_png,
+        size=MANY_PIXELS,
+        stream=True,
+        partial_images=2,
+        extra_body={"steps": MANY_STEPS},
+    ) as stream:
+        *partial, completed = stream
+    assert 1 <= len(partial) <= 2
+    for index, event in enumerate(partial):
+        assert (event.type, event.partial_image_index) == ("image_edit.partial_image", index)
+        assert pixels(base64.b64decode(event.b64_json)).ndim == 3
+    assert pixels(base64.b64decode(completed.b64_json)).shape == (256, 256, 3)
+
+
+def test_client_that_hangs_up_is_noticed_and_its_repeat_gets_the_request(deployed, control_png):
+    """Serve cancels the call of a client that is gone; the request is left to a repeat."""
+    fields = {"model": "house-style", "prompt": "y", "size": MANY_PIXELS, "steps": str(MANY_STEPS)}
+    files = {"image": control_png}
+
+    def post(count: int, timeout: float) -> httpx.Response:
+        headers = {"x-stainless-retry-count": str(count)}
+        return deployed.client.post("/v1/images/edits", data=fields, files=files, headers=headers, timeout=timeout)
+
+    with pytest.raises(httpx.ReadTimeout):
+        post(0, 1.5)
+    deadline = time.monotonic() + 10
+    while not (seen := Newest(deployed.folder)).departed:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (seen.departed, seen.is_abandoned) == ([0], True)
+    answer = post(1, 60).json()
+    assert answer["request_id"] == seen.id
+    assert Newest(deployed.folder).attachments == 1
+
+
+class Newest:
+    """The newest request of the database in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        query = "SELECT id, departed, abandoned_at, attachments FROM requests ORDER BY created_at DESC LIMIT 1"
+        with sqlite3.connect(folder / "jobs.sqlite3") as connection:
+            self.id, departed, abandoned_at, self.attachments = connection.execute(query).fetchone()
+        self.departed = json.loads(departed or "[]")
+        self.is_abandoned = abandoned_at is not None
