@@ -29,7 +29,7 @@ PRESET = {
     "output_format": "png",
 }
 # Steps of an edit that takes a few seconds.
-MANY_STEPS = 100
+MANY_STEPS = 40
 MANY_PIXELS = "256x256"
 
 

@@ -2,8 +2,10 @@
 
 import base64
 import json
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import openai
 import pytest
 from openai import OpenAI
 
+from tests.conftest import ROOT
 from tests.programs import JAVASCRIPT, missing
-from tests.unit.conftest import IMAGE
+from tests.unit.conftest import IMAGE, safetensors_bytes
 from tests.unit.openai_calls import IMAGE_TEXT, LORA, PreviewingEditors, application_with_presets, data_url
 from tests.unit.serving import Served, serving
 
@@ -229,17 +232,59 @@ def test_client_that_loses_its_patience_repeats_the_call_and_gets_the_same_reque
     assert len(served.application.editors.tasks) == 1
 
 
+def run_in(folder: Path, *command: str) -> str:
+    """The output of a command."""
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def node() -> str:
+    """The program that runs JavaScript. Skips the test where it, or OpenAI's package, is missing."""
+    if shutil.which("node") is None or not (JAVASCRIPT / "node_modules/openai").is_dir():
+        missing("the packages of tests/javascript are not installed (`make test` does so, with nodejs and npm)")
+    return "node"
+
+
+@pytest.fixture
+def documented(served: Served, tmp_path: Path) -> Callable[[str], str]:
+    """The code of a language in the page about OpenAI's clients, for this server. Its files lie in `tmp_path`."""
+    lora = Path(served.application.config.lora_root) / "my_lora_job/my_lora.safetensors"
+    lora.parent.mkdir(exist_ok=True)
+    lora.write_bytes(safetensors_bytes())
+    (tmp_path / "samples").symlink_to(ROOT / "samples")
+
+    def code(language: str) -> str:
+        page = (ROOT / "docs/how-to/openai.md").read_text()
+        blocks = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+        return "\n".join(blocks).replace("http://127.0.0.1:8000", served.url)
+
+    return code
+
+
+def test_documented_python_works(served, documented, tmp_path):
+    run_in(tmp_path, sys.executable, "-c", documented("python"))
+    assert (tmp_path / "edit.png").read_bytes() == IMAGE
+    first, second = (task.plan for task in served.application.editors.tasks)
+    assert (first.prompt, first.steps, first.width, first.height) == ("sks make it night", 8, 1024, 1024)
+    assert second.preset == "house-style"
+
+
+def test_documented_javascript_works(served, documented, tmp_path):
+    (tmp_path / "node_modules").symlink_to(JAVASCRIPT / "node_modules")
+    (tmp_path / "page.mjs").write_text(documented("javascript"))
+    run_in(tmp_path, node(), "page.mjs")
+    assert (tmp_path / "edit.png").read_bytes() == IMAGE
+    assert plan_of(served).prompt == "sks make it night"
+
+
 @pytest.fixture
 def javascript(served: Served, control_png: bytes, tmp_path: Path, monkeypatch) -> dict[str, Any]:
     """What `tests/javascript/openai.mjs` has seen."""
     monkeypatch.setattr("serve_app.intake.openai_stream.PREVIEWS_S", 0.05)
-    if shutil.which("node") is None or not (JAVASCRIPT / "node_modules/openai").is_dir():
-        missing("the packages of tests/javascript are not installed (`make test` does so, with nodejs and npm)")
     (tmp_path / "picture.png").write_bytes(control_png)
-    command = ["node", str(JAVASCRIPT / "openai.mjs"), f"{served.url}/v1", str(tmp_path / "picture.png")]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert ran.returncode == 0, ran.stderr
-    seen: dict[str, Any] = json.loads(ran.stdout)
+    output = run_in(tmp_path, node(), str(JAVASCRIPT / "openai.mjs"), f"{served.url}/v1", "picture.png")
+    seen: dict[str, Any] = json.loads(output)
     return seen
 
 

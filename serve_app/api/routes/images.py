@@ -74,7 +74,7 @@ RetryCount = Annotated[
 
 def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["openai"], dependencies=KEYS_IN_DOCS, route_class=ImagesRoute)
-    LinksOfRequest = Depends(links_of(service.config))
+    LinksOfRequest = Depends(links_of(service))
 
     @routes.post(
         "/v1/images/edits",
