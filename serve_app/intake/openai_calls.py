@@ -103,10 +103,14 @@ class OpenAICalls:
                 self._count(record.model, REPEATED)
                 logger.info("request %s: repeat %s of its call joins it", record.id, client.number)
                 return record, client
+        model = None
         try:
-            request = to_request(call.fields, call.route, self._target(call.fields, caller))
+            target = self._target(call.fields, caller)
+            model = target.spec.id
+            request = to_request(call.fields, call.route, target)
         except RequestError as error:
-            self._count(call.fields.model, describe(error).code)
+            # All other refusals are counted where all requests are checked.
+            self._count(model, describe(error).code)
             raise
         sha256 = repeatable.sha256 if repeatable is not None else None
         record, _ = await self._submissions.submit(request, caller, base_url, parts=call.parts, call_sha256=sha256)

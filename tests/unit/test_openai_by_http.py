@@ -355,12 +355,12 @@ def test_calls_are_counted_like_other_submissions(config, control_png):
     with observed.client as client:
         for headers in ({"x-stainless-retry-count": "0"}, {"x-stainless-retry-count": "1"}):
             answer_to(client, EDITS, json=body, headers=headers)
-        for changes in ({"model": "flux"}, {"image": None}, {"loras": []}):
+        for changes in ({"model": "flux"}, {"image": None}, {"loras": []}, {"model": None}):
             client.post(EDITS, json=body | changes)
     assert observed.meter.of(SUBMISSIONS) == {
         ("qwen_image_edit", "ACCEPTED"): 1,
         ("qwen_image_edit", "REPEATED"): 1,
-        ("none", "MODEL_NOT_FOUND"): 1,
+        ("none", "MODEL_NOT_FOUND"): 2,
         ("qwen_image_edit", "CONTROL_IMAGE_REQUIRED"): 1,
         ("qwen_image_edit", "LORA_FILE_REQUIRED"): 1,
     }

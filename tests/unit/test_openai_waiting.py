@@ -4,7 +4,8 @@ import asyncio
 import base64
 import json
 import threading
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -198,6 +199,49 @@ def test_call_that_waits_for_too_long_is_answered_and_its_request_goes_on(served
     served.let_go()
     wait_until(lambda: statuses(served) == [Status.SUCCEEDED])
     assert post(served, call, 1).json()["request_id"] == row.id
+
+
+@pytest.mark.parametrize("kind", ["form", "json"])
+async def test_call_that_waits_keeps_no_copy_of_its_body(config, control_png, kind):
+    """Of a picture of 15 MB nothing is left while its request waits."""
+    application = application_with_presets(config)
+    application.editors.gate.clear()
+    fields = {"model": "house-style", "prompt": "x", "size": "64x64"}
+    picture = control_png + bytes(15_000_000)
+    if kind == "form":
+        call = form(*fields.items(), ("image", picture), ("unheard_of", bytes(1_000_000)))
+    else:
+        body = json.dumps(fields | {"image": data_url(picture)}).encode()
+        call = {"content": body, "headers": {"content-type": "application/json"}}
+        del body
+    content, headers = iter([call.pop("content")]), call["headers"]
+    del picture
+
+    async def sent() -> AsyncIterator[bytes]:
+        for part in content:
+            yield part
+            del part
+
+    tracemalloc.start()
+    try:
+        async with (
+            application.service.running(),
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(application.app), base_url="http://edits.example", timeout=30
+            ) as client,
+        ):
+            waiting = asyncio.create_task(client.post(EDITS, content=sent(), headers=headers))
+            memory = application.service.resources.body_memory
+            async with asyncio.timeout(20):
+                while not application.editors.tasks or memory.held:
+                    assert not waiting.done(), waiting.result().text
+                    await asyncio.sleep(0.01)
+            held, _ = tracemalloc.get_traced_memory()
+            application.editors.gate.set()
+            assert (await waiting).status_code == 200
+    finally:
+        tracemalloc.stop()
+    assert held < 10_000_000
 
 
 @pytest.mark.parametrize("kind", ["form", "json"])
