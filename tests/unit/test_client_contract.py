@@ -85,8 +85,8 @@ NOT_COVERED = {
     "health": "a probe",
     "ready": "a probe",
     "cancel": "the same as `delete`",
-    "openai_edits": "for OpenAI's own client",
-    "openai_generations": "for OpenAI's own client",
+    "edit_images": "for OpenAI's own client",
+    "generate_images": "for OpenAI's own client",
 }
 # Added by whatever traces the process of the caller.
 OF_TRACING = "traceparent"

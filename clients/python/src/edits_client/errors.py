@@ -278,6 +278,12 @@ class HistoryUnavailable(ApiError):
     code = "HISTORY_UNAVAILABLE"
 
 
+class RequestCanceled(ApiError):
+    """The request was cancelled while an OpenAI client waited for it."""
+
+    code = "REQUEST_CANCELED"
+
+
 class IdempotencyConflict(ApiError):
     """The idempotency key was used for another body."""
 

@@ -142,6 +142,25 @@ class Health(BaseModel):
     """
 
 
+class ImageData(BaseModel):
+    """
+    A picture: its file or its address, as the call asked for; the other one is null.
+    """
+
+    b64_json: str | None
+    """
+    The file of the picture, in base64.
+    """
+    url: str | None
+    """
+    Where a client downloads the picture.
+    """
+    seed: int
+    """
+    The seed of this picture.
+    """
+
+
 class ImageEvent(BaseModel):
     """
     An image can be downloaded.
@@ -247,6 +266,24 @@ class ImageOutput(BaseModel):
     """
 
 
+class ImageReference(BaseModel):
+    """
+    A picture in a JSON body.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    image_url: str
+    """
+    An http(s) URL, or a `data:` URL.
+    """
+    file_id: str | None = None
+    """
+    Not supported.
+    """
+
+
 class ImageWebhook(BaseModel):
     """
     An image can be downloaded.
@@ -263,6 +300,21 @@ class ImageWebhook(BaseModel):
     data: ImageOfRequest
     """
     The image.
+    """
+
+
+class InputTokens(BaseModel):
+    """
+    Tokens by what they stand for.
+    """
+
+    image_tokens: int
+    """
+    Tokens of the pictures to edit, as the transformer sees them.
+    """
+    text_tokens: int
+    """
+    Tokens that the text encoder reads: an estimate.
     """
 
 
@@ -366,6 +418,29 @@ class NumberedImage(BaseModel):
     """
 
 
+class OpenAIErrorFacts(BaseModel):
+    """
+    An error, as OpenAI's clients read it.
+    """
+
+    message: str
+    """
+    What is wrong, for people.
+    """
+    type: str
+    """
+    The kind of error, as OpenAI names it.
+    """
+    param: str | None
+    """
+    The field that is at fault.
+    """
+    code: str
+    """
+    The kind of error, for programs.
+    """
+
+
 class OpenAiModel(BaseModel):
     """
     A model, or a preset of the caller, as OpenAI's clients list them.
@@ -401,6 +476,49 @@ class Outputs(BaseModel):
     videos: list[Any]
     """
     Always empty: no model makes videos.
+    """
+
+
+class PartialImage(BaseModel):
+    """
+    A preview of a picture that is being made: a small JPEG.
+    """
+
+    created_at: int
+    """
+    When the event was sent, in seconds since the epoch.
+    """
+    index: int
+    """
+    The number of the picture, from 0.
+    """
+    background: Literal["opaque"]
+    """
+    Pictures are opaque.
+    """
+    size: str
+    """
+    The size of the finished picture in pixels, `WxH`.
+    """
+    quality: str
+    """
+    The quality of the finished picture.
+    """
+    output_format: str
+    """
+    The file format of `b64_json`.
+    """
+    b64_json: str
+    """
+    The file, in base64.
+    """
+    type: Literal["image_edit.partial_image", "image_generation.partial_image"]
+    """
+    The name of the event.
+    """
+    partial_image_index: int
+    """
+    The number of this preview of the picture, from 0.
     """
 
 
@@ -743,6 +861,21 @@ class StepEvent(BaseModel):
     """
 
 
+class StreamError(BaseModel):
+    """
+    An error after the stream has begun. It is the last event.
+    """
+
+    error: OpenAIErrorFacts
+    """
+    The error.
+    """
+    type: Literal["error"]
+    """
+    The name of the event.
+    """
+
+
 class Submitted(BaseModel):
     """
     An accepted request.
@@ -1079,6 +1212,359 @@ class HistoryEntry(BaseModel):
     """
 
 
+class ImageLora(BaseModel):
+    """
+    A LoRA of a call.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    path: str
+    """
+    Relative to the LoRA root, or an http(s) URL of a .safetensors file.
+    """
+    network_multiplier: float | None = None
+    """
+    Its strength. Default: 1.0.
+    """
+    scale: float | None = None
+    """
+    Another name of `network_multiplier`.
+    """
+    transformer: str | None = None
+    """
+    For models with two transformers only.
+    """
+
+
+class ImagesEdit(BaseModel):
+    """
+    The body of `POST /v1/images/edits`, as JSON.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    prompt: str
+    """
+    What to make. `[trigger]` in it is replaced by the trigger word.
+    """
+    model: str | None = None
+    """
+    The id of a model, or the name of a preset.
+    """
+    preset: str | None = None
+    """
+    The name of a preset, where `model` does not name it.
+    """
+    n: int | None = None
+    """
+    How many pictures to make, with seeds s, s + 1 and so on. Default: 1.
+    """
+    size: str | None = None
+    """
+    `WxH` in pixels, each from 64 to 4096 and floored to the model's divisor. `auto`, the default: the preset's, or else the first picture's aspect at about 1 MP.
+    """
+    quality: str | None = None
+    """
+    `auto`, `high`, `standard` and `hd` are exact. `medium` is balanced and `low` is fast, where the service has them.
+    """
+    output_format: str | None = None
+    """
+    Default: the preset's, or else `png`.
+    """
+    output_compression: int | None = None
+    """
+    Ignored: JPEG has quality 95.
+    """
+    response_format: str | None = None
+    """
+    Whether the answer holds each picture, or its address. Default: "b64_json".
+    """
+    stream: bool | None = None
+    """
+    Answer with server-sent events. Default: false.
+    """
+    partial_images: int | None = None
+    """
+    How many previews of each picture a stream brings. Default: 0.
+    """
+    background: str | None = None
+    """
+    Ignored: pictures are opaque.
+    """
+    user: str | None = None
+    """
+    Ignored.
+    """
+    safety_identifier: str | None = None
+    """
+    Ignored.
+    """
+    moderation: str | None = None
+    """
+    Ignored.
+    """
+    input_fidelity: str | None = None
+    """
+    Ignored.
+    """
+    style: str | None = None
+    """
+    Ignored.
+    """
+    loras: list[ImageLora] | None = None
+    """
+    The LoRAs, instead of a preset's. In a form: this list as JSON.
+    """
+    num_inference_steps: int | None = None
+    """
+    Denoising steps.
+    """
+    steps: int | None = None
+    """
+    Another name of `num_inference_steps`.
+    """
+    sample_steps: int | None = None
+    """
+    Another name of `num_inference_steps`.
+    """
+    guidance_scale: float | None = None
+    """
+    How strongly the prompt is followed.
+    """
+    true_cfg_scale: float | None = None
+    """
+    Another name of `guidance_scale`.
+    """
+    negative_prompt: str | None = None
+    """
+    Used only if `guidance_scale` is above 1.
+    """
+    neg: str | None = None
+    """
+    Another name of `negative_prompt`.
+    """
+    seed: int | None = None
+    """
+    Default: 42. -1: drawn by the service.
+    """
+    sampler: str | None = None
+    """
+    As in `/v1/inference`.
+    """
+    trigger_word: str | None = None
+    """
+    As in `/v1/inference`.
+    """
+    profile: str | None = None
+    """
+    As in `/v1/inference`.
+    """
+    priority: str | None = None
+    """
+    As in `/v1/inference`.
+    """
+    deadline_s: float | None = None
+    """
+    As in `/v1/inference`.
+    """
+    exif: str | None = None
+    """
+    As in `/v1/inference`.
+    """
+    vae_tiling: bool | None = None
+    """
+    As in `/v1/inference`.
+    """
+    hf_token: str | None = None
+    """
+    As in `/v1/inference`; never stored.
+    """
+    image: list[str] | None = None
+    """
+    The pictures to edit: URLs, `data:` URLs or base64. In a form: the files.
+    """
+    images: list[ImageReference] | None = None
+    """
+    The pictures to edit.
+    """
+    mask: str | None = None
+    """
+    Not supported.
+    """
+
+
+class ImagesGeneration(BaseModel):
+    """
+    The body of `POST /v1/images/generations`.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    prompt: str
+    """
+    What to make. `[trigger]` in it is replaced by the trigger word.
+    """
+    model: str | None = None
+    """
+    The id of a model, or the name of a preset.
+    """
+    preset: str | None = None
+    """
+    The name of a preset, where `model` does not name it.
+    """
+    n: int | None = None
+    """
+    How many pictures to make, with seeds s, s + 1 and so on. Default: 1.
+    """
+    size: str | None = None
+    """
+    `WxH` in pixels, each from 64 to 4096 and floored to the model's divisor. `auto`, the default: the preset's, or else the first picture's aspect at about 1 MP.
+    """
+    quality: str | None = None
+    """
+    `auto`, `high`, `standard` and `hd` are exact. `medium` is balanced and `low` is fast, where the service has them.
+    """
+    output_format: str | None = None
+    """
+    Default: the preset's, or else `png`.
+    """
+    output_compression: int | None = None
+    """
+    Ignored: JPEG has quality 95.
+    """
+    response_format: str | None = None
+    """
+    Whether the answer holds each picture, or its address. Default: "b64_json".
+    """
+    stream: bool | None = None
+    """
+    Answer with server-sent events. Default: false.
+    """
+    partial_images: int | None = None
+    """
+    How many previews of each picture a stream brings. Default: 0.
+    """
+    background: str | None = None
+    """
+    Ignored: pictures are opaque.
+    """
+    user: str | None = None
+    """
+    Ignored.
+    """
+    safety_identifier: str | None = None
+    """
+    Ignored.
+    """
+    moderation: str | None = None
+    """
+    Ignored.
+    """
+    input_fidelity: str | None = None
+    """
+    Ignored.
+    """
+    style: str | None = None
+    """
+    Ignored.
+    """
+    loras: list[ImageLora] | None = None
+    """
+    The LoRAs, instead of a preset's. In a form: this list as JSON.
+    """
+    num_inference_steps: int | None = None
+    """
+    Denoising steps.
+    """
+    steps: int | None = None
+    """
+    Another name of `num_inference_steps`.
+    """
+    sample_steps: int | None = None
+    """
+    Another name of `num_inference_steps`.
+    """
+    guidance_scale: float | None = None
+    """
+    How strongly the prompt is followed.
+    """
+    true_cfg_scale: float | None = None
+    """
+    Another name of `guidance_scale`.
+    """
+    negative_prompt: str | None = None
+    """
+    Used only if `guidance_scale` is above 1.
+    """
+    neg: str | None = None
+    """
+    Another name of `negative_prompt`.
+    """
+    seed: int | None = None
+    """
+    Default: 42. -1: drawn by the service.
+    """
+    sampler: str | None = None
+    """
+    As in `/v1/inference`.
+    """
+    trigger_word: str | None = None
+    """
+    As in `/v1/inference`.
+    """
+    profile: str | None = None
+    """
+    As in `/v1/inference`.
+    """
+    priority: str | None = None
+    """
+    As in `/v1/inference`.
+    """
+    deadline_s: float | None = None
+    """
+    As in `/v1/inference`.
+    """
+    exif: str | None = None
+    """
+    As in `/v1/inference`.
+    """
+    vae_tiling: bool | None = None
+    """
+    As in `/v1/inference`.
+    """
+    hf_token: str | None = None
+    """
+    As in `/v1/inference`; never stored.
+    """
+
+
+class ImagesUsage(BaseModel):
+    """
+    What was computed, in tokens of the model's transformer. Nothing is charged by it.
+    """
+
+    input_tokens: int
+    """
+    Tokens of the prompt and of the pictures to edit, for all pictures made.
+    """
+    input_tokens_details: InputTokens
+    """
+    The same by kind.
+    """
+    output_tokens: int
+    """
+    Tokens of the pictures that were made.
+    """
+    total_tokens: int
+    """
+    The sum of both.
+    """
+
+
 class Lora(BaseModel):
     """
     A LoRA and its strength.
@@ -1155,6 +1641,17 @@ class ModelList(BaseModel):
     data: list[OpenAiModel]
     """
     The served models, then the usable presets of the caller.
+    """
+
+
+class OpenAIErrorBody(BaseModel):
+    """
+    An error in the shape that OpenAI's clients read.
+    """
+
+    error: OpenAIErrorFacts
+    """
+    The error.
     """
 
 
@@ -1431,6 +1928,53 @@ class RuntimeRecord(BaseModel):
     """
 
 
+class CompletedImage(BaseModel):
+    """
+    A finished picture.
+    """
+
+    created_at: int
+    """
+    When the event was sent, in seconds since the epoch.
+    """
+    index: int
+    """
+    The number of the picture, from 0.
+    """
+    background: Literal["opaque"]
+    """
+    Pictures are opaque.
+    """
+    size: str
+    """
+    The size of the finished picture in pixels, `WxH`.
+    """
+    quality: str
+    """
+    The quality of the finished picture.
+    """
+    output_format: str
+    """
+    The file format of `b64_json`.
+    """
+    b64_json: str
+    """
+    The file, in base64.
+    """
+    type: Literal["image_edit.completed", "image_generation.completed"]
+    """
+    The name of the event.
+    """
+    seed: int
+    """
+    The seed of this picture.
+    """
+    usage: ImagesUsage
+    """
+    What was computed for this picture.
+    """
+
+
 class ErrorBody(BaseModel):
     """
     An error. The reference server nests it under `detail`; so do we.
@@ -1454,6 +1998,53 @@ class History(BaseModel):
     next_cursor: str | None
     """
     Send it as `cursor` for the next page; null on the last one.
+    """
+
+
+class ImagesAnswer(BaseModel):
+    """
+    The answer to a call.
+    """
+
+    created: int
+    """
+    When the pictures were finished, in seconds since the epoch.
+    """
+    background: Literal["opaque"]
+    """
+    Pictures are opaque.
+    """
+    output_format: str
+    """
+    The file format of the pictures.
+    """
+    quality: str
+    """
+    What was done: `high` is exact, `medium` balanced, `low` fast or turbo.
+    """
+    size: str
+    """
+    The size of the first picture in pixels, `WxH`.
+    """
+    usage: ImagesUsage
+    """
+    What was computed.
+    """
+    request_id: str
+    """
+    The id of the request.
+    """
+    ignored: list[str]
+    """
+    Fields that were sent and have no effect.
+    """
+    notes: list[str]
+    """
+    What the sender may not have meant.
+    """
+    data: list[ImageData]
+    """
+    The pictures.
     """
 
 
