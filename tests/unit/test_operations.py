@@ -5,7 +5,6 @@ meets each failure, so that none of its errors can be forgotten. A new operation
 or its body are new.
 """
 
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,13 +14,13 @@ from starlette.testclient import TestClient
 
 from serve_app.adapters.lora_root import LoraRoot
 from serve_app.concurrency.budget import Budget
-from serve_app.config import AuthConfig
+from serve_app.config import MINIATURE_RANDOM, AuthConfig, ModelConfig
 from serve_app.errors import LoraDownloadFailed, Overloaded, ServiceError, StorageFailed, StoreUnavailable
 from serve_app.intake.keys import new_key
 from serve_app.jobs.database import Database
 from serve_app.storage.artifacts import Artifacts
 from tests.conformity import JSON, code_of
-from tests.conftest import as_png, noise_image
+from tests.conftest import as_base64, as_png, noise_image
 from tests.unit.conftest import Application
 from tests.unit.test_http_contract import finished
 from tests.unit.test_openapi import Json, operations
@@ -36,10 +35,12 @@ FAULTS: dict[type[ServiceError], dict[type, tuple[str, ...]]] = {
     LoraDownloadFailed: {LoraRoot: ("find",)},
     Overloaded: {Budget: ("hold",), LoraRoot: ("in_thread",)},
 }
+MODELS = ("qwen_image_edit", "qwen_image", "qwen_image_2512")
+WITHOUT_EDITOR = "qwen_image_2512"
 
 
 class Operations:
-    """Calls operations of an application with keys, as a tenant that has a finished and a running request."""
+    """Calls operations of an application with keys, as a tenant that has a finished and a waiting request."""
 
     def __init__(self, client: TestClient, application: Application, make_body: Callable[..., Json]) -> None:
         self.document = application.app.openapi()
@@ -47,13 +48,20 @@ class Operations:
         self.listed = {operation["operationId"]: _codes(operation) for _, operation in operations(self.document)}
         self._client = client
         self._finished = finished(client, make_body())["request_id"]
-        client.portal.call(application.editors.gate.clear)
-        self._running = client.post("/v1/inference", json=make_body()).json()["request_id"]
-        self._wait_for_start()
+        # This model has no editor, so its images wait.
+        application.running[WITHOUT_EDITOR] = 0
+        self._waiting = client.post("/v1/inference", json=make_body(model=WITHOUT_EDITOR)).json()["request_id"]
         [record] = client.post("/v1/explain", json=make_body()).json()["effective"]
         # A stored image, so that the store and the storage are asked.
         stored = f"sha256:{record['control_images'][0]['sha256']}"
-        self._bodies: dict[str, Json] = {"submit": make_body(), "explain": make_body(ctrl_img=stored)}
+        call = {"prompt": "at night", "size": "64x64", "steps": 2, "loras": make_body()["loras"]}
+        image = {"image_url": f"data:image/png;base64,{as_base64(as_png(noise_image(64, 64)))}"}
+        self._bodies: dict[str, Json] = {
+            "submit": make_body(),
+            "explain": make_body(ctrl_img=stored),
+            "edit_images": call | {"model": "qwen_image_edit", "images": [image]},
+            "generate_images": call | {"model": "qwen_image"},
+        }
         # Not the image of a request: the file is deleted with its upload.
         self._file = as_png(noise_image(32, 32))
         self._upload = client.post("/v1/uploads", content=self._file).json()["id"]
@@ -61,8 +69,8 @@ class Operations:
     def call(self, operation: str) -> Response:
         """The answer to a call that succeeds if nothing fails."""
         method, path = self.names[operation].split(" ")
-        # Only an image that is being made has previews. The others leave the running request alone.
-        request_id = self._running if operation == "get_preview" else self._finished
+        # Only an image that is not finished has previews.
+        request_id = self._waiting if operation == "get_preview" else self._finished
         url = path.format(request_id=request_id, n=0, path="job/lora.safetensors", upload_id=self._upload)
         params = {"purge": True} if operation == "delete" else {}
         if operation == "upload":
@@ -73,12 +81,6 @@ class Operations:
     def _has_body(self, operation: str) -> bool:
         method, path = self.names[operation].split(" ")
         return "requestBody" in self.document["paths"][path][method.lower()]
-
-    def _wait_for_start(self) -> None:
-        deadline = time.monotonic() + 10
-        while self._client.get(f"/v1/requests/{self._running}/status").json()["status"] != "in_progress":
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
 
 
 def _codes(operation: Json) -> set[str]:
@@ -91,29 +93,33 @@ def calls(config, tmp_path, make_body) -> Iterator[Operations]:
     key, sha256 = new_key()
     file = tmp_path / "keys.yaml"
     file.write_text(yaml.safe_dump({"tenants": {"red": [sha256]}}))
-    application = Application(config.model_copy(update={"auth": AuthConfig(keys_file=str(file))}))
+    models = tuple(ModelConfig(id=model, checkpoint=MINIATURE_RANDOM) for model in MODELS)
+    application = Application(config.model_copy(update={"models": models, "auth": AuthConfig(keys_file=str(file))}))
     with TestClient(application.app, headers={"X-API-Key": key}) as client:
         yield Operations(client, application, make_body)
-        client.portal.call(application.editors.gate.set)
 
 
 def test_every_operation_succeeds(calls):
     statuses = {operation: calls.call(operation).status_code for operation in calls.names if operation != "get_preview"}
-    assert {operation: status for operation, status in statuses.items() if status not in (200, 204)} == {}
+    # A model has no editor.
+    assert {operation: status for operation, status in statuses.items() if status not in (200, 204)} == {"ready": 503}
 
 
 @pytest.mark.parametrize("fault", [StoreUnavailable, StorageFailed, LoraDownloadFailed])
 def test_operations_list_the_failures_of_what_they_use_and_no_others(calls, monkeypatch, fault):
     fail(monkeypatch, fault)
-    failed = {operation for operation in calls.names if code_of_answer(calls.call(operation)) == fault.code}
-    assert failed == {operation for operation, codes in calls.listed.items() if fault.code in codes}
+    # Without a control image it is accepted, and its edit waits for the storage.
+    waiting = ["generate_images"] if fault is StorageFailed else []
+    called = [operation for operation in calls.names if operation not in waiting]
+    failed = [operation for operation in called if code_of_answer(calls.call(operation)) == fault.code]
+    assert failed == [operation for operation in called if fault.code in calls.listed[operation]]
 
 
 def test_operations_list_that_the_service_is_overloaded(calls, monkeypatch):
     fail(monkeypatch, Overloaded)
     failed = {operation for operation in calls.names if code_of_answer(calls.call(operation)) == Overloaded.code}
     # The others that list it read a body, and this one call of them has none.
-    assert failed == {"submit", "explain", "upload", "loras", "lora"}
+    assert failed == {"submit", "explain", "edit_images", "generate_images", "upload", "loras", "lora"}
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, fault: type[ServiceError]) -> None:
