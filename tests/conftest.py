@@ -2,6 +2,7 @@
 cluster (nothing: it checks the files of cluster/). The Python client's own tests, in clients/python, need nothing."""
 
 import base64
+import gc
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -78,6 +79,12 @@ def order_of(item: pytest.Item) -> tuple[int, int]:
 def folder_of(item: pytest.Item) -> str:
     """The folder of a test; the Python client has its own outside of this one."""
     return "client" if item.path.is_relative_to(ROOT / "clients") else item.path.parent.name
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep what was imported out of each later run of the garbage collector: it is most of all objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,6 +66,17 @@ class Remote:
         raise FetchFailed(f"its server answered {response.status}", {"status": response.status})
 
 
+@cache
+def _tls_context(paths: ssl.DefaultVerifyPaths) -> ssl.SSLContext:
+    """A TLS client's settings with this machine's certificates, which lie at `paths`.
+
+    Reading the certificates takes 20 ms, so all fetchers of a process share them.
+    """
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
 class Fetcher:
     """Downloads and posts over http and https, within the limits of the config.
 
@@ -80,8 +91,7 @@ class Fetcher:
         """`share` is a number of connections; by default a tenant may use all of them."""
         self._config = config
         self._connections = Budget(config.connections, share or config.connections, config.patience_s, "a download")
-        self._trust = ssl.create_default_context()
-        self._trust.set_alpn_protocols(["http/1.1"])
+        self._trust = _tls_context(ssl.get_default_verify_paths())
 
     @cached_property
     def _session(self) -> aiohttp.ClientSession:

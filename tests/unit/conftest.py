@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
+from fastapi.dependencies import models as fastapi_models
 from starlette.testclient import TestClient
 
 from serve_app.api.app import create_app
@@ -75,6 +76,14 @@ class InstantEditors:
         timings = {"generate": 1.0, "load_control_images": 0.1, "save": 0.1}
         url, size = self._artifacts.url(key), len(IMAGE)
         yield EditDone(key, url, plan.output_format, plan.width, plan.height, plan.seed, size, digest, timings, {})
+
+
+@pytest.fixture(autouse=True)
+def forget_applications() -> Iterator[None]:
+    """FastAPI remembers each function of a route, and with it all of its application, to classify it only once."""
+    yield
+    for remembering in (value for value in vars(fastapi_models).values() if hasattr(value, "cache_clear")):
+        remembering.cache_clear()
 
 
 class Application:
