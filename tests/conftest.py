@@ -89,6 +89,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "unit: needs neither torch nor Ray")
+    config.addinivalue_line("markers", "shares_an_application: its tests use one running application, one by one")
     config.addinivalue_line("markers", "cluster: checks what is deployed, and every serve config")
     config.addinivalue_line("markers", "commands: runs edits-server and its front in processes of their own")
     config.addinivalue_line("markers", "engine: runs the real diffusers classes in this process")

@@ -22,7 +22,8 @@ from tests.conformity import Conformity, Document
 from tests.postgres import PostgresServer
 
 IMAGE = b"an image's bytes"
-
+# The LoRA file of each test, below the LoRA root.
+LORA = "job/lora.safetensors"
 
 TO_Q = "diffusion_model.transformer_blocks.0.attn.to_q"
 # One pair that fits the miniature of random weights.
@@ -50,7 +51,7 @@ class InstantEditors:
     """
 
     def __init__(self, artifacts: Artifacts) -> None:
-        self._artifacts = artifacts
+        self.artifacts = artifacts
         self.tasks: list[EditTask] = []
         self.errors: list[Exception] = []
         self.gate = asyncio.Event()
@@ -72,9 +73,9 @@ class InstantEditors:
             yield StepDone(step, plan.steps)
         digest = hashlib.sha256(IMAGE).hexdigest()
         key = artifact_keys.image(digest, f".{plan.output_format}")
-        self._artifacts.put(key, IMAGE)
+        self.artifacts.put(key, IMAGE)
         timings = {"generate": 1.0, "load_control_images": 0.1, "save": 0.1}
-        url, size = self._artifacts.url(key), len(IMAGE)
+        url, size = self.artifacts.url(key), len(IMAGE)
         yield EditDone(key, url, plan.output_format, plan.width, plan.height, plan.seed, size, digest, timings, {})
 
 
@@ -156,9 +157,11 @@ def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path, database_
 
 
 @pytest.fixture
-def config(tmp_path: Path, database_url: str) -> AppConfig:
-    """A config whose every path lies in the test's own folder, with one LoRA file in place."""
-    return config_in(tmp_path, database_url)
+def config(request: pytest.FixtureRequest, tmp_path: Path, database_kind: str) -> AppConfig:
+    """A config whose every path lies in one folder, with one LoRA file in place."""
+    if _shares(request):
+        return request.getfixturevalue("shared_application").application.config
+    return config_in(tmp_path, request.getfixturevalue("database_url"))
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +174,7 @@ def shared_config(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Pat
 
 def config_in(folder: Path, database_url: str) -> AppConfig:
     """A config whose every path lies in `folder`, with one LoRA file in place."""
-    lora = folder / "loras/job/lora.safetensors"
+    lora = folder / "loras" / LORA
     lora.parent.mkdir(parents=True)
     lora.write_bytes(safetensors_bytes())
     paths = {"lora_root": "loras", "artifacts_url": "artifacts", "models": [{"checkpoint": MINIATURE_RANDOM}]}
@@ -197,13 +200,59 @@ async def bench(config: AppConfig, lease_s: float) -> AsyncIterator[Any]:
     await bench.store.close()
 
 
+# For a module whose tests need `client` as it is configured here: each test gets a running application that an earlier
+# one has left as if it were new. Its paths are those of `config`, not in `tmp_path`.
+SHARES_AN_APPLICATION = pytest.mark.shares_an_application
+
+
+def _shares(request: pytest.FixtureRequest) -> bool:
+    """Whether the test uses a shared application: its module says so, and it needs neither other config nor PostgreSQL."""
+    if request.node.get_closest_marker("shares_an_application") is None:
+        return False
+    names = set(request.fixturenames)
+    return "client" in names and "client_with" not in names and request.getfixturevalue("database_kind") == "sqlite"
+
+
+@pytest.fixture(scope="session")
+def idle_applications() -> Iterator[list[Any]]:
+    """The shared applications that no test uses."""
+    idle: list[Any] = []
+    yield idle
+    for each in idle:
+        each.close()
+
+
 @pytest.fixture
-def application(config: AppConfig) -> Application:
+def shared_application(
+    idle_applications: list[Any], migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    # It needs this module.
+    from tests.unit.shared import SharedApplication
+
+    if not idle_applications:
+        folder = tmp_path_factory.mktemp("shared")
+        shutil.copy(migrated_sqlite, folder / "jobs.sqlite3")
+        idle_applications.append(SharedApplication(config_in(folder, f"{SQLITE_PREFIX}{folder}/jobs.sqlite3")))
+    shared = idle_applications.pop()
+    yield shared
+    if shared.clean():
+        idle_applications.append(shared)
+    else:
+        shared.close()
+
+
+@pytest.fixture
+def application(request: pytest.FixtureRequest, config: AppConfig) -> Application:
+    if _shares(request):
+        return request.getfixturevalue("shared_application").application
     return Application(config)
 
 
 @pytest.fixture
-def client(application: Application) -> Iterator[TestClient]:
+def client(request: pytest.FixtureRequest, application: Application) -> Iterator[TestClient]:
+    if _shares(request):
+        yield request.getfixturevalue("shared_application").client
+        return
     with TestClient(application.app) as client:
         yield client
 

@@ -5,9 +5,11 @@ import asyncio
 import pytest
 from starlette.testclient import TestClient
 
-from tests.unit.conftest import IMAGE, Application
+from tests.unit.conftest import IMAGE, SHARES_AN_APPLICATION, Application
 from tests.unit.test_bodies import NEVER, Sender
 from tests.unit.test_http_contract import finished
+
+pytestmark = SHARES_AN_APPLICATION
 
 ORIGIN = {"Origin": "https://page.example"}
 

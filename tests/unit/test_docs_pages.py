@@ -6,7 +6,9 @@ from urllib.parse import urljoin, urlsplit
 import pytest
 from starlette.testclient import TestClient
 
-from tests.unit.conftest import Application
+from tests.unit.conftest import SHARES_AN_APPLICATION, Application
+
+pytestmark = SHARES_AN_APPLICATION
 
 NAMED = re.compile(r"""(?:href|src|spec-url)="([^"]+)"|url: '([^']+)'""")
 FOREIGN = re.compile(r"(?:https?:)?//[\w.-]+")

@@ -11,7 +11,10 @@ import pytest
 from serve_app.config import MINIATURE_RANDOM, SQLITE_PREFIX
 from serve_app.models.registry import MODELS
 from tests.conftest import as_base64, as_png, noise_image
+from tests.unit.conftest import SHARES_AN_APPLICATION
 from tests.unit.profiles import icc_profile
+
+pytestmark = SHARES_AN_APPLICATION
 
 ALL_MODELS = [{"id": model, "checkpoint": MINIATURE_RANDOM} for model in MODELS]
 IMAGES = [as_base64(as_png(noise_image(*size))) for size in ((640, 256), (90, 120), (64, 64))]

@@ -16,7 +16,9 @@ from serve_app.adapters.receipts import read_receipt
 from serve_app.adapters.scalar_tensors import scalar
 from serve_app.models.architecture import MINIATURE_ARCHITECTURE, PUBLISHED
 from serve_app.tasks import Factor
-from tests.unit.conftest import safetensors_bytes
+from tests.unit.conftest import SHARES_AN_APPLICATION, safetensors_bytes
+
+pytestmark = SHARES_AN_APPLICATION
 
 BLOCK = "transformer_blocks.0.attn"
 # Ranks of three modules.

@@ -8,6 +8,9 @@ import pytest
 from serve_app.api.bodies.json_bodies import BYTES_PER_VALUE, count_values
 from serve_app.api.bodies.limits import COPIES
 from tests.conftest import as_base64, as_png, noise_image
+from tests.unit.conftest import SHARES_AN_APPLICATION
+
+pytestmark = SHARES_AN_APPLICATION
 
 ROUTES = ("/v1/inference", "/v1/explain")
 PHOTO = as_png(noise_image(80, 48, seed=1))

@@ -22,7 +22,9 @@ from serve_app.adapters.header import (
 from serve_app.adapters.receipts import read_receipt
 from serve_app.errors import LoraIncompatible, LoraInvalidFile
 from serve_app.models.architecture import PUBLISHED
-from tests.unit.conftest import PAIR, TO_Q
+from tests.unit.conftest import PAIR, SHARES_AN_APPLICATION, TO_Q
+
+pytestmark = SHARES_AN_APPLICATION
 
 # Seconds of a core that the worst header may take on a slow machine; on a fast one it takes a tenth.
 BOUND_S = 5.0

@@ -10,7 +10,9 @@ from starlette.testclient import TestClient
 from serve_app.config import AuthConfig
 from serve_app.intake.keys import new_key
 from serve_app.tasks import Status
-from tests.unit.conftest import IMAGE, Application
+from tests.unit.conftest import IMAGE, SHARES_AN_APPLICATION, Application
+
+pytestmark = SHARES_AN_APPLICATION
 
 ISO_UTC = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z$")
 
@@ -218,9 +220,11 @@ def test_data_url_is_a_control_image(client, make_body):
     assert finished(client, body)["status"] == "succeeded"
 
 
-def test_token_is_nowhere_in_the_store(application, client, make_body, tmp_path):
-    finished(client, make_body(hf_token="hf_secret_token"))
-    stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+def test_token_is_nowhere_in_the_store(client, config, make_body):
+    request_id = finished(client, make_body(hf_token="hf_secret_token"))["request_id"]
+    folder = Path(config.lora_root).parent
+    stored = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert request_id.encode() in stored
     assert b"hf_secret_token" not in stored
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+from pathlib import Path
 
 import PIL.Image
 import pytest
@@ -11,8 +12,10 @@ from aiohttp import web
 from serve_app.errors import OutOfMemory
 from serve_app.images import decoder_pool
 from tests.conftest import as_base64, as_png, noise_image
-from tests.unit.conftest import safetensors_bytes
+from tests.unit.conftest import SHARES_AN_APPLICATION, safetensors_bytes
 from tests.unit.test_http_contract import finished
+
+pytestmark = SHARES_AN_APPLICATION
 
 
 def refusal(client, body, status: int = 400) -> dict:
@@ -56,10 +59,11 @@ def test_path_that_leaves_the_root(client, make_body, path):
     assert (error["code"], error["details"]) == ("LORA_PATH_FORBIDDEN", {"lora_path": path})
 
 
-def test_symbolic_link_that_leaves_the_root(client, make_body, tmp_path):
+def test_symbolic_link_that_leaves_the_root(client, make_body, config, tmp_path):
+    loras = Path(config.lora_root)
     (tmp_path / "outside.safetensors").write_bytes(safetensors_bytes())
-    (tmp_path / "loras/link.safetensors").symlink_to(tmp_path / "outside.safetensors")
-    (tmp_path / "loras/folder").symlink_to(tmp_path)
+    (loras / "link.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    (loras / "folder").symlink_to(tmp_path)
     for path in ("link.safetensors", "folder/outside.safetensors"):
         assert refusal(client, make_body(loras=[{"path": path}]))["code"] == "LORA_PATH_FORBIDDEN"
 
@@ -90,8 +94,8 @@ def test_path_that_no_file_can_have(client, make_body):
         ((37).to_bytes(8, "little") + b'{"x":{"data_offsets":[0,"b"],"shape":[]}}'[:37], "broken safetensors header"),
     ],
 )
-def test_file_that_is_no_lora(client, make_body, tmp_path, content, reason):
-    (tmp_path / "loras/bad.safetensors").write_bytes(content)
+def test_file_that_is_no_lora(client, make_body, config, content, reason):
+    (Path(config.lora_root) / "bad.safetensors").write_bytes(content)
     error = refusal(client, make_body(loras=[{"path": "bad.safetensors"}]))
     assert (error["code"], error["details"]) == ("LORA_INVALID_FILE", {"lora_path": "bad.safetensors"})
     assert reason in error["message"]

@@ -22,7 +22,9 @@ from serve_app.jobs import database
 from serve_app.jobs.records import NewImage, NewRequest
 from serve_app.jobs.store import JobStore
 from serve_app.tasks import AdapterUse
-from tests.unit.conftest import safetensors_bytes
+from tests.unit.conftest import SHARES_AN_APPLICATION, safetensors_bytes
+
+pytestmark = SHARES_AN_APPLICATION
 
 
 def named_pipe(path: Path) -> None:

@@ -10,8 +10,11 @@ from serve_app.models.prompt_tokens import TEMPLATES, PromptTokens
 from serve_app.models.recipe import make_recipe
 from serve_app.models.registry import MODELS
 from tests.conftest import as_base64, as_png, noise_image
+from tests.unit.conftest import SHARES_AN_APPLICATION
 from tests.unit.test_explain import ALL_MODELS, explained
 from tests.unit.test_http_contract import finished
+
+pytestmark = SHARES_AN_APPLICATION
 
 # Of the aspect that the results below have, so that nothing is stretched.
 WIDTH, HEIGHT = 96, 64

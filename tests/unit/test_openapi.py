@@ -22,8 +22,11 @@ from serve_app.schemas.openai import StreamedImage
 from serve_app.schemas.text import Nullable
 from serve_app.tasks import WebhookEvent
 from tests.conformity import EVENTS, JSON
+from tests.unit.conftest import SHARES_AN_APPLICATION
 from tests.unit.test_errors import every_error
 from tools.openapi import openapi_document
+
+pytestmark = SHARES_AN_APPLICATION
 
 SNAKE_CASE = re.compile("[a-z]+(_[a-z]+)*")
 MAX_OPERATION_ID = 24

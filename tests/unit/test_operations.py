@@ -21,9 +21,11 @@ from serve_app.jobs.database import Database
 from serve_app.storage.artifacts import Artifacts
 from tests.conformity import JSON, code_of
 from tests.conftest import as_base64, as_png, noise_image
-from tests.unit.conftest import Application
+from tests.unit.conftest import SHARES_AN_APPLICATION, Application
 from tests.unit.test_http_contract import finished
 from tests.unit.test_openapi import Json, operations
+
+pytestmark = SHARES_AN_APPLICATION
 
 # What stops working: the methods that raise an error then.
 FAULTS: dict[type[ServiceError], dict[type, tuple[str, ...]]] = {

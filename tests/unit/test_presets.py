@@ -13,9 +13,11 @@ from serve_app.intake.presets import PROMPT_FIELDS, REQUEST_FIELDS
 from serve_app.intake.submission import digest_of
 from serve_app.schemas.requests import InferenceRequest, Prompt
 from tests.conftest import as_base64, as_png, noise_image
-from tests.unit.conftest import ON_BOTH_DATABASES, Application
+from tests.unit.conftest import ON_BOTH_DATABASES, SHARES_AN_APPLICATION, Application
 from tests.unit.test_explain import ALL_MODELS, explained
 from tests.unit.test_http_contract import finished
+
+pytestmark = SHARES_AN_APPLICATION
 
 LORA = {"path": "job/lora.safetensors"}
 # Each field has another value than the service's default.

@@ -6,8 +6,11 @@ import pytest
 
 from serve_app.images.sizes import MAX_SIDE, MIN_SIDE, read_size, size_for_area, size_like
 from tests.conftest import as_base64, as_png, noise_image
+from tests.unit.conftest import SHARES_AN_APPLICATION
 from tests.unit.test_explain import ALL_MODELS, explained, turned_jpeg
 from tests.unit.test_presets import refusal
+
+pytestmark = SHARES_AN_APPLICATION
 
 
 def sized(make_body, size: object, *, image: tuple[int, int] = (451, 300), **fields: object) -> dict:

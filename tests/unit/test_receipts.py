@@ -9,7 +9,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from serve_app.adapters.urls import hub_url
 from serve_app.models.repeat_request import without_url_secrets
-from tests.unit.conftest import PAIR, TO_Q, safetensors_bytes
+from tests.unit.conftest import PAIR, SHARES_AN_APPLICATION, TO_Q, safetensors_bytes
+
+pytestmark = SHARES_AN_APPLICATION
 
 TRAINED = {
     "software": json.dumps({"name": "ai-toolkit", "version": "0.7.10"}),

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from serve_app.schemas.requests import InferenceRequest
-from tests.unit.conftest import safetensors_bytes
+from tests.unit.conftest import SHARES_AN_APPLICATION, safetensors_bytes
 from tests.unit.test_http_contract import finished
+
+pytestmark = SHARES_AN_APPLICATION
 
 # What is left of an emoji that was cut in two.
 HALF = "at night \ud83d"

@@ -9,6 +9,9 @@ import pytest
 import yaml
 
 from serve_app.intake.keys import new_key
+from tests.unit.conftest import SHARES_AN_APPLICATION
+
+pytestmark = SHARES_AN_APPLICATION
 
 JSON = {"content-type": "application/json"}
 DIGITS = 5_000

@@ -14,9 +14,11 @@ from serve_app.intake.keys import new_key
 from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from tests.conftest import as_base64, as_png, noise_image
-from tests.unit.conftest import ON_BOTH_DATABASES, Application
+from tests.unit.conftest import ON_BOTH_DATABASES, SHARES_AN_APPLICATION, Application
 from tests.unit.test_explain import explained, turned_jpeg
 from tests.unit.test_http_contract import ISO_UTC
+
+pytestmark = SHARES_AN_APPLICATION
 
 PHOTO = as_png(noise_image(80, 48, seed=1))
 OTHER = as_png(noise_image(48, 80, seed=2))

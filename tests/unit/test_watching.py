@@ -10,8 +10,10 @@ from starlette.testclient import TestClient
 
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import Status
-from tests.unit.conftest import Application
+from tests.unit.conftest import SHARES_AN_APPLICATION, Application
 from tests.unit.test_http_contract import finished
+
+pytestmark = SHARES_AN_APPLICATION
 
 
 @pytest.fixture
