@@ -206,7 +206,7 @@ SHARES_AN_APPLICATION = pytest.mark.shares_an_application
 
 
 def _shares(request: pytest.FixtureRequest) -> bool:
-    """Whether the test uses a shared application: its module says so, and it needs neither other config nor PostgreSQL."""
+    """Whether the test uses a shared application: its module says so, and the test needs no other config."""
     if request.node.get_closest_marker("shares_an_application") is None:
         return False
     names = set(request.fixturenames)

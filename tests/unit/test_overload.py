@@ -78,6 +78,13 @@ class ImageServer:
             self.running -= 1
 
 
+    async def wait_for_requests(self, running: int) -> None:
+        """Return once so many requests are being answered."""
+        async with asyncio.timeout(20):
+            while self.running < running:
+                await asyncio.sleep(0.01)
+
+
 @pytest.fixture
 def images(control_png: bytes) -> ImageServer:
     return ImageServer(control_png)
@@ -108,12 +115,12 @@ def error_of(answer: httpx.Response) -> dict:
     return answer.json()["detail"]["error"]
 
 
-async def test_slow_downloads_of_one_tenant_leave_others_their_connections(start, url, body_of):
+async def test_slow_downloads_of_one_tenant_leave_others_their_connections(start, images, url, body_of):
     client = await start(connections=4, patience_s=0.5, timeout_s=4)
     slow = [
         asyncio.create_task(post(client, "red", body_of(f"{url}/slow/{number}"), "/v1/explain")) for number in range(20)
     ]
-    await asyncio.sleep(0.2)
+    await images.wait_for_requests(running=2)
     answer = await post(client, "blue", body_of(f"{url}/image"))
     # While red's downloads hold their connections.
     assert (answer.status_code, [task.done() for task in slow].count(False) >= 2) == (200, True)
@@ -179,9 +186,9 @@ async def test_memory_that_an_image_does_not_need_is_used_for_others(start, imag
 
 
 async def test_memory_for_images_is_waited_for_and_then_refused(start, images, url, body_of):
-    client = await start(max_bytes=100_000, budget_bytes=200_000, patience_s=0.3, timeout_s=1)
+    client = await start(max_bytes=100_000, budget_bytes=200_000, patience_s=0.3, timeout_s=4)
     slow = asyncio.create_task(post(client, "red", body_of(f"{url}/slow")))
-    await asyncio.sleep(0.1)
+    await images.wait_for_requests(running=1)
     again, blue = await asyncio.gather(*(post(client, tenant, body_of(f"{url}/x")) for tenant in ("red", "blue")))
     assert (again.status_code, error_of(again)["code"], blue.status_code) == (503, "OVERLOADED", 200)
     assert (await slow).status_code == 400
