@@ -41,7 +41,7 @@ def order(outcome: Outcome) -> list[int]:
 
 
 def test_wait_for_one_editor_is_what_queueing_theory_says():
-    outcome = Simulation(TEN_SECONDS, 1).run(poisson(0.5, 4000))
+    outcome = Simulation(TEN_SECONDS, 1).run(poisson(0.5, 2000))
     # The mean wait of M/D/1 at utilisation r and work s: r s / (2 (1 - r)).
     assert statistics.fmean(each.waited_s for each in outcome.images) == pytest.approx(5, rel=0.1)
 

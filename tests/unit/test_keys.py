@@ -1,9 +1,6 @@
 """Who calls: API keys, the file of their hashes, and how it changes under a running service."""
 
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ from serve_app.errors import KeysRefused, Unauthorized
 from serve_app.intake import keys
 from serve_app.intake.keys import Keys, new_key
 from serve_app.intake.tenants import Caller, TenantLimits
-from tests.conftest import ROOT
+from tests.conftest import edits_server
 
 
 @pytest.fixture
@@ -170,10 +167,12 @@ def test_the_file_is_named_by_the_environment_relative_to_the_config(tmp_path, m
     ("arguments", "caller"),
     [(["acme & sons: west"], Caller("acme & sons: west", False, True)), (["--operator"], Caller("", True, True))],
 )
-def test_the_command_makes_a_key_and_prints_lines_of_a_keys_file(file, arguments, caller):
-    made = [run("new", *arguments) for _ in range(2)]
-    assert all(done.returncode == 0 for done in made), made
-    (first, lines), (second, _) = (done.stdout.split("keys file:\n\n") for done in made)
+def test_the_command_makes_a_key_and_prints_lines_of_a_keys_file(capsys, file, arguments, caller):
+    made = []
+    for _ in range(2):
+        assert edits_server("keys", "new", *arguments) == 0
+        made.append(capsys.readouterr().out.split("keys file:\n\n"))
+    (first, lines), (second, _) = made
     key = first.splitlines()[0]
     assert key.startswith("edits_")
     assert len(key) == len("edits_") + 43
@@ -185,12 +184,6 @@ def test_the_command_makes_a_key_and_prints_lines_of_a_keys_file(file, arguments
 
 
 @pytest.mark.parametrize("arguments", [[], ["new"], ["new", ""], ["new", "x" * 101], ["new", "a", "--operator"]])
-def test_the_command_refuses_what_the_service_would(arguments):
-    done = run(*arguments)
-    assert done.returncode == 2
-    assert "edits_" not in done.stdout
-
-
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "serve_app.commands", "keys", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=dict(os.environ))
+def test_the_command_refuses_what_the_service_would(capsys, arguments):
+    assert edits_server("keys", *arguments) == 2
+    assert "edits_" not in capsys.readouterr().out

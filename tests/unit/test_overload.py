@@ -77,7 +77,6 @@ class ImageServer:
         finally:
             self.running -= 1
 
-
     async def wait_for_requests(self, running: int) -> None:
         """Return once so many requests are being answered."""
         async with asyncio.timeout(20):
