@@ -212,9 +212,12 @@ def test_each_output_format_is_what_its_row_says(output_format):
 
 
 def test_requests_accept_exactly_the_formats_of_the_table():
-    field = InferenceRequest.model_json_schema()["properties"]["output_format"]
-    assert field["anyOf"] == [{"enum": list(OUTPUT_FORMATS), "type": "string"}, {"type": "null"}]
-    assert field["default"] in OUTPUT_FORMATS
+    schema = InferenceRequest.model_json_schema()
+    formats, none = schema["properties"]["output_format"]["anyOf"]
+    assert formats["$ref"] == "#/$defs/OutputFormat"
+    assert none == {"type": "null"}
+    assert schema["$defs"]["OutputFormat"]["enum"] == list(OUTPUT_FORMATS)
+    assert formats["default"] in OUTPUT_FORMATS
     body = {"model": "m", "loras": [], "prompts": [{"prompt": "p"}]}
     for name in OUTPUT_FORMATS:
         assert InferenceRequest.model_validate(body | {"output_format": name}).output_format == name
