@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from asyncio.subprocess import PIPE
+from collections.abc import Iterator
 from contextlib import suppress
 
 import PIL.Image
@@ -38,12 +39,24 @@ async def make_decoders():
         await decoders.close()
 
 
+# Decoders of an application that other tests share.
+of_others: list[psutil.Process] = []
+
+
+@pytest.fixture(autouse=True)
+def know_others() -> Iterator[None]:
+    of_others[:] = workers()
+    yield
+    of_others.clear()
+
+
 def workers() -> list[psutil.Process]:
+    """The processes that decode for this test."""
     found = []
     for child in psutil.Process().children():
         # Another test's may end meanwhile.
         with suppress(psutil.NoSuchProcess):
-            if "serve_app.images.decoder_process" in child.cmdline():
+            if "serve_app.images.decoder_process" in child.cmdline() and child not in of_others:
                 found.append(child)
     return found
 
