@@ -1,6 +1,7 @@
 """A webhook is believed only with a fresh signature of the service's secret."""
 
 import json
+from datetime import datetime, timezone
 
 import pytest
 from standardwebhooks import Webhook
@@ -13,9 +14,7 @@ BODY = json.dumps({"type": "request.succeeded"})
 
 def signed(now: float = 1_000_000.0) -> dict[str, str]:
     """The headers of a webhook as the reference implementation of the specification signs it."""
-    from datetime import UTC, datetime
-
-    signature = Webhook(SECRET).sign("msg_1", datetime.fromtimestamp(now, UTC), BODY)
+    signature = Webhook(SECRET).sign("msg_1", datetime.fromtimestamp(now, timezone.utc), BODY)
     return {"Webhook-Id": "msg_1", "Webhook-Timestamp": str(int(now)), "Webhook-Signature": signature}
 
 
