@@ -125,8 +125,9 @@ def stale() -> list[str]:
 
 def main() -> None:
     if "--check" not in sys.argv[1:]:
-        write_models(PACKAGE / "models.py")
+        # Needs no other program.
         write_sync_half(PACKAGE / "_sync")
+        write_models(PACKAGE / "models.py")
     elif names := stale():
         raise SystemExit(f"generated code of the client is old ({', '.join(names)}): python -m tools.client_code")
 

@@ -88,7 +88,7 @@ def failure_of(record: models.RequestResult) -> ApiError:
     """The error for a request that ended without its images."""
     code, message = record.error_code, record.error or "the request failed"
     if record.status == "canceled":
-        code, message = code or EditCanceled.code, record.error or "the request was cancelled"
+        code, message = code or EditCanceled.code, record.error or "the request was canceled"
     kind = ApiError.by_code.get(code or "", EditFailed)
     details = record.error_details.model_dump(mode="json") if record.error_details else {}
     return kind(message, code=code or "", details=details, job_id=record.request_id)

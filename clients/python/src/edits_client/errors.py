@@ -339,7 +339,7 @@ class InternalError(ApiError):
 
 
 class EditCanceled(EditFailed):
-    """The request was cancelled."""
+    """The request was canceled."""
 
     code = "EDIT_CANCELED"
 

@@ -69,7 +69,7 @@ class AsyncJob:
     async def result(self, timeout: float | None = 3600.0) -> list[Image]:
         """The finished images in prompt order, once all are finished.
 
-        Raises WaitTimeout after `timeout` seconds, and for a request that failed or was cancelled the error of its
+        Raises WaitTimeout after `timeout` seconds, and for a request that failed or was canceled the error of its
         code: an EditFailed, or the ApiError of an adapter or control image that could not be used. Raises ImageNotFound
         if the images were deleted meanwhile.
         """

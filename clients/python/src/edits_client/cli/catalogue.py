@@ -51,7 +51,7 @@ def presets(context: typer.Context, json: AsJson = False) -> None:
         print_json(known)
         return
     for preset in known:
-        out.print(values_table(plain(preset["name"]), {name: value for name, value in preset.items() if value}))
+        out.print(values_table(plain(preset["name"]), preset))
 
 
 @loras_app.callback()

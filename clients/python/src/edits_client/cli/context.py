@@ -128,11 +128,17 @@ def values_table(title: str, values: dict[str, Any]) -> Table:
 
 
 def flat(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """Every leaf of nested values, with its path."""
-    if isinstance(value, dict) and value:
+    """Every leaf of nested values that is set, with its path."""
+    if value is None or value in ("", [], {}):
+        return []
+    if isinstance(value, dict):
         return [row for name, item in value.items() for row in flat(item, f"{path}.{name}" if path else str(name))]
-    if isinstance(value, list) and value and isinstance(value[0], (dict, list)):
+    if isinstance(value, list) and isinstance(value[0], (dict, list)):
         return [row for number, item in enumerate(value) for row in flat(item, f"{path}[{number}]")]
+    if isinstance(value, list):
+        return [(path, ", ".join(map(str, value)))]
+    if isinstance(value, bool):
+        return [(path, "yes" if value else "no")]
     return [(path, str(value))]
 
 

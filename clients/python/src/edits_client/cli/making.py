@@ -75,8 +75,8 @@ def edit(
             if detach:
                 print_ids(jobs, json)
                 return
-            ends = [watch(job, timeout).result for job in jobs]
-        labels = [label for label, _ in variants]
+            labels = [label for label, _ in variants]
+            ends = [watch(job, timeout, label).result for job, label in zip(jobs, labels, strict=True)]
         finished = [
             (label, item) for label, job, end in zip(labels, jobs, ends, strict=True) for item in job.images(end)
         ]
@@ -151,7 +151,9 @@ def explain(
         print_json(explanation)
         return
     for number, effective in enumerate(explanation["effective"]):
-        out.print(values_table(f"image {number}", effective))
+        # What to send to make the same again is for programs: it is in the JSON.
+        shown = {name: value for name, value in effective.items() if name != "request"}
+        out.print(values_table(f"image {number}", shown))
     for note in explanation["notes"]:
         say(f"note: {plain(note)}")
     for name in explanation["ignored"]:

@@ -25,9 +25,12 @@ ETA_S = 2.0
 PREVIEW_COLUMNS = 32
 
 
-def watch(job: Job, timeout: float | None = None) -> Ended:
-    """Show what happens to a request until it ends; nothing without a terminal. Raises WaitTimeout."""
-    with RequestView(job) as view:
+def watch(job: Job, timeout: float | None = None, label: str = "") -> Ended:
+    """Show what happens to a request until it ends; nothing without a terminal. Raises WaitTimeout.
+
+    `label` tells it from other requests of the same command.
+    """
+    with RequestView(job, label) as view:
         for event in job.events(previews=view.shows_previews, timeout=timeout):
             view.update(event)
             if isinstance(event, Ended):
@@ -72,8 +75,9 @@ def is_interactive() -> bool:
 class RequestView:
     """The live view of one request."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, label: str = "") -> None:
         self._job = job
+        self._title = f"{label}, request {job.id}" if label else f"request {job.id}"
         self._bars = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), console=err
         )
@@ -126,7 +130,7 @@ class RequestView:
         self._eta_at = time.monotonic()
 
     def _view(self) -> RenderableType:
-        rows: list[RenderableType] = [Text(f"request {self._job.id}: {self._line}{self._eta}")]
+        rows: list[RenderableType] = [Text(f"{self._title}: {self._line}{self._eta}")]
         if self._tasks:
             rows.append(self._bars)
         if self._preview is not None:
