@@ -1,4 +1,4 @@
-"""A request's record as OpenAI's images API tells it. Pure, and without the pictures themselves."""
+"""A request's record as OpenAI's images API tells it. Pure, and without the images themselves."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,14 +37,14 @@ def answer_of(record: RequestRecord, call: ImagesCall) -> dict[str, Any]:
 
 
 def partial_event(route: str, image: ImageRecord, number: int, now: float) -> dict[str, Any]:
-    """The event of a preview, the preview itself left out. It is the `number`-th of its picture, from 0."""
+    """The event of a preview, the preview itself left out. It is the `number`-th of its image, from 0."""
     size = size_of(image.plan.width, image.plan.height)
     facts = _event(route, "partial_image", image, now) | {"size": size, "quality": quality_of({})}
     return facts | {"output_format": PREVIEW_FORMAT, "partial_image_index": number}
 
 
 def completed_event(route: str, image: ImageRecord, done: EditDone, now: float) -> dict[str, Any]:
-    """The event of a finished picture, the picture itself left out."""
+    """The event of a finished image, the image itself left out."""
     facts = {
         "size": size_of(done.width, done.height),
         "quality": quality_of(done.effective),
@@ -104,7 +104,7 @@ def _event(route: str, what: str, image: ImageRecord, now: float) -> dict[str, A
         "type": f"{kind}.{what}",
         "created_at": int(now),
         "background": BACKGROUND,
-        # OpenAI streams one picture; this tells several apart.
+        # OpenAI streams one image; this tells several apart.
         "index": image.index,
     }
 

@@ -21,7 +21,7 @@ from serve_app.schemas.openai import (
 )
 from serve_app.schemas.requests import MAX_SEED, InferenceRequest
 
-# The route for models that edit pictures, and the one for models that make them from text alone.
+# The route for models that edit images, and the one for models that make them from text alone.
 EDITS, GENERATIONS = "edits", "generations"
 # The file format of a call that names none, where the preset names none either.
 DEFAULT_FORMAT = "png"
@@ -97,11 +97,11 @@ def _check_route(call: ImagesCall, route: str, spec: ModelSpec) -> None:
     """Raise InvalidParameter, ControlImageRequired or TooManyControlImages unless the model serves this route."""
     other = GENERATIONS if route == EDITS else EDITS
     if spec.requires_control_image != (route == EDITS):
-        what = "edits pictures" if spec.requires_control_image else "makes pictures from text alone"
+        what = "edits images" if spec.requires_control_image else "makes images from text alone"
         raise InvalidParameter(f"{spec.id} {what}: use /v1/images/{other}", {"parameter": "model"})
     sent = len(call.control_images)
     if route == EDITS and not sent:
-        raise ControlImageRequired(f"image is missing: {spec.id} edits a picture, so send one", {"model": spec.id})
+        raise ControlImageRequired(f"image is missing: {spec.id} edits an image, so send one", {"model": spec.id})
     if sent > spec.max_control_images:
         raise TooManyControlImages(
             f"{sent} images were sent; {spec.id} takes {spec.max_control_images}", {"max": spec.max_control_images}
@@ -109,7 +109,7 @@ def _check_route(call: ImagesCall, route: str, spec: ModelSpec) -> None:
 
 
 def _prompt(call: ImagesCall, target: Target) -> dict[str, Any]:
-    """The prompt of every picture, without a seed."""
+    """The prompt of every image, without a seed."""
     prompt: dict[str, Any] = {"prompt": call.prompt} | _sent(call, OF_PROMPT)
     for name in SYNONYMS:
         if (value := _one_value(call, name)) is not None:
@@ -125,7 +125,7 @@ def _prompt(call: ImagesCall, target: Target) -> dict[str, Any]:
 
 
 def _seeds(call: ImagesCall) -> list[dict[str, int]]:
-    """The seed of each picture, as a part of its prompt. A request's own default is one more for each prompt, too."""
+    """The seed of each image, as a part of its prompt. A request's own default is one more for each prompt, too."""
     first = call.seed
     if first is None:
         return [{}] * call.n
@@ -133,7 +133,7 @@ def _seeds(call: ImagesCall) -> list[dict[str, int]]:
         return [{"seed": -1}] * call.n
     if first + call.n - 1 > MAX_SEED:
         raise InvalidParameter(
-            f"seed: {call.n} pictures have the seeds {first} and up, and {MAX_SEED} is the largest",
+            f"seed: {call.n} images have the seeds {first} and up, and {MAX_SEED} is the largest",
             {"parameter": "seed"},
         )
     return [{"seed": seed} for seed in range(first, first + call.n)]

@@ -1,4 +1,4 @@
-"""A call of OpenAI's images API that is answered with events: previews while a picture is made, then the picture."""
+"""A call of OpenAI's images API that is answered with events: previews while an image is made, then the image."""
 
 import logging
 import time
@@ -22,22 +22,22 @@ SILENCE_S = 15.0
 
 
 @dataclass(frozen=True)
-class PictureEvent:
-    """An event with a picture: `facts` are its other fields, `picture` is the file."""
+class StreamedImage:
+    """An event with an image: `facts` are its other fields, `image` is the file."""
 
     facts: dict[str, Any]
-    picture: bytes = field(repr=False)
+    image: bytes = field(repr=False)
 
 
 class SignOfLife:
     """Nothing has happened for a while."""
 
 
-StreamItem = PictureEvent | SignOfLife | ErrorDescription
+StreamItem = StreamedImage | SignOfLife | ErrorDescription
 
 
 class OpenAIStream:
-    """The events of one call, whose request is `record` and which asks for so many previews of each picture."""
+    """The events of one call, whose request is `record` and which asks for so many previews of each image."""
 
     def __init__(
         self, queries: Queries, previews: Previews, route: str, record: RequestRecord, partial_images: int
@@ -48,7 +48,7 @@ class OpenAIStream:
         self._record = record
         self._partial_images = partial_images
         self._finished: set[int] = set()
-        # How many previews of each picture were sent.
+        # How many previews of each image were sent.
         self._partial: Counter[int] = Counter()
         self._sent_at = time.monotonic()
 
@@ -69,7 +69,7 @@ class OpenAIStream:
             # An editor that finds the mark when it begins makes previews from its first step on.
             await self._previews.watch(self._record.id)
         while True:
-            async for event in self._new_pictures():
+            async for event in self._new_images():
                 yield event
             if self._record.status.ended:
                 break
@@ -85,11 +85,11 @@ class OpenAIStream:
         if self._record.status != Status.SUCCEEDED:
             yield failure_of(self._record)
         else:
-            # Raises for pictures that were deleted before they could be sent.
+            # Raises for images that were deleted before they could be sent.
             finished_images(self._record)
 
-    async def _new_previews(self) -> AsyncIterator[PictureEvent]:
-        """A preview of each picture that has come far enough for its next one."""
+    async def _new_previews(self) -> AsyncIterator[StreamedImage]:
+        """A preview of each image that has come far enough for its next one."""
         for image in self._record.images:
             if image.stage is None or not self._is_due(image, image.step):
                 continue
@@ -100,18 +100,18 @@ class OpenAIStream:
             if preview is not None and self._is_due(image, preview.step):
                 facts = partial_event(self._route, image, self._partial[image.index], time.time())
                 self._partial[image.index] += 1
-                yield PictureEvent(facts, preview.jpeg)
+                yield StreamedImage(facts, preview.jpeg)
 
     def _is_due(self, image: ImageRecord, step: int) -> bool:
-        """Whether a picture's next preview may show it after `step`: the previews divide its steps equally."""
+        """Whether an image's next preview may show it after `step`: the previews divide its steps equally."""
         sent = self._partial[image.index]
         return sent < self._partial_images and step * (self._partial_images + 1) >= image.plan.steps * (sent + 1)
 
-    async def _new_pictures(self) -> AsyncIterator[PictureEvent]:
-        """The pictures that are finished and not yet sent."""
+    async def _new_images(self) -> AsyncIterator[StreamedImage]:
+        """The images that are finished and not yet sent."""
         record = self._record
         for image in record.images:
             if image.result is not None and image.index not in self._finished:
                 self._finished.add(image.index)
-                picture = await self._queries.image_file(record.id, image.index, image.result)
-                yield PictureEvent(completed_event(self._route, image, image.result, time.time()), picture)
+                data = await self._queries.image_file(record.id, image.index, image.result)
+                yield StreamedImage(completed_event(self._route, image, image.result, time.time()), data)

@@ -29,7 +29,7 @@ from serve_app.schemas.text import MAX_NAME_CHARS, Name, Url, check_token
 from serve_app.tasks import Priority
 
 MAX_IMAGES, MAX_PARTIAL_IMAGES = 10, 3
-# The size that takes the first picture's aspect, or the default of a model that takes no picture.
+# The size that takes the first image's aspect, or the default of a model that takes no image.
 AUTO_SIZE = "auto"
 # Fields that this service has no use for. An answer lists those that were sent under `ignored`.
 UNUSED_FIELDS = ("user", "safety_identifier", "moderation", "input_fidelity", "style", "background")
@@ -108,12 +108,12 @@ def _read_list(value: Any) -> Any:
 
 
 def _as_list(value: Any) -> Any:
-    """A single picture as a list of one."""
+    """A single image as a list of one."""
     return [value] if isinstance(value, str) else value
 
 
 def _as_references(value: Any) -> Any:
-    """Pictures that are sent as plain strings in place of objects."""
+    """Images that are sent as plain strings in place of objects."""
     if not isinstance(value, list):
         return value
     return [{"image_url": each} if isinstance(each, str) else each for each in value]
@@ -129,7 +129,7 @@ class ImageLora(Tolerant):
 
 
 class ImageReference(Tolerant):
-    """A picture in a JSON body."""
+    """An image in a JSON body."""
 
     image_url: ControlImageText = Field(description="An http(s) URL, or a `data:` URL.")
     file_id: Annotated[str | None, BeforeValidator(_refuse_file_id)] = Field(None, description="Not supported.")
@@ -141,11 +141,11 @@ class ImagesCall(Tolerant):
     prompt: PromptText = Field(description="What to make. `[trigger]` in it is replaced by the trigger word.")
     model: Name | None = Field(None, description="The id of a model, or the name of a preset.")
     preset: Name | None = Field(None, description="The name of a preset, where `model` does not name it.")
-    n: int = Field(1, ge=1, le=MAX_IMAGES, description="How many pictures to make, with seeds s, s + 1 and so on.")
+    n: int = Field(1, ge=1, le=MAX_IMAGES, description="How many images to make, with seeds s, s + 1 and so on.")
     size: Annotated[str, AfterValidator(_check_size)] | None = Field(
         None,
         description="`WxH` in pixels, each from 64 to 4096 and floored to the model's divisor. `auto`, the default: "
-        "the preset's, or else the first picture's aspect at about 1 MP.",
+        "the preset's, or else the first image's aspect at about 1 MP.",
     )
     quality: ImageQuality | None = Field(
         None,
@@ -155,14 +155,14 @@ class ImagesCall(Tolerant):
     output_format: OutputFormat | None = Field(None, description="Default: the preset's, or else `png`.")
     output_compression: int | None = Field(None, ge=0, le=100, description="Ignored: JPEG has quality 95.")
     response_format: ResponseFormat = Field(
-        "b64_json", description="Whether the answer holds each picture, or its address."
+        "b64_json", description="Whether the answer holds each image, or its address."
     )
     stream: bool = Field(False, description="Answer with server-sent events.")
     partial_images: int = Field(
-        0, ge=0, le=MAX_PARTIAL_IMAGES, description="How many previews of each picture a stream brings."
+        0, ge=0, le=MAX_PARTIAL_IMAGES, description="How many previews of each image a stream brings."
     )
     background: Annotated[Background | None, BeforeValidator(_refuse_transparent)] = Field(
-        None, description="Ignored: pictures are opaque."
+        None, description="Ignored: images are opaque."
     )
     user: Unused = Field(None, description="Ignored.")
     safety_identifier: Unused = Field(None, description="Ignored.")
@@ -193,11 +193,11 @@ class ImagesCall(Tolerant):
 
     @property
     def control_images(self) -> list[str]:
-        """The pictures to edit, in the order in which they were sent."""
+        """The images to edit, in the order in which they were sent."""
         return []
 
     def drop_images(self) -> None:
-        """Free the pictures, and whatever else was sent that is not a field."""
+        """Free the images, and whatever else was sent that is not a field."""
         for name in self.model_extra or ():
             setattr(self, name, None)
 
@@ -228,10 +228,10 @@ class ImagesEdit(ImagesCall):
     )
 
     image: Annotated[list[ControlImageText] | None, BeforeValidator(_as_list)] = Field(
-        None, description="The pictures to edit: URLs, `data:` URLs or base64. In a form: the files."
+        None, description="The images to edit: URLs, `data:` URLs or base64. In a form: the files."
     )
     images: Annotated[list[ImageReference] | None, BeforeValidator(_as_references)] = Field(
-        None, description="The pictures to edit."
+        None, description="The images to edit."
     )
     mask: Annotated[Unused, BeforeValidator(_refuse_mask)] = Field(None, description="Not supported.")
 
@@ -245,26 +245,26 @@ class ImagesEdit(ImagesCall):
 
 
 class ImageData(Answer):
-    """A picture: its file or its address, as the call asked for; the other one is null."""
+    """An image: its file or its address, as the call asked for; the other one is null."""
 
-    b64_json: str | None = Field(None, description="The file of the picture, in base64.")
-    url: str | None = Field(None, description="Where a client downloads the picture.")
-    seed: int = Field(description="The seed of this picture.")
+    b64_json: str | None = Field(None, description="The file of the image, in base64.")
+    url: str | None = Field(None, description="Where a client downloads the image.")
+    seed: int = Field(description="The seed of this image.")
 
 
 class InputTokens(Answer):
     """Tokens by what they stand for."""
 
-    image_tokens: int = Field(description="Tokens of the pictures to edit, as the transformer sees them.")
+    image_tokens: int = Field(description="Tokens of the images to edit, as the transformer sees them.")
     text_tokens: int = Field(description="Tokens that the text encoder reads: an estimate.")
 
 
 class ImagesUsage(Answer):
     """What was computed, in tokens of the model's transformer. Nothing is charged by it."""
 
-    input_tokens: int = Field(description="Tokens of the prompt and of the pictures to edit, for all pictures made.")
+    input_tokens: int = Field(description="Tokens of the prompt and of the images to edit, for all images made.")
     input_tokens_details: InputTokens = Field(description="The same by kind.")
-    output_tokens: int = Field(description="Tokens of the pictures that were made.")
+    output_tokens: int = Field(description="Tokens of the images that were made.")
     total_tokens: int = Field(description="The sum of both.")
 
 
@@ -298,45 +298,45 @@ class ImagesAnswer(Answer):
         }
     )
 
-    created: int = Field(description="When the pictures were finished, in seconds since the epoch.")
-    background: Literal["opaque"] = Field(description="Pictures are opaque.")
-    output_format: OutputFormat = Field(description="The file format of the pictures.")
+    created: int = Field(description="When the images were finished, in seconds since the epoch.")
+    background: Literal["opaque"] = Field(description="Images are opaque.")
+    output_format: OutputFormat = Field(description="The file format of the images.")
     quality: MadeQuality = Field(description="What was done: `high` is exact, `medium` balanced, `low` fast or turbo.")
-    size: str = Field(description="The size of the first picture in pixels, `WxH`.")
+    size: str = Field(description="The size of the first image in pixels, `WxH`.")
     usage: ImagesUsage = Field(description="What was computed.")
     request_id: RequestId
     ignored: list[str] = Field(description="Fields that were sent and have no effect.")
     notes: list[str] = Field(description="What the sender may not have meant.")
-    data: list[ImageData] = Field(description="The pictures.")
+    data: list[ImageData] = Field(description="The images.")
 
 
 class StreamedImage(Answer):
-    """What the events with a picture have in common."""
+    """What the events with an image have in common."""
 
     created_at: int = Field(description="When the event was sent, in seconds since the epoch.")
-    index: int = Field(description="The number of the picture, from 0.")
-    background: Literal["opaque"] = Field(description="Pictures are opaque.")
-    size: str = Field(description="The size of the finished picture in pixels, `WxH`.")
-    quality: MadeQuality = Field(description="The quality of the finished picture.")
+    index: int = Field(description="The number of the image, from 0.")
+    background: Literal["opaque"] = Field(description="Images are opaque.")
+    size: str = Field(description="The size of the finished image in pixels, `WxH`.")
+    quality: MadeQuality = Field(description="The quality of the finished image.")
     output_format: OutputFormat = Field(description="The file format of `b64_json`.")
     b64_json: str = Field(description="The file, in base64.")
 
 
 class PartialImage(StreamedImage):
-    """A preview of a picture that is being made: a small JPEG."""
+    """A preview of an image that is being made: a small JPEG."""
 
     type: Literal["image_edit.partial_image", "image_generation.partial_image"] = Field(
         description="The name of the event."
     )
-    partial_image_index: int = Field(description="The number of this preview of the picture, from 0.")
+    partial_image_index: int = Field(description="The number of this preview of the image, from 0.")
 
 
 class CompletedImage(StreamedImage):
-    """A finished picture."""
+    """A finished image."""
 
     type: Literal["image_edit.completed", "image_generation.completed"] = Field(description="The name of the event.")
-    seed: int = Field(description="The seed of this picture.")
-    usage: ImagesUsage = Field(description="What was computed for this picture.")
+    seed: int = Field(description="The seed of this image.")
+    usage: ImagesUsage = Field(description="What was computed for this image.")
 
 
 class OpenAIErrorFacts(Answer):

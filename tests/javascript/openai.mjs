@@ -1,8 +1,8 @@
-// What a test does with OpenAI's own client: node openai.mjs BASE_URL PICTURE. Writes one object as JSON.
+// What a test does with OpenAI's own client: node openai.mjs BASE_URL IMAGE. Writes one object as JSON.
 import { createReadStream, readFileSync } from "node:fs";
 import OpenAI, { toFile } from "openai";
 
-const [baseURL, picture] = process.argv.slice(2);
+const [baseURL, image] = process.argv.slice(2);
 const client = new OpenAI({ baseURL, apiKey: "none" });
 const lora = { path: "job/lora.safetensors", network_multiplier: 0.5 };
 
@@ -23,8 +23,8 @@ async function streamed(body) {
   return events;
 }
 
-const file = () => createReadStream(picture);
-const named = () => toFile(readFileSync(picture), "picture.png", { type: "image/png" });
+const file = () => createReadStream(image);
+const named = () => toFile(readFileSync(image), "image.png", { type: "image/png" });
 const seen = {
   preset: await client.images.edit({ model: "house-style", prompt: "[trigger] x", image: file(), size: "64x64" }),
   loras: await client.images.edit({ model: "qwen_image_edit", prompt: "x", image: file(), loras: [lora], seed: 7 }),
@@ -34,7 +34,7 @@ const seen = {
     image: file(),
     loras: JSON.stringify([lora, { path: lora.path }]),
   }),
-  two: await client.images.edit({ model: "two-pictures", prompt: "x", image: [await named(), await named()] }),
+  two: await client.images.edit({ model: "two-images", prompt: "x", image: [await named(), await named()] }),
   several: await client.images.edit({ model: "house-style", prompt: "x", image: file(), n: 2, seed: 7 }),
   generated: await client.images.generate({ model: "posters", prompt: "x" }),
   stream: await streamed({ model: "house-style", prompt: "x", image: file(), partial_images: 2, steps: 9 }),

@@ -90,7 +90,7 @@ def test_loras_as_further_fields_are_those_of_a_request(deployed, sdk, control_p
     assert answer.size == f"{image['width']}x{image['height']}" == "1248x832"
 
 
-def test_stream_shows_the_picture_while_it_is_made(sdk, control_png):
+def test_stream_shows_the_image_while_it_is_made(sdk, control_png):
     with sdk.images.edit(
         model="house-style",
         prompt="x",

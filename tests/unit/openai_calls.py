@@ -15,7 +15,7 @@ from tests.unit.conftest import IMAGE, Application
 LORA = {"path": "job/lora.safetensors"}
 PRESETS: dict[str, Any] = {
     "house-style": {"model": "qwen_image_edit", "loras": [LORA], "sample_steps": 4, "trigger_word": "sks"},
-    "two-pictures": {"model": "qwen_image_edit_plus", "loras": [LORA], "sample_steps": 4},
+    "two-images": {"model": "qwen_image_edit_plus", "loras": [LORA], "sample_steps": 4},
     "posters": {"model": "qwen_image", "loras": [LORA], "size": "512x768", "output_format": "jpeg"},
 }
 MODELS = ("qwen_image_edit", "qwen_image_edit_plus", "qwen_image")
@@ -29,8 +29,8 @@ def application_with_presets(config: AppConfig) -> Application:
     return application
 
 
-def data_url(picture: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+def data_url(image: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(image).decode()}"
 
 
 def form(*parts: tuple[str, str | bytes], boundary: str = "b0und4ry") -> dict[str, Any]:

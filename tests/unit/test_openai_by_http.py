@@ -47,7 +47,7 @@ def plan_of(application: Application):
 # Bodies as the clients' own code makes them, with the header lines of its HTTP library.
 
 
-def open_webui(picture: bytes, model: str, name: str = "image", count: int = 1) -> dict:
+def open_webui(image: bytes, model: str, name: str = "image", count: int = 1) -> dict:
     """backend/open_webui/routers/images.py, by requests: a name for each file, `image[]` for a list."""
     boundary = "c0a1f4f3d5d24a5c8a4d2f0e1b3c5d7e"
     fields = {"model": model, "prompt": "[trigger] make it night", "response_format": "b64_json"}
@@ -57,13 +57,13 @@ def open_webui(picture: bytes, model: str, name: str = "image", count: int = 1) 
     for number in range(count):
         filename = f"{number}f8fad5b-d9cb-469f-a165-70867728950e.png"
         body += f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{filename}"\r\n'.encode()
-        body += b"Content-Type: image/png\r\n\r\n" + picture + b"\r\n"
+        body += b"Content-Type: image/png\r\n\r\n" + image + b"\r\n"
     body += f"--{boundary}--\r\n".encode()
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Authorization": "Bearer sk-x"}
     return {"content": body, "headers": headers | {"User-Agent": "python-requests/2.32.5"}}
 
 
-def libre_chat(picture: bytes, model: str) -> dict:
+def libre_chat(image: bytes, model: str) -> dict:
     """api/app/clients/tools/structured/OpenAIImageTools.js, by axios and form-data: chunked, without a length."""
     boundary = "--------------------------515890814546601021194782"
     fields = {"model": model, "prompt": "[trigger] make it night", "quality": "auto", "size": "auto"}
@@ -73,14 +73,14 @@ def libre_chat(picture: bytes, model: str) -> dict:
     )
     head += f'--{boundary}\r\nContent-Disposition: form-data; name="image[]"; filename="photograph.png"\r\n'
     head += "Content-Type: image/png\r\n\r\n"
-    parts = [head.encode(), picture, f"\r\n--{boundary}--\r\n".encode()]
+    parts = [head.encode(), image, f"\r\n--{boundary}--\r\n".encode()]
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Authorization": "Bearer sk-x"}
     return {"content": iter(parts), "headers": headers | {"User-Agent": "axios/1.12.1"}}
 
 
-def lite_llm(picture: bytes, model: str) -> dict:
+def lite_llm(image: bytes, model: str) -> dict:
     """Its handler of image edits, by httpx: always `image[]`, and the fields that were sent."""
-    files = [("image[]", ("image.png", picture, "image/png"))]
+    files = [("image[]", ("image.png", image, "image/png"))]
     data = {"model": model, "prompt": "[trigger] make it night", "n": "1", "size": "1024x1024", "user": "someone"}
     return {"files": files, "data": data, "headers": {"Authorization": "Bearer sk-x"}}
 
@@ -97,16 +97,16 @@ def test_clients_that_send_no_lora_fields_choose_a_preset_as_their_model(applica
     assert answer["ignored"] == (["user"] if make is lite_llm else [])
 
 
-def test_list_of_pictures_of_open_webui(application, client, control_png):
-    answer_to(client, EDITS, **open_webui(control_png, "two-pictures", "image[]", 2))
+def test_list_of_images_of_open_webui(application, client, control_png):
+    answer_to(client, EDITS, **open_webui(control_png, "two-images", "image[]", 2))
     assert len(plan_of(application).control_images) == 2
 
 
 @pytest.mark.parametrize("key", ["images", "image"])
-def test_json_body_with_pictures(application, client, control_png, key):
+def test_json_body_with_images(application, client, control_png, key):
     url = data_url(control_png)
-    pictures = [{"image_url": url}] if key == "images" else url
-    body = {"model": "qwen_image_edit", "prompt": "x", key: pictures, "loras": [LORA | {"scale": 0.5}]}
+    images = [{"image_url": url}] if key == "images" else url
+    body = {"model": "qwen_image_edit", "prompt": "x", key: images, "loras": [LORA | {"scale": 0.5}]}
     answer_to(client, EDITS, json=body | {"size": "100x90", "seed": 7, "num_inference_steps": 3})
     plan = plan_of(application)
     assert (plan.width, plan.height, plan.seed, plan.steps) == (96, 64, 7, 3)
@@ -116,7 +116,7 @@ def test_json_body_with_pictures(application, client, control_png, key):
 def test_answer_says_what_was_done(application, client, control_png):
     body = {"model": "house-style", "prompt": "x", "image": data_url(control_png), "n": 2, "user": "me", "seed": 7}
     answer = answer_to(client, EDITS, json=body | {"size": "100x90", "output_format": "webp", "output_compression": 50})
-    assert [picture["seed"] for picture in answer["data"]] == [7, 8]
+    assert [image["seed"] for image in answer["data"]] == [7, 8]
     assert (answer["size"], answer["output_format"]) == ("96x64", "webp")
     assert answer["ignored"] == ["output_compression", "user"]
     assert answer["usage"]["output_tokens"] == 2 * 6 * 4
@@ -132,11 +132,11 @@ def test_notes_and_fields_of_the_request_are_in_the_callers_words(client, contro
     assert any("96x64" in note and "512x512" in note for note in answer["notes"])
 
 
-def test_picture_by_its_address(client, control_png):
+def test_image_by_its_address(client, control_png):
     body = {"model": "house-style", "prompt": "x", "image": data_url(control_png), "response_format": "url"}
-    [picture] = answer_to(client, EDITS, json=body)["data"]
-    assert picture["b64_json"] is None
-    assert client.get(picture["url"]).content == IMAGE
+    [image] = answer_to(client, EDITS, json=body)["data"]
+    assert image["b64_json"] is None
+    assert client.get(image["url"]).content == IMAGE
 
 
 def test_text_to_image(application, client):
@@ -146,11 +146,11 @@ def test_text_to_image(application, client):
     assert (answer["size"], answer["output_format"]) == ("1024x1024", "png")
 
 
-def test_large_pictures_are_answered_whole(application, client, control_png, monkeypatch):
-    monkeypatch.setattr("serve_app.api.picture_text.PIECE_BYTES", 3)
+def test_large_images_are_answered_whole(application, client, control_png, monkeypatch):
+    monkeypatch.setattr("serve_app.api.image_text.PIECE_BYTES", 3)
     body = {"model": "house-style", "prompt": "x", "image": data_url(control_png), "n": 2}
-    pictures = answer_to(client, EDITS, json=body)["data"]
-    assert [base64.b64decode(picture["b64_json"]) for picture in pictures] == [IMAGE, IMAGE]
+    images = answer_to(client, EDITS, json=body)["data"]
+    assert [base64.b64decode(image["b64_json"]) for image in images] == [IMAGE, IMAGE]
 
 
 def test_models_are_listed_for_both_kinds_of_clients(client):
@@ -268,7 +268,7 @@ def test_overload_says_when_to_come_again(application, client, control_png):
     assert int(answer.headers["retry-after"]) > 0
 
 
-def test_more_pictures_than_may_ever_wait_are_a_fault_of_the_call(client_with, control_png):
+def test_more_images_than_may_ever_wait_are_a_fault_of_the_call(client_with, control_png):
     body = {"model": "qwen_image_edit", "prompt": "x", "image": data_url(control_png), "loras": [LORA], "n": 3}
     answer = client_with(jobs={"max_queued_per_tenant": 2}).post(EDITS, json=body)
     assert error_of(answer, 400)["param"] == "n"
@@ -310,7 +310,7 @@ def events_of(client, path: str, **body: object) -> list[tuple[str, dict]]:
     return [(event.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for event, data in pairs]
 
 
-def test_stream_ends_with_the_pictures(client, control_png):
+def test_stream_ends_with_the_images(client, control_png):
     body = {"model": "house-style", "prompt": "x", "image": data_url(control_png), "size": "96x64"}
     events = events_of(client, EDITS, n=2, **body)
     assert sorted(data["index"] for _, data in events) == [0, 1]

@@ -74,20 +74,20 @@ def test_loras_as_further_fields(served, sdk, control_png):
         assert [use.scale for use in plan.adapters] == ([0.5] if loras is not lists[1] else [0.5, -1.0])
 
 
-def test_two_pictures(served, sdk, control_png, tmp_path):
+def test_two_images(served, sdk, control_png, tmp_path):
     (tmp_path / "a.png").write_bytes(control_png)
     with (tmp_path / "a.png").open("rb") as file:
-        sdk.images.edit(model="two-pictures", prompt="x", image=[file, control_png])
+        sdk.images.edit(model="two-images", prompt="x", image=[file, control_png])
     assert len(plan_of(served).control_images) == 2
 
 
-def test_several_pictures(served, sdk, control_png):
+def test_several_images(served, sdk, control_png):
     answer = sdk.images.edit(model="house-style", prompt="x", image=control_png, n=2, extra_body={"seed": 7})
-    assert [picture.b64_json for picture in answer.data] == [IMAGE_TEXT] * 2
+    assert [image.b64_json for image in answer.data] == [IMAGE_TEXT] * 2
     assert sorted(task.plan.seed for task in served.application.editors.tasks) == [7, 8]
 
 
-def test_address_of_a_picture(sdk, control_png):
+def test_address_of_a_image(sdk, control_png):
     answer = sdk.images.edit(model="house-style", prompt="x", image=control_png, response_format="url")
     assert answer.data[0].url.endswith("/images/0")
 
@@ -282,15 +282,15 @@ def test_documented_javascript_works(served, documented, tmp_path):
 def javascript(served: Served, control_png: bytes, tmp_path: Path, monkeypatch) -> dict[str, Any]:
     """What `tests/javascript/openai.mjs` has seen."""
     monkeypatch.setattr("serve_app.intake.openai_stream.PREVIEWS_S", 0.05)
-    (tmp_path / "picture.png").write_bytes(control_png)
-    output = run_in(tmp_path, node(), str(JAVASCRIPT / "openai.mjs"), f"{served.url}/v1", "picture.png")
+    (tmp_path / "image.png").write_bytes(control_png)
+    output = run_in(tmp_path, node(), str(JAVASCRIPT / "openai.mjs"), f"{served.url}/v1", "image.png")
     seen: dict[str, Any] = json.loads(output)
     return seen
 
 
 def test_javascript_client(served, javascript):
     for name, count in (("preset", 1), ("loras", 1), ("json", 1), ("two", 1), ("several", 2), ("generated", 1)):
-        assert [picture["b64_json"] for picture in javascript[name]["data"]] == [IMAGE_TEXT] * count
+        assert [image["b64_json"] for image in javascript[name]["data"]] == [IMAGE_TEXT] * count
     plans = [task.plan for task in served.application.editors.tasks]
     assert [len(plan.control_images) for plan in plans[:4]] == [1, 1, 1, 2]
     assert [[use.scale for use in plan.adapters] for plan in plans[:3]] == [[1.0], [0.5], [0.5, 1.0]]

@@ -28,7 +28,7 @@ def sent(request: InferenceRequest) -> dict:
     return request.model_dump(exclude_unset=True, exclude={"prompts"}) | prompt
 
 
-def test_call_without_options_is_exact_and_has_the_pictures_aspect():
+def test_call_without_options_is_exact_and_has_the_images_aspect():
     assert sent(edited()) == {
         "model": "qwen_image_edit",
         "loras": [],
@@ -40,7 +40,7 @@ def test_call_without_options_is_exact_and_has_the_pictures_aspect():
 
 
 @pytest.mark.parametrize("size", ["auto", None])
-def test_automatic_size_is_the_pictures_or_the_presets(size):
+def test_automatic_size_is_the_images_or_the_presets(size):
     assert edited(size=size).prompts[0].size == "input"
     assert edited(PRESET, size=size).prompts[0].size is None
     call = ImagesGeneration.model_validate({"prompt": "x", "size": size})
@@ -62,7 +62,7 @@ def test_preset_decides_what_is_not_sent():
     assert sent(edited(other))["model"] == "qwen_image_edit_plus"
 
 
-def test_pictures_become_control_images_in_order():
+def test_images_become_control_images_in_order():
     fields = {"image": ["a", "b"], "images": [{"image_url": "data:,c"}]}
     [prompt] = edited(EDIT_PLUS, **fields).prompts
     assert (prompt.ctrl_img, prompt.ctrl_img_1, prompt.ctrl_img_2, prompt.ctrl_img_3) == (None, "a", "b", "data:,c")
@@ -76,7 +76,7 @@ def test_qualities(asked, made):
     assert edited(quality=asked).quality == made
 
 
-def test_pictures_have_consecutive_seeds():
+def test_images_have_consecutive_seeds():
     assert [prompt.seed for prompt in edited(n=3, seed=7).prompts] == [7, 8, 9]
     assert [prompt.seed for prompt in edited(n=2, seed=-1).prompts] == [-1, -1]
     # The request's own default, 42 and up, so that an explanation says the same.
@@ -230,7 +230,7 @@ def file(name: str, data: bytes = b"png", filename: str = "upload") -> Part:
     return Part(name, filename, "application/octet-stream", data)
 
 
-def test_form_has_its_pictures_under_one_name():
+def test_form_has_its_images_under_one_name():
     parts = [file("image[]", b"1"), text("prompt", "x"), file("image", b"2"), text("image[2]", "https://e.example/3")]
     fields, files = read_fields(Form(tuple(parts)))
     assert fields == {"prompt": "x", "image": ["part:image 0", "part:image 1", "https://e.example/3"]}

@@ -139,7 +139,7 @@ def test_failed_request_is_tried_anew(served, call):
     assert post(served, call, 1).status_code == 200
 
 
-def test_tenants_do_not_get_each_others_pictures(config, tmp_path, call):
+def test_tenants_do_not_get_each_others_images(config, tmp_path, call):
     keys = {tenant: new_key() for tenant in ("red", "blue")}
     lines = "".join(f"  {tenant}: ['{sha256}']\n" for tenant, (_, sha256) in keys.items())
     (tmp_path / "keys.yaml").write_text(f"tenants:\n{lines}")
@@ -203,19 +203,19 @@ def test_call_that_waits_for_too_long_is_answered_and_its_request_goes_on(served
 
 @pytest.mark.parametrize("kind", ["form", "json"])
 async def test_call_that_waits_keeps_no_copy_of_its_body(config, control_png, kind):
-    """Of a picture of 15 MB nothing is left while its request waits."""
+    """Of an image of 15 MB nothing is left while its request waits."""
     application = application_with_presets(config)
     application.editors.gate.clear()
     fields = {"model": "house-style", "prompt": "x", "size": "64x64"}
-    picture = control_png + bytes(15_000_000)
+    image = control_png + bytes(15_000_000)
     if kind == "form":
-        call = form(*fields.items(), ("image", picture), ("unheard_of", bytes(1_000_000)))
+        call = form(*fields.items(), ("image", image), ("unheard_of", bytes(1_000_000)))
     else:
-        body = json.dumps(fields | {"image": data_url(picture)}).encode()
+        body = json.dumps(fields | {"image": data_url(image)}).encode()
         call = {"content": body, "headers": {"content-type": "application/json"}}
         del body
     content, headers = iter([call.pop("content")]), call["headers"]
-    del picture
+    del image
 
     async def sent() -> AsyncIterator[bytes]:
         for part in content:

@@ -1,4 +1,4 @@
-"""The reader of calls of OpenAI's images API: a form with the fields as texts and the pictures as files, or JSON.
+"""The reader of calls of OpenAI's images API: a form with the fields as texts and the images as files, or JSON.
 
 File names and content types of the parts are whatever the client's library makes up, and decide nothing here.
 """
@@ -25,7 +25,7 @@ from serve_app.schemas.openai import ImagesCall, ImagesEdit
 # Sent by OpenAI's own clients: how often this call was made before.
 RETRY_COUNT = "x-stainless-retry-count"
 MASK, PROMPT, LORAS = "mask", "prompt", "loras"
-# One picture, one of a list, and one with its place in the list.
+# One image, one of a list, and one with its place in the list.
 IMAGE_NAME = re.compile(r"image(\[[0-9]*\])?")
 # How OpenAI's clients send a list of objects in a form: one part for each value, without the number of its object.
 LORA_VALUE = re.compile(r"loras\[\]\[(\w+)\]")
@@ -34,7 +34,7 @@ LORA_VALUE = re.compile(r"loras\[\]\[(\w+)\]")
 class ImagesReader(JsonRequest):
     """A call. FastAPI sees a form as JSON of its fields.
 
-    `request.state.parts` are the pictures of a form, and `request.state.repeatable` is a RepeatableCall or None.
+    `request.state.parts` are the images of a form, and `request.state.repeatable` is a RepeatableCall or None.
     """
 
     async def prepare(self) -> None:
@@ -66,7 +66,7 @@ class ImagesReader(JsonRequest):
         return RepeatableCall(sha256, is_repeat=count.strip("0") != "")
 
     async def release(self, call: ImagesCall) -> None:
-        """Free the pictures of a call that is answered much later. Its other fields stay."""
+        """Free the images of a call that is answered much later. Its other fields stay."""
         call.drop_images()
         self.state.parts.files.clear()
         parsed = await self.json()
@@ -91,14 +91,14 @@ def form_docs(schema: type[ImagesCall]) -> dict[str, Any]:
     required = described["required"]
     if "image" in fields:
         file = {"type": "string", "format": "binary"}
-        fields["image"] = {"type": "array", "items": file, "description": "The pictures to edit, as files."}
+        fields["image"] = {"type": "array", "items": file, "description": "The images to edit, as files."}
         required = [*required, "image"]
     form = {"schema": {"type": "object", "required": required, "properties": fields}}
     return {"requestBody": {"content": {FORM_DATA: form}}}
 
 
 def read_fields(form: Form) -> tuple[dict[str, Any], Parts]:
-    """The fields of a form, with its pictures under `image`. Raises InvalidParameter or BodyInvalid.
+    """The fields of a form, with its images under `image`. Raises InvalidParameter or BodyInvalid.
 
     An empty text means that the field was not sent, except for the prompt.
     """
@@ -125,7 +125,7 @@ def read_fields(form: Form) -> tuple[dict[str, Any], Parts]:
 
 
 def _image(part: Part, files: dict[str, bytes]) -> str:
-    """A picture as a control image's string: its file, or the URL or base64 that is sent in its place."""
+    """An image as a control image's string: its file, or the URL or base64 that is sent in its place."""
     if not part.is_file:
         return part.text()
     name = f"image {len(files)}"

@@ -16,7 +16,7 @@ from serve_app.api.bodies.images_bodies import ImagesReader, ImagesRoute, form_d
 from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, links_of
 from serve_app.api.error_answers import described_response, error_docs
 from serve_app.api.error_shapes import OPENAI
-from serve_app.api.picture_text import with_picture, without_end
+from serve_app.api.image_text import with_image, without_end
 from serve_app.api.routes.inference import SUBMIT_ERRORS
 from serve_app.errors import ErrorDescription
 from serve_app.intake.answers import Links, output_of
@@ -90,7 +90,7 @@ def router(service: Service) -> APIRouter:
         links: Annotated[Links, LinksOfRequest],
         retry_count: RetryCount = None,
     ) -> Response:
-        """Edit a picture, or several together, and wait for the result.
+        """Edit an image, or several together, and wait for the result.
 
         The fields are those of OpenAI's images API, and LoRAs, seed and steps as further fields. `model` is the id of a
         model or the name of a preset. A request whose client hangs up is cancelled after 30 s, unless the client
@@ -112,7 +112,7 @@ def router(service: Service) -> APIRouter:
         links: Annotated[Links, LinksOfRequest],
         retry_count: RetryCount = None,
     ) -> Response:
-        """Make a picture from text alone, with a text-to-image model, and wait for the result."""
+        """Make an image from text alone, with a text-to-image model, and wait for the result."""
         return await _answered(service, request, GENERATIONS, fields, caller, links)
 
     return routes
@@ -120,7 +120,7 @@ def router(service: Service) -> APIRouter:
 
 def _answers(events: Mapping[str, type[BaseModel]]) -> dict[int | str, dict[str, Any]]:
     """The answers in the OpenAPI document; `events` are those of a stream."""
-    found = {"model": ImagesAnswer, "description": "The pictures.", "content": {EVENT_STREAM: event_stream(events)}}
+    found = {"model": ImagesAnswer, "description": "The images.", "content": {EVENT_STREAM: event_stream(events)}}
     return {200: found} | error_docs(*ERRORS, shape=OPENAI)
 
 
@@ -157,20 +157,20 @@ async def _finished(service: Service, record: RequestRecord, call: ImagesCall, l
         outputs = [output_of(record, image, links) for image in record.images]
         data = [ImageData(url=output.url, seed=output.seed).model_dump() for output in outputs if output is not None]
         return JSONResponse(answer | {"data": data})
-    # What is wrong with the first picture still decides the status.
+    # What is wrong with the first image still decides the status.
     first = await service.queries.image_file(record.id, 0, finished_images(record)[0])
-    return StreamingResponse(_with_pictures(service, answer, record, first), media_type="application/json")
+    return StreamingResponse(_with_images(service, answer, record, first), media_type="application/json")
 
 
-async def _with_pictures(
+async def _with_images(
     service: Service, answer: dict[str, Any], record: RequestRecord, first: bytes
 ) -> AsyncIterator[bytes]:
     yield without_end(answer) + b', "data": ['
     for index, done in enumerate(finished_images(record)):
-        picture = first if index == 0 else await service.queries.image_file(record.id, index, done)
+        image = first if index == 0 else await service.queries.image_file(record.id, index, done)
         if index:
             yield b", "
-        for piece in with_picture({"seed": done.seed, "url": None}, picture):
+        for piece in with_image({"seed": done.seed, "url": None}, image):
             yield piece
     yield b"]}"
 
@@ -206,5 +206,5 @@ def _event_text(item: StreamItem) -> Iterator[bytes]:
         yield format_sse_event(event="error", data_str=json.dumps({"type": "error"} | OPENAI.body(item)))
     else:
         yield f"event: {item.facts['type']}\ndata: ".encode()
-        yield from with_picture(item.facts, item.picture)
+        yield from with_image(item.facts, item.image)
         yield b"\n\n"

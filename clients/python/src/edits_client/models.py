@@ -144,20 +144,20 @@ class Health(BaseModel):
 
 class ImageData(BaseModel):
     """
-    A picture: its file or its address, as the call asked for; the other one is null.
+    An image: its file or its address, as the call asked for; the other one is null.
     """
 
     b64_json: str | None
     """
-    The file of the picture, in base64.
+    The file of the image, in base64.
     """
     url: str | None
     """
-    Where a client downloads the picture.
+    Where a client downloads the image.
     """
     seed: int
     """
-    The seed of this picture.
+    The seed of this image.
     """
 
 
@@ -268,7 +268,7 @@ class ImageOutput(BaseModel):
 
 class ImageReference(BaseModel):
     """
-    A picture in a JSON body.
+    An image in a JSON body.
     """
 
     model_config = ConfigDict(
@@ -310,7 +310,7 @@ class InputTokens(BaseModel):
 
     image_tokens: int
     """
-    Tokens of the pictures to edit, as the transformer sees them.
+    Tokens of the images to edit, as the transformer sees them.
     """
     text_tokens: int
     """
@@ -481,7 +481,7 @@ class Outputs(BaseModel):
 
 class PartialImage(BaseModel):
     """
-    A preview of a picture that is being made: a small JPEG.
+    A preview of an image that is being made: a small JPEG.
     """
 
     created_at: int
@@ -490,19 +490,19 @@ class PartialImage(BaseModel):
     """
     index: int
     """
-    The number of the picture, from 0.
+    The number of the image, from 0.
     """
     background: Literal["opaque"]
     """
-    Pictures are opaque.
+    Images are opaque.
     """
     size: str
     """
-    The size of the finished picture in pixels, `WxH`.
+    The size of the finished image in pixels, `WxH`.
     """
     quality: str
     """
-    The quality of the finished picture.
+    The quality of the finished image.
     """
     output_format: str
     """
@@ -518,7 +518,7 @@ class PartialImage(BaseModel):
     """
     partial_image_index: int
     """
-    The number of this preview of the picture, from 0.
+    The number of this preview of the image, from 0.
     """
 
 
@@ -1260,11 +1260,11 @@ class ImagesEdit(BaseModel):
     """
     n: int | None = None
     """
-    How many pictures to make, with seeds s, s + 1 and so on. Default: 1.
+    How many images to make, with seeds s, s + 1 and so on. Default: 1.
     """
     size: str | None = None
     """
-    `WxH` in pixels, each from 64 to 4096 and floored to the model's divisor. `auto`, the default: the preset's, or else the first picture's aspect at about 1 MP.
+    `WxH` in pixels, each from 64 to 4096 and floored to the model's divisor. `auto`, the default: the preset's, or else the first image's aspect at about 1 MP.
     """
     quality: str | None = None
     """
@@ -1280,7 +1280,7 @@ class ImagesEdit(BaseModel):
     """
     response_format: str | None = None
     """
-    Whether the answer holds each picture, or its address. Default: "b64_json".
+    Whether the answer holds each image, or its address. Default: "b64_json".
     """
     stream: bool | None = None
     """
@@ -1288,11 +1288,11 @@ class ImagesEdit(BaseModel):
     """
     partial_images: int | None = None
     """
-    How many previews of each picture a stream brings. Default: 0.
+    How many previews of each image a stream brings. Default: 0.
     """
     background: str | None = None
     """
-    Ignored: pictures are opaque.
+    Ignored: images are opaque.
     """
     user: str | None = None
     """
@@ -1384,11 +1384,11 @@ class ImagesEdit(BaseModel):
     """
     image: list[str] | None = None
     """
-    The pictures to edit: URLs, `data:` URLs or base64. In a form: the files.
+    The images to edit: URLs, `data:` URLs or base64. In a form: the files.
     """
     images: list[ImageReference] | None = None
     """
-    The pictures to edit.
+    The images to edit.
     """
     mask: str | None = None
     """
@@ -1418,11 +1418,11 @@ class ImagesGeneration(BaseModel):
     """
     n: int | None = None
     """
-    How many pictures to make, with seeds s, s + 1 and so on. Default: 1.
+    How many images to make, with seeds s, s + 1 and so on. Default: 1.
     """
     size: str | None = None
     """
-    `WxH` in pixels, each from 64 to 4096 and floored to the model's divisor. `auto`, the default: the preset's, or else the first picture's aspect at about 1 MP.
+    `WxH` in pixels, each from 64 to 4096 and floored to the model's divisor. `auto`, the default: the preset's, or else the first image's aspect at about 1 MP.
     """
     quality: str | None = None
     """
@@ -1438,7 +1438,7 @@ class ImagesGeneration(BaseModel):
     """
     response_format: str | None = None
     """
-    Whether the answer holds each picture, or its address. Default: "b64_json".
+    Whether the answer holds each image, or its address. Default: "b64_json".
     """
     stream: bool | None = None
     """
@@ -1446,11 +1446,11 @@ class ImagesGeneration(BaseModel):
     """
     partial_images: int | None = None
     """
-    How many previews of each picture a stream brings. Default: 0.
+    How many previews of each image a stream brings. Default: 0.
     """
     background: str | None = None
     """
-    Ignored: pictures are opaque.
+    Ignored: images are opaque.
     """
     user: str | None = None
     """
@@ -1549,7 +1549,7 @@ class ImagesUsage(BaseModel):
 
     input_tokens: int
     """
-    Tokens of the prompt and of the pictures to edit, for all pictures made.
+    Tokens of the prompt and of the images to edit, for all images made.
     """
     input_tokens_details: InputTokens
     """
@@ -1557,7 +1557,7 @@ class ImagesUsage(BaseModel):
     """
     output_tokens: int
     """
-    Tokens of the pictures that were made.
+    Tokens of the images that were made.
     """
     total_tokens: int
     """
@@ -1930,7 +1930,7 @@ class RuntimeRecord(BaseModel):
 
 class CompletedImage(BaseModel):
     """
-    A finished picture.
+    A finished image.
     """
 
     created_at: int
@@ -1939,19 +1939,19 @@ class CompletedImage(BaseModel):
     """
     index: int
     """
-    The number of the picture, from 0.
+    The number of the image, from 0.
     """
     background: Literal["opaque"]
     """
-    Pictures are opaque.
+    Images are opaque.
     """
     size: str
     """
-    The size of the finished picture in pixels, `WxH`.
+    The size of the finished image in pixels, `WxH`.
     """
     quality: str
     """
-    The quality of the finished picture.
+    The quality of the finished image.
     """
     output_format: str
     """
@@ -1967,11 +1967,11 @@ class CompletedImage(BaseModel):
     """
     seed: int
     """
-    The seed of this picture.
+    The seed of this image.
     """
     usage: ImagesUsage
     """
-    What was computed for this picture.
+    What was computed for this image.
     """
 
 
@@ -2008,15 +2008,15 @@ class ImagesAnswer(BaseModel):
 
     created: int
     """
-    When the pictures were finished, in seconds since the epoch.
+    When the images were finished, in seconds since the epoch.
     """
     background: Literal["opaque"]
     """
-    Pictures are opaque.
+    Images are opaque.
     """
     output_format: str
     """
-    The file format of the pictures.
+    The file format of the images.
     """
     quality: str
     """
@@ -2024,7 +2024,7 @@ class ImagesAnswer(BaseModel):
     """
     size: str
     """
-    The size of the first picture in pixels, `WxH`.
+    The size of the first image in pixels, `WxH`.
     """
     usage: ImagesUsage
     """
@@ -2044,7 +2044,7 @@ class ImagesAnswer(BaseModel):
     """
     data: list[ImageData]
     """
-    The pictures.
+    The images.
     """
 
 
