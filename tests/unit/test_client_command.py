@@ -241,14 +241,14 @@ def test_interrupted_without_a_terminal_the_request_goes_on(edits, served, monke
 def test_interrupted_in_a_terminal_the_user_is_asked(edits, served, monkeypatch, answer, status):
     """`None`: Ctrl-C in place of an answer."""
     served.hold_back()
-    monkeypatch.setattr("edits_client.cli.making.watch", interrupted)
+    # Not before an editor works on the request: one that is canceled earlier never comes to an editor.
+    monkeypatch.setattr("edits_client.cli.making.watch", lambda *_: interrupted(working(served)))
     monkeypatch.setattr(progress, "is_interactive", lambda: True)
     if answer is None:
         monkeypatch.setattr("click.termui.visible_prompt_func", interrupted)
     result = edits("edit", "photo.png", "x", "--preset", "house", "--seed", "1", input=answer)
     assert result.exit_code == context.INTERRUPTED
     assert "Cancel the request?" in result.stderr
-    working(served)
     request_id = served.application.editors.tasks[-1].request_id
     served.let_go()
     assert (f"edits watch {request_id}" in result.stderr) == (status == "succeeded")
