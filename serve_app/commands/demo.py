@@ -1,7 +1,5 @@
 """`edits-server demo`: starts the service, makes an edit without and with a LoRA, shows both images, stops."""
 
-import base64
-import io
 import os
 import shutil
 import signal
@@ -11,7 +9,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import PIL.Image
@@ -23,6 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from serve_app.commands.ports import LOOPBACK, free_port
 from serve_app.config import AppConfig, ModelConfig, strict_yaml
 from serve_app.models.registry import ModelSpec
+
+if TYPE_CHECKING:
+    from edits_client import Client, Job
 
 OUT = Path("out")
 PHOTOGRAPH = Path("samples/astronaut.jpg")
@@ -43,12 +45,14 @@ console = Console()
 def show_demo(model: ModelSpec) -> None:
     """Run the demo in the project's folder, which must be the current one. Raises SystemExit(1) if it fails."""
     started = time.monotonic()
+    package = client_package()
     OUT.mkdir(exist_ok=True)
     port = free_port()
     config = write_config(port, model)
-    with service(config) as process, httpx.Client(base_url=f"http://{LOOPBACK}:{port}", timeout=30) as client:
-        wait_until_ready(client, process)
-        made = [edit(client, model, PHOTOGRAPH.read_bytes(), multiplier) for multiplier in (0.0, 1.0)]
+    url = f"http://{LOOPBACK}:{port}"
+    with service(config) as process:
+        wait_until_ready(url, process)
+        made = edits(package, url, model)
     images = [PIL.Image.open(PHOTOGRAPH)] if model.requires_control_image else []
     side_by_side([*images, *(edited for edited, _ in made)]).save(OUT / "demo.png")
     shows = "the photograph, the edit, and the edit with the LoRA" if images else "the result without and with the LoRA"
@@ -131,7 +135,7 @@ class ServiceFailed(Exception):
     """The service ended, was not ready in time, or failed an edit."""
 
 
-def wait_until_ready(client: httpx.Client, process: "subprocess.Popen[bytes]") -> None:
+def wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
     """Show what is still starting, until `/ready` answers 200. Raises ServiceFailed."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -141,7 +145,7 @@ def wait_until_ready(client: httpx.Client, process: "subprocess.Popen[bytes]") -
             if process.poll() is not None:
                 raise ServiceFailed(f"edits-server run ended with exit code {process.returncode}")
             try:
-                answer = client.get("/ready")
+                answer = httpx.get(f"{url}/ready", timeout=30)
                 if answer.status_code == 200:
                     progress.update(task, description="the service is ready")
                     return
@@ -155,36 +159,51 @@ def wait_until_ready(client: httpx.Client, process: "subprocess.Popen[bytes]") -
     raise ServiceFailed(f"the service was not ready after {START_TIMEOUT_S} s")
 
 
-def edit(client: httpx.Client, model: ModelSpec, photograph: bytes, multiplier: float) -> tuple[PIL.Image.Image, float]:
-    """Request an edit of a photograph, show its steps, and return the image and its seconds of inference."""
-    prompt: dict[str, Any] = {"prompt": PROMPT, "sample_steps": STEPS, "guidance_scale": GUIDANCE}
-    if model.requires_control_image:
-        prompt["ctrl_img"] = base64.b64encode(photograph).decode()
-    loras = [{"path": LORA, "network_multiplier": multiplier}]
-    body = {"model": model.id, "trigger_word": TRIGGER, "prompts": [prompt], "loras": loras}
-    submitted = client.post("/v1/inference", json=body).raise_for_status().json()
-    console.print(escape(f"posted {PROMPT!r} with {multiplier} of {LORA}: request {submitted['request_id']}"))
-    watch(client, submitted["status_url"])
-    result: dict[str, Any] = client.get(submitted["result_url"]).raise_for_status().json()
-    if result["status"] != "succeeded":
-        raise ServiceFailed(f"the edit is {result['status']}: {result['error']}")
-    [image] = result["outputs"]["images"]
-    edited = PIL.Image.open(io.BytesIO(client.get(image["url"]).raise_for_status().content))
-    return edited, result["metadata"]["inference_time"]
+def client_package() -> ModuleType:
+    """The Python client, a distribution of its own that a service does not need. Raises SystemExit(1)."""
+    try:
+        import edits_client
+    except ImportError:
+        console.print("The demo needs the Python client: pip install ./clients/python")
+        sys.exit(1)
+    return edits_client
 
 
-def watch(client: httpx.Client, status_url: str) -> None:
+def edits(package: ModuleType, url: str, model: ModelSpec) -> list[tuple[PIL.Image.Image, float]]:
+    """The edit without and with the LoRA, and the seconds of inference of each. Raises ServiceFailed."""
+    try:
+        with package.Client(url) as client:
+            return [edit(client, model, multiplier) for multiplier in (0.0, 1.0)]
+    except package.EditsError as error:
+        raise ServiceFailed(f"the edit has failed: {error}") from error
+
+
+def edit(client: "Client", model: ModelSpec, multiplier: float) -> tuple[PIL.Image.Image, float]:
+    """Request an edit of the photograph, show its steps, and return the image and its seconds of inference."""
+    job = client.submit(
+        [PHOTOGRAPH] if model.requires_control_image else [],
+        PROMPT,
+        model=model.id,
+        trigger_word=TRIGGER,
+        steps=STEPS,
+        guidance=GUIDANCE,
+        loras=[f"{LORA}:{multiplier}"],
+        output_format="png",
+    )
+    console.print(escape(f"posted {PROMPT!r} with {multiplier} of {LORA}: request {job.id}"))
+    watch(job)
+    [image] = job.result(EDIT_TIMEOUT_S)
+    return image.pil(), job.record().metadata.inference_time or 0.0
+
+
+def watch(job: "Job") -> None:
     """Show a request's steps until it ends, for at most EDIT_TIMEOUT_S."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("denoising", total=STEPS)
-        deadline = time.monotonic() + EDIT_TIMEOUT_S
-        while time.monotonic() < deadline:
-            status = client.get(status_url).raise_for_status().json()
-            progress.update(task, completed=status["progress"]["steps_done"])
-            if status["status"] in ("succeeded", "failed", "canceled"):
-                break
-            time.sleep(0.2)
+        for event in job.events(previews=False, timeout=EDIT_TIMEOUT_S):
+            if step := getattr(event, "step", None):
+                progress.update(task, completed=step)
 
 
 def side_by_side(images: Sequence[PIL.Image.Image]) -> PIL.Image.Image:

@@ -1,14 +1,20 @@
 """The config that `edits-server demo` writes: on a loopback port, without secrets, readable by this user only."""
 
 import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
 
 from serve_app.commands import demo
 from serve_app.config import AppConfig
+from serve_app.errors import OutOfMemory
 from serve_app.models.registry import MODELS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, as_png, noise_image
+from tests.unit.conftest import Application, safetensors_bytes
+from tests.unit.serving import Served, serving
 
 SECRET = "whsec_" + "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
@@ -63,3 +69,37 @@ def test_the_demo_can_call_the_service_that_it_starts(folder):
     assert config.lora_root == str(folder / "samples/loras")
     assert config.jobs.database_url == f"sqlite+aiosqlite:///{folder}/out/data/jobs.sqlite3"
     assert [model.id for model in config.models] == ["qwen_image"]
+
+
+@pytest.fixture
+def served(config: AppConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """An application that has the demo's LoRA, and whose editors make real images."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("tests.unit.conftest.IMAGE", as_png(noise_image(64, 48)))
+    lora = Path(config.lora_root, demo.LORA)
+    lora.parent.mkdir(parents=True)
+    lora.write_bytes(safetensors_bytes())
+    with serving(Application(config)) as served:
+        yield served
+
+
+def test_demo_edits_the_photograph_without_and_with_the_lora(served):
+    made = demo.edits(demo.client_package(), served.url, MODELS["qwen_image_edit"])
+    assert [image.size for image, _ in made] == [(64, 48)] * 2
+    plans = [task.plan for task in served.application.editors.tasks]
+    assert [[use.scale for use in plan.adapters] for plan in plans] == [[0.0], [1.0]]
+    assert {(plan.prompt, plan.steps, plan.guidance_scale) for plan in plans} == {("sks invert the colours", 8, 1.0)}
+
+
+def test_failed_edit_ends_the_demo_with_its_reason(served):
+    served.application.editors.errors = [OutOfMemory("it does not fit")]
+    with pytest.raises(demo.ServiceFailed, match="it does not fit"):
+        demo.edits(demo.client_package(), served.url, MODELS["qwen_image_edit"])
+
+
+def test_demo_without_the_client_says_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "edits_client", None)
+    with pytest.raises(SystemExit) as ended:
+        demo.client_package()
+    assert ended.value.code == 1
+    assert "pip install ./clients/python" in capsys.readouterr().out

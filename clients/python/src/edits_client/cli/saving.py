@@ -54,8 +54,10 @@ def save_all(
         print_json({"images": described, "sheet": None if sheet is None else str(sheet)})
         return
     for (label, image), path in zip(finished, paths, strict=True):
-        facts = f"{image.width}x{image.height}, seed {image.seed}, {image.gpu_seconds:.2f} GPU s"
-        print_line(f"{plain(str(path))}  {f'{label}, ' if label else ''}{facts}, request {image.request_id}")
+        facts = f"{image.width}x{image.height}, seed {image.seed}"
+        print_line(
+            f"{plain(str(path))}  {f'{label}, ' if label else ''}{facts}, request {image.request_id} ({image.gpu_seconds:.2f} GPU s)"
+        )
     if sheet is not None and images:
         print_line(plain(str(sheet)))
     for note in dict.fromkeys(note for image in images for note in image.notes):
