@@ -27,6 +27,14 @@ def npm_program(name: str) -> Path:
     return program
 
 
+def node() -> str:
+    """The program that runs JavaScript. Skips the test if it is not installed."""
+    found = shutil.which("node")
+    if found is None:
+        missing("node is not installed")
+    return str(found)
+
+
 def generator(name: str) -> Path:
     """A program of `tests/generators`. Skips the test if it is not installed."""
     program = GENERATORS / name

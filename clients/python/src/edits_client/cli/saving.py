@@ -54,10 +54,9 @@ def save_all(
         print_json({"images": described, "sheet": None if sheet is None else str(sheet)})
         return
     for (label, image), path in zip(finished, paths, strict=True):
-        facts = f"{image.width}x{image.height}, seed {image.seed}"
-        print_line(
-            f"{plain(str(path))}  {f'{label}, ' if label else ''}{facts}, request {image.request_id} ({image.gpu_seconds:.2f} GPU s)"
-        )
+        facts = ", ".join([*([label] if label else []), f"{image.width}x{image.height}", f"seed {image.seed}"])
+        # The seconds are those of all images of the request.
+        print_line(f"{plain(str(path))}  {facts}, request {image.request_id} ({image.gpu_seconds:.2f} GPU s)")
     if sheet is not None and images:
         print_line(plain(str(sheet)))
     for note in dict.fromkeys(note for image in images for note in image.notes):
