@@ -100,7 +100,7 @@ async def test_javascript_client(config, tmp_path, control_png):
     with serving(application) as served:
         address = urlsplit(served.url)
         proxy = Proxy(str(address.hostname), int(address.port or 0), 1, {"answer cut": 90, "refused": 5})
-        proxy.cuts = 300, 1500
+        proxy.cuts = 1500, 6000
         async with proxy.running():
             arguments = (served.url, proxy.url, key, str(tmp_path / "photo.png"))
             done = await asyncio.create_subprocess_exec(
