@@ -57,6 +57,7 @@ IfNoneMatch = Annotated[
 def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["requests"], dependencies=KEYS_IN_DOCS)
     _add_views(routes, service)
+    _add_images(routes, service)
     _add_cancelling(routes, service)
     _add_events(routes, service)
     _add_history(routes, service)
@@ -80,6 +81,8 @@ def _add_views(routes: APIRouter, service: Service) -> None:
         """The result of a request; `outputs` is null until it has succeeded."""
         return result_of(await service.queries.request(request_id, caller), links)
 
+
+def _add_images(routes: APIRouter, service: Service) -> None:
     @routes.get(
         "/v1/requests/{request_id}/images/{n}",
         response_class=Response,
