@@ -123,8 +123,9 @@ class Job:
                 yield event
 
     def _any_events(self, previews: bool, deadline: Deadline) -> Generator[Event]:
-        """The events of one stream after the other, or of the status if streams break. Those of images may be missing:
-        what follows the last event of a stream may be lost with it.
+        """The events from each stream in turn, or from the status if streams keep breaking.
+
+        Events of finished images may be missing: a stream that breaks loses what it had not delivered.
         """
         seen, broken = "", 0
         while broken < MAX_BROKEN_STREAMS:
