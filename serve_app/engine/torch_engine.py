@@ -5,8 +5,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
@@ -100,6 +101,7 @@ class TorchEngine:
         # size per thread. The thread that holds the lock may use that memory.
         self._prepare_thread = ThreadPoolExecutor(1, "prepare", configure_thread, (self.threads,))
         self._prepare_lock = threading.Lock()
+        self._preparations_ended = 0
         self._architecture = architecture.from_config(pipeline.transformer.config)
         self._denoiser = Denoiser(pipeline, config, self.device, second_device, self.threads)
         self._encoders = Encoders(
@@ -214,7 +216,7 @@ class TorchEngine:
         """Encode the conditions and copy the deltas to the device. Returns `prepared` as it is if that fails."""
         plan = prepared.plan
         try:
-            with self._prepare_lock, torch.no_grad(), side_stream.current():
+            with self._preparing(), torch.no_grad(), side_stream.current():
                 timer = StageTimer(self.device, prepared.timer.seconds)
                 conditions = self._encoders.conditions(plan, prepared.control_images, self._recipe(prepared), timer)
                 deltas = {}
@@ -233,6 +235,15 @@ class TorchEngine:
                 self._health.free_memory(error)
             return prepared
         return replace(prepared, conditions=conditions, deltas=deltas)
+
+    @contextmanager
+    def _preparing(self) -> Iterator[None]:
+        with self._prepare_lock:
+            try:
+                yield
+            finally:
+                # Before the lock is released: who finds it free also finds the count.
+                self._preparations_ended += 1
 
     def _recipe(self, prepared: Prepared) -> Recipe:
         plan = prepared.plan
@@ -269,11 +280,16 @@ class TorchEngine:
             ) from error
 
     def _run_with_retry(self, prepared: Prepared, on_step: OnStep, should_stop: ShouldStop) -> Edited:
-        """Run the edit; a second time if it ran out of memory while another edit was being prepared on the device."""
+        """Run the edit; a second time if it ran out of memory, and another edit was prepared on the device meanwhile.
+
+        The other preparation may have ended by the time the error arrives here.
+        """
+        ended_before = self._preparations_ended
         try:
             return self._run(prepared, on_step, should_stop)
         except RuntimeError as error:
-            if not (self._prepare_lock.locked() and devices.is_out_of_memory(error)):
+            prepared_meanwhile = self._prepare_lock.locked() or self._preparations_ended != ended_before
+            if not (prepared_meanwhile and devices.is_out_of_memory(error)):
                 raise
             logger.warning("out of memory while another edit was prepared; trying again after that", exc_info=True)
             self._health.free_memory(error)

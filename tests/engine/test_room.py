@@ -161,8 +161,9 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(make_plan):
         broken.edit(make_plan(model=MODEL.id, control_images=()), [])
 
 
-def test_edit_that_ran_out_of_memory_during_another_is_made_after_it(make_plan):
-    """The other one is being prepared when the memory runs out, and cannot end before that."""
+@pytest.mark.parametrize("ends_before_the_error", [False, True])
+def test_edit_that_ran_out_of_memory_during_another_is_made_after_it(make_plan, ends_before_the_error):
+    """The other one is being prepared when the memory runs out, and may end before the error is handled."""
     ahead = TorchEngine(miniature.make(MODEL), MODEL, ModelConfig(threads=THREADS, prepare_ahead=True))
     plan = make_plan(model=MODEL.id, control_images=(), prompt="the one")
     prepared, failed, encoding = ahead.prepare(plan, []), threading.Event(), threading.Event()
@@ -170,12 +171,14 @@ def test_edit_that_ran_out_of_memory_during_another_is_made_after_it(make_plan):
     def wait_for_failure(*_: object) -> None:
         hooks.pop().remove()
         encoding.set()
-        assert failed.wait(10)
+        assert failed.wait(60)
 
     def fail(*_: object) -> None:
         hooks.pop(0).remove()
-        assert encoding.wait(10)
+        assert encoding.wait(60)
         failed.set()
+        if ends_before_the_error:
+            other.result()
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     parts = ahead._pipeline
