@@ -4,7 +4,7 @@ Both look only at a request's head, before anything of its body is read.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
 
 from starlette._utils import get_route_path
@@ -18,7 +18,8 @@ from serve_app.intake.tenants import Caller
 
 # Kubernetes and load balancers send these to a pod's address, so any Host header is accepted.
 PROBES = frozenset(("/health", "/ready"))
-# A GET of these paths needs no key. Everything else does, so that a new route is protected from the start.
+# A GET of these paths needs no key, and of the playground's neither. Everything else does, so that a new route is
+# protected from the start.
 PUBLIC_PATHS = PROBES | docs.PATHS
 # A name, an IPv4 address or an IPv6 address in brackets, with or without a port.
 HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
@@ -59,15 +60,20 @@ class Authenticate:
     """
 
     def __init__(
-        self, app: ASGIApp, caller_of: Callable[[str | None, str | None], Caller], signed_urls: SignedUrls
+        self,
+        app: ASGIApp,
+        caller_of: Callable[[str | None, str | None], Caller],
+        signed_urls: SignedUrls,
+        public_paths: Collection[str] = PUBLIC_PATHS,
     ) -> None:
         """`caller_of` takes the values of the headers Authorization and X-API-Key, and raises Unauthorized."""
         self._app = app
+        self._public_paths = public_paths
         self._caller_of = caller_of
         self._signed_urls = signed_urls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (scope["method"] == "GET" and get_route_path(scope) in PUBLIC_PATHS):
+        if scope["type"] != "http" or (scope["method"] == "GET" and get_route_path(scope) in self._public_paths):
             await self._app(scope, receive, send)
             return
         caller = self._caller_by_token(scope)

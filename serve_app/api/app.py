@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from serve_app.api.access import Authenticate, CheckHost
+from serve_app.api.access import PUBLIC_PATHS, Authenticate, CheckHost
 from serve_app.api.bodies.limits import BodyLimit
 from serve_app.api.error_answers import answer_faults, answer_http_error
 from serve_app.api.middleware import (
@@ -20,7 +20,7 @@ from serve_app.api.middleware import (
     TraceRequest,
 )
 from serve_app.api.openapi import TAGS, Application
-from serve_app.api.routes import docs, images, inference, models, probes, requests, uploads
+from serve_app.api.routes import docs, images, inference, models, playground, probes, requests, uploads
 from serve_app.intake.service import Service
 
 # Headers of an answer that scripts in a browser may read, in addition to those that every browser permits.
@@ -64,6 +64,8 @@ def create_app(service: Service) -> FastAPI:
     # Errors find the shape of their group among these: see `error_shapes`.
     groups = (probes, models, inference, uploads, images, requests)
     app.state.routers = [docs.router(app.title), *(routes.router(service) for routes in groups)]
+    if service.config.playground:
+        app.state.routers.append(playground.router())
     for router in app.state.routers:
         app.include_router(router)
     app.add_exception_handler(RequestValidationError, answer_faults)
@@ -81,7 +83,10 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         max_bytes=config.max_body_bytes,
         timeout_s=config.body_timeout_s,
     )
-    app.add_middleware(Authenticate, caller_of=service.keys.caller, signed_urls=service.signed_urls)
+    public_paths = PUBLIC_PATHS | playground.PATHS if config.playground else PUBLIC_PATHS
+    app.add_middleware(
+        Authenticate, caller_of=service.keys.caller, signed_urls=service.signed_urls, public_paths=public_paths
+    )
     app.add_middleware(CheckHost, allowed_hosts=config.allowed_hosts)
     app.add_middleware(DropRayHeaders)
     app.add_middleware(AnswerErrors)

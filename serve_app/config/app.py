@@ -40,6 +40,9 @@ class AppConfig(ConfigSection):
     )
     max_loras_per_request: PositiveInt = Field(4, description="Maximum number of LoRAs of one request.")
     require_lora: bool = Field(True, description="Refuse requests without a LoRA.")
+    playground: bool = Field(
+        True, description="Serve the playground at `/`: a page on which people edit images in a browser."
+    )
     base_url: Url | None = Field(
         None, description="What status and result URLs start with. Null: the address that the client used."
     )
