@@ -1,0 +1,199 @@
+import { readEvents } from "./event-stream.js";
+
+/** The address of the service: this module is at `web/api.js` below it, also behind a path prefix. */
+const BASE = new URL("../", import.meta.url);
+const KEY = "edits.key";
+const ENDS = ["succeeded", "failed", "canceled"];
+// The wait before a stream of events is opened again (ms), the first time and at most.
+const FIRST_WAIT = 500;
+const MAX_WAIT = 8000;
+
+/** An error in one sentence for people. `status` is 0 if the service did not answer. */
+export class ServiceError extends Error {
+  constructor(message, { status = 0, code = "", details = {} } = {}) {
+    super(message);
+    Object.assign(this, { status, code, details });
+  }
+
+  /** Whether the same call may work later. */
+  get isTemporary() {
+    return this.status === 0 || this.status === 429 || this.status >= 500;
+  }
+}
+
+let askForKey = null;
+
+/** `ask(wasRefused)` is called when the service asks for a key. It resolves to the key, or to null for none. */
+export function setKeyAsker(ask) {
+  askForKey = ask;
+}
+
+/** The API key of this tab, or null. */
+export function apiKey() {
+  return sessionStorage.getItem(KEY);
+}
+
+/** Keep a key for this tab only; null forgets it. */
+export function setApiKey(key) {
+  if (key) sessionStorage.setItem(KEY, key);
+  else sessionStorage.removeItem(KEY);
+}
+
+/**
+ * Call the service. A plain object as `body` is sent as JSON.
+ * @param {string} path below the service's address, with its query: `v1/models`
+ * @param {{method?: string, body?: any, headers?: Record<string, string>, signal?: AbortSignal}} [options]
+ * @returns {Promise<Response>} an answer that is not an error
+ * @throws {ServiceError}
+ */
+export async function call(path, options = {}) {
+  for (;;) {
+    const key = apiKey();
+    const answer = await send(path, key, options);
+    if (answer.ok) return answer;
+    if (answer.status !== 401 || !(await hasNewKey(key))) throw await errorOf(answer);
+  }
+}
+
+async function send(path, key, { method = "GET", body, headers = {}, signal } = {}) {
+  const isJson = body !== undefined && !(body instanceof Blob) && !(body instanceof FormData);
+  const all = { ...headers };
+  if (isJson) all["content-type"] = "application/json";
+  if (key) all.authorization = `Bearer ${key}`;
+  try {
+    const init = { method, headers: all, body: isJson ? JSON.stringify(body) : body, signal, cache: "no-store" };
+    return await fetch(new URL(path, BASE), init);
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new ServiceError("The service does not answer. Check that it is running and that you are connected.");
+  }
+}
+
+let asking = null;
+
+/** Whether there is a key now that was not there for the call; several calls ask together. */
+async function hasNewKey(used) {
+  if (apiKey() !== used) return true;
+  if (!askForKey) return false;
+  asking ??= askForKey(used !== null).finally(() => (asking = null));
+  const key = await asking;
+  if (key) setApiKey(key);
+  return Boolean(key);
+}
+
+/** The service's answer to `path`, from JSON. */
+export async function callJson(path, options) {
+  return (await call(path, options)).json();
+}
+
+/** The error that an answer is. */
+export async function errorOf(answer) {
+  const body = await answer.json().catch(() => null);
+  const facts = body?.detail?.error ?? body?.error ?? {};
+  const message = sentenceOf(body, answer.status);
+  return new ServiceError(message, { status: answer.status, code: facts.code ?? "", details: facts.details ?? {} });
+}
+
+/** What is wrong, in one sentence: the service's own message, or the first fault of a body's shape. */
+export function sentenceOf(body, status) {
+  const detail = body?.detail;
+  if (Array.isArray(detail) && detail.length) return asSentence(`${placeOf(detail[0].loc)}: ${detail[0].msg}`);
+  const message = detail?.error?.message ?? body?.error?.message ?? (typeof detail === "string" ? detail : "");
+  if (message) return asSentence(message);
+  if (status >= 500) return "The service is starting or has a problem. Try again in a moment.";
+  return `The service refused this with status ${status} and gave no reason. See its log.`;
+}
+
+/** `["body", "prompts", 0, "width"]` as `width`: the page makes one prompt only. */
+function placeOf(loc) {
+  const names = loc.filter((part) => typeof part === "string" && part !== "body");
+  return names.at(-1) ?? "the request";
+}
+
+function asSentence(text) {
+  const sentence = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.!?]$/.test(sentence) ? sentence : `${sentence}.`;
+}
+
+/** Make an edit. Repeating it after a broken connection makes no second one. */
+export async function submit(body) {
+  const headers = { "idempotency-key": newId() };
+  for (let attempt = 0; ; attempt++) {
+    try {
+      return await callJson("v1/inference", { method: "POST", body, headers });
+    } catch (error) {
+      if (error.status !== 0 || attempt === 2) throw error;
+      await wait(FIRST_WAIT * 2 ** attempt);
+    }
+  }
+}
+
+/** A random name. `crypto.randomUUID` exists only on https and localhost. */
+function newId() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+export const explain = (body, signal) => callJson("v1/explain", { method: "POST", body, signal });
+export const statusOf = (id) => callJson(`v1/requests/${encodeURIComponent(id)}/status`);
+export const resultOf = (id) => callJson(`v1/requests/${encodeURIComponent(id)}/result`);
+export const cancel = (id) => callJson(`v1/requests/${encodeURIComponent(id)}`, { method: "DELETE" });
+export const models = () => callJson("v1/models");
+export const presets = () => callJson("v1/presets");
+
+/** One page of the LoRA files whose path, trigger word or kind has the text `search`. */
+export function loras(search = "", cursor = "", limit = 50) {
+  return callJson(`v1/loras?${new URLSearchParams({ search, cursor, limit })}`);
+}
+
+/** Store an image for later requests. */
+export function upload(blob, signal) {
+  const headers = { "content-type": blob.type || "application/octet-stream" };
+  return callJson("v1/uploads", { method: "POST", body: blob, headers, signal });
+}
+
+/**
+ * The address of an image of a request on the page's own host, with its token: the service may know itself by another
+ * name.
+ */
+export function imageUrl(url) {
+  const start = url.indexOf("/v1/requests/");
+  return new URL(start < 0 ? url : url.slice(start + 1), BASE).href;
+}
+
+/** The file of an image or a control image of a request: `kind` is `images` or `control-images`. */
+export async function requestImage(id, kind, n, signal) {
+  return (await call(`v1/requests/${encodeURIComponent(id)}/${kind}/${n}`, { signal })).blob();
+}
+
+/**
+ * The events of a request up to its end. After a broken connection or a restart of the service it continues after the
+ * last event; meanwhile it yields an event `offline` with the error.
+ * @yields {{event: string, id: string, data: any}}
+ */
+export async function* events(id, signal, lastId = "") {
+  let pause = FIRST_WAIT;
+  while (!signal.aborted) {
+    try {
+      const headers = lastId ? { "last-event-id": lastId } : {};
+      const answer = await call(`v1/requests/${encodeURIComponent(id)}/events`, { headers, signal });
+      if (answer.status === 204) {
+        const data = await resultOf(id);
+        return yield { event: data.status, id: lastId, data };
+      }
+      for await (const event of readEvents(answer.body)) {
+        lastId = event.id || lastId;
+        pause = FIRST_WAIT;
+        yield { ...event, data: JSON.parse(event.data) };
+        if (ENDS.includes(event.event)) return;
+      }
+    } catch (error) {
+      if (signal.aborted) return;
+      if (error instanceof ServiceError && !error.isTemporary) throw error;
+      yield { event: "offline", id: lastId, data: error };
+    }
+    await wait(pause);
+    pause = Math.min(pause * 2, MAX_WAIT);
+  }
+}
+
+const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
