@@ -33,6 +33,7 @@ ServiceError
 │   ├── ImageNotFound               IMAGE_NOT_FOUND, 404
 │   ├── PreviewNotReady             PREVIEW_NOT_READY, 404
 │   ├── UploadNotFound              UPLOAD_NOT_FOUND, 404
+│   ├── TrainingJobNotFound         TRAINING_JOB_NOT_FOUND, 404
 │   ├── IdempotencyConflict         IDEMPOTENCY_CONFLICT, 409
 │   ├── UploadQuotaExceeded         UPLOAD_QUOTA_EXCEEDED, 409
 │   ├── RequestCanceled             REQUEST_CANCELED, 409: for a client that waits for the result
@@ -231,6 +232,11 @@ class HistoryUnavailable(RequestError):
 
 class UploadNotFound(RequestError):
     code = "UPLOAD_NOT_FOUND"
+    status = 404
+
+
+class TrainingJobNotFound(RequestError):
+    code = "TRAINING_JOB_NOT_FOUND"
     status = 404
 
 

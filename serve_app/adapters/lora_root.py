@@ -1,8 +1,10 @@
 """The LoRA root: the folder, or the fsspec URL of one, whose adapter files a request may name by relative path."""
 
 import errno
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from os.path import realpath
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, TypeVar
@@ -24,6 +26,8 @@ MAX_PATH_BYTES = 250
 BEGINNING_BYTES = 512 * 2**10
 # Calls into the LoRA root that run at a time; how long the next one waits, and how long each may take (s).
 ROOT_THREADS, ROOT_PATIENCE_S, ROOT_TIMEOUT_S = 16, 5.0, 30.0
+# How deep folders are looked into below the LoRA root.
+MAX_DEPTH = 16
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,15 @@ class StoredFile:
     url: str
     size_bytes: int
     id: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file below the LoRA root in a listing. `path` is relative to the root."""
+
+    path: str
+    # How the store describes the file; None if it was not asked, which is cheap for a local folder.
+    info: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,42 @@ class LoraRoot:
         allowed = ((path, self._of_file(paths[path], found)) for path in sorted(paths) if self._is_allowed(path))
         return [self._stored(path, info) for path, info in allowed if info is not None]
 
+    def listing(self, under: str = "") -> list[Listed]:
+        """Every file below the folder `under` of the root, whatever its name. Hidden files and folders are left out.
+
+        Links to folders are not followed. Raises StorageFailed, and LoraPathForbidden if `under` leads out of the root.
+        """
+        self.check_path(under)
+        folder = f"{self._base}/{under}".rstrip("/")
+        try:
+            with as_os_errors():
+                if self.is_local:
+                    return [Listed(path.removeprefix(f"{self._base}/")) for path in _walk(folder, MAX_DEPTH)]
+                if not self._filesystem.isdir(folder):
+                    return []
+                found = self._filesystem.find(folder, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise StorageFailed("the LoRA root cannot be listed; try again") from error
+        paths = ((whole.removeprefix(self._base).lstrip("/"), info) for whole, info in found.items())
+        return [Listed(path, info) for path, info in paths if not _is_hidden(path.removeprefix(under))]
+
+    def stored(self, listed: Listed) -> StoredFile:
+        """The file of a listing. Raises LoraNotFound, LoraPathForbidden or LoraDownloadFailed."""
+        return self.find(listed.path) if listed.info is None else self._stored(listed.path, listed.info)
+
+    def content(self, file: StoredFile, max_bytes: int) -> bytes:
+        """The first `max_bytes` of a file. Raises LoraNotFound or LoraDownloadFailed."""
+        details = {"lora_path": file.path}
+        try:
+            with as_os_errors(), self._opened(file.url) as opened:
+                return opened.read(max_bytes)
+        except (FileNotFoundError, NotRegular) as error:
+            raise LoraNotFound(f"the file {file.path!r} is no longer there", details) from error
+        except OSError as error:
+            raise LoraDownloadFailed(f"the store of the file {file.path!r} could not be read", details) from error
+
     def _of_file(self, whole: str, found: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
         """fsspec's description of a file that was found, or of a link's target; None for pipes and devices."""
         info = found[whole]
@@ -176,3 +225,21 @@ class LoraRoot:
             return open_regular(Path(path))
         opened: BinaryIO = filesystem.open(path, "rb", block_size=BEGINNING_BYTES)
         return opened
+
+
+def _walk(folder: str, depth: int) -> Iterator[str]:
+    """The paths of all files below a local folder."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir(follow_symlinks=False):
+                yield entry.path
+            elif depth > 0:
+                # A folder that is deleted meanwhile has no files.
+                with suppress(FileNotFoundError, PermissionError):
+                    yield from _walk(entry.path, depth - 1)
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(path).parts)

@@ -218,6 +218,12 @@ class UploadNotFound(ApiError):
     code = "UPLOAD_NOT_FOUND"
 
 
+class TrainingJobNotFound(ApiError):
+    """There is no such training job below the LoRA root."""
+
+    code = "TRAINING_JOB_NOT_FOUND"
+
+
 class RequestTooSlow(ApiError):
     """The body arrived too slowly."""
 

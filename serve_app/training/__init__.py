@@ -1,0 +1,1 @@
+"""Folders that ai-toolkit leaves behind: its jobs, checkpoints, sample images and sample settings. Without torch."""
