@@ -23,6 +23,7 @@ from serve_app.replicas.autoscaler import to_stats
 from serve_app.replicas.config_folder import config_folder
 from serve_app.replicas.editor import TIME_LIMITS, Editor, EngineFactory, TimeLimits, load_engine
 from serve_app.replicas.editor_client import EditorHandles
+from serve_app.replicas.http_host import http_host
 from serve_app.replicas.router import ROUTER
 from serve_app.replicas.running_editors import RunningEditors, editor_name
 
@@ -38,7 +39,9 @@ class Ingress:
         meter = metrics_export.start("ingress", list(editors))
         running = RunningEditors(serve.get_replica_context().app_name, list(editors))
         drain_s = shutdown_s(config.jobs) / 2
-        self._service = Service(config, EditorHandles(editors), running, meter, running.ready_without_editor, drain_s)
+        self._service = Service(
+            config, EditorHandles(editors), running, meter, running.ready_without_editor, drain_s, running.starting
+        )
         self._has_started = False
 
     def check_health(self) -> None:
@@ -71,9 +74,12 @@ class Ingress:
 
 
 def build(args: AppConfig) -> serve.Application:
-    """The application builder that serve_config.yaml names."""
+    """The application builder that serve_config.yaml names. Raises ConfigRefused for an open history."""
     folder = Path(args.config_folder) if args.config_folder else config_folder()
-    return build_application(args.resolved(folder))
+    config = args.resolved(folder)
+    if (host := http_host()) is not None:
+        config.refuse_open_history(host)
+    return build_application(config)
 
 
 def build_application(

@@ -6,12 +6,14 @@ Both look only at a request's head, before anything of its body is read.
 import re
 from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
 
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.api.routes import docs
+from serve_app.config import is_loopback
 from serve_app.errors import HostNotAllowed, ImageNotFound, RequestNotFound
 from serve_app.intake.signed_urls import PARAMETER, SignedUrls
 from serve_app.intake.tenants import Caller
@@ -104,3 +106,19 @@ class Authenticate:
 
 def _called_by(caller: Caller, scope: Scope) -> Scope:
     return {**scope, "state": {**scope.get("state", {}), "caller": caller}}
+
+
+def is_from_this_machine(headers: Headers) -> bool:
+    """Whether a request names this machine as its host, and comes from no page of another origin.
+
+    Any page that somebody opens in a browser on this machine can send requests to loopback. It names its own host if
+    that host's name leads to loopback, and says its origin otherwise.
+    """
+    host = headers.get("host", "")
+    if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        return False
+    origin = headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != host:
+        return False
+    # What a browser says where it sends no Origin.
+    return headers.get("sec-fetch-site", "none") in ("none", "same-origin")

@@ -1,11 +1,14 @@
 """Dependencies of most routes: who calls, and the address under which the caller reaches the service."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, APIKeyQuery, HTTPBearer
 
+from serve_app.api.access import is_from_this_machine
+from serve_app.config import AppConfig
 from serve_app.intake.answers import Links
 from serve_app.intake.service import Service
 from serve_app.intake.signed_urls import PARAMETER
@@ -35,7 +38,24 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
+def reader_of(service: Service) -> Callable[[Request], Caller]:
+    """A dependency: who calls, and whether it sees the history although it has no key."""
+
+    def reader(request: Request) -> Caller:
+        caller = caller_of(request)
+        if service.config.history_without_keys and is_from_this_machine(request.headers):
+            return replace(caller, sees_history=True)
+        return caller
+
+    return reader
+
+
 CallerOfRequest = Annotated[Caller, Depends(caller_of)]
+
+
+def base_url_of(config: AppConfig, request: Request) -> str:
+    """What the URLs in an answer start with: the config's `base_url`, or the address that the client used."""
+    return (config.base_url or str(request.base_url)).rstrip("/")
 
 
 def links_of(service: Service) -> Callable[[Request], Links]:
@@ -47,6 +67,6 @@ def links_of(service: Service) -> Callable[[Request], Links]:
     config = service.config
 
     def links(request: Request) -> Links:
-        return Links.of(config, (config.base_url or str(request.base_url)).rstrip("/"), service.signed_urls)
+        return Links.of(config, base_url_of(config, request), service.signed_urls)
 
     return links

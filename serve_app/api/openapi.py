@@ -18,21 +18,21 @@ from serve_app.api.access import PROBES, PUBLIC_PATHS
 from serve_app.api.bodies.limits import METHODS_WITH_BODY
 from serve_app.api.error_answers import error_docs
 from serve_app.api.error_shapes import CONTRACT, ErrorShape
-from serve_app.schemas import answers, events, openai, records, requests
+from serve_app.schemas import answers, events, openai, operation, records, requests
 from serve_app.schemas import errors as error_bodies
 from serve_app.schemas.documented import REFERENCES, event_stream, reference_to
 
 JsonObject = dict[str, Any]
 
 # The modules whose models are bodies.
-BODIES: tuple[ModuleType, ...] = (requests, answers, records, events, openai, error_bodies)
+BODIES: tuple[ModuleType, ...] = (requests, answers, operation, records, events, openai, error_bodies)
 TAGS = {
     "inference": "Submit requests.",
     "requests": "Follow, cancel and list requests, and download their images.",
     "openai": "OpenAI's images API, for clients that speak it.",
     "uploads": "Send control images once, for many requests.",
     "models": "What requests can name.",
-    "operation": "Probes.",
+    "operation": "Probes, and how the service is doing.",
     "webhooks": "What the service posts to a request's `webhook_url`.",
 }
 # Any request may be answered with these: by the HTTP front, or by a fault of the service.

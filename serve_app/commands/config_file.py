@@ -69,6 +69,7 @@ def read_config_file(path: Path) -> ConfigFile:
         raise ConfigRefused(f"{path}: http_options.ssl_certfile: TLS must end in a proxy in front of this service")
     [application] = schema.applications
     config = _resolved(path, application.args)
+    _refuse_open_history(path, config, schema.http_options.host)
     _refuse_user_configs(path, application, config)
     return ConfigFile(
         path,
@@ -107,6 +108,13 @@ def _resolved(path: Path, args: Mapping[str, Any]) -> AppConfig:
         raise ConfigRefused(f"{path}: applications.0.args.{error}") from error
     resolved.refuse_missing_folders()
     return resolved
+
+
+def _refuse_open_history(path: Path, config: AppConfig, host: str) -> None:
+    try:
+        config.refuse_open_history(host)
+    except ConfigRefused as error:
+        raise ConfigRefused(f"{path}: applications.0.args.{error}") from error
 
 
 def _refuse_user_configs(path: Path, application: ServeApplicationSchema, config: AppConfig) -> None:

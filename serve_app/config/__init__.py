@@ -5,6 +5,7 @@ from serve_app.config.auth import AuthConfig
 from serve_app.config.environment import wants_spans
 from serve_app.config.fetch import FetchConfig
 from serve_app.config.front import FrontConfig
+from serve_app.config.hosts import is_loopback
 from serve_app.config.jobs import SQLITE_PREFIX, JobsConfig
 from serve_app.config.models import (
     MINIATURE,
@@ -54,6 +55,7 @@ __all__ = [
     "ProfileName",
     "Quality",
     "WebhooksConfig",
+    "is_loopback",
     "read_ingress_settings",
     "wants_spans",
 ]

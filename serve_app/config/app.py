@@ -9,6 +9,7 @@ from serve_app.config.auth import AuthConfig
 from serve_app.config.environment import Url
 from serve_app.config.fetch import FetchConfig
 from serve_app.config.front import FrontConfig
+from serve_app.config.hosts import is_loopback
 from serve_app.config.jobs import SQLITE_PREFIX, JobsConfig
 from serve_app.config.models import ModelConfig
 from serve_app.config.paths import absolute
@@ -42,6 +43,12 @@ class AppConfig(ConfigSection):
     require_lora: bool = Field(True, description="Refuse requests without a LoRA.")
     playground: bool = Field(
         True, description="Serve the playground at `/`: a page on which people edit images in a browser."
+    )
+    history_without_keys: bool = Field(
+        False,
+        description="Show the history and the usage although there are no API keys: to programs on this machine and to "
+        "the playground. Refused where the service listens on anything but loopback, and together with "
+        "`auth.keys_file`, which gives each key its own history.",
     )
     base_url: Url | None = Field(
         None, description="What status and result URLs start with. Null: the address that the client used."
@@ -80,6 +87,12 @@ class AppConfig(ConfigSection):
             raise ValueError(f"models: each id may be listed once, got {ids}")
         return self
 
+    @model_validator(mode="after")
+    def _history_is_of_keys_or_of_all(self) -> Self:
+        if self.history_without_keys and self.auth.keys_file is not None:
+            raise ValueError("history_without_keys: with auth.keys_file, each key sees its own history; leave it out")
+        return self
+
     def resolved(self, folder: Path | None) -> Self:
         """This configuration with absolute paths: `~` is the user's home, the rest is relative to `folder`.
 
@@ -99,6 +112,14 @@ class AppConfig(ConfigSection):
             "artifacts_url": absolute("artifacts_url", self.artifacts_url, folder),
         }
         return self.model_copy(update=changes)
+
+    def refuse_open_history(self, host: str) -> None:
+        """Raise ConfigRefused if other machines could read the history of a service that listens on `host`."""
+        if self.history_without_keys and not is_loopback(host):
+            raise ConfigRefused(
+                f"history_without_keys: the service listens on {host}, where everybody could read everybody's "
+                "requests; listen on 127.0.0.1, make API keys (auth.keys_file), or set history_without_keys to false"
+            )
 
     def refuse_missing_folders(self) -> None:
         """Raise ConfigRefused if the LoRA root is a local folder that does not exist."""

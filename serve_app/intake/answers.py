@@ -56,6 +56,10 @@ class Links:
         """The URL of the step preview of an image."""
         return self._url(tenant, f"/v1/requests/{request_id}/images/{index}/preview")
 
+    def control_image(self, tenant: str, request_id: str, index: int) -> str:
+        """The URL of a control image of a request."""
+        return self._url(tenant, f"/v1/requests/{request_id}/control-images/{index}")
+
     def _url(self, tenant: str, path: str) -> str:
         return self.base_url + (path if self.signed_urls is None else self.signed_urls.signed(tenant, path))
 
@@ -106,6 +110,11 @@ def result_of(record: RequestRecord, links: Links) -> RequestResult:
     outputs = [output_of(record, image, links) for image in record.images]
     finished = [output for output in outputs if output is not None]
     metadata = metadata_of(record)
+    if not record.purged:
+        metadata["control_images"] = [
+            {"sha256": sha256, "url": links.control_image(record.tenant, record.id, index)}
+            for index, sha256 in enumerate(control_images_of(record))
+        ]
     if record.status in (Status.FAILED, Status.CANCELED):
         metadata["partial"] = [{"image": i} | output.model_dump() for i, output in enumerate(outputs) if output]
     has_outputs = record.status == Status.SUCCEEDED and not record.purged
@@ -120,6 +129,11 @@ def result_of(record: RequestRecord, links: Links) -> RequestResult:
         finished_at=record.finished_at,
         metadata=metadata,
     )
+
+
+def control_images_of(record: RequestRecord) -> list[str]:
+    """The digests (hex) of a request's control images: each once, in the order in which the prompts name them."""
+    return list(dict.fromkeys(sha256 for image in record.images for sha256 in image.plan.control_images))
 
 
 def metadata_of(record: RequestRecord) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from serve_app.config import AppConfig
 from serve_app.errors import HistoryUnavailable, ImageNotFound, PreviewNotReady, RequestNotFound, StoreUnavailable
-from serve_app.intake.answers import Links
+from serve_app.intake.answers import Links, control_images_of
 from serve_app.intake.events import payload_of
 from serve_app.intake.previews import Previews
 from serve_app.intake.signed_urls import SignedUrls
@@ -17,6 +17,7 @@ from serve_app.intake.watch import MAX_UNCHANGED_S, Watch
 from serve_app.intake.workload import Workload
 from serve_app.jobs.records import Delivery, HistoryFilter, ImageRecord, RequestRecord, RequestState, Summary, Usage
 from serve_app.jobs.store import JobStore
+from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.storage.step_previews import StepPreview
 from serve_app.tasks import EditDone
@@ -122,6 +123,26 @@ class Queries:
             what = f"image {index} of request {request_id!r} is no longer stored"
             raise ImageNotFound(what, _place(request_id, index)) from error
 
+    async def control_image(self, request_id: str, index: int, caller: Caller) -> str:
+        """The digest (hex) of a request's control image. Raises RequestNotFound or ImageNotFound."""
+        record = await self.request(request_id, caller)
+        if record.purged:
+            what = f"control image {index} of request {request_id!r} was deleted"
+            raise ImageNotFound(what, _place(request_id, index))
+        digests = control_images_of(record)
+        if not 0 <= index < len(digests):
+            what = f"request {request_id!r} has {len(digests)} control images, counted from 0"
+            raise ImageNotFound(what, _place(request_id, index))
+        return digests[index]
+
+    async def control_image_file(self, request_id: str, index: int, sha256: str) -> bytes:
+        """The file of a request's control image. Raises ImageNotFound."""
+        try:
+            return await asyncio.to_thread(self._artifacts.get, artifact_keys.control_image(sha256))
+        except FileNotFoundError as error:
+            what = f"control image {index} of request {request_id!r} is no longer stored"
+            raise ImageNotFound(what, _place(request_id, index)) from error
+
     async def webhook_payload(self, delivery: Delivery) -> dict[str, Any] | None:
         """The payload of a webhook; None if its request or its image no longer exists."""
         try:
@@ -150,9 +171,12 @@ def refuse_others(tenant: str, request_id: str, caller: Caller) -> None:
 
 
 def visible_to(caller: Caller, which: HistoryFilter) -> HistoryFilter:
-    """The filter, narrowed to the requests that the caller may see. Raises HistoryUnavailable for one without a key."""
-    if not caller.has_key:
-        raise HistoryUnavailable("this service has no API keys, so it does not show who has asked for what")
+    """The filter, narrowed to the requests that the caller may see. Raises HistoryUnavailable if it sees no history."""
+    if not caller.may_list:
+        raise HistoryUnavailable(
+            "this service has no API keys, so it does not show who has asked for what; with history_without_keys it "
+            "does, on the machine itself"
+        )
     if caller.is_operator:
         return which
     return replace(which, tenant=caller.tenant)

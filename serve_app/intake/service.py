@@ -13,6 +13,7 @@ from serve_app.intake.catalogue import Catalogue
 from serve_app.intake.events import Events
 from serve_app.intake.keys import Keys
 from serve_app.intake.openai_calls import OpenAICalls
+from serve_app.intake.operation import Operation
 from serve_app.intake.presets import Presets
 from serve_app.intake.previews import Previews
 from serve_app.intake.queries import Queries
@@ -48,8 +49,10 @@ class Service:
         meter: Meter = NO_METER,
         ready_without_editor: Callable[[], Collection[str]] = frozenset,
         drain_s: float = 0.0,
+        editors_starting: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        """`ready_without_editor` names the models that need no running editor to be ready, as `Workload` says.
+        """`ready_without_editor` names the models that need no running editor to be ready, and `editors_starting`
+        counts editors, as `Workload` says.
 
         When the service stops, edits that editors have begun get `drain_s` seconds to finish. Raises ConfigRefused,
         CheckpointRefused, StorageRefused or KeysRefused for a config that cannot be used.
@@ -64,7 +67,8 @@ class Service:
         store, artifacts, decoders = resources.store, resources.artifacts, resources.decoders
         self._watch = Watch(store, meter)
         self._sweeper = Sweeper(store, artifacts, config.jobs, meter)
-        self.workload = Workload(config, store, editor_count, ready_without_editor)
+        self.workload = Workload(config, store, editor_count, ready_without_editor, editors_starting)
+        self.operation = Operation(store, self.workload)
         self._dispatcher = Dispatcher(store, editors, artifacts, config.jobs, self.workload.editor_counts, meter)
         lora_root = LoraRoot(config.lora_root)
         sources = LoraSources(lora_root, resources.fetcher, artifacts, config.fetch.hub_hosts)

@@ -17,8 +17,9 @@ import time
 from serve_app.config import AuthConfig
 from serve_app.intake.keys import Keys
 
-# What can be signed: an image, and the step preview of one.
-SIGNED_PATH = re.compile(r"/v1/requests/[0-9a-f]{32}/images/(0|[1-9][0-9]{0,5})(/preview)?")
+NUMBER = "(0|[1-9][0-9]{0,5})"
+# What can be signed: an image, the step preview of one, and a control image.
+SIGNED_PATH = re.compile(r"/v1/requests/[0-9a-f]{32}/(images/{n}(/preview)?|control-images/{n})".replace("{n}", NUMBER))
 TOKEN = re.compile(r"(?P<expiry>[0-9]{1,12})\.(?P<tenant>[A-Za-z0-9_-]*)\.[A-Za-z0-9_-]{43}")
 # The parameter of a URL's query.
 PARAMETER = "token"

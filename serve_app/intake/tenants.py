@@ -36,9 +36,16 @@ class Caller:
     """Who sends a request, and what its tenant may have.
 
     An operator sees every tenant's requests; its own belong to the tenant "", as all requests do without API keys.
+    Whoever has a key sees the history of its tenant; without API keys, `sees_history` says who does.
     """
 
     tenant: str = ""
     is_operator: bool = False
     has_key: bool = False
+    sees_history: bool = False
     limits: TenantLimits = NO_LIMITS
+
+    @property
+    def may_list(self) -> bool:
+        """Whether the caller sees a history: its own, or for an operator that of all."""
+        return self.has_key or self.sees_history

@@ -1,6 +1,6 @@
 """The workload of each served model: what there is to do, and which editors are running for it."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from serve_app.config import AppConfig
 from serve_app.jobs.store import JobStore
@@ -17,16 +17,18 @@ class Workload:
         store: JobStore,
         editor_count: EditorCount,
         ready_without_editor: Callable[[], Collection[str]],
+        editors_starting: Callable[[], Mapping[str, int]],
     ) -> None:
         """`ready_without_editor` names the models that need no running editor to be ready.
 
-        They are scaled to zero, or their first editor since then is starting. The answer is as old as the last call of
-        `editor_count`.
+        They are scaled to zero, or their first editor since then is starting. `editors_starting` counts the editors of
+        each model that do not take work yet. Both answers are as old as the last call of `editor_count`.
         """
         self._models = [model.id for model in config.models]
         self._store = store
         self._editor_count = editor_count
         self._ready_without_editor = ready_without_editor
+        self.editors_starting = editors_starting
 
     async def editor_counts(self) -> dict[str, int]:
         """How many editors of each model are running."""

@@ -125,6 +125,20 @@ backlogs: sa.Select[Any] = (
 )
 
 
+def unfinished(tenant: str | None) -> sa.Select[Any]:
+    """How many images of each model wait and are claimed: those of a tenant, or all if `tenant` is None."""
+    counts = (
+        sa.select(
+            _images.model,
+            sa.func.sum(sa.case((_waits, 1), else_=0)).label("waiting"),
+            sa.func.sum(sa.case((_waits, 0), else_=1)).label("claimed"),
+        )
+        .where(_images.state.in_((WAITING, CLAIMED)))
+        .group_by(_images.model)
+    )
+    return counts if tenant is None else counts.where(_images.tenant == tenant)
+
+
 def history(which: HistoryFilter, before: tuple[float, str] | None, limit: int) -> sa.Select[Any]:
     """A page of the history, newest first."""
     conditions = _conditions(which)

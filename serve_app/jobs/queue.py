@@ -76,6 +76,22 @@ class Queue:
             return {row.model: backlog_of(row) for row in await connection.execute(queries.backlogs)}
 
     @transaction
+    async def counts(self, tenant: str | None) -> dict[str, tuple[int, int]]:
+        """For each model with unfinished images, how many wait and how many editors work on.
+
+        Only images of `tenant` count, or all if it is None.
+        """
+        async with self._database.reading() as connection:
+            rows = await connection.execute(queries.unfinished(tenant))
+            return {row.model: (row.waiting, row.claimed) for row in rows}
+
+    @transaction
+    async def measured_models(self) -> frozenset[str]:
+        """The models of which the speed of an edit was measured."""
+        async with self._database.reading() as connection:
+            return frozenset((await connection.execute(sa.select(tables.speeds.c.model))).scalars())
+
+    @transaction
     async def renew(self, owner: str, tasks: Sequence[EditTask]) -> None:
         """Extend the leases that `owner` holds on `tasks`."""
         if not tasks:

@@ -70,6 +70,10 @@ class RunningEditors:
             if not known.replica_states.get("RUNNING", 0) and known.status in expected
         )
 
+    def starting(self) -> dict[str, int]:
+        """How many editors of each model were ordered and do not take work yet, as the last answer says."""
+        return {model: known.replica_states.get("STARTING", 0) for model, known in self._known.items()}
+
     def _ask(self) -> Mapping[str, DeploymentStatusOverview]:
         application = serve.status().applications.get(self._application)
         deployments = application.deployments if application else {}

@@ -230,6 +230,13 @@ class Timings(Record):
     )
 
 
+class ControlImageLink(Record):
+    """A stored control image of a request."""
+
+    sha256: str = Field(description="The digest (hex) of its file; `sha256:` and this name it in another request.")
+    url: ImageUrl
+
+
 class Metadata(Record):
     """What is known of a request besides its images. Its lists have one entry per prompt."""
 
@@ -242,6 +249,11 @@ class Metadata(Record):
     effective: list[StoredEffectiveJson] = Field(description="Every value that decided each image.")
     runtime: list[RuntimeJson] = Field(description="What only the editor knows of each edit.")
     attempts_lost: list[list[str]] = Field(description="How each lost attempt at each image ended.")
+    control_images: list[Annotated[dict[str, Any], DescribedBy(ControlImageLink)]] = Field(
+        default_factory=absent,
+        description="The request's control images, each once, in the order in which the prompts name them; absent if "
+        "they were deleted by `purge`.",
+    )
     partial: list[Annotated[dict[str, Any], DescribedBy(NumberedImage)]] = Field(
         default_factory=absent, description="The finished images of a request that failed or was canceled."
     )

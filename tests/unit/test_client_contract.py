@@ -71,6 +71,7 @@ CALLS: dict[str, list[Callable[[Client], Any]]] = {
     "get_status": [lambda client: client.job(ID).status()],
     "get_result": [lambda client: client.job(ID).record()],
     "get_image": [lambda client: client.job(ID).images()],
+    "get_control_image": [lambda client: client.job(ID).control_images()],
     "get_preview": [lambda client: client.job(ID).preview(2)],
     "delete": [lambda client: client.job(ID).cancel(), lambda client: client.job(ID).cancel(purge=True)],
     "events": [lambda client: list(client.job(ID).events(previews=False))],
@@ -80,6 +81,7 @@ CALLS: dict[str, list[Callable[[Client], Any]]] = {
         )
     ],
     "usage": [lambda client: client.usage()],
+    "operation": [lambda client: client.operation()],
 }
 NOT_COVERED = {
     "health": "a probe",
@@ -94,6 +96,7 @@ OF_TRACING = "traceparent"
 NOT_SENT = {
     "submit: wait": "the client waits by itself, so that a connection that breaks loses nothing",
     "get_image: if-none-match": "the client keeps no images",
+    "get_control_image: if-none-match": "the client keeps no images",
     "loras: limit": "the client reads all pages",
     "history: limit": "the client reads all pages",
     # Sent for a second page, and by a stream that is resumed: see test_client_by_http.py.
@@ -265,6 +268,7 @@ def answers(client: Client) -> dict[str, Any]:
         "get_status": client.job(ID).status(),
         "get_result": client.job(ID).record(),
         "delete": client.job(ID).cancel(),
+        "operation": client.operation(),
     }
 
 

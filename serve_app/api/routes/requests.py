@@ -5,17 +5,18 @@ import binascii
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import WithJsonSchema
 
 from serve_app import errors
-from serve_app.api.caller import KEYS_IN_DOCS, TOKEN_IN_DOCS, CallerOfRequest, links_of
+from serve_app.api.caller import KEYS_IN_DOCS, TOKEN_IN_DOCS, CallerOfRequest, links_of, reader_of
 from serve_app.api.error_answers import error_docs
 from serve_app.api.image_answers import image_answer, image_docs
 from serve_app.api.routes.models import DEFAULT_PAGE, Cursor, Limit
+from serve_app.images.media_types import MEDIA_TYPES, media_type_of
 from serve_app.images.output_formats import OUTPUT_FORMATS
 from serve_app.intake.answers import Links, result_of, status_of
 from serve_app.intake.events import Event
@@ -36,12 +37,16 @@ PREVIEW_HEADERS = {
     "X-Step": {"description": "The step that the preview was made after, from 1.", "schema": {"type": "integer"}},
     "X-Steps": {"description": "The number of steps of the edit.", "schema": {"type": "integer"}},
 }
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "`If-None-Match` names the image's ETag"}}
 NOT_FOUND = error_docs(errors.RequestNotFound, errors.StoreUnavailable)
 
 RequestId = Annotated[str, Path(description="The id of the request.")]
 # A negative number is answered as an image that does not exist, like one that is too large.
 ImageNumber = Annotated[
     int, Path(description="The number of the image, from 0, in prompt order.", json_schema_extra={"minimum": 0})
+]
+ControlImageNumber = Annotated[
+    int, Path(description="The number of the control image, from 0.", json_schema_extra={"minimum": 0})
 ]
 LastEventId = Annotated[
     str | None, Header(description="The id of the last event that the client has: the stream continues after it.")
@@ -58,6 +63,7 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["requests"], dependencies=KEYS_IN_DOCS)
     _add_views(routes, service)
     _add_images(routes, service)
+    _add_control_images(routes, service)
     _add_cancelling(routes, service)
     _add_events(routes, service)
     _add_history(routes, service)
@@ -91,7 +97,7 @@ def _add_images(routes: APIRouter, service: Service) -> None:
             errors.RequestNotFound, errors.ImageNotFound, errors.StoreUnavailable, errors.StorageFailed
         )
         | image_docs([row.mime_type for row in OUTPUT_FORMATS.values()])
-        | {304: {"description": "`If-None-Match` names the image's ETag"}},
+        | NOT_MODIFIED,
     )
     async def get_image(
         request: Request,
@@ -102,8 +108,7 @@ def _add_images(routes: APIRouter, service: Service) -> None:
     ) -> Response:
         """The image number `n` (from 0, in prompt order), as soon as it is finished."""
         done = await service.queries.image(request_id, n, caller)
-        # A browser keeps the image, but asks again each time: the request may have been purged meanwhile.
-        headers = {"ETag": f'"{done.sha256}"', "Cache-Control": "private, no-cache"}
+        headers = image_headers(done.sha256)
         if names_etag(if_none_match or [], headers["ETag"]):
             return Response(status_code=304, headers=headers)
         data = await service.queries.image_file(request_id, n, done)
@@ -131,6 +136,37 @@ def _add_images(routes: APIRouter, service: Service) -> None:
         """
         found, steps = await service.queries.preview(request_id, n, caller)
         return image_answer(request, found.jpeg, "image/jpeg", {"X-Step": str(found.step), "X-Steps": str(steps)})
+
+
+def _add_control_images(routes: APIRouter, service: Service) -> None:
+    @routes.get(
+        "/v1/requests/{request_id}/control-images/{n}",
+        response_class=Response,
+        dependencies=TOKEN_IN_DOCS,
+        responses=error_docs(
+            errors.RequestNotFound, errors.ImageNotFound, errors.StoreUnavailable, errors.StorageFailed
+        )
+        | image_docs(sorted(MEDIA_TYPES))
+        | NOT_MODIFIED,
+    )
+    async def get_control_image(
+        request: Request,
+        request_id: RequestId,
+        n: ControlImageNumber,
+        caller: CallerOfRequest,
+        if_none_match: IfNoneMatch = None,
+    ) -> Response:
+        """The control image number `n` (from 0) of a request, as its sender sent it.
+
+        Each is numbered where the prompts first name it, so an image that all prompts share is there once. A result's
+        `metadata.control_images` lists them.
+        """
+        sha256 = await service.queries.control_image(request_id, n, caller)
+        headers = image_headers(sha256)
+        if names_etag(if_none_match or [], headers["ETag"]):
+            return Response(status_code=304, headers=headers)
+        data = await service.queries.control_image_file(request_id, n, sha256)
+        return image_answer(request, data, media_type_of(data), headers)
 
 
 def _add_cancelling(routes: APIRouter, service: Service) -> None:
@@ -205,12 +241,14 @@ def _add_events(routes: APIRouter, service: Service) -> None:
 
 
 def _add_history(routes: APIRouter, service: Service) -> None:
+    Reader = Depends(reader_of(service))
+
     @routes.get(
         "/v1/requests",
         responses=error_docs(errors.HistoryUnavailable, errors.InvalidParameter, errors.StoreUnavailable),
     )
     async def history(
-        caller: CallerOfRequest,
+        caller: Annotated[Caller, Reader],
         status: Annotated[Status | None, Query(description="The status of the requests.")] = None,
         model: Annotated[LookupText | None, Query(description="The id of the requests' model.")] = None,
         lora: Annotated[LookupText | None, Query(description="A `loras[].path` of the request.")] = None,
@@ -224,7 +262,11 @@ def _add_history(routes: APIRouter, service: Service) -> None:
         cursor: Cursor = "",
         limit: Limit = DEFAULT_PAGE,
     ) -> History:
-        """Requests of the key's tenant, newest first. Without API keys there is no history: 403."""
+        """Requests of the key's tenant, newest first.
+
+        Without API keys there is a history only with `history_without_keys`, for programs on the service's machine and
+        for its own pages; otherwise 403.
+        """
         filter_ = HistoryFilter(tenant, status, model, lora, _seconds(since), _seconds(until))
         before = _read_cursor(cursor) if cursor else None
         rows = await service.queries.history(filter_, before, limit + 1, caller)
@@ -232,10 +274,18 @@ def _add_history(routes: APIRouter, service: Service) -> None:
         return History(requests=page, next_cursor=_cursor_after(rows[limit - 1]) if len(rows) > limit else None)
 
     @routes.get("/v1/usage", responses=error_docs(errors.HistoryUnavailable, errors.StoreUnavailable))
-    async def usage(caller: CallerOfRequest) -> UsageList:
-        """GPU seconds and images of the key's tenant, since the database was created. Without API keys: 403."""
+    async def usage(caller: Annotated[Caller, Reader]) -> UsageList:
+        """GPU seconds and images of the key's tenant, since the database was created.
+
+        Without API keys it is shown to those who see the history.
+        """
         rows = await service.queries.usage(caller)
         return UsageList(usage=[TenantUsage.model_validate(row, from_attributes=True) for row in rows])
+
+
+def image_headers(sha256: str) -> dict[str, str]:
+    """A browser keeps the image, but asks again each time: the request may have been purged meanwhile."""
+    return {"ETag": f'"{sha256}"', "Cache-Control": "private, no-cache"}
 
 
 def names_etag(if_none_match: list[str], etag: str) -> bool:

@@ -27,6 +27,24 @@ class BrokenPreset(BaseModel):
     """
 
 
+class ControlImageLink(BaseModel):
+    """
+    A stored control image of a request.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    sha256: str
+    """
+    The digest (hex) of its file; `sha256:` and this name it in another request.
+    """
+    url: str
+    """
+    Where a client downloads the image. With API keys it has a token, so that it needs no key for an hour or more (`auth.url_lifetime_s`).
+    """
+
+
 class ErrorFacts(BaseModel):
     """
     An error.
@@ -361,6 +379,37 @@ class ModelInfo(BaseModel):
     """
 
 
+class ModelOperation(BaseModel):
+    """
+    A model: its editors and its queue.
+    """
+
+    id: str
+    """
+    The id of the model.
+    """
+    editors_running: int
+    """
+    Editors that take work.
+    """
+    editors_starting: int
+    """
+    Editors that were ordered and do not take work yet.
+    """
+    waiting: int
+    """
+    Images in the queue, of those requests that the caller may see.
+    """
+    working: int
+    """
+    Images that editors work on, of those requests that the caller may see.
+    """
+    predicted_wait_s: float | None
+    """
+    Predicted seconds until an editor would begin an image that is sent now, from measured edits and the queues of all tenants; null before the first edit of the model was measured, and while it has no editor.
+    """
+
+
 class Noise(BaseModel):
     """
     The initial noise.
@@ -461,6 +510,29 @@ class OpenAiModel(BaseModel):
     owned_by: str
     """
     The organisation of a model's checkpoint; `presets` for a preset.
+    """
+
+
+class OperationLinks(BaseModel):
+    """
+    Pages and documents about this service.
+    """
+
+    docs: str
+    """
+    The interactive documentation.
+    """
+    reference: str
+    """
+    The same documentation, for reading.
+    """
+    openapi: str
+    """
+    The OpenAPI document.
+    """
+    history: str
+    """
+    The history of requests.
     """
 
 
@@ -693,6 +765,41 @@ class Receipt(BaseModel):
     notes: list[str] | None = None
     """
     Sentences about other content of the file and how it was treated.
+    """
+
+
+class RecentError(BaseModel):
+    """
+    A request that failed.
+    """
+
+    request_id: str
+    """
+    The id of the request.
+    """
+    tenant: str
+    """
+    The tenant whose request it was; empty for an operator's.
+    """
+    model: str
+    """
+    The id of the model.
+    """
+    at: AwareDatetime
+    """
+    When it failed.
+    """
+    code: str | None
+    """
+    Why it failed, as a code; null if it failed before codes were recorded.
+    """
+    message: str | None
+    """
+    Why it failed, in words.
+    """
+    details: FailureDetails | None
+    """
+    The facts of `error_code`; `prompt_index` says which prompt failed.
     """
 
 
@@ -1655,6 +1762,41 @@ class OpenAIErrorBody(BaseModel):
     """
 
 
+class OperationStatus(BaseModel):
+    """
+    How the service is doing, as far as the caller may know.
+    """
+
+    version: str
+    """
+    The version of the service.
+    """
+    models: list[ModelOperation]
+    """
+    The models, in the order of the config.
+    """
+    waiting: int
+    """
+    Images in the queues of all models, of requests that the caller may see.
+    """
+    working: int
+    """
+    Images that editors work on, of requests that the caller may see.
+    """
+    recent_errors: list[RecentError]
+    """
+    The newest requests that failed, of those that the caller may see; empty if it sees no history.
+    """
+    sees_history: bool
+    """
+    Whether the caller may read the history.
+    """
+    links: OperationLinks
+    """
+    Where to read on.
+    """
+
+
 class PresetInfo(BaseModel):
     """
     A preset. A field that it does not set is null: the request's own value or the service's default applies.
@@ -2401,6 +2543,10 @@ class Metadata(BaseModel):
     attempts_lost: list[list[str]]
     """
     How each lost attempt at each image ended.
+    """
+    control_images: list[ControlImageLink] | None = None
+    """
+    The request's control images, each once, in the order in which the prompts name them; absent if they were deleted by `purge`.
     """
     partial: list[NumberedImage] | None = None
     """

@@ -27,6 +27,7 @@ from edits_client.models import (
     LoraList,
     ModelInfo,
     ModelList,
+    OperationStatus,
     PresetInfo,
     PresetList,
     Submitted,
@@ -215,6 +216,10 @@ class AsyncClient:
     async def usage(self) -> list[TenantUsage]:
         """GPU seconds and images of the key's tenant, or of every tenant for an operator. Raises HistoryUnavailable."""
         return (await self._transport.get(UsageList, "/v1/usage")).usage
+
+    async def operation(self) -> OperationStatus:
+        """How the service is doing: models, editors, queues, and requests that failed, as far as the key may see."""
+        return await self._transport.get(OperationStatus, "/v1/operation")
 
     async def _with_images(
         self,

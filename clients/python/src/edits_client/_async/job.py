@@ -86,6 +86,17 @@ class AsyncJob:
         finished = finished_outputs(record)
         return [await self._image(record, index, output) for index, output in finished]
 
+    async def control_images(self) -> list[bytes]:
+        """The files of the control images of the request: each once, in the order in which the prompts name them.
+
+        Raises ImageNotFound for one that was deleted. A service that is older than this method lists none.
+        """
+        listed = (await self.record()).metadata.control_images or []
+        return [
+            await self._transport.call("GET", f"/v1/requests/{self.id}/control-images/{index}", whole_file)
+            for index in range(len(listed))
+        ]
+
     async def preview(self, image: int = 0) -> bytes | None:
         """A small JPEG of what a running image will be, None before the first one. Asking makes the service draw them.
 

@@ -28,6 +28,7 @@ from edits_client.models import (
     LoraList,
     ModelInfo,
     ModelList,
+    OperationStatus,
     PresetInfo,
     PresetList,
     Submitted,
@@ -214,6 +215,10 @@ class Client:
     def usage(self) -> list[TenantUsage]:
         """GPU seconds and images of the key's tenant, or of every tenant for an operator. Raises HistoryUnavailable."""
         return (self._transport.get(UsageList, "/v1/usage")).usage
+
+    def operation(self) -> OperationStatus:
+        """How the service is doing: models, editors, queues, and requests that failed, as far as the key may see."""
+        return self._transport.get(OperationStatus, "/v1/operation")
 
     def _with_images(
         self,

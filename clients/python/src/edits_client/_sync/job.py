@@ -87,6 +87,17 @@ class Job:
         finished = finished_outputs(record)
         return [self._image(record, index, output) for index, output in finished]
 
+    def control_images(self) -> list[bytes]:
+        """The files of the control images of the request: each once, in the order in which the prompts name them.
+
+        Raises ImageNotFound for one that was deleted. A service that is older than this method lists none.
+        """
+        listed = (self.record()).metadata.control_images or []
+        return [
+            self._transport.call("GET", f"/v1/requests/{self.id}/control-images/{index}", whole_file)
+            for index in range(len(listed))
+        ]
+
     def preview(self, image: int = 0) -> bytes | None:
         """A small JPEG of what a running image will be, None before the first one. Asking makes the service draw them.
 
