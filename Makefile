@@ -10,7 +10,7 @@ WORKERS ?= 3
 # Ray phones home unless told not to.
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help demo serve generators test docs check drill drill-nodes benchmark attacks clean
+.PHONY: help demo serve generators test docs lint types check drill drill-nodes benchmark attacks clean
 
 help:
 	@echo "make demo       start the service, edit the sample photograph, show the result, stop (MODEL=...)"
@@ -18,6 +18,8 @@ help:
 	@echo "make test       all tests"
 	@echo "make generators what writes the generated code of the Python client: see CONTRIBUTING.md"
 	@echo "make docs       the documentation as a site in out/site; fails on a broken link or a missing page"
+	@echo "make lint       lint, format, import contract"
+	@echo "make types      types of the service and of the Python client"
 	@echo "make check      what CI runs: lint, types, import contract, documentation, all tests"
 	@echo "make drill      kill processes that work on 60 requests, and check that no request is lost; 5 minutes at most"
 	@echo "make drill-nodes  the same with failing machines (network namespaces; needs root)"
@@ -27,7 +29,7 @@ help:
 $(VENV)/.installed: pyproject.toml constraints.txt clients/python/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt \
 		--editable '.[dev,docs]' --editable 'clients/python[cli]'
 	@touch $@
 
@@ -57,13 +59,17 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m tools.build_docs
 	@echo "the documentation: out/site/index.html"
 
-check: $(VENV)/.installed
+lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file clients/python/pyproject.toml
-	$(BIN)/lint-imports
-	$(MAKE) docs
+
+check: $(VENV)/.installed
+	$(MAKE) --jobs 2 types lint docs
 	$(MAKE) test
 
 drill: $(VENV)/.installed

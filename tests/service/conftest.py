@@ -36,9 +36,12 @@ class Deployed:
     folder: Path
     config: AppConfig
     load: EngineFactory
+    ingresses: int = 1
 
     def start(self) -> None:
-        serve.run(build_application(self.config, self.load), name=self.name, route_prefix=f"/{self.name}")
+        application = build_application(self.config, self.load)
+        application._bound_deployment = application._bound_deployment.options(num_replicas=self.ingresses)
+        serve.run(application, name=self.name, route_prefix=f"/{self.name}")
         self.wait_until_ready()
 
     def stop(self, *, wait: bool = True) -> None:
@@ -73,13 +76,14 @@ class Deployed:
         deadline = time.monotonic() + seconds
         while not is_so(status := self.status(request_id)):
             assert time.monotonic() < deadline, status
-            time.sleep(0.05)
+            time.sleep(0.1)
         return status
 
     def edit(self, body: dict) -> tuple[dict, bytes]:
         """The result of a request and its first image."""
-        result = self.result(self.submit(body))
-        assert result["status"] == "succeeded", result
+        # Asking for it again and again would take as much of the CPU as a small edit.
+        result = self.client.post("/v1/inference", params={"wait": 120}, json=body, timeout=150).json()
+        assert result.get("status") == "succeeded", result
         return result, self.client.get(result["outputs"]["images"][0]["url"]).content
 
     def replica_pids(self, deployment: str) -> list[int]:
@@ -117,10 +121,13 @@ Deploy = Callable[..., Deployed]
 
 @contextmanager
 def deploying(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploy]:
-    """Deploy applications for as long as the block lasts: `deploy("name", models=[...])`, as in serve_config.yaml."""
+    """Deploy applications for as long as the block lasts: `deploy("name", models=[...])`, as in serve_config.yaml.
+
+    They have one ingress, because each takes 3 s of CPU to start; tests of what several do together ask for them.
+    """
     deployed = []
 
-    def deploy(name: str, load: EngineFactory = load_engine, **args: object) -> Deployed:
+    def deploy(name: str, load: EngineFactory = load_engine, ingresses: int = 1, **args: object) -> Deployed:
         folder = tmp_path_factory.mktemp(name)
         defaults = {
             "models": [{"checkpoint": MINIATURE_RANDOM, "threads": THREADS, "device": "cpu"}],
@@ -130,7 +137,7 @@ def deploying(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
         }
         config = AppConfig.model_validate(defaults | args).resolved(folder)
         client = httpx.Client(base_url=f"http://127.0.0.1:{port}/{name}", timeout=30)
-        deployed.append(Deployed(name, client, folder, config, load))
+        deployed.append(Deployed(name, client, folder, config, load, ingresses))
         deployed[-1].start()
         return deployed[-1]
 
@@ -151,9 +158,12 @@ def deploy(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
 @pytest.fixture(scope="session")
 def family(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     """The miniature of random weights of every model, for all tests that need a real engine as it is shipped."""
-    models = [{"id": model, "checkpoint": MINIATURE_RANDOM, "threads": THREADS, "device": "cpu"} for model in MODELS]
+    shared = {"checkpoint": MINIATURE_RANDOM, "threads": THREADS, "device": "cpu"}
+    shared["adapter_disk_folder"] = str(tmp_path_factory.mktemp("disk"))
+    # Adapters may lie on this machine; an editor gives up on their servers soon.
+    fetch = {"allow_private_addresses": True, "timeout_s": 2}
     with deploying(cluster, tmp_path_factory) as deploy:
-        yield deploy("family", models=models, require_lora=False)
+        yield deploy("family", models=[shared | {"id": model} for model in MODELS], require_lora=False, fetch=fetch)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

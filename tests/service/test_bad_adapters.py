@@ -5,8 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from serve_app.config import MINIATURE_RANDOM
-from tests.conftest import LORAS, THREADS
+from tests.conftest import LORAS
 from tests.loraserver import lora_server
 from tests.service.conftest import pixels
 
@@ -20,25 +19,13 @@ def server():
         yield server
 
 
-@pytest.fixture(scope="module")
-def application(deploy, tmp_path_factory):
-    """One editor, so that it is the same replica that fails and goes on."""
-    model = {
-        "checkpoint": MINIATURE_RANDOM,
-        "threads": THREADS,
-        "device": "cpu",
-        "adapter_disk_folder": str(tmp_path_factory.mktemp("disk")),
-    }
-    return deploy("urls", models=[model], fetch={"allow_private_addresses": True, "timeout_s": 1})
-
-
-def test_bad_adapters_fail_their_own_requests_and_the_same_replica_goes_on(application, server, make_body):
+def test_bad_adapters_fail_their_own_requests_and_the_same_replica_goes_on(family, server, make_body):
     body = make_body(loras=[{"path": server.url}])
-    [replica] = application.replica_pids("Editor-qwen_image_edit")
+    [replica] = family.replica_pids("Editor-qwen_image_edit")
     days = {
         "its server answered 403": {"status": 403},
         "its server answered 500": {"status": 500},
-        "its server sent nothing for 1 s": {"silent_after": 0},
+        "its server sent nothing for 2 s": {"silent_after": 0},
         "its server broke the connection off": {"breaks_off_after": 0},
         "was changed after the request was accepted": {"etag": '"2"'},
         "was deleted after the request was accepted": {"status": 404},
@@ -47,24 +34,24 @@ def test_bad_adapters_fail_their_own_requests_and_the_same_replica_goes_on(appli
     for reason, day in days.items():
         # Admission reads the header on a good day; the editor comes on the bad one.
         vars(server).update(good, later=day)
-        result = application.result(application.submit(body))
+        result = family.result(family.submit(body))
         assert result["status"] == "failed"
         assert reason in result["error"]
         assert result["error"].startswith("prompt 0: the LoRA file")
     vars(server).update(good, later={})
     server.end.set()
-    result, image = application.edit(body)
-    _, local = application.edit(make_body(loras=LOCAL))
+    result, image = family.edit(body)
+    _, local = family.edit(make_body(loras=LOCAL))
     assert np.array_equal(pixels(image), pixels(local))
-    assert application.replica_pids("Editor-qwen_image_edit") == [replica]
+    assert family.replica_pids("Editor-qwen_image_edit") == [replica]
     [runtime] = result["metadata"]["runtime"]
     [said] = runtime["adapters"]
     assert said["sha256"] == hashlib.sha256(FILE).hexdigest()
 
 
-def test_record_of_an_adapter_by_url_is_the_one_that_was_explained(application, server, make_body):
+def test_record_of_an_adapter_by_url_is_the_one_that_was_explained(family, server, make_body):
     body = make_body(loras=[{"path": server.url}])
-    explained = application.client.post("/v1/explain", json=body).json()
-    result, _ = application.edit(body)
+    explained = family.client.post("/v1/explain", json=body).json()
+    result, _ = family.edit(body)
     assert result["metadata"]["effective"] == explained["effective"]
-    assert list(application.folder.glob("artifacts/loras/*")) == []
+    assert list(family.folder.glob("artifacts/loras/*")) == []

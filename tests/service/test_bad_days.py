@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import signal
+import statistics
 import time
 from contextlib import aclosing
 from pathlib import Path
@@ -30,10 +31,15 @@ class Notes:
     """What the engines of an application did, a line each."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / "notes"
+        self._folder = folder
 
     def lines(self) -> list[str]:
-        return self._file.read_text().splitlines()
+        return (self._folder / "notes").read_text().splitlines()
+
+    def steps(self, seed: int) -> dict[int, float]:
+        """When each step of an edit was made, by this machine's clock (s)."""
+        parts = [line.split() for line in (self._folder / "steps").read_text().splitlines()]
+        return {int(step): float(moment) for of_seed, step, moment in parts if int(of_seed) == seed}
 
     def wait_for(self, prefix: str, seconds: float = 10) -> None:
         deadline = time.monotonic() + seconds
@@ -57,7 +63,7 @@ def timed(deploy, folder, postgres):
     """One application for all of these tests: each leaves it serving."""
     models = [{"checkpoint": str(folder), "device": "cpu"}]
     jobs = {"lease_s": 3, "database_url": postgres.new_database()}
-    return deploy("timed", NotingEngine, models=models, jobs=jobs)
+    return deploy("timed", NotingEngine, ingresses=2, models=models, jobs=jobs)
 
 
 @pytest.fixture
@@ -91,19 +97,20 @@ def test_steps_are_seen_to_pass(timed, body):
     assert len(seen) > 4
 
 
-def test_watcher_sees_a_step_within_a_second(timed, body):
-    request_id = timed.submit(body())
+def test_watcher_sees_a_step_within_a_second(timed, notes, body):
+    seed = 91
+    request_id = timed.submit(body(seed=seed))
     with timed.client.stream("GET", f"/v1/requests/{request_id}/events") as answer:
         told = [
-            (time.monotonic(), json.loads(line.removeprefix("data: ")))
+            (time.time(), json.loads(line.removeprefix("data: ")))
             for line in answer.iter_lines()
             if line.startswith("data: ")
         ]
-    steps = [(moment, data["step"]) for moment, data in told if "step" in data]
-    assert len(steps) > 4
-    # The engine's steps come at a steady rate: how late each was told, but for the first one's own delay.
-    late = [moment - step * STEP_S for moment, step in steps]
-    assert max(late) - min(late) < 1
+    made = notes.steps(seed)
+    delays = [moment - made[data["step"]] for moment, data in told if data.get("step")]
+    # Not all of them: a busy machine may hold anything up.
+    assert len(delays) > 4
+    assert statistics.median(delays) < 1
     assert told[-1][1]["status"] == "succeeded"
 
 
@@ -196,6 +203,16 @@ def test_replica_with_a_dead_device_is_replaced(timed, body):
     result = timed.result(timed.submit(body(prompt="kill the device")))
     assert result["status"] == "succeeded"
     assert pid not in timed.replica_pids("Editor-qwen_image_edit")
+
+
+def test_result_that_is_no_image_fails_with_a_sentence_and_the_replica_serves_on(timed, body):
+    pids = timed.replica_pids("Editor-qwen_image_edit")
+    for _ in range(2):
+        result = timed.result(timed.submit(body(prompt="give no image")))
+        assert (result["status"], result["outputs"]) == ("failed", None)
+        assert "the result is all of one colour" in result["error"]
+    assert timed.result(timed.submit(body()))["status"] == "succeeded"
+    assert timed.replica_pids("Editor-qwen_image_edit") == pids
 
 
 def test_restart_during_a_job(timed, notes, body):

@@ -79,11 +79,9 @@ def test_pixels_with_a_lora_are_the_oracles(family, expected, scale, profile):
     assert np.array_equal(oracles, expected("qwen_image_edit", profile)) == (scale == 0.0)
 
 
-def test_ingresses_never_load_torch(family):
+def test_ingress_never_loads_torch(family):
     """Not even to unpickle an editor's answer: it would cost the first edit of each ingress seconds."""
-    # Both of them have answered for an edit by now, with all but certainty.
-    for _ in range(8):
-        family.edit(body("qwen_image"))
+    family.edit(body("qwen_image"))
 
     def has_torch(pid: int) -> bool:
         return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
@@ -133,17 +131,3 @@ def test_compare_says_which_parameter_made_the_difference(family, tmp_path, caps
     assert "effective.profile: 'reference' | 'trainer'" in out
     assert "effective.control_images[0].vae[0].kernel: 'lanczos' | 'bilinear'" in out
     assert "effective.seed" not in out
-
-
-def test_result_that_is_no_image_fails_with_a_sentence(deploy, tmp_path):
-    """A checkpoint whose VAE gives one colour: the request fails, and the replica serves on."""
-    pipeline = miniature.make(MODELS["qwen_image"])
-    with torch.no_grad():
-        pipeline.vae.decoder.conv_out.weight.zero_()
-    pipeline.save_pretrained(tmp_path / "flat")
-    models = [{"id": "qwen_image", "checkpoint": str(tmp_path / "flat"), "threads": THREADS, "device": "cpu"}]
-    flat = deploy("flat", models=models, require_lora=False)
-    for _ in range(2):
-        result = flat.result(flat.submit(body("qwen_image")))
-        assert (result["status"], result["outputs"]) == ("failed", None)
-        assert "the result is all of one colour" in result["error"]

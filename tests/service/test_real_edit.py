@@ -72,13 +72,6 @@ def test_two_loras_at_once(family, make_body):
     assert not np.array_equal(images[0], images[2])
 
 
-def test_control_image_by_url(family, make_body):
-    """Refused as shipped: the image lies on this very machine."""
-    url = str(family.client.base_url) + "/v1/models"
-    answer = family.client.post("/v1/inference", json=make_body(loras=[{"path": SAMPLE}], ctrl_img=url))
-    assert answer.json()["detail"]["error"]["code"] == "CONTROL_IMAGE_INVALID"
-
-
 def test_larger_image_than_the_control_image(family, make_body):
     body = make_body(loras=[{"path": SAMPLE}], width=320, height=160, ctrl_img=as_base64(as_png(noise_image(20, 30))))
     _, data = family.edit(body)

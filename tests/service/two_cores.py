@@ -1,10 +1,9 @@
 """Two models on a Ray of two cores, in a process of its own: python -m tests.service.two_cores FOLDER
 
-It prints how long the service took until it was ready. Then it deploys once more, with editors that ask for a core
-each, and prints what is said of what has no machine.
+It deploys the service with the resources that are shipped, and waits until it is ready. Then it deploys it once more,
+with editors that ask for a core each, and prints what is said of the replicas that no machine has room for.
 """
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -12,37 +11,37 @@ from pathlib import Path
 import httpx
 import ray
 from ray import serve
-from ray.serve.schema import ServeDeploySchema
 
+import serve_app.app
 from serve_app.commands.ports import free_port
+from serve_app.config import AppConfig
 from serve_app.replicas.running_editors import unplaced_replicas
 from tests.conftest import LORAS
-from tests.service.standin import as_checkpoint
+from tests.service.standin import NotingEngine, as_checkpoint
 
 MODELS = ("qwen_image_edit", "qwen_image")
 LONGEST_S = 90
 
 
-def deploy(folder: Path, deployments: list[dict]) -> None:
+def deploy(folder: Path) -> None:
     args = {
         "lora_root": str(LORAS),
-        "artifacts_url": f"{folder}/artifacts",
+        "artifacts_url": "artifacts",
         "models": [{"id": model, "checkpoint": str(folder / model), "device": "cpu"} for model in MODELS],
-        "jobs": {"database_url": f"sqlite+aiosqlite:///{folder}/jobs.sqlite3"},
     }
-    application = {"name": "edits", "import_path": "tests.service.builds:timed", "args": args}
-    declared = {"applications": [application | {"deployments": deployments}]}
-    serve.context._get_global_client().deploy_apps(ServeDeploySchema.model_validate(declared))
+    config = AppConfig.model_validate(args).resolved(folder)
+    target = serve.RunTarget(serve_app.app.build_application(config, NotingEngine), name="edits")
+    serve.run_many([target], wait_for_applications_running=False)
 
 
-def ready_after(url: str) -> float:
-    began = time.monotonic()
+def wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + LONGEST_S
     seen: object = None
-    while time.monotonic() < began + LONGEST_S:
+    while time.monotonic() < deadline:
         try:
             seen = httpx.get(f"{url}/ready", timeout=5)
             if seen.status_code == 200:
-                return time.monotonic() - began
+                return
         except httpx.TransportError as error:
             # The proxy does not listen yet.
             seen = error
@@ -75,12 +74,12 @@ def main() -> None:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, namespace="serve")
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        deploy(folder, [])
-        ready_s = ready_after(f"http://127.0.0.1:{port}")
+        deploy(folder)
+        wait_until_ready(f"http://127.0.0.1:{port}")
         serve.delete("edits")
-        a_core_each = {"ray_actor_options": {"num_cpus": 1}}
-        deploy(folder, [{"name": f"Editor-{model}", **a_core_each} for model in MODELS])
-        sys.stdout.write(json.dumps({"ready_s": ready_s, "said": said()}))
+        serve_app.app.EDITOR_CPUS = 1
+        deploy(folder)
+        sys.stdout.write(said())
     finally:
         ray.shutdown()
 
