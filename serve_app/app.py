@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from pydantic import ValidationError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from serve_app.api.app import create_app
 from serve_app.config import AppConfig, JobsConfig, ModelConfig, read_ingress_settings
-from serve_app.config.section import faults_of
 from serve_app.intake.service import Service
 from serve_app.models.registry import MODELS
 from serve_app.policy.placement import EDITOR_CPUS, GPU_EDITOR_CPUS, INGRESS_CPUS
@@ -26,8 +24,7 @@ from serve_app.replicas.editor_client import EditorHandles
 from serve_app.replicas.http_host import http_host
 from serve_app.replicas.router import ROUTER
 from serve_app.replicas.running_editors import RunningEditors, editor_name
-
-logger = logging.getLogger(__name__)
+from serve_app.replicas.settings import SettingsReader
 
 
 @serve.ingress()
@@ -42,27 +39,18 @@ class Ingress:
         self._service = Service(
             config, EditorHandles(editors), running, meter, running.ready_without_editor, drain_s, running.starting
         )
-        self._has_started = False
+        self._settings = SettingsReader(read_ingress_settings)
 
     def check_health(self) -> None:
         """Serve calls this when the replica has started, and then every few seconds."""
-        self._has_started = True
+        self._settings.started()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Apply `user_config`. Serve calls this at the start and after each change, without a restart.
-
-        One that cannot be read fails the start. Later it changes nothing: Serve stops a running replica that raises an
-        error here, and its replacement could not start.
-        """
-        try:
-            settings, malformed_presets = read_ingress_settings(user_config)
-        except ValidationError as error:
-            if not self._has_started:
-                raise
-            logger.error("the new user_config is refused, so the one before it still holds: %s", faults_of(error))
-            return
-        logging.getLogger("serve_app").setLevel(settings.log_level)
-        self._service.reconfigure(settings, malformed_presets)
+        """Apply a `user_config`. Serve calls this at the start and after each change, without a restart."""
+        if (read := self._settings.read(user_config)) is not None:
+            settings, malformed_presets = read
+            logging.getLogger("serve_app").setLevel(settings.log_level)
+            self._service.reconfigure(settings, malformed_presets)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The backlog per model. Serve passes it to the autoscaling policy: see `serve_app.replicas.autoscaler`."""

@@ -26,6 +26,7 @@ from serve_app.replicas.edit_progress import EditProgress
 from serve_app.replicas.edit_storage import EditStorage
 from serve_app.replicas.editor_metrics import CACHE_REPORT_S, EditorMetrics
 from serve_app.replicas.routing_stats import ADAPTER_BYTES, RoutingStats, adapter_set_id
+from serve_app.replicas.settings import SettingsReader
 from serve_app.replicas.warm_adapters import KEEP_WARM_S, WarmAdapters
 from serve_app.storage.artifacts import Artifacts
 from serve_app.storage.step_previews import StepPreviewStorage
@@ -89,6 +90,7 @@ class Editor:
         artifacts = Artifacts(artifacts_url)
         self._model = config.id
         self._stopping_s = time_limits.stopping_s
+        self._settings = SettingsReader(EditorSettings.model_validate)
         self._storage = EditStorage(artifacts, time_limits.storage_s)
         # One thread for the device: edits run one after the other, and the event loop stays free.
         on_gpu = ray.get_runtime_context().get_accelerator_ids().get("GPU")
@@ -123,12 +125,13 @@ class Editor:
         self._loops = [background.start(keep_warm, Loop.KEEP_WARM), background.start(report_cache, Loop.CACHE_REPORT)]
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Apply a `user_config`. Serve calls it at the start and when the `user_config` changes."""
-        settings = EditorSettings.model_validate(user_config)
-        logging.getLogger("serve_app").setLevel(settings.log_level)
+        """Apply a `user_config`. Serve calls this at the start and after each change, without a restart."""
+        if (settings := self._settings.read(user_config)) is not None:
+            logging.getLogger("serve_app").setLevel(settings.log_level)
 
     def check_health(self) -> None:
         """Raise DeviceLost if the device is dead or hangs. Serve replaces a replica whose health check raises."""
+        self._settings.started()
         if not self._engine.alive:
             raise DeviceLost("the device's context is dead")
         if any(time.monotonic() - since > self._stopping_s for since in self._stopping.values()):

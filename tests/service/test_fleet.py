@@ -41,10 +41,10 @@ class Note:
 
 
 class Fleet(Deployed):
-    def declare(self, user_config: dict) -> None:
-        """Deploy the application, or change it in place, with this `user_config` of its ingresses."""
+    def declare(self, user_config: dict, of_editors: dict | None = None) -> None:
+        """Deploy the application, or change it in place, with this `user_config` of its ingresses and its editors."""
         application = {"name": self.name, "route_prefix": f"/{self.name}", "import_path": "tests.service.builds:noted"}
-        editor = {"name": EDITOR, "num_replicas": REPLICAS}
+        editor = {"name": EDITOR, "num_replicas": REPLICAS, "user_config": of_editors or {}}
         ingress = {"name": "Ingress", "num_replicas": 2, "user_config": user_config}
         args = self.config.model_dump(mode="json")
         status = declare(application | {"args": args, "deployments": [editor, ingress]})
@@ -183,7 +183,7 @@ def test_presets_change_in_place_and_their_faults_stop_nothing(fleet, make_body)
     image = result["outputs"]["images"][0]
     # The control image has 96x64 pixels.
     assert (image["width"], image["height"]) == (1248, 832)
-    ingresses = sorted(fleet.replica_pids("Ingress"))
+    ingresses, editors = sorted(fleet.replica_pids("Ingress")), sorted(fleet.replica_pids(EDITOR))
     assert len(ingresses) == 2
 
     def code(preset: str) -> str | None:
@@ -204,12 +204,13 @@ def test_presets_change_in_place_and_their_faults_stop_nothing(fleet, make_body)
 
     # What cannot be read at all changes nothing.
     for unreadable in ({"presets": {"style": STYLE}, "max_qeued": 7}, {"presets": []}):
-        fleet.declare(unreadable)
+        fleet.declare(unreadable, of_editors={"log_level": "CHATTY"})
         time.sleep(2)
         assert everywhere("other", None)
     fleet.declare({"presets": {"style": STYLE}})
     until(lambda: everywhere("style", None))
     assert sorted(fleet.replica_pids("Ingress")) == ingresses
+    assert sorted(fleet.replica_pids(EDITOR)) == editors
     assert fleet.is_ready()
 
 
