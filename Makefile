@@ -52,7 +52,7 @@ serve: $(VENV)/.installed
 generators: $(VENV)/generators/.installed
 
 test: $(VENV)/.installed $(VENV)/generators/.installed $(NPM_PACKAGES)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) tests/unit tests/cluster clients/python/tests
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) tests/unit tests/browser tests/cluster clients/python/tests
 	$(BIN)/python -m pytest --numprocesses 2 tests/engine tests/service tests/commands
 
 docs: $(VENV)/.installed

@@ -1,5 +1,6 @@
-"""What every test shares. The folder says what a test needs: unit (nothing), engine (torch), service (Ray),
-cluster (nothing: it checks the files of cluster/). The Python client's own tests, in clients/python, need nothing."""
+"""What every test shares. The folder says what a test needs: unit (nothing), browser (Chromium), engine (torch),
+service (Ray), cluster (nothing: it checks the files of cluster/). The Python client's own tests, in clients/python,
+need nothing."""
 
 import base64
 import gc
@@ -41,7 +42,7 @@ ADAPTER_CACHE_BYTES = 60_000
 
 
 # In the order in which they are run: what takes longest is first, so that the processes of a run finish together.
-FOLDERS = ("service", "commands", "engine", "cluster", "unit", "client")
+FOLDERS = ("service", "commands", "engine", "cluster", "browser", "unit", "client")
 # Of the files of a folder too; those that are not named follow.
 LONG_FILES = ("test_parity.py", "test_trained.py", "test_goldens.py", "test_compiled.py")
 # The tests of `service` share a Ray. These start another one each, and stay together too.
@@ -90,6 +91,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "unit: needs neither torch nor Ray")
     config.addinivalue_line("markers", "shares_an_application: its tests use one running application, one by one")
+    config.addinivalue_line("markers", "browser: opens the playground in Chromium, over stand-in editors")
     config.addinivalue_line("markers", "cluster: checks what is deployed, and every serve config")
     config.addinivalue_line("markers", "commands: runs edits-server and its front in processes of their own")
     config.addinivalue_line("markers", "engine: runs the real diffusers classes in this process")

@@ -35,6 +35,14 @@ def node() -> str:
     return str(found)
 
 
+def chromium() -> str:
+    """The program of a real browser. Skips the test if it is not installed."""
+    found = shutil.which("chromium")
+    if found is None:
+        missing("Chromium is not installed (Debian's package `chromium`)")
+    return str(found)
+
+
 def generator(name: str) -> Path:
     """A program of `tests/generators`. Skips the test if it is not installed."""
     program = GENERATORS / name
