@@ -13,6 +13,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Repli
 from serve_app.app import shutdown_s
 from serve_app.commands.cluster import cluster
 from serve_app.commands.config_file import ConfigFile, read_config_file
+from serve_app.commands.followed_file import FollowedFile
 from serve_app.commands.front import Front
 from serve_app.commands.haproxy import FrontSettings
 from serve_app.commands.ports import free_port, listen
@@ -50,8 +51,8 @@ def run_service(path: Path, address: str | None) -> None:
         with Front(settings, listener) as front:
             logger.info("starting Ray; until the application runs, %s:%s answers 503", file.host, file.port)
             with cluster(address, stop):
-                service = RunningService(file, front, stop)
-                service.start(port)
+                service = RunningService(file, front, stop, port)
+                service.start()
                 service.watch()
                 service.drain()
 
@@ -59,17 +60,19 @@ def run_service(path: Path, address: str | None) -> None:
 class RunningService:
     """The application of a config file on the Ray that this process is connected to."""
 
-    def __init__(self, file: ConfigFile, front: Front, stop: StopSignals) -> None:
+    def __init__(self, file: ConfigFile, front: Front, stop: StopSignals, port: int) -> None:
+        """`port` is where Serve's proxy listens, behind the front."""
         self._file = file
         self._front = front
         self._stop = stop
+        self._port = port
         self._placement = PlacementLog(file.application)
 
-    def start(self, port: int) -> None:
+    def start(self) -> None:
         """Deploy the application. Returns when it runs, or at a signal. Raises StartFailed if it cannot be deployed."""
         if self._stop.asked:
             return
-        schema = self._file.behind_front(port)
+        schema = self._file.behind_front(self._port)
         serve.start(
             proxy_location=schema.proxy_location,
             http_options=schema.http_options.model_dump(),
@@ -96,20 +99,25 @@ class RunningService:
             time.sleep(POLL_S)
 
     def watch(self) -> None:
-        """Keep the front running, and log replicas that no machine has room for. Returns at a signal."""
+        """Keep the front running, apply changes of the file's `user_config`s, and log replicas that no machine has room
+        for. Returns at a signal."""
         # In a thread, because Serve may take long to answer, and the front has to be restarted meanwhile if it ends.
-        reporter = threading.Thread(target=self._report_replicas_without_machine, daemon=True)
-        reporter.start()
+        with_serve = threading.Thread(target=self._watch_with_serve, daemon=True)
+        with_serve.start()
         while not self._stop.asked:
             self._front.keep_running()
             time.sleep(POLL_S)
         # Serve's status must not be read by two threads at the same time: both would fail.
-        reporter.join(THREAD_END_S)
+        with_serve.join(THREAD_END_S)
 
-    def _report_replicas_without_machine(self) -> None:
-        """Ingresses log this too, but only if a machine has room for them."""
+    def _watch_with_serve(self) -> None:
+        followed = FollowedFile(self._file)
         while not self._stop.asked:
+            # Ingresses log replicas without a machine too, but only if a machine has room for ingresses.
             self._placement.check()
+            if (changed := followed.changed()) is not None:
+                _get_global_client().deploy_apps(changed.behind_front(self._port))
+                logger.info("the user_config of %s has changed, and is applied without a restart", changed.path)
             time.sleep(POLL_S)
 
     def drain(self) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -181,6 +181,31 @@ def test_the_token_of_a_signed_url_is_in_no_log(started: Started):
     ]
     assert any("serve" in path.parts for path in logs)
     assert [str(path) for path in logs if token.encode() in path.read_bytes()] == []
+
+
+def test_changed_presets_of_the_file_are_applied_in_place(started: Started):
+    def change(**presets: Any) -> None:
+        content = yaml.safe_load(started.config.read_text())
+        content["applications"][0]["deployments"][0]["user_config"] = {"presets": presets}
+        started.config.write_text(yaml.safe_dump(content))
+
+    def wait_for(holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not holds():
+            assert time.monotonic() < deadline, started.log()[-3000:]
+            time.sleep(0.1)
+
+    def presets() -> list[str]:
+        return [each["name"] for each in started.client.get("/v1/presets").json()["presets"]]
+
+    lora = [{"path": "my_lora_job/my_lora.safetensors"}]
+    change(one={"model": "qwen_image_edit", "loras": lora})
+    wait_for(lambda: presets() == ["one"])
+    change(one={"modle": "qwen_image_edit"})
+    wait_for(lambda: "the changed config is refused, so the one before it still holds" in started.log())
+    assert presets() == ["one"]
+    change(two={"model": "qwen_image_edit", "loras": lora})
+    wait_for(lambda: presets() == ["two"])
 
 
 def test_sigterm_lets_an_edit_finish_and_ends_with_0(started: Started):
