@@ -34,6 +34,8 @@ ServiceError
 │   ├── PreviewNotReady             PREVIEW_NOT_READY, 404
 │   ├── UploadNotFound              UPLOAD_NOT_FOUND, 404
 │   ├── TrainingJobNotFound         TRAINING_JOB_NOT_FOUND, 404
+│   ├── SweepNotFound               SWEEP_NOT_FOUND, 404
+│   ├── SweepPurged                 SWEEP_PURGED, 409: the images of a sweep that is to go on were deleted for good
 │   ├── IdempotencyConflict         IDEMPOTENCY_CONFLICT, 409
 │   ├── UploadQuotaExceeded         UPLOAD_QUOTA_EXCEEDED, 409
 │   ├── RequestCanceled             REQUEST_CANCELED, 409: for a client that waits for the result
@@ -228,6 +230,18 @@ class Unauthorized(RequestError):
 class HistoryUnavailable(RequestError):
     code = "HISTORY_UNAVAILABLE"
     status = 403
+
+
+class SweepNotFound(RequestError):
+    code = "SWEEP_NOT_FOUND"
+    status = 404
+
+
+class SweepPurged(RequestError):
+    """Its images were deleted for good, and what they were made from: it cannot go on."""
+
+    code = "SWEEP_PURGED"
+    status = 409
 
 
 class UploadNotFound(RequestError):

@@ -20,7 +20,7 @@ from serve_app.api.middleware import (
     TraceRequest,
 )
 from serve_app.api.openapi import TAGS, Application
-from serve_app.api.routes import docs, images, inference, models, operation, playground, probes, requests, uploads
+from serve_app.api.routes import docs, images, inference, models, operation, playground, probes, requests, sweeps, uploads
 from serve_app.intake.service import Service
 
 # Headers of an answer that scripts in a browser may read, in addition to those that every browser permits.
@@ -62,7 +62,7 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     # Errors find the shape of their group among these: see `error_shapes`.
-    groups = (probes, models, inference, uploads, images, requests, operation)
+    groups = (probes, models, inference, uploads, images, requests, sweeps, operation)
     app.state.routers = [docs.router(app.title), *(routes.router(service) for routes in groups)]
     if service.config.playground:
         app.state.routers.append(playground.router())

@@ -18,17 +18,18 @@ from serve_app.api.access import PROBES, PUBLIC_PATHS
 from serve_app.api.bodies.limits import METHODS_WITH_BODY
 from serve_app.api.error_answers import error_docs
 from serve_app.api.error_shapes import CONTRACT, ErrorShape
-from serve_app.schemas import answers, events, openai, operation, records, requests
+from serve_app.schemas import answers, events, openai, operation, records, requests, sweeps
 from serve_app.schemas import errors as error_bodies
 from serve_app.schemas.documented import REFERENCES, event_stream, reference_to
 
 JsonObject = dict[str, Any]
 
 # The modules whose models are bodies.
-BODIES: tuple[ModuleType, ...] = (requests, answers, operation, records, events, openai, error_bodies)
+BODIES: tuple[ModuleType, ...] = (requests, answers, operation, records, events, sweeps, openai, error_bodies)
 TAGS = {
     "inference": "Submit requests.",
     "requests": "Follow, cancel and list requests, and download their images.",
+    "sweeps": "Grids of requests: checkpoints, strengths, prompts, seeds; a contact sheet and a table of them.",
     "openai": "OpenAI's images API, for clients that speak it.",
     "uploads": "Send control images once, for many requests.",
     "models": "What requests can name.",
@@ -55,8 +56,8 @@ TRACEPARENT = {
     "schema": {"type": "string"},
     "description": "The client's span (W3C Trace Context), whose trace this request joins.",
 }
-# The route that streams the events of a request.
-EVENTS_ROUTE = "events"
+# The routes that stream events, with the data of each kind.
+EVENT_ROUTES = {"events": events.EVENT_DATA, "sweep_events": sweeps.SWEEP_EVENT_DATA}
 
 
 class Application(FastAPI):
@@ -107,8 +108,8 @@ def _complete(operation: JsonObject, route: APIRoute, method: str, shape: ErrorS
     _describe_faults(responses, shape)
     for status, docs in error_docs(*errors_on_the_way(route, method), shape=shape).items():
         _merge(responses.setdefault(str(status), {}), docs)
-    if route.name == EVENTS_ROUTE:
-        responses["200"]["content"] = {EVENT_STREAM: event_stream(events.EVENT_DATA)}
+    if route.name in EVENT_ROUTES:
+        responses["200"]["content"] = {EVENT_STREAM: event_stream(EVENT_ROUTES[route.name])}
     operation["responses"] = {status: responses[status] for status in sorted(responses)}
 
 

@@ -18,6 +18,7 @@ from serve_app.config.models import (
     ModelConfig,
     PlacementConfig,
 )
+from serve_app.config.sweeps import SweepsConfig
 from serve_app.config.user_config import (
     EditorSettings,
     IngressSettings,
@@ -54,6 +55,7 @@ __all__ = [
     "PresetLora",
     "ProfileName",
     "Quality",
+    "SweepsConfig",
     "WebhooksConfig",
     "is_loopback",
     "read_ingress_settings",

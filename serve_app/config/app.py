@@ -14,6 +14,7 @@ from serve_app.config.jobs import SQLITE_PREFIX, JobsConfig
 from serve_app.config.models import ModelConfig
 from serve_app.config.paths import absolute
 from serve_app.config.section import ConfigSection
+from serve_app.config.sweeps import SweepsConfig
 from serve_app.config.webhooks import WebhooksConfig
 from serve_app.errors import ConfigRefused
 
@@ -68,6 +69,7 @@ class AppConfig(ConfigSection):
     )
     fetch: FetchConfig = Field(FetchConfig(), description="Downloads for clients.")
     jobs: JobsConfig = Field(JobsConfig(), description="The job database, deadlines, limits and retention.")
+    sweeps: SweepsConfig = Field(SweepsConfig(), description="How large a sweep may be, and how long it is kept.")
     auth: AuthConfig = Field(AuthConfig(), description="Who may call.")
     webhooks: WebhooksConfig = Field(WebhooksConfig(), description="Delivery of webhooks.")
     artifacts_url: Url = Field(

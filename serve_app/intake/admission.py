@@ -67,13 +67,14 @@ class Admission:
         """The ids of the served models."""
         return self._architectures.keys()
 
-    async def check(self, request: InferenceRequest, max_images: int) -> None:
+    async def check(self, request: InferenceRequest, max_images: int, *, needs_lora: bool = True) -> None:
         """Make the checks that fetch and store nothing, in the contract's order. Raises RequestError or Overloaded.
 
-        A request may have `max_images` prompts.
+        A request may have `max_images` prompts. Without `needs_lora` it may have no LoRA, whatever the config says.
         """
         spec = checks.find_model(request, self._config)
-        checks.check_loras(request, spec, self._config)
+        if request.loras or needs_lora:
+            checks.check_loras(request, spec, self._config)
         await self._sources.check([lora.path for lora in request.loras])
         checks.check_control_images(request, spec)
         checks.check_quality(request)
@@ -99,13 +100,19 @@ class Admission:
         `memory` belongs to the caller's tenant. From here on it holds what downloaded control images take (bytes).
         Raises RequestError or Overloaded.
         """
+        control_files = await self.control_files(request, parts, caller, memory)
+        return await self.admit_with(request, control_files, parts, caller)
+
+    async def admit_with(
+        self, request: InferenceRequest, control_files: Mapping[str, "ControlFile"], parts: Parts, caller: Caller
+    ) -> "Admitted":
+        """`admit` a request whose control images are here, by the strings that name them."""
         spec, prompts = MODELS[request.model], self._prompts[request.model]
-        control_files = await self._control_files(request, parts, spec, caller, memory)
         checks.check_parameters(request, spec, self._config)
         if request.webhook_url is not None:
             check_webhook(request.webhook_url, self._config.webhooks)
         token = request.hf_token.get_secret_value() if request.hf_token else None
-        adapters = await gather_all(self.adapter(lora, token, spec, memory.tenant) for lora in request.loras)
+        adapters = await gather_all(self.adapter(lora, token, spec, caller.tenant) for lora in request.loras)
         digests = {image: file.sha256 for image, file in control_files.items()}
         files = {file.sha256: file for file in control_files.values()}
         facts = {sha256: file.facts for sha256, file in files.items()}
@@ -150,10 +157,11 @@ class Admission:
         receipt = await asyncio.to_thread(read_receipt, file.header, file.size_bytes, path, spec.id, architecture)
         return AdapterUse(file.id, path, file.url, lora.network_multiplier, receipt, file.version)
 
-    async def _control_files(
-        self, request: InferenceRequest, parts: Parts, spec: ModelSpec, caller: Caller, memory: Hold
+    async def control_files(
+        self, request: InferenceRequest, parts: Parts, caller: Caller, memory: Hold
     ) -> dict[str, "ControlFile"]:
         """The file behind each distinct image string. Raises ControlImageInvalid or Overloaded."""
+        spec = MODELS[request.model]
         if not spec.requires_control_image:
             return {}
         # An error names the first prompt that uses the image.

@@ -21,6 +21,8 @@ from serve_app.intake.resources import Resources
 from serve_app.intake.signed_urls import SignedUrls
 from serve_app.intake.stored_images import StoredImages
 from serve_app.intake.submission import Submissions
+from serve_app.intake.sweep_events import SweepEvents
+from serve_app.intake.sweeps import Sweeps
 from serve_app.intake.tenants import tenant_limits
 from serve_app.intake.uploads import Uploads
 from serve_app.intake.watch import Watch
@@ -30,6 +32,7 @@ from serve_app.telemetry.metrics import NO_METER, Meter
 from serve_app.workers.backlog_report import BacklogReport
 from serve_app.workers.dispatcher import Dispatcher, EditorCount
 from serve_app.workers.editing import Editors
+from serve_app.workers.sweep_cells import SweepCells
 from serve_app.workers.sweeper import Sweeper
 from serve_app.workers.warm_list import WarmListWriter
 from serve_app.workers.webhooks import Deliverer
@@ -66,7 +69,7 @@ class Service:
         self.resources = resources = Resources(config)
         store, artifacts, decoders = resources.store, resources.artifacts, resources.decoders
         self._watch = Watch(store, meter)
-        self._sweeper = Sweeper(store, artifacts, config.jobs, meter)
+        self._sweeper = Sweeper(store, artifacts, config.jobs, meter, config.sweeps.keep_s)
         self.workload = Workload(config, store, editor_count, ready_without_editor, editors_starting)
         self.operation = Operation(store, self.workload)
         self._dispatcher = Dispatcher(store, editors, artifacts, config.jobs, self.workload.editor_counts, meter)
@@ -80,6 +83,11 @@ class Service:
             config, resources, admission, self.presets, self._dispatcher, self._sweeper, meter
         )
         self.uploads = Uploads(config, resources, self._sweeper)
+        self._sweep_cells = SweepCells(store, config.sweeps, self._max_queued_per_tenant, self._dispatcher.wake, meter)
+        self.sweeps = Sweeps(
+            config, resources, admission, self.presets, lora_root, self._dispatcher, self._sweeper, self._sweep_cells
+        )
+        self.sweep_events = SweepEvents(store)
         self.previews = Previews(artifacts)
         self.queries = Queries(config, store, artifacts, self._watch, self.workload, self.previews, self.signed_urls)
         self.events = Events(store, self._watch, self.previews)
@@ -93,10 +101,13 @@ class Service:
         config, store = self.config, self.resources.store
         report = BacklogReport(self.workload.backlogs, self.workload.editor_counts, meter)
         workers = [self._watch.run, self._dispatcher.run, report.run, self._warm_list.run, self._sweeper.run]
-        workers.append(self.presets.run)
+        workers += [self.presets.run, self._sweep_cells.run]
         if config.webhooks.secret is not None:
             workers.append(Deliverer(store.webhooks, config.webhooks, self.queries.webhook_payload, meter).run)
         return workers
+
+    def _max_queued_per_tenant(self) -> int | None:
+        return self.keys.limits.max_queued
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

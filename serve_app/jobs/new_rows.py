@@ -63,3 +63,14 @@ def image_rows(new: NewRequest, now: float, turn: int) -> list[dict[str, Any]]:
         }
         for index, image in enumerate(new.images)
     ]
+
+
+def lora_rows(new: NewRequest) -> list[dict[str, Any]]:
+    """The rows that name the LoRAs of a new request, by which the history finds it."""
+    paths = {use.path for image in new.images for use in image.plan.adapters}
+    return [{"request_id": new.id, "path": path[:MAX_PATH]} for path in sorted(paths)]
+
+
+def file_rows(new: NewRequest) -> list[dict[str, Any]]:
+    """The rows of the files that a new request needs."""
+    return [{"request_id": new.id, "key": key, "size_bytes": size} for key, size in new.files.items()]

@@ -51,7 +51,7 @@ class Requests:
                     raise FilesGone("a file of this request was deleted meanwhile; send it again")
                 queue = await self._lock_queue(connection, new.model)
                 await self._refuse_when_full(connection, new.tenant, len(new.images), tenant_max)
-                await self._insert(connection, new, await self._first_turn(connection, queue, new))
+                await self._insert(connection, [new], await self._first_turn(connection, queue, new))
         except IntegrityError:
             # Its key was used before, or an earlier try of this commit succeeded and its answer was lost.
             earlier = await self._committed_before(new)
@@ -116,17 +116,16 @@ class Requests:
 
     @transaction
     async def need(self, key: str, tenant: str | None) -> bool:
-        """Whether a stored request needs the file `key`. With a `tenant`, only its requests count."""
-        needed = (
-            sa.select(_requests.id)
-            .join(tables.request_files, tables.request_files.c.request_id == _requests.id)
-            .where(tables.request_files.c.key == key)
-            .limit(1)
-        )
+        """Whether a stored request or sweep needs the file `key`. With a `tenant`, only its own count."""
+        files, sweeps, sweep_files = tables.request_files.c, tables.sweeps.c, tables.sweep_files.c
+        of_request = sa.select(_requests.id).join(tables.request_files, files.request_id == _requests.id)
+        of_sweep = sa.select(sweeps.id).join(tables.sweep_files, sweep_files.sweep_id == sweeps.id)
+        of_request, of_sweep = of_request.where(files.key == key), of_sweep.where(sweep_files.key == key)
         if tenant is not None:
-            needed = needed.where(_requests.tenant == tenant)
+            of_request = of_request.where(_requests.tenant == tenant)
+            of_sweep = of_sweep.where(sweeps.tenant == tenant)
         async with self._database.reading() as connection:
-            return (await connection.execute(needed)).first() is not None
+            return (await connection.execute(of_request.union(of_sweep).limit(1))).first() is not None
 
     @transaction
     async def cancel(self, request_id: str) -> bool:
@@ -167,6 +166,14 @@ class Requests:
         async with self._database.reading() as connection:
             return [Usage(row.tenant, row.gpu_seconds, row.images) for row in await connection.execute(whose)]
 
+    async def add(self, connection: AsyncConnection, new: Sequence[NewRequest]) -> None:
+        """Insert requests of one tenant, model and priority within a transaction of the store, in their order.
+
+        The caller has made sure that their files are needed already, and that the queue has room.
+        """
+        queue = await self._lock_queue(connection, new[0].model)
+        await self._insert(connection, new, await self._first_turn(connection, queue, new[0]))
+
     async def _lock_queue(self, connection: AsyncConnection, model: str) -> sa.Row[Any]:
         """The queue's row of a model, locked until the transaction ends."""
         await connection.execute(self._database.insert(tables.queues).values(model=model).on_conflict_do_nothing())
@@ -193,17 +200,20 @@ class Requests:
         served = getattr(queue, f"{new.priority}_turn")
         return first_turn(served, (await connection.execute(last)).scalar_one())
 
-    async def _insert(self, connection: AsyncConnection, new: NewRequest, turn: int) -> None:
+    async def _insert(self, connection: AsyncConnection, requests: Sequence[NewRequest], turn: int) -> None:
+        """Insert requests whose images follow each other in the queue, from `turn` on."""
         now = (await connection.execute(sa.select(tables.now()))).scalar_one()
-        await connection.execute(tables.requests.insert().values(new_rows.request_row(new, now)))
-        await connection.execute(tables.images.insert(), new_rows.image_rows(new, now, turn))
-        paths = {use.path for image in new.images for use in image.plan.adapters}
-        if paths:
-            rows = [{"request_id": new.id, "path": path[: new_rows.MAX_PATH]} for path in sorted(paths)]
-            await connection.execute(tables.request_loras.insert(), rows)
-        if new.files:
-            files = [{"request_id": new.id, "key": key, "size_bytes": size} for key, size in new.files.items()]
-            await connection.execute(tables.request_files.insert(), files)
+        rows: dict[sa.Table, list[dict[str, Any]]] = {}
+        for new in requests:
+            images = new_rows.image_rows(new, now, turn)
+            turn += len(images)
+            rows.setdefault(tables.requests, []).append(new_rows.request_row(new, now))
+            rows.setdefault(tables.images, []).extend(images)
+            rows.setdefault(tables.request_loras, []).extend(new_rows.lora_rows(new))
+            rows.setdefault(tables.request_files, []).extend(new_rows.file_rows(new))
+        for table, values in rows.items():
+            if values:
+                await connection.execute(table.insert(), values)
 
     async def _committed_before(self, new: NewRequest) -> RequestRecord | None:
         if new.idempotency_key is not None:

@@ -1,4 +1,4 @@
-"""Deletes requests that are too old or take too much space, and files that no request and no upload needs."""
+"""Deletes requests that are too old or take too much space, and files that nothing needs."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,9 +20,9 @@ _requests, _files, _uploads = tables.requests.c, tables.request_files.c, tables.
 class Retention:
     """Every public method is one transaction.
 
-    A request needs its files, and an upload that has not expired needs its own. Files are deleted inside the
-    transaction that finds that nothing needs them. Until it ends, no request or upload that needs one of them can be
-    committed.
+    A request needs its files, a sweep those of its cells, and an upload that has not expired needs its own. Files are
+    deleted inside the transaction that finds that nothing needs them. Until it ends, nothing that needs one of them can
+    be committed.
     """
 
     def __init__(self, database: Database) -> None:
@@ -30,10 +30,14 @@ class Retention:
 
     @transaction
     async def ended_before(self, seconds: float, limit: int) -> list[str]:
-        """The ids of up to `limit` requests that ended more than `seconds` ago, the oldest first."""
+        """The ids of up to `limit` requests that ended more than `seconds` ago, the oldest first.
+
+        The requests of sweeps are deleted with their sweep.
+        """
+        of_sweep = sa.exists().where(tables.sweep_cells.c.request_id == _requests.id)
         old = (
             sa.select(_requests.id)
-            .where(_requests.finished_at < tables.now() - seconds)
+            .where(_requests.finished_at < tables.now() - seconds, sa.not_(of_sweep))
             .order_by(_requests.finished_at)
             .limit(limit)
         )
@@ -114,6 +118,25 @@ class Retention:
         async with self._database.reading() as connection:
             return list((await connection.execute(live)).scalars())
 
+    @transaction
+    async def delete_sweep(self, sweep_id: str, delete: Delete) -> None:
+        """Delete a sweep whose requests are deleted, and the files that nothing else needs."""
+        of_sweep = tables.sweep_files.c.sweep_id == sweep_id
+        async with self._database.deleting_files() as connection:
+            keys = list((await connection.execute(sa.select(tables.sweep_files.c.key).where(of_sweep))).scalars())
+            await connection.execute(tables.sweeps.delete().where(tables.sweeps.c.id == sweep_id))
+            await self._delete_unneeded(connection, keys, delete)
+
+    @transaction
+    async def purge_sweep(self, sweep_id: str, delete: Delete) -> None:
+        """Delete the files that a sweep needs and nothing else does. Its requests are purged one by one."""
+        of_sweep = tables.sweep_files.c.sweep_id == sweep_id
+        async with self._database.deleting_files() as connection:
+            keys = list((await connection.execute(sa.select(tables.sweep_files.c.key).where(of_sweep))).scalars())
+            await connection.execute(tables.sweep_files.delete().where(of_sweep))
+            await connection.execute(tables.sweeps.update().where(tables.sweeps.c.id == sweep_id).values(purged=True))
+            await self._delete_unneeded(connection, keys, delete)
+
     async def _forget_results(self, connection: AsyncConnection, request_id: str) -> None:
         of_request, result = tables.images.c.request_id == request_id, tables.images.c.result
         results = (await connection.execute(sa.select(result).where(of_request))).scalars()
@@ -132,5 +155,6 @@ class Retention:
     async def _unneeded(self, connection: AsyncConnection, keys: Sequence[str]) -> list[str]:
         of_requests = sa.select(_files.key).where(_files.key.in_(keys))
         of_uploads = sa.select(_uploads.key).where(_uploads.key.in_(keys), _uploads.expires_at > tables.now())
-        needed = set((await connection.execute(of_requests.union(of_uploads))).scalars())
+        of_sweeps = sa.select(tables.sweep_files.c.key).where(tables.sweep_files.c.key.in_(keys))
+        needed = set((await connection.execute(of_requests.union(of_uploads, of_sweeps))).scalars())
         return [key for key in keys if key not in needed]

@@ -12,6 +12,7 @@ from serve_app.jobs.database import Database, transaction
 from serve_app.jobs.queue import Queue
 from serve_app.jobs.requests import Requests
 from serve_app.jobs.retention import Retention
+from serve_app.jobs.sweeps import Sweeps
 from serve_app.jobs.uploads import Uploads
 from serve_app.jobs.waiting_clients import WaitingClients
 from serve_app.jobs.webhook_queue import WebhookQueue
@@ -33,6 +34,7 @@ class JobStore:
         self.clients = WaitingClients(self._database)
         self.retention = Retention(self._database)
         self.uploads = Uploads(self._database, config)
+        self.sweeps = Sweeps(self._database, self.requests)
 
     @transaction
     async def open(self) -> None:

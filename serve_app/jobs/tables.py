@@ -178,6 +178,73 @@ uploads = sa.Table(
     sa.Index("uploads_by_end", "expires_at"),
 )
 
+# Sweeps: the cells of a grid, each of which becomes an ordinary request.
+sweeps = sa.Table(
+    "sweeps",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("tenant", sa.String(100), nullable=False),
+    sa.Column("model", sa.String(100), nullable=False),
+    # A `SweepDefinition`: the base and the axes.
+    sa.Column("definition", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    # When the sweep itself was last changed: created, extended, cancelled, resumed.
+    sa.Column("changed_at", sa.Double, nullable=False),
+    # When its last cell was found to have ended; null while one has not.
+    sa.Column("ended_at", sa.Double),
+    sa.Column("canceled", sa.Boolean, nullable=False),
+    # Whether its images and control images were deleted. Then it cannot go on.
+    sa.Column("purged", sa.Boolean, nullable=False),
+    sa.Column("deadline_s", sa.Double, nullable=False),
+    sa.Column("webhook", sa.JSON(none_as_null=True)),
+    sa.Column("traceparent", sa.String(55)),
+    sa.Column("idempotency_key", sa.String(255)),
+    sa.Column("body_sha256", sa.String(64)),
+    sa.UniqueConstraint("tenant", "idempotency_key", name="sweeps_by_idempotency_key"),
+    sa.Index("sweeps_by_time", "tenant", "created_at", "id"),
+    sa.Index("sweeps_by_end", "ended_at"),
+)
+
+
+def _of_sweep() -> sa.Column[str]:
+    reference = sa.ForeignKey("sweeps.id", ondelete="CASCADE")
+    return sa.Column("sweep_id", sa.String(32), reference, primary_key=True, nullable=False)
+
+
+sweep_cells = sa.Table(
+    "sweep_cells",
+    metadata,
+    _of_sweep(),
+    # Its place in the order in which cells are made.
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    # The index of its value on each axis, null where it has none: see `sweep_records.AXES`.
+    sa.Column("place", sa.JSON, nullable=False),
+    # Derived from sweep, place and attempt, so that no cell becomes two requests. Its request may have been deleted.
+    sa.Column("request_id", sa.String(32), nullable=False),
+    # How often it was made anew after it had failed or was cancelled.
+    sa.Column("attempt", sa.Integer, nullable=False),
+    # Whether its request has been put into the queue.
+    sa.Column("submitted", sa.Boolean, nullable=False),
+    sa.Column("plan", sa.JSON, nullable=False),
+    # The predicted work (FLOP).
+    sa.Column("work", sa.Double, nullable=False),
+    # The files that its request needs, with their sizes (bytes).
+    sa.Column("files", sa.JSON, nullable=False),
+    # What was measured on its image: see `sweep_records.Measures`.
+    sa.Column("measures", sa.JSON(none_as_null=True)),
+    sa.Index("cells_by_request", "request_id"),
+    sa.Index("cells_to_submit", "submitted", "sweep_id", "number"),
+)
+
+# The artifacts that the cells of a sweep need, also those that are not requests yet.
+sweep_files = sa.Table(
+    "sweep_files",
+    metadata,
+    _of_sweep(),
+    sa.Column("key", sa.String(200), primary_key=True),
+    sa.Index("sweeps_by_file", "key"),
+)
+
 # What each tenant has used. These rows stay when the requests are deleted.
 usage = sa.Table(
     "usage",

@@ -25,6 +25,7 @@ class Loop(StrEnum):
     WEBHOOKS = "webhooks"  # posts webhooks that are due
     PRESETS = "presets"  # checks the presets of the user config
     SWEEPER = "sweeper"  # deletes old requests and files
+    SWEEP_CELLS = "sweep_cells"  # puts the cells of sweeps into the queue
     WARM_LIST = "warm_list"  # writes the list of adapters that editors load first
     KEEP_WARM = "keep_warm"  # keeps adapters of the warm list in an editor's memory
     CACHE_REPORT = "cache_report"  # measures an editor's adapter cache

@@ -1,4 +1,4 @@
-"""The sweeper deletes requests that are past their retention, expired uploads, and files that nothing needs.
+"""The sweeper deletes requests and sweeps that are past their retention, expired uploads, and files that nothing needs.
 
 One process at a time has the duty. Even if two had it, nothing would be lost: a file is deleted inside a transaction in
 which nothing needs it and no other transaction can add a reference to it (`Retention`). Such a transaction blocks
@@ -8,9 +8,10 @@ other writers, so each one is small.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 
 from serve_app.concurrency.loops import every
-from serve_app.config import JobsConfig
+from serve_app.config import JobsConfig, SweepsConfig
 from serve_app.jobs.store import JobStore, owner_name
 from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
@@ -24,6 +25,8 @@ DUTY = "sweeper"
 DUTY_SWEEPS = 1.5
 # How many requests, how many uploads, and how many files, are deleted in one transaction.
 REQUESTS_AT_ONCE, UPLOADS_AT_ONCE, FILES_AT_ONCE = 20, 100, 100
+# How many sweeps are looked up at a time.
+SWEEPS_AT_ONCE = 20
 # How many keys or ids are looked up in one statement.
 LOOKUPS_AT_ONCE = 500
 # A younger file may belong to a request that is not committed yet (s).
@@ -33,7 +36,16 @@ MIN_ORPHAN_AGE_S = 3600.0
 class Sweeper:
     """`run` until cancelled."""
 
-    def __init__(self, store: JobStore, artifacts: Artifacts, config: JobsConfig, meter: Meter = NO_METER) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        artifacts: Artifacts,
+        config: JobsConfig,
+        meter: Meter = NO_METER,
+        keep_sweeps_s: float = SweepsConfig().keep_s,
+    ) -> None:
+        """`keep_sweeps_s` is how long a sweep is kept after its end."""
+        self._keep_sweeps_s = keep_sweeps_s
         self._store = store
         self._artifacts = artifacts
         self._config = config
@@ -57,6 +69,7 @@ class Sweeper:
         retention, config = self._store.retention, self._config
         await self._delete_requests(lambda: retention.ended_before(config.keep_s, REQUESTS_AT_ONCE))
         await self._delete_requests(lambda: retention.over_size(config.keep_bytes, REQUESTS_AT_ONCE))
+        await self._delete_sweeps()
         await self._delete_uploads()
         for folder in artifact_keys.REFERRED_FOLDERS:
             await self._delete_orphans(folder)
@@ -79,6 +92,15 @@ class Sweeper:
             self._meter.record(SWEPT, len(ids), what="requests")
             await self.delete_unneeded(sorted(keys))
             logger.info("deleted %s requests and up to %s of their files", len(ids), len(keys))
+
+    async def _delete_sweeps(self) -> None:
+        """Delete sweeps that are past their retention, each after its requests."""
+        sweeps = self._store.sweeps
+        while await self._has_duty() and (ids := await sweeps.ended_before(self._keep_sweeps_s, SWEEPS_AT_ONCE)):
+            for sweep_id in ids:
+                await self._delete_requests(partial(sweeps.requests_of, sweep_id, REQUESTS_AT_ONCE))
+                await self._store.retention.delete_sweep(sweep_id, self._artifacts.delete)
+                logger.info("deleted the sweep %s", sweep_id)
 
     async def _delete_uploads(self) -> None:
         while await self._has_duty() and (keys := await self._store.uploads.delete_expired(UPLOADS_AT_ONCE)):

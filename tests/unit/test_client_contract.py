@@ -89,6 +89,14 @@ NOT_COVERED = {
     "cancel": "the same as `delete`",
     "edit_images": "for OpenAI's own client",
     "generate_images": "for OpenAI's own client",
+    "create_sweep": "its method is being added",
+    "extend_sweep": "its method is being added",
+    "sweeps": "its method is being added",
+    "get_sweep": "its method is being added",
+    "delete_sweep": "its method is being added",
+    "cancel_sweep": "its method is being added",
+    "resume_sweep": "its method is being added",
+    "sweep_events": "its method is being added",
 }
 # Added by whatever traces the process of the caller.
 OF_TRACING = "traceparent"

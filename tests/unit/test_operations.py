@@ -22,6 +22,7 @@ from serve_app.storage.artifacts import Artifacts
 from tests.conformity import JSON, code_of
 from tests.conftest import as_base64, as_png, noise_image
 from tests.unit.conftest import SHARES_AN_APPLICATION, Application
+from tests.unit.sweeps import ended, started
 from tests.unit.test_http_contract import finished
 from tests.unit.test_openapi import Json, operations
 
@@ -63,7 +64,12 @@ class Operations:
             "explain": make_body(ctrl_img=stored),
             "edit_images": call | {"model": "qwen_image_edit", "images": [image]},
             "generate_images": call | {"model": "qwen_image"},
+            "create_sweep": {"base": make_body(ctrl_img=stored), "axes": {"checkpoints": ["job/*"], "seeds": [1, 2]}},
+            "extend_sweep": {"axes": {"checkpoints": ["job/*"], "seeds": [3]}},
         }
+        self._sweep, self._deleted_sweep = (
+            ended(client, started(client, self._bodies["create_sweep"])["sweep_id"])["sweep_id"] for _ in range(2)
+        )
         # Not the image of a request: the file is deleted with its upload.
         self._file = as_png(noise_image(32, 32))
         self._upload = client.post("/v1/uploads", content=self._file).json()["id"]
@@ -73,8 +79,11 @@ class Operations:
         method, path = self.names[operation].split(" ")
         # Only an image that is not finished has previews.
         request_id = self._waiting if operation == "get_preview" else self._finished
-        url = path.format(request_id=request_id, n=0, path="job/lora.safetensors", upload_id=self._upload)
-        params = {"purge": True} if operation == "delete" else {}
+        # What was purged cannot go on.
+        sweep_id = self._deleted_sweep if operation == "delete_sweep" else self._sweep
+        names = {"request_id": request_id, "n": 0, "upload_id": self._upload, "sweep_id": sweep_id}
+        url = path.format(path="job/lora.safetensors", **names)
+        params = {"purge": True} if operation in ("delete", "delete_sweep") else {}
         if operation == "upload":
             return self._client.request(method, url, content=self._file)
         body = self._bodies[operation] if self._has_body(operation) else None
@@ -121,7 +130,10 @@ def test_operations_list_that_the_service_is_overloaded(calls, monkeypatch):
     fail(monkeypatch, Overloaded)
     failed = {operation for operation in calls.names if code_of_answer(calls.call(operation)) == Overloaded.code}
     # The others that list it read a body, and this one call of them has none.
-    assert failed == {"submit", "explain", "edit_images", "generate_images", "upload", "loras", "lora"}
+    assert failed == {"submit", "explain", "edit_images", "generate_images", "upload", "loras", "lora"} | {
+        "create_sweep",
+        "extend_sweep",
+    }
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, fault: type[ServiceError]) -> None:

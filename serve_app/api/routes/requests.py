@@ -22,7 +22,7 @@ from serve_app.intake.answers import Links, result_of, status_of
 from serve_app.intake.events import Event
 from serve_app.intake.service import Service
 from serve_app.intake.tenants import Caller
-from serve_app.jobs.records import HistoryFilter, RequestRecord, Summary
+from serve_app.jobs.records import HistoryFilter, RequestRecord
 from serve_app.jobs.requests import check_request_id
 from serve_app.schemas.answers import History, HistoryEntry, RequestResult, RequestStatus, TenantUsage, UsageList
 from serve_app.schemas.events import EVENT_DATA
@@ -268,10 +268,11 @@ def _add_history(routes: APIRouter, service: Service) -> None:
         for its own pages; otherwise 403.
         """
         filter_ = HistoryFilter(tenant, status, model, lora, _seconds(since), _seconds(until))
-        before = _read_cursor(cursor) if cursor else None
+        before = read_cursor(cursor) if cursor else None
         rows = await service.queries.history(filter_, before, limit + 1, caller)
         page = [HistoryEntry.model_validate(row, from_attributes=True) for row in rows[:limit]]
-        return History(requests=page, next_cursor=_cursor_after(rows[limit - 1]) if len(rows) > limit else None)
+        more = cursor_after(rows[limit - 1].created_at, rows[limit - 1].request_id) if len(rows) > limit else None
+        return History(requests=page, next_cursor=more)
 
     @routes.get("/v1/usage", responses=error_docs(errors.HistoryUnavailable, errors.StoreUnavailable))
     async def usage(caller: Annotated[Caller, Reader]) -> UsageList:
@@ -301,11 +302,13 @@ def _seconds(moment: datetime | None) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _cursor_after(row: Summary) -> str:
-    return base64.urlsafe_b64encode(f"{row.created_at!r} {row.request_id}".encode()).decode()
+def cursor_after(created_at: float, id_: str) -> str:
+    """The cursor of the page after an entry of a list, newest first."""
+    return base64.urlsafe_b64encode(f"{created_at!r} {id_}".encode()).decode()
 
 
-def _read_cursor(cursor: str) -> tuple[float, str]:
+def read_cursor(cursor: str) -> tuple[float, str]:
+    """The creation time and id in a cursor. Raises InvalidParameter."""
     try:
         created_at, request_id = base64.urlsafe_b64decode(cursor).decode().split(" ")
         check_request_id(request_id)

@@ -224,6 +224,18 @@ class TrainingJobNotFound(ApiError):
     code = "TRAINING_JOB_NOT_FOUND"
 
 
+class SweepNotFound(ApiError):
+    """There is no such sweep, it was deleted, or it belongs to another tenant."""
+
+    code = "SWEEP_NOT_FOUND"
+
+
+class SweepPurged(ApiError):
+    """The images of this sweep were deleted for good, so it cannot go on."""
+
+    code = "SWEEP_PURGED"
+
+
 class RequestTooSlow(ApiError):
     """The body arrived too slowly."""
 

@@ -27,6 +27,90 @@ class BrokenPreset(BaseModel):
     """
 
 
+class CellCounts(BaseModel):
+    """
+    How many cells have which status.
+    """
+
+    in_queue: int
+    """
+    Cells that wait.
+    """
+    in_progress: int
+    """
+    Cells that an editor works on.
+    """
+    succeeded: int
+    """
+    Finished cells.
+    """
+    failed: int
+    """
+    Cells that could not be made.
+    """
+    canceled: int
+    """
+    Cells that were cancelled, or whose request was deleted.
+    """
+
+
+class CellPlace(BaseModel):
+    """
+    Where a cell is in the grid: the index of its value on each axis, from 0.
+    """
+
+    checkpoint: int
+    """
+    The index in `checkpoints`.
+    """
+    multiplier: int | None
+    """
+    The index in `multipliers`; null without a LoRA.
+    """
+    prompt: int
+    """
+    The index in `prompts`.
+    """
+    seed: int
+    """
+    The index in `seeds`.
+    """
+    control_image: int
+    """
+    The index in `control_images`.
+    """
+    profile: int
+    """
+    The index in `profiles`.
+    """
+    quality: int
+    """
+    The index in `qualities`.
+    """
+
+
+class CheckpointRange(BaseModel):
+    """
+    Checkpoints of a training job, by their steps.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    training_job: str
+    """
+    The folder of the job, below the LoRA root.
+    """
+    from_step: int | None = None
+    """
+    The first step. Default: that of the first checkpoint.
+    """
+    to_step: int | None = None
+    """
+    The last step. Default: all that follow, and the final file, which counts as the last.
+    """
+
+
 class ControlImageLink(BaseModel):
     """
     A stored control image of a request.
@@ -1007,6 +1091,228 @@ class Submitted(BaseModel):
     created_at: AwareDatetime
     """
     When the request was accepted.
+    """
+
+
+class SweepAxes(BaseModel):
+    """
+    What a sweep varies: each axis that is named has these values, the others the value of `base`.
+
+    Unknown axes are refused: the sweep would be another one than its sender means.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+    )
+    checkpoints: list[str | CheckpointRange | None] | None = None
+    """
+    In place of `base.loras[0].path`: paths, patterns of paths below the LoRA root (`*`, `?`, `[...]` and `**` for any folders), checkpoints of training jobs, and null for no LoRA. A pattern stands for its files by step.
+    """
+    multipliers: list[float] | None = None
+    """
+    In place of `base.loras[0].network_multiplier`.
+    """
+    prompts: list[str] | None = None
+    """
+    In place of `base.prompts[0].prompt`.
+    """
+    seeds: list[int] | None = None
+    """
+    In place of `base.prompts[0].seed`. -1 is drawn once and is then the same for all cells.
+    """
+    control_images: list[str | list[str]] | None = None
+    """
+    In place of the control images of `base.prompts[0]`: each value is one image, or the list of those of one edit.
+    """
+    profiles: list[str] | None = None
+    """
+    In place of `base.profile`.
+    """
+    qualities: list[str] | None = None
+    """
+    In place of `base.quality`.
+    """
+
+
+class SweepCell(BaseModel):
+    """
+    A cell of a sweep.
+    """
+
+    cell: int
+    """
+    The number of the cell, from 0, in the order in which cells are made.
+    """
+    place: CellPlace
+    """
+    Where the cell is in the grid.
+    """
+    request_id: str | None
+    """
+    The id of its request; null until that is in the queue.
+    """
+    status: Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"]
+    """
+    Where its request stands. A cell whose request was deleted is canceled.
+    """
+    error: str | None
+    """
+    Why the request failed, in words; null unless it failed.
+    """
+    error_code: str | None
+    """
+    Why it failed, as a code: of the first prompt that failed.
+    """
+    url: str | None
+    """
+    Where a client downloads the image; null until it is finished. With API keys it has a token, as the `url` of an image of a request.
+    """
+
+
+class SweepCheckpoint(BaseModel):
+    """
+    A value of the axis `checkpoints`.
+    """
+
+    path: str | None
+    """
+    The path of the LoRA; null for none.
+    """
+    step: int | None
+    """
+    The training step in the file's name; null if it has none.
+    """
+
+
+class SweepCreated(BaseModel):
+    """
+    A sweep that was accepted, or that would be.
+    """
+
+    sweep_id: str | None
+    """
+    The id of the sweep; null after a dry run of a new one.
+    """
+    status: Literal["queued", "dry_run", "in_queue", "in_progress", "succeeded", "failed", "canceled"]
+    """
+    queued; dry_run if nothing was started; or, when an Idempotency-Key repeats a sweep, where that sweep stands.
+    """
+    cells: int
+    """
+    The number of cells, which is the number of images.
+    """
+    predicted_gpu_seconds: float | None
+    """
+    How long GPUs will work on the cells that are new, from measured edits; null before the first edit of the model was measured.
+    """
+    status_url: str | None
+    """
+    Where to poll the status of the sweep; null after a dry run of a new one.
+    """
+    notes: list[str]
+    """
+    What the sender may not have meant.
+    """
+    ignored: list[str]
+    """
+    Fields that were sent and have no effect for this model.
+    """
+
+
+class SweepExtension(BaseModel):
+    """
+    Further values for the axes of a sweep.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    axes: SweepAxes
+    """
+    The values to add. Values that the sweep has already are left out.
+    """
+    max_cells: int | None = None
+    """
+    The sweep is refused if it has more cells. Default: the service's limit.
+    """
+    dry_run: bool | None = None
+    """
+    Check everything and count the cells, but start nothing. Default: false.
+    """
+
+
+class SweepSummary(BaseModel):
+    """
+    A sweep without its cells.
+    """
+
+    sweep_id: str
+    """
+    The id of the sweep.
+    """
+    tenant: str
+    """
+    The tenant whose key was sent; empty for an operator's.
+    """
+    model: str
+    """
+    The id of the model.
+    """
+    status: Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"]
+    """
+    in_queue until the first cell starts; after the last cell failed if a cell has failed, else canceled if one was cancelled, else succeeded.
+    """
+    created_at: AwareDatetime
+    """
+    When the sweep was accepted.
+    """
+    cells: int
+    """
+    The number of cells, which is the number of images.
+    """
+    counts: CellCounts
+    purged: bool
+    """
+    Whether its images were deleted by `purge`.
+    """
+    status_url: str
+    """
+    Where the whole sweep is.
+    """
+
+
+class SweepValues(BaseModel):
+    """
+    The values of all axes, also of those that have only one. Cells name them by their index.
+    """
+
+    checkpoints: list[SweepCheckpoint]
+    """
+    The checkpoints, as files.
+    """
+    multipliers: list[float]
+    """
+    The strengths of the checkpoint.
+    """
+    prompts: list[str]
+    """
+    The prompts, as they were sent.
+    """
+    seeds: list[int]
+    """
+    The seeds; what was drawn is shown.
+    """
+    control_images: list[list[str]]
+    """
+    The control images of each value, by their digests.
+    """
+    profiles: list[str | None]
+    """
+    The profiles; null for the service's.
+    """
+    qualities: list[str]
+    """
+    The qualities.
     """
 
 
@@ -2070,6 +2376,81 @@ class RuntimeRecord(BaseModel):
     """
 
 
+class Sweep(BaseModel):
+    """
+    A sweep with its cells.
+    """
+
+    sweep_id: str
+    """
+    The id of the sweep.
+    """
+    tenant: str
+    """
+    The tenant whose key was sent; empty for an operator's.
+    """
+    model: str
+    """
+    The id of the model.
+    """
+    status: Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"]
+    """
+    in_queue until the first cell starts; after the last cell failed if a cell has failed, else canceled if one was cancelled, else succeeded.
+    """
+    created_at: AwareDatetime
+    """
+    When the sweep was accepted.
+    """
+    cells: int
+    """
+    The number of cells, which is the number of images.
+    """
+    counts: CellCounts
+    purged: bool
+    """
+    Whether its images were deleted by `purge`.
+    """
+    status_url: str
+    """
+    Where the whole sweep is.
+    """
+    axes: SweepValues
+    """
+    The values of all axes.
+    """
+    base: dict[str, Any]
+    """
+    The body of the request that the cells vary, without secrets.
+    """
+    notes: list[str]
+    """
+    What the sender may not have meant.
+    """
+    ignored: list[str]
+    """
+    Fields that were sent and have no effect for this model.
+    """
+    grid: list[SweepCell]
+    """
+    The cells, in the order in which they are made.
+    """
+
+
+class SweepList(BaseModel):
+    """
+    A page of sweeps.
+    """
+
+    sweeps: list[SweepSummary]
+    """
+    Newest first.
+    """
+    next_cursor: str | None
+    """
+    Send it as `cursor` for the next page; null on the last one.
+    """
+
+
 class CompletedImage(BaseModel):
     """
     A finished image.
@@ -2371,6 +2752,32 @@ class StoredEffectiveRecord(BaseModel):
     transformer_flops_estimated: int | None = None
     """
     Floating-point operations of all forward passes.
+    """
+
+
+class SweepRequest(BaseModel):
+    """
+    A sweep: one request for each combination of the axes' values.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    base: InferenceRequest
+    """
+    A body of `POST /v1/inference` with one prompt. The priority is always bulk, and images are PNG unless it says otherwise.
+    """
+    axes: SweepAxes
+    """
+    What the sweep varies.
+    """
+    max_cells: int | None = None
+    """
+    The sweep is refused if it has more cells. Default: the service's limit.
+    """
+    dry_run: bool | None = None
+    """
+    Check everything and count the cells, but start nothing. Default: false.
     """
 
 

@@ -1,0 +1,203 @@
+"""The axes of a sweep: what a client sends becomes the values of each axis, and the requests of their cells."""
+
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from math import inf
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+from serve_app.errors import InvalidParameter, LoraNotFound
+from serve_app.intake.plan import DEFAULT_SEED
+from serve_app.jobs.sweep_records import Axes
+from serve_app.models.repeat_request import STORED_IMAGE, without_url_secrets
+from serve_app.policy.sweep_order import Lengths
+from serve_app.schemas.requests import InferenceRequest, Lora, Prompt
+from serve_app.schemas.sweeps import CheckpointRange, SweepAxes
+
+T = TypeVar("T")
+
+# The end of a checkpoint's name: the trainer pads steps to nine digits.
+STEP = re.compile(r"_(\d{9})\.safetensors$")
+# Characters that make a path a pattern.
+WILDCARDS = frozenset("*?[")
+# The parts of a pattern. `[a-c]` is one of these characters, `[!a-c]` any other.
+WILDCARD = re.compile(r"(\*\*/|\*+|\?|\[!?[^]]+\])")
+WILDCARD_MEANINGS = {"**/": "(?:[^/]+/)*", "*": "[^/]*", "**": ".*", "?": "[^/]"}
+CHARACTERS = re.compile(r"\[!?[^]]+\]")
+IMAGE_FIELDS = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
+
+
+def step_of(path: str | None) -> int | None:
+    """The training step that a checkpoint's name ends with; None for a final file, and for other names."""
+    found = STEP.search(path or "")
+    return int(found[1]) if found else None
+
+
+def by_step(path: str) -> tuple[str, float, str]:
+    """The order of checkpoints: by folder, by step, and final files after all steps."""
+    step = step_of(path)
+    return str(PurePosixPath(path).parent), inf if step is None else step, path
+
+
+def is_pattern(path: str) -> bool:
+    return "://" not in path and not WILDCARDS.isdisjoint(path)
+
+
+def files_of(value: str | CheckpointRange, files: Sequence[str]) -> list[str]:
+    """The paths that a value of the axis `checkpoints` stands for; `files` are all below the LoRA root.
+
+    Raises LoraNotFound if there are none.
+    """
+    if isinstance(value, CheckpointRange):
+        found = [path for path in files if _is_in_range(path, value)]
+        what = f"the training job {value.training_job!r} has no checkpoints in this range of steps"
+    elif not is_pattern(value) or value in files:
+        return [value]
+    else:
+        pattern = re.compile(_regex(value))
+        found = [path for path in files if pattern.fullmatch(path)]
+        what = f"no file below the LoRA root fits the pattern {value!r}"
+    if not found:
+        raise LoraNotFound(f"{what}; GET /v1/loras lists the files", {"lora_path": str(value)[:200]})
+    return sorted(found, key=by_step)
+
+
+def _is_in_range(path: str, wanted: CheckpointRange) -> bool:
+    if str(PurePosixPath(path).parent) != str(PurePosixPath(wanted.training_job)):
+        return False
+    step = step_of(path)
+    last = inf if wanted.to_step is None else wanted.to_step
+    return (wanted.from_step or 0) <= (inf if step is None else step) <= last
+
+
+def _regex(pattern: str) -> str:
+    """A regular expression for a pattern of paths: `*` stays within a folder, `**/` is any number of folders."""
+    return "".join(WILDCARD_MEANINGS.get(part) or _class_or_text(part) for part in WILDCARD.split(pattern))
+
+
+def _class_or_text(part: str) -> str:
+    if not CHARACTERS.fullmatch(part):
+        return re.escape(part)
+    negated = part.startswith("[!")
+    return f"[{'^/' if negated else ''}{re.escape(part[2 if negated else 1 : -1]).replace(chr(92) + '-', '-')}]"
+
+
+def lengths_of(sent: SweepAxes) -> Lengths:
+    """How many values each axis has at least: a pattern counts once. For a limit before anything is looked up."""
+    with_lora = [value is not None for value in sent.checkpoints or [""]]
+    names = ("multipliers", "prompts", "seeds", "control_images", "profiles", "qualities")
+    return Lengths(with_lora, *(len(getattr(sent, name) or [None]) for name in names))
+
+
+def check_cells(cells: int, limit: int) -> None:
+    """Raise InvalidParameter if a sweep has too many cells."""
+    if cells > limit:
+        raise InvalidParameter(
+            f"the sweep has {cells} cells, and at most {limit} are accepted: leave out values of its axes, or raise "
+            "max_cells if that is lower than the service's limit (sweeps.max_cells)",
+            {"parameter": "max_cells", "cells": cells, "max": limit},
+        )
+
+
+def axes_of(base: InferenceRequest, sent: SweepAxes, files: Sequence[str]) -> Axes:
+    """The values of every axis; `files` are all below the LoRA root. Raises LoraNotFound and InvalidParameter."""
+    [prompt] = base.prompts
+    lora = base.loras[0] if base.loras else None
+    checkpoints: list[str | None] = [lora.path if lora else None]
+    if sent.checkpoints is not None:
+        checkpoints = _distinct(
+            path for value in sent.checkpoints for path in ([None] if value is None else files_of(value, files))
+        )
+    if sent.multipliers is not None and not any(checkpoints):
+        raise InvalidParameter(
+            "axes.multipliers: there is no LoRA for them; name one in base.loras or axes.checkpoints",
+            {"parameter": "multipliers"},
+        )
+    seed = DEFAULT_SEED if prompt.seed is None else prompt.seed
+    return Axes(
+        checkpoints=tuple(checkpoints),
+        multipliers=tuple(_distinct(sent.multipliers or [lora.network_multiplier if lora else 1.0])),
+        prompts=tuple(_distinct(sent.prompts or [prompt.prompt])),
+        seeds=tuple(_distinct(map(_drawn, sent.seeds or [seed]))),
+        control_images=tuple(_distinct(map(_images, sent.control_images or [prompt.control_images]))),
+        profiles=tuple(_distinct(sent.profiles or [base.profile])),
+        qualities=tuple(_distinct(sent.qualities or [base.quality])),
+    )
+
+
+def extended(old: Axes, base: InferenceRequest, sent: SweepAxes, files: Sequence[str]) -> Axes:
+    """The axes with further values at their ends. Raises LoraNotFound and InvalidParameter."""
+    added = axes_of(base, sent, files)
+    changes: dict[str, tuple[Any, ...]] = {}
+    for name in SweepAxes.model_fields:
+        if getattr(sent, name) is not None:
+            changes[name] = tuple(_distinct([*getattr(old, name), *getattr(added, name)]))
+    if changes.keys() & {"multipliers"} and not any(path is not None for path in old.checkpoints + added.checkpoints):
+        raise InvalidParameter("axes.multipliers: the sweep has no LoRA", {"parameter": "multipliers"})
+    return replace(old, **changes)
+
+
+def _distinct(values: Iterable[T]) -> list[T]:
+    return list(dict.fromkeys(values))
+
+
+def _drawn(seed: int) -> int:
+    """-1 would be another seed in each cell, and the cells could not be compared."""
+    return secrets.randbelow(2**32) if seed == -1 else seed
+
+
+def _images(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def requests_of(base: InferenceRequest, axes: Axes) -> Iterator[tuple[tuple[int, int, int], InferenceRequest]]:
+    """One request for all cells that share checkpoint, profile and quality, by the indices of these.
+
+    Its prompts are those of `prompts_of`, in that order. Its first LoRA, if it has one, has the first multiplier.
+    """
+    prompts = list(prompts_of(base, axes))
+    for checkpoint, profile, quality in product(
+        range(len(axes.checkpoints)), range(len(axes.profiles)), range(len(axes.qualities))
+    ):
+        path, others = axes.checkpoints[checkpoint], base.loras[1:]
+        loras = others if path is None else [_lora(base, path, axes.multipliers[0]), *others]
+        changes = {"loras": loras, "profile": axes.profiles[profile], "quality": axes.qualities[quality]}
+        yield (checkpoint, profile, quality), base.model_copy(update=changes | {"prompts": prompts})
+
+
+def _lora(base: InferenceRequest, path: str, multiplier: float) -> Lora:
+    changes = {"path": path, "network_multiplier": multiplier}
+    return base.loras[0].model_copy(update=changes) if base.loras else Lora.model_validate(changes)
+
+
+def prompts_of(base: InferenceRequest, axes: Axes) -> Iterator[Prompt]:
+    """The prompts of the cells that share a checkpoint: for each prompt, each control image and each seed."""
+    [prompt] = base.prompts
+    for text, images, seed in product(axes.prompts, axes.control_images, axes.seeds):
+        yield prompt.model_copy(update={"prompt": text, "seed": seed, **image_fields(images)})
+
+
+def image_fields(images: Sequence[str]) -> dict[str, str | None]:
+    """The fields of a prompt that name its control images: `ctrl_img` for one, numbered ones for more."""
+    names = IMAGE_FIELDS[:1] if len(images) == 1 else IMAGE_FIELDS[1:]
+    return dict.fromkeys(IMAGE_FIELDS) | dict(zip(names, images, strict=False))
+
+
+def stored(base: InferenceRequest, axes: Axes, digests: dict[str, str]) -> tuple[dict[str, Any], Axes]:
+    """The base and the axes as they are kept: without secrets, and with control images by their digests (hex)."""
+    images = tuple(
+        tuple(f"{STORED_IMAGE}{digests[image]}" for image in each if image in digests) for each in axes.control_images
+    )
+    kept = replace(
+        axes,
+        checkpoints=tuple(path if path is None else without_url_secrets(path) for path in axes.checkpoints),
+        control_images=images,
+    )
+    body = base.model_dump(mode="json", exclude={"hf_token", "webhook_url", "webhook_events"}, exclude_unset=True)
+    loras = [{**lora, "path": without_url_secrets(lora["path"])} for lora in body.get("loras", [])]
+    prompt = {key: value for key, value in body["prompts"][0].items() if key not in IMAGE_FIELDS}
+    named = {key: value for key, value in image_fields(images[0]).items() if value is not None}
+    return body | {"loras": loras, "prompts": [prompt | named]}, kept

@@ -1,0 +1,314 @@
+"""Sweeps: a grid of requests is checked as a whole, stored, extended, cancelled and resumed."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from serve_app.adapters.lora_root import LoraRoot
+from serve_app.concurrency import background
+from serve_app.config import AppConfig
+from serve_app.errors import FilesGone, InvalidParameter, SweepNotFound
+from serve_app.images.output_formats import OUTPUT_FORMATS
+from serve_app.intake import sweep_axes
+from serve_app.intake.admission import Admission, Admitted, ControlFile, gather_all
+from serve_app.intake.new_files import MAX_TRIES, discarding_new_files
+from serve_app.intake.parts import NO_PARTS
+from serve_app.intake.plan import PlannedEdit
+from serve_app.intake.presets import Presets, blaming_preset
+from serve_app.intake.queries import visible_to
+from serve_app.intake.resources import Resources
+from serve_app.intake.submission import digest_of, webhook_of
+from serve_app.intake.tenants import Caller
+from serve_app.jobs.records import HistoryFilter
+from serve_app.jobs.sweep_records import Axes, CellRecord, NewCell, NewSweep, SweepDefinition, SweepRecord
+from serve_app.policy.sweep_order import Place, places
+from serve_app.schemas.requests import InferenceRequest
+from serve_app.schemas.sweeps import SweepAxes, SweepExtension, SweepRequest
+from serve_app.storage import artifact_keys
+from serve_app.telemetry import tracing
+from serve_app.workers.dispatcher import Dispatcher
+from serve_app.workers.sweep_cells import SweepCells
+from serve_app.workers.sweeper import Sweeper
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlannedSweep:
+    """What a sweep would do. `definition` and `cells` are complete; `new_seconds` is the predicted time of GPUs (s)."""
+
+    definition: SweepDefinition
+    cells: tuple[NewCell, ...]
+    new_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answer to a sweep that was sent: `record` is None after a dry run of a new one.
+
+    `plan` is what is new, None if the same sweep was sent before.
+    """
+
+    record: SweepRecord | None
+    is_new: bool
+    plan: PlannedSweep | None = None
+    dry_run: bool = False
+
+
+class Sweeps:
+    """Takes sweeps in, and changes them."""
+
+    def __init__(
+        self,
+        config: AppConfig,
+        resources: Resources,
+        admission: Admission,
+        presets: Presets,
+        lora_root: LoraRoot,
+        dispatcher: Dispatcher,
+        sweeper: Sweeper,
+        cells: SweepCells,
+    ) -> None:
+        self._config = config
+        self._admission = admission
+        self._presets = presets
+        self._lora_root = lora_root
+        self._image_memory = resources.image_memory
+        self._store = resources.store
+        self._artifacts = resources.artifacts
+        self._dispatcher = dispatcher
+        self._sweeper = sweeper
+        self._cells = cells
+
+    async def create(
+        self, sent: SweepRequest, caller: Caller, base_url: str, idempotency_key: str | None = None
+    ) -> Outcome:
+        """Check a sweep with all its cells, and store it unless it is a dry run.
+
+        With an idempotency key that was used for the same body, the earlier sweep is returned. Raises RequestError,
+        Overloaded, StoreUnavailable and StorageFailed.
+        """
+        digest = None
+        if idempotency_key is not None and not sent.dry_run:
+            digest = await asyncio.to_thread(digest_of_sweep, sent)
+            earlier = await self._store.sweeps.earlier(caller.tenant, idempotency_key, digest)
+            if earlier is not None:
+                return Outcome(earlier, is_new=False)
+        base = base_of(sent.base)
+        with blaming_preset(sent.base):
+            base = with_defaults(self._presets.apply(base, caller))
+            limit = self._limit(sent.max_cells)
+            sweep_axes.check_cells(sweep_axes.lengths_of(_with_base(sent.axes, base)).cells, limit)
+            axes = sweep_axes.axes_of(base, sent.axes, await self._files(sent.axes))
+            sweep_axes.check_cells(axes.lengths.cells, limit)
+            for tries in range(1, MAX_TRIES + 1):
+                try:
+                    return await self._plan_and_store(sent, base, axes, caller, base_url, (idempotency_key, digest))
+                except FilesGone:
+                    if tries == MAX_TRIES:
+                        raise
+        raise AssertionError("unreachable")
+
+    async def _plan_and_store(
+        self,
+        sent: SweepRequest,
+        base: InferenceRequest,
+        axes: Axes,
+        caller: Caller,
+        base_url: str,
+        key: tuple[str | None, str | None],
+    ) -> Outcome:
+        async with discarding_new_files(self._artifacts, self._sweeper) as new_files:
+            plan = await self._plan(base, axes, caller)
+            if sent.dry_run:
+                return Outcome(None, is_new=True, plan=plan, dry_run=True)
+            new = NewSweep(
+                id=uuid.uuid4().hex,
+                tenant=caller.tenant,
+                model=base.model,
+                definition=plan.definition,
+                cells=plan.cells,
+                deadline_s=base.deadline_s or self._config.jobs.deadline_s,
+                webhook=webhook_of(base, base_url),
+                traceparent=tracing.traceparent(),
+                idempotency_key=key[0],
+                body_sha256=key[1],
+            )
+            record = await self._store.sweeps.create(new, self._artifacts.exists)
+            is_new = record.id == new.id
+            if is_new:
+                new_files.clear()
+        self._cells.wake()
+        logger.info("sweep %s: %s cells", record.id, record.cells)
+        return Outcome(record, is_new, plan)
+
+    async def extend(self, sweep_id: str, sent: SweepExtension, caller: Caller) -> Outcome:
+        """Add values to the axes of a sweep. The cells that it has stay as they are.
+
+        Raises SweepNotFound, SweepPurged, RequestError, Overloaded, StoreUnavailable and StorageFailed.
+        """
+        files = await self._files(sent.axes)
+        for tries in range(1, MAX_TRIES + 1):
+            old = await self.get(sweep_id, caller)
+            try:
+                outcome = await self._extend(old, sent, files, caller)
+            except FilesGone:
+                if tries == MAX_TRIES:
+                    raise
+                continue
+            if outcome is not None:
+                return outcome
+        raise FilesGone("the sweep is being extended by others; try again")
+
+    async def _extend(self, old: SweepRecord, sent: SweepExtension, files: list[str], caller: Caller) -> Outcome | None:
+        """None if another caller has extended the sweep meanwhile."""
+        base = InferenceRequest.model_validate(old.definition.base)
+        axes = sweep_axes.extended(old.definition.axes, base, sent.axes, files)
+        sweep_axes.check_cells(axes.lengths.cells, self._limit(sent.max_cells))
+        known = {cell.place for cell in await self._store.sweeps.cells(old.id)}
+        async with discarding_new_files(self._artifacts, self._sweeper) as new_files:
+            plan = await self._plan(base, axes, caller, known)
+            definition = replace(old.definition, axes=plan.definition.axes)
+            if not sent.dry_run and plan.cells:
+                if not await self._store.sweeps.extend(old, definition, plan.cells, self._artifacts.exists):
+                    return None
+                new_files.clear()
+        self._cells.wake()
+        record = await self._store.sweeps.get(old.id)
+        return Outcome(record, is_new=True, plan=plan, dry_run=sent.dry_run)
+
+    async def get(self, sweep_id: str, caller: Caller) -> SweepRecord:
+        """Raises SweepNotFound, also for another tenant's sweep."""
+        record = await self._store.sweeps.get(sweep_id)
+        if record.tenant != caller.tenant and not caller.is_operator:
+            raise SweepNotFound(f"there is no sweep {sweep_id!r}", {"sweep_id": sweep_id})
+        return record
+
+    async def cells(self, record: SweepRecord) -> list[CellRecord]:
+        """The cells of a sweep, in the order in which they are made."""
+        return await self._store.sweeps.cells(record.id)
+
+    async def history(self, before: tuple[float, str] | None, limit: int, caller: Caller) -> list[SweepRecord]:
+        """Sweeps, newest first: the caller's own, or all for an operator. Raises HistoryUnavailable."""
+        return await self._store.sweeps.history(visible_to(caller, HistoryFilter()).tenant, before, limit)
+
+    async def cancel(self, record: SweepRecord, *, purge: bool = False) -> None:
+        """End the cells that have not ended, and with `purge` delete all images and what they were made from."""
+        await self._store.sweeps.cancel(record.id)
+        self._dispatcher.wake()
+        if purge:
+            for request_id in await self._store.sweeps.requests_of(record.id, record.cells):
+                await self._store.retention.purge(request_id, self._artifacts.delete)
+                await asyncio.to_thread(self._artifacts.delete, [artifact_keys.record(request_id, 0)])
+            await self._store.retention.purge_sweep(record.id, self._artifacts.delete)
+
+    async def resume(self, record: SweepRecord) -> None:
+        """Make the cells anew that were cancelled, failed or deleted. Raises SweepPurged."""
+        await self._store.sweeps.resume(record.id)
+        self._cells.wake()
+
+    def _limit(self, max_cells: int | None) -> int:
+        limit = self._config.sweeps.max_cells
+        return limit if max_cells is None else min(limit, max_cells)
+
+    async def _files(self, axes: SweepAxes) -> list[str]:
+        """The paths below the LoRA root, if the axes name more than single files."""
+        values = axes.checkpoints or []
+        if all(value is None or (isinstance(value, str) and not sweep_axes.is_pattern(value)) for value in values):
+            return []
+        return [file.path for file in await self._lora_root.in_thread(self._lora_root.files)]
+
+    async def _plan(
+        self, base: InferenceRequest, axes: Axes, caller: Caller, known: Collection[Place] = ()
+    ) -> PlannedSweep:
+        """Make all checks of all cells, fetch and store what they need, and plan those that are not `known`."""
+        groups = dict(sweep_axes.requests_of(base, axes))
+        has_lora = any(path is not None for path in axes.checkpoints)
+        for request in groups.values():
+            await self._admission.check(request, len(request.prompts), needs_lora=not has_lora)
+        admitted: dict[tuple[int, int, int], Admitted] = {}
+        with self._image_memory.hold(caller.tenant) as hold:
+            # All groups have the same prompts, and so the same control images.
+            images = await self._admission.control_files(next(iter(groups.values())), NO_PARTS, caller, hold)
+            for group, request in groups.items():
+                admitted[group] = await self._admission.admit_with(request, images, NO_PARTS, caller)
+            await self._keep(images)
+        cells = await asyncio.to_thread(self._planned_cells, axes, admitted, known)
+        digests = {name: file.sha256 for name, file in images.items()}
+        body, kept = sweep_axes.stored(base, axes, digests)
+        first = next(iter(admitted.values()))
+        notes = list(dict.fromkeys(note for each in admitted.values() for note in each.notes))
+        speed = await self._store.sweeps.speed(base.model)
+        seconds = round(sum(cell.work for cell in cells) / speed, 1) if speed else None
+        return PlannedSweep(SweepDefinition(body, kept, notes, first.ignored), cells, seconds)
+
+    async def _keep(self, images: Mapping[str, ControlFile]) -> None:
+        """Store the control images. Their bytes are free afterwards."""
+        await gather_all(
+            background.shielded(
+                asyncio.to_thread(self._artifacts.put_missing, artifact_keys.control_image(file.sha256), file.data)
+            )
+            for file in images.values()
+            if file.data is not None
+        )
+
+    def _planned_cells(
+        self, axes: Axes, admitted: Mapping[tuple[int, int, int], Admitted], known: Collection[Place]
+    ) -> tuple[NewCell, ...]:
+        cells = []
+        for place in places(axes.lengths):
+            if place not in known:
+                group = admitted[place.checkpoint, place.profile, place.quality]
+                index = (place.prompt * len(axes.control_images) + place.control_image) * len(axes.seeds) + place.seed
+                cells.append(self._cell(place, axes, group, group.edits[index]))
+        return tuple(cells)
+
+    def _cell(self, place: Place, axes: Axes, admitted: Admitted, edit: PlannedEdit) -> NewCell:
+        """The cell at a place, whose plan is that of the same request sent alone."""
+        if place.multiplier is not None:
+            first, *others = edit.plan.adapters
+            adapters = (replace(first, scale=axes.multipliers[place.multiplier]), *others)
+            edit = replace(edit, plan=replace(edit.plan, adapters=adapters))
+        sizes = {file.sha256: file.size_bytes for file in admitted.control_files.values()}
+        files = {artifact_keys.control_image(sha256): sizes[sha256] for sha256 in edit.plan.control_images}
+        for use in edit.plan.adapters:
+            key = self._artifacts.key_of(use.url)
+            if key is not None and use.receipt is not None:
+                files[key] = use.receipt.size_bytes
+        return NewCell(place, edit.plan, self._admission.work(admitted, edit), files)
+
+
+def base_of(base: InferenceRequest) -> InferenceRequest:
+    """The base of a sweep. Raises InvalidParameter unless it has one prompt."""
+    if len(base.prompts) != 1:
+        raise InvalidParameter(
+            f"base.prompts has {len(base.prompts)} prompts; send one, and the others in axes.prompts",
+            {"parameter": "prompts"},
+        )
+    return base
+
+
+def with_defaults(base: InferenceRequest) -> InferenceRequest:
+    """The base with PNG as its format, unless it or its preset names one."""
+    if "output_format" in base.model_fields_set:
+        return base
+    return base.model_copy(update={"output_format": OUTPUT_FORMATS["png"].name})
+
+
+def _with_base(axes: SweepAxes, base: InferenceRequest) -> SweepAxes:
+    """The axes for counting: without checkpoints and LoRAs there is one cell without a LoRA."""
+    if axes.checkpoints is None and not base.loras:
+        return axes.model_copy(update={"checkpoints": [None]})
+    return axes
+
+
+def digest_of_sweep(sent: SweepRequest) -> str:
+    """The SHA-256 (hex) of everything that a sweep asks for."""
+    asked: dict[str, Any] = {"base": digest_of(sent.base), "max_cells": sent.max_cells}
+    asked["axes"] = sent.axes.model_dump(mode="json", exclude_unset=True)
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,335 @@
+"""Sweeps in the job database: their cells are stored with their plans, and become requests a few at a time."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve_app.errors import FilesGone, IdempotencyConflict, SweepNotFound, SweepPurged
+from serve_app.jobs import state_changes, sweep_queries, tables
+from serve_app.jobs.database import Database, IsStored, transaction
+from serve_app.jobs.requests import ID, Requests
+from serve_app.jobs.state_changes import UNFINISHED, WAITING
+from serve_app.jobs.sweep_records import (
+    CellImage,
+    CellRecord,
+    Measures,
+    NewCell,
+    NewSweep,
+    SweepDefinition,
+    SweepRecord,
+    request_id_of,
+)
+from serve_app.jobs.sweep_rows import cell_image, cell_record, cell_rows, definitions, is_lost, request_of
+from serve_app.policy.sweep_order import Place, room_for_cells
+from serve_app.tasks import Status
+
+_sweeps, _cells, _requests, _images = tables.sweeps.c, tables.sweep_cells.c, tables.requests.c, tables.images.c
+
+
+class Sweeps:
+    """Every public method is one transaction."""
+
+    def __init__(self, database: Database, requests: Requests) -> None:
+        self._database = database
+        self._requests = requests
+
+    @transaction
+    async def create(self, new: NewSweep, is_stored: IsStored) -> SweepRecord:
+        """Commit a new sweep. Returns the earlier one if its idempotency key was used for the same body.
+
+        Raises IdempotencyConflict; FilesGone if a file was deleted before the commit; StorageFailed.
+        """
+        try:
+            async with self._database.writing() as connection:
+                await self._insert(connection, new, is_stored)
+        except IntegrityError:
+            # Its key was used before, or an earlier try of this commit succeeded and its answer was lost.
+            if new.idempotency_key is None:
+                return await self._get(new.id)
+            earlier = await self._by_key(new.tenant, new.idempotency_key, new.body_sha256)
+            if earlier is None:
+                raise
+            return earlier
+        return await self._get(new.id)
+
+    @transaction
+    async def earlier(self, tenant: str, idempotency_key: str, body_sha256: str) -> SweepRecord | None:
+        """The sweep that was sent with this idempotency key, if any. Raises IdempotencyConflict for another body."""
+        return await self._by_key(tenant, idempotency_key, body_sha256)
+
+    @transaction
+    async def get(self, sweep_id: str) -> SweepRecord:
+        """Raises SweepNotFound."""
+        return await self._get(sweep_id)
+
+    @transaction
+    async def cells(self, sweep_id: str) -> list[CellRecord]:
+        """The cells of a sweep, in the order in which they are made; none of a sweep that does not exist."""
+        check_sweep_id(sweep_id)
+        async with self._database.reading() as connection:
+            return [cell_record(row) for row in await connection.execute(sweep_queries.cells, {"sweep_id": sweep_id})]
+
+    @transaction
+    async def images(self, sweep_id: str) -> list[CellImage]:
+        """The finished images of a sweep that are still stored, in the order in which they are made."""
+        check_sweep_id(sweep_id)
+        async with self._database.reading() as connection:
+            return [cell_image(row) for row in await connection.execute(sweep_queries.images, {"sweep_id": sweep_id})]
+
+    @transaction
+    async def history(self, tenant: str | None, before: tuple[float, str] | None, limit: int) -> list[SweepRecord]:
+        """A page of at most `limit` sweeps, newest first, after the creation time and id `before`."""
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(sweep_queries.history(tenant, before, limit))).all()
+            return await _records(connection, rows)
+
+    @transaction
+    async def speed(self, model: str) -> float | None:
+        """The measured speed of a model's editors (FLOP/s); None before the first edit."""
+        known = sa.select(tables.speeds.c.flops_per_s).where(tables.speeds.c.model == model)
+        async with self._database.reading() as connection:
+            return (await connection.execute(known)).scalar_one_or_none()
+
+    @transaction
+    async def extend(
+        self, old: SweepRecord, definition: SweepDefinition, cells: Sequence[NewCell], is_stored: IsStored
+    ) -> bool:
+        """Add cells to a sweep, and replace its definition. False if it was extended by another caller meanwhile.
+
+        Raises SweepNotFound, SweepPurged, FilesGone and StorageFailed.
+        """
+        async with self._database.writing() as connection:
+            await self._database.lock_file_references(connection)
+            row = await _locked(connection, old.id)
+            if definitions.validate_python(row.definition).axes != old.definition.axes:
+                return False
+            await self._need_files(connection, old.id, cells, is_stored)
+            last = sa.select(sa.func.max(_cells.number)).where(_cells.sweep_id == old.id)
+            first = (await connection.execute(last)).scalar_one() + 1
+            await connection.execute(tables.sweep_cells.insert(), cell_rows(old.id, cells, first))
+            await _change(connection, old.id, definition=asdict(definition), ended_at=None)
+        return True
+
+    @transaction
+    async def cancel(self, sweep_id: str) -> list[str]:
+        """Cancel a sweep and its requests that have not ended, whose ids are returned. Raises SweepNotFound."""
+        async with self._database.writing() as connection:
+            row = await _locked(connection, sweep_id, purged_too=True)
+            live = (
+                sa.select(_requests.id)
+                .join(tables.sweep_cells, _cells.request_id == _requests.id)
+                .where(_cells.sweep_id == sweep_id, _requests.status.in_(UNFINISHED))
+                .order_by(_requests.id)
+            )
+            ids = list((await connection.execute(live)).scalars())
+            for request_id in ids:
+                await state_changes.end_unfinished(connection, request_id, Status.CANCELED)
+            if not row.canceled:
+                await _change(connection, sweep_id, canceled=True)
+        return ids
+
+    @transaction
+    async def resume(self, sweep_id: str) -> int:
+        """Go on with a sweep: its cells that were cancelled, failed or deleted are made anew. Returns their number.
+
+        Raises SweepNotFound and SweepPurged.
+        """
+        async with self._database.writing() as connection:
+            await _locked(connection, sweep_id)
+            rows = (await connection.execute(sweep_queries.cells, {"sweep_id": sweep_id})).all()
+            again = [row for row in rows if row.submitted and is_lost(row)]
+            for row in again:
+                await self._make_anew(connection, sweep_id, row)
+            waiting = sum(not row.submitted for row in rows)
+            if again or waiting:
+                await _change(connection, sweep_id, canceled=False, ended_at=None)
+        return len(again)
+
+    @transaction
+    async def due(self) -> list[str]:
+        """The sweeps that have cells to submit: of each tenant and model the oldest."""
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(sweep_queries.due)).all()
+        first: dict[tuple[str, str], str] = {}
+        for row in rows:
+            first.setdefault((row.tenant, row.model), row.id)
+        return list(first.values())
+
+    @transaction
+    async def submit(self, sweep_id: str, max_waiting: int, tenant_max: int | None) -> int:
+        """Put the next cells of a sweep into the queue: as many as may wait there. Returns their number.
+
+        At most `max_waiting` of them wait, and the limits of the queue apply.
+        """
+        async with self._database.writing() as connection:
+            await self._database.lock_file_references(connection)
+            row = await _row(connection, sweep_id, for_update=True)
+            if row is None or row.canceled:
+                return 0
+            room = await self._room(connection, row, max_waiting, tenant_max)
+            waiting = tables.sweep_cells.select().where(_cells.sweep_id == sweep_id, sa.not_(_cells.submitted))
+            cells = (await connection.execute(waiting.order_by(_cells.number).limit(room))).all() if room else []
+            if cells:
+                await self._requests.add(connection, [request_of(row, cell) for cell in cells])
+                these = _cells.number.in_([cell.number for cell in cells])
+                of_sweep = tables.sweep_cells.update().where(_cells.sweep_id == sweep_id, these)
+                await connection.execute(of_sweep.values(submitted=True))
+        return len(cells)
+
+    @transaction
+    async def record_ends(self) -> int:
+        """Record the end of the sweeps whose cells have all ended. Returns how many sweeps have not ended."""
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(sweep_queries.unended)).all()
+        ended = [row.id for row in rows if not row.goes_on]
+        for sweep_id in ended:
+            async with self._database.writing() as connection:
+                # It may have been extended or resumed since: the condition counts at this moment.
+                goes_on = sa.exists().where(_cells.sweep_id == sweep_id, sa.not_(_cells.submitted))
+                live = sa.exists().where(
+                    _cells.sweep_id == sweep_id, _requests.id == _cells.request_id, _requests.status.in_(UNFINISHED)
+                )
+                await connection.execute(
+                    tables.sweeps.update()
+                    .where(_sweeps.id == sweep_id, _sweeps.ended_at.is_(None), sa.not_(live))
+                    .where(sa.or_(_sweeps.canceled, sa.not_(goes_on)))
+                    .values(ended_at=tables.now())
+                )
+        return len(rows) - len(ended)
+
+    @transaction
+    async def ended_before(self, seconds: float, limit: int) -> list[str]:
+        """The ids of up to `limit` sweeps that ended more than `seconds` ago, the oldest first."""
+        old = sa.select(_sweeps.id).where(_sweeps.ended_at < tables.now() - seconds)
+        async with self._database.reading() as connection:
+            return list((await connection.execute(old.order_by(_sweeps.ended_at).limit(limit))).scalars())
+
+    @transaction
+    async def requests_of(self, sweep_id: str, limit: int) -> list[str]:
+        """The ids of up to `limit` stored requests of a sweep."""
+        stored = sa.select(_requests.id).join(tables.sweep_cells, _cells.request_id == _requests.id)
+        async with self._database.reading() as connection:
+            return list((await connection.execute(stored.where(_cells.sweep_id == sweep_id).limit(limit))).scalars())
+
+    @transaction
+    async def keep_measures(self, sweep_id: str, measured: Mapping[int, Mapping[str, Measures]]) -> None:
+        """Remember what was measured on the images of cells, by their numbers."""
+        async with self._database.writing() as connection:
+            for number, measures in measured.items():
+                values = {name: asdict(each) for name, each in measures.items()}
+                of_cell = tables.sweep_cells.update().where(_cells.sweep_id == sweep_id, _cells.number == number)
+                await connection.execute(of_cell.values(measures=values))
+
+    async def _insert(self, connection: AsyncConnection, new: NewSweep, is_stored: IsStored) -> None:
+        await self._database.lock_file_references(connection)
+        now = (await connection.execute(sa.select(tables.now()))).scalar_one()
+        values = {name: getattr(new, name) for name in ("id", "tenant", "model", "deadline_s", "traceparent")}
+        values |= {"definition": asdict(new.definition), "created_at": now, "changed_at": now}
+        values |= {"canceled": False, "purged": False, "webhook": new.webhook and asdict(new.webhook)}
+        values |= {"idempotency_key": new.idempotency_key, "body_sha256": new.body_sha256}
+        await connection.execute(tables.sweeps.insert().values(values))
+        await self._need_files(connection, new.id, new.cells, is_stored)
+        await connection.execute(tables.sweep_cells.insert(), cell_rows(new.id, new.cells, 0))
+
+    async def _need_files(
+        self, connection: AsyncConnection, sweep_id: str, cells: Sequence[NewCell], is_stored: IsStored
+    ) -> None:
+        """Keep the files of these cells. Raises FilesGone if one is not stored any more."""
+        keys = sorted({key for cell in cells for key in cell.files})
+        if not await self._database.read_storage(lambda: all(map(is_stored, keys))):
+            raise FilesGone("a file of this sweep was deleted meanwhile; send it again")
+        for key in keys:
+            needed = self._database.insert(tables.sweep_files).values(sweep_id=sweep_id, key=key)
+            await connection.execute(needed.on_conflict_do_nothing())
+
+    async def _room(
+        self, connection: AsyncConnection, sweep: sa.Row[Any], max_waiting: int, tenant_max: int | None
+    ) -> int:
+        waits = sa.select(sa.func.count()).select_from(tables.images).where(_images.state == WAITING)
+        of_sweep = sa.select(_cells.request_id).where(_cells.sweep_id == sweep.id, _cells.submitted)
+        here = (await connection.execute(waits.where(_images.request_id.in_(of_sweep)))).scalar_one()
+        queues = [(self._requests.max_queued, (await connection.execute(waits)).scalar_one())]
+        if tenant_max is not None:
+            of_tenant = waits.where(_images.tenant == sweep.tenant)
+            queues.append((tenant_max, (await connection.execute(of_tenant)).scalar_one()))
+        return room_for_cells(max_waiting, here, queues)
+
+    async def _make_anew(self, connection: AsyncConnection, sweep_id: str, cell: Any) -> None:
+        """Give a cell its next request, which is submitted later."""
+        of_cell = sa.and_(_cells.sweep_id == sweep_id, _cells.number == cell.number)
+        attempt = (await connection.execute(sa.select(_cells.attempt).where(of_cell))).scalar_one() + 1
+        request_id = request_id_of(sweep_id, Place(*cell.place), attempt)
+        values = {"attempt": attempt, "request_id": request_id, "submitted": False, "measures": None}
+        await connection.execute(tables.sweep_cells.update().where(of_cell).values(values))
+
+    async def _by_key(self, tenant: str, key: str, body_sha256: str | None) -> SweepRecord | None:
+        with_key = sa.select(_sweeps.id, _sweeps.body_sha256).where(
+            _sweeps.tenant == tenant, _sweeps.idempotency_key == key
+        )
+        async with self._database.reading() as connection:
+            row = (await connection.execute(with_key)).one_or_none()
+        if row is None:
+            return None
+        if row.body_sha256 != body_sha256:
+            raise IdempotencyConflict(
+                "this Idempotency-Key was used for a sweep with another body", {"sweep_id": row.id}
+            )
+        return await self._get(row.id)
+
+    async def _get(self, sweep_id: str) -> SweepRecord:
+        check_sweep_id(sweep_id)
+        async with self._database.reading() as connection:
+            row = await _row(connection, sweep_id)
+            if row is None:
+                raise _not_found(sweep_id)
+            return (await _records(connection, [row]))[0]
+
+
+async def _row(connection: AsyncConnection, sweep_id: str, *, for_update: bool = False) -> sa.Row[Any] | None:
+    found = tables.sweeps.select().where(_sweeps.id == sweep_id)
+    return (await connection.execute(found.with_for_update() if for_update else found)).one_or_none()
+
+
+async def _locked(connection: AsyncConnection, sweep_id: str, *, purged_too: bool = False) -> sa.Row[Any]:
+    """The row of a sweep, locked until the transaction ends. Raises SweepNotFound, and SweepPurged if it was purged."""
+    check_sweep_id(sweep_id)
+    row = await _row(connection, sweep_id, for_update=True)
+    if row is None:
+        raise _not_found(sweep_id)
+    if row.purged and not purged_too:
+        raise SweepPurged(f"the images of sweep {sweep_id!r} were deleted: start a new one", {"sweep_id": sweep_id})
+    return row
+
+
+async def _change(connection: AsyncConnection, sweep_id: str, **values: Any) -> None:
+    changed = tables.sweeps.update().where(_sweeps.id == sweep_id)
+    await connection.execute(changed.values(changed_at=tables.now(), **values))
+
+
+async def _records(connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) -> list[SweepRecord]:
+    counts: dict[str, dict[Status, int]] = {row.id: {} for row in rows}
+    for counted in await connection.execute(sweep_queries.counts(list(counts))):
+        counts[counted.sweep_id][Status(counted.status)] = counted.cells
+    names = ("id", "tenant", "model", "created_at", "changed_at", "ended_at", "canceled", "purged", "deadline_s")
+    return [
+        SweepRecord(
+            **{name: getattr(row, name) for name in names},
+            definition=definitions.validate_python(row.definition),
+            counts=counts[row.id],
+        )
+        for row in rows
+    ]
+
+
+def check_sweep_id(sweep_id: str) -> None:
+    """Raise SweepNotFound if this cannot be an id. PostgreSQL refuses some strings, such as those with NUL."""
+    if not ID.fullmatch(sweep_id):
+        raise _not_found(sweep_id)
+
+
+def _not_found(sweep_id: str) -> SweepNotFound:
+    return SweepNotFound(f"there is no sweep {sweep_id!r}", {"sweep_id": sweep_id})

@@ -1,0 +1,57 @@
+"""Puts the cells of sweeps into the queue, a few at a time, and records when a sweep has ended.
+
+One ingress at a time has the duty. Even if two had it, no cell would become two requests: a cell's request id is given,
+and the row of its sweep is locked while cells are submitted.
+"""
+
+from collections.abc import Callable
+
+from serve_app.concurrency.loops import WakeUp, every
+from serve_app.config import SweepsConfig
+from serve_app.jobs.store import JobStore, owner_name
+from serve_app.telemetry.metrics import NO_METER, Loop, Meter
+
+DUTY = "sweep_cells"
+# How often cells are submitted while a sweep has some left (s), and how long an ingress takes the duty for (s).
+PERIOD_S, DUTY_S = 1.0, 10.0
+
+
+class SweepCells:
+    """`run` until cancelled."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        config: SweepsConfig,
+        tenant_max: Callable[[], int | None],
+        submitted: Callable[[], None],
+        meter: Meter = NO_METER,
+    ) -> None:
+        """`tenant_max` is how many images of one tenant may wait; `submitted` is called when there is new work."""
+        self._sweeps = store.sweeps
+        self._take_duty = store.take_duty
+        self._config = config
+        self._tenant_max = tenant_max
+        self._submitted = submitted
+        self._meter = meter
+        self._owner = owner_name()
+        self._wake_up = WakeUp()
+
+    def wake(self) -> None:
+        """Look for cells at once."""
+        self._wake_up.set()
+
+    async def run(self) -> None:
+        await every(PERIOD_S, self.submit, loop=Loop.SWEEP_CELLS, meter=self._meter, pause=self._wake_up.pause)
+
+    async def submit(self) -> None:
+        """Submit what may wait in the queue now, as long as this process has the duty. Raises StoreUnavailable."""
+        # Without sweeps, nothing is written.
+        if not await self._sweeps.record_ends():
+            return
+        due = await self._sweeps.due()
+        if not due or not await self._take_duty(DUTY, self._owner, DUTY_S):
+            return
+        for sweep_id in due:
+            if await self._sweeps.submit(sweep_id, self._config.max_waiting, self._tenant_max()):
+                self._submitted()

@@ -1,0 +1,274 @@
+"""Sweeps over the application in this process: what is made, in which order, and what is refused."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from serve_app.config import AuthConfig
+from serve_app.errors import EditError
+from serve_app.intake.keys import new_key
+from tests.conformity import events
+from tests.unit.conftest import LORA, SHARES_AN_APPLICATION, Application, safetensors_bytes
+from tests.unit.serving import wait_until
+from tests.unit.sweeps import add_checkpoints, ended, started, statuses, sweep, sweep_body
+from tests.unit.test_http_contract import finished
+
+pytestmark = SHARES_AN_APPLICATION
+
+
+def test_one_image_for_each_combination_of_values(client, config, application, make_body):
+    paths = add_checkpoints(config, "a_000000250.safetensors", "a_000000500.safetensors")
+    body = sweep_body(
+        make_body, checkpoints=[None, *paths], multipliers=[0.5, 1.0], seeds=[1, 2], prompts=["one", "two"]
+    )
+    answer = started(client, body)
+    assert (answer["status"], answer["cells"]) == ("queued", 20)
+    shown = ended(client, answer["sweep_id"])
+    assert shown["status"] == "succeeded"
+    assert shown["counts"] == {"in_queue": 0, "in_progress": 0, "succeeded": 20, "failed": 0, "canceled": 0}
+    made = [(t.plan.adapters, t.plan.prompt, t.plan.seed) for t in application.editors.tasks]
+    combinations = {(tuple((use.path, use.scale) for use in uses), prompt, seed) for uses, prompt, seed in made}
+    assert len(made) == len(combinations) == 20
+    assert {len(uses) for uses, _, _ in combinations} == {0, 1}
+
+
+def test_cells_with_the_same_adapters_follow_each_other(client, config, application, make_body):
+    paths = add_checkpoints(config, "a_000000250.safetensors", "a_000000500.safetensors")
+    body = sweep_body(make_body, checkpoints=paths, multipliers=[0.5, 1.0], seeds=[1, 2], prompts=["one", "two"])
+    shown = ended(client, started(client, body)["sweep_id"])
+    places = [cell["place"] for cell in shown["grid"]]
+    settings = [(place["checkpoint"], place["multiplier"]) for place in places]
+    changes = sum(one != other for one, other in pairwise(settings))
+    assert changes == 3
+    # Within each setting, prompts come in the same order.
+    assert [place["prompt"] for place in places[:4]] == [0, 0, 1, 1]
+    by_id = {task.request_id: index for index, task in enumerate(application.editors.tasks)}
+    assert [by_id[cell["request_id"]] for cell in shown["grid"]] == sorted(by_id.values())
+
+
+def test_cells_are_ordinary_requests(client, make_body):
+    shown = ended(client, started(client, sweep_body(make_body, seeds=[7, 8]))["sweep_id"])
+    result = client.get(f"/v1/requests/{shown['grid'][1]['request_id']}/result").json()
+    assert result["status"] == "succeeded"
+    [image] = result["outputs"]["images"]
+    assert (image["seed"], image["format"]) == (8, "png")
+    assert shown["grid"][1]["url"] == image["url"]
+
+
+def test_cells_have_the_plan_of_the_same_request_sent_alone(client, config, application, make_body):
+    [path] = add_checkpoints(config, "a_000000250.safetensors")
+    axes = {"checkpoints": [path], "multipliers": [0.25, 0.75], "prompts": ["first [trigger]", "second"], "seeds": [3]}
+    body = sweep_body(make_body, **axes)
+    body["base"]["trigger_word"] = "sks"
+    ended(client, started(client, body)["sweep_id"])
+    of_sweep = [task.plan for task in application.editors.tasks]
+    alone = make_body(prompt="second", seed=3, loras=[{"path": path, "network_multiplier": 0.75}])
+    alone |= {"trigger_word": "sks", "output_format": "png"}
+    finished(client, alone)
+    assert application.editors.tasks[-1].plan in of_sweep
+    assert {plan.prompt for plan in of_sweep} == {"first sks", "second"}
+
+
+def test_dry_run_starts_nothing(client, application, make_body):
+    body = sweep_body(make_body, seeds=[1, 2, 3]) | {"dry_run": True}
+    answer = started(client, body)
+    assert (answer["status"], answer["cells"], answer["sweep_id"], answer["status_url"]) == ("dry_run", 3, None, None)
+    assert not application.editors.tasks
+
+
+def test_predicts_seconds_from_measured_edits(client, make_body):
+    body = sweep_body(make_body, seeds=[1, 2])
+    assert started(client, body | {"dry_run": True})["predicted_gpu_seconds"] is None
+    ended(client, started(client, body)["sweep_id"])
+    # The instant editors say that an edit took a second.
+    assert started(client, body | {"dry_run": True})["predicted_gpu_seconds"] == 2.0
+
+
+def test_too_many_cells_are_refused_before_anything_is_looked_up(client, make_body):
+    body = sweep_body(make_body, seeds=list(range(40)), multipliers=[0.5, 1.0], checkpoints=["no/such.safetensors"])
+    answer = client.post("/v1/sweeps", json=body | {"max_cells": 79})
+    assert answer.status_code == 400
+    error = answer.json()["detail"]["error"]
+    assert (error["code"], error["details"]) == (
+        "INVALID_PARAMETER",
+        {"parameter": "max_cells", "cells": 80, "max": 79},
+    )
+    # The config's limit is 1000.
+    body = sweep_body(make_body, seeds=list(range(1000)), multipliers=[0.5, 1.0])
+    assert client.post("/v1/sweeps", json=body).json()["detail"]["error"]["details"]["max"] == 1000
+
+
+def test_patterns_count_with_their_files(client, config, make_body):
+    add_checkpoints(config, "a_000000250.safetensors", "a_000000500.safetensors", "a.safetensors")
+    body = sweep_body(make_body, checkpoints=["job/a*.safetensors"])
+    assert client.post("/v1/sweeps", json=body | {"max_cells": 2}).status_code == 400
+    shown = ended(client, started(client, body | {"max_cells": 3})["sweep_id"])
+    assert [(each["path"], each["step"]) for each in shown["axes"]["checkpoints"]] == [
+        ("job/a_000000250.safetensors", 250),
+        ("job/a_000000500.safetensors", 500),
+        ("job/a.safetensors", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"checkpoints": ["no/such.safetensors"]}, "LORA_NOT_FOUND"),
+        ({"checkpoints": ["no/*.safetensors"]}, "LORA_NOT_FOUND"),
+        ({"checkpoints": [{"training_job": "job", "from_step": 1, "to_step": 2}]}, "LORA_NOT_FOUND"),
+        ({"checkpoints": ["../x.safetensors"]}, "LORA_PATH_FORBIDDEN"),
+        ({"checkpoints": [None]}, "LORA_FILE_REQUIRED"),
+        ({"qualities": ["exact", "fast"]}, "QUALITY_UNAVAILABLE"),
+        ({"control_images": ["sha256:" + "0" * 64]}, "CONTROL_IMAGE_INVALID"),
+        ({"prompts": ["x" * 20_001]}, "INVALID_PARAMETER"),
+    ],
+)
+def test_whatever_a_cell_would_be_refused_for_refuses_the_sweep(client, application, make_body, changes, code):
+    answer = client.post("/v1/sweeps", json=sweep_body(make_body, **changes))
+    assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (400, code)
+    assert not application.editors.tasks
+
+
+def test_checkpoint_that_does_not_fit_refuses_the_sweep(client, config, application, make_body):
+    bad = Path(config.lora_root) / "job" / "bad.safetensors"
+    bad.write_bytes(safetensors_bytes({"transformer.blocks.0.x.lora_A.weight": (2, 16)}))
+    answer = client.post("/v1/sweeps", json=sweep_body(make_body, checkpoints=[LORA, "job/bad.safetensors"]))
+    assert answer.json()["detail"]["error"]["code"] == "LORA_INCOMPATIBLE"
+    assert not application.editors.tasks
+
+
+def test_base_has_one_prompt(client, make_body):
+    body = sweep_body(make_body, seeds=[1])
+    body["base"]["prompts"] *= 2
+    assert client.post("/v1/sweeps", json=body).json()["detail"]["error"]["code"] == "INVALID_PARAMETER"
+
+
+def test_unknown_axis_is_refused(client, make_body):
+    assert client.post("/v1/sweeps", json=sweep_body(make_body, steps=[1, 2])).status_code == 422
+
+
+def test_drawn_seed_is_the_same_for_all_cells(client, application, make_body):
+    ended(client, started(client, sweep_body(make_body, seeds=[-1], multipliers=[0.5, 1.0]))["sweep_id"])
+    assert len({task.plan.seed for task in application.editors.tasks}) == 1
+
+
+def test_same_idempotency_key_and_body_are_the_same_sweep(client, application, make_body):
+    headers = {"Idempotency-Key": "nightly"}
+    body = sweep_body(make_body, seeds=[1, 2])
+    first = started(client, body, headers=headers)
+    ended(client, first["sweep_id"])
+    again = started(client, body, headers=headers)
+    assert (again["sweep_id"], again["status"], again["cells"]) == (first["sweep_id"], "succeeded", 2)
+    other = client.post("/v1/sweeps", json=sweep_body(make_body, seeds=[3]), headers=headers)
+    assert (other.status_code, other.json()["detail"]["error"]["code"]) == (409, "IDEMPOTENCY_CONFLICT")
+    assert len(application.editors.tasks) == 2
+
+
+def test_failed_cell_does_not_stop_the_others_and_can_be_made_again(client, application, make_body):
+    application.editors.errors.append(EditError("it went wrong"))
+    sweep_id = started(client, sweep_body(make_body, seeds=[1, 2, 3]))["sweep_id"]
+    shown = ended(client, sweep_id)
+    assert shown["status"] == "failed"
+    assert sorted(statuses(shown)) == ["failed", "succeeded", "succeeded"]
+    [failed] = [cell for cell in shown["grid"] if cell["status"] == "failed"]
+    assert "it went wrong" in failed["error"]
+    made = [cell["request_id"] for cell in shown["grid"] if cell["status"] == "succeeded"]
+    assert client.post(f"/v1/sweeps/{sweep_id}/resume").status_code == 200
+    shown = ended(client, sweep_id)
+    assert shown["status"] == "succeeded"
+    assert {cell["request_id"] for cell in shown["grid"]} >= set(made)
+    assert len(application.editors.tasks) == 4
+
+
+def test_cancel_and_resume(client, application, make_body):
+    application.editors.gate.clear()
+    sweep_id = started(client, sweep_body(make_body, seeds=[1, 2, 3, 4]))["sweep_id"]
+    wait_until(lambda: "in_progress" in statuses(sweep(client, sweep_id)))
+    answer = client.post(f"/v1/sweeps/{sweep_id}/cancel").json()
+    assert (answer["status"], answer["counts"]["canceled"]) == ("canceled", 4)
+    application.editors.gate.set()
+    before = len(application.editors.tasks)
+    assert before < 4
+    client.post(f"/v1/sweeps/{sweep_id}/resume")
+    assert ended(client, sweep_id)["status"] == "succeeded"
+    assert len(application.editors.tasks) == before + 4
+
+
+def test_cancelled_cell_is_one_cell(client, application, make_body):
+    application.editors.gate.clear()
+    sweep_id = started(client, sweep_body(make_body, seeds=[1, 2, 3]))["sweep_id"]
+    wait_until(lambda: sweep(client, sweep_id)["grid"][2]["request_id"])
+    client.delete(f"/v1/requests/{sweep(client, sweep_id)['grid'][2]['request_id']}")
+    application.editors.gate.set()
+    shown = ended(client, sweep_id)
+    assert (shown["status"], statuses(shown)) == ("canceled", ["succeeded", "succeeded", "canceled"])
+
+
+def test_extend_makes_only_what_is_new(client, config, application, make_body):
+    paths = add_checkpoints(config, "a_000000250.safetensors", "a_000000500.safetensors")
+    sweep_id = started(client, sweep_body(make_body, checkpoints=paths[:1], seeds=[1, 2]))["sweep_id"]
+    first = ended(client, sweep_id)
+    extension = {"axes": {"checkpoints": paths, "multipliers": [1.0, 0.5]}}
+    answer = client.post(f"/v1/sweeps/{sweep_id}/extend", json=extension | {"dry_run": True}).json()
+    assert (answer["status"], answer["cells"], answer["sweep_id"]) == ("dry_run", 8, sweep_id)
+    assert sweep(client, sweep_id)["cells"] == 2
+    answer = client.post(f"/v1/sweeps/{sweep_id}/extend", json=extension).json()
+    assert (answer["status"], answer["cells"]) == ("queued", 8)
+    shown = ended(client, sweep_id)
+    assert shown["grid"][:2] == first["grid"]
+    assert len(application.editors.tasks) == 8
+    assert len({tuple(cell["place"].values()) for cell in shown["grid"]}) == 8
+    # Nothing is left to add.
+    client.post(f"/v1/sweeps/{sweep_id}/extend", json=extension)
+    assert sweep(client, sweep_id)["cells"] == 8
+
+
+def test_purge_deletes_images_for_good(client, config, make_body):
+    sweep_id = started(client, sweep_body(make_body, seeds=[1, 2]))["sweep_id"]
+    url = ended(client, sweep_id)["grid"][0]["url"]
+    assert client.get(url).status_code == 200
+    assert client.delete(f"/v1/sweeps/{sweep_id}", params={"purge": True}).json()["purged"]
+    assert client.get(url).status_code == 404
+    answer = client.post(f"/v1/sweeps/{sweep_id}/resume")
+    assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (409, "SWEEP_PURGED")
+
+
+def test_events_tell_each_cell_and_the_end_and_resume(client, make_body):
+    sweep_id = started(client, sweep_body(make_body, seeds=[1, 2]))["sweep_id"]
+    text = client.get(f"/v1/sweeps/{sweep_id}/events").text
+    seen = list(events(text))
+    assert {event["data"]["cell"] for event in seen if event["event"] == "cell"} == {0, 1}
+    assert (seen[-1]["event"], seen[-1]["data"]["status"]) == ("succeeded", "succeeded")
+    assert client.get(f"/v1/sweeps/{sweep_id}/events", headers={"Last-Event-ID": seen[-1]["id"]}).status_code == 204
+    resumed = list(events(client.get(f"/v1/sweeps/{sweep_id}/events", headers={"Last-Event-ID": seen[0]["id"]}).text))
+    assert resumed[-1] == seen[-1]
+
+
+def test_sweeps_are_listed_and_seen_by_their_tenant_only(config, make_body, tmp_path):
+    keys = {name: new_key() for name in ("red", "blue")}
+    (tmp_path / "keys.yaml").write_text(
+        "tenants: {" + ", ".join(f"{name}: [{sha}]" for name, (_, sha) in keys.items()) + "}"
+    )
+    application = Application(config.model_copy(update={"auth": AuthConfig(keys_file=str(tmp_path / "keys.yaml"))}))
+    with TestClient(application.app) as client:
+        red, blue = ({"X-API-Key": keys[name][0]} for name in ("red", "blue"))
+        ids = [started(client, sweep_body(make_body, seeds=[n]), headers=red)["sweep_id"] for n in (1, 2)]
+        wait_until(lambda: client.get(f"/v1/sweeps/{ids[1]}", headers=red).json()["status"] == "succeeded", 30)
+        page = client.get("/v1/sweeps", params={"limit": 1}, headers=red).json()
+        rest = client.get("/v1/sweeps", params={"cursor": page["next_cursor"]}, headers=red).json()
+        assert [each["sweep_id"] for each in page["sweeps"] + rest["sweeps"]] == ids[::-1]
+        assert client.get("/v1/sweeps", headers=blue).json()["sweeps"] == []
+        for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/cancel"), ("POST", "/resume"), ("DELETE", "")):
+            answer = client.request(method, f"/v1/sweeps/{ids[0]}{path}", headers=blue)
+            assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (404, "SWEEP_NOT_FOUND")
+        assert client.get(f"/v1/requests/{sweep_request(client, ids[0], red)}/status", headers=blue).status_code == 404
+
+
+def sweep_request(client, sweep_id, headers):
+    return client.get(f"/v1/sweeps/{sweep_id}", headers=headers).json()["grid"][0]["request_id"]
+
+
+def test_without_keys_sweeps_are_not_listed(client):
+    assert client.get("/v1/sweeps").status_code == 403
