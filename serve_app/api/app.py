@@ -20,7 +20,18 @@ from serve_app.api.middleware import (
     TraceRequest,
 )
 from serve_app.api.openapi import TAGS, Application
-from serve_app.api.routes import docs, images, inference, models, operation, playground, probes, requests, sweeps, uploads
+from serve_app.api.routes import (
+    docs,
+    images,
+    inference,
+    models,
+    operation,
+    playground,
+    probes,
+    requests,
+    sweeps,
+    uploads,
+)
 from serve_app.intake.service import Service
 
 # Headers of an answer that scripts in a browser may read, in addition to those that every browser permits.

@@ -3,7 +3,7 @@
 from typing import Any
 
 from serve_app.intake.answers import Links
-from serve_app.intake.sweep_axes import step_of
+from serve_app.intake.sweep_axes import step_of_path
 from serve_app.intake.sweeps import Outcome
 from serve_app.jobs.sweep_records import Axes, CellRecord, SweepRecord
 from serve_app.schemas.sweeps import (
@@ -80,7 +80,7 @@ def _summary(record: SweepRecord, links: Links) -> dict[str, Any]:
 def values_of(axes: Axes) -> SweepValues:
     """The values of all axes."""
     return SweepValues(
-        checkpoints=[SweepCheckpoint(path=path, step=step_of(path)) for path in axes.checkpoints],
+        checkpoints=[SweepCheckpoint(path=path, step=step_of_path(path)) for path in axes.checkpoints],
         multipliers=list(axes.multipliers),
         prompts=list(axes.prompts),
         seeds=list(axes.seeds),

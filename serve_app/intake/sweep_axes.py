@@ -2,8 +2,8 @@
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import inf
 from pathlib import PurePosixPath
@@ -16,11 +16,11 @@ from serve_app.models.repeat_request import STORED_IMAGE, without_url_secrets
 from serve_app.policy.sweep_order import Lengths
 from serve_app.schemas.requests import InferenceRequest, Lora, Prompt
 from serve_app.schemas.sweeps import CheckpointRange, SweepAxes
+from serve_app.training.file_names import step_of
+from serve_app.training.folders import TrainingJob
 
 T = TypeVar("T")
 
-# The end of a checkpoint's name: the trainer pads steps to nine digits.
-STEP = re.compile(r"_(\d{9})\.safetensors$")
 # Characters that make a path a pattern.
 WILDCARDS = frozenset("*?[")
 # The parts of a pattern. `[a-c]` is one of these characters, `[!a-c]` any other.
@@ -30,15 +30,23 @@ CHARACTERS = re.compile(r"\[!?[^]]+\]")
 IMAGE_FIELDS = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
 
 
-def step_of(path: str | None) -> int | None:
+@dataclass(frozen=True)
+class Files:
+    """What the values of the axis `checkpoints` may stand for: `paths` of all files below the LoRA root, and the
+    training `jobs` that are named."""
+
+    paths: Sequence[str] = ()
+    jobs: Mapping[str, TrainingJob] = field(default_factory=dict)
+
+
+def step_of_path(path: str | None) -> int | None:
     """The training step that a checkpoint's name ends with; None for a final file, and for other names."""
-    found = STEP.search(path or "")
-    return int(found[1]) if found else None
+    return step_of((path or "").rpartition("/")[2])
 
 
 def by_step(path: str) -> tuple[str, float, str]:
     """The order of checkpoints: by folder, by step, and final files after all steps."""
-    step = step_of(path)
+    step = step_of_path(path)
     return str(PurePosixPath(path).parent), inf if step is None else step, path
 
 
@@ -46,31 +54,27 @@ def is_pattern(path: str) -> bool:
     return "://" not in path and not WILDCARDS.isdisjoint(path)
 
 
-def files_of(value: str | CheckpointRange, files: Sequence[str]) -> list[str]:
-    """The paths that a value of the axis `checkpoints` stands for; `files` are all below the LoRA root.
-
-    Raises LoraNotFound if there are none.
-    """
+def files_of(value: str | CheckpointRange, files: Files) -> list[str]:
+    """The paths that a value of the axis `checkpoints` stands for. Raises LoraNotFound if there are none."""
     if isinstance(value, CheckpointRange):
-        found = [path for path in files if _is_in_range(path, value)]
-        what = f"the training job {value.training_job!r} has no checkpoints in this range of steps"
-    elif not is_pattern(value) or value in files:
+        job = files.jobs[value.training_job]
+        found = [checkpoint.path for checkpoint in job.between(value.from_step, value.to_step)]
+        if not found:
+            raise LoraNotFound(
+                f"the training job {job.name!r} has no checkpoint in this range of steps; GET /v1/training-jobs/"
+                f"{job.name} lists those that it has",
+                {"training_job": job.name},
+            )
+        return found
+    if not is_pattern(value) or value in files.paths:
         return [value]
-    else:
-        pattern = re.compile(_regex(value))
-        found = [path for path in files if pattern.fullmatch(path)]
-        what = f"no file below the LoRA root fits the pattern {value!r}"
+    pattern = re.compile(_regex(value))
+    found = sorted((path for path in files.paths if pattern.fullmatch(path)), key=by_step)
     if not found:
-        raise LoraNotFound(f"{what}; GET /v1/loras lists the files", {"lora_path": str(value)[:200]})
-    return sorted(found, key=by_step)
-
-
-def _is_in_range(path: str, wanted: CheckpointRange) -> bool:
-    if str(PurePosixPath(path).parent) != str(PurePosixPath(wanted.training_job)):
-        return False
-    step = step_of(path)
-    last = inf if wanted.to_step is None else wanted.to_step
-    return (wanted.from_step or 0) <= (inf if step is None else step) <= last
+        raise LoraNotFound(
+            f"no file below the LoRA root fits the pattern {value!r}; GET /v1/loras lists them", {"lora_path": value}
+        )
+    return found
 
 
 def _regex(pattern: str) -> str:
@@ -102,8 +106,8 @@ def check_cells(cells: int, limit: int) -> None:
         )
 
 
-def axes_of(base: InferenceRequest, sent: SweepAxes, files: Sequence[str]) -> Axes:
-    """The values of every axis; `files` are all below the LoRA root. Raises LoraNotFound and InvalidParameter."""
+def axes_of(base: InferenceRequest, sent: SweepAxes, files: Files) -> Axes:
+    """The values of every axis. Raises LoraNotFound and InvalidParameter."""
     [prompt] = base.prompts
     lora = base.loras[0] if base.loras else None
     checkpoints: list[str | None] = [lora.path if lora else None]
@@ -128,7 +132,7 @@ def axes_of(base: InferenceRequest, sent: SweepAxes, files: Sequence[str]) -> Ax
     )
 
 
-def extended(old: Axes, base: InferenceRequest, sent: SweepAxes, files: Sequence[str]) -> Axes:
+def extended(old: Axes, base: InferenceRequest, sent: SweepAxes, files: Files) -> Axes:
     """The axes with further values at their ends. Raises LoraNotFound and InvalidParameter."""
     added = axes_of(base, sent, files)
     changes: dict[str, tuple[Any, ...]] = {}

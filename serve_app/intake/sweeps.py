@@ -7,12 +7,13 @@ import logging
 import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from serve_app.adapters.lora_root import LoraRoot
 from serve_app.concurrency import background
 from serve_app.config import AppConfig
-from serve_app.errors import FilesGone, InvalidParameter, SweepNotFound
+from serve_app.errors import FilesGone, InvalidParameter, LoraNotFound, SweepNotFound, TrainingJobNotFound
 from serve_app.images.output_formats import OUTPUT_FORMATS
 from serve_app.intake import sweep_axes
 from serve_app.intake.admission import Admission, Admitted, ControlFile, gather_all
@@ -23,14 +24,16 @@ from serve_app.intake.presets import Presets, blaming_preset
 from serve_app.intake.queries import visible_to
 from serve_app.intake.resources import Resources
 from serve_app.intake.submission import digest_of, webhook_of
+from serve_app.intake.sweep_axes import Files
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import HistoryFilter
 from serve_app.jobs.sweep_records import Axes, CellRecord, NewCell, NewSweep, SweepDefinition, SweepRecord
 from serve_app.policy.sweep_order import Place, places
 from serve_app.schemas.requests import InferenceRequest
-from serve_app.schemas.sweeps import SweepAxes, SweepExtension, SweepRequest
+from serve_app.schemas.sweeps import CheckpointRange, SweepAxes, SweepExtension, SweepRequest
 from serve_app.storage import artifact_keys
 from serve_app.telemetry import tracing
+from serve_app.training.folders import TrainingFolders
 from serve_app.workers.dispatcher import Dispatcher
 from serve_app.workers.sweep_cells import SweepCells
 from serve_app.workers.sweeper import Sweeper
@@ -78,6 +81,7 @@ class Sweeps:
         self._admission = admission
         self._presets = presets
         self._lora_root = lora_root
+        self._training = TrainingFolders(lora_root)
         self._image_memory = resources.image_memory
         self._store = resources.store
         self._artifacts = resources.artifacts
@@ -165,7 +169,7 @@ class Sweeps:
                 return outcome
         raise FilesGone("the sweep is being extended by others; try again")
 
-    async def _extend(self, old: SweepRecord, sent: SweepExtension, files: list[str], caller: Caller) -> Outcome | None:
+    async def _extend(self, old: SweepRecord, sent: SweepExtension, files: Files, caller: Caller) -> Outcome | None:
         """None if another caller has extended the sweep meanwhile."""
         base = InferenceRequest.model_validate(old.definition.base)
         axes = sweep_axes.extended(old.definition.axes, base, sent.axes, files)
@@ -216,12 +220,18 @@ class Sweeps:
         limit = self._config.sweeps.max_cells
         return limit if max_cells is None else min(limit, max_cells)
 
-    async def _files(self, axes: SweepAxes) -> list[str]:
-        """The paths below the LoRA root, if the axes name more than single files."""
+    async def _files(self, axes: SweepAxes) -> Files:
+        """What patterns and training jobs among the checkpoints stand for. Raises LoraNotFound and StorageFailed."""
         values = axes.checkpoints or []
-        if all(value is None or (isinstance(value, str) and not sweep_axes.is_pattern(value)) for value in values):
-            return []
-        return [file.path for file in await self._lora_root.in_thread(self._lora_root.files)]
+        names = {value.training_job for value in values if isinstance(value, CheckpointRange)}
+        paths = []
+        if any(isinstance(value, str) and sweep_axes.is_pattern(value) for value in values):
+            paths = [file.path for file in await self._lora_root.in_thread(self._lora_root.files)]
+        try:
+            jobs = {name: await self._lora_root.in_thread(partial(self._training.job, name)) for name in sorted(names)}
+        except TrainingJobNotFound as error:
+            raise LoraNotFound(error.message, error.details) from error
+        return Files(paths, jobs)
 
     async def _plan(
         self, base: InferenceRequest, axes: Axes, caller: Caller, known: Collection[Place] = ()

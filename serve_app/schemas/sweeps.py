@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.schemas.answers import ErrorCode, ErrorText, Moment, NextCursor
-from serve_app.schemas.documented import Answer
+from serve_app.schemas.documented import Answer, DescribedBy
 from serve_app.schemas.requests import (
     MAX_SEED,
     ControlImageText,
@@ -21,6 +21,8 @@ from serve_app.tasks import Status
 SWEEP_ID = "5a4f6c1e0d7b4c0f9e8d7c6b5a493827"
 # Values of one axis. The config's limit of cells is usually lower; this bounds the work before that is checked.
 MAX_VALUES = 10_000
+# The trainer writes steps with nine digits.
+MAX_STEP = 999_999_999
 
 SWEEP_EXAMPLE: dict[str, Any] = {
     "base": {
@@ -41,9 +43,12 @@ class CheckpointRange(Tolerant):
     """Checkpoints of a training job, by their steps."""
 
     training_job: LookupText = Field(description="The folder of the job, below the LoRA root.")
-    from_step: int | None = Field(None, ge=0, description="The first step. Default: that of the first checkpoint.")
+    from_step: int | None = Field(None, ge=0, le=MAX_STEP, description="The first step. Default: 0.")
     to_step: int | None = Field(
-        None, ge=0, description="The last step. Default: all that follow, and the final file, which counts as the last."
+        None,
+        ge=0,
+        le=MAX_STEP,
+        description="The last step. Default: no limit. The final file counts at the last step of its job's config.",
     )
 
 
@@ -95,7 +100,8 @@ class SweepAxes(Nullable):
 
 
 MaxCells = Annotated[
-    int | None, Field(ge=1, description="The sweep is refused if it has more cells. Default: the service's limit.")
+    int | None,
+    Field(ge=1, le=1_000_000, description="The sweep is refused if it has more cells. Default: the service's limit."),
 ]
 DryRun = Annotated[bool, Field(description="Check everything and count the cells, but start nothing.")]
 
@@ -241,7 +247,9 @@ class Sweep(SweepSummary):
     """A sweep with its cells."""
 
     axes: SweepValues = Field(description="The values of all axes.")
-    base: dict[str, Any] = Field(description="The body of the request that the cells vary, without secrets.")
+    base: Annotated[dict[str, Any], DescribedBy(InferenceRequest)] = Field(
+        description="The body of the request that the cells vary, without secrets."
+    )
     notes: list[str] = Field(description="What the sender may not have meant.")
     ignored: list[str] = Field(description="Fields that were sent and have no effect for this model.")
     grid: list[SweepCell] = Field(description="The cells, in the order in which they are made.")

@@ -1,5 +1,6 @@
 """Sweeps over the application in this process: what is made, in which order, and what is refused."""
 
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from starlette.testclient import TestClient
 from serve_app.config import AuthConfig
 from serve_app.errors import EditError
 from serve_app.intake.keys import new_key
+from serve_app.intake.sweep_axes import _regex
 from tests.conformity import events
 from tests.unit.conftest import LORA, SHARES_AN_APPLICATION, Application, safetensors_bytes
 from tests.unit.serving import wait_until
@@ -110,6 +112,32 @@ def test_patterns_count_with_their_files(client, config, make_body):
         ("job/a_000000500.safetensors", 500),
         ("job/a.safetensors", None),
     ]
+
+
+def test_checkpoints_of_a_training_job(client, config, make_body):
+    add_checkpoints(config, "job_000000250.safetensors", "job_000000500.safetensors", "job_000000750.safetensors")
+    values = [{"training_job": "job", "from_step": 300, "to_step": 750}]
+    answer = started(client, sweep_body(make_body, checkpoints=values))
+    shown = ended(client, answer["sweep_id"])
+    assert [each["step"] for each in shown["axes"]["checkpoints"]] == [500, 750]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "fits"),
+    [
+        ("job/*.safetensors", "job/a.safetensors", True),
+        ("job/*.safetensors", "job/more/a.safetensors", False),
+        ("**/a?.safetensors", "job/more/ab.safetensors", True),
+        ("**/a?.safetensors", "ab.safetensors", True),
+        ("job/[!b-d]*", "job/a.safetensors", True),
+        ("job/[b-d]*", "job/a.safetensors", False),
+        ("job/a.safetensor?", "job/aXsafetensors", False),
+        ("job/[a", "job/a", False),
+        ("job/[a", "job/[a", True),
+    ],
+)
+def test_patterns_of_paths(pattern, path, fits):
+    assert bool(re.fullmatch(_regex(pattern), path)) == fits
 
 
 @pytest.mark.parametrize(

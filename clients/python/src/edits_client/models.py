@@ -103,11 +103,11 @@ class CheckpointRange(BaseModel):
     """
     from_step: int | None = None
     """
-    The first step. Default: that of the first checkpoint.
+    The first step. Default: 0.
     """
     to_step: int | None = None
     """
-    The last step. Default: all that follow, and the final file, which counts as the last.
+    The last step. Default: no limit. The final file counts at the last step of its job's config.
     """
 
 
@@ -2376,66 +2376,6 @@ class RuntimeRecord(BaseModel):
     """
 
 
-class Sweep(BaseModel):
-    """
-    A sweep with its cells.
-    """
-
-    sweep_id: str
-    """
-    The id of the sweep.
-    """
-    tenant: str
-    """
-    The tenant whose key was sent; empty for an operator's.
-    """
-    model: str
-    """
-    The id of the model.
-    """
-    status: Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"]
-    """
-    in_queue until the first cell starts; after the last cell failed if a cell has failed, else canceled if one was cancelled, else succeeded.
-    """
-    created_at: AwareDatetime
-    """
-    When the sweep was accepted.
-    """
-    cells: int
-    """
-    The number of cells, which is the number of images.
-    """
-    counts: CellCounts
-    purged: bool
-    """
-    Whether its images were deleted by `purge`.
-    """
-    status_url: str
-    """
-    Where the whole sweep is.
-    """
-    axes: SweepValues
-    """
-    The values of all axes.
-    """
-    base: dict[str, Any]
-    """
-    The body of the request that the cells vary, without secrets.
-    """
-    notes: list[str]
-    """
-    What the sender may not have meant.
-    """
-    ignored: list[str]
-    """
-    Fields that were sent and have no effect for this model.
-    """
-    grid: list[SweepCell]
-    """
-    The cells, in the order in which they are made.
-    """
-
-
 class SweepList(BaseModel):
     """
     A page of sweeps.
@@ -2752,6 +2692,66 @@ class StoredEffectiveRecord(BaseModel):
     transformer_flops_estimated: int | None = None
     """
     Floating-point operations of all forward passes.
+    """
+
+
+class Sweep(BaseModel):
+    """
+    A sweep with its cells.
+    """
+
+    sweep_id: str
+    """
+    The id of the sweep.
+    """
+    tenant: str
+    """
+    The tenant whose key was sent; empty for an operator's.
+    """
+    model: str
+    """
+    The id of the model.
+    """
+    status: Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"]
+    """
+    in_queue until the first cell starts; after the last cell failed if a cell has failed, else canceled if one was cancelled, else succeeded.
+    """
+    created_at: AwareDatetime
+    """
+    When the sweep was accepted.
+    """
+    cells: int
+    """
+    The number of cells, which is the number of images.
+    """
+    counts: CellCounts
+    purged: bool
+    """
+    Whether its images were deleted by `purge`.
+    """
+    status_url: str
+    """
+    Where the whole sweep is.
+    """
+    axes: SweepValues
+    """
+    The values of all axes.
+    """
+    base: InferenceRequest
+    """
+    The body of the request that the cells vary, without secrets.
+    """
+    notes: list[str]
+    """
+    What the sender may not have meant.
+    """
+    ignored: list[str]
+    """
+    Fields that were sent and have no effect for this model.
+    """
+    grid: list[SweepCell]
+    """
+    The cells, in the order in which they are made.
     """
 
 
