@@ -1,7 +1,7 @@
 """Stored records, models and presets as the bodies of the HTTP contract."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from serve_app.config import AppConfig
@@ -12,6 +12,7 @@ from serve_app.models.registry import ModelSpec
 from serve_app.models.repeat_request import without_url_secrets
 from serve_app.schemas.answers import (
     ImageOutput,
+    ModelInfo,
     OpenAiModel,
     Outputs,
     PresetInfo,
@@ -154,6 +155,12 @@ def metadata_of(record: RequestRecord) -> dict[str, Any]:
     if record.purged:
         metadata["purged"] = True
     return metadata | record.notes
+
+
+def model_info(spec: ModelSpec, config: AppConfig) -> ModelInfo:
+    """A served model, with the limits of the service on requests for it."""
+    limits = {"max_loras": config.max_loras_per_request, "requires_lora": config.require_lora}
+    return ModelInfo.model_validate(asdict(spec) | limits | {"requires_control_image": spec.requires_control_image})
 
 
 def openai_models(models: Iterable[ModelSpec], presets: Iterable[KnownPreset]) -> list[OpenAiModel]:

@@ -381,6 +381,9 @@ class ModelInfo(Answer):
                     "is_video_model": False,
                     "default_num_frames": None,
                     "default_fps": None,
+                    "max_control_images": 1,
+                    "max_loras": 4,
+                    "requires_lora": True,
                 }
             ]
         }
@@ -395,6 +398,9 @@ class ModelInfo(Answer):
     is_video_model: bool = Field(False, description="Always false.")
     default_num_frames: int | None = Field(None, description="Always null: no model makes videos.")
     default_fps: int | None = Field(None, description="Always null: no model makes videos.")
+    max_control_images: int = Field(description="How many control images a prompt may have; 0: it uses none.")
+    max_loras: int = Field(description="How many LoRAs a request may have.")
+    requires_lora: bool = Field(description="Whether a request needs a LoRA.")
 
 
 class OpenAiModel(Answer):

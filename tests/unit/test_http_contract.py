@@ -54,6 +54,9 @@ def test_models_are_listed_with_every_field(client):
             "is_video_model": False,
             "default_num_frames": None,
             "default_fps": None,
+            "max_control_images": 1,
+            "max_loras": 4,
+            "requires_lora": True,
         }
     ]
 

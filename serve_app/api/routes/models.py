@@ -7,9 +7,9 @@ from fastapi import APIRouter, Path, Query
 from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest
 from serve_app.api.error_answers import error_docs
 from serve_app.errors import LoraDownloadFailed, LoraUnknown, Overloaded, StorageFailed
-from serve_app.intake.answers import openai_models, preset_of
+from serve_app.intake.answers import model_info, openai_models, preset_of
 from serve_app.intake.service import Service
-from serve_app.schemas.answers import LoraInfo, LoraList, ModelInfo, ModelList, PresetList
+from serve_app.schemas.answers import LoraInfo, LoraList, ModelList, PresetList
 from serve_app.schemas.text import Text, Url
 
 DEFAULT_PAGE, MAX_PAGE = 50, 500
@@ -25,7 +25,7 @@ def router(service: Service) -> APIRouter:
         """The models that this service serves, and under `data`, as OpenAI's clients expect it, also the presets."""
         served, presets = service.catalogue.models(), service.presets.visible_to(caller)
         return ModelList(
-            models=[ModelInfo.model_validate(spec, from_attributes=True) for spec in served],
+            models=[model_info(spec, service.config) for spec in served],
             data=openai_models(served, presets),
         )
 

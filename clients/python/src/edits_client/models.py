@@ -461,6 +461,18 @@ class ModelInfo(BaseModel):
     """
     Always null: no model makes videos.
     """
+    max_control_images: int
+    """
+    How many control images a prompt may have; 0: it uses none.
+    """
+    max_loras: int
+    """
+    How many LoRAs a request may have.
+    """
+    requires_lora: bool
+    """
+    Whether a request needs a LoRA.
+    """
 
 
 class ModelOperation(BaseModel):
