@@ -1,27 +1,190 @@
-import { html } from "../vendor/lit-html/lit-html.js";
-import * as api from "../api.js";
+import { html, nothing } from "../vendor/lit-html/lit-html.js";
+import { live } from "../vendor/lit-html/directives/live.js";
+import { announce } from "../announce.js";
+import { LOADED, catalog, currentModel, loadCatalog, loads } from "../catalog.js";
+import { CHANGED, change, changes, draft } from "../draft.js";
+import { addImages, restoreImages } from "../inputs.js";
+import * as jobs from "../jobs.js";
+import { currentRequest, startPlanning } from "../plan.js";
+import { missingIn, usedImages } from "../request.js";
+import { useSample } from "../sample.js";
+import { keep, recall } from "../state.js";
 import { Element, define } from "./element.js";
+import "./image-field.js";
+import "./job-list.js";
+import "./lora-field.js";
+import "./model-field.js";
+import "./plan-summary.js";
+import "./settings-field.js";
+import "./stage-view.js";
 
+const NEEDS = {
+  image: ["Choose an image first.", ".stage"],
+  upload: ["The image is not stored yet. Wait a moment, or remove it if it cannot be used.", "image-field"],
+  prompt: ["Write into the prompt what is to change.", "#prompt"],
+  lora: ["Choose a LoRA; this service makes no edits without one.", "lora-search"],
+};
+
+/** The view Edit: settings at the left, the images at the right, the requests of this tab below them. */
 class EditView extends Element {
-  #models = [];
+  #selected = recall("selected", null);
+  #isSending = false;
   #problem = null;
+  #isDraggedOver = false;
+  #imageKeys = draft.images.map((image) => image.key).join();
 
-  async connected() {
-    try {
-      this.#models = (await api.models()).models;
-      this.#problem = null;
-    } catch (error) {
-      this.#problem = error.message;
-    }
-    this.update();
+  connected() {
+    this.listen(changes, CHANGED, () => this.#changed());
+    this.listen(loads, LOADED, () => this.update());
+    this.listen(jobs.changes, jobs.CHANGED, () => this.update());
+    this.listen(document, "paste", this.#paste);
+    this.listen(this, "try-sample", () => this.#trySample());
+    this.listen(this, "select-job", (event) => this.#select(event.detail));
+    if (catalog.models.length) return;
+    startPlanning();
+    jobs.resume();
+    restoreImages();
+    loadCatalog();
   }
 
   template() {
+    if (catalog.problem) return this.#failed();
+    const selected = jobs.findJob(this.#selected);
+    return html`
+      <div class="edit" ?data-dragged=${this.#isDraggedOver} @dragover=${this.#dragOver} @dragleave=${this.#dragLeave} @drop=${this.#drop}>
+        <form class="panel" aria-label="The edit" novalidate @submit=${this.#send}>
+          <div class="panel-fields">
+            <h1 class="visually-hidden">Edit an image</h1>
+            <model-field></model-field>
+            <image-field></image-field>
+            <div>
+              <label for="prompt">Prompt</label>
+              <textarea id="prompt" rows="3" placeholder="What is to change, for example: make it night"
+                .value=${live(draft.prompt)} @input=${(event) => change({ prompt: event.target.value })}
+                @keydown=${this.#sendByKey}></textarea>
+            </div>
+            <lora-field></lora-field>
+            <settings-field></settings-field>
+          </div>
+          <div class="panel-foot">
+            <plan-summary></plan-summary>
+            ${this.#problem && html`<p class="problem small" role="alert">${this.#problem}</p>`}
+            <button class="primary" ?disabled=${this.#isSending || !catalog.models.length}>
+              ${this.#isSending ? "Sending…" : "Make the edit"}
+            </button>
+          </div>
+        </form>
+        <section class="stage" aria-label="The image">
+          <stage-view .job=${selected} .jobState=${selected && { ...selected }} .images=${draft.images}
+            .most=${currentModel()?.max_control_images ?? 1}></stage-view>
+          ${jobs.jobs.length ? html`<job-list .jobs=${[...jobs.jobs]} .selected=${this.#selected}></job-list>` : nothing}
+        </section>
+      </div>
+    `;
+  }
+
+  #failed() {
+    const again = () => loadCatalog();
     return html`<div class="column">
-      <h1>Edit an image</h1>
-      ${this.#problem && html`<p class="problem" role="alert">${this.#problem}</p>`}
-      <ul>${this.#models.map((model) => html`<li>${model.id}: ${model.base_model}</li>`)}</ul>
+      <p class="problem" role="alert">${catalog.problem}</p>
+      <div><button type="button" @click=${again}>Try again</button></div>
     </div>`;
+  }
+
+  #changed() {
+    this.#problem = null;
+    const keys = draft.images.map((image) => image.key).join();
+    // A new image is shown, and no longer the result of another one.
+    if (keys !== this.#imageKeys && draft.images.length) this.#select(null);
+    this.#imageKeys = keys;
+    this.update();
+  }
+
+  #select(id) {
+    this.#selected = id;
+    keep("selected", id);
+    this.update();
+  }
+
+  #send = async (event) => {
+    event.preventDefault();
+    const model = currentModel();
+    const [missing] = missingIn(draft, model);
+    if (missing) return this.#ask(...NEEDS[missing]);
+    this.#isSending = true;
+    this.#problem = null;
+    this.update();
+    try {
+      const inputs = usedImages(draft, model).map((image) => image.upload);
+      const job = await jobs.start(currentRequest(), inputs);
+      this.#select(job.id);
+      this.querySelector(".stage").scrollIntoView({ block: "nearest" });
+    } catch (error) {
+      this.#problem = error.message;
+    }
+    this.#isSending = false;
+    this.update();
+  };
+
+  /** Say what is missing, and go there. */
+  #ask(sentence, selector) {
+    this.#problem = sentence;
+    this.update();
+    const place = this.querySelector(selector);
+    place?.scrollIntoView({ block: "nearest" });
+    (place?.matches("textarea") ? place : place?.querySelector("input, button"))?.focus({ preventScroll: true });
+  }
+
+  #sendByKey = (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) event.target.form.requestSubmit();
+  };
+
+  async #trySample() {
+    try {
+      await useSample();
+      this.querySelector("button.primary")?.focus({ preventScroll: true });
+      announce("The sample photograph is ready. Press Make the edit.");
+    } catch (error) {
+      this.#problem = error.message;
+      this.update();
+    }
+  }
+
+  #give(files) {
+    const images = [...files].filter((file) => file.type.startsWith("image/") || !file.type);
+    if (!images.length) {
+      this.#problem = "This is not an image. Give a JPEG, PNG or WebP file.";
+      return this.update();
+    }
+    addImages(images, currentModel()?.max_control_images ?? 1);
+  }
+
+  #paste = (event) => {
+    const files = [...(event.clipboardData?.files ?? [])];
+    if (!files.length) return;
+    event.preventDefault();
+    this.#give(files);
+  };
+
+  #dragOver = (event) => {
+    event.preventDefault();
+    this.#setDragged(true);
+  };
+
+  #dragLeave = (event) => {
+    if (!this.contains(event.relatedTarget)) this.#setDragged(false);
+  };
+
+  #drop = (event) => {
+    event.preventDefault();
+    this.#setDragged(false);
+    this.#give(event.dataTransfer.files);
+  };
+
+  #setDragged(isDragged) {
+    if (this.#isDraggedOver === isDragged) return;
+    this.#isDraggedOver = isDragged;
+    this.update();
   }
 }
 
