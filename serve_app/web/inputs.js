@@ -6,6 +6,10 @@ import { change, draft } from "./draft.js";
 /** The draft's images: adding, uploading, ordering. */
 
 let count = 0;
+const uploading = new Set();
+
+/** Wait until no upload runs. */
+export const uploaded = () => Promise.all(uploading);
 
 /**
  * Add files, at most `most` images in all; with `most` 1 the new image replaces the old one.
@@ -25,7 +29,13 @@ export async function addImages(files, most) {
   await Promise.all(added.map(({ key, file }) => store(key, file)));
 }
 
-async function store(key, file) {
+function store(key, file) {
+  const done = send(key, file).finally(() => uploading.delete(done));
+  uploading.add(done);
+  return done;
+}
+
+async function send(key, file) {
   try {
     const upload = await api.upload(file);
     changeImage(key, { upload });

@@ -42,14 +42,14 @@ export function usedImages(draft, model) {
   return draft.images.slice(0, model?.max_control_images ?? 1);
 }
 
-/** What the draft lacks before it can be sent: `image`, `upload`, `prompt`, `lora`. */
+/** What the draft lacks before it can be sent: `image`, `prompt`, `lora`, `upload`. */
 export function missingIn(draft, model) {
   const images = usedImages(draft, model);
   const missing = {
     image: model?.requires_control_image && !images.length,
-    upload: images.some((image) => !image.upload),
     prompt: !draft.prompt.trim(),
     lora: model?.requires_lora && !draft.preset && !draft.loras.length,
+    upload: images.some((image) => !image.upload),
   };
   return Object.keys(missing).filter((name) => missing[name]);
 }

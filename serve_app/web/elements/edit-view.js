@@ -3,7 +3,7 @@ import { live } from "../vendor/lit-html/directives/live.js";
 import { announce } from "../announce.js";
 import { LOADED, catalog, currentModel, loadCatalog, loads } from "../catalog.js";
 import { CHANGED, change, changes, draft } from "../draft.js";
-import { addImages, restoreImages } from "../inputs.js";
+import { addImages, restoreImages, uploaded } from "../inputs.js";
 import * as jobs from "../jobs.js";
 import { currentRequest, startPlanning } from "../plan.js";
 import { missingIn, usedImages } from "../request.js";
@@ -18,12 +18,20 @@ import "./plan-summary.js";
 import "./settings-field.js";
 import "./stage-view.js";
 
+// What is said if a part of the edit is missing, and where it belongs.
 const NEEDS = {
   image: ["Choose an image first.", ".stage"],
-  upload: ["The image is not stored yet. Wait a moment, or remove it if it cannot be used.", "image-field"],
+  upload: ["This image cannot be used. Remove it and choose another one.", "image-field"],
   prompt: ["Write into the prompt what is to change.", "#prompt"],
   lora: ["Choose a LoRA; this service makes no edits without one.", "lora-search"],
 };
+
+class Incomplete extends Error {
+  constructor(missing) {
+    super(NEEDS[missing][0]);
+    this.selector = NEEDS[missing][1];
+  }
+}
 
 /** The view Edit: settings at the left, the images at the right, the requests of this tab below them. */
 class EditView extends Element {
@@ -109,27 +117,26 @@ class EditView extends Element {
   #send = async (event) => {
     event.preventDefault();
     const model = currentModel();
-    const [missing] = missingIn(draft, model);
-    if (missing) return this.#ask(...NEEDS[missing]);
     this.#isSending = true;
     this.#problem = null;
     this.update();
     try {
+      if (missingIn(draft, model)[0] === "upload") await uploaded();
+      const [missing] = missingIn(draft, model);
+      if (missing) throw new Incomplete(missing);
       const inputs = usedImages(draft, model).map((image) => image.upload);
       const job = await jobs.start(currentRequest(), inputs);
       this.#select(job.id);
       this.querySelector(".stage").scrollIntoView({ block: "nearest" });
     } catch (error) {
       this.#problem = error.message;
+      if (error instanceof Incomplete) this.#goTo(error.selector);
     }
     this.#isSending = false;
     this.update();
   };
 
-  /** Say what is missing, and go there. */
-  #ask(sentence, selector) {
-    this.#problem = sentence;
-    this.update();
+  #goTo(selector) {
     const place = this.querySelector(selector);
     place?.scrollIntoView({ block: "nearest" });
     (place?.matches("textarea") ? place : place?.querySelector("input, button"))?.focus({ preventScroll: true });

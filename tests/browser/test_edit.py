@@ -1,0 +1,134 @@
+"""The view Edit: preparing an edit, and what is said before it is sent."""
+
+import json
+
+from playwright.sync_api import Page, expect
+
+from tests.browser.editing import choose_image, choose_lora, drop_image, fill_in, image_bytes, make_the_edit
+from tests.browser.visit import Visit, serious_findings
+from tests.unit.serving import Served
+
+
+def test_an_image_is_dropped_and_a_lora_chosen_and_the_result_is_compared(served: Served, page: Page) -> None:
+    drop_image(page)
+    expect(page.get_by_text("96 × 64")).to_be_visible()
+    page.get_by_label("Prompt", exact=True).fill("make it night")
+    choose_lora(page)
+    slider = page.get_by_role("slider", name="Strength of lora")
+    slider.fill("-0.5")
+    make_the_edit(page)
+    expect(page.locator("compare-images")).to_be_visible()
+    [task] = served.application.editors.tasks
+    assert (task.plan.prompt, task.plan.adapters[0].scale) == ("make it night", -0.5)
+    # The shape of the image, which the user has not chosen otherwise.
+    assert (task.plan.width, task.plan.height) == (1248, 832)
+
+
+def test_strength_is_a_number_within_its_bounds_and_a_double_click_makes_it_one(page: Page) -> None:
+    choose_lora(page)
+    slider, number = page.get_by_role("slider", name="Strength of lora"), page.get_by_role("spinbutton", name="Strength")
+    number.fill("3")
+    number.blur()
+    expect(slider).to_have_value("2")
+    expect(number).to_have_value("2")
+    slider.dispatch_event("dblclick")
+    expect(number).to_have_value("1")
+
+
+def test_what_will_be_done_is_said_before_anything_is_sent(served: Served, page: Page) -> None:
+    fill_in(page)
+    expect(page.locator(".plan")).to_contain_text("1248 × 832 pixels, 4 steps, guidance 4, seed 42, 1 LoRA, jpeg")
+    page.get_by_text("Custom", exact=True).click()
+    page.get_by_label("Width").fill("777")
+    page.get_by_label("Width").blur()
+    expect(page.get_by_text("The image will have 768 × 832 pixels.")).to_be_visible()
+    expect(page.locator(".hint")).to_contain_text("stretched")
+    page.get_by_role("button", name="Use the image’s shape").click()
+    expect(page.locator(".hint")).to_have_count(0)
+    assert served.application.editors.tasks == []
+
+
+def test_what_is_missing_is_asked_for(page: Page) -> None:
+    problem = page.locator(".panel-foot .problem")
+    make_the_edit(page)
+    expect(problem).to_have_text("Choose an image first.")
+    choose_image(page)
+    make_the_edit(page)
+    expect(problem).to_contain_text("prompt")
+    expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
+    page.keyboard.type("make it night")
+    make_the_edit(page)
+    expect(problem).to_contain_text("LoRA")
+    expect(page.get_by_role("searchbox", name="Search LoRAs")).to_be_focused()
+
+
+def test_an_unusable_image_is_refused_with_the_services_sentence(visit: Visit, page: Page) -> None:
+    visit.expect("status of 400")
+    choose_image(page, content=b"no image")
+    expect(page.locator("image-field .problem")).to_contain_text("Try again")
+    page.get_by_label("Prompt", exact=True).fill("make it night")
+    choose_lora(page)
+    make_the_edit(page)
+    expect(page.locator(".panel-foot .problem")).to_contain_text("Remove it")
+
+
+def test_seed_is_kept_rolled_or_drawn_by_the_service(served: Served, page: Page) -> None:
+    fill_in(page)
+    seed = page.get_by_label("Seed", exact=True)
+    expect(seed).to_have_attribute("placeholder", "42")
+    page.get_by_role("button", name="Another seed").click()
+    expect(seed).not_to_have_value("")
+    rolled = int(seed.input_value())
+    make_the_edit(page)
+    expect(page.locator("compare-images")).to_be_visible()
+    page.get_by_role("button", name="Keep the seed").click()
+    expect(page.locator(".plan")).to_contain_text("a new seed")
+    make_the_edit(page)
+    expect(page.locator(".job", has_text="Finished")).to_have_count(2)
+    first, second = served.application.editors.tasks
+    assert first.plan.seed == rolled != second.plan.seed
+
+
+def test_the_draft_survives_a_reload_with_its_image(visit: Visit, page: Page) -> None:
+    fill_in(page)
+    page = visit.open()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("make it night")
+    expect(page.locator(".stage-box img")).to_be_visible()
+    expect(page.locator(".plan")).to_contain_text("4 steps")
+
+
+def test_the_sample_photograph_is_an_edit_in_two_clicks(served: Served, page: Page) -> None:
+    page.get_by_role("button", name="Try the sample photograph").click()
+    expect(page.locator(".plan")).to_contain_text("8 steps, no guidance")
+    make_the_edit(page)
+    expect(page.locator("compare-images")).to_be_visible()
+    assert len(served.application.editors.tasks) == 1
+
+
+def test_nothing_serious_is_found_in_any_state(served: Served, page: Page) -> None:
+    assert serious_findings(page) == []
+    served.hold_back()
+    served.application.editors.hold_after = 2
+    fill_in(page)
+    page.get_by_text("More settings").click()
+    assert serious_findings(page) == []
+    make_the_edit(page)
+    expect(page.locator(".stage-box .preview")).to_be_visible()
+    assert serious_findings(page) == []
+    served.let_go()
+    expect(page.locator("compare-images")).to_be_visible()
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert serious_findings(page) == []
+
+
+def test_a_service_without_a_fitting_body_says_so_while_the_user_edits(visit: Visit, page: Page) -> None:
+    visit.expect("status of 400")
+    page.route("**/v1/explain", lambda route: route.fulfill(status=400, body=json.dumps(REFUSAL)))
+    drop_image(page, image_bytes())
+    page.get_by_label("Prompt", exact=True).fill("make it night")
+    choose_lora(page)
+    expect(page.locator("plan-summary .problem")).to_have_text("The prompt is too long.")
+
+
+REFUSAL = {"detail": {"error": {"code": "INVALID_PARAMETER", "message": "the prompt is too long", "details": {}}}}
