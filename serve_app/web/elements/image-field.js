@@ -31,7 +31,7 @@ class ImageField extends Element {
 
   #entry(image, index, count, most) {
     const number = most > 1 ? ` ${index + 1}` : "";
-    const size = image.upload ? `${image.upload.width} × ${image.upload.height}` : image.problem ? "not usable" : "uploading…";
+    const size = image.upload ? `${image.upload.width}x${image.upload.height}` : image.problem ? "not usable" : "uploading…";
     return html`<li class="input" ?data-unused=${index >= most}>
       ${image.url ? html`<img src=${image.url} alt=${`Input image${number}: ${image.name}`} />` : nothing}
       <span class="input-name" title=${image.name}>${image.name}</span>

@@ -33,7 +33,7 @@ class PlanSummary extends Element {
     return html`<div class="choices">
       ${isTurned ? html`<button type="button" @click=${() => change({ exif: "apply" })}>Turn the image upright</button>` : nothing}
       ${isStretched
-        ? html`<button type="button" @click=${() => change({ size: "input", width: null, height: null })}>Use the image’s shape</button>`
+        ? html`<button type="button" @click=${() => change({ size: "input", width: null, height: null })}>Use the image's shape</button>`
         : nothing}
     </div>`;
   }
@@ -50,7 +50,7 @@ function aspectDiffers([width, height], [otherWidth, otherHeight]) {
 function summaryOf(effective) {
   const loras = effective.loras.length;
   const parts = [
-    `${effective.width} × ${effective.height} pixels`,
+    `${effective.width}x${effective.height} pixels`,
     `${effective.sample_steps} ${effective.sample_steps === 1 ? "step" : "steps"}`,
     effective.guidance.guided ? `guidance ${effective.guidance_scale}` : "no guidance",
     draft.drawsSeed ? "a new seed" : `seed ${effective.seed}`,

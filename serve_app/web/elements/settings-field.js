@@ -36,7 +36,7 @@ class SettingsField extends Element {
           </div>
           <div>
             <label for="trigger">Trigger word</label>
-            <input id="trigger" type="text" .value=${live(draft.triggerWord)} placeholder="the one that the LoRA’s file names"
+            <input id="trigger" type="text" .value=${live(draft.triggerWord)} placeholder="the one that the LoRA's file names"
               @input=${(event) => change({ triggerWord: event.target.value })} />
             <p class="muted small">Replaces <code>[trigger]</code> in the prompt.</p>
           </div>
@@ -56,7 +56,7 @@ class SettingsField extends Element {
 
   #size(model, effective) {
     const takesImages = model?.max_control_images > 0;
-    const effectiveSize = effective ? `${effective.width} × ${effective.height}` : "";
+    const effectiveSize = effective ? `${effective.width}x${effective.height}` : "";
     const choice = (value, text) => html`<label class="choice">
       <input type="radio" name="size" value=${value} .checked=${live(draft.size === value)} @change=${() => this.#chooseSize(value, effective)} />
       <span>${text}</span>
@@ -65,7 +65,7 @@ class SettingsField extends Element {
       <legend class="label">Size <span class="muted small regular">${effectiveSize}</span></legend>
       <div class="choices">
         ${takesImages ? choice("input", "As the image") : nothing}
-        ${choice("default", draft.preset ? "The preset’s" : "Standard")}
+        ${choice("default", draft.preset ? "The preset's" : "Standard")}
         ${choice("custom", "Custom")}
       </div>
       ${draft.size === "custom" ? this.#sides(model, effective) : nothing}
@@ -82,7 +82,7 @@ class SettingsField extends Element {
     return html`
       <div class="row sides">${side("width", "Width")}${side("height", "Height")}</div>
       ${isSnapped && !plan.isLate
-        ? html`<p class="muted small">The image will have ${effective.width} × ${effective.height} pixels.</p>`
+        ? html`<p class="muted small">The image will have ${effective.width}x${effective.height} pixels.</p>`
         : nothing}
     `;
   }

@@ -60,7 +60,7 @@ class StageView extends Element {
     };
     const seconds = job.seconds ? ` · ${job.seconds.toFixed(1)} s` : "";
     return html`<div class="stage-foot">
-      <p class="muted small">${job.output.width} × ${job.output.height} · seed ${job.output.seed}${seconds}</p>
+      <p class="muted small">${job.output.width}x${job.output.height} · seed ${job.output.seed}${seconds}</p>
       ${others.length
         ? html`<select aria-label="Compare with another result" @change=${open}>
             <option value="">Compare with …</option>
