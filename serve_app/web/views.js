@@ -7,6 +7,7 @@
  */
 export const VIEWS = [
   { name: "edit", title: "Edit", element: "edit-view", load: () => import("./elements/edit-view.js") },
+  { name: "compare", title: null, element: "compare-view", load: () => import("./elements/compare-view.js") },
 ];
 
 /** The address of a view: `hrefOf("compare", "a", "b")` is `#compare/a/b`. */

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from serve_app.config import AppConfig
 from tests.browser.painting import PaintingEditors
-from tests.browser.visit import Visit, visiting
+from tests.browser.visit import PATIENCE_MS, Visit, visiting
 from tests.programs import chromium
 
 # Fixtures, which pytest finds in this module.
@@ -24,6 +24,7 @@ from tests.unit.serving import Served, serving
 
 # A container has no user namespaces for Chromium's sandbox, and a small /dev/shm. These pages are our own.
 CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="package")
