@@ -18,6 +18,7 @@ ServiceError
 │   ├── InvalidParameter            INVALID_PARAMETER
 │   ├── QualityUnavailable          QUALITY_UNAVAILABLE
 │   ├── LoraInvalidFile             LORA_INVALID_FILE
+│   │   └── LoraCutOff              LORA_INVALID_FILE: the end of the file is missing
 │   ├── LoraIncompatible            LORA_INCOMPATIBLE
 │   ├── LoraDownloadFailed          LORA_DOWNLOAD_FAILED
 │   ├── LoraChanged                 LORA_CHANGED
@@ -36,6 +37,9 @@ ServiceError
 │   ├── TrainingJobNotFound         TRAINING_JOB_NOT_FOUND, 404
 │   ├── SweepNotFound               SWEEP_NOT_FOUND, 404
 │   ├── SweepPurged                 SWEEP_PURGED, 409: the images of a sweep that is to go on were deleted for good
+│   ├── SampleNotFound              SAMPLE_NOT_FOUND, 404
+│   ├── PreviewsNotFound            PREVIEWS_NOT_FOUND, 404
+│   ├── PreviewsImpossible          PREVIEWS_IMPOSSIBLE
 │   ├── IdempotencyConflict         IDEMPOTENCY_CONFLICT, 409
 │   ├── UploadQuotaExceeded         UPLOAD_QUOTA_EXCEEDED, 409
 │   ├── RequestCanceled             REQUEST_CANCELED, 409: for a client that waits for the result
@@ -165,6 +169,10 @@ class LoraInvalidFile(RequestError):
     code = "LORA_INVALID_FILE"
 
 
+class LoraCutOff(LoraInvalidFile):
+    """The file ends before its last tensor: somebody is still writing it, or it was cut off."""
+
+
 class LoraIncompatible(RequestError):
     code = "LORA_INCOMPATIBLE"
 
@@ -252,6 +260,22 @@ class UploadNotFound(RequestError):
 class TrainingJobNotFound(RequestError):
     code = "TRAINING_JOB_NOT_FOUND"
     status = 404
+
+
+class SampleNotFound(RequestError):
+    code = "SAMPLE_NOT_FOUND"
+    status = 404
+
+
+class PreviewsNotFound(RequestError):
+    code = "PREVIEWS_NOT_FOUND"
+    status = 404
+
+
+class PreviewsImpossible(RequestError):
+    """No sample of the training job can be made again as asked."""
+
+    code = "PREVIEWS_IMPOSSIBLE"
 
 
 class IdempotencyConflict(RequestError):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from serve_app.adapters.scalar_tensors import SIZES, read_scalars
-from serve_app.errors import LoraInvalidFile
+from serve_app.errors import LoraCutOff, LoraInvalidFile
 from serve_app.schemas.text import is_text
 
 # An adapter of all 846 linears with six tensors each has 5,076 tensors and a header of 1 MB. Trainers' metadata,
@@ -73,12 +73,12 @@ def read_header(file: BinaryIO, size: int, name: str) -> Header:
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
     if size == 0:
-        raise LoraInvalidFile(f"the LoRA file {name!r} is empty", details)
+        raise LoraCutOff(f"the LoRA file {name!r} is empty", details)
     zipped = prefix.startswith(b"PK\x03\x04")
     if zipped or len(prefix) < 8 or not 2 <= length <= LIBRARY_LIMIT:
         raise LoraInvalidFile(f"the LoRA file {name!r} is {_guess(prefix)}, not a safetensors file", details)
     if 8 + length > size:
-        raise LoraInvalidFile(f"the LoRA file {name!r} is truncated within its header", details)
+        raise LoraCutOff(f"the LoRA file {name!r} is truncated within its header", details)
     if length > MAX_HEADER_BYTES:
         message = f"the LoRA file {name!r} has a header of {length} bytes; at most {MAX_HEADER_BYTES} are read"
         raise LoraInvalidFile(message, details)
@@ -94,7 +94,8 @@ def read_header(file: BinaryIO, size: int, name: str) -> Header:
         raise LoraInvalidFile(message, details) from error
     described = 8 + length + end
     if described != size:
-        raise LoraInvalidFile(f"the LoRA file {name!r} has {size} bytes, but its header describes {described}", details)
+        kind = LoraCutOff if size < described else LoraInvalidFile
+        raise kind(f"the LoRA file {name!r} has {size} bytes, but its header describes {described}", details)
     shapes = {key: tuple(entry["shape"]) for key, entry in entries.items()}
     dtypes = {key: str(entry["dtype"]) for key, entry in entries.items()}
     alphas = {

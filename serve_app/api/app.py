@@ -30,6 +30,7 @@ from serve_app.api.routes import (
     probes,
     requests,
     sweeps,
+    training,
     uploads,
 )
 from serve_app.intake.service import Service
@@ -73,7 +74,7 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     # Errors find the shape of their group among these: see `error_shapes`.
-    groups = (probes, models, inference, uploads, images, requests, sweeps, operation)
+    groups = (probes, models, inference, uploads, images, requests, sweeps, training, operation)
     app.state.routers = [docs.router(app.title), *(routes.router(service) for routes in groups)]
     if service.config.playground:
         app.state.routers.append(playground.router())

@@ -33,6 +33,7 @@ TAGS = {
     "openai": "OpenAI's images API, for clients that speak it.",
     "uploads": "Send control images once, for many requests.",
     "models": "What requests can name.",
+    "training": "Training jobs of ai-toolkit, and their previews made again.",
     "operation": "Probes, and how the service is doing.",
     "webhooks": "What the service posts to a request's `webhook_url`.",
 }

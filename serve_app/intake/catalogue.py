@@ -1,13 +1,14 @@
 """The catalogue: the served models, and the files under the LoRA root with what their headers say."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 from serve_app.adapters.lora_root import LoraRoot, StoredFile
 from serve_app.adapters.receipts import read_receipt
 from serve_app.config import AppConfig
 from serve_app.errors import (
+    LoraCutOff,
     LoraDownloadFailed,
     LoraIncompatible,
     LoraInvalidFile,
@@ -23,6 +24,14 @@ from serve_app.schemas.answers import LoraInfo, LoraList
 
 # How many files' descriptions are kept in memory, some KB each.
 KNOWN_FILES = 4096
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """What is known about a file under the LoRA root. `is_cut_off`: its end is missing, perhaps only for now."""
+
+    info: LoraInfo
+    is_cut_off: bool = False
 
 
 class Catalogue:
@@ -53,7 +62,7 @@ class Catalogue:
             if file.path <= cursor:
                 continue
             # One after the other, so that a page reads no more headers than it shows or searches.
-            info = await self._root.in_thread(partial(self._describe, file))
+            info = (await self._root.in_thread(partial(self.describe, file))).info
             words = (info.path, info.receipt.trigger_word or "", info.receipt.kind) if info.receipt else (info.path,)
             if any(search.lower() in word.lower() for word in words):
                 page.append(info)
@@ -67,17 +76,18 @@ class Catalogue:
             file = await self._root.in_thread(partial(self._root.find, path))
         except (LoraNotFound, LoraPathForbidden) as error:
             raise LoraUnknown(error.message, error.details) from error
-        return await self._root.in_thread(partial(self._describe, file))
+        return (await self._root.in_thread(partial(self.describe, file))).info
 
-    def _describe(self, file: StoredFile) -> LoraInfo:
+    def describe(self, file: StoredFile) -> KnownFile:
+        """What is known about a file, from its header. Blocks."""
         try:
             return self._known(file)
         except (LoraNotFound, LoraDownloadFailed) as error:
             # The store failed, not the file: this answer is not kept, and the next call tries again.
-            return LoraInfo(path=file.path, fits=[], receipt=None, problem=error.message)
+            return KnownFile(LoraInfo(path=file.path, fits=[], receipt=None, problem=error.message))
 
-    def _read(self, file: StoredFile) -> LoraInfo:
-        receipt, problem, fits = None, None, []
+    def _read(self, file: StoredFile) -> KnownFile:
+        receipt, problem, fits, is_cut_off = None, None, [], False
         try:
             admitted = self._root.read(file)
             for model, architecture in self._architectures.items():
@@ -87,5 +97,6 @@ class Catalogue:
                 except LoraIncompatible as error:
                     problem = error.message
         except LoraInvalidFile as error:
-            problem = error.message
-        return LoraInfo(path=file.path, fits=fits, receipt=receipt, problem=None if fits else problem)
+            problem, is_cut_off = error.message, isinstance(error, LoraCutOff)
+        info = LoraInfo(path=file.path, fits=fits, receipt=receipt, problem=None if fits else problem)
+        return KnownFile(info, is_cut_off)

@@ -24,6 +24,10 @@ from serve_app.intake.submission import Submissions
 from serve_app.intake.sweep_events import SweepEvents
 from serve_app.intake.sweeps import Sweeps
 from serve_app.intake.tenants import tenant_limits
+from serve_app.intake.training_files import TrainingFiles
+from serve_app.intake.training_jobs import TrainingJobs
+from serve_app.intake.training_pairs import TrainingPairs
+from serve_app.intake.training_previews import TrainingPreviews
 from serve_app.intake.uploads import Uploads
 from serve_app.intake.watch import Watch
 from serve_app.intake.workload import Workload
@@ -88,6 +92,10 @@ class Service:
             config, resources, admission, self.presets, lora_root, self._dispatcher, self._sweeper, self._sweep_cells
         )
         self.sweep_events = SweepEvents(store)
+        files = TrainingFiles(lora_root, self.catalogue, config.fetch.max_bytes)
+        self.training_jobs = TrainingJobs(config, files)
+        self.training_previews = TrainingPreviews(config, files, self.submissions, self.uploads, store)
+        self.training_pairs = TrainingPairs(files, self.training_previews, store, artifacts, config.fetch.max_pixels)
         self.previews = Previews(artifacts)
         self.queries = Queries(config, store, artifacts, self._watch, self.workload, self.previews, self.signed_urls)
         self.events = Events(store, self._watch, self.previews)

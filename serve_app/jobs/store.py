@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from serve_app.config import JobsConfig
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database, transaction
+from serve_app.jobs.keyed_requests import KeyedRequests
 from serve_app.jobs.queue import Queue
 from serve_app.jobs.requests import Requests
 from serve_app.jobs.retention import Retention
@@ -29,6 +30,7 @@ class JobStore:
     def __init__(self, config: JobsConfig) -> None:
         self._database = Database(config.database_url)
         self.requests = Requests(self._database, config)
+        self.keyed = KeyedRequests(self._database)
         self.queue = Queue(self._database, config)
         self.webhooks = WebhookQueue(self._database)
         self.clients = WaitingClients(self._database)

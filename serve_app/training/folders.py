@@ -50,8 +50,9 @@ class TrainingJob:
     """A training job. `name` is its folder's path below the LoRA root.
 
     `checkpoints` are in the order of their steps. `final` is the file that the trainer writes at the end; its step is
-    the one that the config names. `sample_images` has the newest image of each step and number, in this order. Images
-    of a step stay when the trainer deletes its checkpoint. `problem` says why there are no settings, or no samples.
+    the one that the config names. `sample_images` has the newest image of each step and number, in this order;
+    `all_sample_images` also those that the job has made again since. Images of a step stay when the trainer deletes its
+    checkpoint. `problem` says why there are no settings, or no samples.
     """
 
     name: str
@@ -59,6 +60,7 @@ class TrainingJob:
     checkpoints: tuple[Checkpoint, ...] = ()
     final: Checkpoint | None = None
     sample_images: tuple[SampleImage, ...] = ()
+    all_sample_images: tuple[SampleImage, ...] = ()
     problem: str | None = None
 
     @property
@@ -144,6 +146,7 @@ class TrainingFolders:
             checkpoints=folder.checkpoints(),
             final=folder.final(settings.job_name if settings else None, end),
             sample_images=_newest(folder.images),
+            all_sample_images=tuple(folder.images),
             problem=problem,
         )
 

@@ -236,6 +236,24 @@ class SweepPurged(ApiError):
     code = "SWEEP_PURGED"
 
 
+class SampleNotFound(ApiError):
+    """The training job has no such sample image, or it is still being written."""
+
+    code = "SAMPLE_NOT_FOUND"
+
+
+class PreviewsNotFound(ApiError):
+    """There are no such previews of the training job, or they belong to another tenant."""
+
+    code = "PREVIEWS_NOT_FOUND"
+
+
+class PreviewsImpossible(ApiError):
+    """No sample of the training job can be made again as asked."""
+
+    code = "PREVIEWS_IMPOSSIBLE"
+
+
 class RequestTooSlow(ApiError):
     """The body arrived too slowly."""
 

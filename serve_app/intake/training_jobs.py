@@ -1,0 +1,186 @@
+"""Training jobs as clients see them: the list of all, one of them, and its sample images."""
+
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from urllib.parse import quote
+
+from serve_app.adapters.lora_root import StoredFile
+from serve_app.config import AppConfig
+from serve_app.errors import ControlImageInvalid, SampleNotFound
+from serve_app.images.comparison import thumbnail
+from serve_app.images.decode import decode
+from serve_app.intake.training_files import TrainingFiles, Weights, not_read, profile_of
+from serve_app.models.registry import MODELS
+from serve_app.schemas.training import (
+    FactInfo,
+    SampleControlImage,
+    SampleImageInfo,
+    SampleInfo,
+    TrainingJobEntry,
+    TrainingJobInfo,
+    TrainingJobList,
+)
+from serve_app.training.differences import facts_of
+from serve_app.training.file_names import THUMBNAILS
+from serve_app.training.folders import SampleImage, TrainingJob
+from serve_app.training.requests import NamedLora, body_of, control_paths, why_not
+from serve_app.training.samples import Sample
+
+MEDIA_TYPES = {"jpg": "image/jpeg", "jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+# How many thumbnails are kept in memory, about 20 KB each.
+KNOWN_THUMBNAILS = 512
+MAX_NAME_CHARS = 200
+
+
+class TrainingJobs:
+    """Answers questions about training jobs."""
+
+    def __init__(self, config: AppConfig, files: TrainingFiles) -> None:
+        self._served = {model.id for model in config.models}
+        self._max_pixels = config.fetch.max_pixels
+        self._files = files
+        self._thumbnail = lru_cache(KNOWN_THUMBNAILS)(self._make_thumbnail)
+
+    async def jobs(self, search: str, cursor: str, limit: int, base_url: str) -> TrainingJobList:
+        """A page of the jobs below the LoRA root, by name, after the name `cursor`.
+
+        `search` is looked for in the name and the trigger word, in any case. Raises Overloaded or StorageFailed.
+        """
+        return await self._files.in_thread(partial(self._page, search.lower(), cursor, limit, base_url))
+
+    async def job(self, name: str, base_url: str) -> TrainingJobInfo:
+        """One job. Raises TrainingJobNotFound, Overloaded or StorageFailed."""
+        return await self._files.in_thread(partial(self._whole, name, base_url))
+
+    async def image(self, name: str, file: str, *, small: bool) -> tuple[bytes, str, str]:
+        """A sample image, or with `small` its thumbnail: the file, its media type, and what changes with its content.
+
+        Raises TrainingJobNotFound, SampleNotFound, Overloaded or StorageFailed.
+        """
+        return await self._files.in_thread(partial(self._image, name, file, small))
+
+    def _page(self, search: str, cursor: str, limit: int, base_url: str) -> TrainingJobList:
+        found = [job for job in self._files.folders.jobs() if job.name > cursor and _matches(job, search)]
+        page = found[:limit]
+        return TrainingJobList(
+            training_jobs=[self._entry_of(job, base_url) for job in page],
+            next_cursor=page[-1].name if len(found) > limit else None,
+        )
+
+    def _entry_of(self, job: TrainingJob, base_url: str) -> TrainingJobEntry:
+        """A job in the list of all: of its weights, the newest file alone is read."""
+        newest = self._files.newest(job)
+        paths = {} if newest is None else {newest.info.path: newest}
+        weights = {each.path: paths.get(each.path) or not_read(each) for each in job.weights}
+        return TrainingJobEntry(**self._fields(job, weights, newest, base_url))
+
+    def _whole(self, name: str, base_url: str) -> TrainingJobInfo:
+        job = self._files.folders.job(name)
+        weights = {each.path: self._files.weights(each) for each in job.weights}
+        usable = [each for each in weights.values() if each.is_usable]
+        newest = usable[-1] if usable else None
+        return TrainingJobInfo(
+            **self._fields(job, weights, newest, base_url),
+            sample_images=[image_info(job, image, base_url) for image in job.sample_images],
+            samples=self._samples(job, newest),
+        )
+
+    def _fields(
+        self, job: TrainingJob, weights: Mapping[str, Weights], newest: Weights | None, base_url: str
+    ) -> dict[str, object]:
+        return {
+            "name": job.name,
+            "url": job_url(job.name, base_url),
+            "model": job.model,
+            "base": job.settings.base if job.settings else None,
+            "is_served": job.model in self._served,
+            "trigger_word": job.trigger_word,
+            "trainer_version": newest.trainer_version if newest else None,
+            "profile": profile_of(newest),
+            "checkpoints": [weights[each.path].info for each in job.checkpoints],
+            "final": weights[job.final.path].info if job.final else None,
+            "sample_steps": sorted({image.step for image in job.sample_images}),
+            "problem": job.problem,
+        }
+
+    def _samples(self, job: TrainingJob, newest: Weights | None) -> list[SampleInfo]:
+        named = sorted({path for sample in job.samples for path in self._paths(job, sample)})
+        found = self._files.control_images(job, named)
+        return [self._sample(job, sample, newest, found) for sample in job.samples]
+
+    def _sample(
+        self, job: TrainingJob, sample: Sample, newest: Weights | None, found: Mapping[str, StoredFile]
+    ) -> SampleInfo:
+        images = [self._control_image(path, found.get(path)) for path in self._paths(job, sample)]
+        problem = why_not(job, sample)
+        body = None
+        if problem is None and job.model is not None:
+            references = [image.reference for image in images if image.reference is not None]
+            lora = None if newest is None else NamedLora(newest.info.path)
+            body = body_of(job, sample, lora, profile_of(newest), references)
+        return SampleInfo(
+            sample=sample.number,
+            prompt=sample.prompt,
+            body=body,
+            control_images=images,
+            problem=problem,
+            facts=fact_infos(job, sample),
+        )
+
+    def _control_image(self, path: str, file: StoredFile | None) -> SampleControlImage:
+        digest = None if file is None else self._files.digest(file)
+        if file is None or digest is None:
+            return SampleControlImage(path=path, found=None, reference=None)
+        return SampleControlImage(path=path, found=file.path, reference=f"upload:{digest}")
+
+    def _paths(self, job: TrainingJob, sample: Sample) -> list[str]:
+        return control_paths(sample, MODELS[job.model]) if job.model else []
+
+    def _image(self, name: str, file: str, small: bool) -> tuple[bytes, str, str]:
+        job = self._files.folders.job(name)
+        # Only names of this listing are looked up, so that no name leads elsewhere.
+        image = next((each for each in job.all_sample_images if each.name == file), None)
+        if image is None:
+            raise SampleNotFound(
+                f"the training job {name[:MAX_NAME_CHARS]!r} has no sample image {file[:MAX_NAME_CHARS]!r}",
+                {"training_job": name[:MAX_NAME_CHARS], "file": file[:MAX_NAME_CHARS]},
+            )
+        stored = self._files.sample_file(job, image.name)
+        if small:
+            return self._thumbnail(stored, image), MEDIA_TYPES["jpg"], f"{stored.id}-small"
+        return self._files.sample_image(stored, image), MEDIA_TYPES[image.format], stored.id
+
+    def _make_thumbnail(self, stored: StoredFile, image: SampleImage) -> bytes:
+        """The trainer's own thumbnail if it is there, otherwise one that is made here."""
+        own = self._files.thumbnail(stored.path.removesuffix(image.name) + f"{THUMBNAILS}/", image.name)
+        if own is not None:
+            return own
+        try:
+            return thumbnail(decode(self._files.sample_image(stored, image), "ignore", self._max_pixels).image)
+        except ControlImageInvalid as error:
+            raise SampleNotFound(f"the sample image {image.name!r} cannot be read: {error.message}") from error
+
+
+def image_info(job: TrainingJob, image: SampleImage, base_url: str) -> SampleImageInfo:
+    url = image_url(job.name, image.name, base_url)
+    return SampleImageInfo(
+        step=image.step, sample=image.number, file=image.name, url=url, thumbnail_url=f"{url}?thumbnail=true"
+    )
+
+
+def fact_infos(job: TrainingJob, sample: Sample) -> list[FactInfo]:
+    return [FactInfo(code=fact.code, text=fact.text, differs=fact.differs) for fact in facts_of(job, sample)]
+
+
+def job_url(name: str, base_url: str) -> str:
+    """The URL of a training job."""
+    return f"{base_url}/v1/training-jobs/{quote(name)}"
+
+
+def image_url(name: str, file: str, base_url: str) -> str:
+    """The URL of a sample image of a training job."""
+    return f"{job_url(name, base_url)}/samples/{quote(file)}"
+
+
+def _matches(job: TrainingJob, search: str) -> bool:
+    return any(search in text.lower() for text in (job.name, job.trigger_word or ""))

@@ -1,0 +1,57 @@
+"""What came out of previews that were made again, in words for the owner of the LoRA."""
+
+from collections.abc import Sequence
+
+from serve_app.schemas.training import Pair
+from serve_app.tasks import Status
+
+
+def summary_of(pairs: Sequence[Pair]) -> str:
+    """A few sentences: whether this service reproduces the previews, and otherwise what is known about why not."""
+    running = sum(not pair.ours.status.ended for pair in pairs)
+    if running:
+        return f"{len(pairs) - running} of {len(pairs)} previews are made; ask again for the rest."
+    lost = [pair for pair in pairs if pair.ours.status in (Status.FAILED, Status.CANCELED)]
+    compared = [pair for pair in pairs if pair.comparison is not None]
+    sentences = _about_compared(compared)
+    if lost:
+        sentences.append(f"{_count(lost, 'preview')} could not be made; post the same body again to try them again.")
+    if rest := len(pairs) - len(lost) - len(compared):
+        sentences.append(f"{rest} of {len(pairs)} could not be compared; `problem` of each says why.")
+    return " ".join(sentences)
+
+
+def _about_compared(compared: Sequence[Pair]) -> list[str]:
+    others = [pair for pair in compared if pair.comparison is not None and not pair.comparison.is_equal]
+    if not compared:
+        return ["Nothing could be compared."]
+    equal = len(compared) - len(others)
+    if not others:
+        return [
+            f"This service reproduces your previews: {_all(equal)} equal in every pixel, once ours is saved as the "
+            "trainer saves its own."
+        ]
+    ratios = [pair.comparison.psnr_db for pair in others if pair.comparison and pair.comparison.psnr_db is not None]
+    sentences = [
+        f"{equal} of {len(compared)} previews are equal in every pixel; the others are {min(ratios):g} to "
+        f"{max(ratios):g} dB (PSNR) from the trainer's."
+    ]
+    causes = {fact.code: fact.text for pair in others for fact in pair.facts if fact.differs}
+    sentences += [f"{text[0].upper()}{text[1:]}." for text in causes.values()]
+    if any(not any(fact.differs for fact in pair.facts) for pair in others):
+        sentences.append(
+            "No setting of the job explains "
+            + ("all of this" if causes else "this")
+            + ": check that this service runs the job's base model without lossy options (quantization, feature cache) "
+            "and in the trainer's dtype, that the sample settings and the control images have not changed since, and "
+            "whether the trainer had other versions of torch, diffusers or transformers installed than it pins."
+        )
+    return sentences
+
+
+def _all(number: int) -> str:
+    return "the one that was made is" if number == 1 else f"all {number} are"
+
+
+def _count(items: Sequence[object], noun: str) -> str:
+    return f"{len(items)} {noun}" + ("" if len(items) == 1 else "s")
