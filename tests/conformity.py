@@ -31,8 +31,8 @@ class Document:
     @cached_property
     def _paths(self) -> list[tuple[re.Pattern[str], str]]:
         # A path with more fixed parts goes first: /v1/loras before /v1/loras/{path}.
-        paths = sorted(self.content["paths"], key=lambda path: (path.count("{"), -len(path)))
-        # Only a LoRA's path has slashes.
+        paths = sorted(self.content["paths"], key=lambda path: (path.count("{") - path.count("/"), -len(path)))
+        # A LoRA's path and a training job's name have slashes.
         return [(re.compile(re.sub(r"{(\w+)}", _values, path)), path) for path in paths]
 
     def operation(self, method: str, path: str) -> Operation | None:
@@ -76,7 +76,7 @@ class Document:
 
 
 def _values(parameter: re.Match[str]) -> str:
-    return ".+" if parameter[1] == "path" else "[^/]+"
+    return ".+" if parameter[1] in ("path", "name") else "[^/]+"
 
 
 def code_of(value: Any) -> str | None:

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from serve_app.schemas.answers import ErrorCode, ErrorText, ImageUrl, NextCursor
-from serve_app.schemas.documented import Answer
-from serve_app.schemas.requests import ControlImageText, Tolerant
+from serve_app.schemas.documented import Answer, DescribedBy
+from serve_app.schemas.requests import ControlImageText, InferenceRequest, Tolerant
 from serve_app.schemas.text import Url
 from serve_app.tasks import Priority, Status
 
@@ -94,7 +94,7 @@ class SampleInfo(Answer):
 
     sample: SampleNumber
     prompt: str = Field(description="The prompt, with the trigger word and without flags.")
-    body: dict[str, Any] | None = Field(
+    body: Annotated[dict[str, Any], DescribedBy(InferenceRequest)] | None = Field(
         description="The body of `POST /v1/inference` that makes this image with the newest file of weights. Control "
         "images that were not found are left out. Null if the sample cannot be made again."
     )

@@ -106,12 +106,19 @@ class TrainingFolders:
 
     def jobs(self) -> list[TrainingJob]:
         """All jobs, by name. Raises StorageFailed."""
-        return [job for folder in _folders(self._root.listing()) if (job := self._job(folder)) is not None]
+        found = []
+        for folder in _folders(self._root.listing()):
+            try:
+                settings, problem = self._settings(folder.config)
+            except LoraDownloadFailed as error:
+                settings, problem = None, error.message
+            found.append(_job(folder, settings, problem))
+        return [job for job in found if job is not None]
 
     def job(self, name: str) -> TrainingJob:
-        """One job. Raises TrainingJobNotFound or StorageFailed."""
+        """One job. Raises TrainingJobNotFound, LoraDownloadFailed or StorageFailed."""
         found = next((each for each in _folders(self._listing(name)) if each.name == name), None)
-        job = None if found is None else self._job(found)
+        job = None if found is None else _job(found, *self._settings(found.config))
         if job is None:
             raise TrainingJobNotFound(
                 f"there is no training job {name[:MAX_NAME_CHARS]!r} below the LoRA root; GET /v1/training-jobs lists "
@@ -134,32 +141,16 @@ class TrainingFolders:
         """The file of a checkpoint, as it is in its store now. Raises LoraNotFound or LoraDownloadFailed."""
         return self._root.stored(checkpoint.listed)
 
-    def _job(self, folder: "_Folder") -> TrainingJob | None:
-        """The job in a folder; None if the trainer did not write it."""
-        settings, problem = self._settings(folder.config)
-        if settings is None and not folder.has_traces:
-            return None
-        end = settings.steps if settings else None
-        return TrainingJob(
-            name=folder.name,
-            settings=settings,
-            checkpoints=folder.checkpoints(),
-            final=folder.final(settings.job_name if settings else None, end),
-            sample_images=_newest(folder.images),
-            all_sample_images=tuple(folder.images),
-            problem=problem,
-        )
-
     def _settings(self, config: Listed | None) -> tuple[TrainingSettings | None, str | None]:
-        """The settings, and what is wrong with them."""
+        """The settings, and what is wrong with them. Raises LoraDownloadFailed."""
         if config is None:
             return None, f"the folder has no {CONFIG}, so nothing is known about its samples"
         try:
             settings = self._known(self._root.stored(config))
         except ConfigUnreadable as error:
             return None, f"{CONFIG} {error}"
-        except (LoraNotFound, LoraPathForbidden, LoraDownloadFailed):
-            return None, f"{CONFIG} could not be read; try again"
+        except (LoraNotFound, LoraPathForbidden):
+            return None, f"{CONFIG} is not there any more, or leads out of the LoRA root"
         return settings, settings.problem
 
     def _read_config(self, file: StoredFile) -> TrainingSettings:
@@ -193,6 +184,22 @@ class _Folder:
         by_stem = {stem_of(_name(each.path)): each for each in self.weights if step_of(_name(each.path)) is None}
         found = next((by_stem[stem] for stem in stems if stem in by_stem), None)
         return None if found is None else Checkpoint(found.path, step, found)
+
+
+def _job(folder: _Folder, settings: TrainingSettings | None, problem: str | None) -> TrainingJob | None:
+    """The job in a folder; None if the trainer did not write it."""
+    if settings is None and not folder.has_traces:
+        return None
+    name, end = (settings.job_name, settings.steps) if settings else (None, None)
+    return TrainingJob(
+        name=folder.name,
+        settings=settings,
+        checkpoints=folder.checkpoints(),
+        final=folder.final(name, end),
+        sample_images=_newest(folder.images),
+        all_sample_images=tuple(folder.images),
+        problem=problem,
+    )
 
 
 def _folders(listing: Iterable[Listed]) -> Sequence[_Folder]:

@@ -5,7 +5,9 @@ meets each failure, so that none of its errors can be forgotten. A new operation
 or its body are new.
 """
 
+import io
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import yaml
@@ -21,7 +23,8 @@ from serve_app.jobs.database import Database
 from serve_app.storage.artifacts import Artifacts
 from tests.conformity import JSON, code_of
 from tests.conftest import as_base64, as_png, noise_image
-from tests.unit.conftest import SHARES_AN_APPLICATION, Application
+from tests.training_folder import sample_name, trainer_config, write_checkpoints, write_config, write_sample_image
+from tests.unit.conftest import SHARES_AN_APPLICATION, Application, safetensors_bytes
 from tests.unit.sweeps import ended, started
 from tests.unit.test_http_contract import finished
 from tests.unit.test_openapi import Json, operations
@@ -33,13 +36,15 @@ FAULTS: dict[type[ServiceError], dict[type, tuple[str, ...]]] = {
     StoreUnavailable: {Database: ("reading", "writing")},
     StorageFailed: {
         Artifacts: ("get", "put", "put_missing", "put_new", "put_file", "exists", "get_json", "delete"),
-        LoraRoot: ("files",),
+        LoraRoot: ("files", "listing"),
     },
     LoraDownloadFailed: {LoraRoot: ("find",)},
     Overloaded: {Budget: ("hold",), LoraRoot: ("in_thread",)},
 }
 MODELS = ("qwen_image_edit", "qwen_image", "qwen_image_2512")
 WITHOUT_EDITOR = "qwen_image_2512"
+# Of a training job.
+SAMPLE = {"prompt": "a cat", "ctrl_img": "/home/me/cat.png", "width": 64, "height": 64, "sample_steps": 2}
 
 
 class Operations:
@@ -70,6 +75,16 @@ class Operations:
         self._sweep, self._deleted_sweep = (
             ended(client, started(client, self._bodies["create_sweep"])["sweep_id"])["sweep_id"] for _ in range(2)
         )
+        folder = Path(application.config.lora_root) / "my_job"
+        write_config(folder, trainer_config(sample={"samples": [SAMPLE]}))
+        write_checkpoints(folder, safetensors_bytes())
+        buffer = io.BytesIO()
+        noise_image(64, 64).save(buffer, "JPEG")
+        self._sample = write_sample_image(folder, sample_name(250, 0), buffer.getvalue()).name
+        self._bodies["make_previews"] = {"step": 250, "control_images": {"cat.png": stored}}
+        self._previews = client.post("/v1/training-jobs/my_job/previews", json=self._bodies["make_previews"]).json()[
+            "id"
+        ]
         # Not the image of a request: the file is deleted with its upload.
         self._file = as_png(noise_image(32, 32))
         self._upload = client.post("/v1/uploads", content=self._file).json()["id"]
@@ -82,6 +97,7 @@ class Operations:
         # What was purged cannot go on.
         sweep_id = self._deleted_sweep if operation == "delete_sweep" else self._sweep
         names = {"request_id": request_id, "n": 0, "upload_id": self._upload, "sweep_id": sweep_id}
+        names |= {"name": "my_job", "file": self._sample, "previews_id": self._previews}
         url = path.format(path="job/lora.safetensors", **names)
         params = {"purge": True} if operation in ("delete", "delete_sweep") else {}
         if operation == "upload":
@@ -113,7 +129,9 @@ def calls(config, tmp_path, make_body) -> Iterator[Operations]:
 def test_every_operation_succeeds(calls):
     statuses = {operation: calls.call(operation).status_code for operation in calls.names if operation != "get_preview"}
     # A model has no editor.
-    assert {operation: status for operation, status in statuses.items() if status not in (200, 204)} == {"ready": 503}
+    assert {operation: status for operation, status in statuses.items() if status not in (200, 202, 204)} == {
+        "ready": 503
+    }
 
 
 @pytest.mark.parametrize("fault", [StoreUnavailable, StorageFailed, LoraDownloadFailed])
@@ -130,9 +148,11 @@ def test_operations_list_that_the_service_is_overloaded(calls, monkeypatch):
     fail(monkeypatch, Overloaded)
     failed = {operation for operation in calls.names if code_of_answer(calls.call(operation)) == Overloaded.code}
     # The others that list it read a body, and this one call of them has none.
+    of_training = {"training_jobs", "training_job", "get_sample_image", "make_previews", "get_previews"}
     assert failed == {"submit", "explain", "edit_images", "generate_images", "upload", "loras", "lora"} | {
         "create_sweep",
         "extend_sweep",
+        *of_training,
     }
 
 

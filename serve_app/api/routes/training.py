@@ -24,7 +24,7 @@ from serve_app.schemas.training import (
 )
 
 OF_ROOT = (errors.Overloaded, errors.StorageFailed)
-OF_JOB = (errors.TrainingJobNotFound, *OF_ROOT)
+OF_JOB = (errors.TrainingJobNotFound, errors.LoraDownloadFailed, *OF_ROOT)
 # What only bodies of `POST /v1/inference` can be.
 NOT_OF_PREVIEWS = (errors.BodyInvalid, errors.PresetNotFound, errors.PresetBroken, errors.MoeFormatNotSupported)
 PREVIEW_ERRORS = (

@@ -148,6 +148,25 @@ class ErrorFacts(BaseModel):
     """
 
 
+class FactInfo(BaseModel):
+    """
+    Something to know when a preview is compared.
+    """
+
+    code: str
+    """
+    A short name of the fact.
+    """
+    text: str
+    """
+    The fact, in words.
+    """
+    differs: bool
+    """
+    Whether it makes images differ, although all else is done as in training.
+    """
+
+
 class Factor(BaseModel):
     """
     The scale that a LoRA's file gives its low-rank changes, before `network_multiplier`.
@@ -528,6 +547,21 @@ class Noise(BaseModel):
     """
 
 
+class NotRedone(BaseModel):
+    """
+    A sample that cannot be made again.
+    """
+
+    sample: int
+    """
+    The number of the sample, from 0.
+    """
+    problem: str
+    """
+    The reason, in words.
+    """
+
+
 class NumberedImage(BaseModel):
     """
     A finished image of a request.
@@ -647,6 +681,25 @@ class Outputs(BaseModel):
     """
 
 
+class PairComparison(BaseModel):
+    """
+    How far two images are apart, after ours was saved as the trainer saved its own.
+    """
+
+    is_equal: bool
+    """
+    Whether all pixels are equal.
+    """
+    equal_share: float
+    """
+    The share of pixels that are equal, from 0 to 1.
+    """
+    psnr_db: float | None
+    """
+    The peak signal-to-noise ratio (dB); null if all pixels are equal.
+    """
+
+
 class PartialImage(BaseModel):
     """
     A preview of an image that is being made: a small JPEG.
@@ -736,6 +789,21 @@ class PreviewEvent(BaseModel):
     jpeg_base64: str
     """
     A small JPEG, in base64.
+    """
+
+
+class PreviewsStarted(BaseModel):
+    """
+    Previews that are being made.
+    """
+
+    id: str
+    """
+    The id of these previews. The same body has the same id, and makes nothing again.
+    """
+    status_url: str
+    """
+    Where to poll their status.
     """
 
 
@@ -932,6 +1000,52 @@ class Reused(BaseModel):
     controls: int
     """
     Encoded control images.
+    """
+
+
+class SampleControlImage(BaseModel):
+    """
+    A control image that a sample names.
+    """
+
+    path: str
+    """
+    The path on the training machine.
+    """
+    found: str | None
+    """
+    The file below the LoRA root that it means; null if there is no single one.
+    """
+    reference: str | None
+    """
+    What the request names: the file is uploaded under this id when previews are made.
+    """
+
+
+class SampleImageInfo(BaseModel):
+    """
+    An image that the trainer made while it trained.
+    """
+
+    step: int
+    """
+    The training step.
+    """
+    sample: int
+    """
+    The number of the sample, from 0.
+    """
+    file: str
+    """
+    The name of the file.
+    """
+    url: str
+    """
+    Where a client downloads the image.
+    """
+    thumbnail_url: str
+    """
+    Where a client downloads a JPEG of at most 300x300 pixels.
     """
 
 
@@ -1369,6 +1483,21 @@ class TextEncoder(BaseModel):
     """
 
 
+class TheirImage(BaseModel):
+    """
+    The trainer's image of a pair.
+    """
+
+    file: str
+    """
+    The name of the file.
+    """
+    url: str
+    """
+    Where a client downloads it.
+    """
+
+
 class Timings(BaseModel):
     """
     How long the parts of the edits took.
@@ -1470,6 +1599,37 @@ class VisionEncoder(BaseModel):
     kernel: str
     """
     How it is resized.
+    """
+
+
+class WeightsFile(BaseModel):
+    """
+    A file of weights that the trainer wrote.
+    """
+
+    path: str
+    """
+    What `loras[].path` of a request names.
+    """
+    step: int | None
+    """
+    The training step: by the name of the file, or its header, or the training config.
+    """
+    size_bytes: int | None
+    """
+    The size of the file; null if it was not looked at.
+    """
+    state: str
+    """
+    `incomplete`: the trainer is still writing it, or it was cut off. `unknown`: its header was not read; the list of all jobs reads only the newest file of each.
+    """
+    fits: list[str] | None
+    """
+    The ids of the served models that it fits; null if it was not read.
+    """
+    problem: str | None
+    """
+    Why it cannot be used, in words; null if it can, or was not read.
     """
 
 
@@ -2115,6 +2275,64 @@ class OperationStatus(BaseModel):
     """
 
 
+class OurImage(BaseModel):
+    """
+    This service's image of a pair.
+    """
+
+    request_id: str
+    """
+    The id of the request that makes it.
+    """
+    status: Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"]
+    """
+    Where this request stands.
+    """
+    url: str | None
+    """
+    Where a client downloads the image; null until it is finished.
+    """
+    error: str | None
+    """
+    Why the request failed, in words; null unless it failed.
+    """
+    error_code: str | None
+    """
+    Why it failed, as a code: of the first prompt that failed.
+    """
+
+
+class Pair(BaseModel):
+    """
+    The trainer's image of a sample, and this service's.
+    """
+
+    sample: int
+    """
+    The number of the sample, from 0.
+    """
+    theirs: TheirImage | None
+    """
+    The trainer's image; null if there is none of this step.
+    """
+    ours: OurImage
+    """
+    This service's image.
+    """
+    comparison: PairComparison | None
+    """
+    How far they are apart; null until both are there.
+    """
+    problem: str | None
+    """
+    Why they cannot be compared, in words.
+    """
+    facts: list[FactInfo]
+    """
+    What there is to know when they are compared.
+    """
+
+
 class PresetInfo(BaseModel):
     """
     A preset. A field that it does not set is null: the request's own value or the service's default applies.
@@ -2178,6 +2396,67 @@ class PresetList(BaseModel):
     presets: list[PresetInfo]
     """
     The presets that the caller may use, by name.
+    """
+
+
+class PreviewsRequest(BaseModel):
+    """
+    Which previews to make again.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    step: int
+    """
+    The training step. 0 is the model without a LoRA.
+    """
+    samples: list[int] | None = None
+    """
+    The numbers of the samples. Default: all.
+    """
+    control_images: dict[str, str] | None = None
+    """
+    Control images that are not below the LoRA root: by the trainer's path or file name, each as in a request, such as upload: and the id of an upload. Default: none.
+    """
+    priority: str | None = None
+    """
+    The priority of the requests. Default: "bulk".
+    """
+
+
+class PreviewsStatus(BaseModel):
+    """
+    Previews that were made again, next to the trainer's own.
+    """
+
+    id: str
+    """
+    The id of these previews.
+    """
+    training_job: str
+    """
+    The path of the job's folder below the LoRA root.
+    """
+    step: int
+    """
+    The training step.
+    """
+    status: Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"]
+    """
+    Where the requests stand, all together.
+    """
+    pairs: list[Pair]
+    """
+    One pair for each sample that is made again.
+    """
+    not_redone: list[NotRedone]
+    """
+    The job's samples that no service can make again.
+    """
+    summary: str
+    """
+    What came out, in words.
     """
 
 
@@ -2403,6 +2682,76 @@ class SweepList(BaseModel):
     """
 
 
+class TrainingJobEntry(BaseModel):
+    """
+    A training job in the list of all.
+    """
+
+    name: str
+    """
+    The path of the job's folder below the LoRA root.
+    """
+    url: str
+    """
+    Where the whole job is.
+    """
+    model: str | None
+    """
+    The id of the model that it trains; null if it is none of the family.
+    """
+    base: str | None
+    """
+    The checkpoint that the training config names.
+    """
+    is_served: bool
+    """
+    Whether this service serves that model.
+    """
+    trigger_word: str | None
+    """
+    The trigger word of the training config.
+    """
+    trainer_version: str | None
+    """
+    The version of ai-toolkit that wrote the newest file.
+    """
+    profile: str
+    """
+    The profile of that version, which makes the trainer's own pixels.
+    """
+    checkpoints: list[WeightsFile]
+    """
+    The checkpoints, by step.
+    """
+    final: WeightsFile | None
+    """
+    The file that the trainer writes at the end.
+    """
+    sample_steps: list[int]
+    """
+    The steps that have sample images, also without their checkpoint.
+    """
+    problem: str | None
+    """
+    Why the samples cannot be read from the training config, in words.
+    """
+
+
+class TrainingJobList(BaseModel):
+    """
+    A page of training jobs, by name.
+    """
+
+    training_jobs: list[TrainingJobEntry]
+    """
+    The jobs of this page.
+    """
+    next_cursor: str | None
+    """
+    Send it as `cursor` for the next page; null on the last one.
+    """
+
+
 class CompletedImage(BaseModel):
     """
     A finished image.
@@ -2590,6 +2939,37 @@ class InferenceRequest(BaseModel):
     webhook_events: list[str] | None = None
     """
     Which events are posted to webhook_url. Default: ["succeeded", "failed", "canceled"].
+    """
+
+
+class SampleInfo(BaseModel):
+    """
+    The settings of one sample, by the trainer's rules.
+    """
+
+    sample: int
+    """
+    The number of the sample, from 0.
+    """
+    prompt: str
+    """
+    The prompt, with the trigger word and without flags.
+    """
+    body: InferenceRequest | None
+    """
+    The body of `POST /v1/inference` that makes this image with the newest file of weights. Control images that were not found are left out. Null if the sample cannot be made again.
+    """
+    control_images: list[SampleControlImage]
+    """
+    Its control images, in the order of the request.
+    """
+    problem: str | None
+    """
+    Why it cannot be made again, in words.
+    """
+    facts: list[FactInfo]
+    """
+    What there is to know when it is compared.
     """
 
 
@@ -2790,6 +3170,69 @@ class SweepRequest(BaseModel):
     dry_run: bool | None = None
     """
     Check everything and count the cells, but start nothing. Default: false.
+    """
+
+
+class TrainingJobInfo(BaseModel):
+    """
+    A training job: its files, its sample images, and the settings of its samples.
+    """
+
+    name: str
+    """
+    The path of the job's folder below the LoRA root.
+    """
+    url: str
+    """
+    Where the whole job is.
+    """
+    model: str | None
+    """
+    The id of the model that it trains; null if it is none of the family.
+    """
+    base: str | None
+    """
+    The checkpoint that the training config names.
+    """
+    is_served: bool
+    """
+    Whether this service serves that model.
+    """
+    trigger_word: str | None
+    """
+    The trigger word of the training config.
+    """
+    trainer_version: str | None
+    """
+    The version of ai-toolkit that wrote the newest file.
+    """
+    profile: str
+    """
+    The profile of that version, which makes the trainer's own pixels.
+    """
+    checkpoints: list[WeightsFile]
+    """
+    The checkpoints, by step.
+    """
+    final: WeightsFile | None
+    """
+    The file that the trainer writes at the end.
+    """
+    sample_steps: list[int]
+    """
+    The steps that have sample images, also without their checkpoint.
+    """
+    problem: str | None
+    """
+    Why the samples cannot be read from the training config, in words.
+    """
+    sample_images: list[SampleImageInfo]
+    """
+    The newest image of each step and sample.
+    """
+    samples: list[SampleInfo]
+    """
+    The settings of the samples, by number.
     """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -12,6 +13,7 @@ import httpx2
 from pydantic import BaseModel
 from typing_extensions import Self, Unpack
 
+from edits_client._async import training
 from edits_client._async.clock import Lock, in_thread
 from edits_client._async.job import AsyncJob
 from edits_client._async.transport import AsyncTransport
@@ -30,8 +32,12 @@ from edits_client.models import (
     OperationStatus,
     PresetInfo,
     PresetList,
+    PreviewsStarted,
+    PreviewsStatus,
     Submitted,
     TenantUsage,
+    TrainingJobEntry,
+    TrainingJobInfo,
     Upload,
     UsageList,
 )
@@ -220,6 +226,61 @@ class AsyncClient:
     async def operation(self) -> OperationStatus:
         """How the service is doing: models, editors, queues, and requests that failed, as far as the key may see."""
         return await self._transport.get(OperationStatus, "/v1/operation")
+
+    async def training_jobs(self, search: str = "") -> AsyncIterator[TrainingJobEntry]:
+        """The training jobs below the service's LoRA root, by name. Pages are read as they are needed."""
+        async for job in training.list_jobs(self._transport, search):
+            yield job
+
+    async def training_job(self, name: str) -> TrainingJobInfo:
+        """One training job: checkpoints, sample images, and the sample settings as bodies for `submit_body`.
+
+        Raises TrainingJobNotFound.
+        """
+        return await training.get_job(self._transport, name)
+
+    async def sample_image(self, name: str, file: str, *, thumbnail: bool = False) -> bytes:
+        """The file of an image that the trainer made, or a small JPEG of it. Raises SampleNotFound."""
+        return await training.get_sample_image(self._transport, name, file, thumbnail=thumbnail)
+
+    async def previews(
+        self,
+        name: str,
+        step: int,
+        *,
+        samples: Sequence[int] | None = None,
+        control_images: Mapping[str, ImageSource] = {},
+        priority: str | None = None,
+        timeout: float | None = RESULT_TIMEOUT_S,
+    ) -> PreviewsStatus:
+        """Make the previews of a checkpoint again and wait for them: pairs of theirs and ours, and a summary.
+
+        `samples` are numbers, by default all. `control_images` are those that are not below the LoRA root, by the
+        trainer's path or file name. The same call again makes nothing again. Raises PreviewsImpossible,
+        ControlImageRequired that names what is missing, other ApiErrors, and WaitTimeout after `timeout` seconds.
+        """
+        started = await self.start_previews(
+            name, step, samples=samples, control_images=control_images, priority=priority
+        )
+        return await training.wait(self._transport, name, started.id, timeout)
+
+    async def start_previews(
+        self,
+        name: str,
+        step: int,
+        *,
+        samples: Sequence[int] | None = None,
+        control_images: Mapping[str, ImageSource] = {},
+        priority: str | None = None,
+    ) -> PreviewsStarted:
+        """The same as `previews`, without waiting."""
+        sources = {key: await in_thread(partial(read_source, source)) for key, source in control_images.items()}
+        references = {key: await self._reference(source) for key, source in sources.items()}
+        return await training.start(self._transport, name, step, samples, references, priority)
+
+    async def previews_status(self, name: str, previews_id: str) -> PreviewsStatus:
+        """Where previews stand that were started. Raises PreviewsNotFound."""
+        return await training.get_status(self._transport, name, previews_id)
 
     async def _with_images(
         self,

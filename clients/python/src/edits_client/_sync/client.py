@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -13,6 +14,7 @@ import httpx2
 from pydantic import BaseModel
 from typing_extensions import Self, Unpack
 
+from edits_client._sync import training
 from edits_client._sync.clock import Lock, in_thread
 from edits_client._sync.job import Job
 from edits_client._sync.transport import Transport
@@ -31,8 +33,12 @@ from edits_client.models import (
     OperationStatus,
     PresetInfo,
     PresetList,
+    PreviewsStarted,
+    PreviewsStatus,
     Submitted,
     TenantUsage,
+    TrainingJobEntry,
+    TrainingJobInfo,
     Upload,
     UsageList,
 )
@@ -219,6 +225,59 @@ class Client:
     def operation(self) -> OperationStatus:
         """How the service is doing: models, editors, queues, and requests that failed, as far as the key may see."""
         return self._transport.get(OperationStatus, "/v1/operation")
+
+    def training_jobs(self, search: str = "") -> Iterator[TrainingJobEntry]:
+        """The training jobs below the service's LoRA root, by name. Pages are read as they are needed."""
+        for job in training.list_jobs(self._transport, search):
+            yield job
+
+    def training_job(self, name: str) -> TrainingJobInfo:
+        """One training job: checkpoints, sample images, and the sample settings as bodies for `submit_body`.
+
+        Raises TrainingJobNotFound.
+        """
+        return training.get_job(self._transport, name)
+
+    def sample_image(self, name: str, file: str, *, thumbnail: bool = False) -> bytes:
+        """The file of an image that the trainer made, or a small JPEG of it. Raises SampleNotFound."""
+        return training.get_sample_image(self._transport, name, file, thumbnail=thumbnail)
+
+    def previews(
+        self,
+        name: str,
+        step: int,
+        *,
+        samples: Sequence[int] | None = None,
+        control_images: Mapping[str, ImageSource] = {},
+        priority: str | None = None,
+        timeout: float | None = RESULT_TIMEOUT_S,
+    ) -> PreviewsStatus:
+        """Make the previews of a checkpoint again and wait for them: pairs of theirs and ours, and a summary.
+
+        `samples` are numbers, by default all. `control_images` are those that are not below the LoRA root, by the
+        trainer's path or file name. The same call again makes nothing again. Raises PreviewsImpossible,
+        ControlImageRequired that names what is missing, other ApiErrors, and WaitTimeout after `timeout` seconds.
+        """
+        started = self.start_previews(name, step, samples=samples, control_images=control_images, priority=priority)
+        return training.wait(self._transport, name, started.id, timeout)
+
+    def start_previews(
+        self,
+        name: str,
+        step: int,
+        *,
+        samples: Sequence[int] | None = None,
+        control_images: Mapping[str, ImageSource] = {},
+        priority: str | None = None,
+    ) -> PreviewsStarted:
+        """The same as `previews`, without waiting."""
+        sources = {key: in_thread(partial(read_source, source)) for key, source in control_images.items()}
+        references = {key: self._reference(source) for key, source in sources.items()}
+        return training.start(self._transport, name, step, samples, references, priority)
+
+    def previews_status(self, name: str, previews_id: str) -> PreviewsStatus:
+        """Where previews stand that were started. Raises PreviewsNotFound."""
+        return training.get_status(self._transport, name, previews_id)
 
     def _with_images(
         self,
