@@ -138,11 +138,20 @@ export const statusOf = (id) => callJson(`v1/requests/${encodeURIComponent(id)}/
 export const resultOf = (id) => callJson(`v1/requests/${encodeURIComponent(id)}/result`);
 export const cancel = (id) => callJson(`v1/requests/${encodeURIComponent(id)}`, { method: "DELETE" });
 export const models = () => callJson("v1/models");
+export const operation = () => callJson("v1/operation");
+/** The address of the service, with a slash at the end. */
+export const base = BASE.href;
 export const presets = () => callJson("v1/presets");
 
 /** One page of the LoRA files whose path, trigger word or kind has the text `search`. */
 export function loras(search = "", cursor = "", limit = 50) {
   return callJson(`v1/loras?${new URLSearchParams({ search, cursor, limit })}`);
+}
+
+/** A page of the history. Of the filters `status`, `model`, `lora`, `since` and `until`, empty ones do not count. */
+export function history(filters) {
+  const set = Object.entries(filters).filter(([, value]) => value !== "");
+  return callJson(`v1/requests?${new URLSearchParams(set)}`);
 }
 
 /** Store an image for later requests. */

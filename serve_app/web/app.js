@@ -1,5 +1,6 @@
 import { html, nothing } from "./vendor/lit-html/lit-html.js";
 import { Element, define } from "./elements/element.js";
+import "./elements/key-dialog.js";
 import { ANNOUNCED, announcements } from "./announce.js";
 import { VIEWS, hrefOf, viewOf } from "./views.js";
 
@@ -49,6 +50,7 @@ class EditsApp extends Element {
       <main id="main" tabindex="-1">
         ${this.#failure ? html`<p class="problem page-problem" role="alert">${this.#failure}</p>` : this.#shown}
       </main>
+      <key-dialog></key-dialog>
       <div class="visually-hidden" role="status" aria-live="polite">${this.#announcement}</div>
     `;
   }

@@ -36,6 +36,9 @@ const EMPTY = {
   outputFormat: null,
   priority: null,
   exif: null,
+  // Only earlier edits set these two.
+  sampler: null,
+  vaeTiling: null,
 };
 
 export const CHANGED = "changed";

@@ -16,14 +16,14 @@ export function requestOf(draft, model, receiptOf = () => null) {
   const named = draft.loras.some((lora) => receiptOf(lora.path)?.trigger_word);
   const word = draft.triggerWord || (named && draft.prompt.includes(TRIGGER) ? "auto" : null);
   const fields = { trigger_word: word, profile: draft.profile, output_format: draft.outputFormat };
-  Object.assign(body, sent({ ...fields, priority: draft.priority, exif: draft.exif }));
+  Object.assign(body, sent({ ...fields, priority: draft.priority, exif: draft.exif, vae_tiling: draft.vaeTiling }));
   body.prompts = [{ prompt: draft.prompt, ...promptFields(draft), ...sizeOf(draft, model), ...imagesOf(draft, model) }];
   return body;
 }
 
 function promptFields(draft) {
   const seed = draft.drawsSeed ? -1 : draft.seed;
-  return sent({ neg: draft.neg || null, sample_steps: draft.steps, guidance_scale: draft.guidance, seed });
+  return sent({ neg: draft.neg || null, sample_steps: draft.steps, guidance_scale: draft.guidance, seed, sampler: draft.sampler });
 }
 
 function sizeOf(draft, model) {
@@ -80,6 +80,8 @@ export function settingsOf(body) {
     outputFormat: body.output_format ?? null,
     priority: body.priority ?? null,
     exif: body.exif ?? null,
+    sampler: prompt.sampler ?? null,
+    vaeTiling: body.vae_tiling ?? null,
   };
 }
 

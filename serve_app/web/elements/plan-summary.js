@@ -42,6 +42,8 @@ class PlanSummary extends Element {
 // The service's own bound for a note about stretching.
 const MAX_STRETCH = 1.02;
 
+const DEFAULT_SAMPLER = "flowmatch";
+
 function aspectDiffers([width, height], [otherWidth, otherHeight]) {
   const ratio = (width * otherHeight) / (height * otherWidth);
   return Math.max(ratio, 1 / ratio) > MAX_STRETCH;
@@ -56,6 +58,8 @@ function summaryOf(effective) {
     draft.drawsSeed ? "a new seed" : `seed ${effective.seed}`,
     loras === 0 ? "no LoRA" : loras === 1 ? "1 LoRA" : `${loras} LoRAs`,
     effective.output_format,
+    ...(draft.sampler && draft.sampler !== DEFAULT_SAMPLER ? [`sampler ${draft.sampler}`] : []),
+    ...(draft.vaeTiling ? ["VAE in tiles"] : []),
   ];
   const isFilledIn = draft.prompt.includes("[trigger]");
   return html`${parts.join(", ")}${isFilledIn ? html`; prompt: <q>${effective.prompt}</q>` : nothing}`;

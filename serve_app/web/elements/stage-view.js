@@ -67,6 +67,7 @@ class StageView extends Element {
             ${others.map((other) => html`<option value=${`${other.id}:0`}>${other.prompt} (seed ${other.output.seed})</option>`)}
           </select>`
         : nothing}
+      <a class="button" href=${hrefOf("history", job.id)}>Settings and code</a>
       <a class="button" href=${imageUrl(job.output.url)} download=${`edit-${job.id.slice(0, 8)}.${job.output.format}`}>Download</a>
     </div>`;
   }

@@ -1,0 +1,78 @@
+import { html, nothing } from "../vendor/lit-html/lit-html.js";
+import * as api from "../api.js";
+import { hrefOf } from "../views.js";
+import { Element, define } from "./element.js";
+import { titleOf } from "./lora-search.js";
+
+const STATES = { in_queue: "waiting", in_progress: "being made", failed: "failed", canceled: "canceled" };
+// Cards this far below the window are loaded already.
+const MARGIN = "400px";
+
+/** One request of the history: its first image, prompt and LoRAs, which are loaded when the card comes into view. */
+class HistoryCard extends Element {
+  static properties = ["entry"];
+  #result = null;
+  #loaded = "";
+
+  connected() {
+    const watch = new IntersectionObserver(
+      (entries) => {
+        if (entries.some((entry) => entry.isIntersecting)) this.#load();
+      },
+      { rootMargin: MARGIN },
+    );
+    watch.observe(this);
+    this.connection.addEventListener("abort", () => watch.disconnect());
+  }
+
+  rendered() {
+    // A refresh has brought news of the same request.
+    if (this.#loaded && this.#loaded !== keyOf(this.entry)) this.#load();
+  }
+
+  template() {
+    const { entry } = this;
+    const record = this.#result?.metadata.effective.find((record) => record.model);
+    const [image] = finishedOf(this.#result);
+    const name = record?.prompt ?? `Request ${entry.request_id.slice(0, 8)}`;
+    return html`<a class="history-card card" href=${hrefOf("history", entry.request_id)} data-status=${entry.status}>
+      <span class="thumb">${image ? html`<img src=${api.imageUrl(image.url)} alt="" loading="lazy" decoding="async" />` : nothing}</span>
+      <span class="history-prompt">${name}</span>
+      ${entry.status === "succeeded" ? nothing : html`<span class="small history-state">${STATES[entry.status]}${entry.error ? `: ${entry.error}` : ""}</span>`}
+      <span class="muted small">${this.#facts(record)}</span>
+    </a>`;
+  }
+
+  #facts(record) {
+    const { entry } = this;
+    const parts = [new Date(entry.created_at).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" })];
+    if (entry.images > 1) parts.push(`${entry.images} images`);
+    if (entry.tenant) parts.push(entry.tenant);
+    const loras = record?.loras.map((lora) => titleOf(lora.path)) ?? [];
+    return [...parts, ...loras].join(" · ");
+  }
+
+  async #load() {
+    const { entry } = this;
+    if (this.#loaded === keyOf(entry)) return;
+    this.#loaded = keyOf(entry);
+    try {
+      const result = await api.resultOf(entry.request_id);
+      if (entry !== this.entry) return;
+      this.#result = result;
+      this.update();
+    } catch {
+      // The request's own view says what is wrong.
+    }
+  }
+}
+
+const keyOf = (entry) => `${entry.request_id} ${entry.status} ${entry.images_done}`;
+
+/** The finished images of a result, each with its number as `image`; also those of a request that failed. */
+export function finishedOf(result) {
+  if (!result) return [];
+  return result.outputs?.images.map((output, image) => ({ ...output, image })) ?? result.metadata.partial ?? [];
+}
+
+define("history-card", HistoryCard);
