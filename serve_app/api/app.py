@@ -43,6 +43,8 @@ EXPOSED_HEADERS = (
     "Location",
     "Retry-After",
     "WWW-Authenticate",
+    "X-Page",
+    "X-Pages",
     "X-Request-ID",
     "X-Step",
     "X-Steps",

@@ -21,7 +21,10 @@ from serve_app.intake.resources import Resources
 from serve_app.intake.signed_urls import SignedUrls
 from serve_app.intake.stored_images import StoredImages
 from serve_app.intake.submission import Submissions
+from serve_app.intake.sweep_archive import SweepArchives
 from serve_app.intake.sweep_events import SweepEvents
+from serve_app.intake.sweep_sheet import SweepSheets
+from serve_app.intake.sweep_table import SweepTables
 from serve_app.intake.sweeps import Sweeps
 from serve_app.intake.tenants import tenant_limits
 from serve_app.intake.training_files import TrainingFiles
@@ -96,6 +99,9 @@ class Service:
         self.training_jobs = TrainingJobs(config, files)
         self.training_previews = TrainingPreviews(config, files, self.submissions, self.uploads, store)
         self.training_pairs = TrainingPairs(files, self.training_previews, store, artifacts, config.fetch.max_pixels)
+        self.sweep_sheets = SweepSheets(resources)
+        self.sweep_tables = SweepTables(resources, lora_root)
+        self.sweep_archives = SweepArchives(resources, self.sweep_tables)
         self.previews = Previews(artifacts)
         self.queries = Queries(config, store, artifacts, self._watch, self.workload, self.previews, self.signed_urls)
         self.events = Events(store, self._watch, self.previews)

@@ -12,7 +12,7 @@ from serve_app.policy.sweep_order import Place
 from serve_app.tasks import EditDone, EditPlan, Priority, Status
 
 definitions = TypeAdapter(SweepDefinition)
-_plans, _results = TypeAdapter(EditPlan), TypeAdapter(EditDone)
+plans, _results = TypeAdapter(EditPlan), TypeAdapter(EditDone)
 _measures, _webhooks = TypeAdapter(dict[str, Measures]), TypeAdapter(WebhookTarget)
 
 
@@ -36,7 +36,7 @@ def cell_image(row: Any) -> CellImage:
     return CellImage(
         row.number,
         Place(*row.place),
-        _plans.validate_python(row.plan),
+        plans.validate_python(row.plan),
         _results.validate_python(row.result),
         _measures.validate_python(row.measures or {}),
     )
@@ -72,7 +72,7 @@ def request_of(sweep: Any, cell: Any) -> NewRequest:
         id=cell.request_id,
         tenant=sweep.tenant,
         model=sweep.model,
-        images=(NewImage(_plans.validate_python(cell.plan), cell.work),),
+        images=(NewImage(plans.validate_python(cell.plan), cell.work),),
         deadline_s=sweep.deadline_s,
         priority=Priority.BULK,
         notes={"ignored": ignored} if ignored else {},

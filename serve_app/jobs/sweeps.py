@@ -23,9 +23,9 @@ from serve_app.jobs.sweep_records import (
     SweepRecord,
     request_id_of,
 )
-from serve_app.jobs.sweep_rows import cell_image, cell_record, cell_rows, definitions, is_lost, request_of
+from serve_app.jobs.sweep_rows import cell_image, cell_record, cell_rows, definitions, is_lost, plans, request_of
 from serve_app.policy.sweep_order import Place, room_for_cells
-from serve_app.tasks import Status
+from serve_app.tasks import EditPlan, Status
 
 _sweeps, _cells, _requests, _images = tables.sweeps.c, tables.sweep_cells.c, tables.requests.c, tables.images.c
 
@@ -79,6 +79,16 @@ class Sweeps:
         check_sweep_id(sweep_id)
         async with self._database.reading() as connection:
             return [cell_image(row) for row in await connection.execute(sweep_queries.images, {"sweep_id": sweep_id})]
+
+    @transaction
+    async def sample(self, sweep_id: str) -> EditPlan:
+        """The plan of the first cell. Raises SweepNotFound."""
+        first = sa.select(_cells.plan).where(_cells.sweep_id == sweep_id).order_by(_cells.number).limit(1)
+        async with self._database.reading() as connection:
+            plan = (await connection.execute(first)).scalar_one_or_none()
+        if plan is None:
+            raise _not_found(sweep_id)
+        return plans.validate_python(plan)
 
     @transaction
     async def history(self, tenant: str | None, before: tuple[float, str] | None, limit: int) -> list[SweepRecord]:

@@ -4,16 +4,18 @@ import re
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, HTTPException, Path, Query
+from fastapi import APIRouter, Depends, HTTPException, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from serve_app import errors
 from serve_app.api.bodies.json_bodies import JsonRoute
 from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, links_of
 from serve_app.api.error_answers import error_docs
+from serve_app.api.routes import sweep_files
 from serve_app.api.routes.inference import EXPLAIN_ERRORS, IdempotencyKey
 from serve_app.api.routes.models import DEFAULT_PAGE, Cursor, Limit
 from serve_app.api.routes.requests import NOTHING_SEEN, LastEventId, cursor_after, read_cursor
+from serve_app.api.routes.sweep_files import SweepId
 from serve_app.intake.answers import Links
 from serve_app.intake.service import Service
 from serve_app.intake.sweep_answers import created_of, summary_of, sweep_of
@@ -41,8 +43,6 @@ EXTEND_ERRORS = (
 )
 NOT_FOUND = error_docs(errors.SweepNotFound, errors.StoreUnavailable)
 
-SweepId = Annotated[str, Path(description="The id of the sweep.")]
-
 
 def router(service: Service) -> APIRouter:
     bodies = APIRouter(tags=["sweeps"], dependencies=KEYS_IN_DOCS, route_class=JsonRoute)
@@ -51,6 +51,7 @@ def router(service: Service) -> APIRouter:
     _add_views(routes, service)
     _add_changes(routes, service)
     _add_events(routes, service)
+    sweep_files.add_routes(routes, service)
     routes.include_router(bodies)
     return routes
 
