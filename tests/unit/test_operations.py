@@ -152,6 +152,7 @@ def test_operations_list_that_the_service_is_overloaded(calls, monkeypatch):
     assert failed == {"submit", "explain", "edit_images", "generate_images", "upload", "loras", "lora"} | {
         "create_sweep",
         "extend_sweep",
+        "get_sheet",
         *of_training,
     }
 
