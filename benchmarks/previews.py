@@ -29,7 +29,7 @@ from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.engine.protocol import Edited, OnStep
 from serve_app.engine.torch_engine import TorchEngine
-from serve_app.intake.previews import Previews
+from serve_app.intake.answers.previews import Previews
 from serve_app.pipeline.latent_colors import fitted_colors
 from serve_app.replicas.edit_previews import PreviewMaker
 from serve_app.replicas.editor_metrics import EditorMetrics

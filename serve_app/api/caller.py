@@ -9,7 +9,7 @@ from fastapi.security import APIKeyHeader, APIKeyQuery, HTTPBearer
 
 from serve_app.api.access import is_from_this_machine
 from serve_app.config import AppConfig
-from serve_app.intake.answers import Links
+from serve_app.intake.answers.bodies import Links
 from serve_app.intake.service import Service
 from serve_app.intake.signed_urls import PARAMETER
 from serve_app.intake.tenants import Caller

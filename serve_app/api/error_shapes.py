@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from serve_app import errors
 from serve_app.errors import ErrorDescription
-from serve_app.intake.openai_images import parameter_of
+from serve_app.intake.openai.images import parameter_of
 from serve_app.schemas.errors import ErrorBody, ShapeErrors
 from serve_app.schemas.openai import OpenAIErrorBody
 

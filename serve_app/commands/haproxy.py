@@ -18,7 +18,7 @@ from serve_app.errors import (
     ServiceUnavailable,
     TooManyRequests,
 )
-from serve_app.intake.openai_calls import MAX_WAIT_S
+from serve_app.intake.openai.calls import MAX_WAIT_S
 
 BUFFER_BYTES, REWRITE_BYTES = 32_768, 1024
 MAX_HEAD_BYTES = BUFFER_BYTES - REWRITE_BYTES

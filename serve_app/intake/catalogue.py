@@ -16,7 +16,7 @@ from serve_app.errors import (
     LoraPathForbidden,
     LoraUnknown,
 )
-from serve_app.intake.plan import divisor_of
+from serve_app.intake.admission.plan import divisor_of
 from serve_app.models.architecture import Architecture
 from serve_app.models.profile import PROFILES, TRAINER
 from serve_app.models.registry import MODELS, ModelSpec

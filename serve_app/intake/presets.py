@@ -36,7 +36,7 @@ from serve_app.errors import (
     TooManyLoras,
     describe,
 )
-from serve_app.intake.admission import gather_few
+from serve_app.intake.admission.admission import gather_few
 from serve_app.intake.tenants import Caller
 from serve_app.models.registry import MODELS
 from serve_app.schemas.requests import InferenceRequest, Prompt

@@ -8,18 +8,19 @@ from serve_app.adapters.lora_root import LoraRoot
 from serve_app.adapters.sources import LoraSources
 from serve_app.concurrency import background
 from serve_app.config import AppConfig, IngressSettings, MalformedPreset
-from serve_app.intake.admission import Admission
+from serve_app.intake.admission.admission import Admission
+from serve_app.intake.admission.stored_images import StoredImages
+from serve_app.intake.answers.events import Events
+from serve_app.intake.answers.previews import Previews
+from serve_app.intake.answers.queries import Queries
+from serve_app.intake.answers.watch import Watch
 from serve_app.intake.catalogue import Catalogue
-from serve_app.intake.events import Events
 from serve_app.intake.keys import Keys
-from serve_app.intake.openai_calls import OpenAICalls
+from serve_app.intake.openai.calls import OpenAICalls
 from serve_app.intake.operation import Operation
 from serve_app.intake.presets import Presets
-from serve_app.intake.previews import Previews
-from serve_app.intake.queries import Queries
 from serve_app.intake.resources import Resources
 from serve_app.intake.signed_urls import SignedUrls
-from serve_app.intake.stored_images import StoredImages
 from serve_app.intake.submission import Submissions
 from serve_app.intake.sweep_archive import SweepArchives
 from serve_app.intake.sweep_events import SweepEvents
@@ -32,7 +33,6 @@ from serve_app.intake.training_jobs import TrainingJobs
 from serve_app.intake.training_pairs import TrainingPairs
 from serve_app.intake.training_previews import TrainingPreviews
 from serve_app.intake.uploads import Uploads
-from serve_app.intake.watch import Watch
 from serve_app.intake.workload import Workload
 from serve_app.models.architecture import architecture_of
 from serve_app.telemetry.metrics import NO_METER, Meter

@@ -14,9 +14,9 @@ from opentelemetry.trace import SpanKind
 from serve_app.concurrency import background
 from serve_app.config import AppConfig
 from serve_app.errors import FilesGone, describe
-from serve_app.intake.admission import Admission, Admitted, gather_all, sha256_of
-from serve_app.intake.new_files import MAX_TRIES, discarding_new_files
-from serve_app.intake.parts import NO_PARTS, PART, Parts
+from serve_app.intake.admission.admission import Admission, Admitted, gather_all, sha256_of
+from serve_app.intake.admission.new_files import MAX_TRIES, discarding_new_files
+from serve_app.intake.admission.parts import NO_PARTS, PART, Parts
 from serve_app.intake.presets import Presets, blaming_preset
 from serve_app.intake.resources import Resources
 from serve_app.intake.tenants import Caller

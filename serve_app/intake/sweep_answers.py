@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from serve_app.intake.answers import Links
+from serve_app.intake.answers.bodies import Links
 from serve_app.intake.sweep_axes import step_of_path
 from serve_app.intake.sweeps import Outcome
 from serve_app.jobs.sweep_records import Axes, CellRecord, SweepRecord

@@ -12,8 +12,8 @@ from enum import StrEnum
 from typing import Any
 
 from serve_app.errors import SweepNotFound
-from serve_app.intake.answers import Links
-from serve_app.intake.events import STREAM_S
+from serve_app.intake.answers.bodies import Links
+from serve_app.intake.answers.events import STREAM_S
 from serve_app.intake.sweep_answers import cell_of, summary_of
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.sweep_records import CellRecord, SweepRecord

@@ -16,12 +16,12 @@ from serve_app.config import AppConfig
 from serve_app.errors import FilesGone, InvalidParameter, LoraNotFound, SweepNotFound, TrainingJobNotFound
 from serve_app.images.output_formats import OUTPUT_FORMATS
 from serve_app.intake import sweep_axes
-from serve_app.intake.admission import Admission, Admitted, ControlFile, gather_all
-from serve_app.intake.new_files import MAX_TRIES, discarding_new_files
-from serve_app.intake.parts import NO_PARTS
-from serve_app.intake.plan import PlannedEdit
+from serve_app.intake.admission.admission import Admission, Admitted, ControlFile, gather_all
+from serve_app.intake.admission.new_files import MAX_TRIES, discarding_new_files
+from serve_app.intake.admission.parts import NO_PARTS
+from serve_app.intake.admission.plan import PlannedEdit
+from serve_app.intake.answers.queries import visible_to
 from serve_app.intake.presets import Presets, blaming_preset
-from serve_app.intake.queries import visible_to
 from serve_app.intake.resources import Resources
 from serve_app.intake.submission import digest_of, webhook_of
 from serve_app.intake.sweep_axes import Files

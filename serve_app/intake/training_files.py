@@ -9,7 +9,7 @@ from typing import TypeVar
 from serve_app.adapters.lora_root import LoraRoot, StoredFile
 from serve_app.errors import LoraDownloadFailed, LoraNotFound, LoraPathForbidden, SampleNotFound
 from serve_app.images.comparison import is_whole
-from serve_app.intake.admission import sha256_of
+from serve_app.intake.admission.admission import sha256_of
 from serve_app.intake.catalogue import Catalogue
 from serve_app.models.profile import profile_of_trainer
 from serve_app.schemas.training import WeightsFile

@@ -8,7 +8,7 @@ from serve_app.adapters.lora_root import StoredFile
 from serve_app.errors import ControlImageInvalid, PreviewsNotFound, SampleNotFound
 from serve_app.images.comparison import Comparison, compare, saved_as
 from serve_app.images.decode import decode
-from serve_app.intake.answers import Links
+from serve_app.intake.answers.bodies import Links
 from serve_app.intake.tenants import Caller
 from serve_app.intake.training_files import TrainingFiles
 from serve_app.intake.training_jobs import fact_infos, image_url

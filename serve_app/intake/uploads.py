@@ -7,8 +7,8 @@ from serve_app.concurrency import background
 from serve_app.config import AppConfig
 from serve_app.errors import ControlImageInvalid, FilesGone
 from serve_app.images.decode import ImageFacts
-from serve_app.intake.admission import sha256_of
-from serve_app.intake.new_files import MAX_TRIES, discarding_new_files
+from serve_app.intake.admission.admission import sha256_of
+from serve_app.intake.admission.new_files import MAX_TRIES, discarding_new_files
 from serve_app.intake.resources import Resources
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import NewUpload, Upload

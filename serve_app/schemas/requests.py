@@ -1,6 +1,6 @@
 """What clients send: the bodies of requests. Lenient on purpose: unknown fields are ignored and "512" is a number.
 
-A field that changes pixels continues in `EditPlan` (`tasks.py`), in `intake/plan.py`, and in the records of
+A field that changes pixels continues in `EditPlan` (`tasks.py`), in `intake/admission/plan.py`, and in the records of
 `models/effective.py` and `models/repeat_request.py`.
 """
 

@@ -12,7 +12,7 @@ from serve_app.config import MINIATURE_RANDOM, ModelConfig
 from serve_app.images.decode import decode
 from serve_app.images.encode import encode, encode_preview
 from serve_app.images.output_formats import OUTPUT_FORMATS
-from serve_app.intake.plan import PlannedEdit, add_recipes
+from serve_app.intake.admission.plan import PlannedEdit, add_recipes
 from serve_app.models.architecture import architecture_of
 from serve_app.models.effective import effective_record
 from serve_app.models.registry import MODELS

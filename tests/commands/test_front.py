@@ -18,7 +18,7 @@ from serve_app.commands.front import Front
 from serve_app.commands.haproxy import MAX_HEAD_BYTES, FrontSettings, cors_rules, quoted
 from serve_app.commands.ports import listen
 from serve_app.config import FrontConfig
-from serve_app.intake.openai_calls import MAX_WAIT_S
+from serve_app.intake.openai.calls import MAX_WAIT_S
 from tests.commands.backend import Answers, backend
 
 DEFAULTS = FrontConfig()

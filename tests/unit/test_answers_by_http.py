@@ -22,7 +22,7 @@ def broken(application: Application, monkeypatch: pytest.MonkeyPatch):
         raise ZeroDivisionError("a secret of the inside")
 
     with TestClient(application.app, raise_server_exceptions=False) as client:
-        monkeypatch.setattr("serve_app.intake.queries.Queries.state", fail)
+        monkeypatch.setattr("serve_app.intake.answers.queries.Queries.state", fail)
         yield client
 
 
@@ -46,7 +46,7 @@ def test_answer_that_breaks_off_is_not_completed(application: Application, make_
         raise ZeroDivisionError
         yield
 
-    monkeypatch.setattr("serve_app.intake.events.Events.stream", fail)
+    monkeypatch.setattr("serve_app.intake.answers.events.Events.stream", fail)
     with TestClient(application.app) as client:
         request_id = client.post("/v1/inference", json=make_body()).json()["request_id"]
         with pytest.raises(ExceptionGroup):

@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.api.bodies.json_bodies import MAX_VALUES
 from serve_app.config import MAX_PROMPT_CHARS, IngressSettings
-from serve_app.intake.checks import MAX_KEPT_CHARS
+from serve_app.intake.admission.checks import MAX_KEPT_CHARS
 from serve_app.schemas.requests import MAX_FAULTS, MAX_LORAS, MAX_PROMPTS
 from tests.unit.conftest import SHARES_AN_APPLICATION, safetensors_bytes
 

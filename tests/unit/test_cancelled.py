@@ -10,8 +10,8 @@ from pydantic import SecretStr
 from serve_app.concurrency import background
 from serve_app.config import JobsConfig, WebhooksConfig
 from serve_app.errors import EditorLost, OutOfMemory, StoreUnavailable
+from serve_app.intake.answers.watch import Watch
 from serve_app.intake.service import Service
-from serve_app.intake.watch import Watch
 from serve_app.jobs.records import Claim
 from serve_app.jobs.store import JobStore
 from serve_app.storage.artifacts import Artifacts

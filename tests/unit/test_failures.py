@@ -5,8 +5,8 @@ import json
 import pytest
 
 from serve_app.errors import EditorLost, LoraChanged, OutOfMemory, UnusableResult, describe
-from serve_app.intake.answers import Links
-from serve_app.intake.events import events_since, payload_of
+from serve_app.intake.answers.bodies import Links
+from serve_app.intake.answers.events import events_since, payload_of
 from serve_app.jobs import tables
 from serve_app.jobs.records import Delivery, HistoryFilter, WebhookTarget
 from serve_app.jobs.store import JobStore

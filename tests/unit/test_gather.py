@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serve_app.intake.admission import gather_few
+from serve_app.intake.admission.admission import gather_few
 
 
 async def test_calls_after_a_failed_one_are_cancelled():

@@ -278,7 +278,7 @@ def test_unforeseen_error_has_openais_shape_and_tells_nothing(config, monkeypatc
     async def fail(*args: object) -> None:
         raise ZeroDivisionError("a secret of the inside")
 
-    monkeypatch.setattr("serve_app.intake.openai_calls.OpenAICalls.submit", fail)
+    monkeypatch.setattr("serve_app.intake.openai.calls.OpenAICalls.submit", fail)
     with TestClient(Application(config).app, raise_server_exceptions=False) as client:
         error = error_of(client.post(GENERATIONS, json={"prompt": "x"}), 500)
     assert (error["type"], error["code"], error["param"]) == ("server_error", "INTERNAL_ERROR", None)

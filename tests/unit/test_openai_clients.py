@@ -93,7 +93,7 @@ def test_address_of_a_image(sdk, control_png):
 
 
 def test_stream_with_partial_images(sdk, control_png, monkeypatch):
-    monkeypatch.setattr("serve_app.intake.openai_stream.PREVIEWS_S", 0.05)
+    monkeypatch.setattr("serve_app.intake.openai.stream.PREVIEWS_S", 0.05)
     with sdk.images.edit(
         model="house-style",
         prompt="x",
@@ -281,7 +281,7 @@ def test_documented_javascript_works(served, documented, tmp_path):
 @pytest.fixture
 def javascript(served: Served, control_png: bytes, tmp_path: Path, monkeypatch) -> dict[str, Any]:
     """What `tests/javascript/openai.mjs` has seen."""
-    monkeypatch.setattr("serve_app.intake.openai_stream.PREVIEWS_S", 0.05)
+    monkeypatch.setattr("serve_app.intake.openai.stream.PREVIEWS_S", 0.05)
     (tmp_path / "image.png").write_bytes(control_png)
     output = run_in(tmp_path, node(), str(JAVASCRIPT / "openai.mjs"), f"{served.url}/v1", "image.png")
     seen: dict[str, Any] = json.loads(output)

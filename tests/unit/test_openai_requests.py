@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from serve_app.api.bodies.images_bodies import read_fields
 from serve_app.api.bodies.multipart import Form, Part
 from serve_app.errors import ControlImageRequired, InvalidParameter, RequestError, TooManyControlImages
-from serve_app.intake.openai_images import EDITS, GENERATIONS, Target, ignored_names, to_request
+from serve_app.intake.openai.images import EDITS, GENERATIONS, Target, ignored_names, to_request
 from serve_app.models.registry import MODELS
 from serve_app.schemas.openai import SYNONYMS, ImagesEdit, ImagesGeneration
 from serve_app.schemas.requests import MAX_SEED, InferenceRequest, Lora, Prompt

@@ -15,10 +15,10 @@ import sqlalchemy as sa
 
 from serve_app.config import AppConfig
 from serve_app.errors import OutOfMemory
+from serve_app.intake.admission.parts import NO_PARTS
 from serve_app.intake.keys import new_key
-from serve_app.intake.openai_calls import Call
-from serve_app.intake.openai_images import EDITS as EDITS_ROUTE
-from serve_app.intake.parts import NO_PARTS
+from serve_app.intake.openai.calls import Call
+from serve_app.intake.openai.images import EDITS as EDITS_ROUTE
 from serve_app.intake.tenants import Caller
 from serve_app.jobs import waiting_clients
 from serve_app.schemas.openai import ImagesEdit
@@ -187,7 +187,7 @@ def test_cancelled_request_tells_its_client(served, call):
 
 
 def test_call_that_waits_for_too_long_is_answered_and_its_request_goes_on(served, call, monkeypatch):
-    monkeypatch.setattr("serve_app.intake.openai_calls.MAX_WAIT_S", 0.5)
+    monkeypatch.setattr("serve_app.intake.openai.calls.MAX_WAIT_S", 0.5)
     monkeypatch.setattr(waiting_clients, "ABANDONED_S", 0.0)
     served.hold_back()
     answer = post(served, call, 0)
@@ -275,7 +275,7 @@ def test_full_queue_says_when_to_come_again(config, call):
 
 
 def test_silent_stream_gives_signs_of_life(served, control_png, monkeypatch):
-    monkeypatch.setattr("serve_app.intake.openai_stream.SILENCE_S", 0.3)
+    monkeypatch.setattr("serve_app.intake.openai.stream.SILENCE_S", 0.3)
     served.hold_back()
     call = form(("model", "house-style"), ("prompt", "x"), ("image", control_png), ("stream", "true"))
     with httpx.stream("POST", served.url + EDITS, timeout=30, **call) as answer:
@@ -288,7 +288,7 @@ def test_silent_stream_gives_signs_of_life(served, control_png, monkeypatch):
 
 @pytest.mark.parametrize(("asked", "seen"), [(0, []), (1, [6]), (2, [4, 8]), (3, [3, 6, 9])])
 def test_partial_images_are_spread_over_the_steps(served, control_png, monkeypatch, asked, seen):
-    monkeypatch.setattr("serve_app.intake.openai_stream.PREVIEWS_S", 0.05)
+    monkeypatch.setattr("serve_app.intake.openai.stream.PREVIEWS_S", 0.05)
     served.application.editors.edit = PreviewingEditors(served.application).edit
     fields = {"model": "house-style", "prompt": "x", "stream": "true", "partial_images": str(asked), "steps": "12"}
     call = form(*fields.items(), ("image", control_png), ("size", "64x64"))

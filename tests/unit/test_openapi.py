@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from serve_app import errors
 from serve_app.api.openapi import TAGS
 from serve_app.errors import ServiceError
-from serve_app.intake.events import Event
+from serve_app.intake.answers.events import Event
 from serve_app.schemas.documented import Record
 from serve_app.schemas.events import EVENT_DATA
 from serve_app.schemas.openai import StreamedImage

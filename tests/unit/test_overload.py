@@ -17,7 +17,7 @@ from aiohttp import web
 
 from serve_app.config import AppConfig, FetchConfig
 from serve_app.errors import FetchFailed
-from serve_app.intake.admission import IMAGES_AT_ONCE
+from serve_app.intake.admission.admission import IMAGES_AT_ONCE
 from serve_app.intake.service import Service
 from serve_app.storage.fetch import Fetcher
 from tests.unit.conftest import Application

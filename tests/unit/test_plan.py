@@ -5,9 +5,9 @@ import pytest
 from serve_app.config import AppConfig, ModelConfig, ProfileName
 from serve_app.errors import InvalidParameter
 from serve_app.images.decode import ImageFacts
-from serve_app.intake.ignored import ignored_fields
-from serve_app.intake.notes import exif_notes, stretch_notes
-from serve_app.intake.plan import PlannedEdit, add_recipes, plan_edits
+from serve_app.intake.admission.ignored import ignored_fields
+from serve_app.intake.admission.notes import exif_notes, stretch_notes
+from serve_app.intake.admission.plan import PlannedEdit, add_recipes, plan_edits
 from serve_app.models.architecture import PUBLISHED, architecture_of
 from serve_app.models.profile import PROFILES, profile_of_trainer
 from serve_app.models.recipe import make_recipe

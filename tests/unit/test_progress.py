@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.intake.answers import Links, status_of
+from serve_app.intake.answers.bodies import Links, status_of
 from serve_app.jobs.store import JobStore
 from serve_app.schemas.answers import MAX_FINISHED_IMAGES
 from serve_app.tasks import EditDone, Heartbeat, ImageStage, Stage, StepDone

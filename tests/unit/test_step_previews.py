@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.errors import StorageFailed
-from serve_app.intake import previews
+from serve_app.intake.answers import previews
 from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.storage.step_previews import StepPreview, StepPreviewStorage

@@ -7,7 +7,7 @@ from pydantic import SecretStr, ValidationError
 
 from serve_app.config import WebhooksConfig
 from serve_app.errors import InvalidParameter
-from serve_app.intake.events import Event
+from serve_app.intake.answers.events import Event
 from serve_app.schemas.requests import WebhookEventName
 from serve_app.tasks import WebhookEvent
 from serve_app.workers import webhooks

@@ -18,8 +18,8 @@ from serve_app.api.bodies.limits import BodyMemory
 from serve_app.api.bodies.multipart import FORM_DATA, Form, Part, is_multipart, read_form
 from serve_app.api.error_shapes import OPENAI
 from serve_app.errors import InvalidParameter
-from serve_app.intake.openai_calls import RepeatableCall
-from serve_app.intake.parts import NO_PARTS, PART, Parts
+from serve_app.intake.admission.parts import NO_PARTS, PART, Parts
+from serve_app.intake.openai.calls import RepeatableCall
 from serve_app.schemas.openai import ImagesCall, ImagesEdit
 
 # Sent by OpenAI's own clients: how often this call was made before.

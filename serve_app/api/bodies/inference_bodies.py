@@ -12,7 +12,7 @@ from serve_app.api.bodies.json_bodies import JsonRequest
 from serve_app.api.bodies.limits import BodyMemory
 from serve_app.api.bodies.multipart import FORM_DATA, Form, Part, is_multipart, read_form
 from serve_app.errors import BodyInvalid
-from serve_app.intake.parts import NO_PARTS, PART, Parts
+from serve_app.intake.admission.parts import NO_PARTS, PART, Parts
 from serve_app.schemas.requests import InferenceRequest
 
 # The part that holds the JSON.

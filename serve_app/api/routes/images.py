@@ -19,11 +19,11 @@ from serve_app.api.error_shapes import OPENAI
 from serve_app.api.image_text import with_image, without_end
 from serve_app.api.routes.inference import SUBMIT_ERRORS
 from serve_app.errors import ErrorDescription
-from serve_app.intake.answers import Links, output_of
-from serve_app.intake.openai_answers import answer_of, failure_of, finished_images
-from serve_app.intake.openai_calls import Call, ClientGone
-from serve_app.intake.openai_images import EDITS, GENERATIONS
-from serve_app.intake.openai_stream import OpenAIStream, SignOfLife, StreamItem
+from serve_app.intake.answers.bodies import Links, output_of
+from serve_app.intake.openai.answers import answer_of, failure_of, finished_images
+from serve_app.intake.openai.calls import Call, ClientGone
+from serve_app.intake.openai.images import EDITS, GENERATIONS
+from serve_app.intake.openai.stream import OpenAIStream, SignOfLife, StreamItem
 from serve_app.intake.service import Service
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import RequestRecord, WaitingClient

@@ -8,7 +8,7 @@ from serve_app import errors
 from serve_app.api.bodies.inference_bodies import FORM_DOCS, InferenceRoute, PartsOfRequest, release
 from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, links_of
 from serve_app.api.error_answers import error_docs
-from serve_app.intake.answers import Links, result_of
+from serve_app.intake.answers.bodies import Links, result_of
 from serve_app.intake.service import Service
 from serve_app.schemas.answers import Explanation, RequestResult, Submitted
 from serve_app.schemas.requests import InferenceRequest

@@ -18,8 +18,8 @@ from serve_app.api.image_answers import image_answer, image_docs
 from serve_app.api.routes.models import DEFAULT_PAGE, Cursor, Limit
 from serve_app.images.media_types import MEDIA_TYPES, media_type_of
 from serve_app.images.output_formats import OUTPUT_FORMATS
-from serve_app.intake.answers import Links, result_of, status_of
-from serve_app.intake.events import Event
+from serve_app.intake.answers.bodies import Links, result_of, status_of
+from serve_app.intake.answers.events import Event
 from serve_app.intake.service import Service
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import HistoryFilter, RequestRecord

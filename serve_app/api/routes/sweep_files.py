@@ -10,7 +10,7 @@ from serve_app import errors
 from serve_app.api.caller import CallerOfRequest, links_of
 from serve_app.api.error_answers import error_docs
 from serve_app.api.image_answers import BINARY
-from serve_app.intake.answers import Links
+from serve_app.intake.answers.bodies import Links
 from serve_app.intake.service import Service
 from serve_app.intake.sweep_answers import sweep_of
 from serve_app.intake.sweep_layout import FIELDS

@@ -16,7 +16,7 @@ from serve_app.api.routes.inference import EXPLAIN_ERRORS, IdempotencyKey
 from serve_app.api.routes.models import DEFAULT_PAGE, Cursor, Limit
 from serve_app.api.routes.requests import NOTHING_SEEN, LastEventId, cursor_after, read_cursor
 from serve_app.api.routes.sweep_files import SweepId
-from serve_app.intake.answers import Links
+from serve_app.intake.answers.bodies import Links
 from serve_app.intake.service import Service
 from serve_app.intake.sweep_answers import created_of, summary_of, sweep_of
 from serve_app.intake.sweep_events import SweepEvent, last_change

@@ -11,7 +11,7 @@ from serve_app.api.image_answers import image_answer, image_docs
 from serve_app.api.routes.inference import SUBMIT_ERRORS
 from serve_app.api.routes.models import DEFAULT_PAGE, Cursor, Limit
 from serve_app.api.routes.requests import IfNoneMatch, names_etag
-from serve_app.intake.answers import Links
+from serve_app.intake.answers.bodies import Links
 from serve_app.intake.service import Service
 from serve_app.intake.training_jobs import job_url
 from serve_app.schemas.text import Text, Url

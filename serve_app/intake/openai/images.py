@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from serve_app.errors import ControlImageRequired, InvalidParameter, TooManyControlImages
 from serve_app.images.sizes import INPUT_SIZE
-from serve_app.intake.ignored import MAX_NAME_CHARS, MAX_NAMES
+from serve_app.intake.admission.ignored import MAX_NAME_CHARS, MAX_NAMES
 from serve_app.models.registry import ModelSpec
 from serve_app.schemas.openai import (
     AUTO_SIZE,

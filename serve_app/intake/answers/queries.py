@@ -8,12 +8,12 @@ from typing import Any
 
 from serve_app.config import AppConfig
 from serve_app.errors import HistoryUnavailable, ImageNotFound, PreviewNotReady, RequestNotFound, StoreUnavailable
-from serve_app.intake.answers import Links, control_images_of
-from serve_app.intake.events import payload_of
-from serve_app.intake.previews import Previews
+from serve_app.intake.answers.bodies import Links, control_images_of
+from serve_app.intake.answers.events import payload_of
+from serve_app.intake.answers.previews import Previews
+from serve_app.intake.answers.watch import MAX_UNCHANGED_S, Watch
 from serve_app.intake.signed_urls import SignedUrls
 from serve_app.intake.tenants import Caller
-from serve_app.intake.watch import MAX_UNCHANGED_S, Watch
 from serve_app.intake.workload import Workload
 from serve_app.jobs.records import Delivery, HistoryFilter, ImageRecord, RequestRecord, RequestState, Summary, Usage
 from serve_app.jobs.store import JobStore

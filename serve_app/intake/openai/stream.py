@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serve_app.errors import ErrorDescription, StorageFailed, describe
-from serve_app.intake.events import PREVIEWS_S, is_being_made
-from serve_app.intake.openai_answers import completed_event, failure_of, finished_images, partial_event
-from serve_app.intake.previews import Previews
-from serve_app.intake.queries import Queries
+from serve_app.intake.answers.events import PREVIEWS_S, is_being_made
+from serve_app.intake.answers.previews import Previews
+from serve_app.intake.answers.queries import Queries
+from serve_app.intake.openai.answers import completed_event, failure_of, finished_images, partial_event
 from serve_app.jobs.records import ImageRecord, RequestRecord
 from serve_app.tasks import Status
 

@@ -16,13 +16,13 @@ from serve_app.errors import ControlImageInvalid, FetchFailed
 from serve_app.images.data_urls import decode_inline
 from serve_app.images.decode import ImageFacts
 from serve_app.images.decoder_pool import Decoders
-from serve_app.intake import checks
-from serve_app.intake.ignored import ignored_fields, ignored_parts
-from serve_app.intake.image_downloads import Downloads
-from serve_app.intake.notes import notes_about
-from serve_app.intake.parts import Parts, is_part
-from serve_app.intake.plan import PlannedEdit, add_recipes, plan_edits
-from serve_app.intake.stored_images import StoredImages, is_stored
+from serve_app.intake.admission import checks
+from serve_app.intake.admission.ignored import ignored_fields, ignored_parts
+from serve_app.intake.admission.image_downloads import Downloads
+from serve_app.intake.admission.notes import notes_about
+from serve_app.intake.admission.parts import Parts, is_part
+from serve_app.intake.admission.plan import PlannedEdit, add_recipes, plan_edits
+from serve_app.intake.admission.stored_images import StoredImages, is_stored
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import Upload
 from serve_app.models.architecture import Architecture

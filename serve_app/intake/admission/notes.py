@@ -5,8 +5,8 @@ from itertools import chain
 
 from serve_app.config import AUTO
 from serve_app.images.sizes import INPUT_SIZE, MAX_SIDE, MIN_SIDE
-from serve_app.intake.ignored import ignores_ctrl_img, ignores_neg
-from serve_app.intake.plan import TRIGGER, PlannedEdit, effective_guidance, trained_trigger
+from serve_app.intake.admission.ignored import ignores_ctrl_img, ignores_neg
+from serve_app.intake.admission.plan import TRIGGER, PlannedEdit, effective_guidance, trained_trigger
 from serve_app.models.prompt_tokens import PromptTokens
 from serve_app.models.recipe import Recipe
 from serve_app.models.registry import MODELS, ModelSpec

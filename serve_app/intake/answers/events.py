@@ -13,9 +13,9 @@ from enum import StrEnum
 from typing import Any
 
 from serve_app.errors import RequestNotFound, StorageFailed
-from serve_app.intake.answers import STAGES_WITH_PREVIEWS, Links, output_of, result_of
-from serve_app.intake.previews import Previews
-from serve_app.intake.watch import MAX_UNCHANGED_S, Watch
+from serve_app.intake.answers.bodies import STAGES_WITH_PREVIEWS, Links, output_of, result_of
+from serve_app.intake.answers.previews import Previews
+from serve_app.intake.answers.watch import MAX_UNCHANGED_S, Watch
 from serve_app.jobs.records import Delivery, ImageRecord, RequestRecord
 from serve_app.jobs.store import JobStore
 from serve_app.storage.step_previews import StepPreview

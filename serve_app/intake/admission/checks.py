@@ -17,8 +17,8 @@ from serve_app.errors import (
     TooManyLoras,
 )
 from serve_app.images.sizes import INPUT_SIZE
-from serve_app.intake.plan import TRIGGER, PlannedEdit, fill_trigger
-from serve_app.intake.stored_images import is_stored
+from serve_app.intake.admission.plan import TRIGGER, PlannedEdit, fill_trigger
+from serve_app.intake.admission.stored_images import is_stored
 from serve_app.models.prompt_tokens import PromptTokens, max_text_tokens
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.schemas.requests import InferenceRequest, Lora, Prompt

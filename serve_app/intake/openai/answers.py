@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from serve_app.errors import EditError, ErrorDescription, ImageNotFound, RequestCanceled, describe, status_of
-from serve_app.intake.openai_images import EDITS, FIELDS, ignored_names
+from serve_app.intake.openai.images import EDITS, FIELDS, ignored_names
 from serve_app.jobs.records import ImageRecord, RequestRecord
 from serve_app.schemas.openai import ImagesAnswer, ImagesCall, ImagesUsage, InputTokens
 from serve_app.tasks import EditDone, Status

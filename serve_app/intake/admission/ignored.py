@@ -2,8 +2,8 @@
 
 from itertools import islice
 
-from serve_app.intake.parts import PART, Parts
-from serve_app.intake.plan import SAMPLER_NAMES, effective_guidance
+from serve_app.intake.admission.parts import PART, Parts
+from serve_app.intake.admission.plan import SAMPLER_NAMES, effective_guidance
 from serve_app.models.registry import ModelSpec
 from serve_app.schemas.requests import InferenceRequest, Prompt
 

@@ -19,10 +19,10 @@ from serve_app.errors import (
     StoreUnavailable,
     describe,
 )
-from serve_app.intake.openai_images import Target, to_request
-from serve_app.intake.parts import Parts
+from serve_app.intake.admission.parts import Parts
+from serve_app.intake.answers.queries import Queries
+from serve_app.intake.openai.images import Target, to_request
 from serve_app.intake.presets import Presets
-from serve_app.intake.queries import Queries
 from serve_app.intake.submission import Submissions
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import RequestRecord, WaitingClient

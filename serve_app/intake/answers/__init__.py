@@ -1,0 +1,1 @@
+"""Questions about requests: status, results, events, images, previews."""
