@@ -7,6 +7,7 @@ import PIL.Image
 from playwright.sync_api import Page, expect
 
 from tests.unit.conftest import LORA, safetensors_bytes
+from tests.unit.serving import Served
 
 # A file name and a text that would change the page if they were taken for markup.
 MARKUP = "<img src=x onerror=document.title='taken'><b>bold</b>"
@@ -53,6 +54,16 @@ def fill_in(page: Page, prompt: str = "make it night") -> None:
 
 def make_the_edit(page: Page) -> None:
     page.get_by_role("button", name="Make the edit").click()
+
+
+def held_edit(served: Served, page: Page) -> None:
+    """An edit that waits after its second step, of which its preview is shown: steps are stored a little later."""
+    served.hold_back()
+    served.application.editors.hold_after = 2
+    fill_in(page)
+    make_the_edit(page)
+    expect(page.locator(".stage-box .preview")).to_be_visible()
+    expect(page.locator("job-progress")).to_contain_text("of 4")
 
 
 def write_lora(lora_root: str, path: str = LORA, **metadata: str) -> None:

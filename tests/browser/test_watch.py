@@ -1,26 +1,11 @@
-"""Watching requests: progress, previews, cancelling, reloads, and a service that stops and starts again."""
+"""Watching requests: progress, previews, cancelling, reloads."""
 
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from serve_app.errors import UnusableResult
-from tests.browser.editing import MARKUP, fill_in, make_the_edit
-from tests.browser.painting import PaintingEditors
-from tests.browser.visit import Visit, visiting
-from tests.unit.conftest import Application
-from tests.unit.serving import Served, serving
-
-# What a broken connection says in the console.
-BROKEN = "Failed to load resource: net::|status of 50"
-
-
-def held_edit(served: Served, page: Page) -> None:
-    """An edit that waits after its second step, of which its preview is shown: steps are stored a little later."""
-    served.hold_back()
-    served.application.editors.hold_after = 2
-    fill_in(page)
-    make_the_edit(page)
-    expect(page.locator(".stage-box .preview")).to_be_visible()
-    expect(page.locator("job-progress")).to_contain_text("of 4")
+from tests.browser.editing import MARKUP, fill_in, held_edit, make_the_edit
+from tests.browser.visit import Visit
+from tests.unit.serving import Served
 
 
 def test_steps_and_previews_are_shown_while_the_image_is_made(served: Served, page: Page) -> None:
@@ -64,18 +49,6 @@ def test_a_reload_resumes(served: Served, visit: Visit, page: Page) -> None:
     # Once more: the input image comes from this browser, the result from the service.
     page = visit.open()
     expect(page.locator("compare-images")).to_be_visible()
-
-
-def test_requests_are_followed_over_a_restart_of_the_service(browser: Browser, served: Served) -> None:
-    config, port = served.application.config, int(served.url.rpartition(":")[2])
-    with visiting(browser, served.url) as visit:
-        visit.expect(BROKEN)
-        page = visit.open()
-        held_edit(served, page)
-        served.server.should_exit = True
-        expect(page.locator("job-progress .hint")).to_contain_text("This page keeps trying.")
-        with serving(Application(config, PaintingEditors), port=port):
-            expect(page.locator("compare-images")).to_be_visible(timeout=30_000)
 
 
 def test_a_failure_is_said_as_the_service_says_it(served: Served, page: Page) -> None:

@@ -29,6 +29,7 @@ const NEEDS = {
 class Incomplete extends Error {
   constructor(missing) {
     super(NEEDS[missing][0]);
+    this.missing = missing;
     this.selector = NEEDS[missing][1];
   }
 }
@@ -76,7 +77,7 @@ class EditView extends Element {
           </div>
           <div class="panel-foot">
             <plan-summary></plan-summary>
-            ${this.#problem && html`<p class="problem small" role="alert">${this.#problem}</p>`}
+            ${this.#problem && html`<p class="problem small" role="alert">${this.#problem.message}</p>`}
             <button class="primary" ?disabled=${this.#isSending || !catalog.models.length}>
               ${this.#isSending ? "Sending…" : "Make the edit"}
             </button>
@@ -100,7 +101,8 @@ class EditView extends Element {
   }
 
   #changed() {
-    this.#problem = null;
+    const isStillMissing = missingIn(draft, currentModel()).includes(this.#problem?.missing);
+    if (!isStillMissing) this.#problem = null;
     const keys = draft.images.map((image) => image.key).join();
     // A new image is shown, and no longer the result of another one.
     if (keys !== this.#imageKeys && draft.images.length) this.#select(null);
@@ -129,8 +131,8 @@ class EditView extends Element {
       this.#select(job.id);
       this.querySelector(".stage").scrollIntoView({ block: "nearest" });
     } catch (error) {
-      this.#problem = error.message;
-      if (error instanceof Incomplete) this.#goTo(error.selector);
+      this.#problem = error;
+      if (error.missing) this.#goTo(error.selector);
     }
     this.#isSending = false;
     this.update();
@@ -152,7 +154,7 @@ class EditView extends Element {
       this.querySelector("button.primary")?.focus({ preventScroll: true });
       announce("The sample photograph is ready. Press Make the edit.");
     } catch (error) {
-      this.#problem = error.message;
+      this.#problem = error;
       this.update();
     }
   }
@@ -160,7 +162,7 @@ class EditView extends Element {
   #give(files) {
     const images = [...files].filter((file) => file.type.startsWith("image/") || !file.type);
     if (!images.length) {
-      this.#problem = "This is not an image. Give a JPEG, PNG or WebP file.";
+      this.#problem = new Error("This is not an image. Give a JPEG, PNG or WebP file.");
       return this.update();
     }
     addImages(images, currentModel()?.max_control_images ?? 1);

@@ -7,6 +7,7 @@ import { CHANGED, change, changeLora, changes, draft } from "../draft.js";
 import { CLOSE, PLUS } from "../icons.js";
 import { Element, define } from "./element.js";
 import { describe, titleOf } from "./lora-search.js";
+import { numberOf, shown } from "./number-input.js";
 import "./lora-search.js";
 
 /** The draft's LoRAs, a slider each, and the search for more. */
@@ -27,17 +28,17 @@ class LoraField extends Element {
       <h2 class="label">
         LoRAs <span class="muted small regular">${loras.length ? `${loras.length} of ${most} at most` : `up to ${most}`}</span>
       </h2>
-      <ul class="loras">${repeat(loras, (lora) => lora.path, (lora) => this.#chosen(lora))}</ul>
+      <ul class="loras">${repeat(loras, (lora) => lora.path, (lora, index) => this.#chosen(lora, index))}</ul>
       ${this.#isSearching || !loras.length
         ? html`<lora-search .model=${model?.id ?? null} .chosen=${loras} .isFull=${loras.length >= most}></lora-search>`
         : html`<button type="button" @click=${this.#search}>${PLUS} ${most > 1 ? "Add or change LoRAs" : "Change the LoRA"}</button>`}
     `;
   }
 
-  #chosen(lora) {
+  #chosen(lora, index) {
     const info = loraInfo(lora.path);
     const word = info?.receipt?.trigger_word;
-    const set = (event) => this.#set(lora.path, event.target.value);
+    const set = (event) => this.#set(lora.path, numberOf(event.target));
     const name = titleOf(lora.path);
     return html`<li class="lora">
       <div class="lora-head">
@@ -51,7 +52,7 @@ class LoraField extends Element {
         <input type="range" min="-2" max="2" step="0.05" aria-label=${`Strength of ${name}`} title="Double-click for 1"
           .value=${live(String(lora.multiplier))} @input=${set} @dblclick=${() => this.#set(lora.path, 1)} />
         <input type="number" min="-2" max="2" step="0.05" aria-label=${`Strength of ${name}, as a number`}
-          .value=${live(String(lora.multiplier))} @change=${set} />
+          id=${`strength-${index}`} .value=${shown(`strength-${index}`, lora.multiplier)} @change=${set} @blur=${() => this.update()} />
       </div>
       ${word
         ? html`<button type="button" class="text small" @click=${insertTrigger}>
@@ -61,10 +62,8 @@ class LoraField extends Element {
     </li>`;
   }
 
-  #set(path, value) {
-    const number = Number(value);
-    if (Number.isFinite(number)) changeLora(path, { multiplier: Math.min(2, Math.max(-2, number)) });
-    this.update(); // a number that was refused is shown as it was
+  #set(path, number) {
+    if (number !== null) changeLora(path, { multiplier: number });
   }
 
   #search = async () => {

@@ -5,6 +5,7 @@ import { CHANGED, change, changes, clearSettings, draft } from "../draft.js";
 import { DICE, LOCKED, OPEN } from "../icons.js";
 import { PLANNED, plan, plans } from "../plan.js";
 import { Element, define } from "./element.js";
+import { numberOf, shown } from "./number-input.js";
 
 const MAX_RANDOM_SEED = 2 ** 31;
 
@@ -75,8 +76,8 @@ class SettingsField extends Element {
   #sides(model, effective) {
     const side = (name, label) => html`<div>
       <label for=${name}>${label}</label>
-      <input id=${name} type="number" min="64" max="4096" step=${model?.resolution_divisor ?? 1} .value=${live(String(draft[name] ?? ""))}
-        @change=${(event) => change({ [name]: numberOf(event.target) })} />
+      <input id=${name} type="number" min="64" max="4096" step=${model?.resolution_divisor ?? 1} .value=${shown(name, draft[name])}
+        @change=${(event) => change({ [name]: numberOf(event.target) })} @blur=${() => this.update()} />
     </div>`;
     const isSnapped = effective && (effective.width !== draft.width || effective.height !== draft.height);
     return html`
@@ -95,8 +96,8 @@ class SettingsField extends Element {
   #number(name, label, own, { min, max, step }) {
     return html`<div>
       <label for=${name}>${label}</label>
-      <input id=${name} type="number" min=${min} max=${max} step=${step} placeholder=${own ?? ""} .value=${live(String(draft[name] ?? ""))}
-        @change=${(event) => change({ [name]: numberOf(event.target) })} />
+      <input id=${name} type="number" min=${min} max=${max} step=${step} placeholder=${own ?? ""} .value=${shown(name, draft[name])}
+        @change=${(event) => change({ [name]: numberOf(event.target) })} @blur=${() => this.update()} />
     </div>`;
   }
 
@@ -109,7 +110,7 @@ class SettingsField extends Element {
       <div class="with-buttons">
         <input id="seed" type="number" min="0" step="1" ?disabled=${draft.drawsSeed} @change=${set}
           placeholder=${draft.drawsSeed ? "another one for each edit" : (effective?.seed ?? "")}
-          .value=${live(draft.drawsSeed ? "" : String(draft.seed ?? ""))} />
+          @blur=${() => this.update()} .value=${draft.drawsSeed ? live("") : shown("seed", draft.seed)} />
         <button type="button" class="icon" aria-label="Another seed" title="Another seed" @click=${roll}>${DICE}</button>
         <button type="button" class="icon" aria-pressed=${!draft.drawsSeed} aria-label="Keep the seed"
           title=${draft.drawsSeed ? "Each edit gets another seed" : "The seed is kept"} @click=${toggle}>
@@ -129,14 +130,6 @@ class SettingsField extends Element {
       </select>
     </div>`;
   }
-}
-
-/** A field's number, held within its bounds; null if it is empty. */
-function numberOf(field) {
-  const value = field.valueAsNumber;
-  if (Number.isNaN(value)) return null;
-  const most = field.max === "" ? Number.MAX_SAFE_INTEGER : Number(field.max);
-  return Math.min(most, Math.max(Number(field.min), value));
 }
 
 define("settings-field", SettingsField);
