@@ -1,6 +1,7 @@
 """Chromium, and the application that its pages call: with stand-in editors, behind a real HTTP server."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.unit.conftest import (  # noqa: F401
     database_url,
     forget_applications,
     migrated_sqlite,
+    shared_config,
 )
 from tests.unit.serving import Served, serving
 
@@ -40,12 +42,32 @@ def browser(migrated_sqlite: Path) -> Iterator[Browser]:  # noqa: F811
         browser.close()
 
 
-@pytest.fixture
-def served(config: AppConfig) -> Iterator[Served]:  # noqa: F811
+@contextmanager
+def painting(config: AppConfig) -> Iterator[Served]:  # noqa: F811
     """The application on loopback, as the shipped config has it."""
     application = Application(config.model_copy(update={"history_without_keys": True}), PaintingEditors)
     with serving(application) as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def shared_service(shared_config: AppConfig) -> Iterator[Served]:  # noqa: F811
+    with painting(shared_config) as served:
+        yield served
+
+
+@pytest.fixture
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    """The application on loopback; in a module marked SHARES_AN_APPLICATION one for all of its tests, which then find
+    the requests and files of the tests before them."""
+    if request.node.get_closest_marker("shares_an_application") is None:
+        with painting(request.getfixturevalue("config")) as served:
+            yield served
+        return
+    served = request.getfixturevalue("shared_service")
+    yield served
+    served.let_go()
+    served.application.editors.forget()
 
 
 @pytest.fixture

@@ -36,6 +36,12 @@ class PaintingEditors(InstantEditors):
         super().__init__(artifacts)
         self.hold_after = 0
 
+    def forget(self) -> None:
+        """Forget what a test has told and seen."""
+        self.hold_after = 0
+        self.tasks, self.errors = [], []
+        self.stopped.clear()
+
     async def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
         self.tasks.append(task)
         plan = task.plan

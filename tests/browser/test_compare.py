@@ -5,6 +5,9 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.editing import fill_in, make_the_edit
 from tests.browser.visit import serious_findings
+from tests.unit.conftest import SHARES_AN_APPLICATION
+
+pytestmark = SHARES_AN_APPLICATION
 
 
 @pytest.fixture

@@ -6,7 +6,10 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.editing import choose_image, choose_lora, drop_image, fill_in, image_bytes, make_the_edit
 from tests.browser.visit import Visit, serious_findings
+from tests.unit.conftest import SHARES_AN_APPLICATION
 from tests.unit.serving import Served
+
+pytestmark = SHARES_AN_APPLICATION
 
 
 def test_an_image_is_dropped_and_a_lora_chosen_and_the_result_is_compared(served: Served, page: Page) -> None:

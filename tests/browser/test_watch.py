@@ -5,7 +5,10 @@ from playwright.sync_api import Page, expect
 from serve_app.errors import UnusableResult
 from tests.browser.editing import MARKUP, fill_in, held_edit, make_the_edit
 from tests.browser.visit import Visit
+from tests.unit.conftest import SHARES_AN_APPLICATION
 from tests.unit.serving import Served
+
+pytestmark = SHARES_AN_APPLICATION
 
 
 def test_steps_and_previews_are_shown_while_the_image_is_made(served: Served, page: Page) -> None:
