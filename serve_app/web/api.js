@@ -110,7 +110,8 @@ function placeOf(loc) {
   return names.at(-1) ?? "the request";
 }
 
-function asSentence(text) {
+/** A message of the service as a sentence. */
+export function asSentence(text) {
   const sentence = text.charAt(0).toUpperCase() + text.slice(1);
   return /[.!?]$/.test(sentence) ? sentence : `${sentence}.`;
 }

@@ -3,8 +3,8 @@ import { svg, html } from "./vendor/lit-html/lit-html.js";
 const icon = (paths) => html`<svg class="glyph" viewBox="0 0 20 20" width="18" height="18" aria-hidden="true">${paths}</svg>`;
 
 export const CLOSE = icon(svg`<path d="M5 5l10 10M15 5L5 15" />`);
-export const LEFT = icon(svg`<path d="M12 4l-6 6 6 6" />`);
-export const RIGHT = icon(svg`<path d="M8 4l6 6-6 6" />`);
+export const UP = icon(svg`<path d="M4 12l6-6 6 6" />`);
+export const DOWN = icon(svg`<path d="M4 8l6 6 6-6" />`);
 export const PLUS = icon(svg`<path d="M10 4v12M4 10h12" />`);
 export const MINUS = icon(svg`<path d="M4 10h12" />`);
 export const FIT = icon(svg`<path d="M4 8V4h4M12 4h4v4M16 12v4h-4M8 16H4v-4" />`);

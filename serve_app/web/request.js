@@ -48,7 +48,7 @@ export function missingIn(draft, model) {
   const missing = {
     image: model?.requires_control_image && !images.length,
     prompt: !draft.prompt.trim(),
-    lora: model?.requires_lora && !draft.preset && !draft.loras.length,
+    lora: model?.requires_lora && !draft.loras.length,
     upload: images.some((image) => !image.upload),
   };
   return Object.keys(missing).filter((name) => missing[name]);

@@ -57,4 +57,5 @@ def test_presets(page: Page, visit: Visit) -> None:
     page.route("**/v1/presets", lambda route: route.fulfill(json={"presets": [preset]}))
     visit.open()
     expect(page.locator("model-field option", has_text=MARKUP)).to_have_count(1)
-    expect(page.locator("model-field p")).to_contain_text(f"cannot be used: {MARKUP}")
+    page.get_by_text("1 preset cannot be used").click()
+    expect(page.locator("model-field p")).to_contain_text(f"{MARKUP}: {MARKUP}")

@@ -48,7 +48,8 @@ class EditView extends Element {
     this.listen(jobs.changes, jobs.CHANGED, () => this.update());
     this.listen(document, "paste", this.#paste);
     this.listen(this, "try-sample", () => this.#trySample());
-    this.listen(this, "select-job", (event) => this.#select(event.detail));
+    // Choosing the selected one again goes back to the draft's image.
+    this.listen(this, "select-job", ({ detail: id }) => this.#select(id === this.#selected ? null : id));
     if (catalog.models.length) return;
     startPlanning();
     jobs.resume();

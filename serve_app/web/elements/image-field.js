@@ -2,7 +2,7 @@ import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { LOADED, currentModel, loads } from "../catalog.js";
 import { CHANGED, changes, draft } from "../draft.js";
-import { CLOSE, LEFT, PLUS, RIGHT } from "../icons.js";
+import { CLOSE, DOWN, PLUS, UP } from "../icons.js";
 import { addImages, moveImage, removeImage, tryAgain } from "../inputs.js";
 import { Element, define } from "./element.js";
 
@@ -39,10 +39,10 @@ class ImageField extends Element {
       <span class="input-actions">
         ${count > 1
           ? html`
-              <button type="button" class="icon text" ?disabled=${index === 0} aria-label=${`Move image${number} to the front`}
-                @click=${() => moveImage(image.key, -1)}>${LEFT}</button>
+              <button type="button" class="icon text" ?disabled=${index === 0} aria-label=${`Move image${number} up`}
+                @click=${() => moveImage(image.key, -1)}>${UP}</button>
               <button type="button" class="icon text" ?disabled=${index === count - 1}
-                aria-label=${`Move image${number} to the back`} @click=${() => moveImage(image.key, 1)}>${RIGHT}</button>
+                aria-label=${`Move image${number} down`} @click=${() => moveImage(image.key, 1)}>${DOWN}</button>
             `
           : nothing}
         <button type="button" class="icon text" aria-label=${`Remove image${number}`}

@@ -47,7 +47,7 @@ class LoraField extends Element {
           ${CLOSE}
         </button>
       </div>
-      <p class="muted small">${info ? describe(info) : lora.path}</p>
+      <p class="muted small">${info ? describe(info, false) : lora.path}</p>
       <div class="slider">
         <input type="range" min="-2" max="2" step="0.05" aria-label=${`Strength of ${name}`} title="Double-click for 1"
           .value=${live(String(lora.multiplier))} @input=${set} @dblclick=${() => this.#set(lora.path, 1)} />

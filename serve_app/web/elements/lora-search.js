@@ -13,13 +13,13 @@ export function titleOf(path) {
   return file.replace(/\.safetensors$/i, "") || path;
 }
 
-/** What a LoRA's file says about itself, in a line. */
-export function describe({ receipt, path }) {
+/** What a LoRA's file says about itself, in a line, with its trigger word if `withWord`. */
+export function describe({ receipt, path }, withWord = true) {
   if (!receipt) return path;
   const ranks = receipt.ranks.length ? `rank ${receipt.ranks.join(", ")}` : null;
   const step = receipt.step === null ? null : `step ${receipt.step.toLocaleString("en")}`;
   const trainer = receipt.trainer && `${receipt.trainer} ${receipt.trainer_version ?? ""}`.trim();
-  const word = receipt.trigger_word && `trigger “${receipt.trigger_word}”`;
+  const word = withWord && receipt.trigger_word && `trigger “${receipt.trigger_word}”`;
   return [receipt.kind, ranks, word, step, trainer].filter(Boolean).join(" · ");
 }
 
@@ -65,13 +65,13 @@ class LoraSearch extends Element {
     return html`<button type="button" class="lora-option" aria-pressed=${isChosen}
       aria-disabled=${isOff ? "true" : "false"} @click=${choose}>
       <span class="lora-title" title=${lora.path}>${titleOf(lora.path)}</span>
-      <span class="muted small">${problem ?? describe(lora)}</span>
+      <span class="muted small lora-facts" title=${problem ?? ""}>${problem ?? describe(lora)}</span>
     </button>`;
   }
 
   #problemOf(lora) {
     if (lora.fits.includes(this.model)) return null;
-    if (lora.problem) return `Does not fit: ${lora.problem}`;
+    if (lora.problem) return api.asSentence(lora.problem);
     return `Does not fit this model; it fits ${lora.fits.join(", ")}.`;
   }
 

@@ -26,10 +26,16 @@ class ModelField extends Element {
             </optgroup>`
           : nothing}
       </select>
-      ${presets.filter((preset) => preset.problem).map((preset) => html`
-        <p class="muted small">The preset ${preset.name} cannot be used: ${preset.problem.message}.</p>
-      `)}
+      ${this.#problems(presets.filter((preset) => preset.problem))}
     `;
+  }
+
+  #problems(broken) {
+    if (!broken.length) return nothing;
+    return html`<details class="muted small">
+      <summary>${broken.length === 1 ? "1 preset" : `${broken.length} presets`} cannot be used</summary>
+      ${broken.map((preset) => html`<p>${preset.name}: ${preset.problem.message}</p>`)}
+    </details>`;
   }
 
   #option(value, text, current, problem = null) {
