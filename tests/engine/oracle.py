@@ -5,13 +5,15 @@ wrote; `trainer_edit` cannot, since `__call__` rescales every guided prediction.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from packaging.version import Version
 from safetensors.torch import load_file
 
 from serve_app.tasks import EditPlan
@@ -50,6 +52,24 @@ def encode_prompt(pipeline, text: str, **images) -> tuple[torch.Tensor, torch.Te
         return pipeline.encode_prompt(text, **images)
     finally:
         config._attn_implementation = found
+
+
+@contextmanager
+def counting_by_row_and_column(pipeline) -> Iterator[None]:
+    """Within, the text encoder counts positions as transformers up to 5.2 did: image tokens by row and column."""
+
+    def add_positions(module, args, kwargs):
+        ids = kwargs["input_ids"]
+        kinds = (ids == module.config.image_token_id).int()
+        grids = kwargs.get("image_grid_thw")
+        kwargs["position_ids"], _ = module.model.get_rope_index(ids, kinds, image_grid_thw=grids)
+        return args, kwargs
+
+    hook = pipeline.text_encoder.register_forward_pre_hook(add_positions, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def reference_prompt(pipeline, model: str, images: Sequence[PIL.Image.Image], text: str) -> torch.Tensor:
@@ -114,10 +134,14 @@ def trainer_edit(
     steps: int,
     guidance: float,
     seed: int,
+    version: str = "0.12.26",
 ) -> PIL.Image.Image:
-    """The trainer's preview at its newest version, from the parsed sample on."""
+    """The trainer's preview at this version of it, from the parsed sample on."""
     images = [image.convert("RGB") for image in images]
     edit, t2i = model == "qwen_image_edit", model in T2I
+    swapped = Version(version) <= Version("0.7.32")
+    m_rope = Version(version) <= Version("0.9.0") and not t2i
+    rescaled = edit or t2i or Version(version) <= Version("0.6.0")
 
     # The list is changed in place, so what one prompt has resized is what the next one starts from. For
     # the edit model each prompt starts from the original.
@@ -127,15 +151,15 @@ def trainer_edit(
         if t2i:
             return encode_prompt(pipeline, text)[0][:, :512]
         if edit:
-            return encode_prompt(pipeline, text, image=resized_for_encoder(tensors[0], 1024 * 1024, upside_down=False))[
-                0
-            ]
+            pixels = resized_for_encoder(tensors[0], 1024 * 1024, upside_down=swapped)
+            return encode_prompt(pipeline, text, image=pixels)[0]
         for i, tensor in enumerate(tensors):
-            tensors[i] = resized_for_encoder(tensor, 384 * 384, upside_down=False)
+            tensors[i] = resized_for_encoder(tensor, 384 * 384, upside_down=swapped)
         return encode_prompt(pipeline, text, image=tensors)[0]
 
-    positive = encode(prompt)
-    unconditional = encode(negative) if guidance > 1 else None
+    with counting_by_row_and_column(pipeline) if m_rope else nullcontext():
+        positive = encode(prompt)
+        unconditional = encode(negative) if guidance > 1 else None
 
     # Control latents: the VAE's mode, normalised and packed.
     controls, shapes = [], [(1, height // 16, width // 16)]
@@ -187,7 +211,7 @@ def trainer_edit(
         if unconditional is not None:
             other = predict(unconditional, t)
             guided = other + guidance * (prediction - other)
-            if edit or t2i:
+            if rescaled:
                 guided = guided * (prediction.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
             prediction = guided
         latents = scheduler.step(prediction, t, latents, return_dict=False)[0]

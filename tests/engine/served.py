@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ class EngineEditors:
     def __init__(self, config: AppConfig) -> None:
         self._artifacts = Artifacts(config.artifacts_url)
         self.engines = {model.id: TorchEngine.load(model) for model in config.models}
+        # An engine makes one edit at a time, as on the device's thread of an editor.
+        self._one_edit = threading.Lock()
 
     async def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
         work = asyncio.create_task(asyncio.to_thread(self._edit, task))
@@ -38,7 +41,8 @@ class EngineEditors:
     def _edit(self, task: EditTask) -> EditDone:
         plan = task.plan
         files = [self._artifacts.get(artifact_keys.control_image(sha256)) for sha256 in plan.control_images]
-        edited = self.engines[plan.model].edit(plan, files)
+        with self._one_edit:
+            edited = self.engines[plan.model].edit(plan, files)
         data = encode(edited.image, OUTPUT_FORMATS[plan.output_format], {"effective": edited.effective})
         digest = hashlib.sha256(data).hexdigest()
         key = artifact_keys.image(digest, f".{plan.output_format}")

@@ -37,7 +37,7 @@ LORA = ("--lora", "job/lora.safetensors")
 FAST = ("--steps", "2", "--size", "64x64")
 COMMANDS = (
     *("edit", "submit", "explain", "status", "watch", "get", "cancel", "ls", "usage", "models", "presets", "loras"),
-    "login",
+    *("login", "training-jobs", "preview"),
 )
 Run = Callable[..., Result]
 

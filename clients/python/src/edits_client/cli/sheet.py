@@ -14,9 +14,9 @@ import PIL.ImageFont
 CELL, GAP, TEXT = 512, 12, 22
 
 
-def contact_sheet(images: Sequence[PIL.Image.Image], labels: Sequence[str]) -> PIL.Image.Image:
-    """The images in rows, in order, at most 5 in a row, each above its label."""
-    columns = min(len(images), 5)
+def contact_sheet(images: Sequence[PIL.Image.Image], labels: Sequence[str], columns: int = 5) -> PIL.Image.Image:
+    """The images in rows, in order, at most `columns` in a row, each above its label."""
+    columns = min(len(images), columns)
     rows = math.ceil(len(images) / columns)
     cells = [_fitted(image) for image in images]
     width, height = max(cell.width for cell in cells), max(cell.height for cell in cells)
@@ -31,9 +31,9 @@ def contact_sheet(images: Sequence[PIL.Image.Image], labels: Sequence[str]) -> P
     return sheet
 
 
-def save_sheet(path: Path, images: Sequence[PIL.Image.Image], labels: Sequence[str]) -> None:
+def save_sheet(path: Path, images: Sequence[PIL.Image.Image], labels: Sequence[str], columns: int = 5) -> None:
     """Write a contact sheet in the format of the path's suffix."""
-    contact_sheet(images, labels).save(path)
+    contact_sheet(images, labels, columns).save(path)
 
 
 def _fitted(image: PIL.Image.Image) -> PIL.Image.Image:
