@@ -28,10 +28,10 @@ from serve_app.intake.sweep_sheet import SweepSheets
 from serve_app.intake.sweep_table import SweepTables
 from serve_app.intake.sweeps import Sweeps
 from serve_app.intake.tenants import tenant_limits
-from serve_app.intake.training_files import TrainingFiles
-from serve_app.intake.training_jobs import TrainingJobs
-from serve_app.intake.training_pairs import TrainingPairs
-from serve_app.intake.training_previews import TrainingPreviews
+from serve_app.intake.training.files import TrainingFiles
+from serve_app.intake.training.jobs import TrainingJobs
+from serve_app.intake.training.pairs import TrainingPairs
+from serve_app.intake.training.previews import TrainingPreviews
 from serve_app.intake.uploads import Uploads
 from serve_app.intake.workload import Workload
 from serve_app.models.architecture import architecture_of

@@ -13,7 +13,7 @@ from serve_app.api.routes.models import DEFAULT_PAGE, Cursor, Limit
 from serve_app.api.routes.requests import IfNoneMatch, names_etag
 from serve_app.intake.answers.bodies import Links
 from serve_app.intake.service import Service
-from serve_app.intake.training_jobs import job_url
+from serve_app.intake.training.jobs import job_url
 from serve_app.schemas.text import Text, Url
 from serve_app.schemas.training import (
     PreviewsRequest,

@@ -18,7 +18,7 @@ from serve_app.config import AppConfig
 from serve_app.errors import ControlImageRequired, InvalidParameter, LoraFileRequired, PreviewsImpossible
 from serve_app.intake.submission import Submissions, digest_of
 from serve_app.intake.tenants import Caller
-from serve_app.intake.training_files import TrainingFiles, Weights, profile_of
+from serve_app.intake.training.files import TrainingFiles, Weights, profile_of
 from serve_app.intake.uploads import Uploads
 from serve_app.jobs.keyed_requests import KeyedRequest
 from serve_app.jobs.store import JobStore

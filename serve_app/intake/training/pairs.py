@@ -10,10 +10,10 @@ from serve_app.images.comparison import Comparison, compare, saved_as
 from serve_app.images.decode import decode
 from serve_app.intake.answers.bodies import Links
 from serve_app.intake.tenants import Caller
-from serve_app.intake.training_files import TrainingFiles
-from serve_app.intake.training_jobs import fact_infos, image_url
-from serve_app.intake.training_previews import ID, TrainingPreviews
-from serve_app.intake.training_summary import summary_of
+from serve_app.intake.training.files import TrainingFiles
+from serve_app.intake.training.jobs import fact_infos, image_url
+from serve_app.intake.training.previews import ID, TrainingPreviews
+from serve_app.intake.training.summary import summary_of
 from serve_app.jobs.records import RequestRecord
 from serve_app.jobs.store import JobStore
 from serve_app.schemas.training import (

@@ -9,7 +9,7 @@ from serve_app.config import AppConfig
 from serve_app.errors import ControlImageInvalid, SampleNotFound
 from serve_app.images.comparison import thumbnail
 from serve_app.images.decode import decode
-from serve_app.intake.training_files import TrainingFiles, Weights, not_read, profile_of
+from serve_app.intake.training.files import TrainingFiles, Weights, not_read, profile_of
 from serve_app.models.registry import MODELS
 from serve_app.schemas.training import (
     FactInfo,
