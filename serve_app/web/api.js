@@ -116,12 +116,15 @@ export function asSentence(text) {
   return /[.!?]$/.test(sentence) ? sentence : `${sentence}.`;
 }
 
-/** Make an edit. Repeating it after a broken connection makes no second one. */
-export async function submit(body) {
+/** Make an edit. */
+export const submit = (body) => postOnce("v1/inference", body);
+
+/** Send a body. Repeating it after a broken connection starts nothing twice. */
+async function postOnce(path, body) {
   const headers = { "idempotency-key": newId() };
   for (let attempt = 0; ; attempt++) {
     try {
-      return await callJson("v1/inference", { method: "POST", body, headers });
+      return await callJson(path, { method: "POST", body, headers });
     } catch (error) {
       if (error.status !== 0 || attempt === 2) throw error;
       await wait(FIRST_WAIT * 2 ** attempt);
@@ -155,6 +158,15 @@ export function history(filters) {
   return callJson(`v1/requests?${new URLSearchParams(set)}`);
 }
 
+/** Start a sweep. */
+export const startSweep = (body) => postOnce("v1/sweeps", body);
+/** Check a sweep and count its cells. */
+export const countSweep = (body, signal) => callJson("v1/sweeps", { method: "POST", body: { ...body, dry_run: true }, signal });
+export const sweeps = (cursor = "") => callJson(`v1/sweeps?${new URLSearchParams({ cursor, limit: 24 })}`);
+export const sweep = (id) => callJson(`v1/sweeps/${encodeURIComponent(id)}`);
+/** Change a sweep: `action` is `cancel` or `resume`. */
+export const changeSweep = (id, action) => callJson(`v1/sweeps/${encodeURIComponent(id)}/${action}`, { method: "POST" });
+
 /** Store an image for later requests. */
 export function upload(blob, signal) {
   const headers = { "content-type": blob.type || "application/octet-stream" };
@@ -175,19 +187,31 @@ export async function requestImage(id, kind, n, signal) {
   return (await call(`v1/requests/${encodeURIComponent(id)}/${kind}/${n}`, { signal })).blob();
 }
 
+/** The events of a request up to its end. */
+export function events(id, signal) {
+  return eventsOf(`v1/requests/${encodeURIComponent(id)}`, () => resultOf(id), signal);
+}
+
+/** The events of a sweep up to its end. */
+export function sweepEvents(id, signal) {
+  return eventsOf(`v1/sweeps/${encodeURIComponent(id)}`, () => sweep(id), signal);
+}
+
 /**
- * The events of a request up to its end. After a broken connection or a restart of the service it continues after the
- * last event; meanwhile it yields an event `offline` with the error.
+ * The events of what is at `path`, up to its end, which `endOf` asks for if it is over already. After a broken
+ * connection or a restart of the service it continues after the last event; meanwhile it yields an event `offline` with
+ * the error.
  * @yields {{event: string, id: string, data: any}}
  */
-export async function* events(id, signal, lastId = "") {
+async function* eventsOf(path, endOf, signal) {
+  let lastId = "";
   let pause = FIRST_WAIT;
   while (!signal.aborted) {
     try {
       const headers = lastId ? { "last-event-id": lastId } : {};
-      const answer = await call(`v1/requests/${encodeURIComponent(id)}/events`, { headers, signal });
+      const answer = await call(`${path}/events`, { headers, signal });
       if (answer.status === 204) {
-        const data = await resultOf(id);
+        const data = await endOf();
         return yield { event: data.status, id: lastId, data };
       }
       for await (const event of readEvents(answer.body)) {

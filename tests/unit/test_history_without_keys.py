@@ -12,7 +12,7 @@ from serve_app.errors import ConfigRefused
 from tests.unit.conftest import Application
 from tests.unit.test_http_contract import finished
 
-PATHS = ("/v1/requests", "/v1/usage")
+PATHS = ("/v1/requests", "/v1/sweeps", "/v1/usage")
 
 
 @pytest.fixture

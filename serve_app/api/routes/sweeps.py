@@ -9,7 +9,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from serve_app import errors
 from serve_app.api.bodies.json_bodies import JsonRoute
-from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, links_of
+from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, links_of, reader_of
 from serve_app.api.error_answers import error_docs
 from serve_app.api.routes import sweep_files
 from serve_app.api.routes.inference import EXPLAIN_ERRORS, IdempotencyKey
@@ -88,12 +88,15 @@ def _add_views(routes: APIRouter, service: Service) -> None:
         "/v1/sweeps", responses=error_docs(errors.HistoryUnavailable, errors.InvalidParameter, errors.StoreUnavailable)
     )
     async def sweeps(
-        caller: CallerOfRequest,
+        caller: Annotated[Caller, Depends(reader_of(service))],
         links: Annotated[Links, LinksOfRequest],
         cursor: Cursor = "",
         limit: Limit = DEFAULT_PAGE,
     ) -> SweepList:
-        """Sweeps of the key's tenant, newest first. Without API keys there is no list: 403."""
+        """Sweeps of the key's tenant, newest first.
+
+        Without API keys there is a list only with `history_without_keys`, as of requests: 403.
+        """
         rows = await service.sweeps.history(read_cursor(cursor) if cursor else None, limit + 1, caller)
         more = cursor_after(rows[limit - 1].created_at, rows[limit - 1].id) if len(rows) > limit else None
         return SweepList(sweeps=[summary_of(row, links) for row in rows[:limit]], next_cursor=more)

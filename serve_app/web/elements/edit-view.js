@@ -50,11 +50,10 @@ class EditView extends Element {
     this.listen(this, "try-sample", () => this.#trySample());
     // Choosing the selected one again goes back to the draft's image.
     this.listen(this, "select-job", ({ detail: id }) => this.#select(id === this.#selected ? null : id));
-    if (catalog.models.length) return;
+    if (!catalog.models.length) loadCatalog();
     startPlanning();
-    jobs.resume();
     restoreImages();
-    loadCatalog();
+    jobs.resume();
   }
 
   template() {

@@ -1,0 +1,71 @@
+"""The view Sweeps: a grid of images that appear as they are finished."""
+
+from playwright.sync_api import Page, expect
+
+from tests.browser.editing import drop_image, fill_in, write_lora
+from tests.browser.visit import Visit, serious_findings
+from tests.unit.conftest import LORA, SHARES_AN_APPLICATION
+from tests.unit.serving import Served
+
+pytestmark = SHARES_AN_APPLICATION
+
+
+def test_a_sweep_is_counted_started_watched_compared_and_used_again(served: Served, page: Page) -> None:
+    write_lora(served.application.config.lora_root, "job/other.safetensors", name="another file")
+    fill_in(page)
+    page.get_by_role("link", name="Sweeps").click()
+    expect(page.get_by_role("button", name="Make 3 images")).to_be_enabled()
+    page.locator(".lora-option", has_text="other").click()
+    expect(page.get_by_label("LoRAs: one path")).to_have_value(f"{LORA}\njob/other.safetensors")
+    page.get_by_label("Strengths").fill("0.5 1")
+    page.get_by_label("Seeds").fill("42, 43")
+    page.get_by_label("also without a LoRA").check()
+    assert serious_findings(page) == []
+    served.hold_back()
+    page.get_by_role("button", name="Make 10 images").click()
+    expect(page.locator(".cell-state", has_text="waiting").first).to_be_visible()
+    assert page.locator("thead th").all_inner_texts() == [
+        "without a LoRA",
+        "lora at 0.5",
+        "lora at 1",
+        "other at 0.5",
+        "other at 1",
+    ]
+    served.let_go()
+    expect(page.locator(".cell")).to_have_count(10)
+    page.get_by_role("button", name="seed 42, without a LoRA").click()
+    expect(page.get_by_role("img", name="The chosen image")).to_be_visible()
+    page.get_by_role("button", name="seed 43, other at 0.5").click()
+    table = page.get_by_role("table", name="What differs")
+    expect(table.get_by_role("row", name="Seed")).to_contain_text("4243")
+    expect(table.get_by_role("row", name="LoRAs")).to_contain_text("job/other.safetensors at 0.5")
+    assert serious_findings(page) == []
+    page.get_by_role("button", name="seed 42, without a LoRA").click()
+    page.get_by_role("button", name="Use these settings").click()
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("43")
+    expect(page.get_by_role("spinbutton", name="Strength of other")).to_have_value("0.5")
+    page.get_by_role("link", name="Sweeps").click()
+    expect(page.locator(".sweeps li")).to_contain_text(["10 images, 10 finished, succeeded"])
+
+
+def test_a_sweep_is_canceled_and_its_missing_images_are_made_later(served: Served, visit: Visit, page: Page) -> None:
+    fill_in(page)
+    page.get_by_role("link", name="Sweeps").click()
+    served.hold_back()
+    page.get_by_role("button", name="Make 3 images").click()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator(".cell-state", has_text="canceled")).to_have_count(3)
+    served.let_go()
+    page.get_by_role("button", name="Make the missing images").click()
+    expect(page.locator(".cell")).to_have_count(3)
+
+
+def test_wrong_numbers_and_a_missing_image_are_said(page: Page, visit: Visit) -> None:
+    visit.open("#sweeps")
+    page.get_by_role("link", name="Choose an image first").click()
+    drop_image(page)
+    page.get_by_label("Prompt", exact=True).fill("make it night")
+    page.get_by_role("link", name="Sweeps").click()
+    page.locator(".lora-option").first.click()
+    page.get_by_label("Seeds").fill("42, x")
+    expect(page.get_by_role("alert")).to_have_text("Seeds: x is not a number. Separate the numbers by commas.")
