@@ -5,7 +5,7 @@ or has a `problem`; it is no error.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -104,16 +104,21 @@ class TrainingFolders:
         # A config is read again only if its store says that it has changed.
         self._known = lru_cache(KNOWN_CONFIGS)(self._read_config)
 
-    def jobs(self) -> list[TrainingJob]:
-        """All jobs, by name. Raises StorageFailed."""
-        found = []
+    def jobs(self, after: str = "") -> Iterator[TrainingJob]:
+        """The jobs whose names come after a name, by name. Each folder is read when its job is needed.
+
+        Raises StorageFailed.
+        """
         for folder in _folders(self._root.listing()):
+            if folder.name <= after:
+                continue
             try:
                 settings, problem = self._settings(folder.config)
             except LoraDownloadFailed as error:
                 settings, problem = None, error.message
-            found.append(_job(folder, settings, problem))
-        return [job for job in found if job is not None]
+            job = _job(folder, settings, problem)
+            if job is not None:
+                yield job
 
     def job(self, name: str) -> TrainingJob:
         """One job. Raises TrainingJobNotFound, LoraDownloadFailed or StorageFailed."""
@@ -164,12 +169,11 @@ class _Folder:
     name: str
     config: Listed | None = None
     weights: list[Listed] = field(default_factory=list)
-    images: list[SampleImage] = field(default_factory=list)
+    samples: list[Listed] = field(default_factory=list)
 
-    @property
-    def has_traces(self) -> bool:
-        """Whether names of files show that the trainer wrote them."""
-        return bool(self.images) or any(step_of(_name(each.path)) is not None for each in self.weights)
+    def images(self) -> list[SampleImage]:
+        found = (_sample_image(each.path, _name(each.path)) for each in self.samples)
+        return [image for image in found if image is not None]
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         found = ((step_of(_name(each.path)), each) for each in self.weights)
@@ -188,16 +192,17 @@ class _Folder:
 
 def _job(folder: _Folder, settings: TrainingSettings | None, problem: str | None) -> TrainingJob | None:
     """The job in a folder; None if the trainer did not write it."""
-    if settings is None and not folder.has_traces:
+    checkpoints, images = folder.checkpoints(), folder.images()
+    if settings is None and not checkpoints and not images:
         return None
     name, end = (settings.job_name, settings.steps) if settings else (None, None)
     return TrainingJob(
         name=folder.name,
         settings=settings,
-        checkpoints=folder.checkpoints(),
+        checkpoints=checkpoints,
         final=folder.final(name, end),
-        sample_images=_newest(folder.images),
-        all_sample_images=tuple(folder.images),
+        sample_images=_newest(images),
+        all_sample_images=tuple(images),
         problem=problem,
     )
 
@@ -217,8 +222,8 @@ def _folders(listing: Iterable[Listed]) -> Sequence[_Folder]:
             folder(parent).config = listed
         elif name.endswith(WEIGHTS):
             folder(parent).weights.append(listed)
-        elif parent.endswith(f"/{SAMPLES}") and (image := _sample_image(listed.path, name)):
-            folder(parent.removesuffix(f"/{SAMPLES}")).images.append(image)
+        elif parent.endswith(f"/{SAMPLES}"):
+            folder(parent.removesuffix(f"/{SAMPLES}")).samples.append(listed)
     return [folders[name] for name in sorted(folders)]
 
 

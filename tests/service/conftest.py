@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -160,10 +161,13 @@ def family(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
     """The miniature of random weights of every model, for all tests that need a real engine as it is shipped."""
     shared = {"checkpoint": MINIATURE_RANDOM, "threads": THREADS, "device": "cpu"}
     shared["adapter_disk_folder"] = str(tmp_path_factory.mktemp("disk"))
+    # A copy, in which tests may write.
+    loras = shutil.copytree(LORAS, tmp_path_factory.mktemp("root") / "loras")
     # Adapters may lie on this machine; an editor gives up on their servers soon.
     fetch = {"allow_private_addresses": True, "timeout_s": 2}
     with deploying(cluster, tmp_path_factory) as deploy:
-        yield deploy("family", models=[shared | {"id": model} for model in MODELS], require_lora=False, fetch=fetch)
+        models = [shared | {"id": model} for model in MODELS]
+        yield deploy("family", models=models, lora_root=str(loras), require_lora=False, fetch=fetch)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -144,7 +144,7 @@ def test_config_of_another_program_makes_no_job(tmp_path, training):
     folder.mkdir()
     (folder / "config.yaml").write_text("model: resnet")
     (folder / "resnet.safetensors").write_bytes(b"")
-    assert training.jobs() == []
+    assert list(training.jobs()) == []
 
 
 def test_config_is_read_again_only_when_it_has_changed(job, training, monkeypatch):
@@ -174,7 +174,7 @@ def test_folder_outside_of_the_root_is_not_found(job, tmp_path):
     link.parent.mkdir()
     link.symlink_to(job)
     training = TrainingFolders(LoraRoot(str(link.parent)))
-    assert training.jobs() == []
+    assert list(training.jobs()) == []
     with pytest.raises(TrainingJobNotFound):
         training.job("link")
 
@@ -207,7 +207,7 @@ def test_folders_below_a_limit_of_depth_are_left_out(tmp_path, training, monkeyp
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_folder_that_may_not_be_read_is_left_out(job, tmp_path, training):
     (tmp_path / "closed").mkdir(mode=0)
-    assert len(training.jobs()) == 1
+    assert len(list(training.jobs())) == 1
 
 
 def test_root_may_be_in_any_store(job, tmp_path):

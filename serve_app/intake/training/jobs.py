@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import lru_cache, partial
+from itertools import islice
 from urllib.parse import quote
 
 from serve_app.adapters.lora_root import StoredFile
@@ -60,7 +61,9 @@ class TrainingJobs:
         return await self._files.in_thread(partial(self._image, name, file, small))
 
     def _page(self, search: str, cursor: str, limit: int, base_url: str) -> TrainingJobList:
-        found = [job for job in self._files.folders.jobs() if job.name > cursor and _matches(job, search)]
+        matching = (job for job in self._files.folders.jobs(cursor) if _matches(job, search))
+        # One more, to know whether there is another page.
+        found = list(islice(matching, limit + 1))
         page = found[:limit]
         return TrainingJobList(
             training_jobs=[self._entry_of(job, base_url) for job in page],
