@@ -387,7 +387,7 @@ def test_random_seed_is_left_out(client, job):
     assert [pair["sample"] for pair in found["pairs"]] == [0]
     problems = {each["sample"]: each["problem"] for each in found["not_redone"]}
     assert set(problems) == {1, 2}
-    assert "seed -1" in problems[1]
+    assert "the trainer drew one" in problems[1]
     assert "network_multiplier 9" in problems[2]
     assert "seed -1" in refused(client, samples=[1])["message"]
 

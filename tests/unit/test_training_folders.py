@@ -76,6 +76,15 @@ def test_names_of_a_named_lora(tmp_path, training):
     ]
 
 
+@pytest.mark.parametrize("name", ["my_job.safetensors", "my_job_LoRA.safetensors"])
+def test_final_file_is_found_without_any_checkpoint(tmp_path, training, name):
+    write_config(tmp_path / "renamed", trainer_config("my_job"))
+    for each in (name, "other.safetensors"):
+        (tmp_path / "renamed" / each).write_bytes(b"")
+    [found] = training.jobs()
+    assert (found.final.path, found.checkpoints) == (f"renamed/{name}", ())
+
+
 def test_folder_may_be_renamed(tmp_path, training):
     folder = tmp_path / "renamed"
     write_config(folder, trainer_config("my_job"))
