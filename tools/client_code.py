@@ -26,11 +26,13 @@ GENERATOR = Path(sys.prefix) / "generators/bin/datamodel-codegen"
 NAMES = {
     "AsyncClient": "Client",
     "AsyncJob": "Job",
+    "AsyncSweep": "Sweep",
     "AsyncTransport": "Transport",
     "AsyncBaseTransport": "BaseTransport",
     "_async": "_sync",
     "aclose": "close",
     "aclosing": "closing",
+    "aiter_bytes": "iter_bytes",
     "aread": "read",
 }
 # `clock` has another content in each half.

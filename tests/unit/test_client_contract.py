@@ -57,6 +57,8 @@ EVERY_OPTION: Options = {
     "webhook_events": ["image"],
     "hf_token": "hf_x",
 }
+SWEEP_BASE = {"model": "qwen_image_edit", "prompts": [{"prompt": "p"}], "loras": [{"path": "a"}]}
+SWEEP_AXES = {"checkpoints": [None, "a/*"], "multipliers": [0.5], "control_images": ["upload:x", ["upload:y"]]}
 # The calls of the client, by the operation that each is for.
 CALLS: dict[str, list[Callable[[Client], Any]]] = {
     "models": [lambda client: client.models()],
@@ -92,23 +94,32 @@ CALLS: dict[str, list[Callable[[Client], Any]]] = {
     ],
     "get_previews": [lambda client: client.previews_status("people/my job", ID)],
 }
+CALLS |= {
+    "create_sweep": [
+        lambda client: client.sweep(SWEEP_BASE, SWEEP_AXES, max_cells=9),
+        lambda client: client.plan_sweep(SWEEP_BASE, SWEEP_AXES),
+    ],
+    "extend_sweep": [lambda client: client.open_sweep(ID).extend(SWEEP_AXES, max_cells=9, dry_run=True)],
+    "sweeps": [lambda client: list(client.sweeps())],
+    "get_sweep": [lambda client: client.open_sweep(ID).status()],
+    "delete_sweep": [lambda client: client.open_sweep(ID).cancel(purge=True)],
+    "resume_sweep": [lambda client: client.open_sweep(ID).resume()],
+    "sweep_events": [lambda client: list(client.open_sweep(ID).changes())],
+    "get_sheet": [
+        lambda client: client.open_sweep(ID).sheet(
+            page=2, format="webp", rows="seeds", columns="prompts", cell=64, rows_per_page=3, columns_per_page=4
+        )
+    ],
+    "get_table": [lambda client: list(client.open_sweep(ID)._chunks("cells.csv"))],
+    "get_archive": [lambda client: list(client.open_sweep(ID)._chunks("archive"))],
+}
 NOT_COVERED = {
     "health": "a probe",
     "ready": "a probe",
     "cancel": "the same as `delete`",
+    "cancel_sweep": "the same as `delete_sweep`",
     "edit_images": "for OpenAI's own client",
     "generate_images": "for OpenAI's own client",
-    "create_sweep": "its method is being added",
-    "extend_sweep": "its method is being added",
-    "sweeps": "its method is being added",
-    "get_sweep": "its method is being added",
-    "delete_sweep": "its method is being added",
-    "cancel_sweep": "its method is being added",
-    "resume_sweep": "its method is being added",
-    "sweep_events": "its method is being added",
-    "get_sheet": "its method is being added",
-    "get_table": "its method is being added",
-    "get_archive": "its method is being added",
 }
 # Added by whatever traces the process of the caller.
 OF_TRACING = "traceparent"
@@ -121,11 +132,14 @@ NOT_SENT = {
     "loras: limit": "the client reads all pages",
     "training_jobs: limit": "the client reads all pages",
     "history: limit": "the client reads all pages",
+    "sweeps: limit": "the client reads all pages",
     # Sent for a second page, and by a stream that is resumed: see test_client_by_http.py.
     "loras: cursor": "",
     "training_jobs: cursor": "",
     "history: cursor": "",
     "events: last-event-id": "",
+    "sweeps: cursor": "",
+    "sweep_events: last-event-id": "",
 }
 # Texts, the first of which is used that matches a field's pattern, if it has one.
 TEXTS = (ID, "input")
@@ -193,7 +207,9 @@ class ByDocument:
         for parameter in described.values():
             given = request.headers if parameter["in"] == "header" else request.url.params
             if (value := given.get(parameter["name"])) is not None:
-                parsed = {"true": True, "false": False}.get(value, value)
+                parsed: Any = {"true": True, "false": False}.get(value, value)
+                if parameter["schema"].get("type") == "integer":
+                    parsed = int(value)
                 assert not list(self.document.problems(parameter["schema"], parsed))
                 self.sent[name].add(parameter["name"])
 

@@ -13,8 +13,10 @@ service answers in `edits_client.models`.
 from edits_client import errors, events, models
 from edits_client._async.client import AsyncClient
 from edits_client._async.job import AsyncJob
+from edits_client._async.sweep import AsyncSweep
 from edits_client._sync.client import Client
 from edits_client._sync.job import Job
+from edits_client._sync.sweep import Sweep
 from edits_client.bodies import Lora, Options
 from edits_client.errors import ApiError, ConnectionFailed, EditFailed, EditsError, UnexpectedAnswer, WaitTimeout
 from edits_client.images import Image
@@ -26,6 +28,7 @@ __all__ = [
     "ApiError",
     "AsyncClient",
     "AsyncJob",
+    "AsyncSweep",
     "Client",
     "ConnectionFailed",
     "EditFailed",
@@ -35,6 +38,7 @@ __all__ = [
     "Lora",
     "Options",
     "Retries",
+    "Sweep",
     "UnexpectedAnswer",
     "WaitTimeout",
     "WebhookInvalid",

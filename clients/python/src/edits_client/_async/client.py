@@ -16,6 +16,7 @@ from typing_extensions import Self, Unpack
 from edits_client._async import training
 from edits_client._async.clock import Lock, in_thread
 from edits_client._async.job import AsyncJob
+from edits_client._async.sweep import AsyncSweep, sweep_body
 from edits_client._async.transport import AsyncTransport
 from edits_client.bodies import Options, as_prompts, new_idempotency_key, request_body
 from edits_client.errors import ControlImageInvalid, UploadNotFound
@@ -35,6 +36,10 @@ from edits_client.models import (
     PreviewsStarted,
     PreviewsStatus,
     Submitted,
+    SweepAxes,
+    SweepCreated,
+    SweepList,
+    SweepSummary,
     TenantUsage,
     TrainingJobEntry,
     TrainingJobInfo,
@@ -151,6 +156,63 @@ class AsyncClient:
         headers = {"Idempotency-Key": idempotency_key or new_idempotency_key()}
         submitted = await self._transport.post(Submitted, "/v1/inference", body, headers)
         return AsyncJob(self._transport, submitted.request_id)
+
+    async def body(
+        self, images: ImageSource | Sequence[ImageSource], prompts: str | Iterable[str], **options: Unpack[Options]
+    ) -> dict[str, Any]:
+        """The body that `submit` would send for the same arguments, such as the base of a sweep.
+
+        Local images are uploaded.
+        """
+        sources = await in_thread(lambda: [read_source(source) for source in as_sources(images)])
+        complete = await self._with_defaults(options, has_images=bool(sources))
+        return request_body([await self._reference(source) for source in sources], as_prompts(prompts), complete)
+
+    async def sweep(
+        self,
+        base: Mapping[str, Any] | InferenceRequest,
+        axes: Mapping[str, Any] | SweepAxes,
+        *,
+        max_cells: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> AsyncSweep:
+        """Make one image for each combination of the axes' values, and return at once.
+
+        `base` is a body with one prompt, as from `body`. The axes are `checkpoints` (paths, patterns such as
+        `my_job/*.safetensors`, None for no LoRA), `multipliers`, `prompts`, `seeds`, `control_images`, `profiles` and
+        `qualities`. Nothing is started if one cell would be refused, or if there are more than `max_cells`. Raises
+        ApiError.
+        """
+        headers = {"Idempotency-Key": idempotency_key or new_idempotency_key()}
+        body = sweep_body(base, axes, max_cells, dry_run=False)
+        created = await self._transport.post(SweepCreated, "/v1/sweeps", body, headers)
+        return AsyncSweep(self._transport, str(created.sweep_id))
+
+    async def plan_sweep(
+        self,
+        base: Mapping[str, Any] | InferenceRequest,
+        axes: Mapping[str, Any] | SweepAxes,
+        *,
+        max_cells: int | None = None,
+    ) -> SweepCreated:
+        """How many cells `sweep` would make, and how long GPUs would work on them. Nothing is started."""
+        body = sweep_body(base, axes, max_cells, dry_run=True)
+        return await self._transport.post(SweepCreated, "/v1/sweeps", body)
+
+    def open_sweep(self, sweep_id: str) -> AsyncSweep:
+        """A sweep that was started earlier, perhaps by another process. No call is made."""
+        return AsyncSweep(self._transport, sweep_id)
+
+    async def sweeps(self) -> AsyncIterator[SweepSummary]:
+        """Sweeps of the key's tenant, newest first. Pages are read as they are needed. Raises HistoryUnavailable."""
+        params: dict[str, str] = {}
+        while True:
+            page = await self._transport.get(SweepList, "/v1/sweeps", params)
+            for sweep in page.sweeps:
+                yield sweep
+            if page.next_cursor is None:
+                return
+            params = {"cursor": page.next_cursor}
 
     def job(self, request_id: str) -> AsyncJob:
         """A request that was submitted earlier, perhaps by another process. No call is made."""

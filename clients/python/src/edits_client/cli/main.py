@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edits_client.cli import catalogue, making, requests, training
+from edits_client.cli import catalogue, making, requests, sweeps, training
 from edits_client.cli.context import SaysRetries, client_of, plain, say
 from edits_client.cli.settings import Settings, resolve, store
 from edits_client.version import VERSION
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (making, requests, catalogue, training):
+for module in (making, requests, catalogue, training, sweeps):
     module.add_commands(app)
 
 
