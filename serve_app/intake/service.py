@@ -22,11 +22,11 @@ from serve_app.intake.presets import Presets
 from serve_app.intake.resources import Resources
 from serve_app.intake.signed_urls import SignedUrls
 from serve_app.intake.submission import Submissions
-from serve_app.intake.sweep_archive import SweepArchives
-from serve_app.intake.sweep_events import SweepEvents
-from serve_app.intake.sweep_sheet import SweepSheets
-from serve_app.intake.sweep_table import SweepTables
-from serve_app.intake.sweeps import Sweeps
+from serve_app.intake.sweeps.archive import SweepArchives
+from serve_app.intake.sweeps.events import SweepEvents
+from serve_app.intake.sweeps.sheet import SweepSheets
+from serve_app.intake.sweeps.sweeps import Sweeps
+from serve_app.intake.sweeps.table import SweepTables
 from serve_app.intake.tenants import tenant_limits
 from serve_app.intake.training.files import TrainingFiles
 from serve_app.intake.training.jobs import TrainingJobs

@@ -13,7 +13,8 @@ from serve_app.jobs.keyed_requests import KeyedRequests
 from serve_app.jobs.queue import Queue
 from serve_app.jobs.requests import Requests
 from serve_app.jobs.retention import Retention
-from serve_app.jobs.sweeps import Sweeps
+from serve_app.jobs.sweeps.queue import SweepQueue
+from serve_app.jobs.sweeps.store import Sweeps
 from serve_app.jobs.uploads import Uploads
 from serve_app.jobs.waiting_clients import WaitingClients
 from serve_app.jobs.webhook_queue import WebhookQueue
@@ -36,7 +37,8 @@ class JobStore:
         self.clients = WaitingClients(self._database)
         self.retention = Retention(self._database)
         self.uploads = Uploads(self._database, config)
-        self.sweeps = Sweeps(self._database, self.requests)
+        self.sweeps = Sweeps(self._database)
+        self.sweep_queue = SweepQueue(self._database, self.requests)
 
     @transaction
     async def open(self) -> None:

@@ -217,7 +217,7 @@ sweep_cells = sa.Table(
     _of_sweep(),
     # Its place in the order in which cells are made.
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    # The index of its value on each axis, null where it has none: see `sweep_records.AXES`.
+    # The index of its value on each axis, null where it has none: see `sweeps.records.AXES`.
     sa.Column("place", sa.JSON, nullable=False),
     # Derived from sweep, place and attempt, so that no cell becomes two requests. Its request may have been deleted.
     sa.Column("request_id", sa.String(32), nullable=False),
@@ -230,7 +230,7 @@ sweep_cells = sa.Table(
     sa.Column("work", sa.Double, nullable=False),
     # The files that its request needs, with their sizes (bytes).
     sa.Column("files", sa.JSON, nullable=False),
-    # What was measured on its image: see `sweep_records.Measures`.
+    # What was measured on its image: see `sweeps.records.Measures`.
     sa.Column("measures", sa.JSON(none_as_null=True)),
     sa.Index("cells_by_request", "request_id"),
     sa.Index("cells_to_submit", "submitted", "sweep_id", "number"),

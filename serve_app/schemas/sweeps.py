@@ -262,7 +262,7 @@ class SweepList(Answer):
     next_cursor: NextCursor
 
 
-# The data of each server-sent event of a sweep, by the event's name: `intake.sweep_events.SweepEvent`.
+# The data of each server-sent event of a sweep, by the event's name: `intake.sweeps.events.SweepEvent`.
 SWEEP_EVENT_DATA: dict[str, type[BaseModel]] = {
     "cell": SweepCell,
     "succeeded": SweepSummary,

@@ -28,7 +28,7 @@ class SweepCells:
         meter: Meter = NO_METER,
     ) -> None:
         """`tenant_max` is how many images of one tenant may wait; `submitted` is called when there is new work."""
-        self._sweeps = store.sweeps
+        self._queue = store.sweep_queue
         self._take_duty = store.take_duty
         self._config = config
         self._tenant_max = tenant_max
@@ -47,11 +47,11 @@ class SweepCells:
     async def submit(self) -> None:
         """Submit what may wait in the queue now, as long as this process has the duty. Raises StoreUnavailable."""
         # Without sweeps, nothing is written.
-        if not await self._sweeps.record_ends():
+        if not await self._queue.record_ends():
             return
-        due = await self._sweeps.due()
+        due = await self._queue.due()
         if not due or not await self._take_duty(DUTY, self._owner, DUTY_S):
             return
         for sweep_id in due:
-            if await self._sweeps.submit(sweep_id, self._config.max_waiting, self._tenant_max()):
+            if await self._queue.submit(sweep_id, self._config.max_waiting, self._tenant_max()):
                 self._submitted()

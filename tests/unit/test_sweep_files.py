@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 from serve_app.errors import EditError
 from serve_app.images.contact_sheet import wrapped
 from serve_app.images.similarity import ssim
-from serve_app.intake.sweep_layout import grid_of
-from serve_app.jobs.sweep_records import Axes
+from serve_app.intake.sweeps.layout import grid_of
+from serve_app.jobs.sweeps.records import Axes
 from serve_app.storage import artifact_keys
 from serve_app.tasks import EditDone, EditEvent, EditTask
 from tests.conftest import as_base64, as_png, noise_image

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from serve_app.config import AuthConfig
 from serve_app.errors import EditError
 from serve_app.intake.keys import new_key
-from serve_app.intake.sweep_axes import _regex
+from serve_app.intake.sweeps.axes import _regex
 from tests.conformity import events
 from tests.unit.conftest import LORA, SHARES_AN_APPLICATION, Application, safetensors_bytes
 from tests.unit.serving import wait_until
@@ -251,6 +251,18 @@ def test_extend_makes_only_what_is_new(client, config, application, make_body):
     # Nothing is left to add.
     client.post(f"/v1/sweeps/{sweep_id}/extend", json=extension)
     assert sweep(client, sweep_id)["cells"] == 8
+
+
+def test_extended_although_an_earlier_checkpoint_was_deleted(client, config, make_body):
+    """The trainer keeps only the last few."""
+    paths = add_checkpoints(config, "a_000000250.safetensors", "a_000000500.safetensors")
+    sweep_id = started(client, sweep_body(make_body, checkpoints=paths[:1]))["sweep_id"]
+    ended(client, sweep_id)
+    Path(config.lora_root, paths[0]).unlink()
+    assert client.post(f"/v1/sweeps/{sweep_id}/extend", json={"axes": {"checkpoints": paths[1:]}}).status_code == 200
+    assert ended(client, sweep_id)["counts"]["succeeded"] == 2
+    answer = client.post(f"/v1/sweeps/{sweep_id}/extend", json={"axes": {"seeds": [9]}})
+    assert answer.json()["detail"]["error"]["code"] == "LORA_NOT_FOUND"
 
 
 def test_purge_deletes_images_for_good(client, config, make_body):

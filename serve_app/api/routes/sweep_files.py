@@ -12,9 +12,9 @@ from serve_app.api.error_answers import error_docs
 from serve_app.api.image_answers import BINARY
 from serve_app.intake.answers.bodies import Links
 from serve_app.intake.service import Service
-from serve_app.intake.sweep_answers import sweep_of
-from serve_app.intake.sweep_layout import FIELDS
-from serve_app.intake.sweep_sheet import FORMATS, SheetOptions
+from serve_app.intake.sweeps.answers import sweep_of
+from serve_app.intake.sweeps.layout import FIELDS
+from serve_app.intake.sweeps.sheet import FORMATS, SheetOptions
 from serve_app.schemas.text import LookupText
 
 SweepId = Annotated[str, Path(description="The id of the sweep.")]

@@ -18,10 +18,10 @@ from serve_app.api.routes.requests import NOTHING_SEEN, LastEventId, cursor_afte
 from serve_app.api.routes.sweep_files import SweepId
 from serve_app.intake.answers.bodies import Links
 from serve_app.intake.service import Service
-from serve_app.intake.sweep_answers import created_of, summary_of, sweep_of
-from serve_app.intake.sweep_events import SweepEvent, last_change
+from serve_app.intake.sweeps.answers import created_of, summary_of, sweep_of
+from serve_app.intake.sweeps.events import SweepEvent, last_change
 from serve_app.intake.tenants import Caller
-from serve_app.jobs.sweep_records import SweepRecord
+from serve_app.jobs.sweeps.records import SweepRecord
 from serve_app.schemas.sweeps import (
     SWEEP_EVENT_DATA,
     Sweep,

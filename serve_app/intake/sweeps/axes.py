@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from serve_app.errors import InvalidParameter, LoraNotFound
 from serve_app.intake.admission.plan import DEFAULT_SEED
-from serve_app.jobs.sweep_records import Axes
+from serve_app.jobs.sweeps.records import Axes
 from serve_app.models.repeat_request import STORED_IMAGE, without_url_secrets
 from serve_app.policy.sweep_order import Lengths
 from serve_app.schemas.requests import InferenceRequest, Lora, Prompt

@@ -5,49 +5,34 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from serve_app.adapters.lora_root import LoraRoot
-from serve_app.concurrency import background
 from serve_app.config import AppConfig
-from serve_app.errors import FilesGone, InvalidParameter, LoraNotFound, SweepNotFound, TrainingJobNotFound
+from serve_app.errors import FilesGone, InvalidParameter, SweepNotFound
 from serve_app.images.output_formats import OUTPUT_FORMATS
-from serve_app.intake import sweep_axes
-from serve_app.intake.admission.admission import Admission, Admitted, ControlFile, gather_all
+from serve_app.intake.admission.admission import Admission
 from serve_app.intake.admission.new_files import MAX_TRIES, discarding_new_files
-from serve_app.intake.admission.parts import NO_PARTS
-from serve_app.intake.admission.plan import PlannedEdit
 from serve_app.intake.answers.queries import visible_to
 from serve_app.intake.presets import Presets, blaming_preset
 from serve_app.intake.resources import Resources
 from serve_app.intake.submission import digest_of, webhook_of
-from serve_app.intake.sweep_axes import Files
+from serve_app.intake.sweeps import axes as sweep_axes
+from serve_app.intake.sweeps.axes import Files
+from serve_app.intake.sweeps.plan import PlannedSweep, SweepPlanner
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import HistoryFilter
-from serve_app.jobs.sweep_records import Axes, CellRecord, NewCell, NewSweep, SweepDefinition, SweepRecord
-from serve_app.policy.sweep_order import Place, places
+from serve_app.jobs.sweeps.records import Axes, CellRecord, NewSweep, SweepRecord
 from serve_app.schemas.requests import InferenceRequest
-from serve_app.schemas.sweeps import CheckpointRange, SweepAxes, SweepExtension, SweepRequest
+from serve_app.schemas.sweeps import SweepAxes, SweepExtension, SweepRequest
 from serve_app.storage import artifact_keys
 from serve_app.telemetry import tracing
-from serve_app.training.folders import TrainingFolders
 from serve_app.workers.dispatcher import Dispatcher
 from serve_app.workers.sweep_cells import SweepCells
 from serve_app.workers.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PlannedSweep:
-    """What a sweep would do. `definition` and `cells` are complete; `new_seconds` is the predicted time of GPUs (s)."""
-
-    definition: SweepDefinition
-    cells: tuple[NewCell, ...]
-    new_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -78,11 +63,8 @@ class Sweeps:
         cells: SweepCells,
     ) -> None:
         self._config = config
-        self._admission = admission
         self._presets = presets
-        self._lora_root = lora_root
-        self._training = TrainingFolders(lora_root)
-        self._image_memory = resources.image_memory
+        self._planner = SweepPlanner(resources, admission, lora_root)
         self._store = resources.store
         self._artifacts = resources.artifacts
         self._dispatcher = dispatcher
@@ -108,7 +90,7 @@ class Sweeps:
             base = with_defaults(self._presets.apply(base, caller))
             limit = self._limit(sent.max_cells)
             sweep_axes.check_cells(sweep_axes.lengths_of(_with_base(sent.axes, base)).cells, limit)
-            axes = sweep_axes.axes_of(base, sent.axes, await self._files(sent.axes))
+            axes = sweep_axes.axes_of(base, sent.axes, await self._planner.files(sent.axes))
             sweep_axes.check_cells(axes.lengths.cells, limit)
             for tries in range(1, MAX_TRIES + 1):
                 try:
@@ -128,7 +110,7 @@ class Sweeps:
         key: tuple[str | None, str | None],
     ) -> Outcome:
         async with discarding_new_files(self._artifacts, self._sweeper) as new_files:
-            plan = await self._plan(base, axes, caller)
+            plan = await self._planner.plan(base, axes, caller)
             if sent.dry_run:
                 return Outcome(None, is_new=True, plan=plan, dry_run=True)
             new = NewSweep(
@@ -156,7 +138,7 @@ class Sweeps:
 
         Raises SweepNotFound, SweepPurged, RequestError, Overloaded, StoreUnavailable and StorageFailed.
         """
-        files = await self._files(sent.axes)
+        files = await self._planner.files(sent.axes)
         for tries in range(1, MAX_TRIES + 1):
             old = await self.get(sweep_id, caller)
             try:
@@ -176,7 +158,7 @@ class Sweeps:
         sweep_axes.check_cells(axes.lengths.cells, self._limit(sent.max_cells))
         known = {cell.place for cell in await self._store.sweeps.cells(old.id)}
         async with discarding_new_files(self._artifacts, self._sweeper) as new_files:
-            plan = await self._plan(base, axes, caller, known)
+            plan = await self._planner.plan(base, axes, caller, known)
             definition = replace(old.definition, axes=plan.definition.axes)
             if not sent.dry_run and plan.cells:
                 if not await self._store.sweeps.extend(old, definition, plan.cells, self._artifacts.exists):
@@ -219,78 +201,6 @@ class Sweeps:
     def _limit(self, max_cells: int | None) -> int:
         limit = self._config.sweeps.max_cells
         return limit if max_cells is None else min(limit, max_cells)
-
-    async def _files(self, axes: SweepAxes) -> Files:
-        """What patterns and training jobs among the checkpoints stand for. Raises LoraNotFound and StorageFailed."""
-        values = axes.checkpoints or []
-        names = {value.training_job for value in values if isinstance(value, CheckpointRange)}
-        paths = []
-        if any(isinstance(value, str) and sweep_axes.is_pattern(value) for value in values):
-            paths = [file.path for file in await self._lora_root.in_thread(self._lora_root.files)]
-        try:
-            jobs = {name: await self._lora_root.in_thread(partial(self._training.job, name)) for name in sorted(names)}
-        except TrainingJobNotFound as error:
-            raise LoraNotFound(error.message, error.details) from error
-        return Files(paths, jobs)
-
-    async def _plan(
-        self, base: InferenceRequest, axes: Axes, caller: Caller, known: Collection[Place] = ()
-    ) -> PlannedSweep:
-        """Make all checks of all cells, fetch and store what they need, and plan those that are not `known`."""
-        groups = dict(sweep_axes.requests_of(base, axes))
-        has_lora = any(path is not None for path in axes.checkpoints)
-        for request in groups.values():
-            await self._admission.check(request, len(request.prompts), needs_lora=not has_lora)
-        admitted: dict[tuple[int, int, int], Admitted] = {}
-        with self._image_memory.hold(caller.tenant) as hold:
-            # All groups have the same prompts, and so the same control images.
-            images = await self._admission.control_files(next(iter(groups.values())), NO_PARTS, caller, hold)
-            for group, request in groups.items():
-                admitted[group] = await self._admission.admit_with(request, images, NO_PARTS, caller)
-            await self._keep(images)
-        cells = await asyncio.to_thread(self._planned_cells, axes, admitted, known)
-        digests = {name: file.sha256 for name, file in images.items()}
-        body, kept = sweep_axes.stored(base, axes, digests)
-        first = next(iter(admitted.values()))
-        notes = list(dict.fromkeys(note for each in admitted.values() for note in each.notes))
-        speed = await self._store.sweeps.speed(base.model)
-        seconds = round(sum(cell.work for cell in cells) / speed, 1) if speed else None
-        return PlannedSweep(SweepDefinition(body, kept, notes, first.ignored), cells, seconds)
-
-    async def _keep(self, images: Mapping[str, ControlFile]) -> None:
-        """Store the control images. Their bytes are free afterwards."""
-        await gather_all(
-            background.shielded(
-                asyncio.to_thread(self._artifacts.put_missing, artifact_keys.control_image(file.sha256), file.data)
-            )
-            for file in images.values()
-            if file.data is not None
-        )
-
-    def _planned_cells(
-        self, axes: Axes, admitted: Mapping[tuple[int, int, int], Admitted], known: Collection[Place]
-    ) -> tuple[NewCell, ...]:
-        cells = []
-        for place in places(axes.lengths):
-            if place not in known:
-                group = admitted[place.checkpoint, place.profile, place.quality]
-                index = (place.prompt * len(axes.control_images) + place.control_image) * len(axes.seeds) + place.seed
-                cells.append(self._cell(place, axes, group, group.edits[index]))
-        return tuple(cells)
-
-    def _cell(self, place: Place, axes: Axes, admitted: Admitted, edit: PlannedEdit) -> NewCell:
-        """The cell at a place, whose plan is that of the same request sent alone."""
-        if place.multiplier is not None:
-            first, *others = edit.plan.adapters
-            adapters = (replace(first, scale=axes.multipliers[place.multiplier]), *others)
-            edit = replace(edit, plan=replace(edit.plan, adapters=adapters))
-        sizes = {file.sha256: file.size_bytes for file in admitted.control_files.values()}
-        files = {artifact_keys.control_image(sha256): sizes[sha256] for sha256 in edit.plan.control_images}
-        for use in edit.plan.adapters:
-            key = self._artifacts.key_of(use.url)
-            if key is not None and use.receipt is not None:
-                files[key] = use.receipt.size_bytes
-        return NewCell(place, edit.plan, self._admission.work(admitted, edit), files)
 
 
 def base_of(base: InferenceRequest) -> InferenceRequest:

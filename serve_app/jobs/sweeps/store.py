@@ -1,4 +1,4 @@
-"""Sweeps in the job database: their cells are stored with their plans, and become requests a few at a time."""
+"""Sweeps in the job database: they are stored with the plans of their cells, changed and read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,11 +9,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.errors import FilesGone, IdempotencyConflict, SweepNotFound, SweepPurged
-from serve_app.jobs import state_changes, sweep_queries, tables
+from serve_app.jobs import state_changes, tables
 from serve_app.jobs.database import Database, IsStored, transaction
-from serve_app.jobs.requests import ID, Requests
-from serve_app.jobs.state_changes import UNFINISHED, WAITING
-from serve_app.jobs.sweep_records import (
+from serve_app.jobs.requests import ID
+from serve_app.jobs.state_changes import UNFINISHED
+from serve_app.jobs.sweeps import queries as sweep_queries
+from serve_app.jobs.sweeps.records import (
     CellImage,
     CellRecord,
     Measures,
@@ -23,8 +24,8 @@ from serve_app.jobs.sweep_records import (
     SweepRecord,
     request_id_of,
 )
-from serve_app.jobs.sweep_rows import cell_image, cell_record, cell_rows, definitions, is_lost, plans, request_of
-from serve_app.policy.sweep_order import Place, room_for_cells
+from serve_app.jobs.sweeps.rows import cell_image, cell_record, cell_rows, definitions, is_lost, plans
+from serve_app.policy.sweep_order import Place
 from serve_app.tasks import EditPlan, Status
 
 _sweeps, _cells, _requests, _images = tables.sweeps.c, tables.sweep_cells.c, tables.requests.c, tables.images.c
@@ -33,9 +34,8 @@ _sweeps, _cells, _requests, _images = tables.sweeps.c, tables.sweep_cells.c, tab
 class Sweeps:
     """Every public method is one transaction."""
 
-    def __init__(self, database: Database, requests: Requests) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._requests = requests
 
     @transaction
     async def create(self, new: NewSweep, is_stored: IsStored) -> SweepRecord:
@@ -160,58 +160,6 @@ class Sweeps:
         return len(again)
 
     @transaction
-    async def due(self) -> list[str]:
-        """The sweeps that have cells to submit: of each tenant and model the oldest."""
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(sweep_queries.due)).all()
-        first: dict[tuple[str, str], str] = {}
-        for row in rows:
-            first.setdefault((row.tenant, row.model), row.id)
-        return list(first.values())
-
-    @transaction
-    async def submit(self, sweep_id: str, max_waiting: int, tenant_max: int | None) -> int:
-        """Put the next cells of a sweep into the queue: as many as may wait there. Returns their number.
-
-        At most `max_waiting` of them wait, and the limits of the queue apply.
-        """
-        async with self._database.writing() as connection:
-            await self._database.lock_file_references(connection)
-            row = await _row(connection, sweep_id, for_update=True)
-            if row is None or row.canceled:
-                return 0
-            room = await self._room(connection, row, max_waiting, tenant_max)
-            waiting = tables.sweep_cells.select().where(_cells.sweep_id == sweep_id, sa.not_(_cells.submitted))
-            cells = (await connection.execute(waiting.order_by(_cells.number).limit(room))).all() if room else []
-            if cells:
-                await self._requests.add(connection, [request_of(row, cell) for cell in cells])
-                these = _cells.number.in_([cell.number for cell in cells])
-                of_sweep = tables.sweep_cells.update().where(_cells.sweep_id == sweep_id, these)
-                await connection.execute(of_sweep.values(submitted=True))
-        return len(cells)
-
-    @transaction
-    async def record_ends(self) -> int:
-        """Record the end of the sweeps whose cells have all ended. Returns how many sweeps have not ended."""
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(sweep_queries.unended)).all()
-        ended = [row.id for row in rows if not row.goes_on]
-        for sweep_id in ended:
-            async with self._database.writing() as connection:
-                # It may have been extended or resumed since: the condition counts at this moment.
-                goes_on = sa.exists().where(_cells.sweep_id == sweep_id, sa.not_(_cells.submitted))
-                live = sa.exists().where(
-                    _cells.sweep_id == sweep_id, _requests.id == _cells.request_id, _requests.status.in_(UNFINISHED)
-                )
-                await connection.execute(
-                    tables.sweeps.update()
-                    .where(_sweeps.id == sweep_id, _sweeps.ended_at.is_(None), sa.not_(live))
-                    .where(sa.or_(_sweeps.canceled, sa.not_(goes_on)))
-                    .values(ended_at=tables.now())
-                )
-        return len(rows) - len(ended)
-
-    @transaction
     async def ended_before(self, seconds: float, limit: int) -> list[str]:
         """The ids of up to `limit` sweeps that ended more than `seconds` ago, the oldest first."""
         old = sa.select(_sweeps.id).where(_sweeps.ended_at < tables.now() - seconds)
@@ -255,18 +203,6 @@ class Sweeps:
         for key in keys:
             needed = self._database.insert(tables.sweep_files).values(sweep_id=sweep_id, key=key)
             await connection.execute(needed.on_conflict_do_nothing())
-
-    async def _room(
-        self, connection: AsyncConnection, sweep: sa.Row[Any], max_waiting: int, tenant_max: int | None
-    ) -> int:
-        waits = sa.select(sa.func.count()).select_from(tables.images).where(_images.state == WAITING)
-        of_sweep = sa.select(_cells.request_id).where(_cells.sweep_id == sweep.id, _cells.submitted)
-        here = (await connection.execute(waits.where(_images.request_id.in_(of_sweep)))).scalar_one()
-        queues = [(self._requests.max_queued, (await connection.execute(waits)).scalar_one())]
-        if tenant_max is not None:
-            of_tenant = waits.where(_images.tenant == sweep.tenant)
-            queues.append((tenant_max, (await connection.execute(of_tenant)).scalar_one()))
-        return room_for_cells(max_waiting, here, queues)
 
     async def _make_anew(self, connection: AsyncConnection, sweep_id: str, cell: Any) -> None:
         """Give a cell its next request, which is submitted later."""

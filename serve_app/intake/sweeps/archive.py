@@ -9,9 +9,9 @@ from typing import Any
 
 from serve_app.images.output_formats import OUTPUT_FORMATS
 from serve_app.intake.resources import Resources
-from serve_app.intake.sweep_axes import step_of_path
-from serve_app.intake.sweep_table import SweepTables
-from serve_app.jobs.sweep_records import Axes, CellImage, SweepRecord
+from serve_app.intake.sweeps.axes import step_of_path
+from serve_app.intake.sweeps.table import SweepTables
+from serve_app.jobs.sweeps.records import Axes, CellImage, SweepRecord
 from serve_app.storage.artifacts import Artifacts
 
 # Characters that every file system takes.

@@ -6,8 +6,8 @@ from itertools import product
 from pathlib import PurePosixPath
 
 from serve_app.errors import InvalidParameter
-from serve_app.intake.sweep_axes import step_of_path
-from serve_app.jobs.sweep_records import Axes
+from serve_app.intake.sweeps.axes import step_of_path
+from serve_app.jobs.sweeps.records import Axes
 from serve_app.policy.sweep_order import Place
 
 # The axes, with their names in `Place`: from those that vary least from row to row to those that vary most.

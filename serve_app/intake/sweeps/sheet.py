@@ -13,8 +13,8 @@ from serve_app.concurrency.budget import Budget
 from serve_app.errors import InvalidParameter
 from serve_app.images.contact_sheet import MAX_PIXELS, Sheet, SheetCell, box_of, draw, size_of
 from serve_app.intake.resources import Resources
-from serve_app.intake.sweep_layout import Grid, Indices, grid_of
-from serve_app.jobs.sweep_records import CellImage, CellRecord, SweepRecord
+from serve_app.intake.sweeps.layout import Grid, Indices, grid_of
+from serve_app.jobs.sweeps.records import CellImage, CellRecord, SweepRecord
 from serve_app.policy.sweep_order import Place
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import Status

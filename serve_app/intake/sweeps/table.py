@@ -12,9 +12,9 @@ from functools import partial
 from serve_app.adapters.lora_root import LoraRoot
 from serve_app.errors import ServiceError, TrainingJobNotFound
 from serve_app.intake.resources import Resources
-from serve_app.intake.sweep_axes import step_of_path
-from serve_app.intake.sweep_comparisons import COMPARISONS, Measuring, folders_of, in_table_order, references
-from serve_app.jobs.sweep_records import Axes, CellImage, CellRecord, Measures, SweepRecord
+from serve_app.intake.sweeps.axes import step_of_path
+from serve_app.intake.sweeps.comparisons import COMPARISONS, Measuring, folders_of, in_table_order, references
+from serve_app.jobs.sweeps.records import Axes, CellImage, CellRecord, Measures, SweepRecord
 from serve_app.policy.sweep_order import Place
 from serve_app.training.folders import TrainingFolders, TrainingJob
 

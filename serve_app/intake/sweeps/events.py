@@ -14,9 +14,9 @@ from typing import Any
 from serve_app.errors import SweepNotFound
 from serve_app.intake.answers.bodies import Links
 from serve_app.intake.answers.events import STREAM_S
-from serve_app.intake.sweep_answers import cell_of, summary_of
+from serve_app.intake.sweeps.answers import cell_of, summary_of
 from serve_app.jobs.store import JobStore
-from serve_app.jobs.sweep_records import CellRecord, SweepRecord
+from serve_app.jobs.sweeps.records import CellRecord, SweepRecord
 
 # How often a stream looks for changes (s).
 POLL_S = 0.5

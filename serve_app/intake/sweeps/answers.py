@@ -3,9 +3,9 @@
 from typing import Any
 
 from serve_app.intake.answers.bodies import Links
-from serve_app.intake.sweep_axes import step_of_path
-from serve_app.intake.sweeps import Outcome
-from serve_app.jobs.sweep_records import Axes, CellRecord, SweepRecord
+from serve_app.intake.sweeps.axes import step_of_path
+from serve_app.intake.sweeps.sweeps import Outcome
+from serve_app.jobs.sweeps.records import Axes, CellRecord, SweepRecord
 from serve_app.schemas.sweeps import (
     CellCounts,
     CellPlace,

@@ -11,8 +11,8 @@ from serve_app.adapters.lora_root import LoraRoot
 from serve_app.errors import LoraDownloadFailed, LoraNotFound, LoraPathForbidden, StorageFailed
 from serve_app.images.comparison import compare, saved_as
 from serve_app.images.similarity import WINDOW, ssim
-from serve_app.intake.sweep_sheet import opened
-from serve_app.jobs.sweep_records import Axes, CellImage, Measures
+from serve_app.intake.sweeps.sheet import opened
+from serve_app.jobs.sweeps.records import Axes, CellImage, Measures
 from serve_app.policy.sweep_order import Place
 from serve_app.storage.artifacts import Artifacts
 from serve_app.training.folders import SampleImage, TrainingJob

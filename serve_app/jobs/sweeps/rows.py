@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from serve_app.jobs.records import NewImage, NewRequest, WebhookTarget
-from serve_app.jobs.sweep_records import CellImage, CellRecord, Measures, NewCell, SweepDefinition, request_id_of
+from serve_app.jobs.sweeps.records import CellImage, CellRecord, Measures, NewCell, SweepDefinition, request_id_of
 from serve_app.policy.sweep_order import Place
 from serve_app.tasks import EditDone, EditPlan, Priority, Status
 
@@ -17,7 +17,7 @@ _measures, _webhooks = TypeAdapter(dict[str, Measures]), TypeAdapter(WebhookTarg
 
 
 def cell_record(row: Any) -> CellRecord:
-    """The cell in a row of `sweep_queries.cells`."""
+    """The cell in a row of `queries.cells`."""
     status = Status(row.status)
     return CellRecord(
         number=row.number,
@@ -32,7 +32,7 @@ def cell_record(row: Any) -> CellRecord:
 
 
 def cell_image(row: Any) -> CellImage:
-    """The image in a row of `sweep_queries.images`."""
+    """The image in a row of `queries.images`."""
     return CellImage(
         row.number,
         Place(*row.place),

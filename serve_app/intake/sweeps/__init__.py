@@ -1,0 +1,1 @@
+"""Sweeps: grids of requests, and what comes out of them."""

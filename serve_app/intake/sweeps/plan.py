@@ -1,0 +1,125 @@
+"""From a sweep to the plans of its cells: all checks of all cells are made here, and nothing is committed."""
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from serve_app.adapters.lora_root import LoraRoot
+from serve_app.concurrency import background
+from serve_app.errors import LoraNotFound, TrainingJobNotFound
+from serve_app.intake.admission.admission import Admission, Admitted, ControlFile, gather_all
+from serve_app.intake.admission.parts import NO_PARTS
+from serve_app.intake.admission.plan import PlannedEdit
+from serve_app.intake.resources import Resources
+from serve_app.intake.sweeps import axes as sweep_axes
+from serve_app.intake.sweeps.axes import Files
+from serve_app.intake.tenants import Caller
+from serve_app.jobs.sweeps.records import Axes, NewCell, SweepDefinition
+from serve_app.policy.sweep_order import Place, places
+from serve_app.schemas.requests import InferenceRequest
+from serve_app.schemas.sweeps import CheckpointRange, SweepAxes
+from serve_app.storage import artifact_keys
+from serve_app.training.folders import TrainingFolders
+
+# What the cells that are admitted together share: the indices of checkpoint, profile and quality.
+Group = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class PlannedSweep:
+    """What a sweep would do. `definition` and `cells` are complete; `new_seconds` is the predicted time of GPUs (s)."""
+
+    definition: SweepDefinition
+    cells: tuple[NewCell, ...]
+    new_seconds: float | None
+
+
+def group_of(place: Place) -> Group:
+    return place.checkpoint, place.profile, place.quality
+
+
+class SweepPlanner:
+    """Plans sweeps and their extensions."""
+
+    def __init__(self, resources: Resources, admission: Admission, lora_root: LoraRoot) -> None:
+        self._admission = admission
+        self._lora_root = lora_root
+        self._training = TrainingFolders(lora_root)
+        self._image_memory = resources.image_memory
+        self._store = resources.store
+        self._artifacts = resources.artifacts
+
+    async def files(self, axes: SweepAxes) -> Files:
+        """What patterns and training jobs among the checkpoints stand for. Raises LoraNotFound and StorageFailed."""
+        values = axes.checkpoints or []
+        names = {value.training_job for value in values if isinstance(value, CheckpointRange)}
+        paths = []
+        if any(isinstance(value, str) and sweep_axes.is_pattern(value) for value in values):
+            paths = [file.path for file in await self._lora_root.in_thread(self._lora_root.files)]
+        try:
+            jobs = {name: await self._lora_root.in_thread(partial(self._training.job, name)) for name in sorted(names)}
+        except TrainingJobNotFound as error:
+            raise LoraNotFound(error.message, error.details) from error
+        return Files(paths, jobs)
+
+    async def plan(
+        self, base: InferenceRequest, axes: Axes, caller: Caller, known: Collection[Place] = ()
+    ) -> PlannedSweep:
+        """Make all checks of all cells, fetch and store what they need, and plan those that are not `known`."""
+        new = [place for place in places(axes.lengths) if place not in known]
+        # A checkpoint whose cells are all known may have been deleted since.
+        needed = {group_of(place) for place in new}
+        groups = {group: each for group, each in sweep_axes.requests_of(base, axes) if group in needed or not needed}
+        has_lora = any(path is not None for path in axes.checkpoints)
+        for request in groups.values():
+            await self._admission.check(request, len(request.prompts), needs_lora=not has_lora)
+        admitted: dict[Group, Admitted] = {}
+        with self._image_memory.hold(caller.tenant) as hold:
+            # All groups have the same prompts, and so the same control images.
+            images = await self._admission.control_files(next(iter(groups.values())), NO_PARTS, caller, hold)
+            for group, request in groups.items():
+                admitted[group] = await self._admission.admit_with(request, images, NO_PARTS, caller)
+            await self._keep(images)
+        cells = await asyncio.to_thread(self._planned_cells, new, axes, admitted)
+        digests = {name: file.sha256 for name, file in images.items()}
+        body, kept = sweep_axes.stored(base, axes, digests)
+        first = next(iter(admitted.values()))
+        notes = list(dict.fromkeys(note for each in admitted.values() for note in each.notes))
+        speed = await self._store.sweeps.speed(base.model)
+        seconds = round(sum(cell.work for cell in cells) / speed, 1) if speed else None
+        return PlannedSweep(SweepDefinition(body, kept, notes, first.ignored), cells, seconds)
+
+    async def _keep(self, images: Mapping[str, ControlFile]) -> None:
+        """Store the control images. Their bytes are free afterwards."""
+        await gather_all(
+            background.shielded(
+                asyncio.to_thread(self._artifacts.put_missing, artifact_keys.control_image(file.sha256), file.data)
+            )
+            for file in images.values()
+            if file.data is not None
+        )
+
+    def _planned_cells(
+        self, new: Sequence[Place], axes: Axes, admitted: Mapping[Group, Admitted]
+    ) -> tuple[NewCell, ...]:
+        cells = []
+        for place in new:
+            group = admitted[group_of(place)]
+            index = (place.prompt * len(axes.control_images) + place.control_image) * len(axes.seeds) + place.seed
+            cells.append(self._cell(place, axes, group, group.edits[index]))
+        return tuple(cells)
+
+    def _cell(self, place: Place, axes: Axes, admitted: Admitted, edit: PlannedEdit) -> NewCell:
+        """The cell at a place, whose plan is that of the same request sent alone."""
+        if place.multiplier is not None:
+            first, *others = edit.plan.adapters
+            adapters = (replace(first, scale=axes.multipliers[place.multiplier]), *others)
+            edit = replace(edit, plan=replace(edit.plan, adapters=adapters))
+        sizes = {file.sha256: file.size_bytes for file in admitted.control_files.values()}
+        files = {artifact_keys.control_image(sha256): sizes[sha256] for sha256 in edit.plan.control_images}
+        for use in edit.plan.adapters:
+            key = self._artifacts.key_of(use.url)
+            if key is not None and use.receipt is not None:
+                files[key] = use.receipt.size_bytes
+        return NewCell(place, edit.plan, self._admission.work(admitted, edit), files)
