@@ -29,6 +29,7 @@ ServiceError
 │   ├── NotFound                    NOT_FOUND, 404
 │   ├── MethodNotAllowed            METHOD_NOT_ALLOWED, 405
 │   ├── Unauthorized                UNAUTHORIZED, 401
+│   ├── InsufficientScope           INSUFFICIENT_SCOPE, 403
 │   ├── HistoryUnavailable          HISTORY_UNAVAILABLE, 403
 │   ├── RequestNotFound             REQUEST_NOT_FOUND, 404
 │   ├── ImageNotFound               IMAGE_NOT_FOUND, 404
@@ -233,6 +234,13 @@ class PreviewNotReady(RequestError):
 class Unauthorized(RequestError):
     code = "UNAUTHORIZED"
     status = 401
+
+
+class InsufficientScope(RequestError):
+    """The key is known, but not good for this."""
+
+    code = "INSUFFICIENT_SCOPE"
+    status = 403
 
 
 class HistoryUnavailable(RequestError):

@@ -187,9 +187,7 @@ class LoraRoot:
                 ) from error
             info = {"type": "nothing"}
         if info["type"] != "file":
-            raise LoraNotFound(
-                f"there is no LoRA file {path!r} under the LoRA root; GET /v1/loras lists them", {"lora_path": path}
-            )
+            raise LoraNotFound(no_lora_file(path), {"lora_path": path})
         return self._stored(path, info)
 
     def _stored(self, path: str, info: Mapping[str, Any]) -> StoredFile:
@@ -225,6 +223,11 @@ class LoraRoot:
             return open_regular(Path(path))
         opened: BinaryIO = filesystem.open(path, "rb", block_size=BEGINNING_BYTES)
         return opened
+
+
+def no_lora_file(path: str) -> str:
+    """What a client reads about a LoRA that is not there, or not there for it."""
+    return f"there is no LoRA file {path!r} under the LoRA root; GET /v1/loras lists them"
 
 
 def _walk(folder: str, depth: int) -> Iterator[str]:

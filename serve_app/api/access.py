@@ -1,4 +1,4 @@
-"""Who may reach a route: checks of the Host header, and of the caller's API key or the token of a signed URL.
+"""Who may reach a route: checks of the Host header, and of the caller's API key with its scopes, or of a signed URL.
 
 Both look only at a request's head, before anything of its body is read.
 """
@@ -13,8 +13,9 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.api.routes import docs
+from serve_app.api.scopes import required_scope
 from serve_app.config import is_loopback
-from serve_app.errors import HostNotAllowed, ImageNotFound, RequestNotFound
+from serve_app.errors import HostNotAllowed, ImageNotFound, InsufficientScope, RequestNotFound
 from serve_app.intake.signed_urls import PARAMETER, SignedUrls
 from serve_app.intake.tenants import Caller
 
@@ -56,7 +57,7 @@ class CheckHost:
 
 
 class Authenticate:
-    """Puts the Caller into the request's state, where routes read it. Raises Unauthorized.
+    """Puts the Caller into the request's state, where routes read it. Raises Unauthorized and InsufficientScope.
 
     The caller is found by a key in the headers, or for `GET` of an image by the token of a signed URL.
     """
@@ -91,7 +92,14 @@ class Authenticate:
 
     def _caller_by_key(self, scope: Scope) -> Caller:
         headers = Headers(scope=scope)
-        return self._caller_of(headers.get("authorization"), headers.get("x-api-key"))
+        caller = self._caller_of(headers.get("authorization"), headers.get("x-api-key"))
+        needed = required_scope(scope)
+        if needed is not None and needed not in caller.scopes:
+            raise InsufficientScope(
+                f"this API key may not do this: it lacks the scope {str(needed)!r}; use a key that has it",
+                {"needed": needed, "scopes": sorted(caller.scopes)},
+            )
+        return caller
 
     def _caller_by_token(self, scope: Scope) -> Caller | None:
         """The caller of a signed URL. It may see nothing but the image at this path."""

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -75,13 +76,14 @@ def create_app(service: Service) -> FastAPI:
         # A redirect would contain the Host header that the client sent.
         redirect_slashes=False,
     )
-    # Errors find the shape of their group among these: see `error_shapes`.
     groups = (probes, models, inference, uploads, images, requests, sweeps, training, operation)
-    app.state.routers = [docs.router(app.title), *(routes.router(service) for routes in groups)]
+    routers = [docs.router(app.title), *(routes.router(service) for routes in groups)]
     if service.config.playground:
-        app.state.routers.append(playground.router())
-    for router in app.state.routers:
+        routers.append(playground.router())
+    for router in routers:
         app.include_router(router)
+    # Middleware finds the route of a request among these: see `routes_at`.
+    app.state.all_routes = [context.original_route for context in iter_route_contexts(app.routes)]
     app.add_exception_handler(RequestValidationError, answer_faults)
     app.add_exception_handler(HTTPException, answer_http_error)
     _add_middleware(app, service)

@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel
 from starlette._utils import get_route_path
-from starlette.routing import Match
 from starlette.types import Scope
 
 from serve_app import errors
+from serve_app.api.scopes import routes_at
 from serve_app.errors import ErrorDescription
 from serve_app.intake.openai.images import parameter_of
 from serve_app.schemas.errors import ErrorBody, ShapeErrors
@@ -98,12 +98,7 @@ def shape_of(scope: Scope) -> ErrorShape:
 
     Middleware calls it too, before the route is known.
     """
-    app = scope.get("app")
-    if app is not None:
-        for router in app.state.routers:
-            for route in router.routes:
-                match, _ = route.matches(scope)
-                if match is not Match.NONE:
-                    shape: ErrorShape = getattr(route, "error_shape", CONTRACT)
-                    return shape
+    for route in routes_at(scope):
+        shape: ErrorShape = getattr(route, "error_shape", CONTRACT)
+        return shape
     return OPENAI if get_route_path(scope).startswith(OPENAI_PREFIX) else CONTRACT

@@ -129,7 +129,8 @@ def new(
     ] = False,
 ) -> None:
     """Makes a key and prints it. It is shown once and stored nowhere."""
-    from serve_app.intake.keys import MAX_TENANT_CHARS, new_entry
+    from serve_app.intake.callers.keys_file import MAX_TENANT_CHARS
+    from serve_app.intake.keys import new_entry
 
     if operator == (tenant is not None):
         raise typer.BadParameter("name either a TENANT or --operator")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
-from serve_app.adapters.lora_root import LoraRoot, StoredFile
+from serve_app.adapters.lora_root import LoraRoot, StoredFile, no_lora_file
 from serve_app.adapters.receipts import read_receipt
 from serve_app.config import AppConfig
 from serve_app.errors import (
@@ -17,6 +17,7 @@ from serve_app.errors import (
     LoraUnknown,
 )
 from serve_app.intake.admission.plan import divisor_of
+from serve_app.intake.tenants import Caller
 from serve_app.models.architecture import Architecture
 from serve_app.models.profile import PROFILES, TRAINER
 from serve_app.models.registry import MODELS, ModelSpec
@@ -51,15 +52,15 @@ class Catalogue:
         specs = (MODELS[model.id] for model in self._config.models)
         return [replace(spec, resolution_divisor=divisor_of(spec, profile)) for spec in specs]
 
-    async def loras(self, search: str, cursor: str, limit: int) -> LoraList:
-        """A page of the files under the LoRA root, by path, each with its receipt.
+    async def loras(self, search: str, cursor: str, limit: int, caller: Caller) -> LoraList:
+        """A page of the files under the LoRA root that the caller may use, by path, each with its receipt.
 
         `search` is looked for in the path, the trigger word and the kind, in any case; the page begins after the path
         `cursor`. Raises Overloaded, or StorageFailed if the root's store does not answer.
         """
         page: list[LoraInfo] = []
         for file in await self._root.in_thread(self._root.files):
-            if file.path <= cursor:
+            if file.path <= cursor or not caller.may_use_lora(file.path):
                 continue
             # One after the other, so that a page reads no more headers than it shows or searches.
             info = (await self._root.in_thread(partial(self.describe, file))).info
@@ -70,8 +71,10 @@ class Catalogue:
                 break
         return LoraList(loras=page[:limit], next_cursor=page[limit - 1].path if len(page) > limit else None)
 
-    async def lora(self, path: str) -> LoraInfo:
+    async def lora(self, path: str, caller: Caller) -> LoraInfo:
         """One file under the LoRA root. Raises LoraUnknown, or LoraDownloadFailed if its store does not answer."""
+        if not caller.may_use_lora(path):
+            raise LoraUnknown(no_lora_file(path), {"lora_path": path})
         try:
             file = await self._root.in_thread(partial(self._root.find, path))
         except (LoraNotFound, LoraPathForbidden) as error:

@@ -107,7 +107,10 @@ class KnownPreset:
         return _set_fields(self.template, REQUEST_FIELDS) | _set_fields(prompt, PROMPT_FIELDS)
 
     def is_visible_to(self, caller: Caller) -> bool:
-        """Whether the caller may use it. An operator may use all."""
+        """Whether the caller may use it, and all its LoRAs. An operator may use all."""
+        paths = [lora.path for lora in self.template.loras] if self.template else []
+        if caller.allowed is not None and not caller.allowed.preset(self.name, paths):
+            return False
         if caller.is_operator or self.tenants == ():
             return True
         return self.tenants is not None and caller.tenant in self.tenants

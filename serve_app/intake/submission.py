@@ -118,7 +118,7 @@ class Submissions:
         """
         filled = self._presets.apply(request, caller)
         with blaming_preset(request):
-            await self._admission.check(filled, self._max_images(caller))
+            await self._admission.check(filled, self._max_images(caller), caller)
             async with discarding_new_files(self._artifacts, self._sweeper):
                 with self._image_memory.hold(caller.tenant) as hold:
                     admitted = await self._admission.admit(filled, parts, caller, hold)
@@ -162,7 +162,7 @@ class Submissions:
     async def _accept_new(self, submission: Submission) -> RequestRecord:
         """The committed request. Its preset is applied."""
         request, caller = submission.request, submission.caller
-        await self._admission.check(request, self._max_images(caller))
+        await self._admission.check(request, self._max_images(caller), caller)
         # A full queue is reported before anything is fetched or stored.
         await self._store.requests.refuse_when_full(caller.tenant, len(request.prompts), caller.limits.max_queued)
         async with discarding_new_files(self._artifacts, self._sweeper) as new_files:

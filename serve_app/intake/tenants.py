@@ -4,9 +4,25 @@ A new limit is a field of `TenantLimits`, a key in `config/jobs.py` (and in `con
 place), and a check in `intake/submission.py` or `jobs/requests.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 from serve_app.config import IngressSettings, JobsConfig
+from serve_app.intake.callers.allowed import Allowed
+
+
+class Scope(StrEnum):
+    """What a key is good for. `api/scopes.py` says which routes need which."""
+
+    # Send requests, sweeps and uploads, and cancel them.
+    SUBMIT = "submit"
+    # See what may be named in requests, and what became of requests.
+    READ = "read"
+    # Delete for good.
+    OPERATE = "operate"
+
+
+ALL_SCOPES = frozenset(Scope)
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,9 @@ class Caller:
 
     An operator sees every tenant's requests; its own belong to the tenant "", as all requests do without API keys.
     Whoever has a key sees the history of its tenant; without API keys, `sees_history` says who does.
+
+    `allowed` is what the tenant may use; None for everything. `key_id` is the beginning of the hash of the key (hex),
+    for logs.
     """
 
     tenant: str = ""
@@ -44,8 +63,18 @@ class Caller:
     has_key: bool = False
     sees_history: bool = False
     limits: TenantLimits = NO_LIMITS
+    scopes: frozenset[Scope] = ALL_SCOPES
+    allowed: Allowed | None = None
+    key_id: str = field(default="", compare=False)
 
     @property
     def may_list(self) -> bool:
         """Whether the caller sees a history: its own, or for an operator that of all."""
         return self.has_key or self.sees_history
+
+    def may_use_lora(self, path: str) -> bool:
+        """Whether a request of the caller may use the LoRA that it names so: a path below the LoRA root, or a URL."""
+        return self.allowed is None or self.allowed.lora(path)
+
+    def may_see_training_job(self, name: str) -> bool:
+        return self.allowed is None or self.allowed.training_job(name)

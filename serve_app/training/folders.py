@@ -96,6 +96,13 @@ class TrainingJob:
         return {image.number: image for image in self.sample_images if image.step == step}
 
 
+def no_training_job(name: str) -> TrainingJobNotFound:
+    """The error for a training job that is not there, or not there for this caller."""
+    shown = name[:MAX_NAME_CHARS]
+    text = f"there is no training job {shown!r} below the LoRA root; GET /v1/training-jobs lists them"
+    return TrainingJobNotFound(text, {"training_job": shown})
+
+
 class TrainingFolders:
     """The training jobs below the LoRA root. Every method blocks."""
 
@@ -125,11 +132,7 @@ class TrainingFolders:
         found = next((each for each in _folders(self._listing(name)) if each.name == name), None)
         job = None if found is None else _job(found, *self._settings(found.config))
         if job is None:
-            raise TrainingJobNotFound(
-                f"there is no training job {name[:MAX_NAME_CHARS]!r} below the LoRA root; GET /v1/training-jobs lists "
-                "them",
-                {"training_job": name[:MAX_NAME_CHARS]},
-            )
+            raise no_training_job(name)
         return job
 
     def _listing(self, name: str) -> list[Listed]:

@@ -59,7 +59,7 @@ def application(config, tmp_path) -> Application:
     changes = {"auth": {"keys_file": str(keys)}, "max_body_bytes": 1000}
     application = Application(type(config).model_validate(config.model_dump() | changes))
     router = other_routes()
-    application.app.state.routers.append(router)
+    application.app.state.all_routes += router.routes
     application.app.include_router(router)
     return application
 

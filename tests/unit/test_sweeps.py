@@ -1,6 +1,5 @@
 """Sweeps over the application in this process: what is made, in which order, and what is refused."""
 
-import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from starlette.testclient import TestClient
 from serve_app.config import AuthConfig
 from serve_app.errors import EditError
 from serve_app.intake.keys import new_key
-from serve_app.intake.sweeps.axes import _regex
+from serve_app.policy.path_patterns import compiled
 from tests.conformity import events
 from tests.unit.conftest import LORA, SHARES_AN_APPLICATION, Application, safetensors_bytes
 from tests.unit.serving import wait_until
@@ -137,7 +136,7 @@ def test_checkpoints_of_a_training_job(client, config, make_body):
     ],
 )
 def test_patterns_of_paths(pattern, path, fits):
-    assert bool(re.fullmatch(_regex(pattern), path)) == fits
+    assert bool(compiled(pattern).fullmatch(path)) == fits
 
 
 @pytest.mark.parametrize(

@@ -37,18 +37,21 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/loras", responses=error_docs(Overloaded, StorageFailed))
     async def loras(
+        caller: CallerOfRequest,
         search: Annotated[
             Url, Query(description="A text in the path, the trigger word or the kind, in any case.")
         ] = "",
         cursor: Cursor = "",
         limit: Limit = DEFAULT_PAGE,
     ) -> LoraList:
-        """The files under the LoRA root with what their headers say."""
-        return await service.catalogue.loras(search, cursor, limit)
+        """The files under the LoRA root that the caller may use, with what their headers say."""
+        return await service.catalogue.loras(search, cursor, limit, caller)
 
     @routes.get("/v1/loras/{path:path}", responses=error_docs(LoraUnknown, LoraDownloadFailed, Overloaded))
-    async def lora(path: Annotated[Text, Path(description="The path below the LoRA root.")]) -> LoraInfo:
+    async def lora(
+        path: Annotated[Text, Path(description="The path below the LoRA root.")], caller: CallerOfRequest
+    ) -> LoraInfo:
         """One file under the LoRA root."""
-        return await service.catalogue.lora(path)
+        return await service.catalogue.lora(path, caller)
 
     return routes

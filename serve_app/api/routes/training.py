@@ -22,6 +22,7 @@ from serve_app.schemas.training import (
     TrainingJobInfo,
     TrainingJobList,
 )
+from serve_app.training.folders import no_training_job
 
 OF_ROOT = (errors.Overloaded, errors.StorageFailed)
 OF_JOB = (errors.TrainingJobNotFound, errors.LoraDownloadFailed, *OF_ROOT)
@@ -38,8 +39,15 @@ JobNamePath = Annotated[
 ]
 
 
+def check_job(request: Request, caller: CallerOfRequest) -> None:
+    """A dependency: raise TrainingJobNotFound if the path names a training job that the caller does not see."""
+    name = request.path_params.get("name")
+    if name is not None and not caller.may_see_training_job(name):
+        raise no_training_job(name)
+
+
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(tags=["training"], dependencies=KEYS_IN_DOCS)
+    routes = APIRouter(tags=["training"], dependencies=[*KEYS_IN_DOCS, Depends(check_job)])
     # Names have slashes: the longer paths come first.
     _add_images(routes, service)
     _add_previews(routes, service)
@@ -113,12 +121,13 @@ def _add_jobs(routes: APIRouter, service: Service) -> None:
     @routes.get("/v1/training-jobs", responses=error_docs(*OF_ROOT))
     async def training_jobs(
         links: Annotated[Links, LinksOfRequest],
+        caller: CallerOfRequest,
         search: Annotated[Url, Query(description="A text in the name or the trigger word, in any case.")] = "",
         cursor: Cursor = "",
         limit: Limit = DEFAULT_PAGE,
     ) -> TrainingJobList:
-        """The training jobs below the LoRA root: folders that ai-toolkit wrote, or still writes."""
-        return await service.training_jobs.jobs(search, cursor, limit, links.base_url)
+        """The training jobs that the caller sees: folders below the LoRA root that ai-toolkit wrote or still writes."""
+        return await service.training_jobs.jobs(search, cursor, limit, links.base_url, caller)
 
     @routes.get("/v1/training-jobs/{name:path}", responses=error_docs(*OF_JOB))
     async def training_job(name: JobNamePath, links: Annotated[Links, LinksOfRequest]) -> TrainingJobInfo:

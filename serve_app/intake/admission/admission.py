@@ -67,15 +67,19 @@ class Admission:
         """The ids of the served models."""
         return self._architectures.keys()
 
-    async def check(self, request: InferenceRequest, max_images: int, *, needs_lora: bool = True) -> None:
+    async def check(
+        self, request: InferenceRequest, max_images: int, caller: Caller, *, needs_lora: bool = True
+    ) -> None:
         """Make the checks that fetch and store nothing, in the contract's order. Raises RequestError or Overloaded.
 
-        A request may have `max_images` prompts. Without `needs_lora` it may have no LoRA, whatever the config says.
+        A request may have `max_images` prompts, and only LoRAs that the caller may use. Without `needs_lora` it may
+        have no LoRA, whatever the config says.
         """
         spec = checks.find_model(request, self._config)
         if request.loras or needs_lora:
             checks.check_loras(request, spec, self._config)
         await self._sources.check([lora.path for lora in request.loras])
+        checks.check_allowed(request, caller)
         checks.check_control_images(request, spec)
         checks.check_quality(request)
         checks.check_amount(request, max_images)
@@ -108,6 +112,7 @@ class Admission:
     ) -> "Admitted":
         """`admit` a request whose control images are here, by the strings that name them."""
         spec, prompts = MODELS[request.model], self._prompts[request.model]
+        checks.check_allowed(request, caller)
         checks.check_parameters(request, spec, self._config)
         if request.webhook_url is not None:
             check_webhook(request.webhook_url, self._config.webhooks)

@@ -4,11 +4,15 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
+from serve_app.adapters.lora_root import no_lora_file
+from serve_app.adapters.urls import is_url
 from serve_app.config import AUTO, AppConfig, Quality
 from serve_app.errors import (
     ControlImageRequired,
     InvalidParameter,
     LoraFileRequired,
+    LoraNotFound,
+    LoraPathForbidden,
     ModelNotFound,
     MoeFormatNotSupported,
     QualityUnavailable,
@@ -19,8 +23,10 @@ from serve_app.errors import (
 from serve_app.images.sizes import INPUT_SIZE
 from serve_app.intake.admission.plan import TRIGGER, PlannedEdit, fill_trigger
 from serve_app.intake.admission.stored_images import is_stored
+from serve_app.intake.tenants import Caller
 from serve_app.models.prompt_tokens import PromptTokens, max_text_tokens
 from serve_app.models.registry import MODELS, ModelSpec
+from serve_app.models.repeat_request import without_url_secrets
 from serve_app.schemas.requests import InferenceRequest, Lora, Prompt
 from serve_app.tasks import MAX_TRIGGER_CHARS
 
@@ -61,6 +67,19 @@ def check_loras(request: InferenceRequest, spec: ModelSpec, config: AppConfig) -
         if limit == 1:
             raise SingleLoraOnly(f"{len(paths)} LoRAs were sent; this service takes one per request", details)
         raise TooManyLoras(f"{len(paths)} LoRAs were sent; this service takes at most {limit} per request", details)
+
+
+def check_allowed(request: InferenceRequest, caller: Caller) -> None:
+    """Raise LoraNotFound or LoraPathForbidden for the first LoRA that the caller's tenant may not use."""
+    for lora in request.loras:
+        if caller.may_use_lora(lora.path):
+            continue
+        if not is_url(lora.path):
+            raise LoraNotFound(no_lora_file(lora.path), {"lora_path": lora.path})
+        name = without_url_secrets(lora.path)
+        raise LoraPathForbidden(
+            f"your API key may not use the LoRA at {name!r}; ask your operator to allow it", {"lora_path": name}
+        )
 
 
 def check_amount(request: InferenceRequest, max_images: int) -> None:

@@ -1,6 +1,5 @@
 """The axes of a sweep: what a client sends becomes the values of each axis, and the requests of their cells."""
 
-import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from serve_app.errors import InvalidParameter, LoraNotFound
 from serve_app.intake.admission.plan import DEFAULT_SEED
 from serve_app.jobs.sweeps.records import Axes
 from serve_app.models.repeat_request import STORED_IMAGE, without_url_secrets
+from serve_app.policy.path_patterns import WILDCARDS, compiled
 from serve_app.policy.sweep_order import Lengths
 from serve_app.schemas.requests import InferenceRequest, Lora, Prompt
 from serve_app.schemas.sweeps import CheckpointRange, SweepAxes
@@ -21,12 +21,6 @@ from serve_app.training.folders import TrainingJob
 
 T = TypeVar("T")
 
-# Characters that make a path a pattern.
-WILDCARDS = frozenset("*?[")
-# The parts of a pattern. `[a-c]` is one of these characters, `[!a-c]` any other.
-WILDCARD = re.compile(r"(\*\*/|\*+|\?|\[!?[^]]+\])")
-WILDCARD_MEANINGS = {"**/": "(?:[^/]+/)*", "*": "[^/]*", "**": ".*", "?": "[^/]"}
-CHARACTERS = re.compile(r"\[!?[^]]+\]")
 IMAGE_FIELDS = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
 
 
@@ -68,25 +62,13 @@ def files_of(value: str | CheckpointRange, files: Files) -> list[str]:
         return found
     if not is_pattern(value) or value in files.paths:
         return [value]
-    pattern = re.compile(_regex(value))
+    pattern = compiled(value)
     found = sorted((path for path in files.paths if pattern.fullmatch(path)), key=by_step)
     if not found:
         raise LoraNotFound(
             f"no file below the LoRA root fits the pattern {value!r}; GET /v1/loras lists them", {"lora_path": value}
         )
     return found
-
-
-def _regex(pattern: str) -> str:
-    """A regular expression for a pattern of paths: `*` stays within a folder, `**/` is any number of folders."""
-    return "".join(WILDCARD_MEANINGS.get(part) or _class_or_text(part) for part in WILDCARD.split(pattern))
-
-
-def _class_or_text(part: str) -> str:
-    if not CHARACTERS.fullmatch(part):
-        return re.escape(part)
-    negated = part.startswith("[!")
-    return f"[{'^/' if negated else ''}{re.escape(part[2 if negated else 1 : -1]).replace(chr(92) + '-', '-')}]"
 
 
 def lengths_of(sent: SweepAxes) -> Lengths:

@@ -20,7 +20,7 @@ from serve_app.policy.sweep_order import Place, places
 from serve_app.schemas.requests import InferenceRequest
 from serve_app.schemas.sweeps import CheckpointRange, SweepAxes
 from serve_app.storage import artifact_keys
-from serve_app.training.folders import TrainingFolders
+from serve_app.training.folders import TrainingFolders, no_training_job
 
 # What the cells that are admitted together share: the indices of checkpoint, profile and quality.
 Group = tuple[int, int, int]
@@ -50,14 +50,20 @@ class SweepPlanner:
         self._store = resources.store
         self._artifacts = resources.artifacts
 
-    async def files(self, axes: SweepAxes) -> Files:
-        """What patterns and training jobs among the checkpoints stand for. Raises LoraNotFound and StorageFailed."""
+    async def files(self, axes: SweepAxes, caller: Caller) -> Files:
+        """What patterns and training jobs among the checkpoints stand for, of what the caller may use.
+
+        Raises LoraNotFound and StorageFailed.
+        """
         values = axes.checkpoints or []
         names = {value.training_job for value in values if isinstance(value, CheckpointRange)}
         paths = []
         if any(isinstance(value, str) and sweep_axes.is_pattern(value) for value in values):
-            paths = [file.path for file in await self._lora_root.in_thread(self._lora_root.files)]
+            files = await self._lora_root.in_thread(self._lora_root.files)
+            paths = [file.path for file in files if caller.may_use_lora(file.path)]
         try:
+            if unseen := [name for name in sorted(names) if not caller.may_see_training_job(name)]:
+                raise no_training_job(unseen[0])
             jobs = {name: await self._lora_root.in_thread(partial(self._training.job, name)) for name in sorted(names)}
         except TrainingJobNotFound as error:
             raise LoraNotFound(error.message, error.details) from error
@@ -73,7 +79,7 @@ class SweepPlanner:
         groups = {group: each for group, each in sweep_axes.requests_of(base, axes) if group in needed or not needed}
         has_lora = any(path is not None for path in axes.checkpoints)
         for request in groups.values():
-            await self._admission.check(request, len(request.prompts), needs_lora=not has_lora)
+            await self._admission.check(request, len(request.prompts), caller, needs_lora=not has_lora)
         admitted: dict[Group, Admitted] = {}
         with self._image_memory.hold(caller.tenant) as hold:
             # All groups have the same prompts, and so the same control images.

@@ -90,7 +90,7 @@ class Sweeps:
             base = with_defaults(self._presets.apply(base, caller))
             limit = self._limit(sent.max_cells)
             sweep_axes.check_cells(sweep_axes.lengths_of(_with_base(sent.axes, base)).cells, limit)
-            axes = sweep_axes.axes_of(base, sent.axes, await self._planner.files(sent.axes))
+            axes = sweep_axes.axes_of(base, sent.axes, await self._planner.files(sent.axes, caller))
             sweep_axes.check_cells(axes.lengths.cells, limit)
             for tries in range(1, MAX_TRIES + 1):
                 try:
@@ -138,7 +138,7 @@ class Sweeps:
 
         Raises SweepNotFound, SweepPurged, RequestError, Overloaded, StoreUnavailable and StorageFailed.
         """
-        files = await self._planner.files(sent.axes)
+        files = await self._planner.files(sent.axes, caller)
         for tries in range(1, MAX_TRIES + 1):
             old = await self.get(sweep_id, caller)
             try:

@@ -10,6 +10,7 @@ from serve_app.config import AppConfig
 from serve_app.errors import ControlImageInvalid, SampleNotFound
 from serve_app.images.comparison import thumbnail
 from serve_app.images.decode import decode
+from serve_app.intake.tenants import Caller
 from serve_app.intake.training.files import TrainingFiles, Weights, not_read, profile_of
 from serve_app.models.registry import MODELS
 from serve_app.schemas.training import (
@@ -42,12 +43,12 @@ class TrainingJobs:
         self._files = files
         self._thumbnail = lru_cache(KNOWN_THUMBNAILS)(self._make_thumbnail)
 
-    async def jobs(self, search: str, cursor: str, limit: int, base_url: str) -> TrainingJobList:
-        """A page of the jobs below the LoRA root, by name, after the name `cursor`.
+    async def jobs(self, search: str, cursor: str, limit: int, base_url: str, caller: Caller) -> TrainingJobList:
+        """A page of the jobs below the LoRA root that the caller sees, by name, after the name `cursor`.
 
         `search` is looked for in the name and the trigger word, in any case. Raises Overloaded or StorageFailed.
         """
-        return await self._files.in_thread(partial(self._page, search.lower(), cursor, limit, base_url))
+        return await self._files.in_thread(partial(self._page, search.lower(), cursor, limit, base_url, caller))
 
     async def job(self, name: str, base_url: str) -> TrainingJobInfo:
         """One job. Raises TrainingJobNotFound, Overloaded or StorageFailed."""
@@ -60,8 +61,9 @@ class TrainingJobs:
         """
         return await self._files.in_thread(partial(self._image, name, file, small))
 
-    def _page(self, search: str, cursor: str, limit: int, base_url: str) -> TrainingJobList:
-        matching = (job for job in self._files.folders.jobs(cursor) if _matches(job, search))
+    def _page(self, search: str, cursor: str, limit: int, base_url: str, caller: Caller) -> TrainingJobList:
+        visible = (job for job in self._files.folders.jobs(cursor) if caller.may_see_training_job(job.name))
+        matching = (job for job in visible if _matches(job, search))
         # One more, to know whether there is another page.
         found = list(islice(matching, limit + 1))
         page = found[:limit]

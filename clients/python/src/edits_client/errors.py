@@ -308,6 +308,12 @@ class Unauthorized(ApiError):
     code = "UNAUTHORIZED"
 
 
+class InsufficientScope(ApiError):
+    """The API key is not good for this call: `details` has the scope that it needs."""
+
+    code = "INSUFFICIENT_SCOPE"
+
+
 class HistoryUnavailable(ApiError):
     """Without API keys there is no history."""
 
