@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from serve_app.config import AppConfig
 from tests.browser.painting import PaintingEditors
-from tests.browser.visit import PATIENCE_MS, Visit, visiting
+from tests.browser.visit import CHROMIUM_OPTIONS, Visit, visiting
 from tests.programs import chromium
 
 # Fixtures, which pytest finds in this module.
@@ -23,10 +23,6 @@ from tests.unit.conftest import (  # noqa: F401
     shared_config,
 )
 from tests.unit.serving import Served, serving
-
-# A container has no user namespaces for Chromium's sandbox, and a small /dev/shm. These pages are our own.
-CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="package")

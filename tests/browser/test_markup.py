@@ -66,7 +66,8 @@ def test_path_trigger_word_and_trainer_of_a_lora(visit: Visit, write_tricky_lora
     write_tricky_lora()
     page = visit.open()
     assert_is_text(page, NAME)
-    assert_is_text(page, "trigger")
+    # The trigger word and the trainer.
+    assert_is_text(page, f"trigger “{MARKUP}”")
     page.locator(".lora-option", has_text=NAME).click()
     assert_is_text(page, NAME)
     page.get_by_label("Prompt", exact=True).fill(f"[trigger] {MARKUP}")

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect
 
 from tests.programs import JAVASCRIPT, missing
 
+# A container has no user namespaces for Chromium's sandbox, and a small /dev/shm. These pages are our own.
+CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 # How long a test waits for what must come (ms).
 PATIENCE_MS = 30_000
+expect.set_options(timeout=PATIENCE_MS)
 # Of axe-core's findings, those that keep somebody from using the page.
 SERIOUS = ("serious", "critical")
 VIOLATION = "violates its Content-Security-Policy"

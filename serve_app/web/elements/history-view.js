@@ -18,12 +18,17 @@ class HistoryView extends Element {
   #next = null;
   #problem = null;
   #isLoading = true;
+  #isListed = false;
   #models = [];
   #loras = [];
 
-  connected() {
-    this.#load();
-    this.#loadNames();
+  rendered() {
+    const isList = !this.path?.length;
+    if (isList && !this.#isListed) {
+      this.#load();
+      this.#loadNames();
+    }
+    this.#isListed = isList;
   }
 
   template() {
