@@ -311,3 +311,43 @@ def sweep_request(client, sweep_id, headers):
 
 def test_without_keys_sweeps_are_not_listed(client):
     assert client.get("/v1/sweeps").status_code == 403
+
+
+def test_sweep_goes_on_after_a_restart_and_makes_nothing_twice(config, make_body):
+    first, second = Application(config), Application(config)
+    first.editors.gate.clear()
+    with TestClient(first.app) as client:
+        sweep_id = started(client, sweep_body(make_body, seeds=list(range(6))))["sweep_id"]
+        wait_until(lambda: first.editors.tasks, 30)
+        before = {cell["cell"]: cell["request_id"] for cell in sweep(client, sweep_id)["grid"] if cell["request_id"]}
+    with TestClient(second.app) as client:
+        shown = ended(client, sweep_id)
+    assert (shown["status"], shown["counts"]["succeeded"]) == ("succeeded", 6)
+    assert {number: shown["grid"][number]["request_id"] for number in before} == before
+    # No edit of the first process was finished.
+    assert len({task.request_id for task in second.editors.tasks}) == len(second.editors.tasks) == 6
+
+
+def test_other_requests_find_room_next_to_a_sweep(config, make_body):
+    jobs = config.jobs.model_copy(update={"max_queued_per_tenant": 6})
+    application = Application(config.model_copy(update={"jobs": jobs}))
+    application.running = {model.id: 0 for model in config.models}
+    with TestClient(application.app) as client:
+        sweep_id = started(client, sweep_body(make_body, seeds=list(range(10))))["sweep_id"]
+        wait_until(lambda: sum(bool(cell["request_id"]) for cell in sweep(client, sweep_id)["grid"]) == 3, 30)
+        assert client.post("/v1/inference", json=make_body()).status_code == 200
+        application.running = {model.id: 1 for model in config.models}
+        assert ended(client, sweep_id)["status"] == "succeeded"
+    assert len(application.editors.tasks) == 11
+
+
+def test_requests_of_a_sweep_are_bulk(client, application, make_body, config):
+    application.editors.gate.clear()
+    sweep_id = started(client, sweep_body(make_body, seeds=list(range(5))))["sweep_id"]
+    wait_until(lambda: sweep(client, sweep_id)["grid"][4]["request_id"], 30)
+    urgent = client.post("/v1/inference", json=make_body()).json()["request_id"]
+    application.editors.gate.set()
+    ended(client, sweep_id)
+    order = [task.request_id for task in application.editors.tasks]
+    # It overtakes all but those that editors had already.
+    assert order.index(urgent) <= 2
