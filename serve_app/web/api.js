@@ -167,6 +167,25 @@ export const sweep = (id) => callJson(`v1/sweeps/${encodeURIComponent(id)}`);
 /** Change a sweep: `action` is `cancel` or `resume`. */
 export const changeSweep = (id, action) => callJson(`v1/sweeps/${encodeURIComponent(id)}/${action}`, { method: "POST" });
 
+/** A page of the training jobs whose name or trigger word has the text `search`. */
+export function trainingJobs(search = "", cursor = "") {
+  return callJson(`v1/training-jobs?${new URLSearchParams({ search, cursor })}`);
+}
+
+export const trainingJob = (name) => callJson(trainingPath(name));
+/** Make the previews of a step again. The same step makes nothing again. */
+export const makePreviews = (name, step) => callJson(`${trainingPath(name)}/previews`, { method: "POST", body: { step } });
+export const previewsOf = (name, id) => callJson(`${trainingPath(name)}/previews/${encodeURIComponent(id)}`);
+
+/** The file of an image that the trainer made, or a small JPEG of it. */
+export async function sampleImage(name, file, isSmall, signal) {
+  const query = isSmall ? "?thumbnail=true" : "";
+  return (await call(`${trainingPath(name)}/samples/${encodeURIComponent(file)}${query}`, { signal })).blob();
+}
+
+/** The path of a training job, whose name has slashes. */
+const trainingPath = (name) => `v1/training-jobs/${name.split("/").map(encodeURIComponent).join("/")}`;
+
 /** Store an image for later requests. */
 export function upload(blob, signal) {
   const headers = { "content-type": blob.type || "application/octet-stream" };

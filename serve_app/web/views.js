@@ -10,6 +10,7 @@ export const VIEWS = [
   { name: "compare", title: null, element: "compare-view", load: () => import("./elements/compare-view.js") },
   { name: "history", title: "History", element: "history-view", load: () => import("./elements/history-view.js") },
   { name: "sweeps", title: "Sweeps", element: "sweeps-view", load: () => import("./elements/sweeps-view.js") },
+  { name: "training", title: "Training", element: "training-view", load: () => import("./elements/training-view.js") },
   { name: "operation", title: "Operation", element: "operation-view", load: () => import("./elements/operation-view.js") },
 ];
 
