@@ -479,7 +479,7 @@ def test_previews_that_nobody_made_are_not_found(client, job, previews_id):
 def tenants(config: AppConfig, tmp_path: Path) -> Iterator[tuple[TestClient, dict, dict]]:
     (red, red_hash), (blue, blue_hash) = new_key(), new_key()
     file = tmp_path / "keys.yaml"
-    file.write_text(f"tenants: {{red: [{red_hash}], blue: [{blue_hash}]}}")
+    file.write_text(f"tenants: {{red: [{red_hash}], blue: {{keys: [{blue_hash}], allow: ['{JOB}/**']}}}}")
     application = Application(config.model_copy(update={"auth": AuthConfig(keys_file=str(file))}))
     with TestClient(application.app) as client:
         yield client, {"X-API-Key": red}, {"X-API-Key": blue}
@@ -491,6 +491,17 @@ def test_previews_belong_to_their_tenant(tenants, job):
     assert client.get(url, headers=red).status_code == 200
     assert client.get(url, headers=blue).json()["detail"]["error"]["code"] == "PREVIEWS_NOT_FOUND"
     assert client.get(URL).status_code == 401
+
+
+def test_tenant_has_no_control_images_of_other_folders(tenants, job, root):
+    client, red, blue = tenants
+    for key, found in ((red, "control/cat.png"), (blue, None)):
+        [image] = client.get(URL, headers=key).json()["samples"][0]["control_images"]
+        assert image["found"] == found
+    answer = client.post(f"{URL}/previews", json={"step": 250}, headers=blue)
+    assert answer.json()["detail"]["error"]["code"] == "CONTROL_IMAGE_REQUIRED"
+    (root / "control/cat.png").rename(job / "cat.png")
+    assert client.post(f"{URL}/previews", json={"step": 250}, headers=blue).status_code == 202
 
 
 def test_edit_plus_sees_ctrl_img_twice_only_in_training(config, root, job):

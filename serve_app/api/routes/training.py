@@ -130,6 +130,8 @@ def _add_jobs(routes: APIRouter, service: Service) -> None:
         return await service.training_jobs.jobs(search, cursor, limit, links.base_url, caller)
 
     @routes.get("/v1/training-jobs/{name:path}", responses=error_docs(*OF_JOB))
-    async def training_job(name: JobNamePath, links: Annotated[Links, LinksOfRequest]) -> TrainingJobInfo:
+    async def training_job(
+        name: JobNamePath, caller: CallerOfRequest, links: Annotated[Links, LinksOfRequest]
+    ) -> TrainingJobInfo:
         """One training job: its checkpoints, its sample images, and its sample settings as requests."""
-        return await service.training_jobs.job(name, links.base_url)
+        return await service.training_jobs.job(name, links.base_url, caller)

@@ -11,6 +11,7 @@ from serve_app.errors import LoraDownloadFailed, LoraNotFound, LoraPathForbidden
 from serve_app.images.comparison import is_whole
 from serve_app.intake.admission.admission import sha256_of
 from serve_app.intake.catalogue import Catalogue
+from serve_app.intake.tenants import Caller
 from serve_app.models.profile import profile_of_trainer
 from serve_app.schemas.training import WeightsFile
 from serve_app.training.file_names import step_of
@@ -95,14 +96,16 @@ class TrainingFiles:
         final = None if job.final is None else self.weights(job.final)
         return final if final is not None and final.info.step == step else None
 
-    def control_images(self, job: TrainingJob, paths: Sequence[str]) -> Mapping[str, StoredFile]:
+    def control_images(self, job: TrainingJob, paths: Sequence[str], caller: Caller) -> Mapping[str, StoredFile]:
         """The files below the LoRA root that paths on the training machine mean, those that were found.
 
-        Raises StorageFailed.
+        Files outside of the job's folder are found if the caller may use LoRAs that lie there. Raises StorageFailed.
         """
         if not paths:
             return {}
-        candidates = control_image_candidates(self._root.listing())
+        listing = self._root.listing()
+        visible = (each for each in listing if each.path.startswith(f"{job.name}/") or caller.may_use_lora(each.path))
+        candidates = control_image_candidates(visible)
         found = {}
         for path in paths:
             place = find_image(path, job.name, candidates)

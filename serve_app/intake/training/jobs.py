@@ -50,9 +50,9 @@ class TrainingJobs:
         """
         return await self._files.in_thread(partial(self._page, search.lower(), cursor, limit, base_url, caller))
 
-    async def job(self, name: str, base_url: str) -> TrainingJobInfo:
+    async def job(self, name: str, base_url: str, caller: Caller) -> TrainingJobInfo:
         """One job. Raises TrainingJobNotFound, Overloaded or StorageFailed."""
-        return await self._files.in_thread(partial(self._whole, name, base_url))
+        return await self._files.in_thread(partial(self._whole, name, base_url, caller))
 
     async def image(self, name: str, file: str, *, small: bool) -> tuple[bytes, str, str]:
         """A sample image, or with `small` its thumbnail: the file, its media type, and what changes with its content.
@@ -79,7 +79,7 @@ class TrainingJobs:
         weights = {each.path: paths.get(each.path) or not_read(each) for each in job.weights}
         return TrainingJobEntry(**self._fields(job, weights, newest, base_url))
 
-    def _whole(self, name: str, base_url: str) -> TrainingJobInfo:
+    def _whole(self, name: str, base_url: str, caller: Caller) -> TrainingJobInfo:
         job = self._files.folders.job(name)
         weights = {each.path: self._files.weights(each) for each in job.weights}
         usable = [each for each in weights.values() if each.is_usable]
@@ -87,7 +87,7 @@ class TrainingJobs:
         return TrainingJobInfo(
             **self._fields(job, weights, newest, base_url),
             sample_images=[image_info(job, image, base_url) for image in job.sample_images],
-            samples=self._samples(job, newest),
+            samples=self._samples(job, newest, caller),
         )
 
     def _fields(
@@ -108,9 +108,9 @@ class TrainingJobs:
             "problem": job.problem,
         }
 
-    def _samples(self, job: TrainingJob, newest: Weights | None) -> list[SampleInfo]:
+    def _samples(self, job: TrainingJob, newest: Weights | None, caller: Caller) -> list[SampleInfo]:
         named = sorted({path for sample in job.samples for path in self._paths(job, sample)})
-        found = self._files.control_images(job, named)
+        found = self._files.control_images(job, named, caller)
         return [self._sample(job, sample, newest, found) for sample in job.samples]
 
     def _sample(

@@ -141,7 +141,7 @@ class TrainingPreviews:
         sent = {path: named.get(path) or named.get(file_name(path)) for path in paths}
         images = {path: image for path, image in sent.items() if image}
         rest = [path for path in paths if path not in images]
-        found = await self._files.in_thread(partial(self._files.control_images, job, rest))
+        found = await self._files.in_thread(partial(self._files.control_images, job, rest, caller))
         if missing := [path for path in rest if path not in found]:
             raise ControlImageRequired(
                 f"these control images are not below the LoRA root: {', '.join(missing[:MAX_NAMED])}; upload them, and "
