@@ -14,7 +14,8 @@ export function stateOf(job) {
   if (job.status === "failed") return "Failed";
   if (job.status === "canceled") return "Canceled";
   if (job.stage && STAGES[job.stage]) return sentence(STAGES[job.stage]);
-  return job.steps ? `Step ${job.step} of ${job.steps}` : "Starting";
+  if (!job.steps) return "Starting";
+  return job.step ? `Step ${job.step} of ${job.steps}` : `0 of ${job.steps} steps`;
 }
 
 function queueText(position) {

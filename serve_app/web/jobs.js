@@ -16,6 +16,7 @@ import { keep, recall } from "./state.js";
  * @property {number} step
  * @property {number} steps
  * @property {string|null} stage
+ * @property {{step: number, at: number}|null} firstStep the first step that this page has seen, and when (ms)
  * @property {string|null} preview a data: URL
  * @property {object|null} output its image, as `outputs.images` has it
  * @property {object|null} record the effective record
@@ -51,7 +52,7 @@ export function resume() {
 }
 
 function newJob(known) {
-  const unknown = { position: null, eta: null, step: 0, steps: 0, stage: null, preview: null, output: null };
+  const unknown = { position: null, eta: null, step: 0, steps: 0, stage: null, firstStep: null, preview: null, output: null };
   return { ...unknown, status: "in_queue", record: null, problem: null, warning: null, ...known };
 }
 
@@ -108,11 +109,16 @@ function receive(job, { event, data }) {
   const fields = { warning: null };
   if (event === "queued") fields.position = data.queue_position;
   else if (event === "started") Object.assign(fields, { status: "in_progress", position: null });
-  else if (event === "step") Object.assign(fields, { step: data.step, steps: data.steps, stage: data.stage });
+  else if (event === "step") Object.assign(fields, stepOf(job, data));
   else if (event === "preview") fields.preview = `data:image/jpeg;base64,${data.jpeg_base64}`;
   else if (event === "image") fields.output = data;
   else Object.assign(fields, endOf(data));
   set(job, fields);
+}
+
+function stepOf(job, { step, steps, stage }) {
+  const firstStep = job.firstStep ?? (step > 0 ? { step, at: Date.now() } : null);
+  return { step, steps, stage, status: "in_progress", position: null, firstStep };
 }
 
 /** What the end of a request says. */
@@ -131,12 +137,19 @@ function endOf(result) {
   };
 }
 
+/** Before the service has measured an edit of the model: the time from the steps that this page has seen. */
+function ownEta({ step, steps, firstStep }) {
+  if (!firstStep || step <= firstStep.step) return null;
+  const perStep = (Date.now() - firstStep.at) / 1000 / (step - firstStep.step);
+  return perStep * (steps - step);
+}
+
 /** The predicted time, which events do not carry. */
 async function look(job) {
   if (document.hidden || hasEnded(job)) return;
   try {
     const status = await api.statusOf(job.id);
-    if (!hasEnded(job)) set(job, { eta: status.eta_s, position: status.queue_position });
+    if (!hasEnded(job)) set(job, { eta: status.eta_s ?? ownEta(job), position: status.queue_position });
   } catch {
     // The stream of events says that the service does not answer.
   }

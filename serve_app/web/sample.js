@@ -1,16 +1,16 @@
 import * as api from "./api.js";
 import { currentModel, remember } from "./catalog.js";
-import { change, draft } from "./draft.js";
+import { QUICK, change, draft } from "./draft.js";
 import { addImages } from "./inputs.js";
 
-// An edit that the small model of a first start makes well, in few steps and so in little time.
-const FIRST_EDIT = { prompt: "make it night", steps: 8, guidance: 1 };
+// An edit that the small model of a first start makes well.
+const PROMPT = "make it night";
 
 /** Fill in an edit of the sample photograph, as far as the user has not filled in one. */
 export async function useSample() {
   const blob = await (await fetch(new URL("sample.jpg", import.meta.url))).blob();
   const stored = addImages([new File([blob], "astronaut.jpg", { type: blob.type })], 1);
-  if (!draft.prompt) change({ ...FIRST_EDIT });
+  if (!draft.prompt) change({ prompt: PROMPT, ...QUICK });
   if (!draft.loras.length) await addFittingLora();
   await stored;
 }

@@ -47,8 +47,8 @@ def fill_in(page: Page, prompt: str = "make it night") -> None:
     drop_image(page)
     page.get_by_label("Prompt", exact=True).fill(prompt)
     choose_lora(page)
-    page.get_by_label("Steps").fill("4")
-    page.get_by_label("Steps").blur()
+    page.get_by_label("Steps", exact=True).fill("4")
+    page.get_by_label("Steps", exact=True).blur()
     expect(page.locator(".plan")).to_contain_text("4 steps")
 
 

@@ -76,7 +76,7 @@ def test_difference_is_amplified(compared: Page) -> None:
 
 def test_two_results_are_compared_with_the_parameters_that_differ(compared: Page) -> None:
     compared.get_by_label("Prompt", exact=True).fill("make it day")
-    compared.get_by_label("Guidance").fill("1")
+    compared.get_by_label("Guidance", exact=True).fill("1")
     make_the_edit(compared)
     expect(compared.locator(".job", has_text="Finished")).to_have_count(2)
     compared.get_by_label("Compare with another result").select_option(label="make it night (seed 42)")

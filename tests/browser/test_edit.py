@@ -109,6 +109,17 @@ def test_the_sample_photograph_is_an_edit_in_two_clicks(served: Served, page: Pa
     assert len(served.application.editors.tasks) == 1
 
 
+def test_a_quick_look_is_one_click_away_and_back(page: Page) -> None:
+    fill_in(page)
+    quick = page.get_by_label("Quick look")
+    expect(quick).not_to_be_checked()
+    quick.check()
+    expect(page.locator(".plan")).to_contain_text("8 steps, no guidance")
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("8")
+    quick.uncheck()
+    expect(page.locator(".plan")).to_contain_text("25 steps, guidance 4")
+
+
 def test_nothing_serious_is_found_in_any_state(served: Served, page: Page) -> None:
     assert serious_findings(page) == []
     served.hold_back()

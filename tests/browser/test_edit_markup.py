@@ -33,7 +33,7 @@ def test_paths_and_metadata_of_loras(served: Served, visit: Visit) -> None:
     expect(option).to_contain_text(f"trigger “{MARKUP}”")
     option.click()
     expect(page.locator(".lora")).to_contain_text(f"{MARKUP} {MARKUP}")
-    page.get_by_role("button", name="Put its trigger word").click()
+    page.get_by_role("button", name="Add its trigger word").click()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("[trigger]")
     choose_image(page)
     expect(page.locator(".plan")).to_contain_text(f"prompt: {MARKUP}")

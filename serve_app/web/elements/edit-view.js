@@ -2,7 +2,7 @@ import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { live } from "../vendor/lit-html/directives/live.js";
 import { announce } from "../announce.js";
 import { LOADED, catalog, currentModel, loadCatalog, loads } from "../catalog.js";
-import { CHANGED, change, changes, draft } from "../draft.js";
+import { CHANGED, QUICK, change, changes, draft } from "../draft.js";
 import { addImages, restoreImages, uploaded } from "../inputs.js";
 import * as jobs from "../jobs.js";
 import { currentRequest, startPlanning } from "../plan.js";
@@ -78,6 +78,7 @@ class EditView extends Element {
           <div class="panel-foot">
             <plan-summary></plan-summary>
             ${this.#problem && html`<p class="problem small" role="alert">${this.#problem.message}</p>`}
+            ${draft.preset ? nothing : this.#quickField()}
             <button class="primary" ?disabled=${this.#isSending || !catalog.models.length}>
               ${this.#isSending ? "Sending…" : "Make the edit"}
             </button>
@@ -90,6 +91,15 @@ class EditView extends Element {
         </section>
       </div>
     `;
+  }
+
+  #quickField() {
+    const isQuick = draft.steps === QUICK.steps && draft.guidance === QUICK.guidance;
+    const set = (event) => change(event.target.checked ? QUICK : { steps: null, guidance: null });
+    return html`<label class="checkbox small">
+      <input type="checkbox" .checked=${live(isQuick)} @change=${set} />
+      <span>Quick look: ${QUICK.steps} steps, no guidance</span>
+    </label>`;
   }
 
   #failed() {

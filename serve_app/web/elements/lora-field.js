@@ -55,8 +55,8 @@ class LoraField extends Element {
           id=${`strength-${index}`} .value=${shown(`strength-${index}`, lora.multiplier)} @change=${set} @blur=${() => this.update()} />
       </div>
       ${word
-        ? html`<button type="button" class="text small" @click=${insertTrigger}>
-            <span>Put its trigger word <q>${word}</q> into the prompt</span>
+        ? html`<button type="button" class="text small" title="Puts [trigger] into the prompt" @click=${insertTrigger}>
+            <span>Add its trigger word <q>${word}</q></span>
           </button>`
         : nothing}
     </li>`;
