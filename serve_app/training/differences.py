@@ -33,8 +33,11 @@ def facts_of(job: TrainingJob, sample: Sample) -> Iterator[Fact]:
         text = "the trainer sampled on a quantised base (model.quantize): a service that does not cannot be equal to it"
         yield Fact("QUANTIZED_BASE", text, True)
     if settings.low_vram:
-        text = "the trainer's VAE worked in tiles (model.low_vram); the request asks for that with vae_tiling"
-        yield Fact("TILED_VAE", text, False)
+        text = (
+            "the trainer's VAE worked in tiles (model.low_vram); the request asks for tiles, too (vae_tiling), which "
+            "comes closer and may still differ"
+        )
+        yield Fact("TILED_VAE", text, True)
     if settings.ema:
         yield Fact("EMA", "the weights of the checkpoint and of the sample are the average of training (EMA)", False)
     if _encoder_sees_two(job, sample):

@@ -145,8 +145,8 @@ def test_walking_seeds_and_ctrl_img_of_the_edit_model(service, root, train):
 
 def test_prompts_without_a_trigger_word_and_the_trainers_defaults(service, train):
     # All defaults but the number of steps: 512x512, seed 0, guidance 7.
-    sample = {"prompts": [f"[trigger] number {number}" for number in range(2)], "width": 512, "height": 512}
-    name = train("qwen_image", {**sample, "guidance_scale": 7}, steps=(250, 500), trigger_word=None)
+    sample = {"prompts": ["[trigger] a cat"], "width": 512, "height": 512, "guidance_scale": 7}
+    name = train("qwen_image", sample, steps=(250, 500), trigger_word=None)
     # The final file, by the step in its header: the config has another.
     assert_reproduced(service, name, 500)
 

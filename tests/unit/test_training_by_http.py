@@ -469,6 +469,20 @@ def test_previews_survive_a_restart(config, job):
     assert restarted.editors.tasks == []
 
 
+@pytest.mark.parametrize(
+    ("model", "train", "codes"),
+    [
+        ({"low_vram": True}, {}, {"JPEG": False, "TILED_VAE": True}),
+        ({"quantize_te": True}, {}, {"JPEG": False, "QUANTIZED_BASE": True}),
+        ({}, {"ema_config": {"use_ema": True}}, {"JPEG": False, "EMA": False}),
+    ],
+)
+def test_facts_say_whether_they_make_a_difference(client, job, model, train, codes):
+    write_config(job, trainer_config(sample={"samples": [SAMPLE]}, model=model, train=train))
+    [sample] = client.get(URL).json()["samples"]
+    assert {fact["code"]: fact["differs"] for fact in sample["facts"]} == codes
+
+
 @pytest.mark.parametrize("previews_id", ["x", "250-" + "0" * 32, "0" * 200])
 def test_previews_that_nobody_made_are_not_found(client, job, previews_id):
     answer = client.get(f"{URL}/previews/{previews_id}")
