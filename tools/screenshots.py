@@ -23,7 +23,7 @@ MODEL = "qwen_image_edit"
 LORAS = ("my_lora", "glazed_tiles")
 # Instructions that the miniature was trained on.
 PROMPTS = ("make it night", "invert the colours")
-STEPS = 12
+STEPS = 8
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 780}
 QUALITY = 82
 # An edit of the miniature takes seconds, on a busy machine a minute.
@@ -74,7 +74,7 @@ def take(browser: Browser, url: str) -> None:
         page.locator("copy-code").wait_for()
         page.wait_for_load_state("networkidle")
         save(page, "result")
-    with page_of(browser, url, viewport=PHONE, color_scheme="dark", device_scale_factor=2, has_touch=True) as page:
+    with page_of(browser, url, viewport=PHONE, color_scheme="dark", device_scale_factor=1.5, has_touch=True) as page:
         fill_in(page, PROMPTS[1], LORAS[1])
         make(page)
         page.locator("compare-images").scroll_into_view_if_needed()

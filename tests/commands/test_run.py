@@ -169,6 +169,13 @@ def test_urls_are_those_that_the_client_used(started: Started):
     assert submitted["status_url"].startswith("https://edits.example/v1/requests/")
 
 
+def test_the_playground_is_served_through_the_front(started: Started):
+    page = started.client.get("/")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    script = started.client.get("/web/app.js")
+    assert (script.status_code, script.headers["content-type"]) == (200, "text/javascript; charset=utf-8")
+
+
 def test_the_token_of_a_signed_url_is_in_no_log(started: Started):
     """Neither the front's, nor Ray's, nor Serve's, nor the service's."""
     token = "1800000000.cmVk.the-token-of-a-signed-url"

@@ -36,11 +36,18 @@ class HistoryCard extends Element {
     const [image] = finishedOf(this.#result);
     const name = record?.prompt ?? `Request ${entry.request_id.slice(0, 8)}`;
     return html`<a class="history-card card" href=${hrefOf("history", entry.request_id)} data-status=${entry.status}>
-      <span class="thumb">${image ? html`<img src=${api.imageUrl(image.url)} alt="" loading="lazy" decoding="async" />` : nothing}</span>
+      <span class="thumb">${this.#thumb(image)}</span>
       <span class="history-prompt">${name}</span>
       ${entry.status === "succeeded" ? nothing : html`<span class="small history-state">${STATES[entry.status]}${entry.error ? `: ${entry.error}` : ""}</span>`}
       <span class="muted small">${this.#facts(record)}</span>
     </a>`;
+  }
+
+  /** The finished image, or else the one that it is made from. */
+  #thumb(image) {
+    const shown = image ?? this.#result?.metadata.control_images?.[0];
+    if (!shown) return nothing;
+    return html`<img src=${api.imageUrl(shown.url)} alt="" loading="lazy" decoding="async" ?data-dimmed=${!image} />`;
   }
 
   #facts(record) {

@@ -36,7 +36,7 @@ class ResultView extends Element {
     const record = result?.metadata.effective[this.index];
     const shown = finishedOf(result).find((output) => output.image === this.index);
     return html`<div class="column">
-      <p><a href=${hrefOf("history")}>History</a></p>
+      <p><a href=${hrefOf("history")}>All requests</a></p>
       <h1>${record?.prompt ?? "A request"}</h1>
       ${this.#problem && html`<p class="problem" role="alert">${this.#problem}</p>`}
       ${result ? this.#body(result, record, shown) : nothing}
