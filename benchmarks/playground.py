@@ -27,6 +27,7 @@ from tests.unit.serving import serving
 VIEWS = {
     "": ("Edit", ".lora-option"),
     "#history": ("History", ".history-card img"),
+    "#sweeps": ("Sweeps", "new-sweep .card"),
     "#operation": ("Operation", "tbody tr"),
 }
 RUNS = 5

@@ -39,11 +39,34 @@ def test_files_are_sent_with_their_media_type_under_a_strict_policy(client, path
 
 
 def test_a_file_that_the_browser_has_is_not_sent_again(client):
+    client.headers["Accept-Encoding"] = "identity"
     etag = client.get("/").headers["etag"]
     again = client.get("/", headers={"If-None-Match": etag})
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
     assert client.get("/", headers={"If-None-Match": '"other"'}).status_code == 200
     assert client.head("/").headers["content-length"] == str((playground.FOLDER / "index.html").stat().st_size)
+
+
+def test_text_is_sent_in_gzip_to_those_that_accept_it(client):
+    plain = client.get("/web/app.js", headers={"Accept-Encoding": "identity"})
+    for refusal in ("gzip;q=0, br", "gzip; q=0.0", "br"):
+        assert "content-encoding" not in client.get("/web/app.js", headers={"Accept-Encoding": refusal}).headers
+    for wish in ("gzip", "br, gzip", "gzip; q=0.5", "gzip;q=1.0"):
+        packed = client.get("/web/app.js", headers={"Accept-Encoding": wish})
+        assert packed.headers["content-encoding"] == "gzip"
+    assert "Accept-Encoding" in packed.headers["vary"]
+    assert "Accept-Encoding" in plain.headers["vary"]
+    assert packed.content == plain.content
+    assert int(packed.headers["content-length"]) < len(plain.content) / 2
+    assert packed.headers["etag"] == f"W/{plain.headers['etag']}"
+    again = client.get("/web/app.js", headers={"If-None-Match": packed.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert "content-encoding" not in client.get("/web/sample.jpg", headers={"Accept-Encoding": "gzip"}).headers
+
+
+def test_all_files_together_have_less_than_150_kb_as_they_are_sent(client):
+    answers = [client.get(path, headers={"Accept-Encoding": "gzip"}) for path in playground.PATHS]
+    assert 50_000 < sum(int(answer.headers["content-length"]) for answer in answers) < 150_000
 
 
 @pytest.mark.parametrize(
