@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from platformdirs import user_cache_path
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from serve_app.config.attention import ATTENTION_KERNELS, AttentionName
 from serve_app.config.paths import absolute, expand_home
@@ -62,11 +62,19 @@ class PlacementConfig(ConfigSection):
         description="GPUs of one editor. With 2, each of the two guidance branches has a GPU and a copy of the "
         "transformer. Needs `device: cuda`, without `offload` and without `adapter_weights: hooks`.",
     )
-    offload: Literal["none", "model", "sequential"] = Field(
+    offload: Literal["none", "stream", "model", "sequential"] = Field(
         "none",
-        description="Keep the weights in host memory, for a GPU that has no room for them. `model` copies each part "
-        "to the device for its stage, `sequential` each layer for its forward. Not with `compile`, "
-        "`prepare_ahead`, `quantization`, `feature_cache` or `adapter_weights: device`.",
+        description="Keep the weights in host memory, for a GPU that has no room for them. `stream` copies each layer "
+        "to the device while earlier ones compute, and keeps as many there as `device_memory_gib` allows: the same "
+        "pixels, and nearly the same speed. `model` copies each part for its stage, `sequential` each layer for its "
+        "forward: slow, and not with `compile`. None of them with `gpus_per_replica: 2`, `prepare_ahead`, "
+        "`quantization` or `feature_cache`, and `adapter_weights` must be `auto` or, with `model` and `sequential`, "
+        "`host`.",
+    )
+    device_memory_gib: PositiveFloat | Literal["auto"] = Field(
+        "auto",
+        description="With `offload: stream`, the memory of the GPU (GiB) that an editor takes at most, the 0.8 GiB of "
+        "its CUDA context included. `auto`: what is free when an edit needs it.",
     )
     vae_tiling: bool = Field(
         False, description="The VAE works in tiles for every request: less memory for large images, other pixels."
@@ -182,12 +190,24 @@ class ModelConfig(
     Code that needs one group only takes that base class.
     """
 
+    @property
+    def device_memory_bytes(self) -> int | None:
+        """The limit of `device_memory_gib`; None without one."""
+        return None if self.device_memory_gib == "auto" else int(self.device_memory_gib * 2**30)
+
     @model_validator(mode="after")
     def _offloaded_weights_are_not_accelerated(self) -> Self:
         if self.offload == "none":
+            if self.device_memory_gib != "auto":
+                raise ValueError("device_memory_gib: only with offload: stream")
             return self
-        if self.compile != "none" or self.prepare_ahead or self.adapter_weights == "device":
-            raise ValueError("offload: not with compile, prepare_ahead or adapter_weights: device")
+        if self.offload == "stream":
+            if self.adapter_weights != "auto":
+                raise ValueError("adapter_weights: only auto with offload: stream, which merges adapters in each pass")
+        elif self.compile != "none" or self.adapter_weights == "device":
+            raise ValueError(f"offload: {self.offload} not with compile or adapter_weights: device")
+        if self.prepare_ahead:
+            raise ValueError("prepare_ahead: not with offload, since the next edit needs the memory of this one")
         if self.quantization != "none":
             raise ValueError("quantization: not with offload")
         if self.feature_cache is not None:

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from serve_app.config import ModelConfig
 from serve_app.engine.deltas import Adapter
-from serve_app.engine.merged_weights import NONE_ON_DEVICE, DeviceDeltas, MergedWeights, place_for_copies
+from serve_app.engine.merged_weights import MergedWeights, place_for_copies
+from serve_app.engine.merging import NONE_ON_DEVICE, DeviceDeltas
 from serve_app.engine.peft_layers import PeftLayers
+from serve_app.engine.streamed_weights import StreamedWeights
 from serve_app.errors import CheckpointRefused
 from serve_app.models.recipe import Recipe
 from serve_app.pipeline.acceleration import accelerate, reset_feature_cache
@@ -17,9 +20,17 @@ from serve_app.pipeline.branches import Branches, copy_to_device
 from serve_app.pipeline.checkpoint import Pipeline
 from serve_app.pipeline.denoise import PredictClean, denoise, noise
 from serve_app.pipeline.encoders import Conditions
-from serve_app.pipeline.fusion import clear_modulations
+from serve_app.pipeline.fusion import STEPS_AT_ONCE, clear_modulations
+from serve_app.pipeline.layer_stream import MOST_AHEAD
+from serve_app.pipeline.lockstep import BranchesInLockstep
 from serve_app.pipeline.offloading import Placement
+from serve_app.pipeline.streaming import StreamedPlacement
 from serve_app.tasks import EditPlan
+
+# The values that a forward holds at most at a time, for each token and feature, besides each branch's own states.
+VALUES_PER_FEATURE = 24
+# What merging an adapter of another kind than LoRA into the largest weight takes (bytes).
+MERGE_BYTES = 3 * 2**28
 
 
 class Denoiser:
@@ -40,8 +51,10 @@ class Denoiser:
         self._config = config
         self._device = device
         self.scales: dict[str, float] = {}
-        self.copies = config.adapter_weights
-        if self.copies == "auto":
+        self.copies: str = config.adapter_weights
+        if config.offload == "stream":
+            self.copies = "streamed"
+        elif self.copies == "auto":
             if config.offload == "none":
                 transformers = 1 if second_device is None else 2
                 self.copies = place_for_copies(pipeline.transformer, device, transformers)
@@ -56,12 +69,21 @@ class Denoiser:
         self.transformers = [pipeline.transformer]
         if second_device is not None:
             self.transformers.append(copy_to_device(pipeline.transformer, second_device))
+        self._weights: Sequence[MergedWeights | PeftLayers | StreamedWeights]
+        self._branches: Branches | BranchesInLockstep
+        self.placement: Placement | StreamedPlacement
+        if self.copies == "streamed":
+            weights = StreamedWeights(pipeline.transformer, device)
+            self.placement = StreamedPlacement(pipeline, device, config.device_memory_bytes, weights)
+            self._branches = BranchesInLockstep(pipeline.transformer, self.placement.visiting(pipeline.transformer))
+            self._weights = [weights]
+            return
         self._branches = Branches(self.transformers, threads)
-        self._weights: Sequence[MergedWeights | PeftLayers] = (
-            [PeftLayers(pipeline)]
-            if self.copies == "hooks"
-            else [MergedWeights(transformer, self.copies) for transformer in self.transformers]
-        )
+        if self.copies == "hooks":
+            self._weights = [PeftLayers(pipeline)]
+        else:
+            copies: Literal["device", "host"] = "device" if self.copies == "device" else "host"
+            self._weights = [MergedWeights(transformer, copies) for transformer in self.transformers]
         # After the weights: they need the tensors that offloading takes away from the modules.
         self.placement = Placement(pipeline, device, config.offload)
 
@@ -71,16 +93,28 @@ class Denoiser:
             for weights in self._weights:
                 weights.quantise()
         for transformer in self.transformers:
-            accelerate(transformer, self._config)
+            accelerate(transformer, self._config, self._device)
+            self.placement.fused(transformer)
         with self.working():
             for weights in self._weights:
                 weights.warm_up()
 
     @contextmanager
-    def working(self) -> Iterator[None]:
-        """Within, the transformer is on the device."""
-        with self.placement.working(self.transformers[0]):
+    def working(self, activations: int = 0) -> Iterator[None]:
+        """Within, the transformer is on the device, and `activations` bytes are left for its tensors."""
+        with self.placement.working(self.transformers[0], activations):
             yield
+
+    def activations(self, plan: EditPlan, recipe: Recipe, conditions: Conditions, adapters: Sequence[Adapter]) -> int:
+        """The device's memory that a plan's forwards take in addition to the weights (bytes)."""
+        transformer = self.transformers[0]
+        prompts = [prompt for prompt in (conditions.positive, conditions.negative) if prompt is not None]
+        sizes = ((plan.width, plan.height), *recipe.control_sizes)
+        tokens = sum(width * height // 256 for width, height in sizes) + max(prompt.shape[1] for prompt in prompts)
+        states = (VALUES_PER_FEATURE + 2 * len(prompts)) * tokens
+        modulations = 2 * 12 * STEPS_AT_ONCE * len(transformer.transformer_blocks)
+        changes = MOST_AHEAD * sum(adapter.size_bytes for adapter in adapters) // len(transformer.transformer_blocks)
+        return max((states + modulations) * transformer.inner_dim * prompts[0].element_size(), MERGE_BYTES) + changes
 
     def apply(self, uses: Mapping[str, tuple[Adapter, float]], on_device: Mapping[str, DeviceDeltas]) -> int:
         """Apply these adapters (by id), each at its scale, and no others; as `MergedWeights.apply`.
@@ -89,6 +123,7 @@ class Denoiser:
         """
         on_each_device = zip(self._weights, (on_device, NONE_ON_DEVICE), strict=False)
         swapped = [weights.apply(uses, deltas) for weights, deltas in on_each_device]
+        self.placement.refresh(self.transformers[0])
         self.scales = {adapter_id: scale for adapter_id, (_, scale) in uses.items()}
         return swapped[0]
 

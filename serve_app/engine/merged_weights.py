@@ -5,15 +5,26 @@ hundreds of swaps leave no rounding errors: without adapters the weights are W0 
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from serve_app.engine.deltas import Adapter, Delta, LowRank
+from serve_app.engine.deltas import Adapter, LowRank
 from serve_app.engine.host_memory import HostBlocks
+from serve_app.engine.merging import (
+    NONE_ON_DEVICE,
+    USUAL_RANK,
+    DeviceDeltas,
+    Product,
+    ScaledDelta,
+    Stack,
+    linear_weights,
+    wanted_stacks,
+    with_products,
+    write,
+)
 from serve_app.pipeline.device import free_memory
 from serve_app.pipeline.quantization import quantise, quantised, should_quantise
 
@@ -21,19 +32,6 @@ logger = logging.getLogger(__name__)
 
 # The memory that an edit at 2048x2048 needs in addition to the weights, at the published size (bytes).
 EDIT_BYTES = 6 * 2**30
-# The state of a parameter: the ids of the adapters that are merged into it, and their scales.
-Stack = tuple[tuple[str, float], ...]
-ScaledDelta = tuple[Delta, float]
-# An adapter's deltas on the device, by parameter.
-DeviceDeltas = Mapping[str, Delta]
-NONE_ON_DEVICE: Mapping[str, DeviceDeltas] = {}
-# Two 16-bit matrices, (out, k) and (k, in), and the factor of their product.
-Product = tuple[Tensor, Tensor, float]
-# Linears whose deltas are prepared in one batch: enough to make the launch time of kernels negligible, few enough to
-# make their memory negligible.
-LINEARS_PER_BATCH = 64
-# The rank that most adapters have.
-USUAL_RANK = 32
 # The block size for copies of the weights in pinned memory (bytes): little of each block is left unused.
 WEIGHTS_BLOCK = 2**30
 # The state of a parameter while it is written: it equals no state that a plan asks for.
@@ -117,20 +115,15 @@ class MergedWeights:
         `on_device` has the deltas of adapters that were copied to the device in advance. If this fails midway, the
         next call repairs it: each parameter is then known to be old, new, or undefined.
         """
-        wanted: dict[str, Stack] = {}
-        for adapter_id, (adapter, scale) in uses.items():
-            if scale != 0.0:
-                for name in adapter.deltas:
-                    wanted[name] = (*wanted.get(name, ()), (adapter_id, scale))
+        wanted = wanted_stacks(uses)
         # First the parameters that no adapter changes any more: restoring them takes no memory.
         names = [*(self._stacks.keys() - wanted.keys()), *wanted]
         stale = [name for name in names if self._stacks.get(name, ()) != wanted.get(name, ())]
         deltas = self._deltas({name: wanted.get(name, ()) for name in stale}, uses, dict(on_device))
-        for names in batches_by_shape(deltas):
-            for name, product in zip(names, self._products(names, deltas), strict=True):
-                self._stacks[name] = BEING_WRITTEN
-                self._write(name, deltas[name], product)
-                self._stacks[name] = wanted.get(name, ())
+        for name, product in with_products(deltas, self._parameters):
+            self._stacks[name] = BEING_WRITTEN
+            self._write(name, deltas[name], product)
+            self._stacks[name] = wanted.get(name, ())
         return len(stale)
 
     def _deltas(
@@ -149,26 +142,11 @@ class MergedWeights:
             for name, stack in wanted.items()
         }
 
-    def _products(self, names: Sequence[str], deltas: Mapping[str, list[ScaledDelta]]) -> Iterable[Product | None]:
-        """For each of these parameters, whose deltas have the same shapes, all its deltas as one product.
-
-        None where they cannot be expressed as one.
-        """
-        low_rank = [[(delta, scale) for delta, scale in deltas[name] if isinstance(delta, LowRank)] for name in names]
-        in_bf16 = self._parameters[names[0]].dtype == torch.bfloat16
-        all_low_rank = len(low_rank[0]) == len(deltas[names[0]])
-        if not (in_bf16 and low_rank[0] and all_low_rank):
-            return [None] * len(names)
-        return as_products(low_rank)
-
     def _write(self, name: str, deltas: list[ScaledDelta], product: Product | None) -> None:
         parameter = self._parameters[name]
         original = self._original(name)
         target = torch.empty_like(original) if name in self._quantised else parameter
-        if product is None:
-            write_sum(target, original, deltas)
-        else:
-            write_product(target, original, product)
+        write(target, original, deltas, product)
         if target is not parameter:
             parameter.copy_(quantised(target))
 
@@ -179,88 +157,3 @@ class MergedWeights:
             pinned = self._copies == "host" and value.is_cuda
             self._untouched[name] = self._host_blocks.store(value) if pinned else value.clone()
         return self._untouched[name].to(value.device, non_blocking=True)
-
-
-def linear_weights(transformer: nn.Module) -> Iterator[str]:
-    """The names of the weights that low-rank adapters change."""
-    return (f"{name}.weight" for name, module in transformer.named_modules() if isinstance(module, nn.Linear))
-
-
-def batches_by_shape(deltas: Mapping[str, list[ScaledDelta]]) -> list[list[str]]:
-    """Group the parameters: those of a group have low-rank deltas of the same shapes and dtypes.
-
-    A parameter with a delta of another kind is a group of its own. Parameters without deltas come first.
-    """
-    groups: dict[object, list[list[str]]] = {(): [[]]}
-    for name, scaled in deltas.items():
-        key = tuple(_shape(delta) or name for delta, _ in scaled)
-        batches = groups.setdefault(key, [[]])
-        if len(batches[-1]) == LINEARS_PER_BATCH:
-            batches.append([])
-        batches[-1].append(name)
-    return [names for batches in groups.values() for names in batches if names]
-
-
-def _shape(delta: Delta) -> object:
-    """The shapes and dtypes of a low-rank delta; None for the other kinds."""
-    if not isinstance(delta, LowRank):
-        return None
-    return delta.up.shape, delta.down.shape, delta.up.dtype, delta.down.dtype
-
-
-def write_sum(target: Tensor, original: Tensor, deltas: Sequence[ScaledDelta]) -> None:
-    """Write `original` plus the scaled deltas into `target`, summed in fp32 and rounded once to its dtype."""
-    if not deltas:
-        target.copy_(original)
-        return
-    total = original.to(torch.float32, copy=True)
-    for delta, scale in deltas:
-        if isinstance(delta, LowRank):
-            total.addmm_(delta.up.float(), delta.down.float(), alpha=delta.factor * scale)
-        else:
-            total.add_(delta.weight(torch.float32), alpha=scale)
-    target.copy_(total)
-
-
-def write_product(target: Tensor, original: Tensor, product: Product) -> None:
-    """Write `original` plus the product into `target`, multiplied and added in fp32 and rounded once."""
-    left, right, factor = product
-    if target.is_cuda:
-        # Triton is installed wherever torch has CUDA.
-        from serve_app.engine.low_rank_kernel import add_product
-
-        add_product(target, original, left, right, factor)
-    else:
-        torch.add(original, left.float() @ right.float(), alpha=factor, out=target)
-
-
-def as_products(linears: Sequence[Sequence[tuple[LowRank, float]]]) -> Iterable[Product]:
-    """All scaled deltas of each linear as one product of 16-bit matrices. The linears' deltas have the same shapes.
-
-    A single 16-bit adapter is used as it is. Otherwise each matrix that bf16 cannot represent is split into the nearest
-    bf16 matrix and the rest. So a product is exact to within 2^-16 of |scale * factor * up| @ |down|, and one pass over
-    the weight is enough for any number of adapters. Many linears are done in one batch because launching a small kernel
-    takes longer than running it.
-    """
-    first, _ = linears[0][0]
-    if len(linears[0]) == 1 and first.up.dtype == first.down.dtype in (torch.bfloat16, torch.float16):
-        return [(delta.up, delta.down, delta.factor * scale) for [(delta, scale)] in linears]
-    left, right = [], []
-    for same in zip(*linears, strict=True):
-        factors = torch.tensor([delta.factor * scale for delta, scale in same])
-        ups, downs = torch.stack([delta.up for delta, _ in same]), torch.stack([delta.down for delta, _ in same])
-        up, rest_of_up = _parts(ups.float() * factors.to(ups.device, non_blocking=True).view(-1, 1, 1))
-        if downs.dtype == torch.bfloat16:
-            left += [up, rest_of_up]
-            right += [downs, downs]
-        else:
-            down, rest_of_down = _parts(downs.float())
-            left += [up, rest_of_up, up]
-            right += [down, down, rest_of_down]
-    return zip(torch.cat(left, 2), torch.cat(right, 1), repeat(1.0))
-
-
-def _parts(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Split fp32 matrices into two bf16 matrices that add up to them, nearly."""
-    nearest = matrices.bfloat16()
-    return nearest, (matrices - nearest).bfloat16()

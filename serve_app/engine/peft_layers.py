@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from serve_app.engine.deltas import Adapter, Full, Hadamard, Kronecker, LowRank
-from serve_app.engine.merged_weights import NONE_ON_DEVICE, DeviceDeltas
+from serve_app.engine.merging import NONE_ON_DEVICE, DeviceDeltas
 from serve_app.errors import LoraIncompatible
 from serve_app.pipeline.checkpoint import Pipeline
 

@@ -23,7 +23,7 @@ from serve_app.engine.canary import MIN_SIMILARITY_DB, fixed_control_images, fix
 from serve_app.engine.deltas import Adapter
 from serve_app.engine.denoiser import Denoiser
 from serve_app.engine.device_health import DeviceHealth
-from serve_app.engine.merged_weights import DeviceDeltas
+from serve_app.engine.merging import DeviceDeltas
 from serve_app.engine.protocol import Edited, OnStep, ShouldStop
 from serve_app.engine.runtime_record import runtime_record
 from serve_app.errors import CheckpointRefused, EditCanceled, OutOfMemory, UnusableResult
@@ -315,7 +315,8 @@ class TorchEngine:
         with timer.stage("generate"):
             conditions = prepared.conditions or self._encoders.conditions(plan, decoded, recipe, timer)
             conditions.record_stream()
-            with self._denoiser.working():
+            needed = self._denoiser.activations(plan, recipe, conditions, prepared.adapters)
+            with self._denoiser.working(needed):
                 with timer.stage("apply_adapters"):
                     swapped = self._apply(prepared)
                 with timer.stage("denoise"):

@@ -31,15 +31,15 @@ def is_accelerated(config: ModelConfig) -> bool:
     return config.compile != "none" or config.attention != "native" or bool(config.lossy)
 
 
-def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig) -> None:
-    """Set up `transformer` as the config says. The first forward compiles."""
+def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig, device: torch.device) -> None:
+    """Set up `transformer`, which computes on `device`, as the config says. The first forward compiles."""
     if config.attention != "native":
         choose_attention(transformer, config.attention)
     if config.compile == "regional":
         # Inductor and Triton cache compiled code there for the next process.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.compile_cache_folder
         # torch's fused GELU on a CPU computes another form of GELU.
-        plain = config.quantization == "none" and transformer.device.type == "cuda"
+        plain = config.quantization == "none" and device.type == "cuda"
         fuse(transformer, with_gelu=plain)
         compile_blocks(transformer)
     if config.feature_cache is not None:

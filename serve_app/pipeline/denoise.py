@@ -14,6 +14,7 @@ from serve_app.models.prompt_tokens import max_tokens_with_images
 from serve_app.models.recipe import scheduler_config, shift_of
 from serve_app.pipeline.branches import Branches, Shapes
 from serve_app.pipeline.conditioning import pack
+from serve_app.pipeline.lockstep import BranchesInLockstep
 from serve_app.tasks import SamplerName
 
 # The latents that a step predicts for the end of the edit: packed, (1, tokens, 64), in fp32. Computed when called.
@@ -65,7 +66,7 @@ def clean_latents(latents: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
 
 
 def denoise(
-    branches: Branches,
+    branches: Branches | BranchesInLockstep,
     latents: Tensor,
     control: Tensor | None,
     shapes: Shapes,

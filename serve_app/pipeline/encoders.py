@@ -17,6 +17,7 @@ from serve_app.pipeline.checkpoint import Pipeline
 from serve_app.pipeline.device import StageTimer, record_stream, synchronise_stream
 from serve_app.pipeline.latent_colors import LatentColors, fitted_colors, known_colors
 from serve_app.pipeline.offloading import Placement
+from serve_app.pipeline.streaming import StreamedPlacement
 from serve_app.pipeline.tensor_cache import TensorCache
 from serve_app.tasks import EditPlan
 
@@ -62,7 +63,11 @@ class Encoders:
     """
 
     def __init__(
-        self, pipeline: Pipeline, placement: Placement, prompt_cache_bytes: int, control_cache_bytes: int
+        self,
+        pipeline: Pipeline,
+        placement: Placement | StreamedPlacement,
+        prompt_cache_bytes: int,
+        control_cache_bytes: int,
     ) -> None:
         self._pipeline = pipeline
         self._placement = placement

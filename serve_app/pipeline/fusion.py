@@ -5,6 +5,8 @@ its widest activations (tokens x 12288) twice: before and after the GELU. Each f
 weights, those of the modulations, for one vector that depends only on the time.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import cycle
 
 import torch
@@ -51,11 +53,21 @@ class Modulation(nn.Sequential):
         self.now = None if made is None else made[index].detach()
 
 
-def modulate(transformer: QwenImageTransformer2DModel, times: Tensor, step: int) -> None:
+def everywhere(modulation: Modulation) -> AbstractContextManager[None]:
+    """For weights that are always on the device."""
+    return nullcontext()
+
+
+def modulate(
+    transformer: QwenImageTransformer2DModel,
+    times: Tensor,
+    step: int,
+    visiting: Callable[[Modulation], AbstractContextManager[None]] = everywhere,
+) -> None:
     """Make the next forwards use the modulations for `times[step]`; `times` (steps,) are all of an image, in [0, 1].
 
     Every `STEPS_AT_ONCE` steps the modulations are computed from the current weights, as one product per linear.
-    Without fused blocks, this does nothing.
+    Within `visiting(modulation)` its weights are on the device. Without fused blocks, this does nothing.
     """
     found = modulations(transformer)
     index = step % STEPS_AT_ONCE
@@ -69,7 +81,8 @@ def modulate(transformer: QwenImageTransformer2DModel, times: Tensor, step: int)
             images_time = transformer.time_text_embed(both, times)
         for modulation, time in zip(found, cycle((images_time, text_time)), strict=False):
             modulation.now = None
-            modulation.of_steps = modulation(time).view(len(some), -1, modulation[1].out_features)
+            with visiting(modulation):
+                modulation.of_steps = modulation(time).view(len(some), -1, modulation[1].out_features)
     for modulation in found:
         modulation.set(index)
 

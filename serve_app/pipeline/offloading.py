@@ -10,7 +10,7 @@ from torch import nn
 
 from serve_app.pipeline.checkpoint import Pipeline
 
-OffloadName: TypeAlias = Literal["none", "model", "sequential"]
+OffloadName: TypeAlias = Literal["none", "model", "sequential", "stream"]
 HOST = torch.device("cpu")
 
 
@@ -31,8 +31,8 @@ class Placement:
                 accelerate.cpu_offload(part, device, offload_buffers=len(part._parameters) > 0)
 
     @contextmanager
-    def working(self, part: nn.Module) -> Iterator[None]:
-        """Within, `part` is where it can compute."""
+    def working(self, part: nn.Module, activations: int = 0) -> Iterator[None]:
+        """Within, `part` is where it can compute. It needs `activations` bytes for its tensors."""
         if not self._moves:
             yield
             return
@@ -42,3 +42,9 @@ class Placement:
             yield
         finally:
             part.to(HOST)
+
+    def refresh(self, part: nn.Module) -> None:
+        """The adapters of a part's weights have changed: nothing to do, since they are merged into its weights."""
+
+    def fused(self, part: nn.Module) -> None:
+        """The blocks of the transformer have been fused: nothing to do."""

@@ -18,7 +18,7 @@ from serve_app.adapters.receipts import read_receipt
 from serve_app.config import ModelConfig
 from serve_app.engine.adapter_loading import is_finite
 from serve_app.engine.deltas import Adapter, Delta, read_deltas
-from serve_app.engine.merged_weights import write_sum
+from serve_app.engine.merging import write_sum
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import LoraIncompatible, LoraInvalidFile
 from serve_app.models.architecture import BLOCK_LINEARS, MINIATURE_ARCHITECTURE

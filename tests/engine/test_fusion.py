@@ -161,5 +161,5 @@ def test_gelu_is_fused_with_plain_weights(transformer, quantization, fused, tmp_
     monkeypatch.setattr(type(transformer), "device", torch.device("cuda"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     given = {"warm_up": [(64, 64)], "compile_cache_folder": str(tmp_path), "quantization": quantization}
-    accelerate(transformer, ModelConfig(compile="regional", **given))
+    accelerate(transformer, ModelConfig(compile="regional", **given), transformer.device)
     assert any(isinstance(module, LinearGelu) for module in transformer.modules()) == fused

@@ -116,7 +116,7 @@ def excess(weight: Tensor, original: Tensor, deltas: list[tuple[LowRank, float]]
 @pytest.mark.parametrize("dtypes", STACKS.values(), ids=STACKS.keys())
 def test_stack_of_any_dtypes_is_rounded_once_in_bf16(dtypes, monkeypatch):
     """More linears than are prepared at once, each with a factor of its own."""
-    monkeypatch.setattr("serve_app.engine.merged_weights.LINEARS_PER_BATCH", 4)
+    monkeypatch.setattr("serve_app.engine.merging.LINEARS_PER_BATCH", 4)
     torch.manual_seed(2)
     model = nn.ModuleDict({str(n): nn.Linear(24, 40, bias=False) for n in range(10)}).bfloat16()
     before, uses = state(model), {}
