@@ -32,6 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from serve_app.concurrency import background
 from serve_app.concurrency.threads import Threads
 from serve_app.errors import Overloaded, StorageFailed, StoreFailed, StoreUnavailable
+from serve_app.jobs.database_tls import split_tls
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -77,12 +78,12 @@ class Database:
     """Connections to the job database. `open` it and `close` it within one event loop."""
 
     def __init__(self, url: str) -> None:
-        self._url = sa.make_url(url)
+        self._url, tls = split_tls(sa.make_url(url))
         self._threads = Threads(STORAGE_THREADS, STORAGE_S, "reading artifact storage")
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         if self.is_sqlite and self._url.database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
-        arguments = {} if self.is_sqlite else POSTGRESQL_ARGUMENTS
+        arguments = {} if self.is_sqlite else POSTGRESQL_ARGUMENTS | tls
         # pool_pre_ping: a pooled connection that the server has closed is replaced before it is used.
         self._writer: AsyncEngine = create_async_engine(
             self._url, pool_pre_ping=not self.is_sqlite, connect_args=arguments
