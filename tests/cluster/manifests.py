@@ -2,8 +2,10 @@
 
 import copy
 import json
+import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,7 +16,9 @@ import yaml
 from tests.programs import missing
 
 ROOT = Path(__file__).parents[2]
-OVERLAYS = sorted(path.parent for path in (ROOT / "cluster/kuberay/overlays").glob("*/kustomization.yaml"))
+KUBERAY = ROOT / "cluster/kuberay"
+OVERLAYS = sorted(path.parent for path in KUBERAY.glob("overlays/*/kustomization.yaml"))
+COMPONENTS = sorted(path.parent for path in KUBERAY.glob("components/*/kustomization.yaml"))
 
 Manifest = dict[str, Any]
 
@@ -27,6 +31,16 @@ def build(overlay: Path) -> list[Manifest]:
     built = subprocess.run(["kubectl", "kustomize", overlay], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     return list(yaml.safe_load_all(built.stdout))
+
+
+@cache
+def build_with(overlay: Path, component: Path) -> list[Manifest]:
+    """All manifests of an overlay with a component, as a kustomization of somebody else would name both."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Kustomize takes no absolute paths.
+        named = {"resources": [os.path.relpath(overlay, folder)], "components": [os.path.relpath(component, folder)]}
+        (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(named))
+        return build(Path(folder))
 
 
 @cache
@@ -52,6 +66,10 @@ def only(manifests: list[Manifest], kind: str) -> Manifest:
     """A copy of the manifest of this kind."""
     [found] = [manifest for manifest in manifests if manifest["kind"] == kind]
     return copy.deepcopy(found)
+
+
+def all_of(manifests: list[Manifest], kind: str) -> list[Manifest]:
+    return [manifest for manifest in manifests if manifest["kind"] == kind]
 
 
 def containers(value: Any) -> Iterator[Manifest]:

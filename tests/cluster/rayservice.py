@@ -141,6 +141,11 @@ def disruption_problems(manifests: list[Manifest]) -> Iterator[str]:
             yield f"{name}: no pod has these labels"
 
 
+def pod_labels(component: str) -> dict[str, str]:
+    """The labels of the pods of one component."""
+    return {"app.kubernetes.io/part-of": "edits", "app.kubernetes.io/component": component}
+
+
 def size(quantity: str) -> int:
     """Bytes of a Kubernetes quantity in binary units."""
     number, unit = re.fullmatch(r"(\d+)(\D*)", quantity).groups()  # type: ignore[union-attr]

@@ -1,15 +1,13 @@
 """The overlays of cluster/kuberay, as kubectl builds them: fields, and parts that must say the same."""
 
+import sys
+import tomllib
 from pathlib import Path
-from typing import Any
 
-import kubernetes_validate
 import pytest
 
-from tests.cluster import rayservice
-from tests.cluster.manifests import OVERLAYS, Manifest, build, containers, only, pod_templates
-
-KUBERNETES = kubernetes_validate.latest_version()
+from tests.cluster import fields, rayservice
+from tests.cluster.manifests import KUBERAY, OVERLAYS, ROOT, Manifest, all_of, build, containers, only, pod_templates
 
 
 @pytest.fixture(params=OVERLAYS, ids=lambda overlay: overlay.name)
@@ -17,20 +15,9 @@ def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
     return build(request.param)
 
 
-def test_kubernetes_knows_every_field(manifests: list[Manifest]) -> None:
-    """Kubernetes' own kinds, and the pods that a RayService holds."""
-    pods = [_pod(template) for template in pod_templates(only(manifests, "RayService"))]
-    assert len(pods) >= 3
-    for manifest in [*(m for m in manifests if m["kind"] != "RayService"), *pods]:
-        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
-
-
-def _pod(template: Manifest) -> dict[str, Any]:
-    return {"apiVersion": "v1", "kind": "Pod"} | template
-
-
-def test_kuberay_knows_every_field(manifests: list[Manifest]) -> None:
-    assert rayservice.field_problems(only(manifests, "RayService")) == []
+def test_every_field_is_known(manifests: list[Manifest]) -> None:
+    assert len(list(pod_templates(only(manifests, "RayService")))) >= 3
+    assert fields.problems(manifests) == []
 
 
 def test_parts_fit_each_other(manifests: list[Manifest]) -> None:
@@ -45,8 +32,71 @@ def test_disruption_budgets_protect_pods(manifests: list[Manifest]) -> None:
     assert list(rayservice.disruption_problems(manifests)) == []
 
 
-def test_every_image_of_ours_has_a_registry_and_a_tag(manifests: list[Manifest]) -> None:
-    assert {c["image"] for c in containers(manifests)} == {"registry.example.com/edits:0.1.0", "redis:7.4"}
+def test_every_image_of_ours_has_a_registry_and_the_version(manifests: list[Manifest]) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    ours = {f"registry.example.com/{name}:{version}" for name in ("edits", "edits-ingress")}
+    assert {c["image"] for c in containers(manifests)} == ours | {"redis:7.4"}
+
+
+def test_only_editors_have_the_image_with_torch(manifests: list[Manifest]) -> None:
+    for template in pod_templates(only(manifests, "RayService")):
+        is_editor = template["metadata"]["labels"]["app.kubernetes.io/component"].startswith("editor-")
+        [container] = template["spec"]["containers"]
+        assert ("/edits:" in container["image"]) == is_editor
+
+
+def confinement_problems(manifests: list[Manifest]) -> list[str]:
+    """Where pods or their containers may do more than they need. The rules are checkov's CKV_K8S_6 and 14 to 40."""
+    found = []
+    for template in [template for template in pod_templates(manifests) if "containers" in template.get("spec", {})]:
+        pod = template["spec"]
+        name = template["metadata"]["labels"]["app.kubernetes.io/component"]
+        context = pod["securityContext"]
+        if not context.get("runAsNonRoot") or context.get("seccompProfile") != {"type": "RuntimeDefault"}:
+            found.append(f"{name}: it may run as root, or without seccomp")
+        # Ray's autoscaler, in the head's pod, creates and deletes pods.
+        if pod.get("automountServiceAccountToken", True) and name != "head":
+            found.append(f"{name}: it has a token for Kubernetes")
+        if pod.keys() & {"hostNetwork", "hostPID", "hostIPC"} or any("hostPath" in v for v in pod.get("volumes", [])):
+            found.append(f"{name}: it reaches its machine")
+        for container in pod["containers"]:
+            expected = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True}
+            if container["securityContext"] != expected | {"capabilities": {"drop": ["ALL"]}}:
+                found.append(f"{name}: {container['name']} is not confined")
+            if not {"cpu", "memory"} <= container["resources"]["limits"].keys() & container["resources"]["requests"]:
+                found.append(f"{name}: {container['name']} has no limits")
+    return found
+
+
+def test_pods_can_do_no_more_than_they_need(manifests: list[Manifest]) -> None:
+    assert confinement_problems(manifests) == []
+    assert confinement_problems(build(KUBERAY / "weights")) == []
+
+
+# What processes of the service write, on a root file system that is read-only (docs/cluster.md).
+WRITTEN = {"/tmp", "/home/edits", "/dev/shm"}
+
+
+def test_what_is_written_lies_on_volumes(manifests: list[Manifest]) -> None:
+    cluster = only(manifests, "RayService")["spec"]["rayClusterConfig"]
+    for template in pod_templates(cluster):
+        [container] = template["spec"]["containers"]
+        assert {mount["mountPath"] for mount in container["volumeMounts"]} >= WRITTEN
+    scaler = cluster.get("autoscalerOptions", {"volumeMounts": [{"mountPath": "/tmp"}]})
+    assert "/tmp" in [mount["mountPath"] for mount in scaler["volumeMounts"]]
+
+
+def test_the_job_downloads_weights_into_the_volume_of_the_editors(manifests: list[Manifest]) -> None:
+    first = build(KUBERAY / "weights")
+    assert fields.problems(first) == []
+    assert all_of(first, "PersistentVolumeClaim")[0]["spec"] == all_of(manifests, "PersistentVolumeClaim")[0]["spec"]
+    [container] = containers(first)
+    settings = only(manifests, "ConfigMap")["data"]
+    assert {"name": "HF_HOME", "value": settings["HF_HOME"]} in container["env"]
+    assert settings["HF_HOME"] in [mount["mountPath"] for mount in container["volumeMounts"]]
+    # Its command comes with the model hub's client.
+    assert "hf download Qwen/Qwen-Image-Edit" in container["args"][0]
+    assert (Path(sys.executable).parent / "hf").exists()
 
 
 def test_two_models_have_a_group_and_a_budget_each() -> None:
@@ -58,4 +108,4 @@ def test_two_models_have_a_group_and_a_budget_each() -> None:
 
 
 def test_overlays_are_there() -> None:
-    assert [Path(overlay).name for overlay in OVERLAYS] == ["many-gpus", "one-gpu", "two-models"]
+    assert [Path(overlay).name for overlay in OVERLAYS] == ["many-gpus", "one-gpu", "production", "two-models"]
