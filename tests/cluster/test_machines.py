@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +25,24 @@ NOT_SHIPPED = ("~/.ray/auth_token", "cluster/secrets/")
 
 def dockerfile_problems(text: str) -> list[str]:
     lines = re.sub(r"\\\n", " ", text).splitlines()
+    stages = re.findall(r"^FROM .* AS (\w+)$", text, re.MULTILINE)
     found = []
     for line in (line for line in lines if line and not line.startswith("#")):
         word, _, rest = line.partition(" ")
-        if word == "FROM" and not re.search(r":[\w.-]+\d[\w.-]*$", rest):
+        if word == "FROM" and rest.split()[0] not in stages and not re.search(r":[\w.-]+\d[\w.-]* AS", rest):
             found.append(f"{rest} is not pinned to a version")
-        if "pip install" in rest and "--constraint" not in rest:
-            found.append(f"not pinned: {rest}")
+        if "pip install" in rest and "--require-hashes" not in rest:
+            found.append(f"not pinned by hashes: {rest}")
         sources = re.findall(r"source=([^,\s]+)", rest) + (rest.split()[:-1] if word == "COPY" else [])
         found += [f"there is no {source}" for source in sources if not (ROOT / source).exists()]
         ignored = {f"!{source}" for source in sources} - set((CLUSTER / "Dockerfile.dockerignore").read_text().split())
         found += [f"{source} is not sent to the builder" for source in ignored]
-        extras = re.findall(r"\['optional-dependencies'\]\['(\w+)'\]", rest)
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        found += [f"there is no extra {extra}" for extra in extras if extra not in project["optional-dependencies"]]
-    users = [line.split()[1] for line in lines if line.startswith("USER ")]
-    return found if users[-1:] == ["1000:1000"] else [*found, "it runs as root, or not as the manifests' user"]
+    for stage in re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]:
+        if f"FROM {stage.splitlines()[0].split()[-1]} " in text:
+            continue
+        if re.findall(r"^USER (\S+)", stage, re.MULTILINE)[-1:] != ["1000:1000"]:
+            found.append(f"{stage.splitlines()[0]} runs as root, or not as the manifests' user")
+    return found
 
 
 def compose_problems(compose: Any) -> list[str]:
