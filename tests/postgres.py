@@ -103,11 +103,8 @@ class PostgresServer:
 
     def _install(self) -> None:
         """For root, copy the programs to where their user can read them, in the layout that they look for."""
-        spec = find_spec(PACKAGE)
-        if spec is None or spec.origin is None:
-            raise PostgresFailed(f"{PACKAGE} is not installed: pip install -e '.[dev]'")
-        packages = Path(spec.origin).parent.parent
-        self._bin = packages / PACKAGE / INSTALLATION / "bin"
+        self._bin = program("postgres").parent
+        packages = self._bin.parents[2]
         if _is_root():
             installed, libraries = self.folder / PACKAGE / INSTALLATION, f"{PACKAGE}.libs"
             needless = shutil.ignore_patterns("include", "pkgconfig", "doc", "man", "*.a")
@@ -153,6 +150,14 @@ class PostgresServer:
         """
         user = {"user": _user().pw_uid, "group": _user().pw_gid, "extra_groups": []} if _is_root() else {}
         return {"cwd": self.folder, "env": {"PATH": os.environ["PATH"], "TZ": "UTC"}, **user}
+
+
+def program(name: str) -> Path:
+    """A program of the wheel, such as pg_dump. Raises PostgresFailed if it is not installed."""
+    spec = find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise PostgresFailed(f"{PACKAGE} is not installed: pip install -e '.[dev]'")
+    return Path(spec.origin).parent / INSTALLATION / "bin" / name
 
 
 def _is_root() -> bool:

@@ -17,7 +17,7 @@ class JobsConfig(ConfigSection):
         # It may contain a password.
         repr=False,
         description="The job database: `sqlite+aiosqlite:///PATH` on one machine, or "
-        "`postgresql+asyncpg://USER:${PASSWORD}@HOST/NAME`.",
+        "`postgresql+asyncpg://USER:${PASSWORD}@HOST/NAME`, with `?sslmode=verify-full&sslrootcert=FILE` for TLS.",
     )
     deadline_s: PositiveFloat = Field(
         DAY_S, description="Time from the POST of a request to its end, waiting included, unless the request sets one."
