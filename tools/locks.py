@@ -31,7 +31,7 @@ def requirements(name: str, extras: tuple[str, ...] = EXTRAS) -> list[str]:
 
 def lock(uv: str, name: str, extras: tuple[str, ...] = EXTRAS) -> str:
     """The text of a lock. Raises CalledProcessError if uv finds no set of versions."""
-    command = [uv, "pip", "compile", "--quiet", "-", "--constraint", ROOT / "constraints.txt", "--generate-hashes"]
+    command = [uv, "pip", "compile", "--quiet", "-", "--constraint", str(ROOT / "constraints.txt"), "--generate-hashes"]
     options = ["--no-header", "--no-annotate", "--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28"]
     wanted = "\n".join(requirements(name, extras))
     return (
