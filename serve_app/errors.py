@@ -46,6 +46,10 @@ ServiceError
 │   ├── RequestCanceled             REQUEST_CANCELED, 409: for a client that waits for the result
 │   ├── HeadersTooLarge             HEADERS_TOO_LARGE, 431
 │   ├── TooManyRequests             TOO_MANY_REQUESTS, 429
+│   ├── RateLimited                 RATE_LIMITED, 429
+│   ├── TooManyUnfinished           TOO_MANY_UNFINISHED, 429
+│   ├── GpuQuotaExceeded            GPU_QUOTA_EXCEEDED, 429
+│   ├── SweepQuotaExceeded          SWEEP_QUOTA_EXCEEDED, 429
 │   └── QueueFull                   QUEUE_FULL, 429
 ├── EditError                       an accepted edit could not be finished (status 500)
 │   ├── EditCanceled                told to stop
@@ -315,6 +319,34 @@ class HeadersTooLarge(RequestError):
 
 class TooManyRequests(RequestError):
     code = "TOO_MANY_REQUESTS"
+    status = 429
+
+
+class RateLimited(RequestError):
+    """The tenant has sent too many HTTP requests within a minute."""
+
+    code = "RATE_LIMITED"
+    status = 429
+
+
+class TooManyUnfinished(RequestError):
+    """Too many requests of the tenant have not ended."""
+
+    code = "TOO_MANY_UNFINISHED"
+    status = 429
+
+
+class GpuQuotaExceeded(RequestError):
+    """The tenant's GPU seconds of this UTC day are used, or promised."""
+
+    code = "GPU_QUOTA_EXCEEDED"
+    status = 429
+
+
+class SweepQuotaExceeded(RequestError):
+    """The tenant's cells of sweeps of this UTC day are used."""
+
+    code = "SWEEP_QUOTA_EXCEEDED"
     status = 429
 
 

@@ -24,6 +24,7 @@ from serve_app.config import (
     FrontConfig,
     IngressSettings,
     JobsConfig,
+    LimitsConfig,
     LossyConfig,
     PlacementConfig,
     Preset,
@@ -120,8 +121,10 @@ def page() -> str:
     parts.append("## User config\n")
     user_config: dict[str, type[BaseModel]] = {"Ingress": IngressSettings, "Editors": EditorSettings}
     for heading, settings in user_config.items():
-        parts += [f"### {heading}\n", f"{getdoc(settings)}\n", *_table(settings, "")]
+        parts += [f"### {heading}\n", f"{getdoc(settings)}\n", *_table(settings, "", leave_out={"limits"})]
         parts.append("")
+    parts += ["### Limits\n", f"{getdoc(LimitsConfig)}\n", f"{IngressSettings.model_fields['limits'].description}\n"]
+    parts += [*_table(LimitsConfig, "limits."), ""]
     parts += [
         "### Presets\n",
         "Each entry of the ingress' `presets` has these keys: see [Presets](how-to/presets.md).\n",
@@ -178,9 +181,9 @@ def default(name: str, value: Any) -> str:
     if isinstance(value, float):
         value = int(value) if value.is_integer() else value
     text = f"`{json.dumps(value)}`"
-    if name.endswith("_bytes"):
+    if value is not None and name.endswith("_bytes"):
         return text + _in_units(value, UNITS_OF_SIZE)
-    if name.endswith("_s"):
+    if value is not None and name.endswith("_s"):
         return text + _in_units(value, UNITS_OF_TIME)
     return text
 

@@ -113,7 +113,8 @@ class Authenticate:
 
 
 def _called_by(caller: Caller, scope: Scope) -> Scope:
-    return {**scope, "state": {**scope.get("state", {}), "caller": caller}}
+    state = {"caller": caller, "needed_scope": required_scope(scope)}
+    return {**scope, "state": {**scope.get("state", {}), **state}}
 
 
 def is_from_this_machine(headers: Headers) -> bool:

@@ -21,6 +21,7 @@ from serve_app.api.middleware import (
     TraceRequest,
 )
 from serve_app.api.openapi import TAGS, Application
+from serve_app.api.rate_limits import LIMIT, POLICY, LimitRates
 from serve_app.api.routes import (
     docs,
     images,
@@ -42,6 +43,8 @@ EXPOSED_HEADERS = (
     "Content-Disposition",
     "ETag",
     "Location",
+    LIMIT,
+    POLICY,
     "Retry-After",
     "WWW-Authenticate",
     "X-Page",
@@ -99,6 +102,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         max_bytes=config.max_body_bytes,
         timeout_s=config.body_timeout_s,
     )
+    app.add_middleware(LimitRates, limits=service.rate_limits)
     public_paths = PUBLIC_PATHS | playground.PATHS if config.playground else PUBLIC_PATHS
     app.add_middleware(
         Authenticate, caller_of=service.keys.caller, signed_urls=service.signed_urls, public_paths=public_paths

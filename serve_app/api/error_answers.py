@@ -23,6 +23,7 @@ from serve_app.errors import (
     StorageFailed,
     StoreUnavailable,
     TooManyRequests,
+    TooManyUnfinished,
     Unauthorized,
     describe,
 )
@@ -34,6 +35,7 @@ HEADERS = {
     # About as long as an edit takes; then the queue has room for the next.
     QueueFull.code: {"Retry-After": "10"},
     TooManyRequests.code: {"Retry-After": "2"},
+    TooManyUnfinished.code: {"Retry-After": "10"},
     ServiceUnavailable.code: {"Retry-After": "2"},
     StoreUnavailable.code: {"Retry-After": "2"},
     StorageFailed.code: {"Retry-After": "2"},
@@ -54,6 +56,8 @@ def described_response(
 ) -> JSONResponse:
     """The answer to an error of which only the description is left, as of a request that has failed."""
     headers = {**HEADERS.get(description.code, {}), **headers}
+    if "retry_after_s" in description.details:
+        headers["Retry-After"] = str(description.details["retry_after_s"])
     return JSONResponse(shape.body(description), status_code=description.status, headers=headers)
 
 

@@ -92,6 +92,7 @@ def errors_on_the_way(route: APIRoute, method: str) -> Iterator[type[errors.Serv
     if route.path not in PUBLIC_PATHS:
         yield errors.Unauthorized
         yield errors.InsufficientScope
+        yield errors.RateLimited
     if method in METHODS_WITH_BODY:
         yield from ERRORS_OF_BODIES
 

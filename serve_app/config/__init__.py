@@ -7,6 +7,7 @@ from serve_app.config.fetch import FetchConfig
 from serve_app.config.front import FrontConfig
 from serve_app.config.hosts import is_loopback
 from serve_app.config.jobs import SQLITE_PREFIX, JobsConfig
+from serve_app.config.limits import LimitsConfig
 from serve_app.config.models import (
     MINIATURE,
     MINIATURE_RANDOM,
@@ -47,6 +48,7 @@ __all__ = [
     "FrontConfig",
     "IngressSettings",
     "JobsConfig",
+    "LimitsConfig",
     "LossyConfig",
     "MalformedPreset",
     "ModelConfig",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, ValidationError
 
 from serve_app.config.app import ProfileName
+from serve_app.config.limits import LimitsConfig
 from serve_app.config.section import ConfigSection, faults_of
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -75,6 +76,9 @@ class IngressSettings(ConfigSection):
     log_level: LogLevel = Field("INFO", description="The least severe messages that are logged.")
     max_queued_per_tenant: PositiveInt | None = Field(None, description="Replaces `jobs.max_queued_per_tenant`.")
     max_queued: PositiveInt | None = Field(None, description="Replaces `jobs.max_queued`.")
+    limits: LimitsConfig = Field(
+        LimitsConfig(), description="What each tenant may have and do: see [Limits](how-to/limits.md)."
+    )
     keep_warm: tuple[str, ...] = Field(
         (),
         description="LoRAs, named as in requests, that every editor loads into host memory before it takes "

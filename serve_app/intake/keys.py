@@ -71,7 +71,18 @@ class Keys:
             raise Unauthorized(
                 f"this API key expired at {_utc(known.expires_at or 0.0)}; ask your operator for a new one"
             )
-        return replace(known.caller, limits=self.limits)
+        limits = self.limits.of_operators if known.caller.is_operator else self.limits.replaced_by(known.limits)
+        return replace(known.caller, limits=limits)
+
+    def limits_of(self, tenant: str) -> TenantLimits:
+        """The limits of a tenant. Those of "" are the operators' where there are keys."""
+        if self._path is None:
+            return self.limits
+        self._reload_if_changed(self._path)
+        if not tenant:
+            return self.limits.of_operators
+        hashes = self._hashes.get(tenant)
+        return self.limits.replaced_by(self._known[hashes[0]].limits) if hashes else self.limits
 
     def _has_expired(self, known: KnownKey) -> bool:
         return known.expires_at is not None and known.expires_at <= self._clock()

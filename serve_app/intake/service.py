@@ -14,6 +14,7 @@ from serve_app.intake.answers.events import Events
 from serve_app.intake.answers.previews import Previews
 from serve_app.intake.answers.queries import Queries
 from serve_app.intake.answers.watch import Watch
+from serve_app.intake.callers.rates import RateLimits
 from serve_app.intake.catalogue import Catalogue
 from serve_app.intake.keys import Keys
 from serve_app.intake.openai.calls import OpenAICalls
@@ -34,6 +35,7 @@ from serve_app.intake.training.pairs import TrainingPairs
 from serve_app.intake.training.previews import TrainingPreviews
 from serve_app.intake.uploads import Uploads
 from serve_app.intake.workload import Workload
+from serve_app.jobs.limits.quotas import Quotas
 from serve_app.models.architecture import architecture_of
 from serve_app.telemetry.metrics import NO_METER, Meter
 from serve_app.workers.backlog_report import BacklogReport
@@ -77,6 +79,7 @@ class Service:
         store, artifacts, decoders = resources.store, resources.artifacts, resources.decoders
         self._watch = Watch(store, meter)
         self._sweeper = Sweeper(store, artifacts, config.jobs, meter, config.sweeps.keep_s)
+        self.rate_limits = RateLimits(store.rates)
         self.workload = Workload(config, store, editor_count, ready_without_editor, editors_starting)
         self.operation = Operation(store, self.workload)
         self._dispatcher = Dispatcher(store, editors, artifacts, config.jobs, self.workload.editor_counts, meter)
@@ -90,7 +93,7 @@ class Service:
             config, resources, admission, self.presets, self._dispatcher, self._sweeper, meter
         )
         self.uploads = Uploads(config, resources, self._sweeper)
-        self._sweep_cells = SweepCells(store, config.sweeps, self._max_queued_per_tenant, self._dispatcher.wake, meter)
+        self._sweep_cells = SweepCells(store, config.sweeps, self._limits_of_sweeps, self._dispatcher.wake, meter)
         self.sweeps = Sweeps(
             config, resources, admission, self.presets, lora_root, self._dispatcher, self._sweeper, self._sweep_cells
         )
@@ -120,8 +123,9 @@ class Service:
             workers.append(Deliverer(store.webhooks, config.webhooks, self.queries.webhook_payload, meter).run)
         return workers
 
-    def _max_queued_per_tenant(self) -> int | None:
-        return self.keys.limits.max_queued
+    def _limits_of_sweeps(self, tenant: str) -> tuple[int | None, Quotas]:
+        limits = self.keys.limits_of(tenant)
+        return limits.max_queued, limits.quotas
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -164,7 +164,9 @@ class Submissions:
         request, caller = submission.request, submission.caller
         await self._admission.check(request, self._max_images(caller), caller)
         # A full queue is reported before anything is fetched or stored.
-        await self._store.requests.refuse_when_full(caller.tenant, len(request.prompts), caller.limits.max_queued)
+        await self._store.requests.refuse_when_full(
+            caller.tenant, len(request.prompts), caller.limits.max_queued, caller.limits.quotas
+        )
         async with discarding_new_files(self._artifacts, self._sweeper) as new_files:
             record = await self._commit(submission)
             if record.id == submission.id:
@@ -177,7 +179,9 @@ class Submissions:
         for tries in range(1, MAX_TRIES + 1):
             try:
                 new = await self._prepare(submission)
-                record = await self._store.requests.create(new, self._artifacts.exists, limits.max_queued)
+                record = await self._store.requests.create(
+                    new, self._artifacts.exists, limits.max_queued, limits.quotas
+                )
             except FilesGone:
                 # A file that no other request needed was deleted just before this request came to need it.
                 if tries == MAX_TRIES:

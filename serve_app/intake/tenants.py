@@ -1,14 +1,15 @@
 """Tenants: who a caller is, and what its tenant may have. `keys` finds out which tenant calls.
 
-A new limit is a field of `TenantLimits`, a key in `config/jobs.py` (and in `config/user_config.py` if it changes in
-place), and a check in `intake/submission.py` or `jobs/requests.py`.
+A new limit is a field of `TenantLimits` and of `config/limits.py`, and a check in `jobs/limits/quotas.py` or in
+`intake/submission.py`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from serve_app.config import IngressSettings, JobsConfig
+from serve_app.config import IngressSettings, JobsConfig, LimitsConfig
 from serve_app.intake.callers.allowed import Allowed
+from serve_app.jobs.limits.quotas import Quotas
 
 
 class Scope(StrEnum):
@@ -27,13 +28,32 @@ ALL_SCOPES = frozenset(Scope)
 
 @dataclass(frozen=True)
 class TenantLimits:
-    """What one tenant may have at a time. None: as much as the whole service.
+    """What one tenant may have and do. None: as much as the whole service.
 
-    `max_queued` is the number of its images that may wait in the queue, `max_upload_bytes` the size of its uploads.
+    The fields are those of `LimitsConfig`, which describes them.
     """
 
     max_queued: int | None = None
     max_upload_bytes: int | None = None
+    submits_per_minute: int | None = None
+    reads_per_minute: int | None = None
+    max_unfinished: int | None = None
+    gpu_seconds_per_day: float | None = None
+    sweep_cells_per_day: int | None = None
+
+    def replaced_by(self, limits: LimitsConfig) -> "TenantLimits":
+        """These limits, except where `limits` has one."""
+        return replace(self, **limits.model_dump(exclude_none=True))
+
+    @property
+    def quotas(self) -> Quotas:
+        """The limits that the job database knows."""
+        return Quotas(self.max_unfinished, self.gpu_seconds_per_day, self.sweep_cells_per_day)
+
+    @property
+    def of_operators(self) -> "TenantLimits":
+        """What operators are held to: only the size of the queue and of uploads."""
+        return TenantLimits(self.max_queued, self.max_upload_bytes)
 
 
 NO_LIMITS = TenantLimits()
@@ -41,10 +61,11 @@ NO_LIMITS = TenantLimits()
 
 def tenant_limits(config: JobsConfig, settings: IngressSettings) -> TenantLimits:
     """The limits of every tenant: those of `config`, unless `settings`, which change in place, say otherwise."""
-    return TenantLimits(
+    limits = TenantLimits(
         max_queued=settings.max_queued_per_tenant or config.max_queued_per_tenant,
         max_upload_bytes=config.max_upload_bytes_per_tenant,
     )
+    return limits.replaced_by(settings.limits)
 
 
 @dataclass(frozen=True)

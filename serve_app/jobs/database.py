@@ -69,9 +69,9 @@ KEEPALIVE = {
 # How many transactions may read artifact storage at a time (at least as many as there are connections), and for how
 # long (s): less than other transactions wait for the lock (`busy_timeout`).
 STORAGE_THREADS, STORAGE_S = 16, 25.0
-# Ids of PostgreSQL's advisory locks: numbers that nothing else in this database uses. The last one is the first half of
-# an id, whose second half is a tenant's.
-MIGRATION_LOCK, FILES_LOCK, UPLOADS_LOCK = 7_236_001, 7_236_002, 7_236_003
+# Ids of PostgreSQL's advisory locks: numbers that nothing else in this database uses. The last two are the first half
+# of an id, whose second half is a tenant's.
+MIGRATION_LOCK, FILES_LOCK, UPLOADS_LOCK, QUOTAS_LOCK = 7_236_001, 7_236_002, 7_236_003, 7_236_004
 
 
 class Database:
@@ -145,6 +145,11 @@ class Database:
         """Wait until no other transaction adds an upload of this tenant, and allow none until this one ends."""
         if not self.is_sqlite:
             await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(UPLOADS_LOCK, sa.func.hashtext(tenant))))
+
+    async def lock_quotas(self, connection: AsyncConnection, tenant: str) -> None:
+        """Wait until no other transaction looks at the quotas of this tenant, and allow none until this one ends."""
+        if not self.is_sqlite:
+            await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(QUOTAS_LOCK, sa.func.hashtext(tenant))))
 
     async def read_storage(self, call: Callable[[], T]) -> T:
         """Run a blocking call that reads artifact storage, from within a transaction. Raises StorageFailed.

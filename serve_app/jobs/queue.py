@@ -18,6 +18,7 @@ from serve_app.errors import DeadlineExceeded, EditorLost, ErrorDescription, des
 from serve_app.jobs import new_rows, queries, state_changes, tables
 from serve_app.jobs.claiming import Claiming, has_work
 from serve_app.jobs.database import Database, IsStored, transaction
+from serve_app.jobs.limits.quotas import add_day
 from serve_app.jobs.records import Claim
 from serve_app.jobs.speeds import backlog_of, measure
 from serve_app.jobs.state_changes import CLAIMED, ENDED, UNCLAIMED, UNFINISHED
@@ -250,3 +251,5 @@ class Queue:
     async def _charge(self, connection: AsyncConnection, claim: Claim, seconds: float, images: int = 0) -> None:
         request_id, tenant = claim.task.request_id, claim.tenant
         await state_changes.add_usage(self._database, connection, request_id, tenant, seconds, images)
+        if seconds > 0.0:
+            await add_day(self._database, connection, tenant, gpu_seconds=seconds)

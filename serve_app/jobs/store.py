@@ -10,6 +10,7 @@ from serve_app.config import JobsConfig
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database, transaction
 from serve_app.jobs.keyed_requests import KeyedRequests
+from serve_app.jobs.limits.rates import Rates
 from serve_app.jobs.queue import Queue
 from serve_app.jobs.requests import Requests
 from serve_app.jobs.retention import Retention
@@ -36,6 +37,7 @@ class JobStore:
         self.webhooks = WebhookQueue(self._database)
         self.clients = WaitingClients(self._database)
         self.retention = Retention(self._database)
+        self.rates = Rates(self._database)
         self.uploads = Uploads(self._database, config)
         self.sweeps = Sweeps(self._database)
         self.sweep_queue = SweepQueue(self._database, self.requests)

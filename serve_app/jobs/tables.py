@@ -27,6 +27,23 @@ def _now_postgresql(element: now, compiler: Any, **options: Any) -> str:
     return "CAST(extract(epoch FROM statement_timestamp()) AS double precision)"
 
 
+class today(sa.sql.functions.FunctionElement[int]):
+    """The UTC day of the statement by the database's clock: days since the epoch."""
+
+    type = sa.Integer()
+    inherit_cache = True
+
+
+@compiles(today, "sqlite")
+def _today_sqlite(element: today, compiler: Any, **options: Any) -> str:
+    return "CAST(julianday('now') - 2440587.5 AS INTEGER)"
+
+
+@compiles(today, "postgresql")
+def _today_postgresql(element: today, compiler: Any, **options: Any) -> str:
+    return "CAST(floor(extract(epoch FROM statement_timestamp()) / 86400) AS integer)"
+
+
 def _of_request(*, primary_key: bool = False) -> sa.Column[str]:
     reference = sa.ForeignKey("requests.id", ondelete="CASCADE")
     return sa.Column("request_id", sa.String(32), reference, primary_key=primary_key, nullable=False)
@@ -252,6 +269,25 @@ usage = sa.Table(
     sa.Column("tenant", sa.String(100), primary_key=True),
     sa.Column("gpu_seconds", sa.Double, nullable=False),
     sa.Column("images", sa.BigInteger, nullable=False),
+)
+
+# What each tenant has used per UTC day (days since the epoch), for quotas.
+daily_usage = sa.Table(
+    "daily_usage",
+    metadata,
+    sa.Column("tenant", sa.String(100), primary_key=True),
+    sa.Column("day", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("gpu_seconds", sa.Double, nullable=False),
+    sa.Column("sweep_cells", sa.BigInteger, nullable=False),
+)
+
+# How many requests ingresses have taken from a tenant's rate of each kind lately: see `limits.rates.Slots`.
+rates = sa.Table(
+    "rates",
+    metadata,
+    sa.Column("tenant", sa.String(100), primary_key=True),
+    sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("slots", sa.JSON, nullable=False),
 )
 
 # Webhooks to be posted. They are written in the same transaction as the change that they report.

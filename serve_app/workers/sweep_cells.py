@@ -9,6 +9,7 @@ from collections.abc import Callable
 from serve_app.concurrency.loops import WakeUp, every
 from serve_app.config import SweepsConfig
 from serve_app.jobs.store import JobStore, owner_name
+from serve_app.jobs.sweeps.queue import LimitsOf
 from serve_app.telemetry.metrics import NO_METER, Loop, Meter
 
 DUTY = "sweep_cells"
@@ -23,15 +24,18 @@ class SweepCells:
         self,
         store: JobStore,
         config: SweepsConfig,
-        tenant_max: Callable[[], int | None],
+        limits_of: LimitsOf,
         submitted: Callable[[], None],
         meter: Meter = NO_METER,
     ) -> None:
-        """`tenant_max` is how many images of one tenant may wait; `submitted` is called when there is new work."""
+        """`limits_of` says how many images of a tenant may wait, and its quotas.
+
+        `submitted` is called when there is new work.
+        """
         self._queue = store.sweep_queue
         self._take_duty = store.take_duty
         self._config = config
-        self._tenant_max = tenant_max
+        self._limits_of = limits_of
         self._submitted = submitted
         self._meter = meter
         self._owner = owner_name()
@@ -53,5 +57,5 @@ class SweepCells:
         if not due or not await self._take_duty(DUTY, self._owner, DUTY_S):
             return
         for sweep_id in due:
-            if await self._queue.submit(sweep_id, self._config.max_waiting, self._tenant_max()):
+            if await self._queue.submit(sweep_id, self._config.max_waiting, self._limits_of):
                 self._submitted()

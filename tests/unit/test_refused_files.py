@@ -93,11 +93,11 @@ def test_file_that_another_request_comes_to_need_meanwhile_is_kept(application, 
     create = Requests.create
     other = {}
 
-    async def refuse_after_another(self, new, is_stored, tenant_max):
+    async def refuse_after_another(self, new, is_stored, *limits):
         if not other:
-            other["id"] = (await create(self, replace(new, id="0" * 32), is_stored, tenant_max)).id
+            other["id"] = (await create(self, replace(new, id="0" * 32), is_stored, *limits)).id
             raise QueueFull("the queue is full")
-        return await create(self, new, is_stored, tenant_max)
+        return await create(self, new, is_stored, *limits)
 
     monkeypatch.setattr(Requests, "create", refuse_after_another)
     assert client.post("/v1/inference", json=make_body()).status_code == 429

@@ -38,7 +38,13 @@ EXPLAIN_ERRORS = (
     errors.StoreUnavailable,
     errors.StorageFailed,
 )
-SUBMIT_ERRORS = (*EXPLAIN_ERRORS, errors.IdempotencyConflict, errors.QueueFull)
+SUBMIT_ERRORS = (
+    *EXPLAIN_ERRORS,
+    errors.IdempotencyConflict,
+    errors.QueueFull,
+    errors.TooManyUnfinished,
+    errors.GpuQuotaExceeded,
+)
 MAX_WAIT_S = 300.0
 MAX_KEY_CHARS = 255
 IdempotencyKey = Annotated[

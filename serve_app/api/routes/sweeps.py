@@ -34,12 +34,13 @@ from serve_app.schemas.sweeps import (
 
 # An event's id: milliseconds since the epoch.
 EVENT_ID = re.compile(r"[0-9]{1,15}")
-CREATE_ERRORS = (*EXPLAIN_ERRORS, errors.IdempotencyConflict)
+CREATE_ERRORS = (*EXPLAIN_ERRORS, errors.IdempotencyConflict, errors.SweepQuotaExceeded)
 OF_PRESETS = (errors.PresetNotFound, errors.PresetBroken)
 EXTEND_ERRORS = (
     *(kind for kind in EXPLAIN_ERRORS if kind not in OF_PRESETS),
     errors.SweepNotFound,
     errors.SweepPurged,
+    errors.SweepQuotaExceeded,
 )
 NOT_FOUND = error_docs(errors.SweepNotFound, errors.StoreUnavailable)
 

@@ -8,6 +8,7 @@ Each key is 256 random bits, so that a plain SHA-256 of it is enough. An entry i
         keys:
           - {sha256: <SHA-256 of a key, hex>, scopes: [submit, read], expires_at: 2027-01-01T00:00:00Z}
         allow: [blue/**, "preset:poster-*"]
+        limits: {submits_per_minute: 60}
     operators: [<SHA-256 of a key, hex>]
 """
 
@@ -30,7 +31,7 @@ from pydantic import (
     ValidationError,
 )
 
-from serve_app.config import strict_yaml
+from serve_app.config import LimitsConfig, strict_yaml
 from serve_app.errors import KeysRefused
 from serve_app.intake.callers.allowed import Allowed
 from serve_app.intake.tenants import ALL_SCOPES, Caller, Scope
@@ -80,11 +81,12 @@ Key = Annotated[Annotated[Sha256, Tag(SHORT)] | Annotated[KeyEntry, Tag(LONG)], 
 
 
 class TenantEntry(BaseModel):
-    """A tenant. `allow` names what it sees and may use; null: everything."""
+    """A tenant. `allow` names what it sees and may use; null: everything. `limits` replace those of every tenant."""
 
     model_config = ConfigDict(extra="forbid")
 
     keys: list[Key]
+    limits: LimitsConfig = LimitsConfig()
     allow: Annotated[tuple[str, ...], AfterValidator(_check_patterns)] | None = None
 
 
@@ -106,9 +108,13 @@ class KeysFile(BaseModel):
 
 @dataclass(frozen=True)
 class KnownKey:
-    """A key of the file, and who calls with it. It is refused from the time `expires_at` on (s since the epoch)."""
+    """A key of the file, and who calls with it. It is refused from the time `expires_at` on (s since the epoch).
+
+    `limits` are those of its tenant alone.
+    """
 
     caller: Caller
+    limits: LimitsConfig
     expires_at: float | None = None
 
 
@@ -151,7 +157,7 @@ def _known_key(tenant: str | None, entry: TenantEntry, key: KeyEntry) -> KnownKe
         allowed=None if entry.allow is None else Allowed.of(entry.allow),
         key_id=key.id,
     )
-    return KnownKey(caller, key.expires_at.timestamp() if key.expires_at else None)
+    return KnownKey(caller, entry.limits, key.expires_at.timestamp() if key.expires_at else None)
 
 
 def _listed_twice(one: Caller, other: Caller) -> str:

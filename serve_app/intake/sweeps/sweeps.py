@@ -125,7 +125,7 @@ class Sweeps:
                 idempotency_key=key[0],
                 body_sha256=key[1],
             )
-            record = await self._store.sweeps.create(new, self._artifacts.exists)
+            record = await self._store.sweeps.create(new, self._artifacts.exists, caller.limits.sweep_cells_per_day)
             is_new = record.id == new.id
             if is_new:
                 new_files.clear()
@@ -161,7 +161,8 @@ class Sweeps:
             plan = await self._planner.plan(base, axes, caller, known)
             definition = replace(old.definition, axes=plan.definition.axes)
             if not sent.dry_run and plan.cells:
-                if not await self._store.sweeps.extend(old, definition, plan.cells, self._artifacts.exists):
+                most = caller.limits.sweep_cells_per_day
+                if not await self._store.sweeps.extend(old, definition, plan.cells, self._artifacts.exists, most):
                     return None
                 new_files.clear()
         self._cells.wake()

@@ -1,5 +1,6 @@
 """Cells of sweeps become requests: a few at a time, within the limits of the queue."""
 
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -7,11 +8,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database, transaction
+from serve_app.jobs.limits.quotas import Quotas, is_out_of_seconds
 from serve_app.jobs.requests import Requests
 from serve_app.jobs.state_changes import UNFINISHED, WAITING
 from serve_app.jobs.sweeps import queries
 from serve_app.jobs.sweeps.rows import request_of
 from serve_app.policy.sweep_order import room_for_cells
+
+# How many images of a tenant may wait, and its quotas.
+LimitsOf = Callable[[str], tuple[int | None, Quotas]]
 
 _sweeps, _cells, _requests, _images = tables.sweeps.c, tables.sweep_cells.c, tables.requests.c, tables.images.c
 
@@ -34,16 +39,20 @@ class SweepQueue:
         return list(first.values())
 
     @transaction
-    async def submit(self, sweep_id: str, max_waiting: int, tenant_max: int | None) -> int:
+    async def submit(self, sweep_id: str, max_waiting: int, limits_of: LimitsOf) -> int:
         """Put the next cells of a sweep into the queue: as many as may wait there. Returns their number.
 
-        At most `max_waiting` of them wait, and the limits of the queue apply.
+        At most `max_waiting` of them wait, and the limits of the queue and of the tenant apply. A tenant without GPU
+        seconds for today waits until tomorrow.
         """
         async with self._database.writing() as connection:
             await self._database.lock_file_references(connection)
             locked = tables.sweeps.select().where(_sweeps.id == sweep_id).with_for_update()
             row = (await connection.execute(locked)).one_or_none()
             if row is None or row.canceled:
+                return 0
+            tenant_max, quotas = limits_of(row.tenant)
+            if await is_out_of_seconds(connection, row.tenant, quotas):
                 return 0
             room = await self._room(connection, row, max_waiting, tenant_max)
             waiting = tables.sweep_cells.select().where(_cells.sweep_id == sweep_id, sa.not_(_cells.submitted))

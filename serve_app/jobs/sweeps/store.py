@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from serve_app.errors import FilesGone, IdempotencyConflict, SweepNotFound, SweepPurged
 from serve_app.jobs import state_changes, tables
 from serve_app.jobs.database import Database, IsStored, transaction
+from serve_app.jobs.limits.quotas import count_cells
 from serve_app.jobs.requests import ID
 from serve_app.jobs.state_changes import UNFINISHED
 from serve_app.jobs.sweeps import queries as sweep_queries
@@ -38,14 +39,16 @@ class Sweeps:
         self._database = database
 
     @transaction
-    async def create(self, new: NewSweep, is_stored: IsStored) -> SweepRecord:
+    async def create(self, new: NewSweep, is_stored: IsStored, cells_per_day: int | None = None) -> SweepRecord:
         """Commit a new sweep. Returns the earlier one if its idempotency key was used for the same body.
 
-        Raises IdempotencyConflict; FilesGone if a file was deleted before the commit; StorageFailed.
+        A tenant may have `cells_per_day` new cells. Raises SweepQuotaExceeded; IdempotencyConflict; FilesGone if a file
+        was deleted before the commit; StorageFailed.
         """
         try:
             async with self._database.writing() as connection:
                 await self._insert(connection, new, is_stored)
+                await self._count_cells(connection, new.tenant, len(new.cells), cells_per_day)
         except IntegrityError:
             # Its key was used before, or an earlier try of this commit succeeded and its answer was lost.
             if new.idempotency_key is None:
@@ -106,17 +109,23 @@ class Sweeps:
 
     @transaction
     async def extend(
-        self, old: SweepRecord, definition: SweepDefinition, cells: Sequence[NewCell], is_stored: IsStored
+        self,
+        old: SweepRecord,
+        definition: SweepDefinition,
+        cells: Sequence[NewCell],
+        is_stored: IsStored,
+        cells_per_day: int | None = None,
     ) -> bool:
         """Add cells to a sweep, and replace its definition. False if it was extended by another caller meanwhile.
 
-        Raises SweepNotFound, SweepPurged, FilesGone and StorageFailed.
+        Raises SweepQuotaExceeded, SweepNotFound, SweepPurged, FilesGone and StorageFailed.
         """
         async with self._database.writing() as connection:
             await self._database.lock_file_references(connection)
             row = await _locked(connection, old.id)
             if definitions.validate_python(row.definition).axes != old.definition.axes:
                 return False
+            await self._count_cells(connection, old.tenant, len(cells), cells_per_day)
             await self._need_files(connection, old.id, cells, is_stored)
             last = sa.select(sa.func.max(_cells.number)).where(_cells.sweep_id == old.id)
             first = (await connection.execute(last)).scalar_one() + 1
@@ -192,6 +201,10 @@ class Sweeps:
         await connection.execute(tables.sweeps.insert().values(values))
         await self._need_files(connection, new.id, new.cells, is_stored)
         await connection.execute(tables.sweep_cells.insert(), cell_rows(new.id, new.cells, 0))
+
+    async def _count_cells(self, connection: AsyncConnection, tenant: str, cells: int, limit: int | None) -> None:
+        await self._database.lock_quotas(connection, tenant)
+        await count_cells(self._database, connection, tenant, cells, limit)
 
     async def _need_files(
         self, connection: AsyncConnection, sweep_id: str, cells: Sequence[NewCell], is_stored: IsStored

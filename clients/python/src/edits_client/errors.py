@@ -344,6 +344,30 @@ class TooManyRequests(ApiError):
     code = "TOO_MANY_REQUESTS"
 
 
+class RateLimited(ApiError):
+    """The tenant has made too many calls within a minute."""
+
+    code = "RATE_LIMITED"
+
+
+class TooManyUnfinished(ApiError):
+    """Too many requests of the tenant have not ended."""
+
+    code = "TOO_MANY_UNFINISHED"
+
+
+class GpuQuotaExceeded(ApiError):
+    """The tenant's GPU seconds of this UTC day are used, or promised to requests that wait."""
+
+    code = "GPU_QUOTA_EXCEEDED"
+
+
+class SweepQuotaExceeded(ApiError):
+    """The tenant's cells of sweeps of this UTC day are used."""
+
+    code = "SWEEP_QUOTA_EXCEEDED"
+
+
 class ServiceUnavailable(ApiError):
     """The service starts or stops; try again."""
 

@@ -1,0 +1,1 @@
+"""What tenants have used of their limits, counted for all ingresses."""
