@@ -4,8 +4,10 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.editing import fill_in, make_the_edit
-from tests.browser.visit import serious_findings
+from tests.browser.finished import body_of, finished_edit
+from tests.browser.visit import Visit, serious_findings
 from tests.unit.conftest import SHARES_AN_APPLICATION
+from tests.unit.serving import Served
 
 pytestmark = SHARES_AN_APPLICATION
 
@@ -87,3 +89,16 @@ def test_two_results_are_compared_with_the_parameters_that_differ(compared: Page
     assert serious_findings(compared) == []
     compared.get_by_role("link", name="Swap").click()
     expect(table.get_by_role("row", name="Guidance")).to_contain_text("14")
+
+
+def test_any_two_results_of_the_history_are_compared(served: Served, visit: Visit) -> None:
+    first = finished_edit(served.url, body_of(prompt="one"))
+    second = finished_edit(served.url, body_of(prompt="two", seed=7))
+    page = visit.open("#history")
+    for prompt in ("one", "two"):
+        page.get_by_role("listitem").filter(has_text=prompt).get_by_label("Compare").check()
+    page.get_by_role("link", name="Compare the two").click()
+    assert page.url.endswith(f"#compare/{first['request_id']}%3A0/{second['request_id']}%3A0")
+    table = page.get_by_role("table", name="What differs")
+    expect(table.get_by_role("row", name="Prompt")).to_contain_text("onetwo")
+    expect(table.get_by_role("row", name="Seed")).to_contain_text("427")

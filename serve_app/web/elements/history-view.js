@@ -1,6 +1,8 @@
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
+import { live } from "../vendor/lit-html/directives/live.js";
 import * as api from "../api.js";
+import { hrefOf } from "../views.js";
 import { Element, define } from "./element.js";
 import "./history-card.js";
 import "./record-field.js";
@@ -21,6 +23,7 @@ class HistoryView extends Element {
   #isListed = false;
   #models = [];
   #loras = [];
+  #compared = [];
 
   rendered() {
     const isList = !this.path?.length;
@@ -43,13 +46,49 @@ class HistoryView extends Element {
       ${this.#filters()}
       ${this.#problem && html`<p class="problem" role="alert">${this.#problem}</p>`}
       <ul class="history" aria-label="Requests" aria-busy=${this.#isLoading ? "true" : "false"}>
-        ${repeat(this.#entries, (entry) => entry.request_id, (entry) => html`<li><history-card .entry=${entry}></history-card></li>`)}
+        ${repeat(this.#entries, (entry) => entry.request_id, (entry) => this.#entry(entry))}
       </ul>
+      ${this.#comparison()}
       ${!this.#entries.length && !this.#isLoading && !this.#problem ? this.#nothing() : nothing}
       ${this.#next
         ? html`<div><button type="button" ?disabled=${this.#isLoading} @click=${() => this.#load(this.#next)}>Show more</button></div>`
         : nothing}
     </div>`;
+  }
+
+  #entry(entry) {
+    const { request_id: id } = entry;
+    return html`<li>
+      <history-card .entry=${entry}></history-card>
+      ${entry.images_done
+        ? html`<label class="checkbox small">
+            <input type="checkbox" .checked=${live(this.#compared.includes(id))} @change=${() => this.#toggle(id)} /> Compare
+          </label>`
+        : nothing}
+    </li>`;
+  }
+
+  /** Choosing a third one gives up the first. */
+  #toggle(id) {
+    const others = this.#compared.filter((other) => other !== id);
+    this.#compared = others.length < this.#compared.length ? others : [...others.slice(-1), id];
+    this.update();
+  }
+
+  #comparison() {
+    const [first, second] = this.#compared;
+    if (!first) return nothing;
+    return html`<div class="comparison card" role="status">
+      ${second
+        ? html`<a class="button" href=${hrefOf("compare", `${first}:0`, `${second}:0`)}>Compare the two</a>`
+        : html`<span>Choose another result to compare.</span>`}
+      <button type="button" class="text" @click=${() => this.#forgetComparison()}>Cancel</button>
+    </div>`;
+  }
+
+  #forgetComparison() {
+    this.#compared = [];
+    this.update();
   }
 
   #filters() {
