@@ -13,7 +13,7 @@ def summary_of(pairs: Sequence[Pair]) -> str:
         return f"{len(pairs) - running} of {len(pairs)} previews are made; ask again for the rest."
     lost = [pair for pair in pairs if pair.ours.status in (Status.FAILED, Status.CANCELED)]
     compared = [pair for pair in pairs if pair.comparison is not None]
-    sentences = _about_compared(compared)
+    sentences = _about_compared(compared, are_all=len(compared) == len(pairs))
     if lost:
         sentences.append(f"{_count(lost, 'preview')} could not be made; post the same body again to try them again.")
     if rest := len(pairs) - len(lost) - len(compared):
@@ -21,20 +21,19 @@ def summary_of(pairs: Sequence[Pair]) -> str:
     return " ".join(sentences)
 
 
-def _about_compared(compared: Sequence[Pair]) -> list[str]:
+def _about_compared(compared: Sequence[Pair], *, are_all: bool) -> list[str]:
     others = [pair for pair in compared if pair.comparison is not None and not pair.comparison.is_equal]
     if not compared:
         return ["Nothing could be compared."]
     equal = len(compared) - len(others)
     if not others:
-        return [
-            f"This service reproduces your previews: {_all(equal)} equal in every pixel, once ours is saved as the "
-            "trainer saves its own."
-        ]
+        beginning = "This service reproduces your previews: " if are_all else "Of those that could be compared, "
+        return [f"{beginning}{_all(equal)} equal in every pixel, once ours is saved as the trainer saves its own."]
     ratios = [pair.comparison.psnr_db for pair in others if pair.comparison and pair.comparison.psnr_db is not None]
+    closeness = f"{min(ratios):g}" if min(ratios) == max(ratios) else f"{min(ratios):g} to {max(ratios):g}"
     sentences = [
-        f"{equal} of {len(compared)} previews are equal in every pixel; the others are {min(ratios):g} to "
-        f"{max(ratios):g} dB (PSNR) from the trainer's."
+        f"{equal} of {len(compared)} previews are equal in every pixel; the others are {closeness} dB (PSNR) from the "
+        "trainer's."
     ]
     causes = {fact.code: fact.text for pair in others for fact in pair.facts if fact.differs}
     sentences += [f"{text[0].upper()}{text[1:]}." for text in causes.values()]
@@ -50,7 +49,7 @@ def _about_compared(compared: Sequence[Pair]) -> list[str]:
 
 
 def _all(number: int) -> str:
-    return "the one that was made is" if number == 1 else f"all {number} are"
+    return "the only one is" if number == 1 else f"all {number} are"
 
 
 def _count(items: Sequence[object], noun: str) -> str:
