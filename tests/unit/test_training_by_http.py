@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
+import fsspec
 import PIL.Image
 import pytest
 from starlette.testclient import TestClient
@@ -481,6 +482,22 @@ def test_facts_say_whether_they_make_a_difference(client, job, model, train, cod
     write_config(job, trainer_config(sample={"samples": [SAMPLE]}, model=model, train=train))
     [sample] = client.get(URL).json()["samples"]
     assert {fact["code"]: fact["differs"] for fact in sample["facts"]} == codes
+
+
+def test_root_may_be_in_any_store(config, job):
+    memory = fsspec.filesystem("memory")
+    memory.put(config.lora_root, "/of_training", recursive=True)
+    application = Application(config.model_copy(update={"lora_root": "memory://of_training"}))
+    try:
+        with TestClient(application.app) as client:
+            found = client.get(URL).json()
+            assert [each["state"] for each in (*found["checkpoints"], found["final"])] == ["complete", "complete"]
+            [image, *_] = found["sample_images"]
+            assert client.get(image["url"]).content == as_jpeg(image_of(7))
+            assert client.get(image["thumbnail_url"]).status_code == 200
+            assert redo(client)["summary"].startswith("This service reproduces your previews")
+    finally:
+        memory.rm("/of_training", recursive=True)
 
 
 @pytest.mark.parametrize("previews_id", ["x", "250-" + "0" * 32, "0" * 200])
