@@ -8,7 +8,12 @@ from serve_app.models.registry import MODELS
 from serve_app.training.folders import TrainingJob
 from serve_app.training.samples import Sample
 
-FactCode = Literal["JPEG", "WEBP", "QUANTIZED_BASE", "TILED_VAE", "EMA", "CONTROL_IMAGE_TWICE"]
+FactCode = Literal[
+    "JPEG", "WEBP", "QUANTIZED_BASE", "TILED_VAE", "EMA", "CONTROL_IMAGE_TWICE", "DTYPE", "LORA_ROUNDING"
+]
+
+# In which a LoRA beside the weights and one within them differ by the last bits alone.
+EXACT_DTYPE = "float32"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,23 @@ def facts_of(job: TrainingJob, sample: Sample) -> Iterator[Fact]:
             "CONTROL_IMAGE_TWICE",
             "with the key ctrl_img, the trainer shows this model's text encoder the control image twice, which a "
             "request cannot ask for; name it ctrl_img_1 in the training config",
+            True,
+        )
+
+
+def facts_of_edit(job: TrainingJob, dtype: str, *, merges_lora: bool) -> Iterator[Fact]:
+    """What there is to know about an image of ours: `dtype` is what its editor computed in, by torch's name.
+
+    `merges_lora`: the editor wrote a LoRA into the weights.
+    """
+    theirs = job.settings.dtype if job.settings else None
+    if theirs is not None and theirs != dtype:
+        yield Fact("DTYPE", f"the trainer computed in {theirs}, and this service in {dtype}", True)
+    if merges_lora and dtype != EXACT_DTYPE:
+        yield Fact(
+            "LORA_ROUNDING",
+            f"the trainer applies the LoRA beside the weights and this service within them, which {dtype} rounds "
+            "differently",
             True,
         )
 

@@ -9,6 +9,8 @@ from serve_app.training.model_names import model_of
 from serve_app.training.samples import FORMAT, Sample, read_samples
 
 MAX_TEXT = 500
+# The trainer's names of dtypes, and torch's.
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class TrainingSettings:
     `job_name` begins the names of its files. `model` is the id of our model, None if the config names another.
     `steps` is how long the job trains. `quantized`: the base, or its text encoder, was quantised while sampling.
     `low_vram`: the VAE worked in tiles. `format` is the suffix of sample images. `problem` says why the samples cannot
-    be read.
+    be read. `dtype` is what the base model computed in, by torch's name; None if the config does not say.
     """
 
     job_name: str | None
@@ -33,6 +35,7 @@ class TrainingSettings:
     format: str
     samples: tuple[Sample, ...]
     problem: str | None = None
+    dtype: str | None = None
 
 
 def read_settings(data: bytes) -> TrainingSettings:
@@ -46,7 +49,7 @@ def read_settings(data: bytes) -> TrainingSettings:
     train = _mapping(process.get("train"))
     arch, base, trigger = _text(model.get("arch")), _text(model.get("name_or_path")), _text(process.get("trigger_word"))
     samples, problem = _samples(sample, trigger)
-    steps = train.get("steps")
+    steps, dtype = train.get("steps"), _text(train.get("dtype"))
     return TrainingSettings(
         job_name=_text(job.get("name")),
         model=model_of(arch, base),
@@ -60,6 +63,7 @@ def read_settings(data: bytes) -> TrainingSettings:
         format=(_text(sample.get("format")) or FORMAT).lstrip("."),
         samples=samples,
         problem=problem,
+        dtype=dtype and DTYPES.get(dtype, dtype),
     )
 
 

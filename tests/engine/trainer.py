@@ -123,7 +123,7 @@ def config_of(name: str, model: str, sample: Mapping[str, Any], trigger_word: st
         "qwen_image": ("qwen_image", "Qwen/Qwen-Image"),
     }[model]
     process: dict[str, Any] = {"type": "sd_trainer", "trigger_word": trigger_word, "sample": dict(sample)}
-    process |= {"model": {"arch": arch, "name_or_path": base}, "train": {"steps": 1000, "dtype": "bf16"}}
+    process |= {"model": {"arch": arch, "name_or_path": base}, "train": {"steps": 1000, "dtype": "fp32"}}
     return {"job": "extension", "config": {"name": name, "process": [process]}}
 
 

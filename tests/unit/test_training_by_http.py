@@ -4,6 +4,7 @@ import hashlib
 import io
 import time
 from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -30,6 +31,8 @@ pytestmark = SHARES_AN_APPLICATION
 
 JOB = "people/my_job"
 URL = f"/v1/training-jobs/{JOB}"
+# What the editors say that they compute in.
+DTYPE, ADAPTERS = "bfloat16", "device"
 SAMPLE = {"prompt": "[trigger] at night --s 2", "ctrl_img": "/home/me/control/cat.png", "width": 64, "height": 64}
 VERSION = {"software": '{"name": "ai-toolkit", "version": "0.8.0"}', "training_info": '{"step": 400}'}
 
@@ -48,7 +51,8 @@ async def edit(editors: InstantEditors, task: EditTask) -> AsyncGenerator[EditEv
     digest = hashlib.sha256(data).hexdigest()
     key = artifact_keys.image(digest, ".png")
     editors.artifacts.put(key, data)
-    yield EditDone(key, editors.artifacts.url(key), "png", 64, 64, plan.seed, len(data), digest, {"generate": 1.0}, {})
+    done = EditDone(key, editors.artifacts.url(key), "png", 64, 64, plan.seed, len(data), digest, {"generate": 1.0}, {})
+    yield replace(done, runtime={"dtype": DTYPE, "adapter_weights": ADAPTERS})
 
 
 @pytest.fixture(autouse=True)
@@ -342,7 +346,9 @@ def test_images_that_differ_have_figures(client, job):
     assert 0 <= comparison["equal_share"] < 1
     assert 5 < comparison["psnr_db"] < 30
     assert found["summary"].startswith("1 of 2 previews are equal in every pixel; the others are ")
-    assert "No setting of the job explains this" in found["summary"]
+    # What this service does otherwise than the trainer is a cause, too.
+    assert "The trainer applies the LoRA beside the weights" in found["summary"]
+    assert "No setting" not in found["summary"]
 
 
 def test_image_saved_with_another_quality_is_not_equal(client, job):
@@ -354,7 +360,8 @@ def test_cause_of_a_difference_is_named(client, job):
     write_config(job, trainer_config(sample={"samples": [SAMPLE], "seed": 7}, model={"quantize": True}))
     write_sample_image(job, sample_name(250, 0), as_jpeg(image_of(1)))
     found = redo(client)
-    assert [fact["code"] for fact in found["pairs"][0]["facts"] if fact["differs"]] == ["QUANTIZED_BASE"]
+    codes = [fact["code"] for fact in found["pairs"][0]["facts"] if fact["differs"]]
+    assert codes == ["QUANTIZED_BASE", "LORA_ROUNDING"]
     assert "quantised base" in found["summary"]
     assert "No setting" not in found["summary"]
 
@@ -498,6 +505,30 @@ def test_root_may_be_in_any_store(config, job):
             assert redo(client)["summary"].startswith("This service reproduces your previews")
     finally:
         memory.rm("/of_training", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "step", "codes"),
+    [
+        ("bfloat16", "bf16", 250, ["LORA_ROUNDING"]),
+        ("bfloat16", "bf16", 0, []),
+        ("float32", "bf16", 250, ["DTYPE"]),
+        ("bfloat16", "float32", 0, ["DTYPE"]),
+        ("float32", "fp32", 250, []),
+        ("float32", None, 250, []),
+    ],
+)
+def test_what_an_editor_does_otherwise_is_a_fact(client, job, monkeypatch, ours, theirs, step, codes):
+    monkeypatch.setattr("tests.unit.test_training_by_http.DTYPE", ours)
+    write_config(job, trainer_config(sample={"samples": [SAMPLE]}, train={"dtype": theirs}))
+    [pair] = redo(client, step=step)["pairs"]
+    assert [fact["code"] for fact in pair["facts"] if fact["differs"]] == codes
+
+
+def test_loras_next_to_the_weights_are_as_in_training(client, job, monkeypatch):
+    monkeypatch.setattr("tests.unit.test_training_by_http.ADAPTERS", "hooks")
+    [pair, _] = redo(client)["pairs"]
+    assert [fact["code"] for fact in pair["facts"] if fact["differs"]] == []
 
 
 @pytest.mark.parametrize("previews_id", ["x", "250-" + "0" * 32, "0" * 200])

@@ -1,6 +1,6 @@
 """Training jobs as clients see them: the list of all, one of them, and its sample images."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache, partial
 from itertools import islice
 from urllib.parse import quote
@@ -22,7 +22,7 @@ from serve_app.schemas.training import (
     TrainingJobInfo,
     TrainingJobList,
 )
-from serve_app.training.differences import facts_of
+from serve_app.training.differences import Fact, facts_of
 from serve_app.training.file_names import THUMBNAILS
 from serve_app.training.folders import SampleImage, TrainingJob
 from serve_app.training.requests import NamedLora, body_of, control_paths, why_not
@@ -129,7 +129,7 @@ class TrainingJobs:
             body=body,
             control_images=images,
             problem=problem,
-            facts=fact_infos(job, sample),
+            facts=fact_infos(facts_of(job, sample)),
         )
 
     def _control_image(self, path: str, file: StoredFile | None) -> SampleControlImage:
@@ -173,8 +173,8 @@ def image_info(job: TrainingJob, image: SampleImage, base_url: str) -> SampleIma
     )
 
 
-def fact_infos(job: TrainingJob, sample: Sample) -> list[FactInfo]:
-    return [FactInfo(code=fact.code, text=fact.text, differs=fact.differs) for fact in facts_of(job, sample)]
+def fact_infos(facts: Iterable[Fact]) -> list[FactInfo]:
+    return [FactInfo(code=fact.code, text=fact.text, differs=fact.differs) for fact in facts]
 
 
 def job_url(name: str, base_url: str) -> str:

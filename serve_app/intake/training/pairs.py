@@ -1,7 +1,7 @@
 """Pairs of the trainer's sample images and this service's own, how far they are apart, and what that means."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 
 from serve_app.adapters.lora_root import StoredFile
@@ -14,7 +14,7 @@ from serve_app.intake.training.files import TrainingFiles
 from serve_app.intake.training.jobs import fact_infos, image_url
 from serve_app.intake.training.previews import ID, TrainingPreviews
 from serve_app.intake.training.summary import summary_of
-from serve_app.jobs.records import RequestRecord
+from serve_app.jobs.records import ImageRecord, RequestRecord
 from serve_app.jobs.store import JobStore
 from serve_app.schemas.training import (
     NotRedone,
@@ -26,11 +26,14 @@ from serve_app.schemas.training import (
 )
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone, Status
+from serve_app.training.differences import Fact, facts_of, facts_of_edit
 from serve_app.training.folders import SampleImage, TrainingJob
 from serve_app.training.requests import why_not
 from serve_app.training.samples import Sample
 
 KNOWN_COMPARISONS = 2048
+# Of the config's `adapter_weights`: editors compute LoRAs next to the weights, as the trainer does.
+HOOKS = "hooks"
 MAX_NAME_CHARS = 200
 
 
@@ -106,7 +109,7 @@ class TrainingPairs:
             if theirs is None
             else TheirImage(file=theirs.name, url=image_url(job.name, theirs.name, links.base_url))
         )
-        facts = fact_infos(job, sample)
+        facts = fact_infos([*facts_of(job, sample), *_facts_of_edit(job, image)])
         return Pair(sample=sample.number, theirs=their, ours=ours, comparison=comparison, problem=problem, facts=facts)
 
     async def _comparison(
@@ -140,6 +143,15 @@ class TrainingPairs:
                 "training config names another size now than when the trainer made it"
             )
         return compare(their_image, saved_as(our_image, theirs.format))
+
+
+def _facts_of_edit(job: TrainingJob, image: ImageRecord) -> Iterable[Fact]:
+    """What there is to know about an image of ours, once it is finished."""
+    runtime = image.result.runtime if image.result else {}
+    if "dtype" not in runtime:
+        return ()
+    has_lora = any(use.scale != 0 for use in image.plan.adapters)
+    return facts_of_edit(job, runtime["dtype"], merges_lora=has_lora and runtime.get("adapter_weights") != HOOKS)
 
 
 def _size(size: Sequence[int]) -> str:
