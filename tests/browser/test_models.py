@@ -133,7 +133,7 @@ def test_on_a_phone_the_image_comes_first_and_the_button_stays_in_reach(browser:
         page = visit.open()
         expect(page.get_by_text("Take a photo")).to_be_visible()
         give_images(page, 96)
-        button, image = (page.locator(selector).bounding_box() for selector in ("button.primary", ".stage-box"))
+        button, image = (page.locator(selector).bounding_box() for selector in (".panel-foot .primary", ".stage-box"))
         assert image["y"] < 200
         assert button["y"] + button["height"] <= 844
         assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
