@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from serve_app.api.access import PUBLIC_PATHS, Authenticate, CheckHost
+from serve_app.api.auditing import AuditOperators
 from serve_app.api.bodies.limits import BodyLimit
 from serve_app.api.error_answers import answer_faults, answer_http_error
 from serve_app.api.middleware import (
@@ -102,6 +103,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         max_bytes=config.max_body_bytes,
         timeout_s=config.body_timeout_s,
     )
+    app.add_middleware(AuditOperators)
     app.add_middleware(LimitRates, limits=service.rate_limits)
     public_paths = PUBLIC_PATHS | playground.PATHS if config.playground else PUBLIC_PATHS
     app.add_middleware(

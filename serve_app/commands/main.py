@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from serve_app.commands import keys
 from serve_app.errors import ServiceError
 from serve_app.models.registry import MODELS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-keys = typer.Typer(no_args_is_help=True)
-app.add_typer(keys, name="keys", help="Makes API keys.")
+app.add_typer(keys.app, name="keys", help="Makes, lists, rotates and revokes API keys.")
 
 
 def check_model(model: str | None) -> str | None:
@@ -119,21 +119,3 @@ def demo(
     from serve_app.commands.demo import show_demo
 
     show_demo(MODELS[model])
-
-
-@keys.command()
-def new(
-    tenant: Annotated[str | None, typer.Argument(help="The tenant that the key belongs to.")] = None,
-    operator: Annotated[
-        bool, typer.Option("--operator", help="Make a key that sees the requests of every tenant instead.")
-    ] = False,
-) -> None:
-    """Makes a key and prints it. It is shown once and stored nowhere."""
-    from serve_app.intake.callers.keys_file import MAX_TENANT_CHARS
-    from serve_app.intake.keys import new_entry
-
-    if operator == (tenant is not None):
-        raise typer.BadParameter("name either a TENANT or --operator")
-    if tenant is not None and not 0 < len(tenant) <= MAX_TENANT_CHARS:
-        raise typer.BadParameter(f"the name of a tenant has 1 to {MAX_TENANT_CHARS} characters")
-    typer.echo(new_entry(tenant), nl=False)

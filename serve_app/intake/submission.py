@@ -17,6 +17,7 @@ from serve_app.errors import FilesGone, describe
 from serve_app.intake.admission.admission import Admission, Admitted, gather_all, sha256_of
 from serve_app.intake.admission.new_files import MAX_TRIES, discarding_new_files
 from serve_app.intake.admission.parts import NO_PARTS, PART, Parts
+from serve_app.intake.callers.audited import record_adapters
 from serve_app.intake.presets import Presets, blaming_preset
 from serve_app.intake.resources import Resources
 from serve_app.intake.tenants import Caller
@@ -109,6 +110,8 @@ class Submissions:
             outcome = ACCEPTED if is_new else REPEATED
             self._meter.record(SUBMISSIONS, model=model, code=outcome)
             logger.info("request %s: %s, %s images", record.id, outcome, len(record.images))
+            if is_new:
+                record_adapters(caller, "request", record.id, (image.plan.adapters for image in record.images))
             return record, is_new
 
     async def explain(self, request: InferenceRequest, caller: Caller, parts: Parts = NO_PARTS) -> Explanation:

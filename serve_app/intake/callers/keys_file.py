@@ -12,6 +12,7 @@ Each key is 256 random bits, so that a plain SHA-256 of it is enough. An entry i
     operators: [<SHA-256 of a key, hex>]
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,6 +117,11 @@ class KnownKey:
     caller: Caller
     limits: LimitsConfig
     expires_at: float | None = None
+
+
+def key_id_of(key: str) -> str:
+    """What names a key in logs and lists: the beginning of its hash (hex)."""
+    return hashlib.sha256(key.encode()).hexdigest()[:KEY_ID_CHARS]
 
 
 def read_keys_file(path: Path) -> KeysFile:

@@ -15,6 +15,7 @@ from serve_app.images.output_formats import OUTPUT_FORMATS
 from serve_app.intake.admission.admission import Admission
 from serve_app.intake.admission.new_files import MAX_TRIES, discarding_new_files
 from serve_app.intake.answers.queries import visible_to
+from serve_app.intake.callers.audited import record_adapters
 from serve_app.intake.presets import Presets, blaming_preset
 from serve_app.intake.resources import Resources
 from serve_app.intake.submission import digest_of, webhook_of
@@ -129,6 +130,7 @@ class Sweeps:
             is_new = record.id == new.id
             if is_new:
                 new_files.clear()
+                record_adapters(caller, "sweep", record.id, (cell.plan.adapters for cell in plan.cells))
         self._cells.wake()
         logger.info("sweep %s: %s cells", record.id, record.cells)
         return Outcome(record, is_new, plan)
@@ -165,6 +167,7 @@ class Sweeps:
                 if not await self._store.sweeps.extend(old, definition, plan.cells, self._artifacts.exists, most):
                     return None
                 new_files.clear()
+                record_adapters(caller, "sweep.extend", old.id, (cell.plan.adapters for cell in plan.cells))
         self._cells.wake()
         record = await self._store.sweeps.get(old.id)
         return Outcome(record, is_new=True, plan=plan, dry_run=sent.dry_run)
