@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -146,6 +147,16 @@ class LoraRoot:
     def stored(self, listed: Listed) -> StoredFile:
         """The file of a listing. Raises LoraNotFound, LoraPathForbidden or LoraDownloadFailed."""
         return self.find(listed.path) if listed.info is None else self._stored(listed.path, listed.info)
+
+    def size_of(self, listed: Listed) -> int | None:
+        """The size of a file of a listing (bytes), cheaper than `stored`; None for a link, or if the file is gone."""
+        if listed.info is not None:
+            return int(listed.info["size"])
+        try:
+            status = os.lstat(f"{self._base}/{listed.path}")
+        except OSError:
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def content(self, file: StoredFile, max_bytes: int) -> bytes:
         """The first `max_bytes` of a file. Raises LoraNotFound or LoraDownloadFailed."""

@@ -28,7 +28,7 @@ class WeightsFile(Answer):
     step: int | None = Field(
         description="The training step: by the name of the file, or its header, or the training config."
     )
-    size_bytes: int | None = Field(description="The size of the file; null if it was not looked at.")
+    size_bytes: int | None = Field(description="The size of the file; null for one that cannot be read.")
     state: Literal["complete", "incomplete", "unreadable", "unknown"] = Field(
         description="`incomplete`: the trainer is still writing it, or it was cut off. `unknown`: its header was not "
         "read; the list of all jobs reads only the newest file of each."

@@ -18,6 +18,7 @@ from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import FetchConfig, JobsConfig, ModelConfig
 from serve_app.errors import LoraChanged, Overloaded, StorageFailed
 from serve_app.intake.catalogue import Catalogue
+from serve_app.intake.tenants import Caller
 from serve_app.jobs import database
 from serve_app.jobs.records import NewImage, NewRequest
 from serve_app.jobs.store import JobStore
@@ -160,7 +161,7 @@ async def test_hanging_store_times_out_and_is_then_not_called(config, root, stuc
     monkeypatch.setattr(root, "files", stuck)
     catalogue = Catalogue(config, root, {})
     began = time.monotonic()
-    looks = [catalogue.loras("", "", 10) for _ in range(3 * lora_root.ROOT_THREADS)]
+    looks = [catalogue.loras("", "", 10, Caller()) for _ in range(3 * lora_root.ROOT_THREADS)]
     outcomes = await asyncio.gather(*looks, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {Overloaded}
     assert (stuck.calls, time.monotonic() - began < 2) == (lora_root.ROOT_THREADS, True)
@@ -168,7 +169,7 @@ async def test_hanging_store_times_out_and_is_then_not_called(config, root, stuc
     assert await asyncio.to_thread(lambda: 1) == 1
     stuck.released.set()
     monkeypatch.undo()
-    assert [lora.path for lora in (await catalogue.loras("", "", 10)).loras] == ["job/lora.safetensors"]
+    assert [lora.path for lora in (await catalogue.loras("", "", 10, Caller())).loras] == ["job/lora.safetensors"]
 
 
 async def test_transaction_does_not_wait_for_threads_that_hang_in_other_calls(database_url, make_plan, stuck):

@@ -116,7 +116,9 @@ def test_jobs_are_listed_with_their_files(client, job):
     assert (found["trainer_version"], found["profile"]) == ("0.8.0", "trainer-0.9.0")
     assert found["sample_steps"] == [0, 250]
     # Of the list of all jobs, the newest file alone is read.
-    assert [(each["step"], each["state"]) for each in found["checkpoints"]] == [(250, "unknown")]
+    [unread] = found["checkpoints"]
+    assert (unread["step"], unread["state"], unread["fits"]) == (250, "unknown", None)
+    assert unread["size_bytes"] == found["final"]["size_bytes"] == (job / "my_job.safetensors").stat().st_size
     assert (found["final"]["state"], found["final"]["fits"]) == ("complete", ["qwen_image_edit"])
 
 
@@ -497,6 +499,8 @@ def test_root_may_be_in_any_store(config, job):
     application = Application(config.model_copy(update={"lora_root": "memory://of_training"}))
     try:
         with TestClient(application.app) as client:
+            [entry] = client.get("/v1/training-jobs").json()["training_jobs"]
+            assert entry["checkpoints"][0]["size_bytes"] == (job / "my_job.safetensors").stat().st_size
             found = client.get(URL).json()
             assert [each["state"] for each in (*found["checkpoints"], found["final"])] == ["complete", "complete"]
             [image, *_] = found["sample_images"]

@@ -83,6 +83,11 @@ class TrainingFiles:
             whole = whole.model_copy(update={"step": receipt.step})
         return Weights(whole, file.id, receipt.trainer_version if receipt.trainer == TRAINER else None)
 
+    def unread(self, checkpoint: Checkpoint) -> Weights:
+        """A file of weights whose header is not read."""
+        size, path, step = self._root.size_of(checkpoint.listed), checkpoint.path, checkpoint.step
+        return Weights(WeightsFile(path=path, step=step, size_bytes=size, state="unknown", fits=None, problem=None))
+
     def newest(self, job: TrainingJob) -> Weights | None:
         """The newest file of weights that can be used; None if none of the newest ones can."""
         found = (self.weights(checkpoint) for checkpoint in reversed(job.weights[-NEWEST:]))
@@ -171,14 +176,6 @@ def profile_of(weights: Weights | None) -> str:
     """The name of the profile that makes the pixels of the trainer's version that wrote a file."""
     profile, _ = profile_of_trainer([weights.trainer_version if weights else None])
     return profile.name
-
-
-def not_read(checkpoint: Checkpoint) -> Weights:
-    """A file of weights whose header was not read."""
-    info = WeightsFile(
-        path=checkpoint.path, step=checkpoint.step, size_bytes=None, state="unknown", fits=None, problem=None
-    )
-    return Weights(info)
 
 
 def _no_image(name: str, what: str) -> SampleNotFound:

@@ -11,7 +11,7 @@ from serve_app.errors import ControlImageInvalid, SampleNotFound
 from serve_app.images.comparison import thumbnail
 from serve_app.images.decode import decode
 from serve_app.intake.tenants import Caller
-from serve_app.intake.training.files import TrainingFiles, Weights, not_read, profile_of
+from serve_app.intake.training.files import TrainingFiles, Weights, profile_of
 from serve_app.models.registry import MODELS
 from serve_app.schemas.training import (
     FactInfo,
@@ -76,7 +76,7 @@ class TrainingJobs:
         """A job in the list of all: of its weights, the newest file alone is read."""
         newest = self._files.newest(job)
         paths = {} if newest is None else {newest.info.path: newest}
-        weights = {each.path: paths.get(each.path) or not_read(each) for each in job.weights}
+        weights = {each.path: paths.get(each.path) or self._files.unread(each) for each in job.weights}
         return TrainingJobEntry(**self._fields(job, weights, newest, base_url))
 
     def _whole(self, name: str, base_url: str, caller: Caller) -> TrainingJobInfo:

@@ -1617,7 +1617,7 @@ class WeightsFile(BaseModel):
     """
     size_bytes: int | None
     """
-    The size of the file; null if it was not looked at.
+    The size of the file; null for one that cannot be read.
     """
     state: str
     """
