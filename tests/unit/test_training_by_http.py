@@ -16,7 +16,7 @@ from serve_app.config import MINIATURE_RANDOM, AppConfig, AuthConfig, ModelConfi
 from serve_app.intake.keys import new_key
 from serve_app.storage import artifact_keys
 from serve_app.tasks import EditDone, EditEvent, EditTask
-from tests.conftest import as_png, noise_image
+from tests.conftest import as_base64, as_png, noise_image
 from tests.training_folder import (
     checkpoint_name,
     sample_name,
@@ -439,6 +439,15 @@ def test_control_image_that_is_not_here_is_asked_for_by_name(client, application
     for name in ("cat.png", "/home/me/control/cat.png"):
         assert redo(client, control_images={name: f"upload:{upload}"})["status"] == "succeeded"
     assert {task.plan.control_images for task in application.editors.tasks} == {(upload,)}
+
+
+def test_control_image_may_be_in_the_body(client, application, job, root):
+    (root / "control/cat.png").unlink()
+    data = as_png(noise_image(32, 32))
+    assert redo(client, control_images={"cat.png": as_base64(data)})["status"] == "succeeded"
+    assert {task.plan.control_images for task in application.editors.tasks} == {(hashlib.sha256(data).hexdigest(),)}
+    for image in ("part:image", "photos/cat.png", as_base64(b"no image")):
+        assert refused(client, control_images={"cat.png": image})["code"] == "CONTROL_IMAGE_INVALID"
 
 
 def test_named_control_image_wins_over_a_file(client, application, job):

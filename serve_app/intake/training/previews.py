@@ -4,6 +4,7 @@ Nothing is stored about them besides the requests. Their idempotency keys name t
 ingress finds them, and the same POST makes nothing again.
 """
 
+import asyncio
 import hashlib
 import json
 import re
@@ -16,6 +17,8 @@ from pydantic import ValidationError
 
 from serve_app.config import AppConfig
 from serve_app.errors import ControlImageRequired, InvalidParameter, LoraFileRequired, PreviewsImpossible
+from serve_app.images.data_urls import decode_inline
+from serve_app.intake.admission.checks import is_reference
 from serve_app.intake.submission import Submissions, digest_of
 from serve_app.intake.tenants import Caller
 from serve_app.intake.training.files import TrainingFiles, Weights, profile_of
@@ -57,6 +60,7 @@ class TrainingPreviews:
         self, config: AppConfig, files: TrainingFiles, submissions: Submissions, uploads: Uploads, store: JobStore
     ) -> None:
         self._require_lora = config.require_lora
+        self._max_bytes = config.fetch.max_bytes
         self._files = files
         self._submissions = submissions
         self._uploads = uploads
@@ -135,11 +139,11 @@ class TrainingPreviews:
     ) -> dict[str, str]:
         """What requests name each control image, by the trainer's path. Files that were found are uploaded.
 
-        Raises ControlImageRequired that names those that are missing.
+        Raises ControlImageRequired that names those that are missing, and what storing an upload raises.
         """
         paths = sorted({path for sample in samples for path in _paths(job, sample)})
         sent = {path: named.get(path) or named.get(file_name(path)) for path in paths}
-        images = {path: image for path, image in sent.items() if image}
+        images = {path: await self._short_name(image, caller) for path, image in sent.items() if image}
         rest = [path for path in paths if path not in images]
         found = await self._files.in_thread(partial(self._files.control_images, job, rest, caller))
         if missing := [path for path in rest if path not in found]:
@@ -150,9 +154,20 @@ class TrainingPreviews:
             )
         for path, file in found.items():
             data = await self._files.in_thread(partial(self._files.image, file))
-            upload = await self._uploads.store(data, caller)
-            images[path] = f"upload:{upload.sha256}"
+            images[path] = await self._uploaded(data, caller)
         return images
+
+    async def _short_name(self, image: str, caller: Caller) -> str:
+        """What names a control image that was sent: itself, or its upload if the body holds the whole image.
+
+        Each sample's request repeats it. Raises ControlImageInvalid, and what storing an upload raises.
+        """
+        if is_reference(image):
+            return image
+        return await self._uploaded(await asyncio.to_thread(decode_inline, image, self._max_bytes), caller)
+
+    async def _uploaded(self, data: bytes, caller: Caller) -> str:
+        return f"upload:{(await self._uploads.store(data, caller)).sha256}"
 
     def _request(
         self, redo: Redo, sample: Sample, images: Mapping[str, str], wanted: PreviewsRequest
