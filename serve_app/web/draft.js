@@ -53,8 +53,8 @@ export const draft = { ...EMPTY, ...recall("draft", {}) };
 /** Change fields of the draft. */
 export function change(fields) {
   Object.assign(draft, fields);
-  // URLs of images end with the tab.
-  const images = draft.images.filter((image) => image.upload).map((image) => ({ ...image, url: "" }));
+  // Files and their URLs end with the tab.
+  const images = draft.images.filter((image) => image.upload).map(({ file, ...image }) => ({ ...image, url: "" }));
   keep("draft", { ...draft, images });
   changes.dispatchEvent(new Event(CHANGED));
 }

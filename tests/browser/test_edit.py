@@ -1,6 +1,7 @@
 """The view Edit: preparing an edit, and what is said before it is sent."""
 
 import json
+from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
@@ -147,3 +148,16 @@ def test_a_service_without_a_fitting_body_says_so_while_the_user_edits(visit: Vi
 
 
 REFUSAL = {"detail": {"error": {"code": "INVALID_PARAMETER", "message": "the prompt is too long", "details": {}}}}
+
+
+def test_a_loras_reason_comes_after_those_that_fit(served: Served, visit: Visit) -> None:
+    broken = Path(served.application.config.lora_root) / "a_broken.safetensors"
+    broken.write_bytes(b"no LoRA")
+    page = visit.open()
+    options = page.locator(".lora-option")
+    expect(options).to_have_count(2)
+    expect(options.last).to_contain_text("a_broken")
+    expect(options.last).to_have_attribute("aria-disabled", "true")
+    options.last.dispatch_event("click")
+    expect(page.locator(".lora")).to_have_count(0)
+    broken.unlink()

@@ -47,7 +47,7 @@ class LoraSearch extends Element {
         .value=${this.#search} @input=${this.#type} @keydown=${this.#enter} />
       <div class="lora-list" role="group" aria-label="LoRAs that were found" tabindex="-1">
         ${this.#problem && html`<p class="problem small" role="alert">${this.#problem}</p>`}
-        ${repeat(this.#found, (lora) => lora.path, (lora) => this.#entry(lora))}
+        ${repeat(this.#fittingFirst(), (lora) => lora.path, (lora) => this.#entry(lora))}
         ${this.#next && html`<button type="button" class="text" @click=${() => this.#load(this.#next)}>Show more</button>`}
         ${this.#isLoaded && !this.#found.length && !this.#problem ? this.#nothing() : nothing}
       </div>
@@ -67,6 +67,11 @@ class LoraSearch extends Element {
       <span class="lora-title" title=${lora.path}>${titleOf(lora.path)}</span>
       <span class="muted small lora-facts" title=${problem ?? ""}>${problem ?? describe(lora)}</span>
     </button>`;
+  }
+
+  #fittingFirst() {
+    const fits = (lora) => lora.fits.includes(this.model);
+    return [...this.#found.filter(fits), ...this.#found.filter((lora) => !fits(lora))];
   }
 
   #problemOf(lora) {

@@ -32,7 +32,7 @@ class OperationView extends Element {
   #body(status) {
     return html`
       <p>${count(status.waiting, "image waits", "images wait")}, editors work on ${count(status.working, "image", "images")}.</p>
-      <div class="wide">
+      <div class="wide" tabindex="0" role="region" aria-label="Table">
         <table>
           <caption class="visually-hidden">Models</caption>
           <thead>
