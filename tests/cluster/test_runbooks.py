@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -82,6 +83,8 @@ def test_there_are_commands() -> None:
     assert problems("kubectl apply --kustomise cluster/kuberay/weights") != []
     assert problems("kubectl apply --kustomize cluster/kuberay/nowhere") != []
     assert problems("edits-server backup") != []
+    assert problems("edits-server keys remove ab0f67ef") != []
+    assert problems("edits-server keys revoke ab0f67ef --files keys.yaml") != []
     assert problems("pg_dump --formatt=custom") != []
     assert problems("python -m tests.cluster.nothing") != []
 
@@ -106,7 +109,7 @@ def problems(command: str) -> list[str]:
         known = postgres_help(program_name)
         return found + [f"{command}: no {option}" for option in options if option not in known]
     if program_name == "edits-server":
-        return found + ([] if rest[0] in edits_server() else [f"{command}: no {rest[0]}"])
+        return found + edits_server_problems(rest)
     if program_name == "edits":
         return found + ([] if (Path(sys.executable).parent / "edits").exists() else [f"{command}: no edits"])
     if program_name == "python":
@@ -153,9 +156,15 @@ def postgres_help(name: str) -> str:
     return subprocess.run([program(name), "--help"], capture_output=True, text=True, check=True).stdout
 
 
-@cache
-def edits_server() -> set[str]:
-    return set(get_command(app).commands)  # type: ignore[attr-defined]
+def edits_server_problems(words: list[str]) -> list[str]:
+    command: Any = get_command(app)
+    while hasattr(command, "commands"):
+        if not words or words[0] not in command.commands:
+            return [f"edits-server {command.name}: no {' '.join(words[:1])}"]
+        command, words = command.commands[words[0]], words[1:]
+    known = {option for parameter in command.params for option in parameter.opts}
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    return [f"edits-server {command.name}: no {option}" for option in options if option not in known]
 
 
 def test_the_threat_model_names_tests_that_exist() -> None:
