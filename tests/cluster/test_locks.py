@@ -28,7 +28,7 @@ def test_a_lock_has_the_versions_that_the_tests_run_with(name: str) -> None:
     }
     assert differing == {}
     direct = {canonicalize_name(Requirement(line).name): Requirement(line) for line in requirements(name)}
-    assert direct.keys() - locked.keys() == set()
+    assert direct.keys() - locked.keys() == set(), "python -m tools.locks writes the locks again"
     assert [package for package, wanted in direct.items() if locked[package] not in wanted.specifier] == []
 
 
