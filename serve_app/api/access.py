@@ -24,6 +24,9 @@ PROBES = frozenset(("/health", "/ready"))
 # A GET of these paths needs no key, and of the playground's neither. Everything else does, so that a new route is
 # protected from the start.
 PUBLIC_PATHS = PROBES | docs.PATHS
+# Headers of proxies: those that only proxies send, and those that list the addresses of callers.
+PROXIES_ONLY = ("forwarded", "via")
+CALLERS = ("x-forwarded-for", "x-real-ip")
 # A name, an IPv4 address or an IPv6 address in brackets, with or without a port.
 HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
 
@@ -118,11 +121,18 @@ def _called_by(caller: Caller, scope: Scope) -> Scope:
 
 
 def is_from_this_machine(headers: Headers) -> bool:
-    """Whether a request names this machine as its host, and comes from no page of another origin.
+    """Whether a request names this machine as its host, comes from no page of another origin, and through no proxy.
 
     Any page that somebody opens in a browser on this machine can send requests to loopback. It names its own host if
-    that host's name leads to loopback, and says its origin otherwise.
+    that host's name leads to loopback, and says its origin otherwise. A proxy on this machine may name loopback as the
+    host for callers from anywhere; most say in a header for whom they ask. HTTP front and Serve's proxy, which are on
+    this machine, say loopback for a program on it.
     """
+    if any(name in headers for name in PROXIES_ONLY):
+        return False
+    callers = [each.strip() for name in CALLERS for header in headers.getlist(name) for each in header.split(",")]
+    if not all(map(is_loopback, callers)):
+        return False
     host = headers.get("host", "")
     if not is_loopback(urlsplit(f"//{host}").hostname or ""):
         return False

@@ -48,8 +48,9 @@ class AppConfig(ConfigSection):
     history_without_keys: bool = Field(
         False,
         description="Show the history, the sweeps and the usage although there are no API keys: to programs on this "
-        "machine and to the playground. Refused where the service listens on anything but loopback, and together with "
-        "`auth.keys_file`, which gives each key its own history.",
+        "machine and to the playground. Leave it out behind a reverse proxy on this machine. Refused where the "
+        "service listens on anything but loopback, and together with `auth.keys_file`, which gives each key its own "
+        "history.",
     )
     base_url: Url | None = Field(
         None, description="What status and result URLs start with. Null: the address that the client used."

@@ -1,5 +1,6 @@
 """The operation of the service as one caller may see it: models, editors, queues, and requests that failed."""
 
+import time
 from importlib.metadata import PackageNotFoundError, version
 
 from serve_app.intake.tenants import Caller
@@ -12,7 +13,9 @@ from serve_app.tasks import Status
 
 # The name under which this service is installed.
 DISTRIBUTION = "serve-app"
-MAX_RECENT_ERRORS = 20
+# How many failed requests are listed at most, and how old their requests may be (s): no index finds failures, so the
+# database looks at each request of this time.
+MAX_RECENT_ERRORS, RECENT_S = 20, 86400.0
 
 
 class Operation:
@@ -64,7 +67,8 @@ class Operation:
     async def _recent_errors(self, caller: Caller) -> list[RecentError]:
         if not caller.may_list:
             return []
-        failed = HistoryFilter(tenant=None if caller.is_operator else caller.tenant, status=Status.FAILED)
+        tenant = None if caller.is_operator else caller.tenant
+        failed = HistoryFilter(tenant=tenant, status=Status.FAILED, since=time.time() - RECENT_S)
         return [_error_of(row) for row in await self._store.requests.history(failed, None, MAX_RECENT_ERRORS)]
 
 

@@ -89,7 +89,8 @@ class OperationStatus(Answer):
     waiting: int = Field(description="Images in the queues of all models, of requests that the caller may see.")
     working: int = Field(description="Images that editors work on, of requests that the caller may see.")
     recent_errors: list[RecentError] = Field(
-        description="The newest requests that failed, of those that the caller may see; empty if it sees no history."
+        description="The newest requests of the last day that failed, of those that the caller may see; empty if it "
+        "sees no history."
     )
     sees_history: bool = Field(description="Whether the caller may read the history.")
     links: OperationLinks = Field(description="Where to read on.")

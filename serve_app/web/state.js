@@ -19,3 +19,10 @@ export function keep(name, value) {
     // The page works without it, up to the next reload.
   }
 }
+
+/** Delete all that this tab has kept, its API key too. */
+export function forgetAll() {
+  for (const name of Object.keys(sessionStorage)) {
+    if (name.startsWith(PREFIX)) sessionStorage.removeItem(name);
+  }
+}

@@ -99,7 +99,7 @@ def test_who_has_no_key_is_not_asked_again_and_told_why_nothing_works(visit: Vis
 def test_forgotten_key_is_asked_for_again(served: Served, visit: Visit, key) -> None:
     page = visit.open("#operation")
     give(page, key[0])
-    page.get_by_role("button", name="Forget it").click()
+    page.get_by_role("button", name="Forget them now").click()
     expect(page.get_by_role("dialog")).to_be_visible()
     assert page.evaluate("() => sessionStorage['edits.key']") is None
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 
+import httpx2
 import PIL.PngImagePlugin
 import pytest
 from playwright.sync_api import Page, expect
@@ -12,6 +13,7 @@ from tests.browser.editing import choose_image, write_lora
 from tests.browser.finished import MARKUP, body_of, finished_edit
 from tests.browser.visit import Visit
 from tests.conftest import noise_image
+from tests.unit.conftest import LORA
 from tests.unit.serving import Served
 
 # File names have no slash.
@@ -92,6 +94,24 @@ def test_error_message(served: Served, visit: Visit) -> None:
     for view in ("#history", f"#history/{result['request_id']}", "#operation"):
         visit.open(view)
         assert_is_text(page, f"broken {MARKUP}")
+
+
+def test_grid_of_a_sweep(served: Served, visit: Visit, write_tricky_lora: Callable[[], str]) -> None:
+    prompts = [MARKUP, f"{MARKUP} again"]
+    base = body_of(neg=MARKUP)
+    # The title of a cell is its error.
+    served.application.editors.errors.append(UnusableResult(f"broken {MARKUP}"))
+    axes = {"checkpoints": [LORA, write_tricky_lora()], "prompts": prompts}
+    answer = httpx2.post(f"{served.url}/v1/sweeps", json={"base": base, "axes": axes})
+    assert answer.status_code == 200, answer.text
+    sweep = answer.json()["sweep_id"]
+    page = visit.open("#sweeps")
+    assert_is_text(page, "4 images")
+    visit.open(f"#sweeps/{sweep}")
+    expect(page.locator(".cell")).to_have_count(3)
+    expect(page.get_by_title(f"prompt 0: broken {MARKUP}")).to_have_text("failed")
+    assert_is_text(page, NAME)
+    assert_is_text(page, MARKUP)
 
 
 def test_record_of_a_png_from_anybody(visit: Visit, tmp_path) -> None:

@@ -23,7 +23,7 @@ def test_editors_queue_and_errors_are_shown_as_they_change(served: Served, visit
     page = visit.open("#operation")
     row = page.get_by_role("row", name="qwen_image_edit")
     expect(row.get_by_role("cell").nth(0)).to_have_text("1")
-    expect(page.get_by_text("No request has failed.")).to_be_visible()
+    expect(page.get_by_text("No request of the last day has failed.")).to_be_visible()
     served.hold_back()
     served.application.editors.errors.append(OutOfMemory("this edit does not fit on the device"))
     for _ in range(3):

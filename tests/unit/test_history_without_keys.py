@@ -47,6 +47,13 @@ def test_history_is_shown_under_names_of_this_machine(open_client, host):
         {"Origin": "null"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
+        # A reverse proxy on this machine, which names it as the host for everybody.
+        {"X-Forwarded-For": "203.0.113.9"},
+        {"X-Forwarded-For": "127.0.0.1, 203.0.113.9"},
+        {"X-Forwarded-For": "unknown"},
+        {"X-Real-IP": "2001:db8::9"},
+        {"Forwarded": "for=203.0.113.9"},
+        {"Via": "1.1 proxy"},
     ],
 )
 def test_history_is_hidden_from_pages_of_others(open_client, headers):
@@ -56,7 +63,16 @@ def test_history_is_hidden_from_pages_of_others(open_client, headers):
     assert open_client.get("/v1/operation", headers=headers).json()["sees_history"] is False
 
 
-@pytest.mark.parametrize("headers", [{"Origin": "http://127.0.0.1:8000"}, {"Sec-Fetch-Site": "same-origin"}])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://127.0.0.1:8000"},
+        {"Sec-Fetch-Site": "same-origin"},
+        # As the HTTP front says it.
+        {"X-Forwarded-For": "127.0.0.1"},
+        {"X-Forwarded-For": "::1, 127.0.0.1"},
+    ],
+)
 def test_history_is_shown_to_pages_of_the_service(open_client, headers):
     for path in PATHS:
         assert open_client.get(path, headers=headers).status_code == 200

@@ -1,5 +1,7 @@
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import * as api from "../api.js";
+import { forgetBlobs } from "../blobs.js";
+import { forgetAll } from "../state.js";
 import { hrefOf } from "../views.js";
 import { Element, define } from "./element.js";
 
@@ -25,7 +27,12 @@ class OperationView extends Element {
       <h1>Operation</h1>
       ${this.#problem && html`<p class="problem" role="alert">${this.#problem}</p>`}
       ${status ? this.#body(status) : nothing}
-      ${api.apiKey() !== null ? html`<p>This tab uses an API key. <button type="button" @click=${this.#forgetKey}>Forget it</button></p>` : nothing}
+      <h2>This tab</h2>
+      <p>
+        This browser keeps ${api.apiKey() !== null ? "your API key, " : ""}your settings and the photographs that you gave
+        to this page for this tab alone. When you have closed it, the photographs are deleted as the page is next opened.
+      </p>
+      <div><button type="button" @click=${this.#forget}>Forget them now</button></div>
     </div>`;
   }
 
@@ -53,7 +60,7 @@ class OperationView extends Element {
 
   #errors({ recent_errors: errors, sees_history: seesHistory }) {
     if (!seesHistory) return html`<p class="muted">Without API keys, the service shows who has asked for what only if history_without_keys is set in its config, and only on its own machine.</p>`;
-    if (!errors.length) return html`<p class="muted">No request has failed.</p>`;
+    if (!errors.length) return html`<p class="muted">No request of the last day has failed.</p>`;
     return html`<ul class="errors">${errors.map((error) => html`<li class="card">
       <p><a href=${hrefOf("history", error.request_id)}>${error.code ?? "Failed"}</a>
         <span class="muted small">${[at(error.at), error.model, error.tenant].filter(Boolean).join(" · ")}</span></p>
@@ -61,8 +68,10 @@ class OperationView extends Element {
     </li>`)}</ul>`;
   }
 
-  #forgetKey = () => {
-    api.setApiKey(null);
+  /** What this tab has kept is deleted: the key, the draft, the list of edits and the photographs. */
+  #forget = async () => {
+    await forgetBlobs();
+    forgetAll();
     location.reload();
   };
 

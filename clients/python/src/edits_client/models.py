@@ -2263,7 +2263,7 @@ class OperationStatus(BaseModel):
     """
     recent_errors: list[RecentError]
     """
-    The newest requests that failed, of those that the caller may see; empty if it sees no history.
+    The newest requests of the last day that failed, of those that the caller may see; empty if it sees no history.
     """
     sees_history: bool
     """
