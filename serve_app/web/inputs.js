@@ -7,6 +7,7 @@ import { change, draft } from "./draft.js";
 
 let count = 0;
 const uploading = new Set();
+const storedAgain = new Set();
 
 /** Wait until no upload runs. */
 export const uploaded = () => Promise.all(uploading);
@@ -55,6 +56,31 @@ export function tryAgain(key) {
   const image = draft.images.find((image) => image.key === key);
   changeImage(key, { problem: null });
   return store(key, image.file);
+}
+
+/**
+ * Call the service with the draft's images, and once more if it no longer had them: an upload expires, and a service may
+ * have been set up anew.
+ */
+export async function withImages(call) {
+  try {
+    return await call();
+  } catch (error) {
+    if (error.code !== "CONTROL_IMAGE_INVALID" || !(await storeAgain())) throw error;
+    return call();
+  }
+}
+
+/** Upload the images again; each only once. Whether there was one to upload. */
+async function storeAgain() {
+  const images = draft.images.filter(({ key, upload, file }) => upload && file && !storedAgain.has(key));
+  for (const { key, file } of images) {
+    storedAgain.add(key);
+    store(key, file);
+  }
+  const isWorthIt = uploading.size > 0;
+  await uploaded();
+  return isWorthIt;
 }
 
 export function removeImage(key) {

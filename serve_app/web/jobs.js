@@ -1,5 +1,6 @@
 import * as api from "./api.js";
 import { announce } from "./announce.js";
+import { Slots } from "./slots.js";
 import { keep, recall } from "./state.js";
 
 /**
@@ -32,6 +33,10 @@ export const changes = new EventTarget();
 /** @type {Job[]} newest first */
 export let jobs = [];
 const streams = new Map();
+// Over HTTP/1.1 a browser has six connections to a service, for all of its tabs, and the page needs some for the rest.
+const slots = new Slots(2);
+// The requests whose events this page gets; the others are polled.
+const streamed = new Set();
 
 /** Send a request and follow it. @returns {Promise<Job>} */
 export async function start(body, inputs) {
@@ -92,15 +97,20 @@ async function follow(job) {
   const stream = new AbortController();
   streams.set(job.id, stream);
   const poll = setInterval(() => look(job), POLL);
+  let giveBack = null;
   try {
-    for await (const event of api.events(job.id, stream.signal)) receive(job, event);
+    giveBack = await slots.take(stream.signal);
+    streamed.add(job.id);
+    if (!hasEnded(job)) for await (const event of api.events(job.id, stream.signal)) receive(job, event);
   } catch (error) {
     const isGone = error.status === 404;
     const problem = isGone ? "The service no longer stores this request. Take it off the list." : error.message;
     set(job, { status: "failed", problem });
   } finally {
     clearInterval(poll);
+    giveBack?.();
     streams.delete(job.id);
+    streamed.delete(job.id);
   }
 }
 
@@ -144,12 +154,16 @@ function ownEta({ step, steps, firstStep }) {
   return perStep * (steps - step);
 }
 
-/** The predicted time, which events do not carry. */
+/** The predicted time, which events do not carry, and everything about a request without events. */
 async function look(job) {
   if (document.hidden || hasEnded(job)) return;
   try {
     const status = await api.statusOf(job.id);
-    if (!hasEnded(job)) set(job, { eta: status.eta_s ?? ownEta(job), position: status.queue_position });
+    if (hasEnded(job)) return;
+    const { steps_done: step, steps, stage } = status.progress;
+    const isOver = hasEnded(status);
+    if (!streamed.has(job.id)) set(job, isOver ? endOf(await api.resultOf(job.id)) : { status: status.status, step, steps, stage });
+    if (!isOver) set(job, { eta: status.eta_s ?? ownEta(job), position: status.queue_position });
   } catch {
     // The stream of events says that the service does not answer.
   }

@@ -1,6 +1,7 @@
 import * as api from "./api.js";
 import { LOADED, currentModel, loads, receiptOf } from "./catalog.js";
 import { CHANGED, changes, draft } from "./draft.js";
+import { withImages } from "./inputs.js";
 import { missingIn, requestOf } from "./request.js";
 
 /** What the draft's edit will do, as the service explains it: asked again after each change. */
@@ -53,7 +54,7 @@ async function ask() {
   calls = new AbortController();
   const { signal } = calls;
   try {
-    const explanation = await api.explain(JSON.parse(asked), signal);
+    const explanation = await withImages(() => api.explain(JSON.parse(asked), signal));
     set({ isLate: false, explanation, problem: null });
   } catch (error) {
     if (signal.aborted) return;

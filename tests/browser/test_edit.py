@@ -161,3 +161,14 @@ def test_a_loras_reason_comes_after_those_that_fit(served: Served, visit: Visit)
     options.last.dispatch_event("click")
     expect(page.locator(".lora")).to_have_count(0)
     broken.unlink()
+
+
+def test_an_upload_that_the_service_has_lost_is_sent_again(served: Served, visit: Visit, page: Page) -> None:
+    visit.expect("status of 400")
+    fill_in(page)
+    [upload] = page.evaluate("() => JSON.parse(sessionStorage['edits.draft']).images.map((image) => image.upload.id)")
+    page.evaluate("(id) => fetch(`v1/uploads/${id}`, {method: 'DELETE'})", upload)
+    page.get_by_label("Prompt", exact=True).fill("make it day")
+    make_the_edit(page)
+    expect(page.locator("compare-images")).to_be_visible()
+    assert served.application.editors.tasks[0].plan.control_images == (upload,)

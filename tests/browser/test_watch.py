@@ -60,3 +60,16 @@ def test_a_failure_is_said_as_the_service_says_it(served: Served, page: Page) ->
     make_the_edit(page)
     expect(page.locator("job-progress .problem")).to_contain_text(f"the image is black {MARKUP}")
     expect(page.locator(".job")).to_contain_text("Failed")
+
+
+def test_many_requests_leave_connections_for_the_rest_of_the_page(served: Served, page: Page) -> None:
+    """A browser has six connections to one host over HTTP/1.1."""
+    held_edit(served, page)
+    for count in range(2, 9):
+        make_the_edit(page)
+        expect(page.locator(".job")).to_have_count(count)
+    page.get_by_label("Steps", exact=True).fill("3")
+    page.get_by_label("Steps", exact=True).blur()
+    expect(page.locator(".plan")).to_contain_text("3 steps")
+    served.let_go()
+    expect(page.locator(".job", has_text="Finished")).to_have_count(8)

@@ -3,7 +3,7 @@ import { live } from "../vendor/lit-html/directives/live.js";
 import { announce } from "../announce.js";
 import { LOADED, catalog, currentModel, loadCatalog, loads } from "../catalog.js";
 import { CHANGED, QUICK, change, changes, draft } from "../draft.js";
-import { addImages, restoreImages, uploaded } from "../inputs.js";
+import { addImages, restoreImages, uploaded, withImages } from "../inputs.js";
 import * as jobs from "../jobs.js";
 import { currentRequest, startPlanning } from "../plan.js";
 import { missingIn, usedImages } from "../request.js";
@@ -137,7 +137,7 @@ class EditView extends Element {
       const [missing] = missingIn(draft, model);
       if (missing) throw new Incomplete(missing);
       const inputs = usedImages(draft, model).map((image) => image.upload);
-      const job = await jobs.start(currentRequest(), inputs);
+      const job = await withImages(() => jobs.start(currentRequest(), inputs));
       this.#select(job.id);
       this.querySelector(".stage").scrollIntoView({ block: "nearest" });
     } catch (error) {
