@@ -26,8 +26,10 @@ GENERATOR = Path(sys.prefix) / "generators/bin/datamodel-codegen"
 NAMES = {
     "AsyncClient": "Client",
     "AsyncJob": "Job",
+    "AsyncLists": "Lists",
     "AsyncSweep": "Sweep",
     "AsyncTransport": "Transport",
+    "AsyncUploads": "Uploads",
     "AsyncBaseTransport": "BaseTransport",
     "_async": "_sync",
     "aclose": "close",

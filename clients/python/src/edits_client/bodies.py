@@ -9,6 +9,8 @@ from typing import Any, Literal, Union
 
 from typing_extensions import TypedDict
 
+from edits_client.models import ModelInfo
+
 Quality = Literal["exact", "balanced", "fast", "turbo"]
 Priority = Literal["interactive", "bulk"]
 Size = Union[Literal["input"], str, "tuple[int, int]"]
@@ -163,3 +165,13 @@ def new_idempotency_key() -> str:
 def as_prompts(prompt: str | Iterable[str]) -> list[str]:
     """One prompt or several, as a list."""
     return [prompt] if isinstance(prompt, str) else list(prompt)
+
+
+def only_model(served: Sequence[ModelInfo], *, has_images: bool) -> str:
+    """The id of the only model for such a request. Raises ValueError if there are several, or none."""
+    fitting = [model.id for model in served if model.requires_control_image == has_images]
+    if len(fitting) == 1:
+        return fitting[0]
+    kind = "that edit an image" if has_images else "that need no image"
+    found = f"{len(fitting)} models {kind}: {', '.join(fitting)}" if fitting else f"no model {kind}"
+    raise ValueError(f"the service has {found}; name one with model= or use a preset=")

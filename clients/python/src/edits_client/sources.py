@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,3 +58,8 @@ def read_source(source: ImageSource) -> LocalImage | str:
         source.save(buffer, "PNG")
         return LocalImage(buffer.getvalue())
     return LocalImage(source.read())
+
+
+def as_sources(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+    """One control image or several, as a list."""
+    return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -14,25 +13,18 @@ from pydantic import BaseModel
 from typing_extensions import Self, Unpack
 
 from edits_client._async import training
-from edits_client._async.clock import Lock, in_thread
+from edits_client._async.clock import in_thread
 from edits_client._async.job import AsyncJob
+from edits_client._async.lists import AsyncLists
 from edits_client._async.sweep import AsyncSweep, sweep_body
 from edits_client._async.transport import AsyncTransport
-from edits_client.bodies import Options, as_prompts, new_idempotency_key, request_body
-from edits_client.errors import ControlImageInvalid, UploadNotFound
+from edits_client._async.uploads import AsyncUploads
+from edits_client.bodies import Options, as_prompts, new_idempotency_key, only_model, request_body
+from edits_client.errors import ControlImageInvalid
 from edits_client.images import Image
 from edits_client.models import (
     Explanation,
-    History,
-    HistoryEntry,
     InferenceRequest,
-    LoraInfo,
-    LoraList,
-    ModelInfo,
-    ModelList,
-    OperationStatus,
-    PresetInfo,
-    PresetList,
     PreviewsStarted,
     PreviewsStatus,
     Submitted,
@@ -40,14 +32,10 @@ from edits_client.models import (
     SweepCreated,
     SweepList,
     SweepSummary,
-    TenantUsage,
-    TrainingJobEntry,
-    TrainingJobInfo,
     Upload,
-    UsageList,
 )
 from edits_client.retries import DEFAULT_RETRIES, Retries
-from edits_client.sources import ImageSource, LocalImage, read_source
+from edits_client.sources import ImageSource, LocalImage, as_sources, read_source
 from edits_client.version import VERSION
 
 M = TypeVar("M", bound=BaseModel)
@@ -55,13 +43,11 @@ M = TypeVar("M", bound=BaseModel)
 DEFAULT_URL = "http://127.0.0.1:8000"
 # Time limits of one call (s). Uploads write for longer; a service that is busy answers within seconds.
 CALL_TIMEOUT = httpx2.Timeout(30.0, write=120.0)
-# From this size on (bytes), the service is asked whether it has an image before the image is sent.
-ASKED_FIRST_BYTES = 256 * 1024
 # How long `edit` and `Job.result` wait by default (s): as long as a job of the reference server may take.
 RESULT_TIMEOUT_S = 3600.0
 
 
-class AsyncClient:
+class AsyncClient(AsyncLists):
     """Edits images on a service. Use it with `async with`, or call `close` at the end.
 
     The URL and the API key come from the arguments, or else from EDITS_URL and EDITS_API_KEY.
@@ -87,10 +73,8 @@ class AsyncClient:
         if key:
             headers["Authorization"] = f"Bearer {key}"
         http = httpx2.AsyncClient(base_url=self.url, headers=headers, timeout=timeout, transport=transport)
-        self._transport = AsyncTransport(http, retries)
-        # Of each file that was uploaded, by its SHA-256 (hex): its upload's id, and what makes others wait for it.
-        self._uploaded: dict[str, str] = {}
-        self._uploading: dict[str, Lock] = {}
+        super().__init__(AsyncTransport(http, retries))
+        self._uploads = AsyncUploads(self._transport)
 
     async def __aenter__(self) -> Self:
         return self
@@ -166,7 +150,9 @@ class AsyncClient:
         """
         sources = await in_thread(lambda: [read_source(source) for source in as_sources(images)])
         complete = await self._with_defaults(options, has_images=bool(sources))
-        return request_body([await self._reference(source) for source in sources], as_prompts(prompts), complete)
+        return request_body(
+            [await self._uploads.reference(source) for source in sources], as_prompts(prompts), complete
+        )
 
     async def sweep(
         self,
@@ -223,87 +209,12 @@ class AsyncClient:
         local = await in_thread(lambda: read_source(image))
         if isinstance(local, str):
             raise ValueError(f"{local!r} names an image that is not here; give its bytes or its path")
-        return await self._upload(local)
+        return await self._uploads.store(local)
 
     async def delete_upload(self, upload_id: str) -> None:
         """Delete an upload. Requests that name it already go on. Raises UploadNotFound."""
         await self._transport.call("DELETE", f"/v1/uploads/{quote(upload_id, safe='')}", lambda answer: None)
-        self._uploaded = {sha256: id_ for sha256, id_ in self._uploaded.items() if id_ != upload_id}
-
-    async def models(self) -> list[ModelInfo]:
-        """The models that the service serves."""
-        return (await self._transport.get(ModelList, "/v1/models")).models
-
-    async def presets(self) -> list[PresetInfo]:
-        """The presets that the caller may use."""
-        return (await self._transport.get(PresetList, "/v1/presets")).presets
-
-    async def loras(self, search: str = "") -> AsyncIterator[LoraInfo]:
-        """The LoRA files of the service with what their headers say, by path. Pages are read as they are needed."""
-        params = {"search": search}
-        while True:
-            page = await self._transport.get(LoraList, "/v1/loras", params)
-            for lora in page.loras:
-                yield lora
-            if page.next_cursor is None:
-                return
-            params = params | {"cursor": page.next_cursor}
-
-    async def lora(self, path: str) -> LoraInfo:
-        """One LoRA file of the service. Raises LoraNotFound."""
-        return await self._transport.get(LoraInfo, f"/v1/loras/{quote(path)}")
-
-    async def history(
-        self,
-        *,
-        status: str | None = None,
-        model: str | None = None,
-        lora: str | None = None,
-        tenant: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-    ) -> AsyncIterator[HistoryEntry]:
-        """Requests of the key's tenant, newest first. Pages are read as they are needed. Raises HistoryUnavailable."""
-        given = {
-            "status": status,
-            "model": model,
-            "lora": lora,
-            "tenant": tenant,
-            "since": since and since.isoformat(),
-            "until": until and until.isoformat(),
-        }
-        params = {name: value for name, value in given.items() if value is not None}
-        while True:
-            page = await self._transport.get(History, "/v1/requests", params)
-            for entry in page.requests:
-                yield entry
-            if page.next_cursor is None:
-                return
-            params = params | {"cursor": page.next_cursor}
-
-    async def usage(self) -> list[TenantUsage]:
-        """GPU seconds and images of the key's tenant, or of every tenant for an operator. Raises HistoryUnavailable."""
-        return (await self._transport.get(UsageList, "/v1/usage")).usage
-
-    async def operation(self) -> OperationStatus:
-        """How the service is doing: models, editors, queues, and requests that failed, as far as the key may see."""
-        return await self._transport.get(OperationStatus, "/v1/operation")
-
-    async def training_jobs(self, search: str = "") -> AsyncIterator[TrainingJobEntry]:
-        """The training jobs below the service's LoRA root, by name. Pages are read as they are needed."""
-        async for job in training.list_jobs(self._transport, search):
-            yield job
-
-    async def training_job(self, name: str) -> TrainingJobInfo:
-        """One training job: checkpoints, sample images, and the sample settings as bodies for `submit_body`.
-
-        Raises TrainingJobNotFound.
-        """
-        return await training.get_job(self._transport, name)
-
-    async def sample_image(self, name: str, file: str, *, thumbnail: bool = False) -> bytes:
-        """The file of an image that the trainer made, or a small JPEG of it. Raises SampleNotFound."""
-        return await training.get_sample_image(self._transport, name, file, thumbnail=thumbnail)
+        self._uploads.forget(upload_id)
 
     async def previews(
         self,
@@ -337,12 +248,8 @@ class AsyncClient:
     ) -> PreviewsStarted:
         """The same as `previews`, without waiting."""
         sources = {key: await in_thread(partial(read_source, source)) for key, source in control_images.items()}
-        references = {key: await self._reference(source) for key, source in sources.items()}
+        references = {key: await self._uploads.reference(source) for key, source in sources.items()}
         return await training.start(self._transport, name, step, samples, references, priority)
-
-    async def previews_status(self, name: str, previews_id: str) -> PreviewsStatus:
-        """Where previews stand that were started. Raises PreviewsNotFound."""
-        return await training.get_status(self._transport, name, previews_id)
 
     async def _with_images(
         self,
@@ -357,7 +264,7 @@ class AsyncClient:
         sources = await in_thread(lambda: [read_source(source) for source in as_sources(images)])
         complete = await self._with_defaults(options, has_images=bool(sources))
         texts = as_prompts(prompts)
-        body = request_body([await self._reference(source) for source in sources], texts, complete)
+        body = request_body([await self._uploads.reference(source) for source in sources], texts, complete)
         try:
             return await self._transport.post(kind, path, body, headers)
         except ControlImageInvalid:
@@ -366,7 +273,7 @@ class AsyncClient:
                 raise
         # An upload has expired since it was made: the service checked each image when it was sent.
         for upload in uploads:
-            await self._send(upload)
+            await self._uploads.send(upload)
         return await self._transport.post(kind, path, body, headers)
 
     async def _with_defaults(self, options: Options, *, has_images: bool) -> Options:
@@ -385,39 +292,3 @@ class AsyncClient:
             return True
         preset = options.get("preset")
         return preset is not None and any(item.name == preset and item.size for item in await self.presets())
-
-    async def _reference(self, source: LocalImage | str) -> str:
-        """How the service names a control image; it is uploaded unless the service has it."""
-        if isinstance(source, str):
-            return source
-        async with self._uploading.setdefault(source.sha256, Lock()):
-            if source.sha256 not in self._uploaded:
-                self._uploaded[source.sha256] = (await self._upload(source)).id
-        return f"upload:{self._uploaded[source.sha256]}"
-
-    async def _upload(self, image: LocalImage) -> Upload:
-        """The upload of an image, which is sent if the service does not have it. Small ones are sent at once."""
-        if len(image.data) >= ASKED_FIRST_BYTES:
-            try:
-                return await self._transport.get(Upload, f"/v1/uploads/{image.sha256}")
-            except UploadNotFound:
-                pass
-        return await self._send(image)
-
-    async def _send(self, image: LocalImage) -> Upload:
-        return await self._transport.post(Upload, "/v1/uploads", image.data)
-
-
-def as_sources(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
-    """One control image or several, as a list."""
-    return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
-
-
-def only_model(served: Sequence[ModelInfo], *, has_images: bool) -> str:
-    """The id of the only model for such a request. Raises ValueError if there are several, or none."""
-    fitting = [model.id for model in served if model.requires_control_image == has_images]
-    if len(fitting) == 1:
-        return fitting[0]
-    kind = "that edit an image" if has_images else "that need no image"
-    found = f"{len(fitting)} models {kind}: {', '.join(fitting)}" if fitting else f"no model {kind}"
-    raise ValueError(f"the service has {found}; name one with model= or use a preset=")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -15,25 +14,18 @@ from pydantic import BaseModel
 from typing_extensions import Self, Unpack
 
 from edits_client._sync import training
-from edits_client._sync.clock import Lock, in_thread
+from edits_client._sync.clock import in_thread
 from edits_client._sync.job import Job
+from edits_client._sync.lists import Lists
 from edits_client._sync.sweep import Sweep, sweep_body
 from edits_client._sync.transport import Transport
-from edits_client.bodies import Options, as_prompts, new_idempotency_key, request_body
-from edits_client.errors import ControlImageInvalid, UploadNotFound
+from edits_client._sync.uploads import Uploads
+from edits_client.bodies import Options, as_prompts, new_idempotency_key, only_model, request_body
+from edits_client.errors import ControlImageInvalid
 from edits_client.images import Image
 from edits_client.models import (
     Explanation,
-    History,
-    HistoryEntry,
     InferenceRequest,
-    LoraInfo,
-    LoraList,
-    ModelInfo,
-    ModelList,
-    OperationStatus,
-    PresetInfo,
-    PresetList,
     PreviewsStarted,
     PreviewsStatus,
     Submitted,
@@ -41,14 +33,10 @@ from edits_client.models import (
     SweepCreated,
     SweepList,
     SweepSummary,
-    TenantUsage,
-    TrainingJobEntry,
-    TrainingJobInfo,
     Upload,
-    UsageList,
 )
 from edits_client.retries import DEFAULT_RETRIES, Retries
-from edits_client.sources import ImageSource, LocalImage, read_source
+from edits_client.sources import ImageSource, LocalImage, as_sources, read_source
 from edits_client.version import VERSION
 
 M = TypeVar("M", bound=BaseModel)
@@ -56,13 +44,11 @@ M = TypeVar("M", bound=BaseModel)
 DEFAULT_URL = "http://127.0.0.1:8000"
 # Time limits of one call (s). Uploads write for longer; a service that is busy answers within seconds.
 CALL_TIMEOUT = httpx2.Timeout(30.0, write=120.0)
-# From this size on (bytes), the service is asked whether it has an image before the image is sent.
-ASKED_FIRST_BYTES = 256 * 1024
 # How long `edit` and `Job.result` wait by default (s): as long as a job of the reference server may take.
 RESULT_TIMEOUT_S = 3600.0
 
 
-class Client:
+class Client(Lists):
     """Edits images on a service. Use it with `with`, or call `close` at the end.
 
     The URL and the API key come from the arguments, or else from EDITS_URL and EDITS_API_KEY.
@@ -88,10 +74,8 @@ class Client:
         if key:
             headers["Authorization"] = f"Bearer {key}"
         http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, transport=transport)
-        self._transport = Transport(http, retries)
-        # Of each file that was uploaded, by its SHA-256 (hex): its upload's id, and what makes others wait for it.
-        self._uploaded: dict[str, str] = {}
-        self._uploading: dict[str, Lock] = {}
+        super().__init__(Transport(http, retries))
+        self._uploads = Uploads(self._transport)
 
     def __enter__(self) -> Self:
         return self
@@ -165,7 +149,7 @@ class Client:
         """
         sources = in_thread(lambda: [read_source(source) for source in as_sources(images)])
         complete = self._with_defaults(options, has_images=bool(sources))
-        return request_body([self._reference(source) for source in sources], as_prompts(prompts), complete)
+        return request_body([self._uploads.reference(source) for source in sources], as_prompts(prompts), complete)
 
     def sweep(
         self,
@@ -222,87 +206,12 @@ class Client:
         local = in_thread(lambda: read_source(image))
         if isinstance(local, str):
             raise ValueError(f"{local!r} names an image that is not here; give its bytes or its path")
-        return self._upload(local)
+        return self._uploads.store(local)
 
     def delete_upload(self, upload_id: str) -> None:
         """Delete an upload. Requests that name it already go on. Raises UploadNotFound."""
         self._transport.call("DELETE", f"/v1/uploads/{quote(upload_id, safe='')}", lambda answer: None)
-        self._uploaded = {sha256: id_ for sha256, id_ in self._uploaded.items() if id_ != upload_id}
-
-    def models(self) -> list[ModelInfo]:
-        """The models that the service serves."""
-        return (self._transport.get(ModelList, "/v1/models")).models
-
-    def presets(self) -> list[PresetInfo]:
-        """The presets that the caller may use."""
-        return (self._transport.get(PresetList, "/v1/presets")).presets
-
-    def loras(self, search: str = "") -> Iterator[LoraInfo]:
-        """The LoRA files of the service with what their headers say, by path. Pages are read as they are needed."""
-        params = {"search": search}
-        while True:
-            page = self._transport.get(LoraList, "/v1/loras", params)
-            for lora in page.loras:
-                yield lora
-            if page.next_cursor is None:
-                return
-            params = params | {"cursor": page.next_cursor}
-
-    def lora(self, path: str) -> LoraInfo:
-        """One LoRA file of the service. Raises LoraNotFound."""
-        return self._transport.get(LoraInfo, f"/v1/loras/{quote(path)}")
-
-    def history(
-        self,
-        *,
-        status: str | None = None,
-        model: str | None = None,
-        lora: str | None = None,
-        tenant: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-    ) -> Iterator[HistoryEntry]:
-        """Requests of the key's tenant, newest first. Pages are read as they are needed. Raises HistoryUnavailable."""
-        given = {
-            "status": status,
-            "model": model,
-            "lora": lora,
-            "tenant": tenant,
-            "since": since and since.isoformat(),
-            "until": until and until.isoformat(),
-        }
-        params = {name: value for name, value in given.items() if value is not None}
-        while True:
-            page = self._transport.get(History, "/v1/requests", params)
-            for entry in page.requests:
-                yield entry
-            if page.next_cursor is None:
-                return
-            params = params | {"cursor": page.next_cursor}
-
-    def usage(self) -> list[TenantUsage]:
-        """GPU seconds and images of the key's tenant, or of every tenant for an operator. Raises HistoryUnavailable."""
-        return (self._transport.get(UsageList, "/v1/usage")).usage
-
-    def operation(self) -> OperationStatus:
-        """How the service is doing: models, editors, queues, and requests that failed, as far as the key may see."""
-        return self._transport.get(OperationStatus, "/v1/operation")
-
-    def training_jobs(self, search: str = "") -> Iterator[TrainingJobEntry]:
-        """The training jobs below the service's LoRA root, by name. Pages are read as they are needed."""
-        for job in training.list_jobs(self._transport, search):
-            yield job
-
-    def training_job(self, name: str) -> TrainingJobInfo:
-        """One training job: checkpoints, sample images, and the sample settings as bodies for `submit_body`.
-
-        Raises TrainingJobNotFound.
-        """
-        return training.get_job(self._transport, name)
-
-    def sample_image(self, name: str, file: str, *, thumbnail: bool = False) -> bytes:
-        """The file of an image that the trainer made, or a small JPEG of it. Raises SampleNotFound."""
-        return training.get_sample_image(self._transport, name, file, thumbnail=thumbnail)
+        self._uploads.forget(upload_id)
 
     def previews(
         self,
@@ -334,12 +243,8 @@ class Client:
     ) -> PreviewsStarted:
         """The same as `previews`, without waiting."""
         sources = {key: in_thread(partial(read_source, source)) for key, source in control_images.items()}
-        references = {key: self._reference(source) for key, source in sources.items()}
+        references = {key: self._uploads.reference(source) for key, source in sources.items()}
         return training.start(self._transport, name, step, samples, references, priority)
-
-    def previews_status(self, name: str, previews_id: str) -> PreviewsStatus:
-        """Where previews stand that were started. Raises PreviewsNotFound."""
-        return training.get_status(self._transport, name, previews_id)
 
     def _with_images(
         self,
@@ -354,7 +259,7 @@ class Client:
         sources = in_thread(lambda: [read_source(source) for source in as_sources(images)])
         complete = self._with_defaults(options, has_images=bool(sources))
         texts = as_prompts(prompts)
-        body = request_body([self._reference(source) for source in sources], texts, complete)
+        body = request_body([self._uploads.reference(source) for source in sources], texts, complete)
         try:
             return self._transport.post(kind, path, body, headers)
         except ControlImageInvalid:
@@ -363,7 +268,7 @@ class Client:
                 raise
         # An upload has expired since it was made: the service checked each image when it was sent.
         for upload in uploads:
-            self._send(upload)
+            self._uploads.send(upload)
         return self._transport.post(kind, path, body, headers)
 
     def _with_defaults(self, options: Options, *, has_images: bool) -> Options:
@@ -382,39 +287,3 @@ class Client:
             return True
         preset = options.get("preset")
         return preset is not None and any(item.name == preset and item.size for item in self.presets())
-
-    def _reference(self, source: LocalImage | str) -> str:
-        """How the service names a control image; it is uploaded unless the service has it."""
-        if isinstance(source, str):
-            return source
-        with self._uploading.setdefault(source.sha256, Lock()):
-            if source.sha256 not in self._uploaded:
-                self._uploaded[source.sha256] = (self._upload(source)).id
-        return f"upload:{self._uploaded[source.sha256]}"
-
-    def _upload(self, image: LocalImage) -> Upload:
-        """The upload of an image, which is sent if the service does not have it. Small ones are sent at once."""
-        if len(image.data) >= ASKED_FIRST_BYTES:
-            try:
-                return self._transport.get(Upload, f"/v1/uploads/{image.sha256}")
-            except UploadNotFound:
-                pass
-        return self._send(image)
-
-    def _send(self, image: LocalImage) -> Upload:
-        return self._transport.post(Upload, "/v1/uploads", image.data)
-
-
-def as_sources(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
-    """One control image or several, as a list."""
-    return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
-
-
-def only_model(served: Sequence[ModelInfo], *, has_images: bool) -> str:
-    """The id of the only model for such a request. Raises ValueError if there are several, or none."""
-    fitting = [model.id for model in served if model.requires_control_image == has_images]
-    if len(fitting) == 1:
-        return fitting[0]
-    kind = "that edit an image" if has_images else "that need no image"
-    found = f"{len(fitting)} models {kind}: {', '.join(fitting)}" if fitting else f"no model {kind}"
-    raise ValueError(f"the service has {found}; name one with model= or use a preset=")
