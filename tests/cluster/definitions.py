@@ -1,4 +1,4 @@
-"""Checks the overlays against KubeRay's own resource definitions: `python -m tests.cluster.definitions FOLDER`.
+"""Checks what is applied against KubeRay's own resource definitions: `python -m tests.cluster.definitions FOLDER`.
 
 FOLDER holds the operator's `ray.io_rayservices.yaml`. Done by hand, for the file is a megabyte of another project.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from tests.cluster.manifests import OVERLAYS, build, only
+from tests.cluster.manifests import COMPONENTS, KUBERAY, OVERLAYS, build, build_with, only
 
 
 def schema(definition: Path) -> dict[str, Any]:
@@ -40,12 +40,14 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     validator = jsonschema.Draft202012Validator(schema(parser.parse_args().folder / "ray.io_rayservices.yaml"))
     wrong = 0
-    for overlay in OVERLAYS:
-        errors = list(validator.iter_errors(only(build(overlay), "RayService")))
+    built = {overlay.name: build(overlay) for overlay in OVERLAYS}
+    built |= {component.name: build_with(KUBERAY / "overlays/two-models", component) for component in COMPONENTS}
+    for name, manifests in built.items():
+        errors = list(validator.iter_errors(only(manifests, "RayService")))
         wrong += len(errors)
         for error in errors:
-            sys.stdout.write(f"{overlay.name}: {error.json_path}: {error.message}\n")
-        sys.stdout.write(f"{overlay.name}: {len(errors)} problems\n")
+            sys.stdout.write(f"{name}: {error.json_path}: {error.message}\n")
+        sys.stdout.write(f"{name}: {len(errors)} problems\n")
     return int(wrong > 0)
 
 

@@ -48,14 +48,16 @@ def test_only_editors_have_the_image_with_torch(manifests: list[Manifest]) -> No
 def confinement_problems(manifests: list[Manifest]) -> list[str]:
     """Where pods or their containers may do more than they need. The rules are checkov's CKV_K8S_6 and 14 to 40."""
     found = []
+    # Ray's autoscaler, in the head's pod, creates and deletes pods.
+    scaled = any(m["spec"]["rayClusterConfig"].get("enableInTreeAutoscaling") for m in all_of(manifests, "RayService"))
+    with_token = {"head"} if scaled else set()
     for template in [template for template in pod_templates(manifests) if "containers" in template.get("spec", {})]:
         pod = template["spec"]
         name = template["metadata"]["labels"]["app.kubernetes.io/component"]
         context = pod["securityContext"]
         if not context.get("runAsNonRoot") or context.get("seccompProfile") != {"type": "RuntimeDefault"}:
             found.append(f"{name}: it may run as root, or without seccomp")
-        # Ray's autoscaler, in the head's pod, creates and deletes pods.
-        if pod.get("automountServiceAccountToken", True) and name != "head":
+        if pod.get("automountServiceAccountToken", True) and name not in with_token:
             found.append(f"{name}: it has a token for Kubernetes")
         if pod.keys() & {"hostNetwork", "hostPID", "hostIPC"} or any("hostPath" in v for v in pod.get("volumes", [])):
             found.append(f"{name}: it reaches its machine")
@@ -75,6 +77,12 @@ def test_pods_can_do_no_more_than_they_need(manifests: list[Manifest]) -> None:
 
 # What processes of the service write, on a root file system that is read-only (docs/cluster.md).
 WRITTEN = {"/tmp", "/home/edits", "/dev/shm"}
+
+
+def test_rays_autoscaler_can_ask_kubernetes_for_pods(manifests: list[Manifest]) -> None:
+    cluster = only(manifests, "RayService")["spec"]["rayClusterConfig"]
+    pod = cluster["headGroupSpec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] == cluster.get("enableInTreeAutoscaling", False)
 
 
 def test_what_is_written_lies_on_volumes(manifests: list[Manifest]) -> None:
