@@ -37,6 +37,7 @@ ServiceError
 │   ├── UploadNotFound              UPLOAD_NOT_FOUND, 404
 │   ├── TrainingJobNotFound         TRAINING_JOB_NOT_FOUND, 404
 │   ├── SweepNotFound               SWEEP_NOT_FOUND, 404
+│   ├── SweepCanceled               SWEEP_CANCELED, 409: a sweep that is to be extended was cancelled
 │   ├── SweepPurged                 SWEEP_PURGED, 409: the images of a sweep that is to go on were deleted for good
 │   ├── SampleNotFound              SAMPLE_NOT_FOUND, 404
 │   ├── PreviewsNotFound            PREVIEWS_NOT_FOUND, 404
@@ -255,6 +256,13 @@ class HistoryUnavailable(RequestError):
 class SweepNotFound(RequestError):
     code = "SWEEP_NOT_FOUND"
     status = 404
+
+
+class SweepCanceled(RequestError):
+    """It can be extended once it was resumed."""
+
+    code = "SWEEP_CANCELED"
+    status = 409
 
 
 class SweepPurged(RequestError):

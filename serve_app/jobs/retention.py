@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from serve_app.jobs import state_changes, tables
 from serve_app.jobs.database import Database, transaction
 from serve_app.jobs.new_rows import json_bytes
+from serve_app.jobs.sweeps.store import requests_of
 from serve_app.jobs.uploads import check_upload_id, upload_not_found
 
 # Deletes files in artifact storage, by key. Blocks.
@@ -119,13 +120,22 @@ class Retention:
             return list((await connection.execute(live)).scalars())
 
     @transaction
-    async def delete_sweep(self, sweep_id: str, delete: Delete) -> None:
-        """Delete a sweep whose requests are deleted, and the files that nothing else needs."""
+    async def delete_sweep(self, sweep_id: str, seconds: float, delete: Delete) -> list[str]:
+        """Delete a sweep that ended more than `seconds` ago, and the files that nothing else needs.
+
+        Returns the ids of its requests, which are left to the caller: nobody can make the sweep go on any more. None of
+        a sweep that was resumed or extended meanwhile.
+        """
         of_sweep = tables.sweep_files.c.sweep_id == sweep_id
+        is_old = sa.and_(tables.sweeps.c.id == sweep_id, tables.sweeps.c.ended_at < tables.now() - seconds)
         async with self._database.deleting_files() as connection:
+            request_ids = await requests_of(connection, sweep_id)
             keys = list((await connection.execute(sa.select(tables.sweep_files.c.key).where(of_sweep))).scalars())
-            await connection.execute(tables.sweeps.delete().where(tables.sweeps.c.id == sweep_id))
+            deleted = await connection.execute(tables.sweeps.delete().where(is_old).returning(tables.sweeps.c.id))
+            if deleted.first() is None:
+                return []
             await self._delete_unneeded(connection, keys, delete)
+        return request_ids
 
     @transaction
     async def purge_sweep(self, sweep_id: str, delete: Delete) -> None:
@@ -134,7 +144,6 @@ class Retention:
         async with self._database.deleting_files() as connection:
             keys = list((await connection.execute(sa.select(tables.sweep_files.c.key).where(of_sweep))).scalars())
             await connection.execute(tables.sweep_files.delete().where(of_sweep))
-            await connection.execute(tables.sweeps.update().where(tables.sweeps.c.id == sweep_id).values(purged=True))
             await self._delete_unneeded(connection, keys, delete)
 
     async def _forget_results(self, connection: AsyncConnection, request_id: str) -> None:

@@ -4,13 +4,18 @@ One ingress at a time has the duty. Even if two had it, no cell would become two
 and the row of its sweep is locked while cells are submitted.
 """
 
+import logging
 from collections.abc import Callable
 
 from serve_app.concurrency.loops import WakeUp, every
 from serve_app.config import SweepsConfig
+from serve_app.errors import StoreUnavailable
 from serve_app.jobs.store import JobStore, owner_name
 from serve_app.jobs.sweeps.queue import LimitsOf
+from serve_app.telemetry.failures import log_failure
 from serve_app.telemetry.metrics import NO_METER, Loop, Meter
+
+logger = logging.getLogger(__name__)
 
 DUTY = "sweep_cells"
 # How often cells are submitted while a sweep has some left (s), and how long an ingress takes the duty for (s).
@@ -57,5 +62,13 @@ class SweepCells:
         if not due or not await self._take_duty(DUTY, self._owner, DUTY_S):
             return
         for sweep_id in due:
-            if await self._queue.submit(sweep_id, self._config.max_waiting, self._limits_of):
+            try:
+                submitted = await self._queue.submit(sweep_id, self._config.max_waiting, self._limits_of)
+            except StoreUnavailable:
+                raise
+            except Exception:
+                # Other sweeps go on.
+                log_failure(logger, "the cells of sweep %s could not be submitted", sweep_id)
+                continue
+            if submitted:
                 self._submitted()

@@ -8,7 +8,6 @@ other writers, so each one is small.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from functools import partial
 
 from serve_app.concurrency.loops import every
 from serve_app.config import JobsConfig, SweepsConfig
@@ -82,25 +81,32 @@ class Sweeper:
 
     async def _delete_requests(self, find: Callable[[], Awaitable[list[str]]]) -> None:
         while await self._has_duty() and (ids := await find()):
-            # The editors' records first: without the rows nothing names them. Ended requests do not need them.
-            for request_id in ids:
-                await asyncio.to_thread(self._artifacts.delete_folder, artifact_keys.records(request_id))
-            keys: set[str] = set()
-            # The files after the rows, since a request can have thousands. If the process dies here, the files are
-            # orphans, which a later sweep deletes.
-            await self._store.retention.delete_requests(ids, keys.update)
-            self._meter.record(SWEPT, len(ids), what="requests")
-            await self.delete_unneeded(sorted(keys))
-            logger.info("deleted %s requests and up to %s of their files", len(ids), len(keys))
+            await self._delete_these(ids)
+
+    async def _delete_these(self, ids: Sequence[str]) -> None:
+        # The editors' records first: without the rows nothing names them. Ended requests do not need them.
+        for request_id in ids:
+            await asyncio.to_thread(self._artifacts.delete_folder, artifact_keys.records(request_id))
+        keys: set[str] = set()
+        # The files after the rows, since a request can have thousands. If the process dies here, the files are
+        # orphans, which a later sweep deletes.
+        await self._store.retention.delete_requests(ids, keys.update)
+        self._meter.record(SWEPT, len(ids), what="requests")
+        await self.delete_unneeded(sorted(keys))
+        logger.info("deleted %s requests and up to %s of their files", len(ids), len(keys))
 
     async def _delete_sweeps(self) -> None:
-        """Delete sweeps that are past their retention, each after its requests."""
-        sweeps = self._store.sweeps
-        while await self._has_duty() and (ids := await sweeps.ended_before(self._keep_sweeps_s, SWEEPS_AT_ONCE)):
+        """Delete sweeps that are past their retention, and then their requests.
+
+        If the process dies in between, these are requests like others, and are deleted as such.
+        """
+        keep_s, retention = self._keep_sweeps_s, self._store.retention
+        while await self._has_duty() and (ids := await self._store.sweeps.ended_before(keep_s, SWEEPS_AT_ONCE)):
             for sweep_id in ids:
-                await self._delete_requests(partial(sweeps.requests_of, sweep_id, REQUESTS_AT_ONCE))
-                await self._store.retention.delete_sweep(sweep_id, self._artifacts.delete)
-                logger.info("deleted the sweep %s", sweep_id)
+                request_ids = await retention.delete_sweep(sweep_id, keep_s, self._artifacts.delete)
+                for batch in _batches(request_ids, REQUESTS_AT_ONCE):
+                    await self._delete_these(batch)
+                logger.info("deleted the sweep %s with %s requests", sweep_id, len(request_ids))
 
     async def _delete_uploads(self) -> None:
         while await self._has_duty() and (keys := await self._store.uploads.delete_expired(UPLOADS_AT_ONCE)):

@@ -136,6 +136,14 @@ def test_measures_are_kept(painter, painting):
     assert table(painter, sweep_id) == first
 
 
+def test_texts_of_the_table_are_no_formulas(painter):
+    body = {"base": small_body(), "axes": {"prompts": ['=HYPERLINK("http://x")', "-1", "plain"]}}
+    sweep_id = started(painter, body)["sweep_id"]
+    ended(painter, sweep_id)
+    prompts = {row["prompt"] for row in table(painter, sweep_id)}
+    assert prompts == {'\'=HYPERLINK("http://x")', "'-1", "plain"}
+
+
 def test_table_compares_with_the_training_preview(painter, config, make_body):
     [path] = add_checkpoints(config, "job_000000250.safetensors")
     body = sweep_body(make_body, checkpoints=[path], seeds=[7, 8])

@@ -10,20 +10,26 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from serve_app.config import JobsConfig
-from serve_app.errors import FilesGone, RequestNotFound, SweepNotFound
+from serve_app.config import JobsConfig, SweepsConfig
+from serve_app.errors import FilesGone, RequestNotFound, SweepNotFound, SweepPurged
 from serve_app.jobs import tables
+from serve_app.jobs.limits.quotas import NO_QUOTAS, Quotas
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.sweeps.records import Axes, NewCell, NewSweep, SweepDefinition, SweepRecord
 from serve_app.policy.sweep_order import Lengths, places, room_for_cells
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditPlan, Status
+from serve_app.workers.sweep_cells import SweepCells
 from serve_app.workers.sweeper import Sweeper
 from tests.unit.conftest import ON_BOTH_DATABASES
 
 CELLS = 12
 CONTROL = "controls/" + "0" * 64
 BASE = {"prompts": [{"prompt": "p"}]}
+
+
+def no_limits(tenant: str) -> tuple[None, Quotas]:
+    return None, NO_QUOTAS
 
 
 @dataclass
@@ -45,7 +51,7 @@ class Bench:
         return await self.store.sweeps.create(replace(new, **changes), lambda key: True)
 
     async def submit_all(self, sweep_id: str) -> None:
-        await self.store.sweep_queue.submit(sweep_id, 1_000, None)
+        await self.store.sweep_queue.submit(sweep_id, 1_000, no_limits)
 
     async def execute(self, statement: Any) -> Any:
         async with self.store._database.writing() as connection:
@@ -70,7 +76,7 @@ async def test_several_ingresses_submit_each_cell_once(stored):
     for other in others:
         await other.open()
     try:
-        calls = (store.sweep_queue.submit(sweep.id, 1_000, None) for store in (stored.store, *others))
+        calls = (store.sweep_queue.submit(sweep.id, 1_000, no_limits) for store in (stored.store, *others))
         submitted = await asyncio.gather(*calls)
     finally:
         for other in others:
@@ -91,11 +97,11 @@ async def test_cells_wait_in_their_order(stored):
 async def test_no_more_cells_wait_than_may(stored):
     sweep = await stored.sweep()
     queue = stored.store.sweep_queue
-    assert [await queue.submit(sweep.id, 5, None) for _ in range(2)] == [5, 0]
+    assert [await queue.submit(sweep.id, 5, no_limits) for _ in range(2)] == [5, 0]
     # A queue is filled by half.
-    assert await queue.submit(sweep.id, 1_000, 14) == 2
+    assert await queue.submit(sweep.id, 1_000, lambda tenant: (14, NO_QUOTAS)) == 2
     stored.store.requests.max_queued = 18
-    assert await queue.submit(sweep.id, 1_000, None) == 2
+    assert await queue.submit(sweep.id, 1_000, no_limits) == 2
 
 
 async def test_sweeps_of_a_tenant_for_a_model_run_one_after_the_other(stored):
@@ -108,10 +114,10 @@ async def test_sweeps_of_a_tenant_for_a_model_run_one_after_the_other(stored):
 
 async def test_cancelled_sweep_submits_nothing(stored):
     sweep = await stored.sweep()
-    await stored.store.sweep_queue.submit(sweep.id, 3, None)
+    await stored.store.sweep_queue.submit(sweep.id, 3, no_limits)
     cancelled = await stored.store.sweeps.cancel(sweep.id)
     assert len(cancelled) == 3
-    assert await stored.store.sweep_queue.submit(sweep.id, 1_000, None) == 0
+    assert await stored.store.sweep_queue.submit(sweep.id, 1_000, no_limits) == 0
     assert (await stored.store.sweeps.get(sweep.id)).counts == {Status.CANCELED: CELLS}
     await stored.store.sweeps.resume(sweep.id)
     await stored.submit_all(sweep.id)
@@ -133,10 +139,10 @@ async def test_sweep_is_deleted_with_its_requests_and_files(stored, config):
     artifacts = Artifacts(config.artifacts_url)
     artifacts.put(CONTROL, b"an image")
     sweep = await stored.sweep()
-    await stored.store.sweep_queue.submit(sweep.id, 3, None)
+    await stored.store.sweep_queue.submit(sweep.id, 3, no_limits)
     await stored.store.sweeps.cancel(sweep.id)
     await stored.store.sweep_queue.record_ends()
-    [request_id, *_] = await stored.store.sweeps.requests_of(sweep.id, 10)
+    [request_id, *_] = await stored.store.sweeps.all_requests(sweep.id)
     long_ago = tables.now() - 5_000
     await stored.execute(tables.requests.update().values(finished_at=long_ago))
     await stored.execute(tables.sweeps.update().values(ended_at=long_ago))
@@ -154,6 +160,42 @@ async def test_sweep_is_deleted_with_its_requests_and_files(stored, config):
         await stored.store.requests.get(request_id)
     assert not artifacts.exists(CONTROL)
     assert await stored.count(tables.sweep_cells) == 0
+
+
+async def test_sweep_that_was_resumed_meanwhile_is_not_deleted(stored, config):
+    sweep = await stored.sweep(cells=2)
+    await stored.store.sweeps.cancel(sweep.id)
+    await stored.store.sweep_queue.record_ends()
+    assert await stored.store.sweeps.ended_before(-1, 10) == [sweep.id]
+    await stored.store.sweeps.resume(sweep.id)
+    assert await stored.store.retention.delete_sweep(sweep.id, -1, lambda keys: None) == []
+    assert (await stored.store.sweeps.get(sweep.id)).status == Status.IN_QUEUE
+
+
+async def test_requests_of_earlier_attempts_are_deleted_with_the_sweep(stored):
+    sweep = await stored.sweep(cells=1)
+    for _ in range(2):
+        await stored.submit_all(sweep.id)
+        await stored.store.sweeps.cancel(sweep.id)
+        await stored.store.sweeps.resume(sweep.id)
+    assert len(await stored.store.sweeps.all_requests(sweep.id)) == 2
+
+
+async def test_purged_sweep_starts_no_cell(stored):
+    sweep = await stored.sweep()
+    await stored.store.sweeps.cancel(sweep.id, purge=True)
+    with pytest.raises(SweepPurged):
+        await stored.store.sweeps.resume(sweep.id)
+    await stored.execute(tables.sweeps.update().values(canceled=False))
+    assert await stored.store.sweep_queue.submit(sweep.id, 1_000, no_limits) == 0
+
+
+async def test_sweep_that_cannot_be_submitted_does_not_stop_others(stored):
+    broken, sound = await stored.sweep(tenant="a"), await stored.sweep(tenant="b")
+    await stored.execute(tables.sweep_cells.update().where(tables.sweep_cells.c.sweep_id == broken.id).values(plan={}))
+    await SweepCells(stored.store, SweepsConfig(), no_limits, lambda: None).submit()
+    assert {cell.request_id is None for cell in await stored.store.sweeps.cells(broken.id)} == {True}
+    assert {cell.request_id is None for cell in await stored.store.sweeps.cells(sound.id)} == {False}
 
 
 async def test_control_image_of_a_waiting_cell_is_needed(stored):

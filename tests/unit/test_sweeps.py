@@ -11,6 +11,7 @@ from serve_app.errors import EditError
 from serve_app.intake.keys import new_key
 from serve_app.policy.path_patterns import compiled
 from tests.conformity import events
+from tests.conftest import as_base64, as_png, noise_image
 from tests.unit.conftest import LORA, SHARES_AN_APPLICATION, Application, safetensors_bytes
 from tests.unit.serving import wait_until
 from tests.unit.sweeps import add_checkpoints, ended, started, statuses, sweep, sweep_body
@@ -136,7 +137,74 @@ def test_checkpoints_of_a_training_job(client, config, make_body):
     ],
 )
 def test_patterns_of_paths(pattern, path, fits):
-    assert bool(compiled(pattern).fullmatch(path)) == fits
+    assert compiled(pattern).fullmatch(path) == fits
+
+
+def test_no_pattern_takes_long():
+    """With backtracking, this one would take hours."""
+    assert not compiled("**?" * 10 + "!").fullmatch("my_lora_job/" + "my_lora_" * 25)
+
+
+@pytest.mark.parametrize("pattern", ["job/[z-a]*", "?" * 21, "*a" * 21])
+def test_pattern_that_is_none_is_refused(client, make_body, pattern):
+    answer = client.post("/v1/sweeps", json=sweep_body(make_body, checkpoints=[pattern]))
+    assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (400, "INVALID_PARAMETER")
+
+
+def test_too_many_patterns_are_refused(client, make_body):
+    answer = client.post("/v1/sweeps", json=sweep_body(make_body, checkpoints=["job/*"] * 51))
+    assert answer.json()["detail"]["error"]["details"] == {"parameter": "checkpoints", "max": 50}
+
+
+def test_one_control_image_by_two_names_is_one_value(client, application, make_body):
+    one, other = (as_base64(as_png(noise_image(32, 32, seed))) for seed in (1, 2))
+    axes = {"control_images": [one, f"data:image/png;base64,{one}"], "seeds": [1]}
+    sweep_id = started(client, sweep_body(make_body, **axes))["sweep_id"]
+    shown = ended(client, sweep_id)
+    assert (shown["cells"], len(shown["axes"]["control_images"])) == (1, 1)
+    # One that it has, and one that is new.
+    answer = client.post(f"/v1/sweeps/{sweep_id}/extend", json={"axes": {"control_images": [one, other]}}).json()
+    assert answer["cells"] == 2
+    shown = ended(client, sweep_id)
+    assert shown["counts"]["succeeded"] == len(shown["axes"]["control_images"]) == len(application.editors.tasks) == 2
+
+
+def test_urls_that_would_be_stored_alike_are_refused(client, make_body):
+    urls = ["https://x.example/a.safetensors?key=1", "https://x.example/a.safetensors?key=2"]
+    answer = client.post("/v1/sweeps", json=sweep_body(make_body, checkpoints=urls))
+    assert answer.json()["detail"]["error"]["details"] == {"parameter": "checkpoints"}
+
+
+def test_multipliers_are_added_to_a_sweep_whose_base_has_no_lora(client, config, make_body):
+    [path] = add_checkpoints(config, "a_000000250.safetensors")
+    body = sweep_body(make_body, checkpoints=[path])
+    body["base"]["loras"] = []
+    sweep_id = started(client, body)["sweep_id"]
+    assert client.post(f"/v1/sweeps/{sweep_id}/extend", json={"axes": {"multipliers": [0.5]}}).json()["cells"] == 2
+    ended(client, sweep_id)
+
+
+def test_cancelled_sweep_is_resumed_before_it_is_extended(client, make_body):
+    sweep_id = started(client, sweep_body(make_body, seeds=[1]))["sweep_id"]
+    client.post(f"/v1/sweeps/{sweep_id}/cancel")
+    url, extension = f"/v1/sweeps/{sweep_id}/extend", {"axes": {"seeds": [2]}}
+    answer = client.post(url, json=extension)
+    assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (409, "SWEEP_CANCELED")
+    client.post(f"/v1/sweeps/{sweep_id}/resume")
+    assert client.post(url, json=extension).json()["cells"] == 2
+    assert ended(client, sweep_id)["status"] == "succeeded"
+
+
+def test_purge_deletes_what_earlier_attempts_were_made_from(client, application, make_body):
+    application.editors.errors.append(EditError("it went wrong"))
+    sweep_id = started(client, sweep_body(make_body, seeds=[1]))["sweep_id"]
+    [first] = ended(client, sweep_id)["grid"]
+    url = f"/v1/requests/{first['request_id']}/control-images/0"
+    assert client.get(url).status_code == 200
+    client.post(f"/v1/sweeps/{sweep_id}/resume")
+    ended(client, sweep_id)
+    client.delete(f"/v1/sweeps/{sweep_id}", params={"purge": True})
+    assert client.get(url).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -299,8 +367,10 @@ def test_sweeps_are_listed_and_seen_by_their_tenant_only(config, make_body, tmp_
         rest = client.get("/v1/sweeps", params={"cursor": page["next_cursor"]}, headers=red).json()
         assert [each["sweep_id"] for each in page["sweeps"] + rest["sweeps"]] == ids[::-1]
         assert client.get("/v1/sweeps", headers=blue).json()["sweeps"] == []
-        for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/cancel"), ("POST", "/resume"), ("DELETE", "")):
-            answer = client.request(method, f"/v1/sweeps/{ids[0]}{path}", headers=blue)
+        gets = [("GET", path) for path in ("", "/events", "/sheet", "/cells.csv", "/archive")]
+        for method, path in (*gets, ("POST", "/cancel"), ("POST", "/resume"), ("POST", "/extend"), ("DELETE", "")):
+            body = {"axes": {"seeds": [9]}} if path == "/extend" else None
+            answer = client.request(method, f"/v1/sweeps/{ids[0]}{path}", headers=blue, json=body)
             assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (404, "SWEEP_NOT_FOUND")
         assert client.get(f"/v1/requests/{sweep_request(client, ids[0], red)}/status", headers=blue).status_code == 404
 

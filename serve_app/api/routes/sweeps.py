@@ -39,6 +39,7 @@ OF_PRESETS = (errors.PresetNotFound, errors.PresetBroken)
 EXTEND_ERRORS = (
     *(kind for kind in EXPLAIN_ERRORS if kind not in OF_PRESETS),
     errors.SweepNotFound,
+    errors.SweepCanceled,
     errors.SweepPurged,
     errors.SweepQuotaExceeded,
 )

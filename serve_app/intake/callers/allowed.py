@@ -1,6 +1,5 @@
 """What a tenant sees and may use: the LoRAs, presets and training jobs that its `allow` patterns name."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -8,7 +7,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from serve_app.adapters.urls import is_url
 from serve_app.models.repeat_request import without_url_secrets
-from serve_app.policy.path_patterns import compiled
+from serve_app.policy.path_patterns import PathPattern, compiled
 
 PRESET = "preset:"
 # No file has this name: only a pattern that takes every name in a folder takes it.
@@ -22,8 +21,8 @@ class Allowed:
     A LoRA is named by its path below the LoRA root or by its URL. A training job is allowed with its whole folder.
     """
 
-    loras: tuple[re.Pattern[str], ...]
-    presets: tuple[re.Pattern[str], ...]
+    loras: tuple[PathPattern, ...]
+    presets: tuple[PathPattern, ...]
 
     @classmethod
     def of(cls, patterns: Sequence[str]) -> "Allowed":
@@ -45,7 +44,7 @@ class Allowed:
         return _matches(self.presets, name) and all(map(self.lora, paths))
 
 
-def _matches(patterns: Sequence[re.Pattern[str]], name: str) -> bool:
+def _matches(patterns: Sequence[PathPattern], name: str) -> bool:
     return any(pattern.fullmatch(name) for pattern in patterns)
 
 

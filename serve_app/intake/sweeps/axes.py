@@ -26,10 +26,9 @@ IMAGE_FIELDS = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
 
 @dataclass(frozen=True)
 class Files:
-    """What the values of the axis `checkpoints` may stand for: `paths` of all files below the LoRA root, and the
-    training `jobs` that are named."""
+    """The files that values of the axis `checkpoints` stand for, by pattern, and the training `jobs` that are named."""
 
-    paths: Sequence[str] = ()
+    by_pattern: Mapping[str, Sequence[str]] = field(default_factory=dict)
     jobs: Mapping[str, TrainingJob] = field(default_factory=dict)
 
 
@@ -48,7 +47,7 @@ def is_pattern(path: str) -> bool:
     return "://" not in path and not WILDCARDS.isdisjoint(path)
 
 
-def files_of(value: str | CheckpointRange, files: Files) -> list[str]:
+def files_of(value: str | CheckpointRange, files: Files) -> Sequence[str]:
     """The paths that a value of the axis `checkpoints` stands for. Raises LoraNotFound if there are none."""
     if isinstance(value, CheckpointRange):
         job = files.jobs[value.training_job]
@@ -60,13 +59,22 @@ def files_of(value: str | CheckpointRange, files: Files) -> list[str]:
                 {"training_job": job.name},
             )
         return found
-    if not is_pattern(value) or value in files.paths:
+    if value not in files.by_pattern:
         return [value]
-    pattern = compiled(value)
-    found = sorted((path for path in files.paths if pattern.fullmatch(path)), key=by_step)
+    return files.by_pattern[value]
+
+
+def matching(pattern: str, paths: Sequence[str]) -> list[str]:
+    """The paths that fit a pattern, by step. Raises InvalidParameter for one that is none, and LoraNotFound."""
+    try:
+        wanted = compiled(pattern)
+    except ValueError as error:
+        raise InvalidParameter(f"axes.checkpoints: {error}", {"parameter": "checkpoints"}) from error
+    found = sorted((path for path in paths if wanted.fullmatch(path)), key=by_step)
     if not found:
         raise LoraNotFound(
-            f"no file below the LoRA root fits the pattern {value!r}; GET /v1/loras lists them", {"lora_path": value}
+            f"no file below the LoRA root fits the pattern {pattern!r}; GET /v1/loras lists them",
+            {"lora_path": pattern},
         )
     return found
 
@@ -97,11 +105,6 @@ def axes_of(base: InferenceRequest, sent: SweepAxes, files: Files) -> Axes:
         checkpoints = _distinct(
             path for value in sent.checkpoints for path in ([None] if value is None else files_of(value, files))
         )
-    if sent.multipliers is not None and not any(checkpoints):
-        raise InvalidParameter(
-            "axes.multipliers: there is no LoRA for them; name one in base.loras or axes.checkpoints",
-            {"parameter": "multipliers"},
-        )
     seed = DEFAULT_SEED if prompt.seed is None else prompt.seed
     return Axes(
         checkpoints=tuple(checkpoints),
@@ -115,15 +118,51 @@ def axes_of(base: InferenceRequest, sent: SweepAxes, files: Files) -> Axes:
 
 
 def extended(old: Axes, base: InferenceRequest, sent: SweepAxes, files: Files) -> Axes:
-    """The axes with further values at their ends. Raises LoraNotFound and InvalidParameter."""
+    """The axes with further values at their ends; what a sweep has stays where it is. Raises LoraNotFound."""
     added = axes_of(base, sent, files)
     changes: dict[str, tuple[Any, ...]] = {}
     for name in SweepAxes.model_fields:
         if getattr(sent, name) is not None:
-            changes[name] = tuple(_distinct([*getattr(old, name), *getattr(added, name)]))
-    if changes.keys() & {"multipliers"} and not any(path is not None for path in old.checkpoints + added.checkpoints):
-        raise InvalidParameter("axes.multipliers: the sweep has no LoRA", {"parameter": "multipliers"})
+            known = getattr(old, name)
+            new = getattr(added, name)
+            changes[name] = (*known, *(value for value in new if value not in known))
+    # A URL is kept without its secrets.
+    stored_paths = set(old.checkpoints)
+    if "checkpoints" in changes:
+        new = changes["checkpoints"][len(old.checkpoints) :]
+        changes["checkpoints"] = (*old.checkpoints, *(path for path in new if as_stored(path) not in stored_paths))
     return replace(old, **changes)
+
+
+def as_stored(path: str | None) -> str | None:
+    """A checkpoint's path as it is kept."""
+    return None if path is None else without_url_secrets(path)
+
+
+def check_axes(sent: SweepAxes, axes: Axes) -> None:
+    """Raise InvalidParameter for multipliers without a LoRA, and for checkpoints that would be kept alike."""
+    if sent.multipliers is not None and not any(axes.checkpoints):
+        raise InvalidParameter(
+            "axes.multipliers: there is no LoRA for them; name one in base.loras or axes.checkpoints",
+            {"parameter": "multipliers"},
+        )
+    names = [as_stored(path) for path in axes.checkpoints]
+    if len(set(names)) < len(names):
+        raise InvalidParameter(
+            "axes.checkpoints: two URLs differ only by what is not stored, user and query; name them otherwise",
+            {"parameter": "checkpoints"},
+        )
+
+
+def settled(axes: Axes, known: int, digests: Mapping[str, str]) -> Axes:
+    """The axes with control images by their digests (hex). After the first `known` ones, repeated ones are left out."""
+    names = {image: f"{STORED_IMAGE}{digest}" for image, digest in digests.items()}
+    images = [tuple(names[image] for image in each if image in names) for each in axes.control_images]
+    return replace(axes, control_images=(*images[:known], *_distinct_after(images, known)))
+
+
+def _distinct_after(values: Sequence[T], known: int) -> list[T]:
+    return [value for index, value in enumerate(values) if index >= known and value not in values[:index]]
 
 
 def _distinct(values: Iterable[T]) -> list[T]:
@@ -172,18 +211,11 @@ def image_fields(images: Sequence[str]) -> dict[str, str | None]:
     return dict.fromkeys(IMAGE_FIELDS) | dict(zip(names, images, strict=False))
 
 
-def stored(base: InferenceRequest, axes: Axes, digests: dict[str, str]) -> tuple[dict[str, Any], Axes]:
-    """The base and the axes as they are kept: without secrets, and with control images by their digests (hex)."""
-    images = tuple(
-        tuple(f"{STORED_IMAGE}{digests[image]}" for image in each if image in digests) for each in axes.control_images
-    )
-    kept = replace(
-        axes,
-        checkpoints=tuple(path if path is None else without_url_secrets(path) for path in axes.checkpoints),
-        control_images=images,
-    )
+def stored(base: InferenceRequest, axes: Axes) -> tuple[dict[str, Any], Axes]:
+    """The base and the settled axes as they are kept: without secrets."""
+    kept = replace(axes, checkpoints=tuple(map(as_stored, axes.checkpoints)))
     body = base.model_dump(mode="json", exclude={"hf_token", "webhook_url", "webhook_events"}, exclude_unset=True)
     loras = [{**lora, "path": without_url_secrets(lora["path"])} for lora in body.get("loras", [])]
     prompt = {key: value for key, value in body["prompts"][0].items() if key not in IMAGE_FIELDS}
-    named = {key: value for key, value in image_fields(images[0]).items() if value is not None}
+    named = {key: value for key, value in image_fields(axes.control_images[0]).items() if value is not None}
     return body | {"loras": loras, "prompts": [prompt | named]}, kept

@@ -7,7 +7,7 @@ from functools import partial
 
 from serve_app.adapters.lora_root import LoraRoot
 from serve_app.concurrency import background
-from serve_app.errors import LoraNotFound, TrainingJobNotFound
+from serve_app.errors import InvalidParameter, LoraNotFound, TrainingJobNotFound
 from serve_app.intake.admission.admission import Admission, Admitted, ControlFile, gather_all
 from serve_app.intake.admission.parts import NO_PARTS
 from serve_app.intake.admission.plan import PlannedEdit
@@ -16,12 +16,15 @@ from serve_app.intake.sweeps import axes as sweep_axes
 from serve_app.intake.sweeps.axes import Files
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.sweeps.records import Axes, NewCell, SweepDefinition
+from serve_app.models.repeat_request import STORED_IMAGE
 from serve_app.policy.sweep_order import Place, places
 from serve_app.schemas.requests import InferenceRequest
 from serve_app.schemas.sweeps import CheckpointRange, SweepAxes
 from serve_app.storage import artifact_keys
 from serve_app.training.folders import TrainingFolders, no_training_job
 
+# How many patterns of paths one sweep may have.
+MAX_PATTERNS = 50
 # What the cells that are admitted together share: the indices of checkpoint, profile and quality.
 Group = tuple[int, int, int]
 
@@ -57,46 +60,71 @@ class SweepPlanner:
         """
         values = axes.checkpoints or []
         names = {value.training_job for value in values if isinstance(value, CheckpointRange)}
-        paths = []
-        if any(isinstance(value, str) and sweep_axes.is_pattern(value) for value in values):
-            files = await self._lora_root.in_thread(self._lora_root.files)
-            paths = [file.path for file in files if caller.may_use_lora(file.path)]
+        patterns = [value for value in values if isinstance(value, str) and sweep_axes.is_pattern(value)]
+        if len(patterns) > MAX_PATTERNS:
+            raise InvalidParameter(
+                f"axes.checkpoints has {len(patterns)} patterns, and at most {MAX_PATTERNS} are accepted",
+                {"parameter": "checkpoints", "max": MAX_PATTERNS},
+            )
+        by_pattern = await self._lora_root.in_thread(partial(self._matching, patterns, caller)) if patterns else {}
         try:
             if unseen := [name for name in sorted(names) if not caller.may_see_training_job(name)]:
                 raise no_training_job(unseen[0])
             jobs = {name: await self._lora_root.in_thread(partial(self._training.job, name)) for name in sorted(names)}
         except TrainingJobNotFound as error:
             raise LoraNotFound(error.message, error.details) from error
-        return Files(paths, jobs)
+        return Files(by_pattern, jobs)
+
+    def _matching(self, patterns: Sequence[str], caller: Caller) -> dict[str, list[str]]:
+        """The files of each pattern that is not itself the name of a file. Blocks."""
+        paths = [file.path for file in self._lora_root.files() if caller.may_use_lora(file.path)]
+        names = set(paths)
+        return {pattern: sweep_axes.matching(pattern, paths) for pattern in patterns if pattern not in names}
 
     async def plan(
-        self, base: InferenceRequest, axes: Axes, caller: Caller, known: Collection[Place] = ()
+        self,
+        base: InferenceRequest,
+        axes: Axes,
+        caller: Caller,
+        known: Collection[Place] = (),
+        known_images: int = 0,
     ) -> PlannedSweep:
-        """Make all checks of all cells, fetch and store what they need, and plan those that are not `known`."""
-        new = [place for place in places(axes.lengths) if place not in known]
-        # A checkpoint whose cells are all known may have been deleted since.
-        needed = {group_of(place) for place in new}
-        groups = {group: each for group, each in sweep_axes.requests_of(base, axes) if group in needed or not needed}
+        """Make all checks of all cells, fetch and store what they need, and plan those that are not `known`.
+
+        The first `known_images` values of the axis `control_images` are those of a sweep that is extended.
+        """
         has_lora = any(path is not None for path in axes.checkpoints)
-        for request in groups.values():
+        for request in self._groups(base, axes, known).values():
             await self._admission.check(request, len(request.prompts), caller, needs_lora=not has_lora)
         admitted: dict[Group, Admitted] = {}
         with self._image_memory.hold(caller.tenant) as hold:
             # All groups have the same prompts, and so the same control images.
-            images = await self._admission.control_files(next(iter(groups.values())), NO_PARTS, caller, hold)
-            for group, request in groups.items():
+            first = next(iter(self._groups(base, axes, known).values()))
+            sent = await self._admission.control_files(first, NO_PARTS, caller, hold)
+            # Two names of one image are one value, so places are known only now.
+            axes = sweep_axes.settled(axes, known_images, {name: file.sha256 for name, file in sent.items()})
+            images = {f"{STORED_IMAGE}{file.sha256}": file for file in sent.values()}
+            for group, request in self._groups(base, axes, known).items():
                 admitted[group] = await self._admission.admit_with(request, images, NO_PARTS, caller)
-            await self._keep(images)
+            await self._keep_images(sent)
+        new = [place for place in places(axes.lengths) if place not in known]
         cells = await asyncio.to_thread(self._planned_cells, new, axes, admitted)
-        digests = {name: file.sha256 for name, file in images.items()}
-        body, kept = sweep_axes.stored(base, axes, digests)
-        first = next(iter(admitted.values()))
+        body, kept = sweep_axes.stored(base, axes)
+        ignored = next(iter(admitted.values())).ignored
         notes = list(dict.fromkeys(note for each in admitted.values() for note in each.notes))
         speed = await self._store.sweeps.speed(base.model)
         seconds = round(sum(cell.work for cell in cells) / speed, 1) if speed else None
-        return PlannedSweep(SweepDefinition(body, kept, notes, first.ignored), cells, seconds)
+        return PlannedSweep(SweepDefinition(body, kept, notes, ignored), cells, seconds)
 
-    async def _keep(self, images: Mapping[str, ControlFile]) -> None:
+    def _groups(self, base: InferenceRequest, axes: Axes, known: Collection[Place]) -> dict[Group, InferenceRequest]:
+        """The requests of the groups that have new cells; all if none has.
+
+        A checkpoint whose cells are all known may have been deleted since.
+        """
+        needed = {group_of(place) for place in places(axes.lengths) if place not in known}
+        return {group: each for group, each in sweep_axes.requests_of(base, axes) if group in needed or not needed}
+
+    async def _keep_images(self, images: Mapping[str, ControlFile]) -> None:
         """Store the control images. Their bytes are free afterwards."""
         await gather_all(
             background.shielded(

@@ -92,6 +92,7 @@ class Sweeps:
             limit = self._limit(sent.max_cells)
             sweep_axes.check_cells(sweep_axes.lengths_of(_with_base(sent.axes, base)).cells, limit)
             axes = sweep_axes.axes_of(base, sent.axes, await self._planner.files(sent.axes, caller))
+            sweep_axes.check_axes(sent.axes, axes)
             sweep_axes.check_cells(axes.lengths.cells, limit)
             for tries in range(1, MAX_TRIES + 1):
                 try:
@@ -138,7 +139,7 @@ class Sweeps:
     async def extend(self, sweep_id: str, sent: SweepExtension, caller: Caller) -> Outcome:
         """Add values to the axes of a sweep. The cells that it has stay as they are.
 
-        Raises SweepNotFound, SweepPurged, RequestError, Overloaded, StoreUnavailable and StorageFailed.
+        Raises SweepNotFound, SweepPurged, SweepCanceled, RequestError, Overloaded, StoreUnavailable and StorageFailed.
         """
         files = await self._planner.files(sent.axes, caller)
         for tries in range(1, MAX_TRIES + 1):
@@ -156,11 +157,13 @@ class Sweeps:
     async def _extend(self, old: SweepRecord, sent: SweepExtension, files: Files, caller: Caller) -> Outcome | None:
         """None if another caller has extended the sweep meanwhile."""
         base = InferenceRequest.model_validate(old.definition.base)
-        axes = sweep_axes.extended(old.definition.axes, base, sent.axes, files)
+        before = old.definition.axes
+        axes = sweep_axes.extended(before, base, sent.axes, files)
+        sweep_axes.check_axes(sent.axes, axes)
         sweep_axes.check_cells(axes.lengths.cells, self._limit(sent.max_cells))
         known = {cell.place for cell in await self._store.sweeps.cells(old.id)}
         async with discarding_new_files(self._artifacts, self._sweeper) as new_files:
-            plan = await self._planner.plan(base, axes, caller, known)
+            plan = await self._planner.plan(base, axes, caller, known, len(before.control_images))
             definition = replace(old.definition, axes=plan.definition.axes)
             if not sent.dry_run and plan.cells:
                 most = caller.limits.sweep_cells_per_day
@@ -189,10 +192,10 @@ class Sweeps:
 
     async def cancel(self, record: SweepRecord, *, purge: bool = False) -> None:
         """End the cells that have not ended, and with `purge` delete all images and what they were made from."""
-        await self._store.sweeps.cancel(record.id)
+        await self._store.sweeps.cancel(record.id, purge=purge)
         self._dispatcher.wake()
         if purge:
-            for request_id in await self._store.sweeps.requests_of(record.id, record.cells):
+            for request_id in await self._store.sweeps.all_requests(record.id):
                 await self._store.retention.purge(request_id, self._artifacts.delete)
                 await asyncio.to_thread(self._artifacts.delete, [artifact_keys.record(request_id, 0)])
             await self._store.retention.purge_sweep(record.id, self._artifacts.delete)

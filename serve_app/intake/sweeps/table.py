@@ -27,6 +27,8 @@ COLUMNS = (
 ROWS_AT_ONCE = 10
 # The PSNR of equal images, as numpy writes it.
 EQUAL = "inf"
+# Spreadsheets evaluate texts that start with these.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 class SweepTables:
@@ -109,7 +111,12 @@ def _values(measures: Measures | None) -> tuple[object, object]:
     return EQUAL if measures.psnr is None else round(measures.psnr, 3), round(measures.ssim, 5)
 
 
+def _safe(value: object) -> object:
+    """A value that a spreadsheet does not take for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
+
+
 def _lines(rows: Sequence[Sequence[object]]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    csv.writer(buffer, lineterminator="\n").writerows([map(_safe, row) for row in rows])
     return buffer.getvalue()

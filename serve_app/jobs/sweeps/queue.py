@@ -49,7 +49,7 @@ class SweepQueue:
             await self._database.lock_file_references(connection)
             locked = tables.sweeps.select().where(_sweeps.id == sweep_id).with_for_update()
             row = (await connection.execute(locked)).one_or_none()
-            if row is None or row.canceled:
+            if row is None or row.canceled or row.purged:
                 return 0
             tenant_max, quotas = limits_of(row.tenant)
             if await is_out_of_seconds(connection, row.tenant, quotas):

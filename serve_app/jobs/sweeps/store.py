@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve_app.errors import FilesGone, IdempotencyConflict, SweepNotFound, SweepPurged
+from serve_app.errors import FilesGone, IdempotencyConflict, SweepCanceled, SweepNotFound, SweepPurged
 from serve_app.jobs import state_changes, tables
 from serve_app.jobs.database import Database, IsStored, transaction
 from serve_app.jobs.limits.quotas import count_cells
@@ -30,6 +30,8 @@ from serve_app.policy.sweep_order import Place
 from serve_app.tasks import EditPlan, Status
 
 _sweeps, _cells, _requests, _images = tables.sweeps.c, tables.sweep_cells.c, tables.requests.c, tables.images.c
+# How many ids one statement names: databases limit its parameters.
+IDS_AT_ONCE = 500
 
 
 class Sweeps:
@@ -123,6 +125,10 @@ class Sweeps:
         async with self._database.writing() as connection:
             await self._database.lock_file_references(connection)
             row = await _locked(connection, old.id)
+            if row.canceled:
+                raise SweepCanceled(
+                    f"sweep {old.id!r} was cancelled: resume it before you extend it", {"sweep_id": old.id}
+                )
             if definitions.validate_python(row.definition).axes != old.definition.axes:
                 return False
             await self._count_cells(connection, old.tenant, len(cells), cells_per_day)
@@ -134,8 +140,11 @@ class Sweeps:
         return True
 
     @transaction
-    async def cancel(self, sweep_id: str) -> list[str]:
-        """Cancel a sweep and its requests that have not ended, whose ids are returned. Raises SweepNotFound."""
+    async def cancel(self, sweep_id: str, *, purge: bool = False) -> list[str]:
+        """Cancel a sweep and its requests that have not ended, whose ids are returned. Raises SweepNotFound.
+
+        With `purge` it can no longer go on: the caller deletes its files.
+        """
         async with self._database.writing() as connection:
             row = await _locked(connection, sweep_id, purged_too=True)
             live = (
@@ -147,8 +156,8 @@ class Sweeps:
             ids = list((await connection.execute(live)).scalars())
             for request_id in ids:
                 await state_changes.end_unfinished(connection, request_id, Status.CANCELED)
-            if not row.canceled:
-                await _change(connection, sweep_id, canceled=True)
+            if not row.canceled or (purge and not row.purged):
+                await _change(connection, sweep_id, canceled=True, purged=row.purged or purge)
         return ids
 
     @transaction
@@ -158,13 +167,12 @@ class Sweeps:
         Raises SweepNotFound and SweepPurged.
         """
         async with self._database.writing() as connection:
-            await _locked(connection, sweep_id)
+            sweep = await _locked(connection, sweep_id)
             rows = (await connection.execute(sweep_queries.cells, {"sweep_id": sweep_id})).all()
             again = [row for row in rows if row.submitted and is_lost(row)]
             for row in again:
                 await self._make_anew(connection, sweep_id, row)
-            waiting = sum(not row.submitted for row in rows)
-            if again or waiting:
+            if again or sweep.canceled:
                 await _change(connection, sweep_id, canceled=False, ended_at=None)
         return len(again)
 
@@ -176,11 +184,10 @@ class Sweeps:
             return list((await connection.execute(old.order_by(_sweeps.ended_at).limit(limit))).scalars())
 
     @transaction
-    async def requests_of(self, sweep_id: str, limit: int) -> list[str]:
-        """The ids of up to `limit` stored requests of a sweep."""
-        stored = sa.select(_requests.id).join(tables.sweep_cells, _cells.request_id == _requests.id)
+    async def all_requests(self, sweep_id: str) -> list[str]:
+        """The ids of the stored requests of a sweep, those of earlier attempts at its cells included."""
         async with self._database.reading() as connection:
-            return list((await connection.execute(stored.where(_cells.sweep_id == sweep_id).limit(limit))).scalars())
+            return await requests_of(connection, sweep_id)
 
     @transaction
     async def keep_measures(self, sweep_id: str, measured: Mapping[int, Mapping[str, Measures]]) -> None:
@@ -246,6 +253,18 @@ class Sweeps:
             if row is None:
                 raise _not_found(sweep_id)
             return (await _records(connection, [row]))[0]
+
+
+async def requests_of(connection: AsyncConnection, sweep_id: str) -> list[str]:
+    """The ids of the stored requests of a sweep, those of earlier attempts at its cells included."""
+    of_sweep = sa.select(_cells.place, _cells.attempt).where(_cells.sweep_id == sweep_id)
+    rows = (await connection.execute(of_sweep)).all()
+    ids = [request_id_of(sweep_id, Place(*row.place), attempt) for row in rows for attempt in range(row.attempt + 1)]
+    found: list[str] = []
+    for start in range(0, len(ids), IDS_AT_ONCE):
+        stored = sa.select(_requests.id).where(_requests.id.in_(ids[start : start + IDS_AT_ONCE]))
+        found += (await connection.execute(stored)).scalars()
+    return found
 
 
 async def _row(connection: AsyncConnection, sweep_id: str, *, for_update: bool = False) -> sa.Row[Any] | None:

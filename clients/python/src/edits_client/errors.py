@@ -230,6 +230,12 @@ class SweepNotFound(ApiError):
     code = "SWEEP_NOT_FOUND"
 
 
+class SweepCanceled(ApiError):
+    """A cancelled sweep cannot be extended: resume it first."""
+
+    code = "SWEEP_CANCELED"
+
+
 class SweepPurged(ApiError):
     """The images of this sweep were deleted for good, so it cannot go on."""
 
