@@ -14,6 +14,7 @@ from typer.main import get_command
 
 from serve_app.commands.main import app
 from tests.cluster.manifests import ROOT
+from tests.cluster.test_monitoring import problems as query_problems
 from tests.postgres import program
 from tests.programs import missing
 
@@ -165,6 +166,13 @@ def edits_server_problems(words: list[str]) -> list[str]:
     known = {option for parameter in command.params for option in parameter.opts}
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
     return [f"edits-server {command.name}: no {option}" for option in options if option not in known]
+
+
+def test_queries_ask_for_what_there_is() -> None:
+    texts = [page.read_text() for page in ROOT.glob("docs/runbooks/*.md")]
+    queries = [query for text in texts for query in re.findall(r"```promql\n(.*?)```", text, re.DOTALL)]
+    assert len(queries) >= 2
+    assert [problem for query in queries for problem in query_problems(query)] == []
 
 
 def test_the_threat_model_names_tests_that_exist() -> None:
