@@ -1,10 +1,17 @@
 """The components of cluster/kuberay: each builds on each overlay, and does what its name says."""
 
 import ipaddress
+import itertools
 import re
 from pathlib import Path
 
 import pytest
+from ray.serve._private.constants import (
+    SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER,
+    SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER,
+    SERVE_MULTIPLEXED_MODEL_ID,
+    SERVE_SESSION_ID,
+)
 
 from serve_app.config import AppConfig
 from tests.cluster import fields, rayservice
@@ -63,15 +70,28 @@ def minutes(duration: str) -> int:
     return int(duration.removesuffix("m"))
 
 
-def test_the_route_drops_the_headers_that_the_front_drops() -> None:
+def spellings(header: str) -> set[str]:
+    """The header with a hyphen or an underscore at each separator, which is the same header for Serve."""
+    words = re.split("[-_]", header)
+    choices = itertools.product("-_", repeat=len(words) - 1)
+    return {"".join(itertools.chain(*zip(words, (*each, ""), strict=True))) for each in choices}
+
+
+def test_the_route_drops_the_headers_that_serve_obeys() -> None:
     secure = all_of(with_component("gateway"), "HTTPRoute")[0]
     [filtered] = secure["spec"]["rules"][0]["filters"]
-    removed = filtered["requestHeaderModifier"]["remove"]
-    front = (ROOT / "serve_app/commands/front.cfg").read_text()
-    pattern = re.search(r"del-header \^\((x\[.*)\)\$\$ -m reg", front)
+    obeyed = spellings(SERVE_SESSION_ID) | spellings(SERVE_MULTIPLEXED_MODEL_ID)
+    obeyed |= {SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER, SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER}
+    assert set(filtered["requestHeaderModifier"]["remove"]) == obeyed
+
+
+def test_the_front_drops_the_same_headers() -> None:
+    secure = all_of(with_component("gateway"), "HTTPRoute")[0]
+    removed = secure["spec"]["rules"][0]["filters"][0]["requestHeaderModifier"]["remove"]
+    pattern = re.search(r"del-header \^\((x\[.*)\)\$\$ -m reg", (ROOT / "serve_app/commands/front.cfg").read_text())
     assert pattern
-    dropped = pattern[1].split("|")
-    assert [word for word in dropped if not any(re.fullmatch(word, name) for name in removed)] == []
+    assert {bool(re.fullmatch(pattern[1], name)) for name in removed} == {True}
+    assert [word for word in pattern[1].split("|") if not any(re.fullmatch(word, name) for name in removed)] == []
 
 
 POLICIES = all_of(with_component("network-policies"), "NetworkPolicy")
