@@ -1,12 +1,12 @@
 import { readEvents } from "./event-stream.js";
 import { sentenceOf } from "./sentences.js";
+import { isEnd } from "./statuses.js";
 
 export { asSentence, sentenceOf } from "./sentences.js";
 
 /** The address of the service: this module is at `web/api.js` below it, also behind a path prefix. */
 const BASE = new URL("../", import.meta.url);
 const KEY = "edits.key";
-const ENDS = ["succeeded", "failed", "canceled"];
 // The wait before a stream of events is opened again (ms), the first time and at most.
 const FIRST_WAIT = 500;
 const MAX_WAIT = 8000;
@@ -218,7 +218,7 @@ async function* eventsOf(path, endOf, signal) {
         lastId = event.id || lastId;
         pause = FIRST_WAIT;
         yield { ...event, data: JSON.parse(event.data) };
-        if (ENDS.includes(event.event)) return;
+        if (isEnd(event.event)) return;
       }
     } catch (error) {
       if (signal.aborted) return;

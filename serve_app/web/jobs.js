@@ -2,6 +2,7 @@ import * as api from "./api.js";
 import { announce } from "./announce.js";
 import { Slots } from "./slots.js";
 import { keep, recall } from "./state.js";
+import { isEnd } from "./statuses.js";
 
 /**
  * The requests that this tab has sent, followed by their events. Their ids survive a reload.
@@ -62,7 +63,7 @@ function newJob(known) {
 }
 
 export const findJob = (id) => jobs.find((job) => job.id === id) ?? null;
-export const hasEnded = (job) => ["succeeded", "failed", "canceled"].includes(job.status);
+export const hasEnded = (job) => isEnd(job.status);
 
 /** Cancel a request. */
 export async function cancel(job) {

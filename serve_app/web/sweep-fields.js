@@ -2,10 +2,11 @@
 
 /**
  * @param {object} base the body of the edit that the sweep varies
- * @param {{loras: string, withoutLora: boolean, multipliers: string, prompts: string, seeds: string}} fields as typed
+ * @param {{loras: string, withoutLora: boolean, multipliers: string, prompts: string, seeds: string, profiles: string[],
+ *   images: string[]}} fields as typed; `images` names control images
  * @throws {Error} with a sentence for the user
  */
-export function sweepOf(base, { loras, withoutLora, multipliers, prompts, seeds }) {
+export function sweepOf(base, { loras, withoutLora, multipliers, prompts, seeds, profiles = [], images = [] }) {
   const checkpoints = linesOf(loras);
   const first = base.loras?.[0];
   // A sweep puts its LoRAs in the place of the first one.
@@ -15,6 +16,8 @@ export function sweepOf(base, { loras, withoutLora, multipliers, prompts, seeds 
     multipliers: checkpoints.length ? numbersOf(multipliers, "Strengths") : [],
     prompts: linesOf(prompts),
     seeds: numbersOf(seeds, "Seeds"),
+    control_images: images,
+    profiles,
   };
   const { priority, ...edit } = base; // always bulk
   return { base: edit, axes: Object.fromEntries(Object.entries(axes).filter(([, values]) => values.length)) };

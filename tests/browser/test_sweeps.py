@@ -1,11 +1,17 @@
 """The view Sweeps: a grid of images that appear as they are finished."""
 
+import re
+
 from playwright.sync_api import Page, expect
 
-from tests.browser.editing import drop_image, fill_in, write_lora
+from serve_app.errors import UnusableResult
+from tests.browser.editing import MARKUP, drop_image, fill_in, write_lora
 from tests.browser.visit import Visit, serious_findings
 from tests.unit.conftest import LORA, SHARES_AN_APPLICATION
 from tests.unit.serving import Served
+
+# The files of a sweep: the name of the link, the suffix, and how the file begins.
+FILES = (("Contact sheet", "png", b"\x89PNG"), ("Table", "csv", b""), ("Archive", "zip", b"PK"))
 
 pytestmark = SHARES_AN_APPLICATION
 
@@ -58,6 +64,39 @@ def test_a_sweep_is_canceled_and_its_missing_images_are_made_later(served: Serve
     served.let_go()
     page.get_by_role("button", name="Make the missing images").click()
     expect(page.locator(".cell")).to_have_count(3)
+
+
+def test_files_of_a_sweep_are_a_click_away(served: Served, page: Page) -> None:
+    fill_in(page)
+    page.get_by_role("link", name="Sweeps").click()
+    page.get_by_text("Profiles").click()
+    page.get_by_label("reference").check()
+    page.get_by_label("trainer", exact=True).check()
+    page.get_by_role("button", name="Make 6 images").click()
+    expect(page.locator(".cell")).to_have_count(6)
+    for name, suffix, beginning in (
+        ("Contact sheet", "png", b"\x89PNG"),
+        ("Table", "csv", b""),
+        ("Archive", "zip", b"PK"),
+    ):
+        with page.expect_download() as download:
+            page.get_by_role("link", name=name).click()
+        assert download.value.suggested_filename.endswith(f".{suffix}")
+        content = download.value.path().read_bytes()
+        assert content.startswith(beginning)
+        assert len(content) > 100
+
+
+def test_markup_in_a_sweep_is_text(served: Served, page: Page) -> None:
+    served.application.editors.errors.append(UnusableResult(f"broken {MARKUP}"))
+    fill_in(page, prompt=MARKUP)
+    page.get_by_role("link", name="Sweeps").click()
+    page.get_by_label("Strengths").fill("1")
+    page.get_by_label("Prompts").fill(f"{MARKUP}\nmake it day")
+    page.get_by_role("button", name="Make 2 images").click()
+    expect(page.locator("tbody th").first).to_have_text(MARKUP)
+    expect(page.locator(".cell-state", has_text="failed")).to_have_attribute("title", re.compile("broken <img"))
+    assert page.locator("img[src=x], main b").count() == 0
 
 
 def test_wrong_numbers_and_a_missing_image_are_said(page: Page, visit: Visit) -> None:

@@ -1,10 +1,10 @@
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import * as api from "../api.js";
+import { statusText } from "../statuses.js";
 import { hrefOf } from "../views.js";
 import { Element, define } from "./element.js";
 import { titleOf } from "./lora-search.js";
 
-const STATES = { in_queue: "waiting", in_progress: "being made", failed: "failed", canceled: "canceled" };
 // Cards this far below the window are loaded already.
 const MARGIN = "400px";
 
@@ -38,7 +38,7 @@ class HistoryCard extends Element {
     return html`<a class="history-card card" href=${hrefOf("history", entry.request_id)} data-status=${entry.status}>
       <span class="thumb">${this.#thumb(image)}</span>
       <span class="history-prompt">${name}</span>
-      ${entry.status === "succeeded" ? nothing : html`<span class="small history-state">${STATES[entry.status]}${entry.error ? `: ${entry.error}` : ""}</span>`}
+      ${entry.status === "succeeded" ? nothing : html`<span class="small history-state">${statusText(entry.status)}${entry.error ? `: ${entry.error}` : ""}</span>`}
       <span class="muted small">${this.#facts(record)}</span>
     </a>`;
   }

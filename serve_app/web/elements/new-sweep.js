@@ -1,7 +1,7 @@
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { live } from "../vendor/lit-html/directives/live.js";
 import * as api from "../api.js";
-import { LOADED, catalog, currentModel, loadCatalog, loads } from "../catalog.js";
+import { LOADED, PROFILES, catalog, currentModel, loadCatalog, loads } from "../catalog.js";
 import { draft } from "../draft.js";
 import { currentRequest } from "../plan.js";
 import { missingIn } from "../request.js";
@@ -20,6 +20,8 @@ class NewSweep extends Element {
     multipliers: "0.5, 0.75, 1",
     prompts: draft.prompt,
     seeds: "",
+    profiles: [],
+    eachImage: false,
   };
   #counted = null;
   #problem = null;
@@ -60,6 +62,8 @@ class NewSweep extends Element {
           <div>${this.#lines("prompts", "Prompts: one per line", 4)}</div>
           <div>${this.#line("multipliers", "Strengths", "0.5, 0.75, 1")}</div>
           <div>${this.#line("seeds", "Seeds", "42, 43")}</div>
+          ${this.#profiles()}
+          ${draft.images.length > 1 ? this.#eachImage() : nothing}
         </div>
       </div>
       ${this.#problem ? html`<p class="problem" role="alert">${this.#problem}</p>` : nothing}
@@ -81,6 +85,24 @@ class NewSweep extends Element {
     return html`<label for=${`sweep-${name}`}>${label}</label>
       <input id=${`sweep-${name}`} type="text" inputmode="decimal" placeholder=${placeholder} .value=${live(this.#fields[name])}
         @input=${(event) => this.#set(name, event.target.value)} />`;
+  }
+
+  #profiles() {
+    const toggle = (profile) => {
+      const others = this.#fields.profiles.filter((other) => other !== profile);
+      this.#set("profiles", others.length < this.#fields.profiles.length ? others : [...others, profile]);
+    };
+    return html`<details>
+      <summary class="label">Profiles</summary>
+      ${PROFILES.map((profile) => html`<label class="checkbox"><input type="checkbox"
+        .checked=${live(this.#fields.profiles.includes(profile))} @change=${() => toggle(profile)} /> ${profile}</label>`)}
+    </details>`;
+  }
+
+  #eachImage() {
+    return html`<label class="checkbox"><input type="checkbox" .checked=${live(this.#fields.eachImage)}
+      @change=${(event) => this.#set("eachImage", event.target.checked)} />
+      each of the ${draft.images.length} images of the form by itself</label>`;
   }
 
   #missesImage() {
@@ -112,7 +134,9 @@ class NewSweep extends Element {
   }
 
   #body() {
-    return sweepOf(currentRequest(), this.#fields);
+    const stored = draft.images.filter((image) => image.upload);
+    const images = this.#fields.eachImage ? stored.map((image) => `upload:${image.upload.id}`) : [];
+    return sweepOf(currentRequest(), { ...this.#fields, images });
   }
 
   /** Let the service check the sweep and say how many images it has. */

@@ -1,12 +1,11 @@
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import * as api from "../api.js";
+import { isEnd, statusText } from "../statuses.js";
 import { hrefOf } from "../views.js";
 import "./compare-images.js";
 import { Element, define } from "./element.js";
 
 const POLL = 1000;
-const ENDED = ["succeeded", "failed", "canceled"];
-const STATES = { in_queue: "waiting", in_progress: "being made", failed: "failed", canceled: "canceled" };
 
 /** Previews that were made again: each pair of the trainer's image and ours, how close they are, and what that means. */
 class PreviewPairs extends Element {
@@ -103,7 +102,7 @@ class PreviewPairs extends Element {
         this.#found = found;
         this.#warning = null;
         this.update();
-        if (ENDED.includes(found.status)) return;
+        if (isEnd(found.status)) return;
       } catch (error) {
         if (!error.isTemporary) {
           this.#problem = error.message;
@@ -121,7 +120,7 @@ const isComplete = (pair) => Boolean(pair.theirs && pair.ours.url);
 const side = (url, label) => ({ url, label });
 
 function closeness(pair) {
-  if (pair.ours.status !== "succeeded") return STATES[pair.ours.status] ?? pair.ours.status;
+  if (pair.ours.status !== "succeeded") return statusText(pair.ours.status);
   if (!pair.comparison) return "not compared";
   return pair.comparison.is_equal ? "equal" : `${pair.comparison.psnr_db} dB`;
 }

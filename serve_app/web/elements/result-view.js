@@ -2,12 +2,12 @@ import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { announce } from "../announce.js";
 import * as api from "../api.js";
 import { asPng, useAsInput, useSettings } from "../repeat.js";
+import { isEnd } from "../statuses.js";
 import { hrefOf } from "../views.js";
 import "./copy-code.js";
 import { Element, define } from "./element.js";
 import { finishedOf } from "./history-card.js";
 
-const ENDED = ["succeeded", "failed", "canceled"];
 const POLL = 2000;
 
 /** One request: its images, their settings, and what can be done with them again. */
@@ -48,7 +48,7 @@ class ResultView extends Element {
     const { control_images: inputs = [], purged } = result.metadata;
     return html`
       ${result.error ? html`<p class="problem">${api.sentenceOf({ detail: result.error })}</p>` : nothing}
-      ${ENDED.includes(result.status) ? nothing : html`<p class="hint">This request is not finished; this page looks again every two seconds.</p>`}
+      ${isEnd(result.status) ? nothing : html`<p class="hint">This request is not finished; this page looks again every two seconds.</p>`}
       ${purged ? html`<p class="hint">The images of this request were deleted.</p>` : nothing}
       ${images.length > 1 ? this.#numbers(images) : nothing}
       <div class="result">
@@ -131,7 +131,7 @@ class ResultView extends Element {
       if (request !== this.#of) return;
       this.#result = result;
       this.#problem = null;
-      if (!ENDED.includes(result.status)) this.#timer = setTimeout(() => this.#load(), POLL);
+      if (!isEnd(result.status)) this.#timer = setTimeout(() => this.#load(), POLL);
     } catch (error) {
       this.#problem = error.message;
       if (error.isTemporary) this.#timer = setTimeout(() => this.#load(), POLL);

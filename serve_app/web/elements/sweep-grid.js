@@ -2,13 +2,15 @@ import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { announce } from "../announce.js";
 import * as api from "../api.js";
 import { useSettings } from "../repeat.js";
+import { isEnd, statusText } from "../statuses.js";
 import { cellAt, cellsByPlace, layoutOf } from "../sweep-layout.js";
 import { hrefOf } from "../views.js";
 import "./compare-view.js";
 import { Element, define } from "./element.js";
+import "./sweep-files.js";
 
-const STATES = { in_queue: "waiting", in_progress: "being made", failed: "failed", canceled: "canceled" };
-const ENDED = ["succeeded", "failed", "canceled"];
+// How often the addresses of images, which expire, are asked for again at most (ms).
+const MIN_READ = 30_000;
 
 /** One sweep as a table of its images, which appear as they are finished. Two chosen ones are compared below it. */
 class SweepGrid extends Element {
@@ -19,6 +21,8 @@ class SweepGrid extends Element {
   #problem = null;
   #warning = null;
   #of = null;
+  #isUpdating = false;
+  #readAt = 0;
 
   rendered() {
     if (this.#of === this.sweep) return;
@@ -45,8 +49,9 @@ class SweepGrid extends Element {
         <h1>${found.axes.prompts.length === 1 ? found.axes.prompts[0] : "A sweep"}</h1>
         ${this.#actions(found)}
       </div>
+      <sweep-files .sweep=${found.sweep_id}></sweep-files>
       <p class="muted">${done} of ${cells.length} images are finished. Choose one to see it, two to compare them.</p>
-      ${ENDED.includes(found.status) ? nothing : html`<progress aria-label="Progress of the sweep" max=${cells.length} .value=${done}></progress>`}
+      ${isEnd(found.status) ? nothing : html`<progress aria-label="Progress of the sweep" max=${cells.length} .value=${done}></progress>`}
       <div class="sweep-table" tabindex="0" role="region" aria-label="Images of the sweep">
         <table>
           <thead><tr><td></td>${columns.map((column) => html`<th scope="col" title=${column.title ?? ""}>${column.label}</th>`)}</tr></thead>
@@ -64,16 +69,16 @@ class SweepGrid extends Element {
   #cell(cell, row, column) {
     if (!cell) return nothing;
     const name = `${row.label}, ${column.label}`;
-    if (!cell.url) return html`<span class="cell-state" title=${cell.error ?? ""}>${STATES[cell.status] ?? cell.status}</span>`;
+    if (!cell.url) return html`<span class="cell-state" title=${cell.error ?? ""}>${statusText(cell.status)}</span>`;
     const place = this.#chosen.indexOf(cell.cell);
     return html`<button type="button" class="cell" aria-pressed=${place >= 0} @click=${() => this.#choose(cell.cell)}>
-      <img src=${api.imageUrl(cell.url)} alt=${name} loading="lazy" />
+      <img src=${api.imageUrl(cell.url)} alt=${name} loading="lazy" decoding="async" @error=${this.#readAgain} />
     </button>`;
   }
 
   #actions(found) {
     const act = (text, action) => html`<button type="button" @click=${() => this.#change(action)}>${text}</button>`;
-    const isOver = ENDED.includes(found.status);
+    const isOver = isEnd(found.status);
     const canResume = isOver && found.status !== "succeeded" && !found.purged;
     return html`<div class="choices">
       ${isOver ? nothing : act("Cancel", "cancel")}
@@ -127,7 +132,7 @@ class SweepGrid extends Element {
   async #follow(id) {
     try {
       await this.#read(id);
-      if (ENDED.includes(this.#found.status)) return;
+      if (isEnd(this.#found.status)) return;
       for await (const event of api.sweepEvents(id, this.connection)) {
         if (id !== this.#of) return;
         this.#receive(event);
@@ -141,6 +146,7 @@ class SweepGrid extends Element {
   }
 
   async #read(id) {
+    this.#readAt = Date.now();
     const found = await api.sweep(id);
     if (id !== this.#of) return;
     this.#found = found;
@@ -151,8 +157,23 @@ class SweepGrid extends Element {
   #receive({ event, data }) {
     this.#warning = event === "offline" ? `${data.message} This page keeps trying.` : null;
     if (event === "cell") for (const [key, cell] of cellsByPlace([data])) this.#cells.set(key, cell);
-    this.update();
+    this.#updateSoon();
   }
+
+  /** Once per frame: a stream begins with all cells, and the table has a thousand of them. */
+  #updateSoon() {
+    if (this.#isUpdating) return;
+    this.#isUpdating = true;
+    requestAnimationFrame(() => {
+      this.#isUpdating = false;
+      this.update();
+    });
+  }
+
+  /** With keys, the addresses of images expire. */
+  #readAgain = () => {
+    if (Date.now() - this.#readAt > MIN_READ) this.#read(this.sweep).catch(() => {});
+  };
 }
 
 define("sweep-grid", SweepGrid);
