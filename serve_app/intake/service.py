@@ -90,7 +90,14 @@ class Service:
         self.catalogue = Catalogue(config, lora_root, architectures)
         self.presets = Presets(admission.check_preset, sources.is_remote, meter)
         self.submissions = Submissions(
-            config, resources, admission, self.presets, self._dispatcher, self._sweeper, meter
+            config,
+            resources,
+            admission,
+            self.presets,
+            self._dispatcher,
+            self._sweeper,
+            self.workload.editor_counts,
+            meter,
         )
         self.uploads = Uploads(config, resources, self._sweeper)
         self._sweep_cells = SweepCells(store, config.sweeps, self._limits_of_sweeps, self._dispatcher.wake, meter)

@@ -29,7 +29,7 @@ from serve_app.storage.step_previews import StepPreviewStorage
 from serve_app.tasks import Status
 from serve_app.telemetry import tracing
 from serve_app.telemetry.metrics import ACCEPTED, NO_MODEL, REPEATED, REQUESTS, SUBMISSIONS, Meter
-from serve_app.workers.dispatcher import Dispatcher
+from serve_app.workers.dispatcher import Dispatcher, EditorCount
 from serve_app.workers.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class Submissions:
         presets: Presets,
         dispatcher: Dispatcher,
         sweeper: Sweeper,
+        editor_counts: EditorCount,
         meter: Meter,
     ) -> None:
         self._config = config
@@ -78,6 +79,7 @@ class Submissions:
         self._previews = StepPreviewStorage(resources.artifacts)
         self._dispatcher = dispatcher
         self._sweeper = sweeper
+        self._editor_counts = editor_counts
         self._meter = meter
 
     async def submit(
@@ -100,7 +102,9 @@ class Submissions:
         )
         model = self._presets.model_of(request, caller)
         model = model if model in self._admission.models else NO_MODEL
-        with tracing.for_request(submission.id), tracing.span("POST /v1/inference", SpanKind.SERVER, model=model):
+        makes = tracing.Generation(model, images=len(request.prompts))
+        span = tracing.span("POST /v1/inference", SpanKind.SERVER, makes=makes, model=model)
+        with tracing.for_request(submission.id), span:
             try:
                 record = await self._accept(submission)
             except Exception as error:
@@ -179,9 +183,10 @@ class Submissions:
     async def _commit(self, submission: Submission) -> RequestRecord:
         """Do the rest of the checks, store the request's files and commit it."""
         limits = submission.caller.limits
+        editors = await self._editor_counts()
         for tries in range(1, MAX_TRIES + 1):
             try:
-                new = await self._prepare(submission)
+                new = replace(await self._prepare(submission), editors=editors.get(submission.request.model, 0))
                 record = await self._store.requests.create(
                     new, self._artifacts.exists, limits.max_queued, limits.quotas
                 )

@@ -207,6 +207,20 @@ class Queue:
             return await state_changes.end_if_done(connection, claim.task.request_id)
 
     @transaction
+    async def prediction(self, request_id: str) -> tuple[float, float] | None:
+        """How long a request that has ended was predicted to take, and how long it took (s).
+
+        None if nothing was predicted, or if it was deleted.
+        """
+        requests = tables.requests.c
+        times = sa.select(requests.predicted_s, requests.finished_at - requests.created_at).where(
+            requests.id == request_id, requests.predicted_s.is_not(None), requests.finished_at.is_not(None)
+        )
+        async with self._database.reading() as connection:
+            row = (await connection.execute(times)).one_or_none()
+        return None if row is None else (row[0], row[1])
+
+    @transaction
     async def charge(self, claim: Claim, gpu_seconds: float) -> None:
         """Charge the GPU seconds of a claim that is lost."""
         async with self._database.writing() as connection:

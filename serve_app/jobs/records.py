@@ -32,6 +32,7 @@ class NewRequest:
     `files` are the artifacts that it needs: their sizes (bytes) by key. `notes` become part of its result's metadata.
     A request with the same `idempotency_key` and `body_sha256` is a repeat of this one. `traceparent` is the span of
     its POST (W3C Trace Context). `call_sha256` is the digest by which a repeated call finds it: see `waiting_clients`.
+    `editors` is how many editors of its model run now; 0 if nothing is to be predicted.
     """
 
     id: str
@@ -47,6 +48,7 @@ class NewRequest:
     webhook: WebhookTarget | None = None
     traceparent: str | None = None
     call_sha256: str | None = None
+    editors: int = 0
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,9 @@ class Requests:
                 if quotas != NO_QUOTAS:
                     await self._database.lock_quotas(connection, new.tenant)
                     await refuse_request(connection, new.tenant, quotas, new.model, new.images)
-                await self._insert(connection, [new], await self._first_turn(connection, queue, new))
+                turn = await self._first_turn(connection, queue, new)
+                now = await self._insert(connection, [new], turn)
+                await self._predict(connection, new, turn, now)
         except IntegrityError:
             # Its key was used before, or an earlier try of this commit succeeded and its answer was lost.
             earlier = await self._committed_before(new)
@@ -211,8 +213,8 @@ class Requests:
         served = getattr(queue, f"{new.priority}_turn")
         return first_turn(served, (await connection.execute(last)).scalar_one())
 
-    async def _insert(self, connection: AsyncConnection, requests: Sequence[NewRequest], turn: int) -> None:
-        """Insert requests whose images follow each other in the queue, from `turn` on."""
+    async def _insert(self, connection: AsyncConnection, requests: Sequence[NewRequest], turn: int) -> float:
+        """Insert requests whose images follow each other in the queue, from `turn` on. Returns their creation time."""
         now = (await connection.execute(sa.select(tables.now()))).scalar_one()
         rows: dict[sa.Table, list[dict[str, Any]]] = {}
         for new in requests:
@@ -225,6 +227,21 @@ class Requests:
         for table, values in rows.items():
             if values:
                 await connection.execute(table.insert(), values)
+        return float(now)
+
+    async def _predict(self, connection: AsyncConnection, new: NewRequest, turn: int, now: float) -> None:
+        """Store how long a request, which was just inserted, is predicted to take: the first `eta_s` that it has."""
+        speeds = tables.speeds.c
+        known = sa.select(speeds.flops_per_s).where(speeds.model == new.model)
+        speed = (await connection.execute(known)).scalar_one_or_none() if new.editors else None
+        if not speed:
+            return
+        place = {"model": new.model, "urgent": new.priority == Priority.INTERACTIVE, "created_at": now}
+        turns = {"first": turn, "last": turn + len(new.images) - 1}
+        ahead = (await connection.execute(queries.queue_ahead, place | turns)).one()
+        seconds = ahead.work / speed / new.editors
+        this = tables.requests.update().where(_requests.id == new.id)
+        await connection.execute(this.values(predicted_s=seconds))
 
     async def _committed_before(self, new: NewRequest) -> RequestRecord | None:
         if new.idempotency_key is not None:

@@ -86,6 +86,8 @@ requests = sa.Table(
     sa.Column("departed", sa.JSON(none_as_null=True)),
     # When the last of its clients hung up. Null while one waits, and for requests that nobody ever waited for.
     sa.Column("abandoned_at", sa.Double),
+    # How long it was predicted to take when it was accepted (s); null where nothing could be predicted.
+    sa.Column("predicted_s", sa.Double),
     sa.UniqueConstraint("tenant", "idempotency_key", name="requests_by_idempotency_key"),
     # For the history, newest first.
     sa.Index("requests_by_time", "created_at", "id"),

@@ -176,7 +176,8 @@ class Editor:
 
     async def _traced_edit(self, task: EditTask, progress: EditProgress, on_device: asyncio.Event) -> EditDone:
         about = tracing.for_request(task.request_id, task.traceparent)
-        with about, tracing.span("edit", SpanKind.SERVER, model=self._model):
+        makes = tracing.Generation(self._model, seed=task.plan.seed)
+        with about, tracing.span("edit", SpanKind.SERVER, makes=makes, model=self._model):
             return await self._make_image(task, progress, on_device)
 
     async def _make_image(self, task: EditTask, progress: EditProgress, on_device: asyncio.Event) -> EditDone:

@@ -109,6 +109,12 @@ REQUESTS = Metric(
     "requests that have ended, by final status",
     MODEL | {"status": (Status.SUCCEEDED, Status.FAILED, Status.CANCELED)},
 )
+PREDICTIONS = Metric(
+    "edits_predictions_total",
+    Kind.COUNTER,
+    "finished requests for which a time was predicted at the POST; kept: whether they took no longer",
+    MODEL | {"kept": ("true", "false")},
+)
 ATTEMPTS = Metric(
     "edits_attempts_total",
     Kind.COUNTER,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from opentelemetry import context, trace
@@ -26,9 +27,36 @@ TRACEPARENT = "traceparent"
 # The path of a request: its id is a UUID in hex.
 _REQUEST_PATH = re.compile("/v1/requests/([0-9a-f]{32})")
 
+# The attribute `gen_ai.provider.name` of spans.
+PROVIDER = "edits"
+
 _tracer = trace.get_tracer("serve_app")
 _propagator = TraceContextTextMapPropagator()
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a span generates, for the `gen_ai.*` attributes of OpenTelemetry's semantic conventions.
+
+    `images` is their number where the span makes all images of a request, `seed` that of the one that it makes.
+    """
+
+    model: str
+    images: int | None = None
+    seed: int | None = None
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        known = {"gen_ai.request.choice.count": self.images, "gen_ai.request.seed": self.seed}
+        return {
+            # The conventions have no operation for images alone: this is "multimodal content generation".
+            "gen_ai.operation.name": "generate_content",
+            "gen_ai.provider.name": PROVIDER,
+            "gen_ai.request.model": self.model,
+            "gen_ai.output.type": "image",
+            **{name: value for name, value in known.items() if value is not None},
+        }
 
 
 def export_spans(role: str) -> None:
@@ -81,11 +109,19 @@ def for_http_request(path: str, headers: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def span(
-    name: str, kind: SpanKind = SpanKind.INTERNAL, link: SpanContext | None = None, **facts: Any
+    name: str,
+    kind: SpanKind = SpanKind.INTERNAL,
+    link: SpanContext | None = None,
+    makes: Generation | None = None,
+    **facts: Any,
 ) -> Iterator[Span]:
-    """A span around the block. An exception that leaves the block is recorded in the span. `facts` are attributes."""
+    """A span around the block. An exception that leaves the block is recorded in the span. `facts` are attributes.
+
+    `makes` says what the span generates.
+    """
     links = [Link(link)] if link else []
-    with _tracer.start_as_current_span(name, kind=kind, links=links, attributes=_attributes(facts)) as current:
+    attributes = _attributes(facts) | (makes.attributes if makes else {})
+    with _tracer.start_as_current_span(name, kind=kind, links=links, attributes=attributes) as current:
         yield current
 
 

@@ -56,7 +56,8 @@ class Attempts:
                 self._meter.record(STAGE_SECONDS, claim.waited_s, model=model, stage="queue")
             if claim.was_lost:
                 self._meter.record(LEASES_LOST, model=model)
-            with tracing.span("attempt", SpanKind.CLIENT, queue, **facts) as span:
+            makes = tracing.Generation(model, seed=task.plan.seed)
+            with tracing.span("attempt", SpanKind.CLIENT, queue, makes, **facts) as span:
                 outcome = STOPPED
                 try:
                     outcome = await self._attempt(claim, clock)

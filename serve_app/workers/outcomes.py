@@ -20,11 +20,12 @@ from serve_app.errors import (
 )
 from serve_app.jobs.queue import Queue
 from serve_app.jobs.records import Claim
+from serve_app.policy.predictions import is_kept
 from serve_app.storage.artifacts import Artifacts
 from serve_app.storage.step_previews import StepPreviewStorage
 from serve_app.tasks import EditDone, Status
 from serve_app.telemetry.failures import log_failure
-from serve_app.telemetry.metrics import REQUESTS, Meter
+from serve_app.telemetry.metrics import PREDICTIONS, REQUESTS, Meter
 from serve_app.workers.leases import Leases
 
 logger = logging.getLogger(__name__)
@@ -101,10 +102,10 @@ class Outcomes:
         exception: the next dispatcher that claims an image whose file is stored (`image_is_stored`) finds it, and
         charges them then.
         """
-        is_written = False
+        is_written, status = False, None
 
         async def record() -> None:
-            nonlocal is_written
+            nonlocal is_written, status
             status = await write()
             is_written = True
             if status is None:
@@ -116,6 +117,8 @@ class Outcomes:
         try:
             await asyncio.sleep(pause_s)
             await self._with_retries(record)
+            if status == Status.SUCCEEDED:
+                await self._measure_prediction(claim)
         except EditorLost:
             # The image was purged, so no other dispatcher finds it.
             await background.shielded(self.charge(claim, gpu_seconds))
@@ -124,6 +127,17 @@ class Outcomes:
             if not is_written:
                 await background.shielded(self._charge_unless_found(claim, gpu_seconds, image_is_stored))
             raise
+
+    async def _measure_prediction(self, claim: Claim) -> None:
+        """Count whether a request that has succeeded took no longer than was predicted."""
+        try:
+            times = await self._queue.prediction(claim.task.request_id)
+        except (StoreFailed, StoreUnavailable):
+            log_failure(logger, "could not read how long %s took", claim.task.request_id)
+            return
+        if times is not None:
+            kept = "true" if is_kept(*times) else "false"
+            self._meter.record(PREDICTIONS, model=claim.task.plan.model, kept=kept)
 
     async def _with_retries(self, record: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Call `record` until neither the store nor artifact storage is unavailable."""

@@ -143,7 +143,8 @@ def test_a_changed_file_changes_the_scopes_of_a_running_service(tmp_path, monkey
         ({"keys": ["a" * 63]}, r"tenants\.acme\.keys\.0: .*64 hex digits"),
         ({"allow": ["x"]}, r"tenants\.acme\.keys: Field required"),
         ({"keys": ["a" * 64], "allow": "x"}, r"tenants\.acme\.allow: .*tuple"),
-        ({"keys": ["a" * 64], "allow": ["[z-a]"]}, r"tenants\.acme\.allow: .*'\[z-a\]' is not a pattern"),
+        ({"keys": ["a" * 64], "allow": ["[z-a]"]}, r"tenants\.acme\.allow: .*'\[z-a\]' in the pattern"),
+        ({"keys": ["a" * 64], "allow": ["?" * 21]}, r"tenants\.acme\.allow: .*at most 20 are accepted"),
         ({"keys": ["a" * 64, {"sha256": "a" * 64}]}, r"one key of 'acme' is listed twice"),
     ],
 )
