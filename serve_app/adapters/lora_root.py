@@ -124,7 +124,8 @@ class LoraRoot:
         return [self._stored(path, info) for path, info in allowed if info is not None]
 
     def listing(self, under: str = "") -> list[Listed]:
-        """Every file below the folder `under` of the root, whatever its name. Hidden files and folders are left out.
+        """Every file below the folder `under` of the root, whatever its name. Hidden files and folders are left out,
+        and those whose path is not text.
 
         Links to folders are not followed. Raises StorageFailed, and LoraPathForbidden if `under` leads out of the root.
         """
@@ -133,7 +134,8 @@ class LoraRoot:
         try:
             with as_os_errors():
                 if self.is_local:
-                    return [Listed(path.removeprefix(f"{self._base}/")) for path in _walk(folder, MAX_DEPTH)]
+                    local = (path.removeprefix(f"{self._base}/") for path in _walk(folder, MAX_DEPTH))
+                    return [Listed(path) for path in local if path.isprintable()]
                 if not self._filesystem.isdir(folder):
                     return []
                 found = self._filesystem.find(folder, detail=True)
@@ -142,7 +144,11 @@ class LoraRoot:
         except OSError as error:
             raise StorageFailed("the LoRA root cannot be listed; try again") from error
         paths = ((whole.removeprefix(self._base).lstrip("/"), info) for whole, info in found.items())
-        return [Listed(path, info) for path, info in paths if not _is_hidden(path.removeprefix(under))]
+        return [
+            Listed(path, info)
+            for path, info in paths
+            if path.isprintable() and not _is_hidden(path.removeprefix(under))
+        ]
 
     def stored(self, listed: Listed) -> StoredFile:
         """The file of a listing. Raises LoraNotFound, LoraPathForbidden or LoraDownloadFailed."""

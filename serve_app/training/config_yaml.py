@@ -53,8 +53,9 @@ def read_config(data: bytes) -> Mapping[Hashable, Any]:
         document = yaml.load(text, _Loader)
     except ConfigUnreadable:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        # ValueError: also bytes that are not UTF-8, and dates and numbers that do not exist.
+    except Exception as error:
+        # PyYAML's constructors raise what their parts raise: ValueError, OverflowError, KeyError, AttributeError and
+        # more, for values such as dates that do not exist.
         raise ConfigUnreadable("is not YAML, or is still being written") from error
     if not isinstance(document, dict):
         raise ConfigUnreadable("holds no mapping, or is still being written")

@@ -4,6 +4,7 @@ A job's folder may change while it is read, since its trainer may still be runni
 or has a `problem`; it is no error.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from serve_app.training.config_yaml import MAX_BYTES, ConfigUnreadable
 from serve_app.training.file_names import CONFIG, NAMED_LORA, SAMPLES, WEIGHTS, read_sample_name, stem_of, step_of
 from serve_app.training.samples import Sample
 from serve_app.training.settings import TrainingSettings, read_settings
+
+logger = logging.getLogger(__name__)
 
 # How many configs are kept in memory, some KB each.
 KNOWN_CONFIGS = 2048
@@ -119,13 +122,20 @@ class TrainingFolders:
         for folder in _folders(self._root.listing()):
             if folder.name <= after:
                 continue
-            try:
-                settings, problem = self._settings(folder.config)
-            except LoraDownloadFailed as error:
-                settings, problem = None, error.message
-            job = _job(folder, settings, problem)
+            job = self._job_or_problem(folder)
             if job is not None:
                 yield job
+
+    def _job_or_problem(self, folder: "_Folder") -> TrainingJob | None:
+        """The job in a folder. Whatever is wrong with its files, the jobs in other folders are still listed."""
+        try:
+            settings, problem = self._settings(folder.config)
+            return _job(folder, settings, problem)
+        except LoraDownloadFailed as error:
+            return _job(folder, None, error.message)
+        except Exception:
+            logger.exception("the training job in %s could not be read", folder.name)
+            return TrainingJob(folder.name, problem="the folder could not be read; the service's log says why")
 
     def job(self, name: str) -> TrainingJob:
         """One job. Raises TrainingJobNotFound, LoraDownloadFailed or StorageFailed."""

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from serve_app.schemas.text import is_text
 from serve_app.training.prompt_flags import split_flags, with_trigger
 
 # The trainer's own defaults. They differ from this service's.
@@ -104,6 +106,8 @@ def _read_sample(number: int, values: Mapping[str, Any], seed: int, trigger_word
     prompt = values.get("prompt")
     if not isinstance(prompt, str):
         raise ValueError("it has no prompt")
+    if not all(is_text(value) for value in values.values() if isinstance(value, str)):
+        raise ValueError("a text in it is not Unicode")
     text, flags = split_flags(with_trigger(prompt, trigger_word))
     plain = Sample(
         number=number,
@@ -118,6 +122,8 @@ def _read_sample(number: int, values: Mapping[str, Any], seed: int, trigger_word
         control_images=_control_images(values),
     )
     sample = replace(plain, **flags)
+    _finite(sample.guidance_scale, "guidance_scale")
+    _finite(sample.network_multiplier, "network_multiplier")
     width, height = sample.width // DIVISOR * DIVISOR, sample.height // DIVISOR * DIVISOR
     return replace(sample, width=width, height=height)
 
@@ -152,7 +158,7 @@ def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _integer(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(_finite(value, name)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or _finite(value, name) % 1:
         raise ValueError(f"{name} is not a whole number")
     return int(value)
 
@@ -164,9 +170,11 @@ def _number(value: Any, name: str) -> float:
 
 
 def _finite(value: float, name: str) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"{name} is not a finite number")
-    return value
+    """The number as a float. Raises ValueError if there is no such float, as of an integer of 400 digits."""
+    with suppress(OverflowError):
+        if math.isfinite(value):
+            return float(value)
+    raise ValueError(f"{name} is not a finite number")
 
 
 def _list(value: Any, name: str) -> list[Any]:

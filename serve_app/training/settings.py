@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serve_app.schemas.text import is_text
 from serve_app.training.config_yaml import ConfigUnreadable, read_config
 from serve_app.training.model_names import model_of
 from serve_app.training.samples import FORMAT, Sample, read_samples
 
-MAX_TEXT = 500
+MAX_TEXT, MAX_STEPS = 500, 10**12 - 1
 # The trainer's names of dtypes, and torch's.
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
@@ -56,7 +57,7 @@ def read_settings(data: bytes) -> TrainingSettings:
         arch=arch,
         base=base,
         trigger_word=trigger,
-        steps=steps if type(steps) is int and steps >= 0 else None,
+        steps=steps if type(steps) is int and 0 <= steps <= MAX_STEPS else None,
         quantized=any(bool(model.get(key)) for key in ("quantize", "quantize_te")),
         low_vram=bool(model.get("low_vram")),
         ema=bool(_mapping(train.get("ema_config")).get("use_ema")),
@@ -80,5 +81,5 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str | None:
-    """`value` if it is a short text that is not empty."""
-    return value if isinstance(value, str) and 0 < len(value) <= MAX_TEXT else None
+    """`value` if it is a short text that is not empty, and that JSON can have."""
+    return value if isinstance(value, str) and 0 < len(value) <= MAX_TEXT and is_text(value) else None

@@ -468,6 +468,17 @@ def test_setting_beyond_the_services_limits_is_named(client, job):
     detail = refused(client)
     assert "sample 0" in detail["message"]
     assert "guidance_scale" in detail["message"]
+    [sample] = client.get(URL).json()["samples"]
+    assert (sample["body"], sample["problem"]) == (None, detail["message"])
+
+
+@pytest.mark.parametrize("sample", [{"seed": 10**400}, {"samples": [SAMPLE | {"guidance_scale": 10**400}]}])
+def test_number_of_400_digits_takes_nothing_else_away(client, job, sample):
+    write_config(job, trainer_config(sample={"samples": [SAMPLE]} | sample, train={"steps": 10**400}))
+    [entry] = client.get("/v1/training-jobs").json()["training_jobs"]
+    assert entry["name"] == JOB
+    assert len(client.get(URL).json()["sample_images"]) == 4
+    assert refused(client)["code"] == "PREVIEWS_IMPOSSIBLE"
 
 
 def test_low_vram_asks_for_tiles(client, application, job):

@@ -168,6 +168,31 @@ def test_config_is_read_again_only_when_it_has_changed(job, training, monkeypatc
     assert len(reads) == 2
 
 
+def test_folder_that_cannot_be_read_takes_no_other_away(job, tmp_path, training, monkeypatch):
+    write_checkpoints(tmp_path / "another", b"", (250,))
+    write_config(tmp_path / "another", trainer_config("another"))
+    read = folders.read_settings
+
+    def fail(data: bytes):
+        if b"another" in data:
+            raise ZeroDivisionError
+        return read(data)
+
+    monkeypatch.setattr(folders, "read_settings", fail)
+    first, second = training.jobs()
+    assert (first.name, second.name) == ("another", "people/my_job")
+    assert "could not be read" in first.problem
+
+
+@pytest.mark.parametrize("name", [b"my\xffjob", b"my\njob"])
+def test_folder_whose_name_is_no_text_is_left_out(job, tmp_path, training, name):
+    folder = os.fsencode(tmp_path) + b"/" + name
+    os.mkdir(folder)  # noqa: PTH102 - a path of bytes
+    for file in (b"a_000000250.safetensors", b"config.yaml"):
+        os.close(os.open(folder + b"/" + file, os.O_CREAT))
+    assert [each.name for each in training.jobs()] == ["people/my_job"]
+
+
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "people", "people/", "./people/my_job", "people//my_job", "/etc", "a\0b", "x" * 900]
 )

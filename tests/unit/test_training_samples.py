@@ -6,7 +6,7 @@ import yaml
 from serve_app.training.config_yaml import ConfigUnreadable, read_config
 from serve_app.training.model_names import model_of
 from serve_app.training.prompt_flags import split_flags
-from serve_app.training.samples import Sample
+from serve_app.training.samples import Sample, read_samples
 from serve_app.training.settings import TrainingSettings, read_settings
 from tests.training_folder import trainer_config
 
@@ -109,9 +109,40 @@ def test_flag_without_a_number_is_a_problem_of_its_sample_only():
     assert second.problem is None
 
 
-@pytest.mark.parametrize("item", [{"width": "wide"}, {"guidance_scale": [1]}, {"sample_steps": True}, {"prompt": 3}])
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        *({"width": "wide"}, {"guidance_scale": [1]}, {"sample_steps": True}, {"prompt": 3}, {"width": 1.5}),
+        *({"width": HUGE}, {"guidance_scale": HUGE}, {"network_multiplier": HUGE}, {"network_multiplier": "nan"}),
+        *({"guidance_scale": float("inf")}, {"prompt": "a cat --cfg nan"}, {"prompt": "a cat --m -inf"}),
+    ],
+)
 def test_value_that_is_no_number_is_a_problem_of_its_sample_only(item):
     first, second = samples([item, {}])
+    assert first.problem is not None
+    assert second.problem is None
+
+
+@pytest.mark.parametrize("seed", [HUGE, -HUGE, float("nan"), 1.5])
+def test_seed_that_is_no_number_is_a_problem(seed):
+    assert settings({"prompts": ["a cat"], "seed": seed}).problem is not None
+    assert settings({"samples": [{"prompt": "a cat", "seed": seed}]}).problem is not None
+
+
+def test_seed_of_a_whole_float_keeps_all_of_its_digits():
+    assert seeds([{"seed": 2**62 + 1}, {"seed": 4.0}]) == [2**62 + 1, 4]
+
+
+def test_number_of_steps_that_no_training_has_counts_for_none():
+    assert settings({}, train={"steps": HUGE}).steps is None
+
+
+def test_text_that_is_not_unicode_is_a_problem_of_its_sample_only():
+    section = {"samples": [{"prompt": "half \ud800"}, {"prompt": "a cat"}]}
+    first, second = read_samples(section, None)
     assert first.problem is not None
     assert second.problem is None
 
@@ -204,6 +235,10 @@ UNREADABLE = {
     "empty": "",
     "huge number": "a: " + "9" * 10_000,
     "no date": "a: 2024-99-99",
+    "date out of range": "a: 0001-01-01 00:00:00 +23:00",
+    "tagged date": "a: !!timestamp x",
+    "tagged truth": "a: !!bool maybe",
+    "tagged number": "a: !!int ''",
     "code": "a: !!python/object/apply:os.system [echo, 1]\nconfig: 1",
     "list as key": "? [1]\n: 2",
     "itself": "a: &a [*a]",

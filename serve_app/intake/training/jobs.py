@@ -3,14 +3,16 @@
 from collections.abc import Iterable, Mapping
 from functools import lru_cache, partial
 from itertools import islice
+from typing import Any
 from urllib.parse import quote
 
 from serve_app.adapters.lora_root import StoredFile
 from serve_app.config import AppConfig
-from serve_app.errors import ControlImageInvalid, SampleNotFound
+from serve_app.errors import ControlImageInvalid, InvalidParameter, SampleNotFound
 from serve_app.images.comparison import thumbnail
 from serve_app.images.decode import decode
 from serve_app.intake.tenants import Caller
+from serve_app.intake.training.bodies import request_of
 from serve_app.intake.training.files import TrainingFiles, Weights, profile_of
 from serve_app.models.registry import MODELS
 from serve_app.schemas.training import (
@@ -122,7 +124,7 @@ class TrainingJobs:
         if problem is None and job.model is not None:
             references = [image.reference for image in images if image.reference is not None]
             lora = None if newest is None else NamedLora(newest.info.path)
-            body = body_of(job, sample, lora, profile_of(newest), references)
+            body, problem = _checked(sample, body_of(job, sample, lora, profile_of(newest), references))
         return SampleInfo(
             sample=sample.number,
             prompt=sample.prompt,
@@ -164,6 +166,15 @@ class TrainingJobs:
             return thumbnail(decode(self._files.sample_image(stored, image), "ignore", self._max_pixels).image)
         except ControlImageInvalid as error:
             raise SampleNotFound(f"the sample image {image.name!r} cannot be read: {error.message}") from error
+
+
+def _checked(sample: Sample, body: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
+    """The body, or why this service does not take it."""
+    try:
+        request_of(sample, body)
+    except InvalidParameter as error:
+        return None, error.message
+    return body, None
 
 
 def image_info(job: TrainingJob, image: SampleImage, base_url: str) -> SampleImageInfo:

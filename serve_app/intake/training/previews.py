@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pydantic import ValidationError
-
 from serve_app.config import AppConfig
 from serve_app.errors import ControlImageRequired, InvalidParameter, LoraFileRequired, PreviewsImpossible
 from serve_app.images.data_urls import decode_inline
 from serve_app.intake.admission.checks import is_reference
 from serve_app.intake.submission import Submissions, digest_of
 from serve_app.intake.tenants import Caller
+from serve_app.intake.training.bodies import request_of
 from serve_app.intake.training.files import TrainingFiles, Weights, profile_of
 from serve_app.intake.uploads import Uploads
 from serve_app.jobs.keyed_requests import KeyedRequest
@@ -175,16 +174,7 @@ class TrainingPreviews:
         """The request for a sample's image. Raises InvalidParameter for settings beyond this service's limits."""
         references = [images[path] for path in _paths(redo.job, sample)]
         body: dict[str, Any] = body_of(redo.job, sample, redo.lora, redo.profile, references)
-        try:
-            return InferenceRequest.model_validate(body | {"priority": wanted.priority})
-        except ValidationError as error:
-            fault = error.errors(include_input=False, include_url=False)[0]
-            field = ".".join(str(part) for part in fault["loc"])
-            raise InvalidParameter(
-                f"sample {sample.number} is beyond what this service takes: {field}: {fault['msg']}; choose other "
-                "samples",
-                {"sample": sample.number},
-            ) from None
+        return request_of(sample, body | {"priority": wanted.priority})
 
 
 def chosen_samples(job: TrainingJob, numbers: Sequence[int] | None) -> list[Sample]:
