@@ -13,7 +13,6 @@ from serve_app.engine.canary import fixed_control_images, fixed_plan
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.pipeline import checkpoint
-from serve_app.pipeline import device as devices
 
 console = Console(soft_wrap=True, highlight=False, markup=False)
 
@@ -30,11 +29,9 @@ def verify_checkpoint(config: ModelConfig, model: str | None, size: int, steps: 
     others = f" (or {', '.join(other.id for other in fitting[1:])}: --model says which)" if fitting[1:] else ""
     console.print(f"     {config.checkpoint} in {folder}, as {spec.id}{others}")
     console.print(f"     revision: {revision_of(folder) or 'none: not from a hub cache'}")
-    device = devices.choose(config.device)
     if not show(checkpoint.constants(folder, spec)):
         return False
-    pipeline = checkpoint.read(folder, devices.dtype_for(device))
-    return edits_equally(TorchEngine(pipeline.to(device), spec, config), spec, size, steps)
+    return edits_equally(TorchEngine.read(folder, spec, config), spec, size, steps)
 
 
 def edits_equally(engine: TorchEngine, spec: ModelSpec, size: int, steps: int) -> bool:

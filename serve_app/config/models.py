@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from platformdirs import user_cache_path
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from serve_app.config.attention import ATTENTION_KERNELS, AttentionName
 from serve_app.config.paths import absolute, expand_home
@@ -62,14 +62,12 @@ class PlacementConfig(ConfigSection):
         description="GPUs of one editor. With 2, each of the two guidance branches has a GPU and a copy of the "
         "transformer. Needs `device: cuda`, without `offload` and without `adapter_weights: hooks`.",
     )
-    offload: Literal["none", "stream", "model", "sequential"] = Field(
-        "none",
-        description="Keep the weights in host memory, for a GPU that has no room for them. `stream` copies each layer "
-        "to the device while earlier ones compute, and keeps as many there as `device_memory_gib` allows: the same "
-        "pixels, and nearly the same speed. `model` copies each part for its stage, `sequential` each layer for its "
-        "forward: slow, and not with `compile`. None of them with `gpus_per_replica: 2`, `prepare_ahead`, "
-        "`quantization` or `feature_cache`, and `adapter_weights` must be `auto` or, with `model` and `sequential`, "
-        "`host`.",
+    offload: Literal["auto", "none", "stream"] = Field(
+        "auto",
+        description="`none`: the weights are on the GPU. `stream`: they are in host memory, each layer is copied to "
+        "the GPU while earlier ones compute, and as many stay there as `device_memory_gib` allows: the same pixels, "
+        "and nearly the same speed. Not with `gpus_per_replica: 2`, `prepare_ahead`, `quantization`, `feature_cache` "
+        "or another `adapter_weights` than `auto`. `auto`: `none` if the GPU has room, otherwise `stream`.",
     )
     device_memory_gib: PositiveFloat | Literal["auto"] = Field(
         "auto",
@@ -195,17 +193,21 @@ class ModelConfig(
         """The limit of `device_memory_gib`; None without one."""
         return None if self.device_memory_gib == "auto" else int(self.device_memory_gib * 2**30)
 
+    @field_validator("offload", mode="before")
+    @classmethod
+    def _names_what_replaces_former_modes(cls, value: object) -> object:
+        if value in ("model", "sequential"):
+            raise ValueError(f"offload: {value} was removed; stream is faster in less memory, with the same pixels")
+        return value
+
     @model_validator(mode="after")
     def _offloaded_weights_are_not_accelerated(self) -> Self:
-        if self.offload == "none":
+        if self.offload != "stream":
             if self.device_memory_gib != "auto":
                 raise ValueError("device_memory_gib: only with offload: stream")
             return self
-        if self.offload == "stream":
-            if self.adapter_weights != "auto":
-                raise ValueError("adapter_weights: only auto with offload: stream, which merges adapters in each pass")
-        elif self.compile != "none" or self.adapter_weights == "device":
-            raise ValueError(f"offload: {self.offload} not with compile or adapter_weights: device")
+        if self.adapter_weights != "auto":
+            raise ValueError("adapter_weights: only auto with offload: stream, which merges adapters in each pass")
         if self.prepare_ahead:
             raise ValueError("prepare_ahead: not with offload, since the next edit needs the memory of this one")
         if self.quantization != "none":
@@ -225,7 +227,7 @@ class ModelConfig(
     @model_validator(mode="after")
     def _two_gpus_need_cuda_and_whole_weights(self) -> Self:
         if self.gpus_per_replica == 2 and (
-            self.device != "cuda" or self.offload != "none" or self.adapter_weights == "hooks"
+            self.device != "cuda" or self.offload == "stream" or self.adapter_weights == "hooks"
         ):
             raise ValueError("gpus_per_replica: two need device: cuda, and neither offload nor adapter_weights: hooks")
         return self

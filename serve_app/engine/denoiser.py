@@ -55,12 +55,8 @@ class Denoiser:
         if config.offload == "stream":
             self.copies = "streamed"
         elif self.copies == "auto":
-            if config.offload == "none":
-                transformers = 1 if second_device is None else 2
-                self.copies = place_for_copies(pipeline.transformer, device, transformers)
-            else:
-                # The device has no room for the weights themselves, so none for a copy.
-                self.copies = "host"
+            transformers = 1 if second_device is None else 2
+            self.copies = place_for_copies(pipeline.transformer, device, transformers)
         if self.copies == "hooks" and (second_device or config.compile != "none" or config.quantization != "none"):
             raise CheckpointRefused(
                 "gpus_per_replica: 2, compile and quantization need a copy of the original weights, on the device or "
@@ -84,8 +80,7 @@ class Denoiser:
         else:
             copies: Literal["device", "host"] = "device" if self.copies == "device" else "host"
             self._weights = [MergedWeights(transformer, copies) for transformer in self.transformers]
-        # After the weights: they need the tensors that offloading takes away from the modules.
-        self.placement = Placement(pipeline, device, config.offload)
+        self.placement = Placement(device)
 
     def accelerate(self) -> None:
         """Quantise and compile as the config says. Compiling itself happens during the first edits."""

@@ -25,13 +25,12 @@ from serve_app.engine.merging import (
     with_products,
     write,
 )
+from serve_app.engine.placement import EDIT_BYTES
 from serve_app.pipeline.device import free_memory
 from serve_app.pipeline.quantization import quantise, quantised, should_quantise
 
 logger = logging.getLogger(__name__)
 
-# The memory that an edit at 2048x2048 needs in addition to the weights, at the published size (bytes).
-EDIT_BYTES = 6 * 2**30
 # The block size for copies of the weights in pinned memory (bytes): little of each block is left unused.
 WEIGHTS_BLOCK = 2**30
 # The state of a parameter while it is written: it equals no state that a plan asks for.

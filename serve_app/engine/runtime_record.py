@@ -29,7 +29,8 @@ def runtime_record(
         "dtype": str(denoiser.transformers[0].dtype).removeprefix("torch."),
         "threads": threads,
         "adapter_weights": denoiser.copies,
-        "offload": config.offload,
+        # `auto` is resolved before the weights are read; a pipeline that is given is resident.
+        "offload": "stream" if config.offload == "stream" else "none",
         "transformers": len(denoiser.transformers),
         "attention": config.attention,
         "compile": config.compile,

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import PIL.Image
@@ -24,6 +25,7 @@ from serve_app.engine.deltas import Adapter
 from serve_app.engine.denoiser import Denoiser
 from serve_app.engine.device_health import DeviceHealth
 from serve_app.engine.merging import DeviceDeltas
+from serve_app.engine.placement import place
 from serve_app.engine.protocol import Edited, OnStep, ShouldStop
 from serve_app.engine.runtime_record import runtime_record
 from serve_app.errors import CheckpointRefused, EditCanceled, OutOfMemory, UnusableResult
@@ -76,14 +78,17 @@ class TorchEngine:
         config: ModelConfig,
         files: VerifiedFiles | None = None,
         second_device: torch.device | None = None,
+        why: str = "",
     ) -> None:
-        """An engine for a loaded pipeline, on the pipeline's device unless the config asks for offloading.
+        """An engine for a loaded pipeline, on the pipeline's device unless the config streams the weights.
 
         `files` reads the adapters' files; by default it does not compare their content with other editors'. A
         `second_device` gets a copy of the transformer, which computes one of the two guidance branches.
         """
         offload = config.offload
-        self.device: torch.device = pipeline.device if offload == "none" else devices.choose(config.device)
+        # Why the weights are where they are.
+        self._why = why
+        self.device: torch.device = devices.choose(config.device) if offload == "stream" else pipeline.device
         # Explicit, because Ray gives a small replica one thread. On a CPU the number decides an image's last bits.
         self.threads = config.threads or os.cpu_count() or 1
         self.adapters: AdapterCache[Adapter] = AdapterCache(config.adapter_cache_bytes)
@@ -95,7 +100,7 @@ class TorchEngine:
         self._health = DeviceHealth([self.device] if second_device is None else [self.device, second_device])
         ahead = config.prepare_ahead
         if ahead is None:
-            ahead = self.device.type == "cuda" and offload == "none" and not config.switches_kernels
+            ahead = self.device.type == "cuda" and offload != "stream" and not config.switches_kernels
         self._side_stream = devices.SideStream(self.device) if ahead else None
         # One thread: the device has memory to prepare one edit while another one runs, and cuDNN keeps its plans for a
         # size per thread. The thread that holds the lock may use that memory.
@@ -112,17 +117,27 @@ class TorchEngine:
     @classmethod
     def load(cls, config: ModelConfig, files: VerifiedFiles | None = None) -> Self:
         """The engine for a configured model. Raises CheckpointRefused."""
-        spec, device = MODELS[config.id], devices.choose(config.device)
+        spec = MODELS[config.id]
         if config.gpus_per_replica > 1 and torch.cuda.device_count() < config.gpus_per_replica:
             raise CheckpointRefused(
                 f"gpus_per_replica: {config.gpus_per_replica}, but this replica sees {torch.cuda.device_count()} GPUs: "
                 "ray_actor_options in a serve config replace the defaults, so they must include num_gpus"
             )
-        pipeline = checkpoint.load(config, spec, device, devices.dtype_for(device))
-        second_device = torch.device("cuda", 1) if config.gpus_per_replica == 2 else None
-        engine = cls(pipeline, spec, config, files, second_device)
+        engine = cls.read(checkpoint.find(config, spec), spec, config, files)
         engine.make_ready()
         return engine
+
+    @classmethod
+    def read(cls, folder: Path, spec: ModelSpec, config: ModelConfig, files: VerifiedFiles | None = None) -> Self:
+        """The engine for the checkpoint in a folder, not yet made ready. Raises CheckpointRefused."""
+        device = devices.choose(config.device)
+        dtype = devices.dtype_for(device)
+        with checkpoint.refused(f"the weights of the checkpoint in {folder} cannot be read", folder):
+            weights = checkpoint.weight_bytes(folder, dtype)
+        placed = place(config, weights, device)
+        pipeline = checkpoint.load_folder(folder, placed.config, spec, device, dtype)
+        second_device = torch.device("cuda", 1) if config.gpus_per_replica == 2 else None
+        return cls(pipeline, spec, placed.config, files, second_device, placed.why)
 
     @property
     def alive(self) -> bool:
@@ -344,7 +359,8 @@ class TorchEngine:
 
     def _runtime(self, prepared: Prepared) -> dict[str, Any]:
         adapters = zip((use.id for use in prepared.plan.adapters), prepared.adapters, strict=True)
-        return runtime_record(self._config, self._denoiser, self.device, self.threads, self.recompilations, adapters)
+        record = runtime_record(self._config, self._denoiser, self.device, self.threads, self.recompilations, adapters)
+        return record | {"placement": self._why}
 
 
 def scales_of(plan: EditPlan) -> dict[str, float]:

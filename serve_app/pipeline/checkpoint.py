@@ -1,6 +1,7 @@
 """Loading a checkpoint: a miniature, a directory in diffusers' layout, or a hub id, all in the same way."""
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from serve_app.errors import CheckpointRefused
 from serve_app.models.checkpoint_configs import read_config
 from serve_app.models.recipe import SCHEDULER_CONFIG
 from serve_app.models.registry import ModelSpec
-from serve_app.pipeline import miniature, trained_miniature
+from serve_app.pipeline import loading, miniature, trained_miniature
 
 Pipeline: TypeAlias = QwenImagePipeline | QwenImageEditPipeline | QwenImageEditPlusPipeline
 
@@ -67,23 +68,42 @@ class Constant:
 def load(config: ModelConfig, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Pipeline:
     """The pipeline of a configured checkpoint, checked against the recipe.
 
-    It is on `device`, or in host memory if the config offloads.
-
     Raises CheckpointRefused if it cannot be found, or with every value that differs from the recipe.
     """
-    folder = find(config, spec)
+    return load_folder(find(config, spec), config, spec, device, dtype)
+
+
+def load_folder(
+    folder: Path, config: ModelConfig, spec: ModelSpec, device: torch.device, dtype: torch.dtype
+) -> Pipeline:
+    """The pipeline in `folder`, on `device`, or in host memory if the config streams the weights. Raises as `load`."""
     logger.info("loading %s from %s (%s) on %s", config.checkpoint, folder, dtype, device)
     # Checked before the weights are read, which may take minutes.
     refuse_if_different(config.checkpoint, spec, constants(folder, spec))
     pipeline = read(folder, dtype)
-    return pipeline.to(device) if config.offload == "none" else pipeline
+    if config.offload != "stream":
+        loading.move((pipeline.text_encoder, pipeline.transformer, pipeline.vae), device)
+    return pipeline
+
+
+def weight_bytes(folder: Path, dtype: torch.dtype) -> dict[str, int]:
+    """The bytes of each part's weights in `dtype`, from the headers of its safetensors files."""
+    found = {}
+    for part in ("text_encoder", "transformer", "vae"):
+        elements = 0
+        for file in (folder / part).glob("*.safetensors"):
+            with safe_open(file, "pt") as tensors:
+                names = tensors.keys()
+                elements += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+        found[part] = elements * dtype.itemsize
+    return found
 
 
 def read(folder: Path, dtype: torch.dtype) -> Pipeline:
     """The pipeline in `folder`, in host memory and for inference only. Raises CheckpointRefused."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    with _refused(f"diffusers cannot read the checkpoint in {folder}", folder):
+    with refused(f"diffusers cannot read the checkpoint in {folder}", folder):
         pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
     for part in pipeline.components.keys() & {"tokenizer", "processor"}:
         component = getattr(pipeline, part)
@@ -133,12 +153,12 @@ def constants(folder: Path, spec: ModelSpec) -> list[Constant]:
     if found != spec.pipeline:
         # A pipeline of another class has other parts.
         return [kind]
-    with _refused(f"the configs of the checkpoint in {folder} cannot be read", folder):
+    with refused(f"the configs of the checkpoint in {folder} cannot be read", folder):
         return [kind, *_constants_of_parts(folder, spec)]
 
 
 @contextmanager
-def _refused(what: str, folder: Path) -> Iterator[None]:
+def refused(what: str, folder: Path) -> Iterator[None]:
     """Turns every error into CheckpointRefused, whose text is for the operator's log.
 
     Causes are, for example, a missing part, a truncated file or a config of another class. The libraries raise nearly

@@ -13,6 +13,7 @@ from serve_app.pipeline.checkpoint import Pipeline
 from serve_app.pipeline.fusion import Modulation, modulations
 from serve_app.pipeline.host_units import CopyStream, Unit
 from serve_app.pipeline.layer_stream import SLOTS, Changes, LayerStream, NoChanges, evenly
+from serve_app.pipeline.loading import THREADS, Progress
 
 # What the driver takes of a card for a process before its first tensor (bytes).
 CONTEXT_BYTES = int(0.8 * 2**30)
@@ -20,9 +21,6 @@ CONTEXT_BYTES = int(0.8 * 2**30)
 SPARE_BYTES = 2**28
 # What text encoder and vision encoder need in addition to weights, for the longest prompt with three images (bytes).
 ENCODER_BYTES = 2 * 2**30
-# Threads that move weights to host memory at the start.
-PINNING_THREADS = 8
-
 logger = logging.getLogger(__name__)
 
 
@@ -46,35 +44,44 @@ class StreamedPart:
         pinned = copies.device.type == "cuda"
         for buffer in module.buffers():
             buffer.data = buffer.data.to(copies.device)
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
-
-        def take(part: nn.Module) -> dict[str, nn.Parameter]:
-            """The parameters of a module, by their names in the whole, that are in no unit yet."""
-            return {names.pop(id(p)): p for p in part.parameters() if id(p) in names}
-
+        named = dict(module.named_parameters())
+        names = {id(parameter): name for name, parameter in named.items()}
         for part in unused:
-            take(part)
+            for parameter in part.parameters():
+                del named[names.pop(id(parameter))]
+        progress = Progress(f"{type(module).__name__} in host memory", sum(p.nbytes for p in named.values()))
+
+        def make(parameters: dict[str, nn.Parameter]) -> Unit:
+            made = Unit(parameters, pinned=pinned)
+            progress.add(sum(parameter.nbytes for parameter in parameters.values()))
+            return made
+
         # In threads: reading the values and providing the memory takes longer than pinning it.
-        with ThreadPoolExecutor(PINNING_THREADS) as threads:
+        with ThreadPoolExecutor(THREADS, "loading") as threads:
 
             def unit(part: nn.Module) -> Future[Unit]:
-                return threads.submit(Unit, take(part), pinned=pinned)
+                """A unit of the parameters of a module that are in no unit yet."""
+                return threads.submit(make, {names.pop(id(p)): p for p in part.parameters() if id(p) in names})
 
-            made = [[(layer, modulations_of(layer)) for layer in layers] for layers in sequences]
-            apart = {id(m[1].weight): unit(m) for layers in made for _, found in layers for m in found}
-            wholes = [[unit(layer) for layer, _ in layers] for layers in made]
+            rows = [
+                [[*((m, unit(m)) for m in modulations_of(layer)), (layer, unit(layer))] for layer in layers]
+                for layers in sequences
+            ]
             fixed = unit(module)
-        self._modulations = {key: future.result() for key, future in apart.items()}
         self._fixed = fixed.result()
         # How many layers of each sequence stayed on the device when the part was last open.
         self.stay: list[int] = []
-        self.streams = []
-        for layers, futures in zip(made, wholes, strict=True):
-            units = [
-                [future.result(), *(self._modulations[id(m[1].weight)] for m in found)]
-                for (_, found), future in zip(layers, futures, strict=True)
-            ]
-            self.streams.append(LayerStream([layer for layer, _ in layers], units, copies, changes))
+        self._modulations = {
+            id(part[1].weight): made.result()
+            for layers in rows
+            for row in layers
+            for part, made in row
+            if isinstance(part, nn.Sequential)
+        }
+        self.streams = [
+            LayerStream(layers, [[made.result() for _, made in row] for row in units], copies, changes)
+            for layers, units in zip(sequences, rows, strict=True)
+        ]
 
     @property
     def is_open(self) -> bool:

@@ -68,7 +68,7 @@ def test_replica_of_two_gpus_asks_ray_for_two():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"device": "cuda", "offload": "model"}, {"device": "cuda", "adapter_weights": "hooks"}]
+    "options", [{}, {"device": "cuda", "offload": "stream"}, {"device": "cuda", "adapter_weights": "hooks"}]
 )
 def test_two_gpus_are_refused_where_there_cannot_be_two(options):
     with pytest.raises(ValidationError, match="gpus_per_replica: two need"):

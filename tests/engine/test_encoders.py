@@ -58,7 +58,7 @@ def encoders(bench):
 
     def encoders(model: str, size: int) -> Encoders:
         pipeline = bench(model).pipeline
-        return Encoders(pipeline, Placement(pipeline, CPU, "none"), size, size)
+        return Encoders(pipeline, Placement(CPU), size, size)
 
     return {model: (encoders(model, 2**30), encoders(model, 0)) for model in FIRST}
 
@@ -99,7 +99,7 @@ def test_edit_reports_what_came_from_the_caches(bench, make_plan):
 def test_cached_tensors_are_complete_even_after_a_failure(bench, make_plan, monkeypatch):
     """The next one to ask may be on another stream of the device than the one that computed."""
     pipeline = bench(EDIT.id).pipeline
-    remembering, finished = Encoders(pipeline, Placement(pipeline, CPU, "none"), 2**30, 2**30), []
+    remembering, finished = Encoders(pipeline, Placement(CPU), 2**30, 2**30), []
     monkeypatch.setattr(encoders_module, "synchronise_stream", finished.append)
     run_out_of_memory_once(pipeline.text_encoder.model.language_model)
     with pytest.raises(torch.OutOfMemoryError):

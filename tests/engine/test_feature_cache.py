@@ -134,7 +134,7 @@ def test_compiled_blocks_are_skipped_too_and_compiled_once(plan, always):
 
 def test_feature_cache_is_refused_with_offloading():
     with pytest.raises(ValidationError, match="feature_cache: not with offload"):
-        ModelConfig(feature_cache=0.1, offload="model")
+        ModelConfig(feature_cache=0.1, offload="stream")
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 30.0])

@@ -60,7 +60,7 @@ def test_only_linears_that_all_tokens_pass_are_rounded(engines):
     }
 
 
-@pytest.mark.parametrize("options", [{"offload": "model"}, {"adapter_weights": "hooks"}])
+@pytest.mark.parametrize("options", [{"offload": "stream"}, {"adapter_weights": "hooks"}])
 def test_what_cannot_be_rounded_is_refused(options):
     with pytest.raises(ValidationError, match="quantization: not with"):
         ModelConfig(quantization="fp8", **options)

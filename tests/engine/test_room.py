@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import nn
 
 from serve_app.config import ModelConfig
 from serve_app.engine import denoiser
@@ -17,7 +16,6 @@ from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
 from serve_app.pipeline.denoise import refuse_too_long
 from serve_app.pipeline.device import free_in_container
-from serve_app.pipeline.offloading import HOST, Placement
 from tests.conftest import THREADS
 from tests.engine.pipelines import run_out_of_memory_once, use
 
@@ -34,59 +32,9 @@ def pixels(engine: TorchEngine, plan) -> np.ndarray:
 
 
 @pytest.mark.parametrize("offload", ["model", "sequential"])
-def test_offloaded_engine_makes_the_same_images_with_and_without_adapters(bench, make_plan, loras, offload):
-    offloaded = engine(offload=offload)
-    one, other = use(loras[0], 0.5), use(loras[1])
-    for adapters in ((), (one,), (one, other), (other,), ()):
-        plan = make_plan(model=MODEL.id, control_images=(), adapters=adapters)
-        assert np.array_equal(pixels(offloaded, plan), pixels(bench(MODEL.id).engine, plan))
-
-
-def test_sequentially_offloaded_weights_lie_nowhere_on_the_device():
-    offloaded = engine(offload="sequential")
-    parts = (getattr(offloaded._pipeline, name) for name in ("text_encoder", "transformer", "vae"))
-    assert {weight.device.type for part in parts for weight in part.parameters()} == {"meta"}
-
-
-def test_part_is_on_the_device_only_for_its_stage_even_if_that_fails():
-    moves = []
-
-    class Part(nn.Module):
-        def to(self, device):
-            moves.append(device)
-
-    def compute_and_fail() -> None:
-        with Placement(None, torch.device("cuda"), "model").working(Part()):
-            assert moves == [torch.device("cuda")]
-            raise RuntimeError("out of luck")
-
-    with pytest.raises(RuntimeError, match="out of luck"):
-        compute_and_fail()
-    assert moves == [torch.device("cuda"), HOST]
-
-
-def test_part_that_does_not_fit_leaves_nothing_on_the_device():
-    class Part(nn.Module):
-        device = HOST
-
-        def to(self, device):
-            # A weight has moved when there is no room for the next.
-            self.device = device
-            if device != HOST:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-
-    part = Part()
-    with pytest.raises(torch.OutOfMemoryError), Placement(None, torch.device("cuda"), "model").working(part):
-        pass
-    assert part.device == HOST
-
-
-@pytest.mark.parametrize(
-    "options", [{"compile": "regional", "warm_up": [(64, 64)]}, {"prepare_ahead": True}, {"adapter_weights": "device"}]
-)
-def test_options_that_need_the_saved_memory_are_refused_with_offloading(options):
-    with pytest.raises(ValidationError, match=r"(offload: model|prepare_ahead:) not with"):
-        ModelConfig(offload="model", **options)
+def test_former_mode_of_offloading_is_refused_with_what_replaces_it(offload):
+    with pytest.raises(ValidationError, match=f"offload: {offload} was removed; stream is faster"):
+        ModelConfig(offload=offload)
 
 
 def test_edit_that_does_not_fit_fails_alone(bench, make_plan, loras):

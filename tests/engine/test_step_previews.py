@@ -96,9 +96,8 @@ def test_watched_edit_on_two_devices_has_the_pixels_of_an_unwatched_one_on_one(b
     assert [preview.tobytes() for preview in previews.values()] == [preview.tobytes() for preview in same.values()]
 
 
-@pytest.mark.parametrize("offload", ["model", "sequential"])
-def test_watched_edit_of_an_offloaded_model_has_the_same_pixels_and_previews(bench, make_plan, offload):
-    config = ModelConfig(id=TEXT_TO_IMAGE.id, threads=THREADS, device="cpu", offload=offload)
+def test_watched_edit_of_a_streamed_model_has_the_same_pixels_and_previews(bench, make_plan):
+    config = ModelConfig(id=TEXT_TO_IMAGE.id, threads=THREADS, device="cpu", offload="stream")
     offloaded = TorchEngine(miniature.make(TEXT_TO_IMAGE), TEXT_TO_IMAGE, config)
     plan = make_plan(model=TEXT_TO_IMAGE.id, control_images=(), width=96, height=64, steps=3)
     edited, previews = watched(offloaded, plan, [])

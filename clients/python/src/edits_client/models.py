@@ -2627,7 +2627,11 @@ class RuntimeRecord(BaseModel):
     """
     offload: str | None = None
     """
-    The setting `offload` of the model.
+    Where the weights are: `none` (on the device) or `stream` (in host memory).
+    """
+    placement: str | None = None
+    """
+    Why they are there, with the memory that was free at the start.
     """
     transformers: int | None = None
     """
