@@ -28,6 +28,7 @@ VIEWS = {
     "": ("Edit", ".lora-option"),
     "#history": ("History", ".history-card img"),
     "#sweeps": ("Sweeps", "new-sweep .card"),
+    "#training": ("Training", "training-view h1"),
     "#operation": ("Operation", "tbody tr"),
 }
 RUNS = 5
