@@ -50,8 +50,8 @@ def fill_in(page: Page, prompt: str, lora: str) -> None:
     page.get_by_label("Prompt", exact=True).fill(prompt)
     page.locator(".lora-option", has=page.get_by_text(lora, exact=True)).click()
     for label, value in (("Steps", STEPS), ("Guidance", 1)):
-        page.get_by_label(label).fill(str(value))
-        page.get_by_label(label).blur()
+        page.get_by_label(label, exact=True).fill(str(value))
+        page.get_by_label(label, exact=True).blur()
     page.locator(".plan", has_text=f"{STEPS} steps").wait_for()
 
 

@@ -58,8 +58,8 @@ def send(page: Page) -> None:
     choose_lora(page, "my_lora")
     page.get_by_text("Custom", exact=True).click()
     for label, value in (("Steps", STEPS), ("Guidance", 1), ("Width", SIDE), ("Height", SIDE)):
-        page.get_by_label(label).fill(str(value))
-        page.get_by_label(label).blur()
+        page.get_by_label(label, exact=True).fill(str(value))
+        page.get_by_label(label, exact=True).blur()
     expect(page.locator(".plan")).to_contain_text(f"{SIDE}x{SIDE} pixels, {STEPS} steps")
     make_the_edit(page)
 
