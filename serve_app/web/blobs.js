@@ -9,6 +9,8 @@ const NAME = "edits";
 const STORE = "files";
 const VERSION = 2;
 const LOCK = "edits.session.";
+// A tab that loads this page again is closed for a moment, at most for so long (ms).
+const RELOAD = 10_000;
 // How many files of a session are kept; the oldest go first.
 const MAX_FILES = 40;
 
@@ -17,7 +19,7 @@ keep("session", session);
 
 let opened = null;
 
-/** The database, once the files of closed tabs are gone from it. Fails where tabs cannot be told apart: on plain http. */
+/** The database, from which the files of closed tabs are deleted soon. Fails where tabs cannot be told apart: on plain http. */
 function database() {
   opened ??= open();
   return opened;
@@ -36,13 +38,21 @@ async function open() {
     request.onerror = () => reject(request.error);
     request.onblocked = () => reject(new Error("another tab has an older version of this page"));
   });
-  const { held } = await navigator.locks.query();
-  const alive = new Set([LOCK + session, ...held.map((lock) => lock.name)]);
-  const store = found.transaction(STORE, "readwrite").objectStore(STORE);
-  for (const key of await done(store.getAllKeys())) {
-    if (!alive.has(LOCK + key[0])) store.delete(key);
-  }
+  const before = await openSessions();
+  setTimeout(async () => deleteAllBut(found, new Set([...before, ...(await openSessions())])), RELOAD);
   return found;
+}
+
+async function openSessions() {
+  const { held } = await navigator.locks.query();
+  return new Set([LOCK + session, ...held.map((lock) => lock.name)]);
+}
+
+async function deleteAllBut(database, sessions) {
+  const store = database.transaction(STORE, "readwrite").objectStore(STORE);
+  for (const key of await done(store.getAllKeys())) {
+    if (!sessions.has(LOCK + key[0])) store.delete(key);
+  }
 }
 
 function done(request) {

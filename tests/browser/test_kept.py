@@ -1,9 +1,11 @@
 """What the browser keeps of an edit: for its tab alone."""
 
+import time
+
 from playwright.sync_api import Page, expect
 
 from tests.browser.editing import drop_image, fill_in
-from tests.browser.visit import Visit
+from tests.browser.visit import PATIENCE_MS, Visit
 
 FILES = """async () => {
   // Opening a database that is not there would make one.
@@ -20,7 +22,10 @@ FILES = """async () => {
 
 def has_files(page: Page, count: int) -> None:
     """Wait until the browser keeps so many photographs: it does so after they are shown."""
-    page.wait_for_function(f"async () => (await ({FILES})()) === {count}")
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while page.evaluate(FILES) != count:
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(50)
 
 
 def test_photograph_is_shown_again_after_a_reload_of_its_tab(visit: Visit, page: Page) -> None:
@@ -40,8 +45,11 @@ def test_photographs_of_a_closed_tab_are_deleted_and_those_of_an_open_one_stay(v
     has_files(other, 2)
     other.close()
     third = page.context.new_page()
+    third.clock.install()
     third.goto(visit.url)
     drop_image(third)
+    has_files(third, 3)
+    third.clock.fast_forward("00:11")
     has_files(third, 2)
     page.reload()
     expect(page.get_by_role("img", name="Input image: dropped.png")).to_be_visible()
