@@ -14,6 +14,8 @@ MARGIN, GAP = 20, 6
 MIN_FONT, MAX_FONT = 12, 22
 # The width of row labels as a share of a cell's longer side, and how many lines of a long text are shown.
 LABEL_SHARE, LEGEND_LINES, COLUMN_LINES = 0.9, 4, 4
+# Characters of a text that are looked at.
+MAX_TEXT_CHARS = 2_000
 # What a sheet may have at most (pixels): 40 million take 120 MB.
 MAX_PIXELS = 40_000_000
 PAPER, INK, FAINT, EMPTY, FAILED = "#ffffff", "#1a1a1a", "#6b6b6b", "#ececec", "#f6d5d2"
@@ -139,10 +141,7 @@ def _layout(sheet: Sheet) -> _Layout:
     text_width = width - 2 * MARGIN
     title = wrapped(sheet.title, text_width, size + 4, 2)
     legend = [each for text in sheet.legend for each in wrapped(text, text_width, size, LEGEND_LINES)]
-    columns = [
-        [each for text in labels for each in wrapped(text, sheet.box[0], size, COLUMN_LINES)]
-        for labels in sheet.columns
-    ]
+    columns = [_lines(labels, sheet.box[0], size) for labels in sheet.columns]
     column_top = MARGIN + len(title) * (line + 6) + len(legend) * line + line // 2
     top = column_top + max(map(len, columns), default=0) * line + GAP
     height = top + len(sheet.rows) * (sheet.box[1] + GAP) - GAP + MARGIN
@@ -157,7 +156,7 @@ def _lines(labels: Sequence[str], width: int, size: int) -> list[str]:
 def wrapped(text: str, width: int, size: int, most: int) -> list[str]:
     """The text in at most `most` lines of `width` pixels; what does not fit is left out, with an ellipsis."""
     lines = [""]
-    for word in text.split():
+    for word in text[:MAX_TEXT_CHARS].split():
         for part in _parts(word, width, size):
             joined = f"{lines[-1]} {part}".strip()
             if _length(joined, size) <= width:

@@ -110,7 +110,7 @@ class Service:
         self.training_previews = TrainingPreviews(config, files, self.submissions, self.uploads, store)
         self.training_pairs = TrainingPairs(files, self.training_previews, store, artifacts, config.fetch.max_pixels)
         self.sweep_sheets = SweepSheets(resources)
-        self.sweep_tables = SweepTables(resources, lora_root)
+        self.sweep_tables = SweepTables(resources, lora_root, files)
         self.sweep_archives = SweepArchives(resources, self.sweep_tables)
         self.previews = Previews(artifacts)
         self.queries = Queries(config, store, artifacts, self._watch, self.workload, self.previews, self.signed_urls)

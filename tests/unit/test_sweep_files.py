@@ -1,5 +1,6 @@
 """What comes out of a sweep: the contact sheet, the table and the archive."""
 
+import base64
 import csv
 import io
 import json
@@ -144,22 +145,47 @@ def test_texts_of_the_table_are_no_formulas(painter):
     assert prompts == {'\'=HYPERLINK("http://x")', "'-1", "plain"}
 
 
-def test_table_compares_with_the_training_preview(painter, config, make_body):
+@pytest.mark.parametrize(
+    ("changes", "is_same"),
+    [({}, True), ({"neg": "fog"}, False), ({"ctrl_img": "/data/dog.png"}, False), ({"network_multiplier": 0.5}, False)],
+)
+def test_table_compares_with_the_training_preview(painter, config, make_body, changes, is_same):
     [path] = add_checkpoints(config, "job_000000250.safetensors")
     body = sweep_body(make_body, checkpoints=[path], seeds=[7, 8])
     [prompt] = body["base"]["prompts"]
     prompt |= {"prompt": "a cat", "width": 64, "height": 64, "sample_steps": 2, "guidance_scale": 3.0}
+    body["base"]["profile"] = "trainer"
     folder = Path(config.lora_root, "job")
     (folder / "samples").mkdir()
+    (folder / "cat.png").write_bytes(base64.b64decode(prompt["ctrl_img"]))
     sample = {"prompt": "a cat", "width": 64, "height": 64, "sample_steps": 2, "guidance_scale": 3, "seed": 7}
+    sample |= {"ctrl_img": "/data/cat.png"} | changes
     process = {"model": {"arch": "qwen_image_edit"}, "sample": {"samples": [sample]}}
     (folder / "config.yaml").write_text(json.dumps({"config": {"name": "job", "process": [process]}}))
     noise_image(64, 64, 7).save(folder / "samples/1724085406830__000000250_0.jpg")
     sweep_id = started(painter, body)["sweep_id"]
     ended(painter, sweep_id)
     by_seed = {row["seed"]: row for row in table(painter, sweep_id)}
-    assert float(by_seed["7"]["psnr_training_preview"]) > 5
+    assert (by_seed["7"]["psnr_training_preview"] != "") == is_same
     assert by_seed["8"]["psnr_training_preview"] == ""
+
+
+def test_checkpoints_are_compared_by_step_whoever_was_named_first(painter, config):
+    paths = add_checkpoints(config, *(f"job_{step:09}.safetensors" for step in (250, 500, 1000)))
+    sweep_id = started(painter, {"base": small_body(), "axes": {"checkpoints": paths[1:]}})["sweep_id"]
+    ended(painter, sweep_id)
+    painter.post(f"/v1/sweeps/{sweep_id}/extend", json={"axes": {"checkpoints": paths[:1]}})
+    ended(painter, sweep_id)
+    by_step = {row["step"]: row for row in table(painter, sweep_id)}
+    assert [by_step[step]["psnr_previous"] != "" for step in ("250", "500", "1000")] == [False, True, True]
+
+
+def test_checkpoints_lie_on_the_sheet_by_step():
+    axes = replace(
+        AXES, checkpoints=(None, "b/x_000000500.safetensors", "b/x.safetensors", "b/x_000000250.safetensors")
+    )
+    columns = grid_of(axes).columns
+    assert [column["checkpoint"] for column in columns] == [0, 3, 1, 2]
 
 
 def test_sheet_has_a_cell_for_each_combination(shared_painter, finished_sweep):

@@ -1,7 +1,7 @@
 """Routes of the files that come out of a sweep: its contact sheet, table and archive."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from fastapi.responses import StreamingResponse
@@ -16,6 +16,8 @@ from serve_app.intake.sweeps.answers import sweep_of
 from serve_app.intake.sweeps.layout import FIELDS
 from serve_app.intake.sweeps.sheet import FORMATS, SheetOptions
 from serve_app.schemas.text import LookupText
+
+T = TypeVar("T")
 
 SweepId = Annotated[str, Path(description="The id of the sweep.")]
 SheetFormat = Literal["png", "jpeg", "webp"]
@@ -102,7 +104,10 @@ def _add_table(routes: APIRouter, service: Service) -> None:
         image of 1 MP; the figures are kept.
         """
         record = await service.sweeps.get(sweep_id, caller)
-        return StreamingResponse(service.sweep_tables.rows(record), media_type=CSV, headers=_named(sweep_id, "csv"))
+        rows = service.sweep_tables.rows(record, caller)
+        # Before the answer starts, so that an error still decides its status.
+        first = await anext(rows)
+        return StreamingResponse(_chained(first, rows), media_type=CSV, headers=_named(sweep_id, "csv"))
 
     @routes.get(
         "/v1/sweeps/{sweep_id}/archive",
@@ -116,13 +121,13 @@ def _add_table(routes: APIRouter, service: Service) -> None:
         """A ZIP of the finished images, with `sweep.json` and `cells.csv`. It is made while it is sent."""
         record = await service.sweeps.get(sweep_id, caller)
         description = sweep_of(record, await service.sweeps.cells(record), links).model_dump(mode="json")
-        parts = service.sweep_archives.parts(record, description)
+        parts = service.sweep_archives.parts(record, caller, description)
         # Before the answer starts, so that an error still decides its status.
         first = await anext(parts)
         return StreamingResponse(_chained(first, parts), media_type=ZIP, headers=_named(sweep_id, "zip"))
 
 
-async def _chained(first: bytes, others: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _chained(first: T, others: AsyncIterator[T]) -> AsyncIterator[T]:
     yield first
     async for part in others:
         yield part

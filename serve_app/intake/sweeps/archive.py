@@ -11,6 +11,7 @@ from serve_app.images.output_formats import OUTPUT_FORMATS
 from serve_app.intake.resources import Resources
 from serve_app.intake.sweeps.axes import step_of_path
 from serve_app.intake.sweeps.table import SweepTables
+from serve_app.intake.tenants import Caller
 from serve_app.jobs.sweeps.records import Axes, CellImage, SweepRecord
 from serve_app.storage.artifacts import Artifacts
 
@@ -48,7 +49,7 @@ class SweepArchives:
         self._artifacts = resources.artifacts
         self._tables = tables
 
-    async def parts(self, record: SweepRecord, description: dict[str, Any]) -> AsyncIterator[bytes]:
+    async def parts(self, record: SweepRecord, caller: Caller, description: dict[str, Any]) -> AsyncIterator[bytes]:
         """The bytes of the archive. Images that were deleted meanwhile are left out.
 
         Raises StoreUnavailable and StorageFailed.
@@ -61,7 +62,11 @@ class SweepArchives:
                 name = f"cells/{name_of(image, record.definition.axes)}"
                 await asyncio.to_thread(_add, archive, name, self._artifacts, image.done.key)
                 yield outbox.take()
-            archive.writestr("cells.csv", "".join([lines async for lines in self._tables.rows(record)]))
+            # Comparing takes its time: rows are sent as they are made.
+            with archive.open("cells.csv", "w") as table:
+                async for lines in self._tables.rows(record, caller):
+                    table.write(lines.encode())
+                    yield outbox.take()
         yield outbox.take()
 
 

@@ -11,11 +11,14 @@ from serve_app.adapters.lora_root import LoraRoot
 from serve_app.errors import LoraDownloadFailed, LoraNotFound, LoraPathForbidden, StorageFailed
 from serve_app.images.comparison import compare, saved_as
 from serve_app.images.similarity import WINDOW, ssim
+from serve_app.intake.sweeps.axes import by_step
 from serve_app.intake.sweeps.sheet import opened
 from serve_app.jobs.sweeps.records import Axes, CellImage, Measures
+from serve_app.models.registry import MODELS
 from serve_app.policy.sweep_order import Place
 from serve_app.storage.artifacts import Artifacts
 from serve_app.training.folders import SampleImage, TrainingJob
+from serve_app.training.requests import control_paths
 from serve_app.training.samples import Sample
 
 # What a cell is compared with, in the order of the table's columns.
@@ -25,6 +28,8 @@ COMPARISONS = (NO_LORA, PREVIOUS, PREVIEW)
 DECODED = 3
 # A training preview is read up to this size (bytes).
 MAX_PREVIEW_BYTES = 32 * 2**20
+# The profile that does not follow the trainer, and the largest number to whose multiples sides are floored (pixels).
+REFERENCE, LARGEST_DIVISOR = "reference", 32
 # The most pixels of a training preview.
 MAX_PREVIEW_PIXELS = 25_000_000
 
@@ -38,8 +43,16 @@ class Reference:
     preview: SampleImage | None = None
 
 
+@dataclass(frozen=True)
+class KnownJob:
+    """A training job, and the digests (hex) of the control images of its samples that were found, by their paths."""
+
+    job: TrainingJob
+    digests: Mapping[str, str | None]
+
+
 def references(
-    cell: CellImage, axes: Axes, images: Mapping[Place, CellImage], jobs: Mapping[str, TrainingJob]
+    cell: CellImage, axes: Axes, images: Mapping[Place, CellImage], jobs: Mapping[str, KnownJob]
 ) -> dict[str, Reference]:
     """What a cell is compared with, by the name of the comparison. `jobs` are training jobs by folder."""
     found: dict[str, Reference] = {}
@@ -65,11 +78,16 @@ def without_lora(place: Place, axes: Axes) -> Place | None:
 
 
 def before(place: Place, axes: Axes) -> Place | None:
-    """The same cell of the checkpoint before, in the order of the axis."""
-    if axes.checkpoints[place.checkpoint] is None:
+    """The same cell of the checkpoint before: of the same folder, by step, in whatever order they were named."""
+    path = axes.checkpoints[place.checkpoint]
+    if path is None:
         return None
-    earlier = [index for index in range(place.checkpoint) if axes.checkpoints[index] is not None]
-    return place._replace(checkpoint=earlier[-1]) if earlier else None
+    earlier = [
+        (by_step(other), index)
+        for index, other in enumerate(axes.checkpoints)
+        if other is not None and by_step(other)[0] == by_step(path)[0] and by_step(other) < by_step(path)
+    ]
+    return place._replace(checkpoint=max(earlier)[1]) if earlier else None
 
 
 def folders_of(axes: Axes) -> set[str]:
@@ -78,29 +96,36 @@ def folders_of(axes: Axes) -> set[str]:
     return {folder for path in paths if (folder := path.rpartition("/")[0])}
 
 
-def preview_of(cell: CellImage, axes: Axes, jobs: Mapping[str, TrainingJob]) -> SampleImage | None:
+def preview_of(cell: CellImage, axes: Axes, jobs: Mapping[str, KnownJob]) -> SampleImage | None:
     """The trainer's preview of the same checkpoint and settings, if there is one: see `_is_same`."""
     path = axes.checkpoints[cell.place.checkpoint]
-    job = jobs.get((path or "").rpartition("/")[0])
-    if job is None:
+    known = jobs.get((path or "").rpartition("/")[0])
+    if known is None:
         return None
+    job = known.job
     step = next((each.step for each in job.weights if each.path == path), None)
     if step is None:
         return None
     images = job.images_of(step)
-    fitting = (sample.number for sample in job.samples if sample.number in images and _is_same(sample, cell))
+    fitting = (sample.number for sample in job.samples if sample.number in images and _is_same(sample, cell, known))
     number = next(fitting, None)
     return None if number is None else images[number]
 
 
-def _is_same(sample: Sample, cell: CellImage) -> bool:
-    """Whether the trainer made its preview from what the cell was made from. Control images are not looked at."""
+def _is_same(sample: Sample, cell: CellImage, known: KnownJob) -> bool:
+    """Whether the trainer made its preview from what the cell was made from, and the cell follows the trainer."""
     plan = cell.plan
-    if sample.problem is not None or sample.is_random:
+    if sample.problem is not None or sample.is_random or plan.profile == REFERENCE or len(plan.adapters) != 1:
         return False
-    theirs = (sample.prompt, sample.seed, sample.width, sample.height, sample.steps, sample.guidance_scale)
-    ours = (plan.prompt, plan.seed, plan.width, plan.height, plan.steps, plan.guidance_scale)
-    return theirs == ours and bool(plan.adapters) and plan.adapters[0].scale == sample.network_multiplier
+    theirs = (sample.prompt, sample.negative_prompt, sample.seed, sample.steps, sample.guidance_scale)
+    ours = (plan.prompt, plan.negative_prompt, plan.seed, plan.steps, plan.guidance_scale)
+    if theirs != ours or plan.adapters[0].scale != sample.network_multiplier:
+        return False
+    # Theirs are floored to multiples of 8, ours to those of the model.
+    if not (0 <= sample.width - plan.width < LARGEST_DIVISOR and 0 <= sample.height - plan.height < LARGEST_DIVISOR):
+        return False
+    paths = control_paths(sample, MODELS[plan.model])
+    return [known.digests.get(path) for path in paths] == list(plan.control_images)
 
 
 class Measuring:
@@ -112,8 +137,11 @@ class Measuring:
         self._decoded: OrderedDict[str, PIL.Image.Image | None] = OrderedDict()
 
     def measure_all(self, cells: Sequence[tuple[CellImage, Mapping[str, Reference]]]) -> dict[int, dict[str, Measures]]:
-        """`measure` each cell; the results by their numbers."""
-        return {cell.number: self.measure(cell, wanted) for cell, wanted in cells}
+        """`measure` each cell; the results by their numbers. Nothing stays decoded."""
+        try:
+            return {cell.number: self.measure(cell, wanted) for cell, wanted in cells}
+        finally:
+            self._decoded.clear()
 
     def measure(self, cell: CellImage, wanted: Mapping[str, Reference]) -> dict[str, Measures]:
         """The measures of a cell's image, those that it has already included.

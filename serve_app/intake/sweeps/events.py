@@ -7,7 +7,7 @@ each cell that has changed since, in its newest state, and perhaps some that it 
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -20,6 +20,8 @@ from serve_app.jobs.sweeps.records import CellRecord, SweepRecord
 
 # How often a stream looks for changes (s).
 POLL_S = 0.5
+# How long a sweep that nobody watches stays in memory (s).
+FORGOTTEN_S = 10.0
 # A transaction that commits later can carry an earlier time. Whoever resumes gets this much again (ms).
 OVERLAP_MS = 5_000
 
@@ -43,11 +45,22 @@ class Happened:
     data: dict[str, Any]
 
 
+@dataclass
+class _View:
+    """A sweep as it was read at `read_at`, for those who watch it."""
+
+    read_at: float
+    content: tuple[SweepRecord, list[CellRecord]] | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class SweepEvents:
     """Streams of events, fed from the database."""
 
     def __init__(self, store: JobStore) -> None:
         self._sweeps = store.sweeps
+        # What was read last of each watched sweep, for all of its watchers.
+        self._views: dict[str, _View] = {}
 
     async def stream(self, record: SweepRecord, since: int, links: Links) -> AsyncIterator[Happened]:
         """The events of a sweep after the one with the id `since` (-1: all), until it ends or `STREAM_S` are over."""
@@ -55,9 +68,7 @@ class SweepEvents:
         known: dict[int, CellRecord] = {}
         while True:
             try:
-                # The sweep first: if it has ended, its cells no longer change.
-                record = await self._sweeps.get(record.id)
-                cells = await self._sweeps.cells(record.id)
+                record, cells = await self._read(record)
             except SweepNotFound:
                 return
             for cell in changed(cells, known, since):
@@ -69,6 +80,24 @@ class SweepEvents:
             if time.monotonic() > until:
                 return
             await asyncio.sleep(POLL_S)
+
+    async def _read(self, known: SweepRecord) -> tuple[SweepRecord, list[CellRecord]]:
+        """The sweep and its cells, not older than `POLL_S` nor than what the watcher knows.
+
+        All watchers of this process share one reading.
+        """
+        sweep_id = known.id
+        now = time.monotonic()
+        self._views = {id_: view for id_, view in self._views.items() if now - view.read_at < FORGOTTEN_S}
+        view = self._views.setdefault(sweep_id, _View(now))
+        async with view.lock:
+            is_old = view.content is None or view.content[0].changed_at < known.changed_at
+            if view.content is None or is_old or time.monotonic() - view.read_at >= POLL_S:
+                # The sweep first: if it has ended, its cells no longer change.
+                record = await self._sweeps.get(sweep_id)
+                view.content = record, await self._sweeps.cells(sweep_id)
+                view.read_at = time.monotonic()
+            return view.content
 
 
 def changed(cells: list[CellRecord], known: dict[int, CellRecord], since: int) -> list[CellRecord]:

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import PurePosixPath
+from typing import Any
 
 from serve_app.errors import InvalidParameter
-from serve_app.intake.sweeps.axes import step_of_path
+from serve_app.intake.sweeps.axes import by_step, step_of_path
 from serve_app.jobs.sweeps.records import Axes
 from serve_app.policy.sweep_order import Place
 
@@ -82,7 +84,7 @@ def grid_of(axes: Axes, rows: Sequence[str] | None = None, columns: Sequence[str
 def _combinations(axes: Axes, names: Sequence[str]) -> list[Indices]:
     """All combinations of the values of these axes, the last one varying most. Without a LoRA, multipliers are one."""
     found: dict[tuple[int | None, ...], Indices] = {}
-    for indices in product(*(range(len(getattr(axes, name))) for name in names)):
+    for indices in product(*(_in_order(axes, name) for name in names)):
         combination: dict[str, int | None] = {FIELDS[name]: index for name, index in zip(names, indices, strict=True)}
         if "multiplier" in combination and "checkpoint" in combination:
             checkpoint = combination["checkpoint"]
@@ -90,6 +92,19 @@ def _combinations(axes: Axes, names: Sequence[str]) -> list[Indices]:
                 combination["multiplier"] = None
         found.setdefault(tuple(combination.values()), combination)
     return list(found.values())
+
+
+def _in_order(axes: Axes, name: str) -> Sequence[int]:
+    """The indices of an axis in the order of the sheet: checkpoints of one folder by step, whoever was named first."""
+    if name != "checkpoints":
+        return range(len(getattr(axes, name)))
+    folders = [None if path is None else by_step(path)[0] for path in axes.checkpoints]
+
+    def key(index: int) -> tuple[Any, ...]:
+        path = axes.checkpoints[index]
+        return (folders.index(folders[index]), *(by_step(path) if path is not None else ()))
+
+    return sorted(range(len(folders)), key=key)
 
 
 def _says(axes: Axes, name: str) -> bool:
@@ -123,10 +138,15 @@ def checkpoint_label(path: str | None, axes: Axes) -> str:
     if path is None:
         return NO_LORA
     step = step_of_path(path)
-    stems = {_stem(each) for each in axes.checkpoints if each is not None}
-    if len(stems) > 1 or len(axes.checkpoints) == 1:
+    if _stems(axes.checkpoints) > 1 or len(axes.checkpoints) == 1:
         return path.removesuffix(".safetensors")
     return f"step {step}" if step is not None else "final" if len(axes.checkpoints) > 1 else path
+
+
+@lru_cache(8)
+def _stems(checkpoints: tuple[str | None, ...]) -> int:
+    """How many names checkpoints have, without their steps."""
+    return len({_stem(each) for each in checkpoints if each is not None})
 
 
 def _stem(path: str) -> str:

@@ -17,7 +17,7 @@ from serve_app.intake.sweeps.layout import Grid, Indices, grid_of
 from serve_app.jobs.sweeps.records import CellImage, CellRecord, SweepRecord
 from serve_app.policy.sweep_order import Place
 from serve_app.storage.artifacts import Artifacts
-from serve_app.tasks import Status
+from serve_app.tasks import EditPlan, Status
 
 # The formats of a sheet: Pillow's name and options, by media type.
 FORMATS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -84,17 +84,30 @@ class SweepSheets:
         cells = {cell.place: cell for cell in await self._store.sweeps.cells(record.id)}
         images = {image.place: image for image in await self._store.sweeps.images(record.id)}
         sample = await self._store.sweeps.sample(record.id)
+        async with self._drawing:
+            sheet = await asyncio.to_thread(self._sheet, record, grid, part, options, cells, images, sample)
+            width, height = await asyncio.to_thread(size_of, sheet)
+            _check_size(width, height, options)
+            with self._memory.hold(record.tenant) as hold:
+                await hold.take(BYTES_PER_PIXEL * width * height + BYTES_OF_IMAGE)
+                data = await asyncio.to_thread(_file, sheet, options.media_type)
+        return SheetPage(data, options.page, part.pages)
+
+    def _sheet(
+        self,
+        record: SweepRecord,
+        grid: Grid,
+        part: _Part,
+        options: SheetOptions,
+        cells: Mapping[Place, CellRecord],
+        images: Mapping[Place, CellImage],
+        sample: EditPlan,
+    ) -> Sheet:
+        """The contents of a page. Labels take time to make, and images are opened only when they are drawn."""
         shown = [images[place] for place in _places(grid, part) if place in images]
         sizes = [(image.done.width, image.done.height) for image in shown] or [(sample.width, sample.height)]
-        box = (
-            max(box_of(size, options.side)[0] for size in sizes),
-            max(box_of(size, options.side)[1] for size in sizes),
-        )
-
-        def cell(row: Indices, column: Indices) -> SheetCell:
-            return self._cell(grid.place(row, column), cells, images)
-
-        sheet = Sheet(
+        boxes = [box_of(size, options.side) for size in sizes]
+        return Sheet(
             title=f"{record.model}: {part.text}",
             legend=legend_of(record, grid, sample),
             columns=[grid.labels(column) for column in part.columns],
@@ -102,15 +115,8 @@ class SweepSheets:
             cells=[
                 [self._cell(grid.place(row, column), cells, images) for column in part.columns] for row in part.rows
             ],
-            box=box,
+            box=(max(width for width, _ in boxes), max(height for _, height in boxes)),
         )
-        width, height = size_of(sheet)
-        _check_size(width, height, options)
-        async with self._drawing:
-            with self._memory.hold(record.tenant) as hold:
-                await hold.take(BYTES_PER_PIXEL * width * height + BYTES_OF_IMAGE)
-                data = await asyncio.to_thread(_file, sheet, options.media_type)
-        return SheetPage(data, options.page, part.pages)
 
     def _cell(self, place: Place, cells: Mapping[Place, CellRecord], images: Mapping[Place, CellImage]) -> SheetCell:
         cell, image = cells.get(place), images.get(place)
@@ -155,7 +161,7 @@ def part_of(grid: Grid, options: SheetOptions) -> _Part:
     return _Part(rows, columns, pages, text)
 
 
-def legend_of(record: SweepRecord, grid: Grid, sample: Any) -> list[str]:
+def legend_of(record: SweepRecord, grid: Grid, sample: EditPlan) -> list[str]:
     """The fixed parameters, and how many cells are finished. `sample` is the plan of one cell."""
     size = record.definition.base["prompts"][0].get("size") or f"{sample.width}x{sample.height}"
     made = [f"{sample.steps} steps", f"guidance {sample.guidance_scale:g}", f"size {size}", f"sampler {sample.sampler}"]

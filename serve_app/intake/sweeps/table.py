@@ -7,16 +7,18 @@ import asyncio
 import csv
 import io
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from serve_app.adapters.lora_root import LoraRoot
-from serve_app.errors import ServiceError, TrainingJobNotFound
+from serve_app.errors import ServiceError
 from serve_app.intake.resources import Resources
 from serve_app.intake.sweeps.axes import step_of_path
-from serve_app.intake.sweeps.comparisons import COMPARISONS, Measuring, folders_of, in_table_order, references
+from serve_app.intake.sweeps.comparisons import COMPARISONS, KnownJob, Measuring, folders_of, in_table_order, references
+from serve_app.intake.tenants import Caller
+from serve_app.intake.training.files import TrainingFiles
 from serve_app.jobs.sweeps.records import Axes, CellImage, CellRecord, Measures, SweepRecord
 from serve_app.policy.sweep_order import Place
-from serve_app.training.folders import TrainingFolders, TrainingJob
 
 COLUMNS = (
     *("cell", "checkpoint", "step", "multiplier", "prompt", "seed", "control_image", "profile", "quality"),
@@ -34,15 +36,15 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 class SweepTables:
     """Makes tables. Measures are stored, so that each image is compared once."""
 
-    def __init__(self, resources: Resources, root: LoraRoot) -> None:
+    def __init__(self, resources: Resources, root: LoraRoot, files: TrainingFiles) -> None:
         self._store = resources.store
         self._artifacts = resources.artifacts
         self._root = root
-        self._training = TrainingFolders(root)
+        self._files = files
         # Decoded images take up to 50 MB each.
         self._measuring = asyncio.Semaphore(1)
 
-    async def rows(self, record: SweepRecord) -> AsyncIterator[str]:
+    async def rows(self, record: SweepRecord, caller: Caller) -> AsyncIterator[str]:
         """The lines of the table, a few at a time, in the order of the axes; its head first.
 
         Raises StoreUnavailable.
@@ -50,7 +52,7 @@ class SweepTables:
         axes = record.definition.axes
         cells = {cell.place: cell for cell in await self._store.sweeps.cells(record.id)}
         images = {image.place: image for image in await self._store.sweeps.images(record.id)}
-        jobs = await self._jobs(axes)
+        jobs = await self._jobs(axes, caller)
         measuring = Measuring(self._artifacts, self._root)
         yield _lines([COLUMNS])
         order = in_table_order(list(cells))
@@ -65,15 +67,20 @@ class SweepTables:
                 await self._store.sweeps.keep_measures(record.id, new)
             yield _lines([_row(cells[place], axes, images.get(place), measured) for place in places])
 
-    async def _jobs(self, axes: Axes) -> Mapping[str, TrainingJob]:
+    async def _jobs(self, axes: Axes, caller: Caller) -> Mapping[str, KnownJob]:
         """The training jobs that checkpoints are of, by folder. Without the LoRA root there are none."""
         jobs = {}
         for folder in sorted(folders_of(axes)):
-            try:
-                jobs[folder] = await self._root.in_thread(partial(self._training.job, folder))
-            except (TrainingJobNotFound, ServiceError):
-                continue
+            if caller.may_see_training_job(folder):
+                with suppress(ServiceError):
+                    jobs[folder] = await self._files.in_thread(partial(self._known_job, folder, caller))
         return jobs
+
+    def _known_job(self, folder: str, caller: Caller) -> KnownJob:
+        job = self._files.folders.job(folder)
+        paths = sorted({path for sample in job.samples for _, path in sample.control_images})
+        found = self._files.control_images(job, paths, caller)
+        return KnownJob(job, {path: self._files.digest(file) for path, file in found.items()})
 
 
 def _row(
