@@ -128,6 +128,15 @@ def test_command_says_what_it_would_do(edits):
     assert json.loads(result.stdout)["cells"] == 2
 
 
+def test_command_extends_a_sweep(edits, client):
+    sweep = client.sweep(base(client), {"seeds": [1]})
+    sweep.wait(timeout=60)
+    result = CliRunner().invoke(app, ["sweep-extend", sweep.id, "--seed", "1", "--seed", "2"])
+    assert result.exit_code == 0, result.output
+    assert "2 images in all" in result.output
+    assert sweep.wait(timeout=60).counts.succeeded == 2
+
+
 def test_command_tells_of_failed_cells(edits, service):
     service.application.editors.errors.append(EditError("it went wrong"))
     result = edits("-l", LORA, "--seed", "1", "--seed", "2", "--size", "64x64")

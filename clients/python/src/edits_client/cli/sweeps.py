@@ -1,4 +1,4 @@
-"""`edits sweep`, and `sweep-watch`, `sweep-cancel` and `sweep-resume` for one that was started."""
+"""`edits sweep`, and `sweep-watch`, `sweep-cancel`, `sweep-resume` and `sweep-extend` for one that was started."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command("sweep-watch")(watch)
     app.command("sweep-cancel")(cancel)
     app.command("sweep-resume")(resume)
+    app.command("sweep-extend")(extend)
 
 
 def sweep(
@@ -207,6 +208,38 @@ def resume(context: typer.Context, sweep_id: SweepId, json: AsJson = False) -> N
     """
     with client_of(context) as client:
         _show(client.open_sweep(sweep_id).resume(), json=json)
+
+
+def extend(
+    context: typer.Context,
+    sweep_id: SweepId,
+    checkpoint: Checkpoints = None,
+    job: TrainingJobName = None,
+    from_step: FromStep = None,
+    to_step: ToStep = None,
+    multiplier: Multipliers = None,
+    prompts: MorePrompts = None,
+    seeds: opt.Seeds = None,
+    profile: Profiles = None,
+    max_cells: MaxCells = None,
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Add checkpoints, strengths, prompts, seeds or profiles to a sweep. Only new images are made.
+
+    \b
+    Example:
+      edits sweep-extend 5a4f6c1e0d7b4c0f9e8d7c6b5a493827 -c 'my_job/*.safetensors'
+    """
+    axes = axes_of(checkpoint, job, (from_step, to_step), multiplier, prompts, seeds, profile)
+    with client_of(context) as client:
+        created = client.open_sweep(sweep_id).extend(axes, max_cells=max_cells, dry_run=dry_run)
+    if dry_run:
+        show_plan(created, as_json=json)
+    elif json:
+        print_json(as_json(created))
+    else:
+        print_line(f"{created.cells} images in all; edits sweep-watch {sweep_id} follows it")
 
 
 def _show(summary: models.SweepSummary, *, json: bool) -> None:
