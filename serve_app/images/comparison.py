@@ -29,17 +29,22 @@ class Comparison:
 
 def compare(one: PIL.Image.Image, other: PIL.Image.Image) -> Comparison:
     """Compare two RGB images. Raises ValueError if their sizes differ."""
-    red, green, blue = _difference(one, other).split()
+    difference = _difference(one, other)
+    red, green, blue = difference.split()
     largest = PIL.ImageChops.lighter(PIL.ImageChops.lighter(red, green), blue)
-    return Comparison(psnr(one, other), largest.histogram()[0] / (one.width * one.height))
+    return Comparison(_ratio(difference), largest.histogram()[0] / (one.width * one.height))
 
 
 def psnr(one: PIL.Image.Image, other: PIL.Image.Image) -> float | None:
     """The peak signal-to-noise ratio (dB) of two RGB images; None if they are equal. Raises ValueError as `compare`."""
-    squares = sum(PIL.ImageStat.Stat(_difference(one, other)).sum2)
+    return _ratio(_difference(one, other))
+
+
+def _ratio(difference: PIL.Image.Image) -> float | None:
+    squares = sum(PIL.ImageStat.Stat(difference).sum2)
     if squares == 0:
         return None
-    return 10 * math.log10(MAX_LEVEL**2 * 3 * one.width * one.height / squares)
+    return 10 * math.log10(MAX_LEVEL**2 * 3 * difference.width * difference.height / squares)
 
 
 def _difference(one: PIL.Image.Image, other: PIL.Image.Image) -> PIL.Image.Image:

@@ -24,7 +24,7 @@ class KeyedRequest:
     purged: bool
 
     @property
-    def is_lost(self) -> bool:
+    def gives_no_image(self) -> bool:
         """Whether it will have no image."""
         return self.purged or self.status in (Status.FAILED, Status.CANCELED)
 

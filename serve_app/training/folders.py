@@ -5,6 +5,8 @@ or has a `problem`; it is no error.
 """
 
 import logging
+import math
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 KNOWN_CONFIGS = 2048
 # How much of a name an error repeats.
 MAX_NAME_CHARS = 200
+# How long the listing of a bucket is used (s).
+KEEP_LISTING_S = 5.0
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
 
@@ -53,9 +57,9 @@ class TrainingJob:
     """A training job. `name` is its folder's path below the LoRA root.
 
     `checkpoints` are in the order of their steps. `final` is the file that the trainer writes at the end; its step is
-    the one that the config names. `sample_images` has the newest image of each step and number, in this order;
-    `all_sample_images` also those that the job has made again since. Images of a step stay when the trainer deletes its
-    checkpoint. `problem` says why there are no settings, or no samples.
+    the one that the config names. `sample_images` has the newest image of each step and number, in this order.
+    Images of a step stay when the trainer deletes its checkpoint. `problem` says why there are no settings, or no
+    samples.
     """
 
     name: str
@@ -63,7 +67,6 @@ class TrainingJob:
     checkpoints: tuple[Checkpoint, ...] = ()
     final: Checkpoint | None = None
     sample_images: tuple[SampleImage, ...] = ()
-    all_sample_images: tuple[SampleImage, ...] = ()
     problem: str | None = None
 
     @property
@@ -90,13 +93,15 @@ class TrainingJob:
         low, high = first or 0, float("inf") if last is None else last
         return tuple(each for each in self.weights if each.step is not None and low <= each.step <= high)
 
-    def checkpoint(self, step: int) -> Checkpoint | None:
-        """The file of this step: its checkpoint, or else the final file if the job ended with it."""
-        return next((each for each in self.weights if each.step == step), None)
-
     def images_of(self, step: int) -> dict[int, SampleImage]:
         """The sample images of a step, by number."""
         return {image.number: image for image in self.sample_images if image.step == step}
+
+
+def is_job_name(name: str) -> bool:
+    """Whether a training job may have this name: the shortest path of a folder that is not hidden."""
+    parts = PurePosixPath(name)
+    return bool(name) and str(parts) == name and not any(part.startswith(".") for part in parts.parts)
 
 
 def no_training_job(name: str) -> TrainingJobNotFound:
@@ -113,18 +118,32 @@ class TrainingFolders:
         self._root = root
         # A config is read again only if its store says that it has changed.
         self._known = lru_cache(KNOWN_CONFIGS)(self._read_config)
+        self._listed: tuple[float, list[Listed]] = (-math.inf, [])
 
     def jobs(self, after: str = "") -> Iterator[TrainingJob]:
         """The jobs whose names come after a name, by name. Each folder is read when its job is needed.
 
         Raises StorageFailed.
         """
-        for folder in _folders(self._root.listing()):
+        for folder in _folders(self.all_files()):
             if folder.name <= after:
                 continue
             job = self._job_or_problem(folder)
             if job is not None:
                 yield job
+
+    def all_files(self) -> list[Listed]:
+        """Every file below the LoRA root. That of a bucket may be some seconds old, since listing one takes long.
+
+        Raises StorageFailed.
+        """
+        at, listed = self._listed
+        if self._root.is_local:
+            return self._root.listing()
+        if time.monotonic() - at > KEEP_LISTING_S:
+            listed = self._root.listing()
+            self._listed = (time.monotonic(), listed)
+        return listed
 
     def _job_or_problem(self, folder: "_Folder") -> TrainingJob | None:
         """The job in a folder. Whatever is wrong with its files, the jobs in other folders are still listed."""
@@ -147,8 +166,7 @@ class TrainingFolders:
 
     def _listing(self, name: str) -> list[Listed]:
         """The files in a job's folder; none for a name that a listing of all jobs would not have."""
-        parts = PurePosixPath(name)
-        if not name or str(parts) != name or any(part.startswith(".") for part in parts.parts):
+        if not is_job_name(name):
             return []
         try:
             return self._root.listing(name)
@@ -215,7 +233,6 @@ def _job(folder: _Folder, settings: TrainingSettings | None, problem: str | None
         checkpoints=checkpoints,
         final=folder.final(name, end),
         sample_images=_newest(images),
-        all_sample_images=tuple(images),
         problem=problem,
     )
 
@@ -238,6 +255,11 @@ def _folders(listing: Iterable[Listed]) -> Sequence[_Folder]:
         elif parent.endswith(f"/{SAMPLES}"):
             folder(parent.removesuffix(f"/{SAMPLES}")).samples.append(listed)
     return [folders[name] for name in sorted(folders)]
+
+
+def sample_image_at(path: str) -> SampleImage | None:
+    """The sample image that a path below the LoRA root names; None if the trainer writes no such name."""
+    return _sample_image(path, _name(path))
 
 
 def _sample_image(path: str, name: str) -> SampleImage | None:

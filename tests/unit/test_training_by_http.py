@@ -12,6 +12,7 @@ import PIL.Image
 import pytest
 from starlette.testclient import TestClient
 
+from serve_app.adapters.lora_root import LoraRoot
 from serve_app.config import MINIATURE_RANDOM, AppConfig, AuthConfig, ModelConfig
 from serve_app.intake.keys import new_key
 from serve_app.storage import artifact_keys
@@ -247,6 +248,34 @@ def test_image_in_the_making_is_not_found_yet(client, job, suffix, thumbnail):
     assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (404, "SAMPLE_NOT_FOUND")
     file.write_bytes(buffer.getvalue())
     assert client.get(url).status_code == 200
+
+
+def test_only_what_is_needed_is_listed(client, job, root, monkeypatch):
+    (root / "control/cat.png").rename(job / "cat.png")
+    listed = []
+    listing = LoraRoot.listing
+    monkeypatch.setattr(LoraRoot, "listing", lambda self, under="": listed.append(under) or listing(self, under))
+    client.get(f"{URL}/samples/{sample_name(250, 0)}?thumbnail=true")
+    assert listed == []
+    [image] = client.get(URL).json()["samples"][0]["control_images"]
+    assert image["found"] == f"{JOB}/cat.png"
+    assert set(listed) == {JOB}
+
+
+def test_listing_of_a_bucket_is_kept_for_some_seconds(config, job, monkeypatch):
+    memory = fsspec.filesystem("memory")
+    memory.put(config.lora_root, "/of_training", recursive=True)
+    application = Application(config.model_copy(update={"lora_root": "memory://of_training"}))
+    listed = []
+    listing = LoraRoot.listing
+    monkeypatch.setattr(LoraRoot, "listing", lambda self, under="": listed.append(under) or listing(self, under))
+    try:
+        with TestClient(application.app) as client:
+            for _ in range(3):
+                assert len(client.get("/v1/training-jobs").json()["training_jobs"]) == 1
+    finally:
+        memory.rm("/of_training", recursive=True)
+    assert listed == [""]
 
 
 def test_image_is_not_sent_again(client, job):

@@ -62,9 +62,7 @@ def test_files_from_one_step_to_another(job, training):
     [found] = training.jobs()
     assert [each.step for each in found.between(250, 500)] == [250, 500]
     assert [each.step for each in found.between(first=300)] == [1000, 500]
-    assert found.checkpoint(250).path.endswith("my_job_000000250.safetensors")
-    assert found.checkpoint(500) == found.final
-    assert found.checkpoint(251) is None
+    assert found.between(251, 499) == ()
 
 
 def test_names_of_a_named_lora(tmp_path, training):
@@ -135,7 +133,7 @@ def test_samples_in_the_making_and_thumbnails_are_not_listed(tmp_path, training)
 def test_step_whose_checkpoint_was_deleted_keeps_its_images(job, training):
     (job / "my_job_000000250.safetensors").unlink()
     found = training.job("people/my_job")
-    assert found.checkpoint(250) is None
+    assert found.between(250, 250) == ()
     assert set(found.images_of(250)) == {0, 1}
 
 
@@ -221,9 +219,9 @@ def test_file_outside_of_the_root_is_not_read(job, tmp_path):
     training = TrainingFolders(LoraRoot(str(job.parent)))
     found = training.job("my_job")
     with pytest.raises(LoraPathForbidden):
-        training.file(found.checkpoint(750))
+        training.file(found.between(750, 750)[0])
     with pytest.raises(LoraNotFound):
-        training.file(found.checkpoint(800))
+        training.file(found.between(800, 800)[0])
 
 
 def test_links_in_a_circle_end(job, training):

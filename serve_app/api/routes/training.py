@@ -59,7 +59,9 @@ def _add_images(routes: APIRouter, service: Service) -> None:
     @routes.get(
         "/v1/training-jobs/{name:path}/samples/{file}",
         response_class=Response,
-        responses=error_docs(errors.SampleNotFound, *OF_JOB)
+        responses=error_docs(
+            errors.TrainingJobNotFound, errors.SampleNotFound, errors.LoraDownloadFailed, errors.Overloaded
+        )
         | image_docs(["image/jpeg", "image/png", "image/webp"])
         | {304: {"description": "`If-None-Match` names the image's ETag"}},
     )

@@ -1,12 +1,13 @@
 """What the files of training jobs say: their weights, and the control images that their samples name."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from serve_app.adapters.lora_root import LoraRoot, StoredFile
+from serve_app.adapters.lora_root import Listed, LoraRoot, StoredFile
 from serve_app.errors import LoraDownloadFailed, LoraNotFound, LoraPathForbidden, SampleNotFound
 from serve_app.images.comparison import is_whole
 from serve_app.intake.admission.admission import sha256_of
@@ -108,18 +109,21 @@ class TrainingFiles:
         """
         if not paths:
             return {}
-        listing = self._root.listing()
-        visible = (each for each in listing if each.path.startswith(f"{job.name}/") or caller.may_use_lora(each.path))
-        candidates = control_image_candidates(visible)
-        found = {}
+        found = self._find_images(job, paths, self._root.listing(job.name))
+        missing = [path for path in paths if path not in found]
+        if missing:
+            # Only now: listing all of a bucket takes long.
+            visible = (each for each in self.folders.all_files() if caller.may_use_lora(each.path))
+            found |= self._find_images(job, missing, visible)
+        return found
+
+    def _find_images(self, job: TrainingJob, paths: Sequence[str], files: Iterable[Listed]) -> dict[str, StoredFile]:
+        candidates, found = control_image_candidates(files), {}
         for path in paths:
             place = find_image(path, job.name, candidates)
-            if place is None:
-                continue
-            try:
-                found[path] = self._root.find(place)
-            except GONE:
-                continue
+            if place is not None:
+                with suppress(*GONE):
+                    found[path] = self._root.find(place)
         return found
 
     def digest(self, file: StoredFile) -> str | None:
@@ -139,12 +143,12 @@ class TrainingFiles:
             raise _no_image(file.path, f"has more than {self._max_image_bytes} bytes")
         return data
 
-    def sample_file(self, job: TrainingJob, name: str) -> StoredFile:
-        """The file of a sample image. Raises SampleNotFound."""
+    def sample_file(self, path: str) -> StoredFile:
+        """The file of a sample image. Raises SampleNotFound or LoraDownloadFailed."""
         try:
-            return self._root.find(f"{job.name}/samples/{name}")
-        except GONE as error:
-            raise _no_image(name, "is not there") from error
+            return self._root.find(path)
+        except (LoraNotFound, LoraPathForbidden) as error:
+            raise _no_image(PurePosixPath(path).name, "is not there") from error
 
     def sample_image(self, file: StoredFile, image: SampleImage) -> bytes:
         """The bytes of a sample image. Raises SampleNotFound, also while the trainer is still writing it."""

@@ -25,15 +25,21 @@ from serve_app.schemas.training import (
     TrainingJobList,
 )
 from serve_app.training.differences import Fact, facts_of
-from serve_app.training.file_names import THUMBNAILS
-from serve_app.training.folders import SampleImage, TrainingJob
+from serve_app.training.file_names import SAMPLES, THUMBNAILS
+from serve_app.training.folders import (
+    MAX_NAME_CHARS,
+    SampleImage,
+    TrainingJob,
+    is_job_name,
+    no_training_job,
+    sample_image_at,
+)
 from serve_app.training.requests import NamedLora, body_of, control_paths, why_not
 from serve_app.training.samples import Sample
 
 MEDIA_TYPES = {"jpg": "image/jpeg", "jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 # How many thumbnails are kept in memory, about 20 KB each.
 KNOWN_THUMBNAILS = 512
-MAX_NAME_CHARS = 200
 
 
 class TrainingJobs:
@@ -59,7 +65,7 @@ class TrainingJobs:
     async def image(self, name: str, file: str, *, small: bool) -> tuple[bytes, str, str]:
         """A sample image, or with `small` its thumbnail: the file, its media type, and what changes with its content.
 
-        Raises TrainingJobNotFound, SampleNotFound, Overloaded or StorageFailed.
+        Raises TrainingJobNotFound, SampleNotFound, LoraDownloadFailed or Overloaded.
         """
         return await self._files.in_thread(partial(self._image, name, file, small))
 
@@ -144,15 +150,16 @@ class TrainingJobs:
         return control_paths(sample, MODELS[job.model]) if job.model else []
 
     def _image(self, name: str, file: str, small: bool) -> tuple[bytes, str, str]:
-        job = self._files.folders.job(name)
-        # Only names of this listing are looked up, so that no name leads elsewhere.
-        image = next((each for each in job.all_sample_images if each.name == file), None)
+        if not is_job_name(name):
+            raise no_training_job(name)
+        # Only names that the trainer gives are looked up, so that no name leads elsewhere.
+        image = sample_image_at(f"{name}/{SAMPLES}/{file}") if "/" not in file else None
         if image is None:
             raise SampleNotFound(
                 f"the training job {name[:MAX_NAME_CHARS]!r} has no sample image {file[:MAX_NAME_CHARS]!r}",
                 {"training_job": name[:MAX_NAME_CHARS], "file": file[:MAX_NAME_CHARS]},
             )
-        stored = self._files.sample_file(job, image.name)
+        stored = self._files.sample_file(image.path)
         if small:
             return self._thumbnail(stored, image), MEDIA_TYPES["jpg"], f"{stored.id}-small"
         return self._files.sample_image(stored, image), MEDIA_TYPES[image.format], stored.id

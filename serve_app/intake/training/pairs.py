@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 
 from serve_app.adapters.lora_root import StoredFile
-from serve_app.errors import ControlImageInvalid, PreviewsNotFound, SampleNotFound
+from serve_app.errors import ControlImageInvalid, LoraDownloadFailed, PreviewsNotFound, SampleNotFound
 from serve_app.images.comparison import Comparison, compare, saved_as
 from serve_app.images.decode import decode
 from serve_app.intake.answers.bodies import Links
@@ -27,14 +27,13 @@ from serve_app.schemas.training import (
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone, Status
 from serve_app.training.differences import Fact, facts_of, facts_of_edit
-from serve_app.training.folders import SampleImage, TrainingJob
+from serve_app.training.folders import MAX_NAME_CHARS, SampleImage, TrainingJob
 from serve_app.training.requests import why_not
 from serve_app.training.samples import Sample
 
 KNOWN_COMPARISONS = 2048
 # Of the config's `adapter_weights`: editors compute LoRAs next to the weights, as the trainer does.
 HOOKS = "hooks"
-MAX_NAME_CHARS = 200
 
 
 class TrainingPairs:
@@ -117,9 +116,9 @@ class TrainingPairs:
     ) -> tuple[PairComparison | None, str | None]:
         """How far the images are apart, or why that cannot be said."""
         try:
-            file = await self._files.in_thread(partial(self._files.sample_file, job, theirs.name))
+            file = await self._files.in_thread(partial(self._files.sample_file, theirs.path))
             found = await asyncio.to_thread(self._compare, file, theirs, done.key)
-        except (SampleNotFound, ControlImageInvalid) as error:
+        except (SampleNotFound, LoraDownloadFailed, ControlImageInvalid) as error:
             return None, error.message
         except FileNotFoundError:
             return None, "our image is not stored any more"

@@ -79,7 +79,7 @@ class TrainingPreviews:
         earlier = await self.requests_of(previews_id, requests, caller)
         for number, request in requests.items():
             attempt, found = earlier.get(number, (0, None))
-            if found is not None and (not found.is_lost or attempt + 1 == MAX_ATTEMPTS):
+            if found is not None and (not found.gives_no_image or attempt + 1 == MAX_ATTEMPTS):
                 continue
             key = key_of(previews_id, number, attempt if found is None else attempt + 1)
             await self._submissions.submit(request, caller, base_url, key)
