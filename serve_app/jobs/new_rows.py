@@ -17,8 +17,8 @@ def json_bytes(value: Any) -> int:
     return len(json.dumps(value))
 
 
-def request_row(new: NewRequest, now: float) -> dict[str, Any]:
-    """The row of a new request. `now` is the database's time (seconds since the epoch)."""
+def request_row(new: NewRequest, now: float, predicted_s: float | None = None) -> dict[str, Any]:
+    """The row of a new request. `now` is the database's time (s since the epoch), `predicted_s` what it will take."""
     return {
         "id": new.id,
         "tenant": new.tenant,
@@ -36,6 +36,7 @@ def request_row(new: NewRequest, now: float) -> dict[str, Any]:
         "purged": False,
         "traceparent": new.traceparent,
         "call_sha256": new.call_sha256,
+        "predicted_s": predicted_s,
         "row_bytes": sum(json_bytes(asdict(image.plan)) for image in new.images),
     }
 

@@ -57,9 +57,7 @@ class Requests:
                 if quotas != NO_QUOTAS:
                     await self._database.lock_quotas(connection, new.tenant)
                     await refuse_request(connection, new.tenant, quotas, new.model, new.images)
-                turn = await self._first_turn(connection, queue, new)
-                now = await self._insert(connection, [new], turn)
-                await self._predict(connection, new, turn, now)
+                await self._insert(connection, [new], await self._first_turn(connection, queue, new))
         except IntegrityError:
             # Its key was used before, or an earlier try of this commit succeeded and its answer was lost.
             earlier = await self._committed_before(new)
@@ -213,35 +211,33 @@ class Requests:
         served = getattr(queue, f"{new.priority}_turn")
         return first_turn(served, (await connection.execute(last)).scalar_one())
 
-    async def _insert(self, connection: AsyncConnection, requests: Sequence[NewRequest], turn: int) -> float:
-        """Insert requests whose images follow each other in the queue, from `turn` on. Returns their creation time."""
+    async def _insert(self, connection: AsyncConnection, requests: Sequence[NewRequest], turn: int) -> None:
+        """Insert requests whose images follow each other in the queue, from `turn` on."""
         now = (await connection.execute(sa.select(tables.now()))).scalar_one()
         rows: dict[sa.Table, list[dict[str, Any]]] = {}
         for new in requests:
+            predicted_s = await self._predicted_s(connection, new, turn, now)
             images = new_rows.image_rows(new, now, turn)
             turn += len(images)
-            rows.setdefault(tables.requests, []).append(new_rows.request_row(new, now))
+            rows.setdefault(tables.requests, []).append(new_rows.request_row(new, now, predicted_s))
             rows.setdefault(tables.images, []).extend(images)
             rows.setdefault(tables.request_loras, []).extend(new_rows.lora_rows(new))
             rows.setdefault(tables.request_files, []).extend(new_rows.file_rows(new))
         for table, values in rows.items():
             if values:
                 await connection.execute(table.insert(), values)
-        return float(now)
 
-    async def _predict(self, connection: AsyncConnection, new: NewRequest, turn: int, now: float) -> None:
-        """Store how long a request, which was just inserted, is predicted to take: the first `eta_s` that it has."""
-        speeds = tables.speeds.c
-        known = sa.select(speeds.flops_per_s).where(speeds.model == new.model)
-        speed = (await connection.execute(known)).scalar_one_or_none() if new.editors else None
-        if not speed:
-            return
+    async def _predicted_s(self, connection: AsyncConnection, new: NewRequest, turn: int, now: float) -> float | None:
+        """How long a request is predicted to take that is inserted now: the first `eta_s` that it will have."""
+        if not new.editors:
+            return None
+        speed = sa.select(tables.speeds.c.flops_per_s).where(tables.speeds.c.model == new.model).scalar_subquery()
         place = {"model": new.model, "urgent": new.priority == Priority.INTERACTIVE, "created_at": now}
         turns = {"first": turn, "last": turn + len(new.images) - 1}
-        ahead = (await connection.execute(queries.queue_ahead, place | turns)).one()
-        seconds = ahead.work / speed / new.editors
-        this = tables.requests.update().where(_requests.id == new.id)
-        await connection.execute(this.values(predicted_s=seconds))
+        ahead = queries.queue_ahead.add_columns(speed.label("speed"))
+        row = (await connection.execute(ahead, place | turns)).one()
+        own_work = sum(image.work for image in new.images)
+        return (row.work + own_work) / row.speed / new.editors if row.speed else None
 
     async def _committed_before(self, new: NewRequest) -> RequestRecord | None:
         if new.idempotency_key is not None:

@@ -119,18 +119,15 @@ async def _seconds(
     used = sa.select(_days.gpu_seconds).where(_days.tenant == tenant, _days.day == tables.today())
     speeds = tables.speeds.c
     pending = (
-        sa.select(sa.func.coalesce(sa.func.sum(_images.work / speeds.flops_per_s), 0.0))
+        sa.select(sa.func.sum(_images.work / speeds.flops_per_s))
         .join(tables.speeds, speeds.model == _images.model)
         .where(_images.tenant == tenant, _images.state != ENDED)
     )
-    known = sa.select(speeds.model, speeds.flops_per_s).where(speeds.model.in_(list(new_work)))
-    rows = (await connection.execute(known)).all() if new_work else []
-    new = sum(new_work[row.model] / row.flops_per_s for row in rows)
-    return (
-        float((await connection.execute(used)).scalar_one_or_none() or 0.0),
-        float((await connection.execute(pending)).scalar_one()),
-        float(new),
-    )
+    # One statement: a request is checked twice, and waits for each answer.
+    models = [sa.select(work / speeds.flops_per_s).where(speeds.model == model) for model, work in new_work.items()]
+    parts = [sa.func.coalesce(part.scalar_subquery(), 0.0) for part in (used, pending, *models)]
+    row = (await connection.execute(sa.select(*parts))).one()
+    return float(row[0]), float(row[1]), float(sum(row[2:]))
 
 
 def _until_tomorrow(now: float) -> int:
