@@ -29,6 +29,7 @@ from serve_app.intake.sweeps.sheet import SweepSheets
 from serve_app.intake.sweeps.sweeps import Sweeps
 from serve_app.intake.sweeps.table import SweepTables
 from serve_app.intake.tenants import tenant_limits
+from serve_app.intake.training.decoding import Decoding
 from serve_app.intake.training.files import TrainingFiles
 from serve_app.intake.training.jobs import TrainingJobs
 from serve_app.intake.training.pairs import TrainingPairs
@@ -106,9 +107,10 @@ class Service:
         )
         self.sweep_events = SweepEvents(store)
         files = TrainingFiles(lora_root, self.catalogue, config.fetch.max_bytes)
-        self.training_jobs = TrainingJobs(config, files)
+        decoding = Decoding(resources)
+        self.training_jobs = TrainingJobs(config, files, decoding)
         self.training_previews = TrainingPreviews(config, files, self.submissions, self.uploads, store)
-        self.training_pairs = TrainingPairs(files, self.training_previews, store, artifacts, config.fetch.max_pixels)
+        self.training_pairs = TrainingPairs(files, self.training_previews, store, artifacts, decoding)
         self.sweep_sheets = SweepSheets(resources)
         self.sweep_tables = SweepTables(resources, lora_root, files)
         self.sweep_archives = SweepArchives(resources, self.sweep_tables)

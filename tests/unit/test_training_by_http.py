@@ -14,6 +14,8 @@ from starlette.testclient import TestClient
 
 from serve_app.adapters.lora_root import LoraRoot
 from serve_app.config import MINIATURE_RANDOM, AppConfig, AuthConfig, ModelConfig
+from serve_app.errors import ControlImageInvalid
+from serve_app.images.decoder_pool import Decoders
 from serve_app.intake.keys import new_key
 from serve_app.storage import artifact_keys
 from serve_app.tasks import EditDone, EditEvent, EditTask
@@ -276,6 +278,24 @@ def test_listing_of_a_bucket_is_kept_for_some_seconds(config, job, monkeypatch):
     finally:
         memory.rm("/of_training", recursive=True)
     assert listed == [""]
+
+
+def test_image_that_makes_the_decoder_fail_is_not_decoded_here(client, job, monkeypatch):
+    async def fail(*_: object) -> None:
+        raise ControlImageInvalid("it makes the decoder fail")
+
+    found = redo(client, step=400)
+    monkeypatch.setattr(Decoders, "facts", fail)
+    for module in ("jobs", "pairs"):
+        monkeypatch.setattr(f"serve_app.intake.training.{module}.decode", None)
+    url = f"{URL}/samples/{sample_name(250, 0)}"
+    answer = client.get(f"{url}?thumbnail=true")
+    assert (answer.status_code, answer.json()["detail"]["error"]["code"]) == (404, "SAMPLE_NOT_FOUND")
+    # The file itself is sent as it is.
+    assert client.get(url).status_code == 200
+    write_sample_image(job, sample_name(400, 0), as_jpeg(image_of(7)))
+    pair, _ = client.get(f"{URL}/previews/{found['id']}").json()["pairs"]
+    assert (pair["comparison"], pair["problem"]) == (None, "it makes the decoder fail")
 
 
 def test_image_is_not_sent_again(client, job):

@@ -69,11 +69,12 @@ def _add_images(routes: APIRouter, service: Service) -> None:
         request: Request,
         name: JobNamePath,
         file: Annotated[Text, Path(description="The name of the file, as the job lists it.")],
+        caller: CallerOfRequest,
         thumbnail: Annotated[bool, Query(description="Whether to send a JPEG of at most 300x300 pixels.")] = False,
         if_none_match: IfNoneMatch = None,
     ) -> Response:
         """An image that the trainer made while it trained."""
-        data, media_type, version = await service.training_jobs.image(name, file, small=thumbnail)
+        data, media_type, version = await service.training_jobs.image(name, file, caller, small=thumbnail)
         headers = {"ETag": f'"{version}"', "Cache-Control": "private, no-cache"}
         if names_etag(if_none_match or [], headers["ETag"]):
             return Response(status_code=304, headers=headers)

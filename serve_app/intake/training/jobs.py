@@ -1,7 +1,7 @@
 """Training jobs as clients see them: the list of all, one of them, and its sample images."""
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from serve_app.images.comparison import thumbnail
 from serve_app.images.decode import decode
 from serve_app.intake.tenants import Caller
 from serve_app.intake.training.bodies import request_of
+from serve_app.intake.training.decoding import Decoding, Recent
 from serve_app.intake.training.files import TrainingFiles, Weights, profile_of
 from serve_app.models.registry import MODELS
 from serve_app.schemas.training import (
@@ -45,11 +46,11 @@ KNOWN_THUMBNAILS = 512
 class TrainingJobs:
     """Answers questions about training jobs."""
 
-    def __init__(self, config: AppConfig, files: TrainingFiles) -> None:
+    def __init__(self, config: AppConfig, files: TrainingFiles, decoding: Decoding) -> None:
         self._served = {model.id for model in config.models}
-        self._max_pixels = config.fetch.max_pixels
         self._files = files
-        self._thumbnail = lru_cache(KNOWN_THUMBNAILS)(self._make_thumbnail)
+        self._decoding = decoding
+        self._thumbnails = Recent[bytes](KNOWN_THUMBNAILS)
 
     async def jobs(self, search: str, cursor: str, limit: int, base_url: str, caller: Caller) -> TrainingJobList:
         """A page of the jobs below the LoRA root that the caller sees, by name, after the name `cursor`.
@@ -62,12 +63,18 @@ class TrainingJobs:
         """One job. Raises TrainingJobNotFound, Overloaded or StorageFailed."""
         return await self._files.in_thread(partial(self._whole, name, base_url, caller))
 
-    async def image(self, name: str, file: str, *, small: bool) -> tuple[bytes, str, str]:
+    async def image(self, name: str, file: str, caller: Caller, *, small: bool) -> tuple[bytes, str, str]:
         """A sample image, or with `small` its thumbnail: the file, its media type, and what changes with its content.
 
         Raises TrainingJobNotFound, SampleNotFound, LoraDownloadFailed or Overloaded.
         """
-        return await self._files.in_thread(partial(self._image, name, file, small))
+        image = _named_image(name, file)
+        stored = await self._files.in_thread(partial(self._files.sample_file, image.path))
+        if small:
+            make = partial(self._make_thumbnail, stored, image, caller.tenant)
+            return await self._thumbnails.get(stored.id, make), MEDIA_TYPES["jpg"], f"{stored.id}-small"
+        data = await self._files.in_thread(partial(self._files.sample_image, stored, image))
+        return data, MEDIA_TYPES[image.format], stored.id
 
     def _page(self, search: str, cursor: str, limit: int, base_url: str, caller: Caller) -> TrainingJobList:
         visible = (job for job in self._files.folders.jobs(cursor) if caller.may_see_training_job(job.name))
@@ -149,30 +156,34 @@ class TrainingJobs:
     def _paths(self, job: TrainingJob, sample: Sample) -> list[str]:
         return control_paths(sample, MODELS[job.model]) if job.model else []
 
-    def _image(self, name: str, file: str, small: bool) -> tuple[bytes, str, str]:
-        if not is_job_name(name):
-            raise no_training_job(name)
-        # Only names that the trainer gives are looked up, so that no name leads elsewhere.
-        image = sample_image_at(f"{name}/{SAMPLES}/{file}") if "/" not in file else None
-        if image is None:
-            raise SampleNotFound(
-                f"the training job {name[:MAX_NAME_CHARS]!r} has no sample image {file[:MAX_NAME_CHARS]!r}",
-                {"training_job": name[:MAX_NAME_CHARS], "file": file[:MAX_NAME_CHARS]},
-            )
-        stored = self._files.sample_file(image.path)
-        if small:
-            return self._thumbnail(stored, image), MEDIA_TYPES["jpg"], f"{stored.id}-small"
-        return self._files.sample_image(stored, image), MEDIA_TYPES[image.format], stored.id
-
-    def _make_thumbnail(self, stored: StoredFile, image: SampleImage) -> bytes:
+    async def _make_thumbnail(self, stored: StoredFile, image: SampleImage, tenant: str) -> bytes:
         """The trainer's own thumbnail if it is there, otherwise one that is made here."""
-        own = self._files.thumbnail(stored.path.removesuffix(image.name) + f"{THUMBNAILS}/", image.name)
+        folder = stored.path.removesuffix(image.name) + f"{THUMBNAILS}/"
+        own = await self._files.in_thread(partial(self._files.thumbnail, folder, image.name))
         if own is not None:
             return own
+        data = await self._files.in_thread(partial(self._files.sample_image, stored, image))
         try:
-            return thumbnail(decode(self._files.sample_image(stored, image), "ignore", self._max_pixels).image)
+            facts = await self._decoding.facts(data, tenant)
+            return await self._decoding.run(facts.size, tenant, lambda: thumbnail(decode(data, "ignore").image))
         except ControlImageInvalid as error:
             raise SampleNotFound(f"the sample image {image.name!r} cannot be read: {error.message}") from error
+
+
+def _named_image(name: str, file: str) -> SampleImage:
+    """The sample image that the trainer would name so. Raises TrainingJobNotFound or SampleNotFound.
+
+    No other name is looked up, so that none leads elsewhere.
+    """
+    if not is_job_name(name):
+        raise no_training_job(name)
+    image = sample_image_at(f"{name}/{SAMPLES}/{file}") if "/" not in file else None
+    if image is None:
+        raise SampleNotFound(
+            f"the training job {name[:MAX_NAME_CHARS]!r} has no sample image {file[:MAX_NAME_CHARS]!r}",
+            {"training_job": name[:MAX_NAME_CHARS], "file": file[:MAX_NAME_CHARS]},
+        )
+    return image
 
 
 def _checked(sample: Sample, body: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:

@@ -1,8 +1,7 @@
 """Pairs of the trainer's sample images and this service's own, how far they are apart, and what that means."""
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 
 from serve_app.adapters.lora_root import StoredFile
 from serve_app.errors import ControlImageInvalid, LoraDownloadFailed, PreviewsNotFound, SampleNotFound
@@ -10,6 +9,7 @@ from serve_app.images.comparison import Comparison, compare, saved_as
 from serve_app.images.decode import decode
 from serve_app.intake.answers.bodies import Links
 from serve_app.intake.tenants import Caller
+from serve_app.intake.training.decoding import Decoding, Recent
 from serve_app.intake.training.files import TrainingFiles
 from serve_app.intake.training.jobs import fact_infos, image_url
 from serve_app.intake.training.previews import ID, TrainingPreviews
@@ -45,14 +45,14 @@ class TrainingPairs:
         previews: TrainingPreviews,
         store: JobStore,
         artifacts: Artifacts,
-        max_pixels: int,
+        decoding: Decoding,
     ) -> None:
         self._files = files
         self._previews = previews
         self._store = store
         self._artifacts = artifacts
-        self._max_pixels = max_pixels
-        self._compare = lru_cache(KNOWN_COMPARISONS)(self._compared)
+        self._decoding = decoding
+        self._comparisons = Recent[Comparison](KNOWN_COMPARISONS)
 
     async def status(self, name: str, previews_id: str, caller: Caller, links: Links) -> PreviewsStatus:
         """Raises TrainingJobNotFound, PreviewsNotFound, Overloaded, StoreUnavailable and StorageFailed."""
@@ -95,7 +95,7 @@ class TrainingPairs:
         elif record.purged:
             problem = "our image was deleted"
         elif done is not None:
-            comparison, problem = await self._comparison(job, theirs, done)
+            comparison, problem = await self._comparison(theirs, done, record.tenant)
         ours = OurImage(
             request_id=record.id,
             status=record.status,
@@ -112,12 +112,13 @@ class TrainingPairs:
         return Pair(sample=sample.number, theirs=their, ours=ours, comparison=comparison, problem=problem, facts=facts)
 
     async def _comparison(
-        self, job: TrainingJob, theirs: SampleImage, done: EditDone
+        self, theirs: SampleImage, done: EditDone, tenant: str
     ) -> tuple[PairComparison | None, str | None]:
         """How far the images are apart, or why that cannot be said."""
         try:
             file = await self._files.in_thread(partial(self._files.sample_file, theirs.path))
-            found = await asyncio.to_thread(self._compare, file, theirs, done.key)
+            make = partial(self._compared, file, theirs, done, tenant)
+            found = await self._comparisons.get(f"{file.id} {done.key}", make)
         except (SampleNotFound, LoraDownloadFailed, ControlImageInvalid) as error:
             return None, error.message
         except FileNotFoundError:
@@ -128,20 +129,24 @@ class TrainingPairs:
         psnr = None if found.psnr_db is None else round(found.psnr_db, 2)
         return PairComparison(is_equal=is_equal, equal_share=found.equal_share, psnr_db=psnr), None
 
-    def _compared(self, file: StoredFile, theirs: SampleImage, key: str) -> Comparison:
+    async def _compared(self, file: StoredFile, theirs: SampleImage, done: EditDone, tenant: str) -> Comparison:
         """Compare two images.
 
-        Raises SampleNotFound, ControlImageInvalid, FileNotFoundError, and ValueError with a sentence.
+        Raises SampleNotFound, ControlImageInvalid, FileNotFoundError, Overloaded, and ValueError with a sentence.
         """
-        data = self._files.sample_image(file, theirs)
-        their_image = decode(data, "ignore", self._max_pixels).image
-        our_image = decode(self._artifacts.get(key), "ignore").image
-        if their_image.size != our_image.size:
+        data = await self._files.in_thread(partial(self._files.sample_image, file, theirs))
+        size, ours = (await self._decoding.facts(data, tenant)).size, (done.width, done.height)
+        if size != ours:
             raise ValueError(
-                f"the trainer's image has {_size(their_image.size)} pixels, and ours {_size(our_image.size)}: the "
-                "training config names another size now than when the trainer made it"
+                f"the trainer's image has {_size(size)} pixels, and ours {_size(ours)}: the training config names "
+                "another size now than when the trainer made it"
             )
-        return compare(their_image, saved_as(our_image, theirs.format))
+        return await self._decoding.run(size, tenant, partial(self._measure, data, theirs.format, done.key))
+
+    def _measure(self, data: bytes, suffix: str, key: str) -> Comparison:
+        """Blocks. Raises FileNotFoundError if our image is not stored any more."""
+        ours = decode(self._artifacts.get(key), "ignore").image
+        return compare(decode(data, "ignore").image, saved_as(ours, suffix))
 
 
 def _facts_of_edit(job: TrainingJob, image: ImageRecord) -> Iterable[Fact]:
