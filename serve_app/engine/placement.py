@@ -47,6 +47,9 @@ def place_on(config: ModelConfig, weights: Mapping[str, int], device: int, host:
     if config.device_memory_bytes is not None:
         device = min(device, config.device_memory_bytes)
     found = f"{gib(total)} of weights; {gib(device)} free on the device, {gib(host)} of the host"
+    if total == 0 and config.offload == "auto":
+        # Not safetensors files: the engine measures when they are loaded.
+        return Placed(config.model_copy(update={"offload": "none"}), "resident, since the files do not tell their size")
     copies: str | None = None
     if device >= total + copy + EDIT_BYTES:
         copies = "device"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from diffusers import (
@@ -122,6 +122,8 @@ def find(config: CheckpointConfig, spec: ModelSpec) -> Path:
         return trained_miniature.checkpoint_folder(spec)
     if config.checkpoint == MINIATURE_RANDOM:
         return miniature.checkpoint_folder(spec)
+    if Path(config.checkpoint).is_file():
+        refuse_file(Path(config.checkpoint))
     if Path(config.checkpoint).is_dir():
         if config.revision is not None:
             raise CheckpointRefused(f"revision: {config.checkpoint!r} is a directory, which has no revisions")
@@ -138,6 +140,22 @@ def find(config: CheckpointConfig, spec: ModelSpec) -> Path:
             f"{config.checkpoint!r}{revision} is neither a directory here nor available {where}: {error}"
         ) from error
     return Path(folder)
+
+
+def refuse_file(file: Path) -> NoReturn:
+    """Raise CheckpointRefused for a single file, with what is needed instead."""
+    scaled = False
+    with refused(f"{file} is not a folder in diffusers' layout, and cannot be read", file.parent):
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as tensors:
+                names = tensors.keys()
+                scaled = any(name.endswith(("scaled_fp8", ".scale_weight", ".weight_scale")) for name in names)
+    kind = "a single file with scaled fp8 weights" if scaled else "a single file"
+    lost = ", whose bf16 weights cannot be had back" if scaled else ""
+    raise CheckpointRefused(
+        f"{file} is {kind}{lost}: name a folder in diffusers' layout with bf16 weights, as its makers publish it "
+        "(`quantization: fp8` rounds them when they are loaded)"
+    )
 
 
 def constants(folder: Path, spec: ModelSpec) -> list[Constant]:

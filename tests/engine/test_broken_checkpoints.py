@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from serve_app.config import ModelConfig
 from serve_app.errors import CheckpointRefused
@@ -68,3 +69,28 @@ def test_ingress_names_a_broken_config_of_the_transformer(folder, content):
     file.write_bytes(content)
     with pytest.raises(CheckpointRefused, match=str(file)):
         architecture_of(ModelConfig(checkpoint=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (
+            ["scaled_fp8", "a.weight"],
+            "a single file with scaled fp8 weights, whose bf16 weights cannot be had back: name",
+        ),
+        (["a.weight", "a.scale_weight"], "a single file with scaled fp8 weights"),
+        (["a.weight"], "is a single file: name a folder in diffusers' layout with bf16 weights"),
+    ],
+)
+def test_single_file_is_refused_with_what_is_needed(tmp_path, names, sentence):
+    file = tmp_path / "qwen_image_edit.safetensors"
+    save_file({name: torch.ones(2) for name in names}, file)
+    with pytest.raises(CheckpointRefused, match=sentence):
+        checkpoint.find(ModelConfig(checkpoint=str(file)), SPEC)
+
+
+def test_single_file_that_is_broken_is_refused_too(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"{nope")
+    with pytest.raises(CheckpointRefused, match="is not a folder in diffusers' layout, and cannot be read"):
+        checkpoint.find(ModelConfig(checkpoint=str(file)), SPEC)

@@ -65,6 +65,11 @@ def test_compiled_blocks_without_room_for_a_copy_are_streamed_or_refused():
         place_on(ModelConfig(**COMPILED), WEIGHTS, 79 * GIB, 24 * GIB)
 
 
+def test_weights_of_unknown_size_are_resident_and_measured_when_they_are_loaded():
+    placed = place_on(ModelConfig(), dict.fromkeys(WEIGHTS, 0), 24 * GIB, 60 * GIB)
+    assert (placed.config.offload, placed.config.adapter_weights) == ("none", "auto")
+
+
 def test_auto_on_a_cpu_is_resident_and_a_card_is_asked_for_its_memory(monkeypatch):
     placed = place(ModelConfig(), WEIGHTS, CPU)
     assert (placed.config.offload, placed.why) == ("none", "on a CPU, host memory is the device's memory")
