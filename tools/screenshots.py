@@ -57,7 +57,15 @@ def fill_in(page: Page, prompt: str, lora: str) -> None:
 
 def make(page: Page) -> None:
     page.get_by_role("button", name="Make the edit").click()
+    wait_for_result(page)
+
+
+def wait_for_result(page: Page) -> None:
+    """Wait until input and result are loaded: until then, the input shows where the result will be."""
     page.locator("compare-images .after img").wait_for()
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('compare-images img')].every((each) => each.complete && each.naturalWidth)"
+    )
 
 
 def take(browser: Browser, url: str) -> None:
@@ -67,7 +75,7 @@ def take(browser: Browser, url: str) -> None:
         page.get_by_role("button", name="Make the edit").click()
         page.locator(".stage-box .preview").wait_for()
         save(page, "watch")
-        page.locator("compare-images .after img").wait_for()
+        wait_for_result(page)
         page.wait_for_load_state("networkidle")
         save(page, "edit")
         page.get_by_role("link", name="Settings and code").click()

@@ -77,7 +77,7 @@ def test_an_edit_happens_in_a_browser(visit: Visit, tmp_path) -> None:
     page = visit.open()
     expect(page.locator(".job")).to_have_count(1)
     slider = page.get_by_role("slider", name="Boundary between the two images")
-    expect(slider).to_be_visible(timeout=60_000)
+    expect(slider).to_be_visible(timeout=120_000)
     slider.focus()
     page.keyboard.press("ArrowLeft")
     expect(slider).to_have_attribute("aria-valuenow", "48")
