@@ -102,11 +102,19 @@ class Service:
         )
         self.uploads = Uploads(config, resources, self._sweeper)
         self._sweep_cells = SweepCells(store, config.sweeps, self._limits_of_sweeps, self._dispatcher.wake, meter)
+        files = TrainingFiles(lora_root, self.catalogue, config.fetch.max_bytes)
         self.sweeps = Sweeps(
-            config, resources, admission, self.presets, lora_root, self._dispatcher, self._sweeper, self._sweep_cells
+            config,
+            resources,
+            admission,
+            self.presets,
+            lora_root,
+            files,
+            self._dispatcher,
+            self._sweeper,
+            self._sweep_cells,
         )
         self.sweep_events = SweepEvents(store)
-        files = TrainingFiles(lora_root, self.catalogue, config.fetch.max_bytes)
         decoding = Decoding(resources)
         self.training_jobs = TrainingJobs(config, files, decoding)
         self.training_previews = TrainingPreviews(config, files, self.submissions, self.uploads, store)

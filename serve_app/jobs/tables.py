@@ -236,7 +236,7 @@ sweep_cells = sa.Table(
     _of_sweep(),
     # Its place in the order in which cells are made.
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    # The index of its value on each axis, null where it has none: see `sweeps.records.AXES`.
+    # The index of its value on each axis, null where it has none: see `policy.sweep_order.Place`.
     sa.Column("place", sa.JSON, nullable=False),
     # Derived from sweep, place and attempt, so that no cell becomes two requests. Its request may have been deleted.
     sa.Column("request_id", sa.String(32), nullable=False),

@@ -122,6 +122,18 @@ def test_checkpoints_of_a_training_job(client, config, make_body):
     assert [each["step"] for each in shown["axes"]["checkpoints"]] == [500, 750]
 
 
+def test_checkpoint_that_is_still_being_written_is_left_out_of_a_range(client, config, make_body):
+    _, newest = add_checkpoints(config, "job_000000250.safetensors", "job_000000500.safetensors")
+    whole = Path(config.lora_root, newest).read_bytes()
+    Path(config.lora_root, newest).write_bytes(whole[:-10])
+    answer = started(client, sweep_body(make_body, checkpoints=[{"training_job": "job", "from_step": 1}]))
+    assert answer["cells"] == 1
+    assert answer["notes"][0] == f"{newest} is still being written, so it was left out"
+    # Named by itself, it refuses the sweep.
+    answer = client.post("/v1/sweeps", json=sweep_body(make_body, checkpoints=[newest]))
+    assert answer.json()["detail"]["error"]["code"] == "LORA_INVALID_FILE"
+
+
 @pytest.mark.parametrize(
     ("pattern", "path", "fits"),
     [

@@ -26,10 +26,19 @@ IMAGE_FIELDS = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
 
 @dataclass(frozen=True)
 class Files:
-    """The files that values of the axis `checkpoints` stand for, by pattern, and the training `jobs` that are named."""
+    """The files that values of the axis `checkpoints` stand for, by pattern, and the training `jobs` that are named.
+
+    `unfinished` are files of these jobs that are still being written: a range leaves them out.
+    """
 
     by_pattern: Mapping[str, Sequence[str]] = field(default_factory=dict)
     jobs: Mapping[str, TrainingJob] = field(default_factory=dict)
+    unfinished: frozenset[str] = frozenset()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out, as sentences."""
+        return [f"{path} is still being written, so it was left out" for path in sorted(self.unfinished)]
 
 
 def step_of_path(path: str | None) -> int | None:
@@ -51,7 +60,8 @@ def files_of(value: str | CheckpointRange, files: Files) -> Sequence[str]:
     """The paths that a value of the axis `checkpoints` stands for. Raises LoraNotFound if there are none."""
     if isinstance(value, CheckpointRange):
         job = files.jobs[value.training_job]
-        found = [checkpoint.path for checkpoint in job.between(value.from_step, value.to_step)]
+        between = job.between(value.from_step, value.to_step)
+        found = [checkpoint.path for checkpoint in between if checkpoint.path not in files.unfinished]
         if not found:
             raise LoraNotFound(
                 f"the training job {job.name!r} has no checkpoint in this range of steps; GET /v1/training-jobs/"

@@ -15,13 +15,14 @@ from serve_app.intake.resources import Resources
 from serve_app.intake.sweeps import axes as sweep_axes
 from serve_app.intake.sweeps.axes import Files
 from serve_app.intake.tenants import Caller
+from serve_app.intake.training.files import TrainingFiles
 from serve_app.jobs.sweeps.records import Axes, NewCell, SweepDefinition
 from serve_app.models.repeat_request import STORED_IMAGE
 from serve_app.policy.sweep_order import Place, places
 from serve_app.schemas.requests import InferenceRequest
 from serve_app.schemas.sweeps import CheckpointRange, SweepAxes
 from serve_app.storage import artifact_keys
-from serve_app.training.folders import TrainingFolders, no_training_job
+from serve_app.training.folders import TrainingJob, no_training_job
 
 # How many patterns of paths one sweep may have.
 MAX_PATTERNS = 50
@@ -45,10 +46,10 @@ def group_of(place: Place) -> Group:
 class SweepPlanner:
     """Plans sweeps and their extensions."""
 
-    def __init__(self, resources: Resources, admission: Admission, lora_root: LoraRoot) -> None:
+    def __init__(self, resources: Resources, admission: Admission, lora_root: LoraRoot, files: TrainingFiles) -> None:
         self._admission = admission
         self._lora_root = lora_root
-        self._training = TrainingFolders(lora_root)
+        self._files = files
         self._image_memory = resources.image_memory
         self._store = resources.store
         self._artifacts = resources.artifacts
@@ -70,10 +71,17 @@ class SweepPlanner:
         try:
             if unseen := [name for name in sorted(names) if not caller.may_see_training_job(name)]:
                 raise no_training_job(unseen[0])
-            jobs = {name: await self._lora_root.in_thread(partial(self._training.job, name)) for name in sorted(names)}
+            jobs = {name: await self._files.in_thread(partial(self._files.folders.job, name)) for name in sorted(names)}
         except TrainingJobNotFound as error:
             raise LoraNotFound(error.message, error.details) from error
-        return Files(by_pattern, jobs)
+        unfinished = await self._files.in_thread(partial(self._unfinished, values, jobs)) if jobs else ()
+        return Files(by_pattern, jobs, frozenset(unfinished))
+
+    def _unfinished(self, values: Sequence[object], jobs: Mapping[str, TrainingJob]) -> set[str]:
+        """The files in the ranges of training jobs that are not whole yet. Blocks."""
+        ranges = [value for value in values if isinstance(value, CheckpointRange)]
+        named = (file for each in ranges for file in jobs[each.training_job].between(each.from_step, each.to_step))
+        return {file.path for file in named if self._files.weights(file).info.state == "incomplete"}
 
     def _matching(self, patterns: Sequence[str], caller: Caller) -> dict[str, list[str]]:
         """The files of each pattern that is not itself the name of a file. Blocks."""
@@ -88,10 +96,12 @@ class SweepPlanner:
         caller: Caller,
         known: Collection[Place] = (),
         known_images: int = 0,
+        notes: Sequence[str] = (),
     ) -> PlannedSweep:
         """Make all checks of all cells, fetch and store what they need, and plan those that are not `known`.
 
-        The first `known_images` values of the axis `control_images` are those of a sweep that is extended.
+        The first `known_images` values of the axis `control_images` are those of a sweep that is extended. `notes` are
+        sentences about what was found so far.
         """
         has_lora = any(path is not None for path in axes.checkpoints)
         for request in self._groups(base, axes, known).values():
@@ -111,10 +121,10 @@ class SweepPlanner:
         cells = await asyncio.to_thread(self._planned_cells, new, axes, admitted)
         body, kept = sweep_axes.stored(base, axes)
         ignored = next(iter(admitted.values())).ignored
-        notes = list(dict.fromkeys(note for each in admitted.values() for note in each.notes))
+        found = dict.fromkeys([*notes, *(note for each in admitted.values() for note in each.notes)])
         speed = await self._store.sweeps.speed(base.model)
         seconds = round(sum(cell.work for cell in cells) / speed, 1) if speed else None
-        return PlannedSweep(SweepDefinition(body, kept, notes, ignored), cells, seconds)
+        return PlannedSweep(SweepDefinition(body, kept, list(found), ignored), cells, seconds)
 
     def _groups(self, base: InferenceRequest, axes: Axes, known: Collection[Place]) -> dict[Group, InferenceRequest]:
         """The requests of the groups that have new cells; all if none has.

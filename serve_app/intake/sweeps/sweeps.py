@@ -5,7 +5,9 @@ import hashlib
 import json
 import logging
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from serve_app.adapters.lora_root import LoraRoot
@@ -23,8 +25,9 @@ from serve_app.intake.sweeps import axes as sweep_axes
 from serve_app.intake.sweeps.axes import Files
 from serve_app.intake.sweeps.plan import PlannedSweep, SweepPlanner
 from serve_app.intake.tenants import Caller
+from serve_app.intake.training.files import TrainingFiles
 from serve_app.jobs.records import HistoryFilter
-from serve_app.jobs.sweeps.records import Axes, CellRecord, NewSweep, SweepRecord
+from serve_app.jobs.sweeps.records import CellRecord, NewSweep, SweepRecord
 from serve_app.schemas.requests import InferenceRequest
 from serve_app.schemas.sweeps import SweepAxes, SweepExtension, SweepRequest
 from serve_app.storage import artifact_keys
@@ -59,13 +62,14 @@ class Sweeps:
         admission: Admission,
         presets: Presets,
         lora_root: LoraRoot,
+        files: TrainingFiles,
         dispatcher: Dispatcher,
         sweeper: Sweeper,
         cells: SweepCells,
     ) -> None:
         self._config = config
         self._presets = presets
-        self._planner = SweepPlanner(resources, admission, lora_root)
+        self._planner = SweepPlanner(resources, admission, lora_root, files)
         self._store = resources.store
         self._artifacts = resources.artifacts
         self._dispatcher = dispatcher
@@ -91,12 +95,14 @@ class Sweeps:
             base = with_defaults(self._presets.apply(base, caller))
             limit = self._limit(sent.max_cells)
             sweep_axes.check_cells(sweep_axes.lengths_of(_with_base(sent.axes, base)).cells, limit)
-            axes = sweep_axes.axes_of(base, sent.axes, await self._planner.files(sent.axes, caller))
+            files = await self._planner.files(sent.axes, caller)
+            axes = sweep_axes.axes_of(base, sent.axes, files)
             sweep_axes.check_axes(sent.axes, axes)
             sweep_axes.check_cells(axes.lengths.cells, limit)
             for tries in range(1, MAX_TRIES + 1):
                 try:
-                    return await self._plan_and_store(sent, base, axes, caller, base_url, (idempotency_key, digest))
+                    plan = partial(self._planner.plan, base, axes, caller, notes=files.notes)
+                    return await self._plan_and_store(sent, base, plan, caller, base_url, (idempotency_key, digest))
                 except FilesGone:
                     if tries == MAX_TRIES:
                         raise
@@ -106,13 +112,13 @@ class Sweeps:
         self,
         sent: SweepRequest,
         base: InferenceRequest,
-        axes: Axes,
+        make_plan: Callable[[], Awaitable[PlannedSweep]],
         caller: Caller,
         base_url: str,
         key: tuple[str | None, str | None],
     ) -> Outcome:
         async with discarding_new_files(self._artifacts, self._sweeper) as new_files:
-            plan = await self._planner.plan(base, axes, caller)
+            plan = await make_plan()
             if sent.dry_run:
                 return Outcome(None, is_new=True, plan=plan, dry_run=True)
             new = NewSweep(
@@ -163,7 +169,7 @@ class Sweeps:
         sweep_axes.check_cells(axes.lengths.cells, self._limit(sent.max_cells))
         known = {cell.place for cell in await self._store.sweeps.cells(old.id)}
         async with discarding_new_files(self._artifacts, self._sweeper) as new_files:
-            plan = await self._planner.plan(base, axes, caller, known, len(before.control_images))
+            plan = await self._planner.plan(base, axes, caller, known, len(before.control_images), files.notes)
             definition = replace(old.definition, axes=plan.definition.axes)
             if not sent.dry_run and plan.cells:
                 most = caller.limits.sweep_cells_per_day

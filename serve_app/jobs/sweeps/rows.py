@@ -42,7 +42,7 @@ def cell_image(row: Any) -> CellImage:
     )
 
 
-def is_lost(row: Any) -> bool:
+def needs_new_attempt(row: Any) -> bool:
     """Whether a submitted cell has ended without an image, or its image was deleted."""
     return row.status in (Status.FAILED, Status.CANCELED) or (row.status == Status.SUCCEEDED and row.purged)
 

@@ -25,7 +25,7 @@ from serve_app.jobs.sweeps.records import (
     SweepRecord,
     request_id_of,
 )
-from serve_app.jobs.sweeps.rows import cell_image, cell_record, cell_rows, definitions, is_lost, plans
+from serve_app.jobs.sweeps.rows import cell_image, cell_record, cell_rows, definitions, needs_new_attempt, plans
 from serve_app.policy.sweep_order import Place
 from serve_app.tasks import EditPlan, Status
 
@@ -169,7 +169,7 @@ class Sweeps:
         async with self._database.writing() as connection:
             sweep = await _locked(connection, sweep_id)
             rows = (await connection.execute(sweep_queries.cells, {"sweep_id": sweep_id})).all()
-            again = [row for row in rows if row.submitted and is_lost(row)]
+            again = [row for row in rows if row.submitted and needs_new_attempt(row)]
             for row in again:
                 await self._make_anew(connection, sweep_id, row)
             if again or sweep.canceled:
