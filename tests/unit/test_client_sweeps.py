@@ -128,6 +128,18 @@ def test_command_says_what_it_would_do(edits):
     assert json.loads(result.stdout)["cells"] == 2
 
 
+def test_trigger_word_of_a_job_is_its_checkpoints(edits):
+    """The tests' files name none, which is said before anything is made."""
+
+    def planned(prompt: str, *arguments: str) -> str:
+        command = ["sweep", "photo.png", prompt, "--job", "job", "--dry-run"]
+        return CliRunner().invoke(app, [*command, *arguments]).output
+
+    assert "trigger_word is auto, but no adapter's file names a word" in planned("[trigger] at night")
+    assert "trigger_word" not in planned("[trigger] at night", "--trigger", "sks")
+    assert "trigger_word" not in planned("at dawn")
+
+
 def test_command_extends_a_sweep(edits, client):
     sweep = client.sweep(base(client), {"seeds": [1]})
     sweep.wait(timeout=60)

@@ -63,6 +63,12 @@ def test_known_cause_is_named_and_an_unknown_one_is_not_guessed():
     assert "No setting of the job explains all of this: check" in said
 
 
+def test_other_image_is_not_explained_by_roundings():
+    said = summary_of([pair(5.1, facts=(CAUSE, OTHER)), pair(6.0)])
+    assert "That far apart, they are different images: check that the checkpoint" in said
+    assert "quantised" not in said
+
+
 def test_what_failed_and_what_could_not_be_compared_is_counted():
     said = summary_of([pair(), pair(status=FAILED), pair(status=CANCELED), pair(compared=False)])
     assert said.startswith("Of those that could be compared, the only one is equal")

@@ -5,6 +5,13 @@ from collections.abc import Sequence
 from serve_app.schemas.training import Pair
 from serve_app.tasks import Status
 
+# Images that are further apart (dB, PSNR) do not show the same thing; no rounding does that.
+OTHER_IMAGE_DB = 15.0
+OTHER_IMAGES = (
+    "That far apart, they are different images: check that the checkpoint, the job's base model, the sample settings "
+    "and the control images are those of the training."
+)
+
 
 def summary_of(pairs: Sequence[Pair]) -> str:
     """A few sentences: whether this service reproduces the previews, and otherwise what is known about why not."""
@@ -35,6 +42,9 @@ def _about_compared(compared: Sequence[Pair], *, are_all: bool) -> list[str]:
         f"{equal} of {len(compared)} previews are equal in every pixel; the others are {closeness} dB (PSNR) from the "
         "trainer's."
     ]
+    if (distant := [pair for pair in others if _is_another_image(pair)]) and len(distant) == len(others):
+        sentences.append(OTHER_IMAGES)
+        return sentences
     causes = {fact.code: fact.text for pair in others for fact in pair.facts if fact.differs}
     sentences += [f"{text[0].upper()}{text[1:]}." for text in causes.values()]
     if any(not any(fact.differs for fact in pair.facts) for pair in others):
@@ -46,6 +56,11 @@ def _about_compared(compared: Sequence[Pair], *, are_all: bool) -> list[str]:
             "whether the trainer had other versions of torch, diffusers or transformers installed than it pins."
         )
     return sentences
+
+
+def _is_another_image(pair: Pair) -> bool:
+    ratio = pair.comparison.psnr_db if pair.comparison else None
+    return ratio is not None and ratio < OTHER_IMAGE_DB
 
 
 def _all(number: int) -> str:

@@ -4,7 +4,7 @@ import { asCurl, asOpenAI, asPython } from "../snippets.js";
 import { Element, define } from "./element.js";
 
 const LANGUAGES = [
-  { name: "Python", code: asPython, needs: "pip install edits-client" },
+  { name: "Python", code: asPython, needs: "pip install ./clients/python, in a checkout of the service" },
   { name: "curl", code: asCurl, needs: "" },
   { name: "OpenAI client", code: asOpenAI, needs: "pip install openai" },
 ];

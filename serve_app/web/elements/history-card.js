@@ -65,11 +65,13 @@ class HistoryCard extends Element {
     this.#loaded = keyOf(entry);
     try {
       const result = await api.resultOf(entry.request_id);
-      if (entry !== this.entry) return;
+      // A refresh of the list brings another object for the same request.
+      if (keyOf(entry) !== keyOf(this.entry)) return;
       this.#result = result;
       this.update();
     } catch {
-      // The request's own view says what is wrong.
+      // The request's own view says what is wrong. The next look at the card tries again.
+      this.#loaded = "";
     }
   }
 }

@@ -86,6 +86,9 @@ def sweep(
 
     Ctrl-C leaves the sweep running, and says how to follow or cancel it.
     """
+    if job is not None and trigger is None and "[trigger]" in prompt + "".join(prompts or []):
+        # The job's checkpoints name their trigger word.
+        trigger = "auto"
     given = {**locals(), "seeds": None, "profile": None, "priority": None, "output_format": None}
     axes = axes_of(checkpoint, job, (from_step, to_step), multiplier, prompts and [prompt, *prompts], seeds, profile)
     with client_of(context) as client:
