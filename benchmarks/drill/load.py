@@ -77,14 +77,14 @@ def make_orders(count: int, randomness: random.Random, steps: int = STEPS) -> li
     ]
 
 
-def _control_image() -> str:
+def control_image() -> str:
     image = PIL.Image.open(ROOT / "samples/astronaut.jpg").resize((96, 64))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-CONTROL = _control_image()
+CONTROL = control_image()
 
 
 @dataclass(frozen=True)

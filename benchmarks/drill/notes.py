@@ -18,10 +18,24 @@ from serve_app.tasks import EditPlan
 TIMED, TIMED_STEP_S = "timed", 0.3
 # The same with a shorter step, for many edits in a short time.
 QUICK, QUICK_STEP_S = "quick", 0.05
+# The negative prompt of the cells of a sweep.
+SWEEP = "sweep"
 # The folder where each editor leaves a file with its process id.
 EDITOR_FILES = "editors"
 # A note counts as an editor's current work for this long.
 FRESH_S = 1.0
+
+
+def name_of(plan: EditPlan) -> str:
+    """The name of the image that a plan makes. The cells of a sweep share their negative prompt."""
+    if plan.negative_prompt != SWEEP:
+        return plan.negative_prompt
+    return cell_name(plan.prompt, plan.seed, plan.adapters[0].scale)
+
+
+def cell_name(prompt: str, seed: int, multiplier: float) -> str:
+    """The name of a cell of the drill's sweep."""
+    return f"{SWEEP}-{multiplier:g}-{prompt}-{seed}"
 
 
 def register_editor(folder: Path) -> None:
@@ -54,7 +68,7 @@ class Notes:
 
     def write(self, what: str, plan: EditPlan, step: int) -> None:
         # One short write to a file that is opened for appending, so that lines of several processes do not mix.
-        line = f"{time.time()} {os.getpid()} {what} {plan.negative_prompt} {step} {plan.steps}\n"
+        line = f"{time.time()} {os.getpid()} {what} {name_of(plan)} {step} {plan.steps}\n"
         with self._file.open("a") as file:
             file.write(line)
 
