@@ -3,7 +3,8 @@
 import shutil
 import time
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,9 @@ CONTROL = as_base64(as_png(noise_image(64, 64, seed=4711)))
 
 
 @pytest.fixture(scope="module")
-def checkpoints() -> Iterator[list[str]]:
+def checkpoints(family: Deployed) -> Iterator[list[str]]:
     """Three checkpoints of a training job, with the same weights: what differs is which file it is."""
-    folder = LORAS / "job_of_a_test"
+    folder = Path(family.config.lora_root) / "job_of_a_test"
     folder.mkdir(exist_ok=True)
     names = [f"job_of_a_test_{step:09}.safetensors" for step in STEPS]
     try:
@@ -40,8 +41,7 @@ def checkpoints() -> Iterator[list[str]]:
 @pytest.fixture(scope="module")
 def swept(family: Deployed, checkpoints: list[str]) -> dict[str, Any]:
     """The finished sweep: 3 checkpoints, 4 multipliers, 2 prompts, 2 seeds."""
-    prompt = {"prompt": PROMPTS[0], "ctrl_img": CONTROL, "width": 64, "height": 64, "sample_steps": 2}
-    base = {"model": "qwen_image_edit", "prompts": [prompt | {"guidance_scale": 3.0}], "loras": [{"path": "any"}]}
+    base = {"model": "qwen_image_edit", "prompts": [prompt_of(PROMPTS[0])], "loras": [{"path": "any"}]}
     axes = {"checkpoints": [{"training_job": "job_of_a_test"}], "multipliers": MULTIPLIERS}
     body = {"base": base, "axes": axes | {"prompts": PROMPTS, "seeds": SEEDS}}
     answer = family.client.post("/v1/sweeps", json=body, timeout=60).json()
@@ -77,15 +77,32 @@ def test_prompts_and_the_control_image_are_encoded_once(results):
     assert sum(1 - each["controls"] for each in reused) == 1
 
 
-def test_each_cell_has_the_pixels_of_the_same_request_sent_alone(family, swept, checkpoints):
-    for cell in swept["grid"][:: len(swept["grid"]) // 5]:
-        place = cell["place"]
-        lora = {"path": checkpoints[place["checkpoint"]], "network_multiplier": MULTIPLIERS[place["multiplier"]]}
-        prompt = {"prompt": PROMPTS[place["prompt"]], "seed": SEEDS[place["seed"]], "ctrl_img": CONTROL}
-        prompt |= {"width": 64, "height": 64, "sample_steps": 2, "guidance_scale": 3.0}
-        alone = {"model": "qwen_image_edit", "prompts": [prompt], "loras": [lora], "output_format": "png"}
-        _, data = family.edit(alone)
-        assert np.array_equal(pixels(family.client.get(cell["url"]).content), pixels(data))
+def test_each_cell_has_the_pixels_of_the_same_request_outside_of_a_sweep(family, swept, checkpoints):
+    """Each checkpoint and multiplier in one request, with an image for each prompt and seed."""
+    by_place = {tuple(cell["place"].values()): cell for cell in swept["grid"]}
+    for checkpoint, multiplier in product(range(len(STEPS)), range(len(MULTIPLIERS))):
+        lora = {"path": checkpoints[checkpoint], "network_multiplier": MULTIPLIERS[multiplier]}
+        prompts = [prompt | {"seed": seed} for prompt in map(prompt_of, PROMPTS) for seed in SEEDS]
+        body = {"model": "qwen_image_edit", "prompts": prompts, "loras": [lora], "output_format": "png"}
+        images = family.result(family.submit(body))["outputs"]["images"]
+        for image, (prompt, seed) in zip(images, product(range(len(PROMPTS)), range(len(SEEDS))), strict=True):
+            cell = by_place[checkpoint, multiplier, prompt, seed, 0, 0, 0]
+            ours, theirs = (pixels(family.client.get(each["url"]).content) for each in (cell, image))
+            assert np.array_equal(ours, theirs)
+
+
+def prompt_of(text: str) -> dict[str, Any]:
+    return {"prompt": text, "ctrl_img": CONTROL, "width": 64, "height": 64, "sample_steps": 2, "guidance_scale": 3.0}
+
+
+def test_cell_has_the_pixels_of_the_same_request_sent_alone(family, swept, checkpoints):
+    cell = swept["grid"][-1]
+    place = cell["place"]
+    lora = {"path": checkpoints[place["checkpoint"]], "network_multiplier": MULTIPLIERS[place["multiplier"]]}
+    prompt = prompt_of(PROMPTS[place["prompt"]]) | {"seed": SEEDS[place["seed"]]}
+    alone = {"model": "qwen_image_edit", "prompts": [prompt], "loras": [lora], "output_format": "png"}
+    _, data = family.edit(alone)
+    assert np.array_equal(pixels(family.client.get(cell["url"]).content), pixels(data))
 
 
 def test_cells_differ_by_what_the_axes_say(family, swept):
