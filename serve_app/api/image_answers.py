@@ -23,5 +23,10 @@ def image_docs(media_types: Collection[str], headers: Mapping[str, Any] = {}) ->
 
 def image_answer(request: Request, data: bytes, media_type: str, headers: dict[str, str]) -> Response:
     """The answer with an image's file. A client that accepts only plain bytes gets it as such."""
+    return Response(data, media_type=sent_type(request, media_type), headers=headers | {"Vary": "Accept"})
+
+
+def sent_type(request: Request, media_type: str) -> str:
+    """The media type of a file in its answer: plain bytes for a client that accepts nothing else."""
     accepted = [accept.partition(";")[0].strip() for accept in request.headers.get("accept", "").split(",")]
-    return Response(data, media_type=BYTES if accepted == [BYTES] else media_type, headers=headers | {"Vary": "Accept"})
+    return BYTES if accepted == [BYTES] else media_type

@@ -34,10 +34,19 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict]:
     return found
 
 
+@pytest.fixture
+def only_errors_are_logged() -> Iterator[None]:
+    """By the rest of the service."""
+    logger = logging.getLogger("serve_app")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(level)
+
+
+@pytest.mark.usefixtures("only_errors_are_logged")
 def test_an_accepted_request_names_its_adapters_and_its_sender(as_tenant_and_operator, make_body, caplog):
     client, red, _ = as_tenant_and_operator
-    # Whatever the rest of the service logs.
-    logging.getLogger("serve_app").setLevel(logging.ERROR)
     client.headers["X-API-Key"] = red
     body = make_body(prompt="a secret plan")
     request_id = finished(client, body)["request_id"]

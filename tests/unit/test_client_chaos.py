@@ -89,7 +89,8 @@ def finished(events: list[Event]) -> list[tuple[Any, ...]]:
 def without_urls(event: Event) -> dict[str, Any]:
     """An end. The URLs of its images begin with the address under which a client knows the service."""
     assert isinstance(event, Ended)
-    return event.result.model_dump(exclude={"outputs": {"images": {"__all__": {"url"}}}})
+    urls: Any = {"__all__": {"url"}}
+    return event.result.model_dump(exclude={"outputs": {"images": urls}, "metadata": {"control_images": urls}})
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -236,10 +236,21 @@ def test_folders_below_a_limit_of_depth_are_left_out(tmp_path, training, monkeyp
     assert [each.name for each in training.jobs()] == ["a/b"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_folder_that_may_not_be_read_is_left_out(job, tmp_path, training):
-    (tmp_path / "closed").mkdir(mode=0)
+def test_folder_that_may_not_be_read_is_left_out(job, tmp_path, training, monkeypatch):
+    closed, scandir = tmp_path / "closed", os.scandir
+    closed.mkdir()
+    refused = []
+
+    def only_open(path):
+        # The system refuses nothing to root.
+        if Path(path) == closed:
+            refused.append(path)
+            raise PermissionError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", only_open)
     assert len(list(training.jobs())) == 1
+    assert refused
 
 
 def test_root_may_be_in_any_store(job, tmp_path):

@@ -3,13 +3,13 @@
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal, TypeVar
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from serve_app import errors
 from serve_app.api.caller import CallerOfRequest, links_of
 from serve_app.api.error_answers import error_docs
-from serve_app.api.image_answers import BINARY
+from serve_app.api.image_answers import BINARY, BYTES, image_answer, image_docs, sent_type
 from serve_app.intake.answers.bodies import Links
 from serve_app.intake.service import Service
 from serve_app.intake.sweeps.answers import sweep_of
@@ -48,15 +48,10 @@ def _add_sheet(routes: APIRouter, service: Service) -> None:
             errors.StoreUnavailable,
             errors.StorageFailed,
         )
-        | {
-            200: {
-                "description": "The page of the sheet.",
-                "content": dict.fromkeys(FORMATS, BINARY),
-                "headers": SHEET_HEADERS,
-            }
-        },
+        | image_docs(FORMATS, SHEET_HEADERS),
     )
     async def get_sheet(
+        request: Request,
         sweep_id: SweepId,
         caller: CallerOfRequest,
         rows: AxisNames = None,
@@ -82,10 +77,9 @@ def _add_sheet(routes: APIRouter, service: Service) -> None:
         headers = {
             "X-Page": str(found.page),
             "X-Pages": str(found.pages),
-            "Vary": "Accept",
             "Cache-Control": "no-cache",
         }
-        return Response(found.data, media_type=options.media_type, headers=headers)
+        return image_answer(request, found.data, options.media_type, headers)
 
 
 def _add_table(routes: APIRouter, service: Service) -> None:
@@ -113,10 +107,13 @@ def _add_table(routes: APIRouter, service: Service) -> None:
         "/v1/sweeps/{sweep_id}/archive",
         response_class=StreamingResponse,
         responses=error_docs(errors.SweepNotFound, errors.StoreUnavailable, errors.StorageFailed)
-        | {200: {"description": "The archive.", "content": {ZIP: BINARY}}},
+        | {200: {"description": "The archive.", "content": dict.fromkeys((ZIP, BYTES), BINARY)}},
     )
     async def get_archive(
-        sweep_id: SweepId, caller: CallerOfRequest, links: Annotated[Links, Depends(links_of(service))]
+        request: Request,
+        sweep_id: SweepId,
+        caller: CallerOfRequest,
+        links: Annotated[Links, Depends(links_of(service))],
     ) -> StreamingResponse:
         """A ZIP of the finished images, with `sweep.json` and `cells.csv`. It is made while it is sent."""
         record = await service.sweeps.get(sweep_id, caller)
@@ -124,7 +121,8 @@ def _add_table(routes: APIRouter, service: Service) -> None:
         parts = service.sweep_archives.parts(record, caller, description)
         # Before the answer starts, so that an error still decides its status.
         first = await anext(parts)
-        return StreamingResponse(_chained(first, parts), media_type=ZIP, headers=_named(sweep_id, "zip"))
+        media_type = sent_type(request, ZIP)
+        return StreamingResponse(_chained(first, parts), media_type=media_type, headers=_named(sweep_id, "zip"))
 
 
 async def _chained(first: T, others: AsyncIterator[T]) -> AsyncIterator[T]:
