@@ -1,6 +1,7 @@
 """`edits-server run` names replicas that no machine has room for, even if no ingress runs. Without Ray."""
 
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,10 +22,10 @@ class Loop:
         self.stop = SimpleNamespace(asked=False)
         self.asked_in: list[threading.Thread] = []
         self.front_looked_after = 0
-        file: Any = SimpleNamespace(application="edits")
+        file: Any = SimpleNamespace(application="edits", path=Path("no_file"))
         front: Any = SimpleNamespace(keep_running=self.keep_running)
         stop: Any = self.stop
-        self.service = RunningService(file, front, stop)
+        self.service = RunningService(file, front, stop, port=1)
         deploying = ApplicationStatusOverview(
             status=ApplicationStatus.DEPLOYING, message="", last_deployed_time_s=0, deployments={}
         )

@@ -51,12 +51,9 @@ def test_prompts_of_a_request_keep_their_order(family, make_body):
 def test_lora_of_another_model_is_refused_before_any_editor_sees_it(family, make_body):
     name = "diffusion_model.transformer_blocks.0.attn.to_q.lora_{}.weight"
     bad = {name.format("A"): np.ones((4, 999), np.float32), name.format("B"): np.ones((999, 4), np.float32)}
-    target = LORAS / "wide_of_a_test.safetensors"
-    try:
-        save_file(bad, target)
-        answer = family.client.post("/v1/inference", json=make_body(loras=[{"path": target.name}]))
-    finally:
-        target.unlink()
+    target = Path(family.config.lora_root) / "wide_of_a_test.safetensors"
+    save_file(bad, target)
+    answer = family.client.post("/v1/inference", json=make_body(loras=[{"path": target.name}]))
     error = answer.json()["detail"]["error"]
     assert (answer.status_code, error["code"]) == (400, "LORA_INCOMPATIBLE")
     assert "its change is 999x999, the model's module 16x16" in error["message"]

@@ -258,6 +258,7 @@ def test_every_line_about_a_request_has_its_ids(told: Told) -> None:
     about = [line for line in ours if line.get("edit_request_id") == told.request_id]
     assert {line["deployment"] for line in about} == {f"{NAME}_Ingress", f"{NAME}_Editor-qwen_image_edit"}
     assert {line["name"] for line in about} == {
+        "serve_app.audit",
         "serve_app.intake.submission",
         "serve_app.workers.attempts",
         "serve_app.replicas.editor",
