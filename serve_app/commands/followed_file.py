@@ -2,10 +2,10 @@
 
 import copy
 import logging
-from pathlib import Path
 from typing import Any
 
 from serve_app.commands.config_file import ConfigFile, read_config_file
+from serve_app.config.paths import file_version
 from serve_app.errors import ConfigRefused
 
 logger = logging.getLogger(__name__)
@@ -16,14 +16,14 @@ class FollowedFile:
 
     def __init__(self, file: ConfigFile) -> None:
         self._file = file
-        self._version = _version(file.path)
+        self._version = file_version(file.path)
 
     def changed(self) -> ConfigFile | None:
         """The file as it is now, if its `user_config`s have changed since the last call. Otherwise None.
 
         A file that cannot be run, or that changes something else too, is logged once and changes nothing.
         """
-        version = _version(self._file.path)
+        version = file_version(self._file.path)
         if version == self._version:
             return None
         self._version = version
@@ -39,15 +39,6 @@ class FollowedFile:
             return None
         self._file = file
         return file
-
-
-def _version(path: Path) -> tuple[int, int, int] | None:
-    """Changes with each change of the file. None while there is none, as in the middle of an editor's save."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _without_user_configs(file: ConfigFile) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Paths of a config, made absolute."""
+"""Paths of a config, made absolute, and versions of the files that a running service follows."""
 
 from pathlib import Path
 
@@ -26,3 +26,12 @@ def expand_home(key: str, path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{key}: {path!r} names a home folder that does not exist") from error
+
+
+def file_version(path: Path) -> tuple[int, int, int] | None:
+    """Changes with each change of the file. None while there is none, as in the middle of an editor's save."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from serve_app.config import AuthConfig
+from serve_app.config.paths import file_version
 from serve_app.errors import KeysRefused, Unauthorized
 from serve_app.intake.callers.keys_file import KnownKey, read_keys
 from serve_app.intake.tenants import NO_LIMITS, Caller, TenantLimits
@@ -49,7 +50,7 @@ class Keys:
         self._hashes: dict[str, list[str]] = {}
         self._checked_at = time.monotonic()
         if self._path is not None:
-            self._version = _version(self._path)
+            self._version = file_version(self._path)
             self._read(self._path)
 
     def caller(self, authorization: str | None, x_api_key: str | None) -> Caller:
@@ -116,7 +117,7 @@ class Keys:
             return
         self._checked_at = now
         # The version is taken before the file is read: a write during the reading makes another version.
-        version = _version(path)
+        version = file_version(path)
         if version == self._version:
             return
         self._version = version
@@ -139,14 +140,6 @@ def _derived(key_hash: bytes) -> bytes:
 def _bearer(authorization: str | None) -> str | None:
     scheme, _, key = (authorization or "").strip().partition(" ")
     return key.strip() or None if scheme.lower() == "bearer" else None
-
-
-def _version(path: Path) -> tuple[int, int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
 
 def new_key() -> tuple[str, str]:
