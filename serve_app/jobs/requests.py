@@ -10,9 +10,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.config import JobsConfig
-from serve_app.errors import FilesGone, IdempotencyConflict, QueueFull, RequestNotFound
+from serve_app.errors import FilesGone, QueueFull, RequestNotFound
 from serve_app.jobs import new_rows, queries, state_changes, tables
 from serve_app.jobs.database import Database, IsStored, transaction
+from serve_app.jobs.idempotency import id_by_key
 from serve_app.jobs.limits.quotas import NO_QUOTAS, Quotas, refuse_request
 from serve_app.jobs.records import HistoryFilter, ImageRecord, NewRequest, RequestRecord, RequestState, Summary, Usage
 from serve_app.jobs.state_changes import WAITING
@@ -248,18 +249,8 @@ class Requests:
             return None
 
     async def _by_key(self, tenant: str, key: str, body_sha256: str | None) -> RequestRecord | None:
-        with_key = sa.select(_requests.id, _requests.body_sha256).where(
-            _requests.tenant == tenant, _requests.idempotency_key == key
-        )
-        async with self._database.reading() as connection:
-            row = (await connection.execute(with_key)).one_or_none()
-        if row is None:
-            return None
-        if row.body_sha256 != body_sha256:
-            raise IdempotencyConflict(
-                "this Idempotency-Key was used for a request with another body", {"request_id": row.id}
-            )
-        return await self._get(row.id)
+        found = await id_by_key(self._database, tables.requests, "request", tenant, key, body_sha256)
+        return None if found is None else await self._get(found)
 
     async def _get(self, request_id: str) -> RequestRecord:
         check_request_id(request_id)

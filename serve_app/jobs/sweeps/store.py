@@ -8,9 +8,10 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve_app.errors import FilesGone, IdempotencyConflict, SweepCanceled, SweepNotFound, SweepPurged
+from serve_app.errors import FilesGone, SweepCanceled, SweepNotFound, SweepPurged
 from serve_app.jobs import state_changes, tables
 from serve_app.jobs.database import Database, IsStored, transaction
+from serve_app.jobs.idempotency import id_by_key
 from serve_app.jobs.limits.quotas import count_cells
 from serve_app.jobs.requests import ID
 from serve_app.jobs.state_changes import UNFINISHED
@@ -233,18 +234,8 @@ class Sweeps:
         await connection.execute(tables.sweep_cells.update().where(of_cell).values(values))
 
     async def _by_key(self, tenant: str, key: str, body_sha256: str | None) -> SweepRecord | None:
-        with_key = sa.select(_sweeps.id, _sweeps.body_sha256).where(
-            _sweeps.tenant == tenant, _sweeps.idempotency_key == key
-        )
-        async with self._database.reading() as connection:
-            row = (await connection.execute(with_key)).one_or_none()
-        if row is None:
-            return None
-        if row.body_sha256 != body_sha256:
-            raise IdempotencyConflict(
-                "this Idempotency-Key was used for a sweep with another body", {"sweep_id": row.id}
-            )
-        return await self._get(row.id)
+        found = await id_by_key(self._database, tables.sweeps, "sweep", tenant, key, body_sha256)
+        return None if found is None else await self._get(found)
 
     async def _get(self, sweep_id: str) -> SweepRecord:
         check_sweep_id(sweep_id)
