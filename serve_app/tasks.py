@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
+from serve_app.config import GateRest, SamplerName, editor_group
+
 
 class Status(StrEnum):
     """The status of a request or of one of its images. The values are those of the HTTP contract."""
@@ -18,10 +20,6 @@ class Status(StrEnum):
     def ended(self) -> bool:
         """Whether the status is final."""
         return self in (Status.SUCCEEDED, Status.FAILED, Status.CANCELED)
-
-
-# The noise schedules: the checkpoint's own, and that of adapters distilled to few steps. See models/recipe.py.
-SamplerName = Literal["flowmatch", "lightning"]
 
 
 class WebhookEvent(StrEnum):
@@ -92,7 +90,7 @@ class AdapterUse:
     `id` is derived from the file's identity, so a file that is overwritten under the same name is another adapter.
     `path` is the name that the client sent, without secrets. `url` is where an editor opens the file: a local path or
     fsspec URL. With a `version` (ETag or modification time) it is an http(s) URL, and the file is downloaded under the
-    same rules as every URL from a client.
+    same rules as every URL from a client. `of_tier` marks the LoRA of a tier, which the request did not name.
     """
 
     id: str
@@ -101,6 +99,36 @@ class AdapterUse:
     scale: float
     receipt: Receipt | None = None
     version: str = ""
+    of_tier: bool = False
+
+
+@dataclass(frozen=True)
+class LossRange:
+    """One measure over all measured images: the worst image's, and the median."""
+
+    worst: float
+    median: float
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a tier changes in an image compared with `exact`, as it was measured on `cases` images.
+
+    `psnr_db` is in dB, `ssim` from 0 to 1; both are higher for images that are closer. `latents` is the relative error
+    of the final latents of the worst image, and `lpips` the perceptual distance, lower for closer images; both are None
+    if they were not measured. `exact_s` and `tier_s` are the median seconds of an edit. `measured_at` is the time (s
+    since the epoch), and `on` says with which adapters and on which set of prompts and control images.
+    """
+
+    psnr_db: LossRange
+    ssim: LossRange
+    exact_s: float
+    tier_s: float
+    cases: int
+    measured_at: float
+    on: str
+    latents: float | None = None
+    lpips: LossRange | None = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +140,10 @@ class EditPlan:
     whether the EXIF rotation of control images is applied; `vae_tiling` whether the VAE works in tiles, as with the
     trainer's low-memory setting. `sampler` names the schedule, and `quantization` the format of the transformer's
     weights. `feature_cache` is the relative change of the first block's output below which a step skips the other
-    blocks. `preset` is the name that the request gave; the preset's values are in the other fields. `why` explains
-    effective values to a person, by field.
+    blocks. `quality` is exact, the name of a tier, or lossy, if options of the model change all its images; `loss` is
+    what was measured of the tier, None if it was not. `guidance_gate` is the share of the steps that compute both
+    guidance branches, and `guidance_gate_rest` what later steps use: see `TierConfig`. `preset` is the name that the
+    request gave; the preset's values are in the other fields. `why` explains effective values to a person, by field.
     """
 
     model: str
@@ -133,8 +163,17 @@ class EditPlan:
     sampler: SamplerName = "flowmatch"
     quantization: str = "none"
     feature_cache: float | None = None
+    quality: str = "exact"
+    guidance_gate: float | None = None
+    guidance_gate_rest: GateRest = "drop"
+    loss: Loss | None = None
     preset: str | None = None
     why: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def editor_group(self) -> str:
+        """The name of the editors that can make the image: see `config.editor_group`."""
+        return editor_group(self.model, self.quality, self.quantization)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ from serve_app.config import (
     PlacementConfig,
     Preset,
     PresetLora,
+    TierConfig,
+    TiersConfig,
     WebhooksConfig,
 )
 
@@ -93,6 +95,7 @@ MODEL_GROUPS: Mapping[str, type[BaseModel]] = {
     "Caches of encodings": EncodingCacheConfig,
     "Acceleration": AccelerationConfig,
     "Lossy options": LossyConfig,
+    "Tiers": TiersConfig,
 }
 SECTIONS: Mapping[str, tuple[str, type[BaseModel]]] = {
     "fetch": ("Downloads", FetchConfig),
@@ -115,6 +118,7 @@ def page() -> str:
     for heading, group in MODEL_GROUPS.items():
         parts += [f"### {heading}\n", f"{getdoc(group)}\n", *_table(group, "models[].")]
         parts.append("")
+    parts += [f"Each tier has these keys. {getdoc(TierConfig)}\n", *_table(TierConfig, "models[].tiers.NAME."), ""]
     for key, (heading, section) in SECTIONS.items():
         parts += [f"## {heading}\n", f"{getdoc(section)}\n", *_table(section, f"{key}.")]
         parts.append("")

@@ -20,13 +20,23 @@ from serve_app.config.models import (
     PlacementConfig,
 )
 from serve_app.config.sweeps import SweepsConfig
+from serve_app.config.tiers import (
+    TIER_NAMES,
+    GateRest,
+    QualityName,
+    QuantizationName,
+    SamplerName,
+    TierConfig,
+    TierName,
+    TiersConfig,
+    editor_group,
+)
 from serve_app.config.user_config import (
     EditorSettings,
     IngressSettings,
     MalformedPreset,
     Preset,
     PresetLora,
-    Quality,
     read_ingress_settings,
 )
 from serve_app.config.webhooks import WebhooksConfig
@@ -37,6 +47,7 @@ __all__ = [
     "MINIATURE",
     "MINIATURE_RANDOM",
     "SQLITE_PREFIX",
+    "TIER_NAMES",
     "AccelerationConfig",
     "AdapterConfig",
     "AppConfig",
@@ -46,6 +57,7 @@ __all__ = [
     "EncodingCacheConfig",
     "FetchConfig",
     "FrontConfig",
+    "GateRest",
     "IngressSettings",
     "JobsConfig",
     "LimitsConfig",
@@ -56,9 +68,15 @@ __all__ = [
     "Preset",
     "PresetLora",
     "ProfileName",
-    "Quality",
+    "QualityName",
+    "QuantizationName",
+    "SamplerName",
     "SweepsConfig",
+    "TierConfig",
+    "TierName",
+    "TiersConfig",
     "WebhooksConfig",
+    "editor_group",
     "is_loopback",
     "read_ingress_settings",
     "wants_spans",

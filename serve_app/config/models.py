@@ -9,13 +9,12 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from serve_app.config.attention import ATTENTION_KERNELS, AttentionName
 from serve_app.config.paths import absolute, expand_home
 from serve_app.config.section import ConfigSection
+from serve_app.config.tiers import QuantizationName, TierConfig, TiersConfig, editor_group
 
 # The checkpoints inside the package: one that was trained to edit, and one of random weights for tests of exactness.
 MINIATURE = "miniature"
 MINIATURE_RANDOM = "miniature-random"
 EMBEDDED = (MINIATURE, MINIATURE_RANDOM)
-
-QuantizationName = Literal["none", "fp8"]
 
 
 class CheckpointConfig(ConfigSection):
@@ -149,9 +148,10 @@ class AccelerationConfig(ConfigSection):
 
 
 class LossyConfig(ConfigSection):
-    """What makes edits faster and changes pixels.
+    """What makes every edit of the model faster and changes pixels.
 
-    Each result names these options. Requests with a trainer's profile are refused while one is set.
+    Each result names these options and has the quality `lossy`. Requests with a trainer's profile, and those that ask
+    for the quality `exact`, are refused while one is set. To let requests choose, use tiers.
     """
 
     quantization: QuantizationName = Field(
@@ -181,12 +181,22 @@ class LossyConfig(ConfigSection):
 
 # In reverse order, since pydantic takes the fields of the last base class first.
 class ModelConfig(
-    LossyConfig, AccelerationConfig, EncodingCacheConfig, AdapterConfig, PlacementConfig, CheckpointConfig
+    TiersConfig, LossyConfig, AccelerationConfig, EncodingCacheConfig, AdapterConfig, PlacementConfig, CheckpointConfig
 ):
-    """One model to serve, by one Editor deployment with the name `Editor-<id>`.
+    """One model to serve, by an Editor deployment with the name `Editor-<id>`, and one for each tier in fp8.
 
     Code that needs one group only takes that base class.
     """
+
+    @property
+    def editor_groups(self) -> dict[str, Self]:
+        """The settings of the model's editors, by the name of their group: those of the model, and of tiers in fp8."""
+        own = {
+            editor_group(self.id, name, tier.quantization): self.model_copy(update={"quantization": tier.quantization})
+            for name, tier in self.tiers.items()
+            if tier.has_own_editors
+        }
+        return {self.id: self} | own
 
     @property
     def device_memory_bytes(self) -> int | None:
@@ -215,6 +225,25 @@ class ModelConfig(
         if self.feature_cache is not None:
             raise ValueError("feature_cache: not with offload")
         return self
+
+    @model_validator(mode="after")
+    def _tiers_start_from_exact(self) -> Self:
+        if self.tiers and self.lossy:
+            raise ValueError(f"tiers: not with {self.lossy}, which changes all of the model's images; leave one out")
+        for name, tier in self.tiers.items():
+            if reason := self._reason_against(tier):
+                raise ValueError(f"tiers.{name}.{reason}")
+        return self
+
+    def _reason_against(self, tier: TierConfig) -> str | None:
+        """Why the model's other settings rule out the tier, beginning with the tier's key."""
+        if self.offload == "stream" and tier.quantization != "none":
+            return "quantization: not with offload: stream"
+        if self.offload == "stream" and tier.feature_cache is not None:
+            return "feature_cache: not with offload: stream"
+        if self.adapter_weights == "hooks" and tier.quantization != "none":
+            return "quantization: not with adapter_weights: hooks"
+        return None
 
     @model_validator(mode="after")
     def _adapter_hooks_need_plain_weights(self) -> Self:

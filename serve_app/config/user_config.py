@@ -10,10 +10,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, Valida
 from serve_app.config.app import ProfileName
 from serve_app.config.limits import LimitsConfig
 from serve_app.config.section import ConfigSection, faults_of
+from serve_app.config.tiers import QualityName
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-# How exactly a model's own pixels are made.
-Quality = Literal["exact", "balanced", "fast", "turbo"]
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 
 
@@ -64,7 +63,7 @@ class Preset(ConfigSection):
     trigger_word: str | None = Field(None, description="The trigger word of requests that send none.")
     profile: ProfileName | None = Field(None, description="The `profile` of requests that send none.")
     output_format: str | None = Field(None, description="The `output_format` of requests that send none.")
-    quality: Quality | None = Field(None, description="The `quality` of requests that send none.")
+    quality: QualityName | None = Field(None, description="The `quality` of requests that send none.")
     tenants: tuple[str, ...] = Field(
         (), description="The tenants that may use it, besides operators. For others it does not exist. Empty: all."
     )

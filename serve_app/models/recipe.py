@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from serve_app.config import SamplerName
 from serve_app.images.sizes import EDIT_PLUS_ENCODER_AREA, MEGAPIXEL, Size, size_for_area
 from serve_app.models.profile import Kernel, Profile
 from serve_app.models.registry import Family, ModelSpec
-from serve_app.tasks import EditPlan, SamplerName
+from serve_app.tasks import EditPlan
 
 # Area in pixels of the vision encoder's image. Text-to-image models have none.
 ENCODER_AREA: dict[Family, int] = {"edit": MEGAPIXEL, "edit_plus": EDIT_PLUS_ENCODER_AREA}

@@ -9,13 +9,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from serve_app.config import SamplerName
 from serve_app.errors import InvalidParameter
 from serve_app.models.prompt_tokens import max_tokens_with_images
 from serve_app.models.recipe import scheduler_config, shift_of
 from serve_app.pipeline.branches import Branches, Shapes
 from serve_app.pipeline.conditioning import pack
 from serve_app.pipeline.lockstep import BranchesInLockstep
-from serve_app.tasks import SamplerName
 
 # The latents that a step predicts for the end of the edit: packed, (1, tokens, 64), in fp32. Computed when called.
 PredictClean = Callable[[], Tensor]

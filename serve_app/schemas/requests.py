@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, PydanticKnownError
 from typing_extensions import TypeAliasType
 
-from serve_app.config import MAX_PROMPT_CHARS, ProfileName, Quality
+from serve_app.config import MAX_PROMPT_CHARS, ProfileName, QualityName
 from serve_app.images.output_formats import DEFAULT_OUTPUT_FORMAT, OutputFormatName, describe_output_formats
 from serve_app.images.sizes import INPUT_SIZE, MAX_SIDE, MIN_SIDE, read_size
 from serve_app.schemas.text import MAX_NAME_CHARS, Name, Nullable, Text, Url, check_image_url, check_token
@@ -55,7 +55,7 @@ SUBMIT_EXAMPLE: dict[str, Any] = {
 
 # Types with a name of their own in the OpenAPI document, and so in clients that are generated from it.
 Profile = TypeAliasType("Profile", ProfileName)
-QualityTier = TypeAliasType("QualityTier", Quality)
+QualityTier = TypeAliasType("QualityTier", QualityName)
 OutputFormat = TypeAliasType("OutputFormat", OutputFormatName)
 ExifUse = TypeAliasType("ExifUse", Literal["ignore", "apply"])
 WebhookEvent = TypeAliasType("WebhookEvent", WebhookEventName)

@@ -6,7 +6,7 @@ from itertools import accumulate
 
 from serve_app.adapters.lora_root import no_lora_file
 from serve_app.adapters.urls import is_url
-from serve_app.config import AUTO, AppConfig, Quality
+from serve_app.config import AUTO, AppConfig, QualityName
 from serve_app.errors import (
     ControlImageRequired,
     InvalidParameter,
@@ -36,7 +36,7 @@ MAX_LORAS_LISTED = 20
 # prompts, LoRA paths. 5,000 images may have 1,600 each.
 MAX_KEPT_CHARS = 8_000_000
 # The quality that every service has: the pixels of the model itself.
-EXACT: Quality = "exact"
+EXACT: QualityName = "exact"
 # Tokens that the text encoder replaces by images: one in a prompt would stand for an image that does not exist.
 RESERVED_TOKENS = ("<|image_pad|>", "<|video_pad|>")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from serve_app.config import AUTO, AppConfig, ModelConfig
+from serve_app.config import AUTO, AppConfig, ModelConfig, SamplerName
 from serve_app.errors import InvalidParameter
 from serve_app.images.decode import ImageFacts
 from serve_app.images.sizes import INPUT_SIZE, Size, read_size, size_like, snap
@@ -13,7 +13,7 @@ from serve_app.models.profile import PROFILES, Profile, profile_of_trainer
 from serve_app.models.recipe import SAMPLERS, Recipe, make_recipe
 from serve_app.models.registry import ModelSpec
 from serve_app.schemas.requests import InferenceRequest, Prompt
-from serve_app.tasks import AdapterUse, EditPlan, SamplerName
+from serve_app.tasks import AdapterUse, EditPlan
 
 T = TypeVar("T")
 
