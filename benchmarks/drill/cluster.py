@@ -1,8 +1,9 @@
 """The service on several machines: a Ray cluster whose nodes are machines of a drill's network, and its database.
 
 There are a head without replicas, three nodes, each with a proxy, an ingress and an editor, and a machine for
-PostgreSQL. The head's state is in RocksDB on a volume, as with KubeRay's `gcsFaultToleranceOptions`, so that a new head
-continues with it. Editors use the timed engine. Artifact storage is a folder that all machines share.
+PostgreSQL. The head's state is in RocksDB on a volume, or in Redis on a machine of its own, as with KubeRay's
+`gcsFaultToleranceOptions`, so that a new head continues with it. Editors use the timed engine. Artifact storage is a
+folder that all machines share.
 """
 
 import asyncio
@@ -21,14 +22,19 @@ import yaml
 from benchmarks.drill.network import Machine, make_lan
 from benchmarks.drill.notes import EDITOR_FILES, Notes
 from benchmarks.drill.service import ROOT, DrillFailed, serve_config
+from benchmarks.drill.verdict import REDIS
 from tests.postgres import PostgresServer
 
 NODES = 3
 GCS_PORT, HTTP_PORT = 6379, 8000
-START_TIMEOUT_S = 90
+START_TIMEOUT_S = 200
 # The lease is that of the other drill. Default time limits are for edits that take half a minute and may compile first.
 # `max_attempts` keeps its default: a fault that costs three attempts fails the drill.
 JOBS = {"lease_s": 3, "stall_s": 10, "silence_s": 6}
+REDIS_PORT, REDIS_PASSWORD = 6390, "drill"
+# Where the head's state may be.
+ROCKSDB = "rocksdb"
+HEAD_STATES = (ROCKSDB, REDIS)
 # A machine whose Ray has ended is replaced after this time (s), as when a pod is rescheduled or a machine reboots.
 REPLACED_AFTER_S = 5
 
@@ -39,8 +45,9 @@ class Cluster:
     A machine whose Ray has ended is replaced by an empty one of the same address.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, head_state: str = ROCKSDB) -> None:
         self.folder = folder
+        self._head_state = head_state
         self.notes = Notes(folder / "notes")
         self._storage = folder / "artifacts"
         self._storage.mkdir()
@@ -50,6 +57,9 @@ class Cluster:
         self._stack = ExitStack()
         self.head = self._machine("head", 1)
         self.nodes = [self._machine(f"node-{number}", 1 + number) for number in range(1, NODES + 1)]
+        if self._head_state == REDIS:
+            self.redis = self._machine("redis", 99)
+            self.start_redis()
         self.database = self._machine("database", 100)
         with self.database.inside():
             self.postgres = self._stack.enter_context(PostgresServer(address=self.database.address))
@@ -64,7 +74,7 @@ class Cluster:
     async def __aexit__(self, *_: object) -> None:
         for task in self._replacing:
             task.cancel()
-        for machine in (*self.nodes, self.head):
+        for machine in (*self.nodes, self.head, *([self.redis] if self._head_state == REDIS else [])):
             machine.kill()
         self._stack.close()
 
@@ -95,6 +105,8 @@ class Cluster:
         role = [f"--address={self.head.address}:{GCS_PORT}", "--num-cpus=1"]
         if machine is self.head:
             role = ["--head", f"--port={GCS_PORT}", "--num-cpus=0", "--include-dashboard=false"]
+            if self._head_state == REDIS:
+                role.append(f"--redis-password={REDIS_PASSWORD}")
         memory = f"--object-store-memory={100 * 2**20}"
         command = ["ray", "start", "--block", f"--node-ip-address={machine.address}", memory, *role]
         while True:
@@ -105,6 +117,25 @@ class Cluster:
             await asyncio.sleep(REPLACED_AFTER_S)
             machine.empty()
 
+    def start_redis(self) -> None:
+        """Start Redis with the options of cluster/kuberay/base/redis.yaml. It continues with what is on its disk."""
+        data = self.folder / "redis"
+        data.mkdir(exist_ok=True)
+        options = {"bind": self.redis.address, "port": REDIS_PORT, "dir": data, "requirepass": REDIS_PASSWORD}
+        options |= {"appendonly": "yes", "appendfsync": "always"}
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        with (self.folder / "log-redis").open("ab") as log:
+            subprocess.Popen(self.redis.command("redis-server", *words), stdout=log, stderr=log)
+
+    def _state_variables(self) -> dict[str, str]:
+        """The variables by which the head finds its state. KubeRay sets the same."""
+        if self._head_state == ROCKSDB:
+            return {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.folder / "gcs")}
+        return {
+            "RAY_REDIS_ADDRESS": f"{self.redis.address}:{REDIS_PORT}",
+            "RAY_external_storage_namespace": "drill",
+        }
+
     def _run(self, machine: Machine, *command: str) -> subprocess.Popen[bytes]:
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
@@ -113,8 +144,7 @@ class Cluster:
             # Each node's memory monitor would see the whole host's memory, and kill workers for what others use.
             "RAY_memory_monitor_refresh_ms": "0",
             "RAY_ADDRESS": f"{self.head.address}:{GCS_PORT}",
-            "RAY_gcs_storage": "rocksdb",
-            "RAY_gcs_storage_path": str(self.folder / "gcs"),
+            **(self._state_variables() if machine is self.head else {}),
         }
         # The program next to this interpreter, independent of the PATH.
         program = str(Path(sys.executable).with_name(command[0]))

@@ -6,6 +6,7 @@ time instead, so that a step takes equally long on a machine of any load.
 
 # No `from __future__ import annotations` here: Serve reads the annotation of a builder to validate the args.
 
+import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from ray import serve
 
 from benchmarks.drill.notes import QUICK, QUICK_STEP_S, TIMED, TIMED_STEP_S, Notes, register_editor
-from benchmarks.drill.service import TIME_LIMITS
+from benchmarks.drill.service import FOLDER_VARIABLE, TIME_LIMITS
 from benchmarks.drill.timed import busy
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.app import build_application
@@ -72,6 +73,5 @@ def load_drilled(config: ModelConfig, files: VerifiedFiles, folder: Path) -> Dri
 
 
 def build(args: AppConfig) -> serve.Application:
-    """`serve_app.app:build` with this engine. Paths in the args are absolute; notes lie next to the artifacts."""
-    load = partial(load_drilled, folder=Path(args.artifacts_url).parent)
-    return build_application(args, load, TIME_LIMITS)
+    """`serve_app.app:build` with this engine."""
+    return build_application(args, partial(load_drilled, folder=Path(os.environ[FOLDER_VARIABLE])), TIME_LIMITS)

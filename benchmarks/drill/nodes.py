@@ -1,6 +1,6 @@
 """Drills on several machines: every accepted request must end as if no machine had failed.
 
-python -m benchmarks.drill.nodes [NAME ...]      # make drill-nodes; as root, on Linux
+python -m benchmarks.drill.nodes [--head-state redis] [NAME ...]      # make drill-nodes; as root, on Linux
 
 Machines are network namespaces of one host; see `cluster` for their processes and `scenarios` for the faults. While one
 request per second is posted, a node is killed or cut off, an editor is stopped or slowed, the head is killed and
@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Self
 
 from benchmarks.drill import verdict
-from benchmarks.drill.cluster import NODES, Cluster
+from benchmarks.drill.cluster import HEAD_STATES, NODES, ROCKSDB, Cluster
 from benchmarks.drill.load import EVERYTHING, Client, Order, make_undisturbed
 from benchmarks.drill.network import isolated
 from benchmarks.drill.notes import Note
 from benchmarks.drill.scenarios import Scenarios
 from benchmarks.drill.service import DrillFailed
 from benchmarks.drill.store import Store
-from benchmarks.drill.verdict import CABLE, DATABASE, HANG, HEAD, NODE, SLOW, STORAGE, Kill
+from benchmarks.drill.verdict import CABLE, DATABASE, HANG, HEAD, NODE, REDIS, SLOW, STORAGE, Kill
 
 NAMES = (NODE, CABLE, HEAD, HANG, SLOW, DATABASE, STORAGE)
 # Drills that end with a new editor on the machine.
@@ -159,9 +159,9 @@ def _until(kill: Kill, notes: dict[str, list[Note]]) -> dict[str, list[Note]]:
     return {image: [note for note in notes.get(image, ()) if note.at <= kill.at] for image in kill.images}
 
 
-async def drill(names: list[str], folder: Path) -> list[str]:
+async def drill(names: list[str], head_state: str, folder: Path) -> list[str]:
     problems = []
-    async with Cluster(folder) as cluster:
+    async with Cluster(folder, head_state) as cluster:
         began = time.monotonic()
         await cluster.start()
         print(f"{NODES} nodes and a head were ready after {time.monotonic() - began:.0f} s\n")
@@ -179,11 +179,11 @@ async def drill(names: list[str], folder: Path) -> list[str]:
     return problems
 
 
-async def main(names: list[str], logs: Path | None) -> None:
+async def main(names: list[str], head_state: str, logs: Path | None) -> None:
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="drill-"))
     try:
-        problems = await drill(names, folder)
+        problems = await drill(names, head_state, folder)
     except DrillFailed as failure:
         problems = [str(failure)]
     finally:
@@ -197,12 +197,16 @@ async def main(names: list[str], logs: Path | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(NAMES)}; default: all")
+    all_names = f"{', '.join(NAMES)}; with Redis also {REDIS}"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {all_names}; default: all")
+    parser.add_argument("--head-state", choices=HEAD_STATES, default=ROCKSDB, help="where the head keeps its state")
     parser.add_argument("--logs", type=Path, help="a new folder for the logs of all machines")
     parser.add_argument("--isolated", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(NAMES):
+    names = [*NAMES, *([REDIS] if arguments.head_state == REDIS else [])]
+    if unknown := set(arguments.names) - set(names):
         parser.error(f"there is no drill {', '.join(sorted(unknown))}")
     if not arguments.isolated:
         sys.exit(isolated([sys.executable, "-m", "benchmarks.drill.nodes", "--isolated", *sys.argv[1:]]))
-    asyncio.run(main(arguments.names or list(NAMES), arguments.logs and arguments.logs.absolute()))
+    logs = arguments.logs and arguments.logs.absolute()
+    asyncio.run(main(arguments.names or names, arguments.head_state, logs))

@@ -12,7 +12,7 @@ from benchmarks.drill.network import Machine
 from benchmarks.drill.notes import Note
 from benchmarks.drill.service import DrillFailed
 from benchmarks.drill.store import Store
-from benchmarks.drill.verdict import CABLE, DATABASE, HANG, HEAD, NODE, SLOW, STORAGE, Kill
+from benchmarks.drill.verdict import CABLE, DATABASE, HANG, HEAD, NODE, REDIS, SLOW, STORAGE, Kill
 
 # How long the drill looks for a process at work, and how long a fault that ends lasts (s).
 PATIENCE_S, AWAY_S = 20, 30
@@ -35,6 +35,7 @@ class Scenarios:
             SLOW: self._slow_node,
             DATABASE: self._cut_database_off,
             STORAGE: self._refuse_writes,
+            REDIS: self._lose_redis,
         }
 
     async def _kill_node(self) -> Kill:
@@ -130,6 +131,18 @@ class Scenarios:
         await asyncio.sleep(AWAY_S)
         self._cluster.set_storage_writable(True)
         return Kill(at, STORAGE, 0, images, f"read-only for {AWAY_S} s, {len(images)} images running")
+
+    async def _lose_redis(self) -> Kill:
+        """Kill Redis, which holds the head's state, and start it again later with what is on its disk."""
+        await self._node_at_work()
+        images = await self._store.running()
+        at = time.time()
+        self._cluster.redis.kill()
+        await asyncio.sleep(AWAY_S)
+        head_pids = len(self._cluster.head.pids())
+        self._cluster.start_redis()
+        doing = f"dead for {AWAY_S} s, {len(images)} images running; the head had {head_pids} processes at its end"
+        return Kill(at, REDIS, 0, images, doing)
 
     async def _node_at_work(self) -> tuple[Machine, Note]:
         """A node whose editor has just noted a step, not the last, of an unfinished image."""

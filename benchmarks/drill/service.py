@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -31,12 +32,14 @@ from serve_app.replicas.editor import TimeLimits
 ROOT = Path(__file__).parents[2]
 MODEL = "qwen_image_edit"
 EDITORS, INGRESSES = 3, 2
-START_TIMEOUT_S = 90
+START_TIMEOUT_S = 200
 # Other ingresses take over an ingress's claims after `lease_s`, a third of the default. `max_attempts` is raised
 # because so many kills in a minute hit one image more than the default of three times. Time limits that are minutes by
 # default are shortened so that they act within the drill.
 JOBS = {"lease_s": 3, "max_attempts": 10, "silence_s": 10, "stall_s": 20}
 TIME_LIMITS = TimeLimits(stopping_s=5, storage_s=10)
+# Names the folder of the drill to the service's processes.
+FOLDER_VARIABLE = "DRILL_FOLDER"
 # `serve run` on its own Ray without the dashboard, whose ten processes take seconds to start.
 SERVE_RUN = """
 import ray
@@ -53,8 +56,18 @@ class DrillFailed(Exception):
 class Service:
     """`with Service(...) as service: await service.start()`. `notes` has what its engines note."""
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        build: str = "benchmarks.drill.engine:build",
+        args: Mapping[str, Any] = {},
+        environment: Mapping[str, str] = {},
+    ) -> None:
+        """`args` replace those of the config, and `environment` variables of the drill's process."""
         self._database_url = database_url
+        self._build = build
+        self._args = args
+        self._environment = environment
 
     def __enter__(self) -> Self:
         self.folder = Path(tempfile.mkdtemp(prefix="drill-"))
@@ -81,6 +94,8 @@ class Service:
             "RAY_USAGE_STATS_ENABLED": "0",
             # A short path, because sockets lie below it; a folder of its own, so that no other Ray is found.
             "RAY_TMPDIR": str(self.folder),
+            FOLDER_VARIABLE: str(self.folder),
+            **self._environment,
         }
         command = [sys.executable, "-c", SERVE_RUN, "run", str(self.folder / "serve_config.yaml")]
         with (self.folder / "log").open("ab") as log:
@@ -119,14 +134,16 @@ class Service:
         return killed
 
     def _config(self) -> dict[str, Any]:
-        return serve_config(
+        config = serve_config(
             {"host": "127.0.0.1", "port": int(self.url.rpartition(":")[2])},
-            "benchmarks.drill.engine:build",
+            self._build,
             self.folder,
             {"database_url": self._database_url, **JOBS},
             {"num_replicas": INGRESSES},
             {"num_replicas": EDITORS},
         )
+        config["applications"][0]["args"] |= self._args
+        return config
 
     async def _until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S

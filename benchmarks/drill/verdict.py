@@ -13,8 +13,9 @@ from benchmarks.drill.store import Seen
 EDITOR, INGRESS, CONNECTION, CLUSTER = "editor", "ingress", "connection", "cluster"
 # Faults of the drills on several machines.
 NODE, CABLE, HEAD, HANG, SLOW, DATABASE, STORAGE = "node", "cable", "head", "hang", "slow", "database", "storage"
+REDIS = "redis"
 # Faults that lose no editor's work: an image continues when the database shows its next change.
-WITHOUT_LOSS = (CONNECTION, HEAD, SLOW, DATABASE, STORAGE)
+WITHOUT_LOSS = (CONNECTION, HEAD, SLOW, DATABASE, STORAGE, REDIS)
 KILLS_OF_EACH = 5
 
 

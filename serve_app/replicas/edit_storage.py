@@ -47,13 +47,20 @@ class EditStorage:
 
         Raises StorageFailed when the patience ends or the edit should stop. The dispatcher then retries the edit.
         """
-        deadline = time.monotonic() + self._patience_s
+        try:
+            # A store that accepts connections and never answers holds a call for minutes.
+            async with asyncio.timeout(self._patience_s):
+                return await self._store_until_done(task, edited, should_stop)
+        except TimeoutError as error:
+            raise StorageFailed("artifact storage did not take the image in time") from error
+
+    async def _store_until_done(self, task: EditTask, edited: Edited, should_stop: Callable[[], bool]) -> EditDone:
         while True:
             try:
                 return await asyncio.to_thread(self.store, task, edited)
             except StorageFailed:
                 logger.exception("image %s of %s could not be stored", task.index, task.request_id)
-                if should_stop() or time.monotonic() > deadline:
+                if should_stop():
                     raise
             await asyncio.sleep(STORAGE_PAUSE_S)
 

@@ -19,7 +19,11 @@ ISO_UTC = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z$")
 
 def finished(client, body: dict) -> dict:
     """Post a body and poll until its request has ended; the result's JSON."""
-    answer = client.post("/v1/inference", json=body)
+    return ended(client, client.post("/v1/inference", json=body))
+
+
+def ended(client, answer) -> dict:
+    """Poll until the request of a POST's answer has ended; the result's JSON."""
     assert answer.status_code == 200, answer.text
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
