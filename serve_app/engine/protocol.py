@@ -4,7 +4,7 @@ It imports no torch, so that processes without a model can name these types.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import PIL.Image
@@ -27,7 +27,8 @@ class Edited:
     """A finished image: RGB, of the plan's size. `timings` are seconds by stage.
 
     `effective` and `runtime` are those of `EditDone`. `swapped` is the number of parameters (with hooks: of adapters)
-    that were set anew for this edit, `compilations` the number of graphs that torch.compile made during it.
+    that were set anew for this edit, `compilations` the number of graphs that torch.compile made during it. `latents`
+    are what the image was decoded from: packed, (1, tokens, 64), a tensor on the device; None from stand-ins.
     """
 
     image: PIL.Image.Image
@@ -36,6 +37,7 @@ class Edited:
     runtime: dict[str, Any]
     swapped: int = 0
     compilations: int = 0
+    latents: Any = field(default=None, repr=False)
 
 
 class HeldAdapters(Protocol):

@@ -341,7 +341,7 @@ class TorchEngine:
         record = effective_record(plan, self._spec, recipe, self._architecture, [control.facts for control in decoded])
         compilations = graphs_compiled() - compiled_before
         runtime = self._runtime(prepared) | {"reused": conditions.reused}
-        return Edited(image, dict(timer.seconds), record, runtime, swapped, compilations)
+        return Edited(image, dict(timer.seconds), record, runtime, swapped, compilations, latents)
 
     def _apply(self, prepared: Prepared) -> int:
         """Apply the plan's adapters to the weights. Returns how many parameters were rewritten."""

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from serve_app.config import JobsConfig
 from serve_app.jobs import tables
+from serve_app.jobs.calibrations import Calibrations
 from serve_app.jobs.database import Database, transaction
 from serve_app.jobs.keyed_requests import KeyedRequests
 from serve_app.jobs.limits.rates import Rates
@@ -40,6 +41,7 @@ class JobStore:
         self.rates = Rates(self._database)
         self.uploads = Uploads(self._database, config)
         self.sweeps = Sweeps(self._database)
+        self.calibrations = Calibrations(self._database)
         self.sweep_queue = SweepQueue(self._database, self.requests)
 
     @transaction

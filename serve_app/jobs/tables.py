@@ -264,6 +264,41 @@ sweep_files = sa.Table(
     sa.Index("sweeps_by_file", "key"),
 )
 
+# The measured loss of each tier, per model, settings of the tier, checkpoint and set of adapters: see `calibrations`.
+calibrations = sa.Table(
+    "calibrations",
+    metadata,
+    sa.Column("model", sa.String(100), primary_key=True),
+    sa.Column("tier", sa.String(16), primary_key=True),
+    # Digests (hex) of the tier's settings, of the checkpoint's name, and of the ids of the adapters.
+    sa.Column("settings", sa.String(64), primary_key=True),
+    sa.Column("checkpoint", sa.String(64), primary_key=True),
+    sa.Column("adapters", sa.String(64), primary_key=True),
+    # A digest of samples of the checkpoint's files; null where they were not at hand.
+    sa.Column("content", sa.String(64)),
+    # A `Loss`.
+    sa.Column("loss", sa.JSON, nullable=False),
+    # What the digests stand for, for people.
+    sa.Column("details", sa.JSON, nullable=False),
+    sa.Column("measured_at", sa.Double, nullable=False),
+)
+
+# Calibrations that go through the queue: the requests of each, and when it ended.
+calibration_runs = sa.Table(
+    "calibration_runs",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("tenant", sa.String(100), nullable=False),
+    sa.Column("model", sa.String(100), nullable=False),
+    # The `Comparison`s that it makes.
+    sa.Column("comparisons", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("ended_at", sa.Double),
+    # Why it could not measure everything.
+    sa.Column("problem", sa.Text),
+    sa.Index("calibration_runs_by_end", "ended_at"),
+)
+
 # What each tenant has used. These rows stay when the requests are deleted.
 usage = sa.Table(
     "usage",

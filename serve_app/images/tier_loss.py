@@ -1,0 +1,73 @@
+"""The loss of a tier: how far its images are from the exact ones, measured on pairs of images of the same cases.
+
+PSNR is over the RGB values of all pixels, SSIM as in `similarity`. LPIPS is not measured: it needs weights of a network
+that this package does not bring along.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+from numpy.typing import ArrayLike
+
+from serve_app.images.comparison import psnr
+from serve_app.images.similarity import ssim
+from serve_app.tasks import Loss, LossRange
+
+# What equal images count as (dB). Images of up to 4096x4096 pixels that differ in one value have 125 dB.
+EQUAL_PSNR_DB = 130.0
+# Decimals of the stored figures.
+DB_DECIMALS, DECIMALS, SECONDS_DECIMALS = 2, 5, 4
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """The tier's image of one case compared with the exact one.
+
+    `latents` is the relative error of the latents before decoding, None if they are not known. `exact_s` and `tier_s`
+    are the seconds that the two edits took.
+    """
+
+    psnr_db: float
+    ssim: float
+    exact_s: float
+    tier_s: float
+    latents: float | None = None
+
+
+def compare_pair(
+    exact: PIL.Image.Image, tier: PIL.Image.Image, exact_s: float, tier_s: float, latents: float | None = None
+) -> PairLoss:
+    """The loss of one pair. Raises ValueError if the images differ in size or are too small for SSIM."""
+    exact, tier = exact.convert("RGB"), tier.convert("RGB")
+    ratio = psnr(exact, tier)
+    return PairLoss(EQUAL_PSNR_DB if ratio is None else ratio, ssim(exact, tier), exact_s, tier_s, latents)
+
+
+def relative_error(exact: ArrayLike, tier: ArrayLike) -> float:
+    """The norm of the difference over the norm of `exact`, which is not all zeros. Raises ValueError for two shapes."""
+    one, other = np.asarray(exact, dtype=np.float64), np.asarray(tier, dtype=np.float64)
+    if one.shape != other.shape:
+        raise ValueError(f"latents of the shapes {one.shape} and {other.shape} cannot be compared")
+    return float(np.linalg.norm(other - one) / np.linalg.norm(one))
+
+
+def loss_of(pairs: Sequence[PairLoss], on: str, measured_at: float) -> Loss:
+    """The loss over all pairs, of which there is at least one. `measured_at` is in seconds since the epoch."""
+    latents = [pair.latents for pair in pairs if pair.latents is not None]
+    return Loss(
+        psnr_db=_range([pair.psnr_db for pair in pairs], min, DB_DECIMALS),
+        ssim=_range([pair.ssim for pair in pairs], min, DECIMALS),
+        exact_s=round(statistics.median(pair.exact_s for pair in pairs), SECONDS_DECIMALS),
+        tier_s=round(statistics.median(pair.tier_s for pair in pairs), SECONDS_DECIMALS),
+        cases=len(pairs),
+        measured_at=measured_at,
+        on=on,
+        latents=round(max(latents), DECIMALS) if len(latents) == len(pairs) else None,
+    )
+
+
+def _range(values: Sequence[float], worst: Callable[[Sequence[float]], float], decimals: int) -> LossRange:
+    return LossRange(round(worst(values), decimals), round(statistics.median(values), decimals))

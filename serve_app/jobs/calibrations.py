@@ -1,0 +1,161 @@
+"""The measured losses of tiers, and the calibrations that are under way through the queue."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+
+from serve_app.jobs import tables
+from serve_app.jobs.database import Database, transaction
+from serve_app.tasks import Loss
+
+# Ended runs that are listed, the newest first.
+MAX_ENDED_RUNS = 20
+
+_calibrations, _runs = tables.calibrations.c, tables.calibration_runs.c
+_KEY = ("model", "tier", "settings", "checkpoint", "adapters")
+
+
+@dataclass(frozen=True)
+class CalibrationKey:
+    """What a measured loss holds for: another tier setting, checkpoint or set of adapters has another loss.
+
+    `settings` is `TierConfig.digest`; `checkpoint` is a digest of the checkpoint's name, and `adapters` one of the ids
+    of the request's adapters: see `digest_of`. `content` is `checkpoint_content`, None if it is not known here.
+    """
+
+    model: str
+    tier: str
+    settings: str
+    checkpoint: str
+    adapters: str
+    content: str | None = None
+
+
+def digest_of(names: Iterable[str]) -> str:
+    """A SHA-256 (hex) of a set of names, whatever their order."""
+    return hashlib.sha256("\0".join(sorted(set(names))).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A measured loss. `details` says what the digests of the key stand for, for people."""
+
+    key: CalibrationKey
+    loss: Loss
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A tier that a run measures for one set of adapters: the requests of the exact images and of the tier's."""
+
+    key: CalibrationKey
+    details: dict[str, Any]
+    exact_request: str
+    tier_request: str
+
+
+@dataclass(frozen=True)
+class CalibrationRun:
+    """A calibration that goes through the queue. `ended_at` is None while it is under way.
+
+    `problem` says why it could not measure everything.
+    """
+
+    id: str
+    tenant: str
+    model: str
+    comparisons: tuple[Comparison, ...]
+    created_at: float
+    ended_at: float | None = None
+    problem: str | None = None
+
+
+_losses = TypeAdapter(Loss)
+_comparisons = TypeAdapter(tuple[Comparison, ...])
+
+
+class Calibrations:
+    """Every public method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @transaction
+    async def record(self, calibration: Calibration) -> None:
+        """Keep a measured loss, in place of an earlier one with the same key."""
+        key, loss = calibration.key, calibration.loss
+        values = {"loss": _losses.dump_python(loss, mode="json"), "details": calibration.details}
+        values |= {"measured_at": loss.measured_at, "content": key.content}
+        new = self._database.insert(tables.calibrations).values({name: getattr(key, name) for name in _KEY} | values)
+        newer = {name: getattr(new.excluded, name) for name in values}
+        async with self._database.writing() as connection:
+            await connection.execute(new.on_conflict_do_update(index_elements=_KEY, set_=newer))
+
+    @transaction
+    async def find(self, key: CalibrationKey) -> Loss | None:
+        """The loss that was measured for this key; None if nobody did.
+
+        None also if the files of the checkpoint are other ones now. If they are not at hand here, or were not when it
+        was measured, its name decides.
+        """
+        this = sa.and_(*(getattr(_calibrations, name) == getattr(key, name) for name in _KEY))
+        async with self._database.reading() as connection:
+            row = (await connection.execute(tables.calibrations.select().where(this))).one_or_none()
+        if row is None or (key.content and row.content and row.content != key.content):
+            return None
+        return _losses.validate_python(row.loss)
+
+    @transaction
+    async def all(self, model: str | None = None) -> list[Calibration]:
+        """Everything that was measured, of one model or of all, the newest first."""
+        rows = tables.calibrations.select().order_by(
+            _calibrations.measured_at.desc(), *(_calibrations[n] for n in _KEY)
+        )
+        if model is not None:
+            rows = rows.where(_calibrations.model == model)
+        async with self._database.reading() as connection:
+            return [_calibration(row) for row in await connection.execute(rows)]
+
+    @transaction
+    async def start(self, run: CalibrationRun) -> None:
+        """Keep a run whose requests are in the queue. Repeating it changes nothing."""
+        values = asdict(run) | {"comparisons": _comparisons.dump_python(run.comparisons, mode="json")}
+        new = self._database.insert(tables.calibration_runs).values(values | {"created_at": tables.now()})
+        async with self._database.writing() as connection:
+            await connection.execute(new.on_conflict_do_nothing())
+
+    @transaction
+    async def unfinished(self) -> list[CalibrationRun]:
+        """The runs that are under way, the oldest first."""
+        rows = tables.calibration_runs.select().where(_runs.ended_at.is_(None)).order_by(_runs.created_at)
+        async with self._database.reading() as connection:
+            return [_run(row) for row in await connection.execute(rows)]
+
+    @transaction
+    async def ended(self) -> list[CalibrationRun]:
+        """The newest runs that have ended."""
+        rows = tables.calibration_runs.select().where(_runs.ended_at.is_not(None)).order_by(_runs.ended_at.desc())
+        async with self._database.reading() as connection:
+            return [_run(row) for row in await connection.execute(rows.limit(MAX_ENDED_RUNS))]
+
+    @transaction
+    async def end(self, run_id: str, problem: str | None = None) -> None:
+        """Record that a run has ended, and why it could not measure everything."""
+        this = sa.and_(_runs.id == run_id, _runs.ended_at.is_(None))
+        ended = tables.calibration_runs.update().where(this).values(ended_at=tables.now(), problem=problem)
+        async with self._database.writing() as connection:
+            await connection.execute(ended)
+
+
+def _calibration(row: sa.Row[Any]) -> Calibration:
+    key = CalibrationKey(**{name: getattr(row, name) for name in (*_KEY, "content")})
+    return Calibration(key, _losses.validate_python(row.loss), row.details)
+
+
+def _run(row: sa.Row[Any]) -> CalibrationRun:
+    return CalibrationRun(**dict(row._mapping) | {"comparisons": _comparisons.validate_python(row.comparisons)})

@@ -1,0 +1,77 @@
+"""Measured losses in the job database: found by what they hold for, on both databases."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from serve_app.config import JobsConfig
+from serve_app.jobs.calibrations import Calibration, CalibrationKey, CalibrationRun, Comparison, digest_of
+from serve_app.jobs.store import JobStore
+from serve_app.tasks import Loss, LossRange
+from tests.unit.conftest import ON_BOTH_DATABASES
+
+pytestmark = ON_BOTH_DATABASES
+
+KEY = CalibrationKey("qwen_image_edit", "fast", "5e", "c0", digest_of(["b", "a"]), "content")
+LOSS = Loss(LossRange(31.5, 38.0), LossRange(0.9, 0.95), 4.0, 2.0, 11, 1000.5, "eleven prompts", 0.125)
+
+
+@pytest.fixture
+async def store(database_url) -> AsyncIterator[JobStore]:
+    store = JobStore(JobsConfig(database_url=database_url))
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def test_what_was_measured_is_found_by_everything_that_it_holds_for(store):
+    await store.calibrations.record(Calibration(KEY, LOSS, {"set": "prompts.yaml"}))
+    assert await store.calibrations.find(KEY) == LOSS
+    for name in ("model", "tier", "settings", "checkpoint", "adapters"):
+        assert await store.calibrations.find(replace(KEY, **{name: "other"})) is None
+
+
+async def test_other_content_under_the_name_of_the_checkpoint_voids_it(store):
+    await store.calibrations.record(Calibration(KEY, LOSS))
+    assert await store.calibrations.find(replace(KEY, content="other")) is None
+    # Where the files are not at hand, their name decides.
+    assert await store.calibrations.find(replace(KEY, content=None)) == LOSS
+
+
+async def test_a_newer_measurement_replaces_the_earlier_one(store):
+    await store.calibrations.record(Calibration(KEY, LOSS))
+    newer = replace(LOSS, measured_at=2000.0, cases=12)
+    await store.calibrations.record(Calibration(replace(KEY, content="new"), newer, {"set": "more"}))
+    assert await store.calibrations.find(replace(KEY, content="new")) == newer
+    assert await store.calibrations.all() == [Calibration(replace(KEY, content="new"), newer, {"set": "more"})]
+
+
+async def test_all_are_listed_the_newest_first(store):
+    for number, model in enumerate(("a", "b", "a")):
+        key = replace(KEY, model=model, tier=f"tier {number}")
+        await store.calibrations.record(Calibration(key, replace(LOSS, measured_at=float(number))))
+    assert [each.key.tier for each in await store.calibrations.all()] == ["tier 2", "tier 1", "tier 0"]
+    assert [each.key.tier for each in await store.calibrations.all("a")] == ["tier 2", "tier 0"]
+
+
+async def test_a_set_of_adapters_has_no_order(store):
+    assert digest_of(["a", "b"]) == digest_of(["b", "a", "a"])
+    assert digest_of(["a", "b"]) != digest_of(["ab"])
+
+
+async def test_runs_are_under_way_until_they_end(store):
+    comparison = Comparison(KEY, {"set": "s"}, "exact" * 6, "tier" * 8)
+    run = CalibrationRun("1" * 32, "acme", "qwen_image_edit", (comparison,), 0.0)
+    await store.calibrations.start(run)
+    await store.calibrations.start(run)
+    [found] = await store.calibrations.unfinished()
+    assert replace(found, created_at=0.0) == run
+    assert found.created_at > 0
+    await store.calibrations.end(run.id, "an image failed")
+    assert await store.calibrations.unfinished() == []
+    [ended] = await store.calibrations.ended()
+    assert (ended.problem, ended.ended_at is not None) == ("an image failed", True)
+    # The first end counts.
+    await store.calibrations.end(run.id)
+    assert (await store.calibrations.ended())[0].problem == "an image failed"
