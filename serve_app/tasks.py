@@ -102,12 +102,16 @@ class AdapterUse:
     of_tier: bool = False
 
 
+# The quality of the images of a model whose own options change all of them. No request can ask for it.
+LOSSY = "lossy"
+
+
 @dataclass(frozen=True)
 class LossRange:
-    """One measure over all measured images: the worst image's, and the median."""
+    """One measure over all measured images: the worst image's, and the median. None stands for equal images."""
 
-    worst: float
-    median: float
+    worst: float | None
+    median: float | None
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,10 @@ class AppConfig(ConfigSection):
             raise ValueError("history_without_keys: with auth.keys_file, each key sees its own history; leave it out")
         return self
 
+    def served(self, model_id: str) -> ModelConfig:
+        """The settings of the model with this id; the default ones if `models` does not list it."""
+        return next((model for model in self.models if model.id == model_id), ModelConfig(id=model_id))
+
     def resolved(self, folder: Path | None) -> Self:
         """This configuration with absolute paths: `~` is the user's home, the rest is relative to `folder`.
 

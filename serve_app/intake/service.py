@@ -9,6 +9,7 @@ from serve_app.adapters.sources import LoraSources
 from serve_app.concurrency import background
 from serve_app.config import AppConfig, IngressSettings, MalformedPreset
 from serve_app.intake.admission.admission import Admission
+from serve_app.intake.admission.quality import Losses, NoLosses
 from serve_app.intake.admission.stored_images import StoredImages
 from serve_app.intake.answers.events import Events
 from serve_app.intake.answers.previews import Previews
@@ -63,9 +64,10 @@ class Service:
         ready_without_editor: Callable[[], Collection[str]] = frozenset,
         drain_s: float = 0.0,
         editors_starting: Callable[[], Mapping[str, int]] = dict,
+        losses: Losses | None = None,
     ) -> None:
         """`ready_without_editor` names the models that need no running editor to be ready, and `editors_starting`
-        counts editors, as `Workload` says.
+        counts editors, as `Workload` says. `losses` knows what was measured of tiers; None: nothing.
 
         When the service stops, edits that editors have begun get `drain_s` seconds to finish. Raises ConfigRefused,
         CheckpointRefused, StorageRefused or KeysRefused for a config that cannot be used.
@@ -87,7 +89,9 @@ class Service:
         lora_root = LoraRoot(config.lora_root)
         sources = LoraSources(lora_root, resources.fetcher, artifacts, config.fetch.hub_hosts)
         stored_images = StoredImages(store, artifacts)
-        admission = Admission(config, resources.fetcher, decoders, sources, architectures, stored_images)
+        admission = Admission(
+            config, resources.fetcher, decoders, sources, architectures, stored_images, losses or NoLosses()
+        )
         self.catalogue = Catalogue(config, lora_root, architectures)
         self.presets = Presets(admission.check_preset, sources.is_remote, meter)
         self.submissions = Submissions(
@@ -127,7 +131,7 @@ class Service:
         self.events = Events(store, self._watch, self.previews)
         models = [model.id for model in config.models]
         self.openai_calls = OpenAICalls(self.submissions, self.presets, self.queries, store, models, meter)
-        self._warm_list = WarmListWriter(store, artifacts, admission.named_adapter, models, meter)
+        self._warm_list = WarmListWriter(store, artifacts, admission.loras.named, models, meter)
         self._workers = self._workers_of(meter)
 
     def _workers_of(self, meter: Meter) -> Sequence[Run]:

@@ -44,6 +44,7 @@ class Submission:
     """A request that is being submitted.
 
     `digest` is that of its body, known where there is an idempotency key. `call_sha256`: see `NewRequest`.
+    `calibrates`: it is made to measure a tier, whose loss need not be known.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Submission:
     idempotency_key: str | None = None
     digest: str | None = None
     call_sha256: str | None = None
+    calibrates: bool = False
 
 
 class Submissions:
@@ -90,15 +92,25 @@ class Submissions:
         idempotency_key: str | None = None,
         parts: Parts = NO_PARTS,
         call_sha256: str | None = None,
+        *,
+        calibrates: bool = False,
     ) -> tuple[RequestRecord, bool]:
         """Check a request in the contract's order, fetch what it names, commit it, and wake the dispatcher.
 
         Returns the request, and whether it is new: with an idempotency key that was used for the same body, it is the
-        earlier request. `call_sha256` lets a repeat of the HTTP call find the request. Raises RequestError, Overloaded,
-        StoreUnavailable and StorageFailed.
+        earlier request. `call_sha256` lets a repeat of the HTTP call find the request. With `calibrates`, the request
+        may have a tier whose loss nobody has measured. Raises RequestError, Overloaded, StoreUnavailable and
+        StorageFailed.
         """
         submission = Submission(
-            uuid.uuid4().hex, request, parts, caller, base_url, idempotency_key, call_sha256=call_sha256
+            uuid.uuid4().hex,
+            request,
+            parts,
+            caller,
+            base_url,
+            idempotency_key,
+            call_sha256=call_sha256,
+            calibrates=calibrates,
         )
         model = self._presets.model_of(request, caller)
         model = model if model in self._admission.models else NO_MODEL
@@ -202,7 +214,8 @@ class Submissions:
     async def _prepare(self, submission: Submission) -> NewRequest:
         """Do the rest of the checks and store the request's files. Their bytes are free when this returns."""
         with self._image_memory.hold(submission.caller.tenant) as hold:
-            admitted = await self._admission.admit(submission.request, submission.parts, submission.caller, hold)
+            request, parts, caller = submission.request, submission.parts, submission.caller
+            admitted = await self._admission.admit(request, parts, caller, hold, calibrates=submission.calibrates)
             await gather_all(
                 background.shielded(
                     asyncio.to_thread(self._artifacts.put_missing, artifact_keys.control_image(sha256), file.data)

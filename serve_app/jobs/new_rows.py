@@ -67,8 +67,8 @@ def image_rows(new: NewRequest, now: float, turn: int) -> list[dict[str, Any]]:
 
 
 def lora_rows(new: NewRequest) -> list[dict[str, Any]]:
-    """The rows that name the LoRAs of a new request, by which the history finds it."""
-    paths = {use.path for image in new.images for use in image.plan.adapters}
+    """The rows that name the LoRAs of a new request, by which the history finds it. That of a tier is none of them."""
+    paths = {use.path for image in new.images for use in image.plan.adapters if not use.of_tier}
     return [{"request_id": new.id, "path": path[:MAX_PATH]} for path in sorted(paths)]
 
 

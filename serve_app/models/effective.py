@@ -72,6 +72,8 @@ def _parameters(plan: EditPlan, spec: ModelSpec) -> dict[str, Any]:
         **prompt_fields(plan),
         "quantization": plan.quantization,
         "feature_cache": plan.feature_cache,
+        "quality": plan.quality,
+        "loss": None if plan.loss is None else asdict(plan.loss),
     }
 
 
@@ -79,6 +81,7 @@ def _lora(use: AdapterUse, architecture: Architecture) -> dict[str, Any]:
     return {
         "path": without_url_secrets(use.path),
         "network_multiplier": use.scale,
+        "of_tier": use.of_tier,
         "id": use.id,
         "receipt": None if use.receipt is None else _with_lists(asdict(use.receipt)),
         "modules_of_a_whole_one": architecture.adapted_modules,

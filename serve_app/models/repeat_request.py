@@ -3,7 +3,7 @@
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from serve_app.tasks import EditPlan
+from serve_app.tasks import LOSSY, EditPlan
 
 # The name of a stored control image in a request starts with this; its digest follows.
 STORED_IMAGE = "sha256:"
@@ -14,13 +14,16 @@ def repeat_request(plan: EditPlan) -> dict[str, Any]:
 
     Control images are named by their digest, which the service accepts as long as it stores the image. The parts of a
     LoRA's URL that may be secret are left out: the sender has to add them. What only the config says (quantization,
-    feature_cache) is not part of a request.
+    feature_cache, the LoRA of a tier) is not part of a request. No request can ask for the quality `lossy`.
     """
+    quality = {} if plan.quality == LOSSY else {"quality": plan.quality}
+    loras = [use for use in plan.adapters if not use.of_tier]
     names = ["ctrl_img"] if len(plan.control_images) == 1 else ["ctrl_img_1", "ctrl_img_2", "ctrl_img_3"]
     images = {name: f"{STORED_IMAGE}{sha256}" for name, sha256 in zip(names, plan.control_images, strict=False)}
     return {
         **request_fields(plan),
-        "loras": [{"path": without_url_secrets(use.path), "network_multiplier": use.scale} for use in plan.adapters],
+        **quality,
+        "loras": [{"path": without_url_secrets(use.path), "network_multiplier": use.scale} for use in loras],
         "prompts": [prompt_fields(plan) | images],
     }
 

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer
 from serve_app import tasks
 from serve_app.schemas.documented import Answer, DescribedBy, Record, absent
 from serve_app.schemas.records import EffectiveJson, Receipt, RuntimeJson, StoredEffectiveJson
+from serve_app.schemas.requests import QualityTier
 from serve_app.tasks import ImageStage, Priority, Status
 
 REQUEST_ID = "0f8fad5bd9cb469fa16570867728950e"
@@ -365,6 +366,25 @@ class UsageList(Answer):
     usage: list[TenantUsage] = Field(description="The key's tenant; for an operator's key all tenants.")
 
 
+class TierInfo(Answer):
+    """A tier of a model: what it does, and the fields of a prompt that it sets."""
+
+    quality: QualityTier
+    sample_steps: int | None = Field(description="Its denoising steps; null: the prompt's.")
+    guidance_scale: float | None = Field(description="Its guidance scale; null: the prompt's.")
+    sampler: str | None = Field(description="Its sampler; null: the prompt's.")
+    quantization: str = Field(description="The format of the transformer's weights: `none` is that of the checkpoint.")
+    feature_cache: float | None = Field(
+        description="The change of the first block's output below which a step skips the other blocks; null: never."
+    )
+    guidance_gate: float | None = Field(
+        description="The share of the steps that compute the negative prompt's branch too; null: all."
+    )
+    needs_calibration: bool = Field(
+        description="Whether requests are refused if nobody has measured the tier's loss for their LoRAs."
+    )
+
+
 class ModelInfo(Answer):
     """A model that this service serves."""
 
@@ -384,6 +404,19 @@ class ModelInfo(Answer):
                     "max_control_images": 1,
                     "max_loras": 4,
                     "requires_lora": True,
+                    "qualities": ["exact", "fast"],
+                    "tiers": [
+                        {
+                            "quality": "fast",
+                            "sample_steps": None,
+                            "guidance_scale": None,
+                            "sampler": None,
+                            "quantization": "none",
+                            "feature_cache": 0.12,
+                            "guidance_gate": 0.5,
+                            "needs_calibration": True,
+                        }
+                    ],
                 }
             ]
         }
@@ -401,6 +434,11 @@ class ModelInfo(Answer):
     max_control_images: int = Field(description="How many control images a prompt may have; 0: it uses none.")
     max_loras: int = Field(description="How many LoRAs a request may have.")
     requires_lora: bool = Field(description="Whether a request needs a LoRA.")
+    qualities: list[QualityTier] = Field(
+        description="What `quality` of a request may be, the most exact first. Empty: the model has lossy options of "
+        "its own, and requests leave `quality` out."
+    )
+    tiers: list[TierInfo] = Field(description="What each quality other than `exact` does.")
 
 
 class OpenAiModel(Answer):

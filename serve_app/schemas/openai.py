@@ -301,7 +301,10 @@ class ImagesAnswer(Answer):
     created: int = Field(description="When the images were finished, in seconds since the epoch.")
     background: Literal["opaque"] = Field(description="Images are opaque.")
     output_format: OutputFormat = Field(description="The file format of the images.")
-    quality: MadeQuality = Field(description="What was done: `high` is exact, `medium` balanced, `low` fast or turbo.")
+    quality: MadeQuality = Field(
+        description="What was done: `high` is exact, `medium` balanced, `low` fast or turbo. With a model that has "
+        "lossy options of its own it is `medium`."
+    )
     size: str = Field(description="The size of the first image in pixels, `WxH`.")
     usage: ImagesUsage = Field(description="What was computed.")
     request_id: RequestId

@@ -123,6 +123,9 @@ class AppliedLora(Record):
 
     path: str = Field(description="The path or URL that the request named, without the secret parts of a URL.")
     network_multiplier: float = Field(description="The strength.")
+    of_tier: bool = Field(
+        default_factory=absent, description="Whether it is the tier's own LoRA, which no request named."
+    )
     id: str = Field(description="The identity of the file: another file under the same path has another.")
     receipt: Receipt | None = Field(description="What the file's header says.")
     modules_of_a_whole_one: int = Field(description="How many modules a LoRA of the whole transformer changes.")
@@ -134,6 +137,31 @@ class Tokens(Record):
     target: int = Field(description="Tokens of the image that is made.")
     control: int = Field(description="Tokens of the control images.")
     text_estimated: int = Field(description="An estimate of the tokens of prompt and control images as text.")
+
+
+class MeasuredRange(Record):
+    """One measure over all measured images."""
+
+    worst: float | None = Field(description="That of the image with the largest difference; null: equal images.")
+    median: float | None = Field(description="The median over all images; null: equal images.")
+
+
+class MeasuredLoss(Record):
+    """What a tier changes compared with `exact`, as it was measured."""
+
+    psnr_db: MeasuredRange = Field(description="The peak signal-to-noise ratio (dB); higher is closer to exact.")
+    ssim: MeasuredRange = Field(description="The structural similarity, 1 for equal images; higher is closer to exact.")
+    latents: float | None = Field(
+        description="The relative error of the final latents of the worst image; null if it was not measured."
+    )
+    lpips: MeasuredRange | None = Field(
+        description="The perceptual distance; lower is closer to exact; null if it was not measured."
+    )
+    exact_s: float = Field(description="Median seconds of an exact edit.")
+    tier_s: float = Field(description="Median seconds of the tier's edit of the same image.")
+    cases: int = Field(description="How many images were compared.")
+    measured_at: float = Field(description="When (seconds since the epoch).")
+    on: str = Field(description="On which LoRAs, prompts and control images.")
 
 
 class EffectiveRecord(Record):
@@ -157,6 +185,14 @@ class EffectiveRecord(Record):
     quantization: str = Field(description="The format of the transformer's weights: `none` is that of the checkpoint.")
     feature_cache: float | None = Field(
         description="The change of the first block's output below which a step skips the other blocks; null: never."
+    )
+    quality: str = Field(
+        default_factory=absent,
+        description="`exact`, the name of a tier, or `lossy`: the model has options that change all of its images.",
+    )
+    loss: MeasuredLoss | None = Field(
+        default_factory=absent,
+        description="What was measured of the tier for these LoRAs; null for `exact`, and if nobody has measured it.",
     )
     why: dict[str, str] = Field(description="Where values come from, in words, by field.")
     request: InferenceRequest = Field(

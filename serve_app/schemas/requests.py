@@ -232,8 +232,8 @@ class InferenceRequest(Tolerant):
     )
     quality: QualityTier = Field(
         "exact",
-        description="How exactly the model's own pixels are made. This service makes `exact` ones only. Default: the "
-        "preset's, or exact.",
+        description="How exactly the model's own pixels are made: `exact`, or a tier that `/v1/models` lists for the "
+        "model, which is faster. Default: the preset's, or exact.",
     )
     output_format: OutputFormat = Field(
         DEFAULT_OUTPUT_FORMAT,

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from serve_app.api.app import create_app
 from serve_app.config import MINIATURE_RANDOM, SQLITE_PREFIX, AppConfig
+from serve_app.intake.admission.quality import Losses
 from serve_app.intake.service import Service
 from serve_app.jobs.database import Database
 from serve_app.storage import artifact_keys
@@ -92,11 +93,13 @@ class Application:
 
     document: ClassVar[Document | None] = None
 
-    def __init__(self, config: AppConfig, editors: type[InstantEditors] = InstantEditors) -> None:
+    def __init__(
+        self, config: AppConfig, editors: type[InstantEditors] = InstantEditors, losses: Losses | None = None
+    ) -> None:
         self.config = config
         self.editors = editors(Artifacts(config.artifacts_url))
         self.running = {model.id: 1 for model in config.models}
-        self.service = Service(config, self.editors, self._editor_count)
+        self.service = Service(config, self.editors, self._editor_count, losses=losses)
         self.app = create_app(self.service)
         # Every answer in these tests is what the OpenAPI document says, which is the same for every config.
         if Application.document is None:

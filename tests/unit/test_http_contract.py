@@ -61,6 +61,8 @@ def test_models_are_listed_with_every_field(client):
             "max_control_images": 1,
             "max_loras": 4,
             "requires_lora": True,
+            "qualities": ["exact"],
+            "tiers": [],
         }
     ]
 

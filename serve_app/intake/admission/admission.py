@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from serve_app.adapters.lora_root import AdmittedFile
-from serve_app.adapters.receipts import read_receipt
 from serve_app.adapters.sources import LoraSources
 from serve_app.concurrency.budget import Hold
 from serve_app.config import AppConfig
@@ -19,9 +17,11 @@ from serve_app.images.decoder_pool import Decoders
 from serve_app.intake.admission import checks
 from serve_app.intake.admission.ignored import ignored_fields, ignored_parts
 from serve_app.intake.admission.image_downloads import Downloads
+from serve_app.intake.admission.loras import Loras
 from serve_app.intake.admission.notes import notes_about
 from serve_app.intake.admission.parts import Parts, is_part
 from serve_app.intake.admission.plan import PlannedEdit, add_recipes, plan_edits
+from serve_app.intake.admission.quality import Losses, Qualities, check_quality, with_tier
 from serve_app.intake.admission.stored_images import StoredImages, is_stored
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.records import Upload
@@ -29,10 +29,8 @@ from serve_app.models.architecture import Architecture
 from serve_app.models.effective import effective_record, transformer_flops
 from serve_app.models.prompt_tokens import PromptTokens
 from serve_app.models.registry import MODELS, ModelSpec
-from serve_app.models.repeat_request import without_url_secrets
-from serve_app.schemas.requests import InferenceRequest, Lora
+from serve_app.schemas.requests import InferenceRequest
 from serve_app.storage.fetch import Fetcher
-from serve_app.tasks import AdapterUse
 from serve_app.workers.webhooks import check_webhook
 
 T = TypeVar("T")
@@ -52,6 +50,7 @@ class Admission:
         sources: LoraSources,
         architectures: Mapping[str, Architecture],
         stored_images: StoredImages,
+        losses: Losses,
     ) -> None:
         """`architectures` are those of the served models, by id."""
         self._config = config
@@ -60,6 +59,8 @@ class Admission:
         self._sources = sources
         self._architectures = architectures
         self._stored_images = stored_images
+        self.loras = Loras(sources, architectures)
+        self._qualities = Qualities(config, losses)
         self._prompts = {model.id: PromptTokens(model) for model in config.models}
 
     @property
@@ -81,7 +82,7 @@ class Admission:
         await self._sources.check([lora.path for lora in request.loras])
         checks.check_allowed(request, caller)
         checks.check_control_images(request, spec)
-        checks.check_quality(request)
+        check_quality(request, self._config.served(spec.id))
         checks.check_amount(request, max_images)
         checks.check_sources(request, spec, self._config)
 
@@ -93,22 +94,32 @@ class Admission:
         spec = checks.find_model(template, self._config)
         if template.loras:
             checks.check_loras(template, spec, self._config)
-        checks.check_quality(template)
+        check_quality(template, self._config.served(spec.id))
         checks.check_parameters(template, spec, self._config)
-        adapters = await gather_all(self._described(lora, spec) for lora in template.loras)
-        plan_edits(template, spec, self._config, {}, adapters, {})
+        adapters = await gather_all(self.loras.described(lora, spec) for lora in template.loras)
+        quality = await self._qualities.choose(template, adapters, partial(self.loras.described, spec=spec))
+        plan_edits(template, spec, self._config, {}, adapters, {}, quality=quality)
 
-    async def admit(self, request: InferenceRequest, parts: Parts, caller: Caller, memory: Hold) -> "Admitted":
+    async def admit(
+        self, request: InferenceRequest, parts: Parts, caller: Caller, memory: Hold, *, calibrates: bool = False
+    ) -> "Admitted":
         """Fetch what a request that passed `check` names, make the rest of the checks, and plan its edits.
 
         `memory` belongs to the caller's tenant. From here on it holds what downloaded control images take (bytes).
-        Raises RequestError or Overloaded.
+        With `calibrates`, the request may have a tier whose loss nobody has measured. Raises RequestError or
+        Overloaded.
         """
         control_files = await self.control_files(request, parts, caller, memory)
-        return await self.admit_with(request, control_files, parts, caller)
+        return await self.admit_with(request, control_files, parts, caller, calibrates=calibrates)
 
     async def admit_with(
-        self, request: InferenceRequest, control_files: Mapping[str, "ControlFile"], parts: Parts, caller: Caller
+        self,
+        request: InferenceRequest,
+        control_files: Mapping[str, "ControlFile"],
+        parts: Parts,
+        caller: Caller,
+        *,
+        calibrates: bool = False,
     ) -> "Admitted":
         """`admit` a request whose control images are here, by the strings that name them."""
         spec, prompts = MODELS[request.model], self._prompts[request.model]
@@ -117,15 +128,19 @@ class Admission:
         if request.webhook_url is not None:
             check_webhook(request.webhook_url, self._config.webhooks)
         token = request.hf_token.get_secret_value() if request.hf_token else None
-        adapters = await gather_all(self.adapter(lora, token, spec, caller.tenant) for lora in request.loras)
+        adapters = await gather_all(self.loras.of_request(lora, token, spec, caller.tenant) for lora in request.loras)
+        quality = await self._qualities.choose(
+            request, adapters, partial(self.loras.of_config, spec=spec), calibrates=calibrates
+        )
+        request = with_tier(request, quality)
         digests = {image: file.sha256 for image, file in control_files.items()}
         files = {file.sha256: file for file in control_files.values()}
         facts = {sha256: file.facts for sha256, file in files.items()}
         sizes = {sha256: image.size for sha256, image in facts.items()}
-        plans = plan_edits(request, spec, self._config, digests, adapters, sizes)
+        plans = plan_edits(request, spec, self._config, digests, adapters, sizes, quality=quality)
         edits = await asyncio.to_thread(add_recipes, plans, spec, facts)
         await asyncio.to_thread(checks.check_lengths, edits, prompts, self._config)
-        notes = await asyncio.to_thread(notes_about, request, spec, edits, adapters, prompts)
+        notes = await asyncio.to_thread(notes_about, request, spec, edits, adapters, prompts, quality)
         ignored = ignored_fields(request, spec) + ignored_parts(request, parts)
         return Admitted(spec, edits, files, ignored, notes)
 
@@ -137,30 +152,6 @@ class Admission:
     def work(self, admitted: "Admitted", edit: PlannedEdit) -> float:
         """The estimated work of an edit of `admitted` (FLOP)."""
         return float(transformer_flops(edit.plan, edit.recipe, self._architectures[admitted.spec.id]))
-
-    async def adapter(self, lora: Lora, token: str | None, spec: ModelSpec, tenant: str) -> AdapterUse:
-        """A request's LoRA, found or downloaded, with its receipt. `token` is the sender's for the model hub.
-
-        Raises LoraNotFound, LoraInvalidFile, LoraDownloadFailed, LoraIncompatible or Overloaded.
-        """
-        return await self._use(lora, await self._sources.admit(lora.path, token, tenant), spec)
-
-    async def named_adapter(self, path: str, model: str) -> AdapterUse:
-        """The LoRA that a request for `model` would name `path`. Raises RequestError."""
-        await self._sources.check([path])
-        return await self.adapter(Lora(path=path), None, MODELS[model], "")
-
-    async def _described(self, lora: Lora, spec: ModelSpec) -> AdapterUse:
-        """The LoRA, with a receipt if its file can be read without a download. Nothing is kept."""
-        file = await self._sources.look(lora.path)
-        if file is None:
-            return AdapterUse("", without_url_secrets(lora.path), "", lora.network_multiplier)
-        return await self._use(lora, file, spec)
-
-    async def _use(self, lora: Lora, file: AdmittedFile, spec: ModelSpec) -> AdapterUse:
-        path, architecture = without_url_secrets(lora.path), self._architectures[spec.id]
-        receipt = await asyncio.to_thread(read_receipt, file.header, file.size_bytes, path, spec.id, architecture)
-        return AdapterUse(file.id, path, file.url, lora.network_multiplier, receipt, file.version)
 
     async def control_files(
         self, request: InferenceRequest, parts: Parts, caller: Caller, memory: Hold

@@ -6,7 +6,7 @@ from itertools import accumulate
 
 from serve_app.adapters.lora_root import no_lora_file
 from serve_app.adapters.urls import is_url
-from serve_app.config import AUTO, AppConfig, QualityName
+from serve_app.config import AUTO, AppConfig
 from serve_app.errors import (
     ControlImageRequired,
     InvalidParameter,
@@ -15,7 +15,6 @@ from serve_app.errors import (
     LoraPathForbidden,
     ModelNotFound,
     MoeFormatNotSupported,
-    QualityUnavailable,
     SingleLoraOnly,
     TooManyControlImages,
     TooManyLoras,
@@ -35,8 +34,6 @@ MAX_LORAS_LISTED = 20
 # Characters of all texts that the images of one request keep: prompts with the trigger word filled in, negative
 # prompts, LoRA paths. 5,000 images may have 1,600 each.
 MAX_KEPT_CHARS = 8_000_000
-# The quality that every service has: the pixels of the model itself.
-EXACT: QualityName = "exact"
 # Tokens that the text encoder replaces by images: one in a prompt would stand for an image that does not exist.
 RESERVED_TOKENS = ("<|image_pad|>", "<|video_pad|>")
 
@@ -142,15 +139,6 @@ def check_sources(request: InferenceRequest, spec: ModelSpec, config: AppConfig)
                 "limit of one request: send its prompts in several requests",
                 {"parameter": "ctrl_img", "prompt_index": index, "max": limit},
             )
-
-
-def check_quality(request: InferenceRequest) -> None:
-    """Raise QualityUnavailable for a quality that this service does not have."""
-    if request.quality != EXACT:
-        raise QualityUnavailable(
-            f"this service makes images of the quality {EXACT} only, not {request.quality}",
-            {"quality": request.quality, "available": [EXACT]},
-        )
 
 
 def is_reference(image: str) -> bool:

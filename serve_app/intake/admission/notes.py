@@ -7,6 +7,7 @@ from serve_app.config import AUTO
 from serve_app.images.sizes import INPUT_SIZE, MAX_SIDE, MIN_SIDE
 from serve_app.intake.admission.ignored import ignores_ctrl_img, ignores_neg
 from serve_app.intake.admission.plan import TRIGGER, PlannedEdit, effective_guidance, trained_trigger
+from serve_app.intake.admission.quality import Quality
 from serve_app.models.prompt_tokens import PromptTokens
 from serve_app.models.recipe import Recipe
 from serve_app.models.registry import MODELS, ModelSpec
@@ -35,9 +36,11 @@ def notes_about(
     edits: Sequence[PlannedEdit],
     adapters: Sequence[AdapterUse],
     prompts: PromptTokens,
+    quality: Quality,
 ) -> list[str]:
     """Every note on a request, kind by kind."""
     kinds = (
+        quality.notes(edit.plan.guidance_scale for edit in edits),
         exif_notes(edits),
         stretch_notes(request, edits),
         trigger_notes(request, adapters),

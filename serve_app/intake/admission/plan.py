@@ -9,6 +9,7 @@ from serve_app.config import AUTO, AppConfig, ModelConfig, SamplerName
 from serve_app.errors import InvalidParameter
 from serve_app.images.decode import ImageFacts
 from serve_app.images.sizes import INPUT_SIZE, Size, read_size, size_like, snap
+from serve_app.intake.admission.quality import Quality, check_profile, quality_without_tier
 from serve_app.models.profile import PROFILES, Profile, profile_of_trainer
 from serve_app.models.recipe import SAMPLERS, Recipe, make_recipe
 from serve_app.models.registry import ModelSpec
@@ -39,20 +40,25 @@ def plan_edits(
     adapters: Sequence[AdapterUse],
     sizes: Mapping[str, Size],
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(2**32),
+    quality: Quality | None = None,
 ) -> list[EditPlan]:
     """One plan per prompt. `control_images` maps a client's image string to its sha256 (hex), `sizes` that to pixels.
 
-    Raises InvalidParameter if the profile promises the trainer's pixels and the model's config changes them.
+    `quality` is what was chosen for the request, whose fields are those of the tier already; None for one without a
+    tier. Raises InvalidParameter if the profile
+    promises the trainer's pixels and the model's config changes them, QualityUnavailable if a tier does.
     """
-    model = next((model for model in config.models if model.id == spec.id), ModelConfig(id=spec.id))
+    model = config.served(spec.id)
+    quality = quality or quality_without_tier(request, model)
     profile, why_profile = _choose_profile(request, config, adapters)
+    check_profile(request, model, quality, profile.name)
     if model.lossy and profile.name != "reference":
         raise InvalidParameter(
             f"profile: {profile.name} promises the trainer's own pixels, and this service runs {spec.id} with "
             f"{model.lossy}",
             {"parameter": "profile"},
         )
-    planner = _Planner(request, spec, model, profile, why_profile, control_images, adapters, sizes, draw_seed)
+    planner = _Planner(request, spec, model, quality, profile, why_profile, control_images, adapters, sizes, draw_seed)
     return [planner.plan(index, prompt) for index, prompt in enumerate(request.prompts)]
 
 
@@ -75,6 +81,7 @@ class _Planner:
     request: InferenceRequest
     spec: ModelSpec
     model: ModelConfig
+    quality: Quality
     profile: Profile
     why_profile: str
     control_images: Mapping[str, str]
@@ -84,7 +91,10 @@ class _Planner:
 
     def plan(self, index: int, prompt: Prompt) -> EditPlan:
         """The plan for the prompt number `index`, from 0."""
-        request, spec, model = self.request, self.spec, self.model
+        request, spec, model, quality = self.request, self.spec, self.model, self.quality
+        # A model with tiers has no such options of its own.
+        tier, guidance_scale = quality.tier, effective_guidance(prompt, spec)
+        lossy = tier or model
         divisor = divisor_of(spec, self.profile)
         seed, why_seed = _choose_seed(prompt, index, self.draw_seed)
         # Without control images, as for a text-to-image model, those that a prompt names are ignored.
@@ -99,21 +109,27 @@ class _Planner:
             width=snap(width, divisor),
             height=snap(height, divisor),
             steps=default(prompt.sample_steps, spec.default_steps),
-            guidance_scale=effective_guidance(prompt, spec),
+            guidance_scale=guidance_scale,
             seed=seed,
             output_format=request.output_format,
             control_images=images,
-            adapters=tuple(self.adapters),
+            adapters=(*quality.adapters, *self.adapters),
             exif=request.exif,
             vae_tiling=request.vae_tiling or model.vae_tiling,
-            quantization=model.quantization,
-            feature_cache=model.feature_cache,
+            quantization=lossy.quantization,
+            feature_cache=lossy.feature_cache,
+            quality=quality.name,
+            # With one branch only there is nothing to leave out.
+            guidance_gate=tier.guidance_gate if tier and guidance_scale > 1 else None,
+            guidance_gate_rest=tier.guidance_gate_rest if tier and guidance_scale > 1 else "drop",
+            loss=quality.loss,
             preset=request.preset,
             sampler=SAMPLER_NAMES.get(prompt.sampler or "", "flowmatch"),
             why={
                 "size": f"{width}x{height} ({why_size}), each side floored to a multiple of {divisor}",
                 "seed": why_seed,
                 "profile": self.why_profile,
+                "quality": quality.why,
             },
         )
 

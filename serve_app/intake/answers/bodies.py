@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from serve_app.config import AppConfig
+from serve_app.config import TIER_NAMES, AppConfig, TierConfig, TierName
+from serve_app.intake.admission.quality import available
 from serve_app.intake.presets import KnownPreset
 from serve_app.intake.signed_urls import SignedUrls
 from serve_app.jobs.records import ImageRecord, RequestRecord, RequestState
@@ -21,6 +22,7 @@ from serve_app.schemas.answers import (
     Progress,
     RequestResult,
     RequestStatus,
+    TierInfo,
 )
 from serve_app.tasks import ImageStage, Status
 
@@ -160,7 +162,24 @@ def metadata_of(record: RequestRecord) -> dict[str, Any]:
 def model_info(spec: ModelSpec, config: AppConfig) -> ModelInfo:
     """A served model, with the limits of the service on requests for it."""
     limits = {"max_loras": config.max_loras_per_request, "requires_lora": config.require_lora}
-    return ModelInfo.model_validate(asdict(spec) | limits | {"requires_control_image": spec.requires_control_image})
+    model = config.served(spec.id)
+    tiers = [tier_info(name, model.tiers[name]) for name in TIER_NAMES if name in model.tiers]
+    more = {"requires_control_image": spec.requires_control_image, "qualities": available(model), "tiers": tiers}
+    return ModelInfo.model_validate(asdict(spec) | limits | more)
+
+
+def tier_info(name: TierName, tier: TierConfig) -> TierInfo:
+    """What clients see of a tier. The path of its LoRA is the operator's, so it is left out."""
+    return TierInfo(
+        quality=name,
+        sample_steps=tier.steps,
+        guidance_scale=tier.guidance_scale,
+        sampler=tier.sampler,
+        quantization=tier.quantization,
+        feature_cache=tier.feature_cache,
+        guidance_gate=tier.guidance_gate,
+        needs_calibration=tier.uncalibrated == "refuse",
+    )
 
 
 def openai_models(models: Iterable[ModelSpec], presets: Iterable[KnownPreset]) -> list[OpenAiModel]:

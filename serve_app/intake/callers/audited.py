@@ -8,8 +8,8 @@ from serve_app.telemetry import audit
 
 
 def record_adapters(caller: Caller, what: str, target: str, adapters: Iterable[tuple[AdapterUse, ...]]) -> None:
-    """`what` with the id `target` was accepted, whose edits use these adapters."""
-    distinct = dict.fromkeys((use.id, use.path) for uses in adapters for use in uses)
+    """`what` with the id `target` was accepted, whose edits use these adapters. That of a tier is left out."""
+    distinct = dict.fromkeys((use.id, use.path) for uses in adapters for use in uses if not use.of_tier)
     audit.record(
         what,
         tenant=tenant_of(caller),

@@ -10,7 +10,7 @@ from serve_app.schemas.openai import ImagesAnswer, ImagesCall, ImagesUsage, Inpu
 from serve_app.tasks import EditDone, Status
 
 # What an answer calls the quality that was made.
-QUALITY_NAMES = {"exact": "high", "balanced": "medium", "fast": "low", "turbo": "low"}
+QUALITY_NAMES = {"exact": "high", "lossy": "medium", "balanced": "medium", "fast": "low", "turbo": "low"}
 BACKGROUND = "opaque"
 # The format of step previews, whatever that of the image is.
 PREVIEW_FORMAT = "jpeg"
@@ -39,7 +39,7 @@ def answer_of(record: RequestRecord, call: ImagesCall) -> dict[str, Any]:
 def partial_event(route: str, image: ImageRecord, number: int, now: float) -> dict[str, Any]:
     """The event of a preview, the preview itself left out. It is the `number`-th of its image, from 0."""
     size = size_of(image.plan.width, image.plan.height)
-    facts = _event(route, "partial_image", image, now) | {"size": size, "quality": quality_of({})}
+    facts = _event(route, "partial_image", image, now) | {"size": size, "quality": QUALITY_NAMES[image.plan.quality]}
     return facts | {"output_format": PREVIEW_FORMAT, "partial_image_index": number}
 
 

@@ -199,7 +199,10 @@ def requests_of(base: InferenceRequest, axes: Axes) -> Iterator[tuple[tuple[int,
     ):
         path, others = axes.checkpoints[checkpoint], base.loras[1:]
         loras = others if path is None else [_lora(base, path, axes.multipliers[0]), *others]
-        changes = {"loras": loras, "profile": axes.profiles[profile], "quality": axes.qualities[quality]}
+        changes = {"loras": loras, "profile": axes.profiles[profile]}
+        # A quality that nobody sent stays unsent: a model with lossy options refuses one that was.
+        if len(axes.qualities) > 1 or "quality" in base.model_fields_set or axes.qualities[quality] != base.quality:
+            changes["quality"] = axes.qualities[quality]
         yield (checkpoint, profile, quality), base.model_copy(update=changes | {"prompts": prompts})
 
 

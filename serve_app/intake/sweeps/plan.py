@@ -157,8 +157,9 @@ class SweepPlanner:
     def _cell(self, place: Place, axes: Axes, admitted: Admitted, edit: PlannedEdit) -> NewCell:
         """The cell at a place, whose plan is that of the same request sent alone."""
         if place.multiplier is not None:
-            first, *others = edit.plan.adapters
-            adapters = (replace(first, scale=axes.multipliers[place.multiplier]), *others)
+            of_tier = tuple(use for use in edit.plan.adapters if use.of_tier)
+            first, *others = edit.plan.adapters[len(of_tier) :]
+            adapters = (*of_tier, replace(first, scale=axes.multipliers[place.multiplier]), *others)
             edit = replace(edit, plan=replace(edit.plan, adapters=adapters))
         sizes = {file.sha256: file.size_bytes for file in admitted.control_files.values()}
         files = {artifact_keys.control_image(sha256): sizes[sha256] for sha256 in edit.plan.control_images}

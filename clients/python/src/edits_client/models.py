@@ -439,58 +439,21 @@ class InputTokens(BaseModel):
     """
 
 
-class ModelInfo(BaseModel):
+class MeasuredRange(BaseModel):
     """
-    A model that this service serves.
+    One measure over all measured images.
     """
 
-    id: str
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    worst: float | None
     """
-    The id, as requests name the model.
+    That of the image with the largest difference; null: equal images.
     """
-    base_model: str
+    median: float | None
     """
-    The checkpoint on the hub.
-    """
-    resolution_divisor: int
-    """
-    Width and height are rounded down to a multiple of it.
-    """
-    default_steps: int
-    """
-    The steps of a prompt that names none.
-    """
-    default_guidance_scale: float
-    """
-    The guidance scale of a prompt that names none.
-    """
-    requires_control_image: bool
-    """
-    Whether a prompt needs a control image.
-    """
-    is_video_model: bool
-    """
-    Always false.
-    """
-    default_num_frames: int | None
-    """
-    Always null: no model makes videos.
-    """
-    default_fps: int | None
-    """
-    Always null: no model makes videos.
-    """
-    max_control_images: int
-    """
-    How many control images a prompt may have; 0: it uses none.
-    """
-    max_loras: int
-    """
-    How many LoRAs a request may have.
-    """
-    requires_lora: bool
-    """
-    Whether a request needs a LoRA.
+    The median over all images; null: equal images.
     """
 
 
@@ -1498,6 +1461,42 @@ class TheirImage(BaseModel):
     """
 
 
+class TierInfo(BaseModel):
+    """
+    A tier of a model: what it does, and the fields of a prompt that it sets.
+    """
+
+    quality: str
+    sample_steps: int | None
+    """
+    Its denoising steps; null: the prompt's.
+    """
+    guidance_scale: float | None
+    """
+    Its guidance scale; null: the prompt's.
+    """
+    sampler: str | None
+    """
+    Its sampler; null: the prompt's.
+    """
+    quantization: str
+    """
+    The format of the transformer's weights: `none` is that of the checkpoint.
+    """
+    feature_cache: float | None
+    """
+    The change of the first block's output below which a step skips the other blocks; null: never.
+    """
+    guidance_gate: float | None
+    """
+    The share of the steps that compute the negative prompt's branch too; null: all.
+    """
+    needs_calibration: bool
+    """
+    Whether requests are refused if nobody has measured the tier's loss for their LoRAs.
+    """
+
+
 class Timings(BaseModel):
     """
     How long the parts of the edits took.
@@ -1670,6 +1669,10 @@ class AppliedLora(BaseModel):
     network_multiplier: float
     """
     The strength.
+    """
+    of_tier: bool | None = None
+    """
+    Whether it is the tier's own LoRA, which no request named.
     """
     id: str
     """
@@ -2207,6 +2210,115 @@ class LoraList(BaseModel):
     next_cursor: str | None
     """
     Send it as `cursor` for the next page; null on the last one.
+    """
+
+
+class MeasuredLoss(BaseModel):
+    """
+    What a tier changes compared with `exact`, as it was measured.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    psnr_db: MeasuredRange
+    """
+    The peak signal-to-noise ratio (dB); higher is closer to exact.
+    """
+    ssim: MeasuredRange
+    """
+    The structural similarity, 1 for equal images; higher is closer to exact.
+    """
+    latents: float | None
+    """
+    The relative error of the final latents of the worst image; null if it was not measured.
+    """
+    lpips: MeasuredRange | None
+    """
+    The perceptual distance; lower is closer to exact; null if it was not measured.
+    """
+    exact_s: float
+    """
+    Median seconds of an exact edit.
+    """
+    tier_s: float
+    """
+    Median seconds of the tier's edit of the same image.
+    """
+    cases: int
+    """
+    How many images were compared.
+    """
+    measured_at: float
+    """
+    When (seconds since the epoch).
+    """
+    on: str
+    """
+    On which LoRAs, prompts and control images.
+    """
+
+
+class ModelInfo(BaseModel):
+    """
+    A model that this service serves.
+    """
+
+    id: str
+    """
+    The id, as requests name the model.
+    """
+    base_model: str
+    """
+    The checkpoint on the hub.
+    """
+    resolution_divisor: int
+    """
+    Width and height are rounded down to a multiple of it.
+    """
+    default_steps: int
+    """
+    The steps of a prompt that names none.
+    """
+    default_guidance_scale: float
+    """
+    The guidance scale of a prompt that names none.
+    """
+    requires_control_image: bool
+    """
+    Whether a prompt needs a control image.
+    """
+    is_video_model: bool
+    """
+    Always false.
+    """
+    default_num_frames: int | None
+    """
+    Always null: no model makes videos.
+    """
+    default_fps: int | None
+    """
+    Always null: no model makes videos.
+    """
+    max_control_images: int
+    """
+    How many control images a prompt may have; 0: it uses none.
+    """
+    max_loras: int
+    """
+    How many LoRAs a request may have.
+    """
+    requires_lora: bool
+    """
+    Whether a request needs a LoRA.
+    """
+    qualities: list[str]
+    """
+    What `quality` of a request may be, the most exact first. Empty: the model has lossy options of its own, and requests leave `quality` out.
+    """
+    tiers: list[TierInfo]
+    """
+    What each quality other than `exact` does.
     """
 
 
@@ -2848,7 +2960,7 @@ class ImagesAnswer(BaseModel):
     """
     quality: str
     """
-    What was done: `high` is exact, `medium` balanced, `low` fast or turbo.
+    What was done: `high` is exact, `medium` balanced, `low` fast or turbo. With a model that has lossy options of its own it is `medium`.
     """
     size: str
     """
@@ -2914,7 +3026,7 @@ class InferenceRequest(BaseModel):
     """
     quality: str | None = None
     """
-    How exactly the model's own pixels are made. This service makes `exact` ones only. Default: the preset's, or exact.
+    How exactly the model's own pixels are made: `exact`, or a tier that `/v1/models` lists for the model, which is faster. Default: the preset's, or exact.
     """
     output_format: str | None = None
     """
@@ -3052,6 +3164,14 @@ class StoredEffectiveRecord(BaseModel):
     feature_cache: float | None = None
     """
     The change of the first block's output below which a step skips the other blocks; null: never.
+    """
+    quality: str | None = None
+    """
+    `exact`, the name of a tier, or `lossy`: the model has options that change all of its images.
+    """
+    loss: MeasuredLoss | None = None
+    """
+    What was measured of the tier for these LoRAs; null for `exact`, and if nobody has measured it.
     """
     why: dict[str, str] | None = None
     """
@@ -3315,6 +3435,14 @@ class EffectiveRecord(BaseModel):
     feature_cache: float | None
     """
     The change of the first block's output below which a step skips the other blocks; null: never.
+    """
+    quality: str | None = None
+    """
+    `exact`, the name of a tier, or `lossy`: the model has options that change all of its images.
+    """
+    loss: MeasuredLoss | None = None
+    """
+    What was measured of the tier for these LoRAs; null for `exact`, and if nobody has measured it.
     """
     why: dict[str, str]
     """

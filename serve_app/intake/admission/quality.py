@@ -1,0 +1,196 @@
+"""Quality: whether a request may have the tier that it asks for, and what the tier makes of the request.
+
+Never a silent exact, and never a silent loss: a tier that is not available is refused, with the reason.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from serve_app.config import TIER_NAMES, AppConfig, ModelConfig, QualityName, TierConfig, TierName
+from serve_app.errors import QualityUnavailable, RequestError
+from serve_app.schemas.requests import InferenceRequest, Lora
+from serve_app.tasks import LOSSY, AdapterUse, Loss
+
+# The pixels of the model itself.
+EXACT: QualityName = "exact"
+# The fields of a prompt that a tier may set, and the tier's keys for them.
+TIER_FIELDS = {"sample_steps": "steps", "guidance_scale": "guidance_scale", "sampler": "sampler"}
+
+
+class Losses(Protocol):
+    """Where measured losses are looked up."""
+
+    async def find(
+        self, model: ModelConfig, tier: TierName, tier_digest: str, adapters: Collection[str]
+    ) -> Loss | None:
+        """What was measured of the tier, for the checkpoint of `model` and exactly this set of adapters' ids.
+
+        `tier_digest` is `TierConfig.digest`, so a tier that was changed since is not measured. None if nobody has
+        measured it. Raises StoreUnavailable.
+        """
+        ...
+
+
+class NoLosses:
+    """Knows no measured loss."""
+
+    async def find(
+        self, model: ModelConfig, tier: TierName, tier_digest: str, adapters: Collection[str]
+    ) -> Loss | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The quality that a request gets.
+
+    `name` is exact, the name of a tier, or lossy. `tier` are the tier's settings, and `adapters` is its LoRA, if it has
+    one. `why` explains the quality to a person.
+    """
+
+    name: str
+    why: str
+    tier: TierConfig | None = None
+    adapters: tuple[AdapterUse, ...] = ()
+    loss: Loss | None = None
+
+    def notes(self, scales: Iterable[float]) -> list[str]:
+        """What the sender should know of the tier. `scales` are the guidance scales of the request's prompts."""
+        if self.tier is None:
+            return []
+        notes = []
+        if self.loss is None:
+            notes.append(f"quality {self.name}: nobody has measured its loss for these LoRAs")
+        notes += [f"quality {self.name} applies {use.path!r} under the LoRAs of the request" for use in self.adapters]
+        if self.tier.guidance_gate is not None and any(scale <= 1 for scale in scales):
+            notes.append(
+                f"quality {self.name}: its guidance_gate has no effect on prompts whose guidance_scale is not above 1"
+            )
+        return notes
+
+
+# Finds the LoRA of a tier. Raises RequestError.
+FindAdapter = Callable[[Lora], Awaitable[AdapterUse]]
+
+
+class Qualities:
+    """Decides which quality a request gets."""
+
+    def __init__(self, config: AppConfig, losses: Losses) -> None:
+        self._config = config
+        self._losses = losses
+
+    async def choose(
+        self,
+        request: InferenceRequest,
+        adapters: Sequence[AdapterUse],
+        find_adapter: FindAdapter,
+        *,
+        calibrates: bool = False,
+    ) -> Quality:
+        """The quality of a request that passed `check_quality`, with these LoRAs. Raises QualityUnavailable.
+
+        With `calibrates`, the request is made to measure the tier, so the loss need not be known.
+        """
+        model = self._config.served(request.model)
+        tier = tier_of(request, model)
+        if tier is None:
+            return quality_without_tier(request, model)
+        name: TierName = next(name for name in TIER_NAMES if name == request.quality)
+        of_tier = await self._adapters_of(request, tier, find_adapter)
+        digest = tier.digest(of_tier[0].id if of_tier else None)
+        ids = [use.id for use in adapters]
+        # A file that has not been read yet, as in the check of a preset, has no id.
+        are_known = all([*ids, *(use.id for use in of_tier)])
+        loss = await self._losses.find(model, name, digest, frozenset(ids)) if are_known else None
+        if loss is None and are_known and tier.uncalibrated == "refuse" and not calibrates:
+            of_what = "these LoRAs" if adapters else f"{model.id} without LoRAs"
+            raise unavailable(
+                request, model, f"nobody has measured its loss for {of_what}; ask your operator to calibrate it"
+            )
+        measured = f"its loss was measured on {loss.on}" if loss else "its loss was not measured for these LoRAs"
+        return Quality(name, f"asked for; {measured}", tier, of_tier, loss)
+
+    async def _adapters_of(
+        self, request: InferenceRequest, tier: TierConfig, find_adapter: FindAdapter
+    ) -> tuple[AdapterUse, ...]:
+        """The tier's LoRA. Raises QualityUnavailable if it cannot be used, which is no fault of the sender."""
+        if tier.adapter is None:
+            return ()
+        try:
+            use = await find_adapter(Lora(path=tier.adapter, network_multiplier=tier.adapter_scale))
+            return (replace(use, of_tier=True),)
+        except RequestError as error:
+            reason = f"its LoRA cannot be used: {error.message}"
+            raise unavailable(request, self._config.served(request.model), reason) from error
+
+
+def quality_without_tier(request: InferenceRequest, model: ModelConfig) -> Quality:
+    """The quality of a request that asks for no tier."""
+    if model.lossy:
+        return Quality(LOSSY, f"this service runs {model.id} with {model.lossy}")
+    return Quality(EXACT, "asked for" if "quality" in request.model_fields_set else "the default")
+
+
+def available(model: ModelConfig) -> list[str]:
+    """The qualities that requests for a model may name, the most exact first; none if it has lossy options."""
+    return [] if model.lossy else [EXACT, *(name for name in TIER_NAMES if name in model.tiers)]
+
+
+def unavailable(
+    request: InferenceRequest, model: ModelConfig, reason: str, details: Mapping[str, Any] = {}
+) -> QualityUnavailable:
+    """The error for a request that cannot have its quality, for this reason."""
+    facts = {"quality": request.quality, "available": available(model), **details}
+    return QualityUnavailable(f"quality {request.quality} is not available: {reason}", facts)
+
+
+def tier_of(request: InferenceRequest, model: ModelConfig) -> TierConfig | None:
+    """The tier that a request asks for, None if it asks for none. Raises QualityUnavailable."""
+    is_sent = "quality" in request.model_fields_set
+    if model.lossy and is_sent:
+        reason = f"this service runs {model.id} with {model.lossy}; leave out quality to accept what that changes"
+        raise unavailable(request, model, reason)
+    if request.quality == EXACT:
+        return None
+    if request.quality not in model.tiers:
+        raise unavailable(request, model, f"{model.id} has {', '.join(available(model))} here")
+    return model.tiers[request.quality]
+
+
+def check_quality(request: InferenceRequest, model: ModelConfig) -> None:
+    """Raise QualityUnavailable for a tier that is not configured, or that contradicts a field of the request.
+
+    A tier's own steps, guidance and sampler are part of what was measured: with others it would be another tier.
+    """
+    tier = tier_of(request, model)
+    if tier is None:
+        return
+    for index, prompt in enumerate(request.prompts):
+        for field, value in _fixed_fields(tier).items():
+            sent = getattr(prompt, field)
+            if sent is not None and sent != value:
+                reason = f"it makes images with {field} {value}, and prompt {index} has {sent}: leave that out"
+                raise unavailable(request, model, reason, {"prompt_index": index, "parameter": field})
+
+
+def check_profile(request: InferenceRequest, model: ModelConfig, quality: Quality, profile: str) -> None:
+    """Raise QualityUnavailable for a tier with a profile of a trainer."""
+    if quality.tier is not None and profile != "reference":
+        reason = f"the profile {profile} promises the trainer's own pixels, so it takes {EXACT} only"
+        raise unavailable(request, model, reason, {"parameter": "profile"})
+
+
+def with_tier(request: InferenceRequest, quality: Quality) -> InferenceRequest:
+    """A request that passed `check_quality`, with the steps, the guidance and the sampler of its tier."""
+    fixed = _fixed_fields(quality.tier) if quality.tier is not None else {}
+    if not fixed:
+        return request
+    return request.model_copy(update={"prompts": [prompt.model_copy(update=fixed) for prompt in request.prompts]})
+
+
+def _fixed_fields(tier: TierConfig) -> dict[str, Any]:
+    """The fields of a prompt that a tier sets, with its values."""
+    values = {field: getattr(tier, key) for field, key in TIER_FIELDS.items()}
+    return {field: value for field, value in values.items() if value is not None}

@@ -1,0 +1,254 @@
+"""Tiers: who gets one, who is refused and why, and what the plans and records of their images say."""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from serve_app.config import AppConfig, ModelConfig, TierName, read_ingress_settings
+from serve_app.tasks import Loss, LossRange
+from tests.unit.conftest import Application, safetensors_bytes
+from tests.unit.test_explain import explained
+from tests.unit.test_http_contract import finished
+from tests.unit.test_presets import refusal
+
+LOSS = Loss(LossRange(38.2, 44.0), LossRange(0.97, None), 10.0, 6.0, 44, 1.7e9, "job/lora.safetensors", latents=0.04)
+DISTILLED = "tiers/distilled.safetensors"
+TIERS: dict[str, Any] = {
+    "balanced": {"feature_cache": 0.1},
+    "fast": {"quantization": "fp8", "guidance_gate": 0.5, "guidance_gate_rest": "reuse"},
+    "turbo": {"adapter": DISTILLED, "adapter_scale": 0.9, "sampler": "lightning", "steps": 8, "guidance_scale": 1},
+}
+
+
+class KnownLosses:
+    """Every tier was measured, but only for the LoRAs of these ids. None: for all."""
+
+    def __init__(self, adapters: set[str] | None = None) -> None:
+        self.adapters = adapters
+        self.asked: list[tuple[str, str, str, frozenset[str]]] = []
+
+    async def find(
+        self, model: ModelConfig, tier: TierName, tier_digest: str, adapters: Collection[str]
+    ) -> Loss | None:
+        self.asked.append((model.id, tier, tier_digest, frozenset(adapters)))
+        return LOSS if self.adapters is None or set(adapters) == self.adapters else None
+
+
+@pytest.fixture
+def served(config: AppConfig) -> Callable[..., Any]:
+    """A running application with these tiers of its model, or these settings of it."""
+    distilled = Path(config.lora_root) / DISTILLED
+    distilled.parent.mkdir()
+    # Another file than the request's, so another id.
+    distilled.write_bytes(safetensors_bytes(metadata={"name": "distilled"}))
+
+    @contextmanager
+    def serve(losses: KnownLosses | None = None, **model: Any) -> Iterator[tuple[Application, TestClient]]:
+        settings = config.models[0].model_dump() | (model or {"tiers": TIERS})
+        changed = AppConfig.model_validate(config.model_dump() | {"models": [settings]})
+        application = Application(changed, losses=losses or KnownLosses())
+        with TestClient(application.app) as client:
+            yield application, client
+
+    return serve
+
+
+def tiers_with(**changes: Any) -> dict[str, Any]:
+    return {name: tier | changes for name, tier in TIERS.items()}
+
+
+def test_tier_decides_plan_and_record(served, make_body):
+    with served() as (application, client):
+        body = make_body(quality="fast", guidance_scale=4.0)
+        [record] = explained(client, body)["effective"]
+        result = finished(client, body)
+        plan = application.editors.tasks[-1].plan
+    assert (plan.quality, plan.quantization, plan.feature_cache) == ("fast", "fp8", None)
+    assert (plan.guidance_gate, plan.guidance_gate_rest, plan.loss) == (0.5, "reuse", LOSS)
+    assert result["status"] == "succeeded"
+    assert (record["quality"], record["quantization"]) == ("fast", "fp8")
+    assert record["loss"]["psnr_db"] == {"worst": 38.2, "median": 44.0}
+    assert (record["loss"]["measured_at"], record["loss"]["on"]) == (1.7e9, "job/lora.safetensors")
+    assert record["why"]["quality"] == "asked for; its loss was measured on job/lora.safetensors"
+
+
+def test_exact_is_the_default_and_has_no_loss(served, make_body):
+    with served() as (application, client):
+        [record] = explained(client, make_body())["effective"]
+        finished(client, make_body())
+        plan = application.editors.tasks[-1].plan
+    assert (record["quality"], record["loss"], record["feature_cache"]) == ("exact", None, None)
+    assert (plan.quality, plan.quantization, plan.guidance_gate, plan.loss) == ("exact", "none", None, None)
+
+
+def test_distilled_adapter_lies_under_the_requests_own(served, make_body):
+    losses = KnownLosses()
+    with served(losses) as (application, client):
+        body = make_body(quality="turbo", sample_steps=None, neg="blurry")
+        answer = explained(client, body)
+        finished(client, body)
+        plan = application.editors.tasks[-1].plan
+        history = client.get("/v1/requests", params={"lora": DISTILLED})
+    assert [(use.path, use.scale, use.of_tier) for use in plan.adapters] == [
+        (DISTILLED, 0.9, True),
+        ("job/lora.safetensors", 1.0, False),
+    ]
+    assert (plan.steps, plan.sampler, plan.guidance_scale) == (8, "lightning", 1)
+    [record] = answer["effective"]
+    assert [(lora["path"], lora["of_tier"]) for lora in record["loras"]] == [
+        (DISTILLED, True),
+        ("job/lora.safetensors", False),
+    ]
+    assert record["loras"][0]["receipt"]["modules"] == 1
+    assert f"quality turbo applies '{DISTILLED}' under the LoRAs of the request" in answer["notes"]
+    # With the tier's guidance of 1 the negative prompt is not read, and the answer says so.
+    assert answer["ignored"] == ["neg"]
+    assert history.status_code == 403 or history.json()["requests"] == []
+    # The loss is looked up for the request's own LoRAs.
+    [(model, tier, _, adapters)] = set(losses.asked)
+    assert (model, tier, adapters) == ("qwen_image_edit", "turbo", {plan.adapters[1].id})
+
+
+def test_request_of_a_tier_can_be_posted_again(served, make_body):
+    for quality in TIERS:
+        with served() as (_, client):
+            [record] = explained(client, make_body(quality=quality, sample_steps=None))["effective"]
+            again = record["request"]
+            assert again["quality"] == quality
+            assert [lora["path"] for lora in again["loras"]] == ["job/lora.safetensors"]
+            finished(client, make_body(quality=quality, sample_steps=None))
+            [repeated] = explained(client, again)["effective"]
+        assert {**repeated, "why": None} == {**record, "why": None}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "details"),
+    [
+        ({"sample_steps": 25}, "it makes images with sample_steps 8, and prompt 0 has 25", {"prompt_index": 0}),
+        ({"guidance_scale": 4.0}, "guidance_scale 1.0, and prompt 0 has 4.0", {"parameter": "guidance_scale"}),
+        ({"sampler": "flowmatch"}, "sampler lightning, and prompt 0 has flowmatch", {"parameter": "sampler"}),
+        ({"profile": "trainer"}, "promises the trainer's own pixels", {"parameter": "profile"}),
+        ({"profile": "auto"}, "promises the trainer's own pixels", {"parameter": "profile"}),
+    ],
+)
+def test_request_that_contradicts_its_tier_is_refused(served, make_body, fields, reason, details):
+    with served() as (_, client):
+        error = refusal(client, make_body(**{"quality": "turbo", "sample_steps": None} | fields))
+    assert error["code"] == "QUALITY_UNAVAILABLE"
+    assert reason in error["message"]
+    assert error["details"].items() >= details.items()
+
+
+def test_request_that_agrees_with_its_tier_is_taken(served, make_body):
+    fields = {"sample_steps": 8, "guidance_scale": 1, "sampler": "lightning"}
+    with served() as (_, client):
+        assert explained(client, make_body(quality="turbo", **fields))["effective"][0]["sample_steps"] == 8
+
+
+def test_tier_that_is_not_configured_is_refused_with_those_that_are(served, make_body):
+    with served(tiers={"balanced": TIERS["balanced"]}) as (_, client):
+        error = refusal(client, make_body(quality="fast"))
+    assert error["message"] == "quality fast is not available: qwen_image_edit has exact, balanced here"
+    assert error["details"] == {"quality": "fast", "available": ["exact", "balanced"]}
+
+
+def test_tier_that_nobody_measured_for_these_loras_is_refused(served, make_body):
+    with served(KnownLosses(adapters=set())) as (_, client):
+        error = refusal(client, make_body(quality="balanced"))
+    assert error["code"] == "QUALITY_UNAVAILABLE"
+    assert "nobody has measured its loss for these LoRAs; ask your operator" in error["message"]
+
+
+def test_operator_may_allow_a_tier_that_nobody_measured(served, make_body):
+    with served(KnownLosses(adapters=set()), tiers=tiers_with(uncalibrated="allow")) as (application, client):
+        answer = explained(client, make_body(quality="balanced"))
+        assert finished(client, make_body(quality="balanced"))["status"] == "succeeded"
+        assert application.editors.tasks[-1].plan.quality == "balanced"
+    [record] = answer["effective"]
+    assert (record["quality"], record["loss"]) == ("balanced", None)
+    assert "quality balanced: nobody has measured its loss for these LoRAs" in answer["notes"]
+    assert record["why"]["quality"] == "asked for; its loss was not measured for these LoRAs"
+
+
+def test_request_that_calibrates_needs_no_known_loss(served, make_body):
+    from serve_app.intake.tenants import Caller
+    from serve_app.schemas.requests import InferenceRequest
+
+    request = InferenceRequest.model_validate(make_body(quality="balanced"))
+    with served(KnownLosses(adapters=set())) as (application, client):
+        caller = Caller("", limits=application.service.keys.limits_of(""))
+        submit = application.service.submissions.submit
+        record, _ = client.portal.call(lambda: submit(request, caller, "", calibrates=True))
+    assert record.images[0].plan.quality == "balanced"
+
+
+def test_tiers_adapter_that_is_missing_is_the_tiers_fault(served, make_body):
+    with served(tiers={"turbo": {"adapter": "gone.safetensors"}}) as (_, client):
+        error = refusal(client, make_body(quality="turbo"))
+    assert error["code"] == "QUALITY_UNAVAILABLE"
+    assert error["message"].startswith("quality turbo is not available: its LoRA cannot be used: ")
+    assert "gone.safetensors" in error["message"]
+
+
+def test_gate_has_no_effect_without_guidance_and_a_note_says_so(served, make_body):
+    with served() as (application, client):
+        body = make_body(quality="fast", guidance_scale=1)
+        answer = explained(client, body)
+        finished(client, body)
+        plan = application.editors.tasks[-1].plan
+    assert (plan.guidance_gate, plan.guidance_gate_rest) == (None, "drop")
+    assert any("its guidance_gate has no effect on prompts" in note for note in answer["notes"])
+
+
+LOSSY_OPTIONS = ({"feature_cache": 0.1}, {"quantization": "fp8"})
+
+
+@pytest.mark.parametrize("options", LOSSY_OPTIONS)
+def test_models_own_lossy_options_are_called_lossy(served, make_body, options):
+    with served(**options) as (application, client):
+        [record] = explained(client, make_body())["effective"]
+        finished(client, make_body())
+        plan = application.editors.tasks[-1].plan
+        assert (record["quality"], record["loss"], plan.quality) == ("lossy", None, "lossy")
+        assert "quality" not in record["request"]
+        assert plan.editor_group == "qwen_image_edit"
+        [repeated] = explained(client, record["request"])["effective"]
+        assert repeated["quality"] == "lossy"
+        # Whoever asks for exact pixels does not get others.
+        for quality in ("exact", "fast"):
+            error = refusal(client, make_body(quality=quality))
+            assert error["details"] == {"quality": quality, "available": []}
+            [name] = options
+            assert f"runs qwen_image_edit with {name}: {options[name]}; leave out quality" in error["message"]
+
+
+def test_preset_may_name_a_tier(served, make_body):
+    preset = {"model": "qwen_image_edit", "loras": [{"path": "job/lora.safetensors"}], "quality": "turbo"}
+    body = make_body(preset="quick", sample_steps=None, loras=None, model=None)
+    with served() as (application, client):
+        application.service.reconfigure(*read_ingress_settings({"presets": {"quick": preset}}))
+        assert explained(client, body)["effective"][0]["quality"] == "turbo"
+        assert explained(client, body | {"quality": "exact"})["effective"][0]["quality"] == "exact"
+    with served(KnownLosses(adapters=set())) as (application, client):
+        application.service.reconfigure(*read_ingress_settings({"presets": {"quick": preset}}))
+        error = refusal(client, body)
+    assert (error["code"], error["details"]["code"]) == ("PRESET_BROKEN", "QUALITY_UNAVAILABLE")
+
+
+def test_models_list_their_qualities(served):
+    with served() as (_, client):
+        [model] = client.get("/v1/models").json()["models"]
+    assert model["qualities"] == ["exact", "balanced", "fast", "turbo"]
+    assert [tier["quality"] for tier in model["tiers"]] == ["balanced", "fast", "turbo"]
+    turbo = model["tiers"][2]
+    assert (turbo["sample_steps"], turbo["guidance_scale"], turbo["sampler"]) == (8, 1, "lightning")
+    assert turbo["needs_calibration"]
+    # The operator's file is nobody's business.
+    assert DISTILLED not in str(model)
+    with served(feature_cache=0.1) as (_, client):
+        [model] = client.get("/v1/models").json()["models"]
+    assert (model["qualities"], model["tiers"]) == ([], [])
