@@ -54,6 +54,12 @@ SERVER_TIMEOUT_S, CLIENT_TIMEOUT_S = 5, 10
 # Classes of SQLSTATE after which a retry may succeed: connection exceptions, operator intervention, rolled back
 # transactions (deadlocks), and the timeout of an idle transaction.
 TRANSIENT_STATES = ("08", "57P", "40", "25P03")
+# How long a migration waits for the lock of a table, while others wait behind it (s): less than PostgreSQL's
+# `deadlock_timeout` of 1 s, so that of two transactions that wait for each other, the service's succeeds. Then the
+# pause before it is tried again, and for how long it is (s).
+TABLE_LOCK_S, MIGRATION_PAUSE_S, MIGRATION_WINDOW_S = 0.5, 0.5, 300.0
+# SQLSTATEs of a lock that was not available in time, and of a deadlock.
+LOCKED_STATES = ("55P03", "40P01")
 POSTGRESQL_ARGUMENTS: dict[str, Any] = {
     "timeout": SERVER_TIMEOUT_S,
     "server_settings": {"idle_in_transaction_session_timeout": f"{CLIENT_TIMEOUT_S}s"},
@@ -103,10 +109,26 @@ class Database:
             sa.event.listen(self._writer.sync_engine, "begin", _begin_writing)
 
     async def open(self) -> None:
-        """Migrate the tables to this version. One process at a time does so; the others wait."""
+        """Migrate the tables to this version. One process at a time does so; the others wait.
+
+        Ingresses of the version before may be at work: a migration that would have to wait for their locks, and make
+        them wait, is taken back and tried again.
+        """
+        deadline = time.monotonic() + MIGRATION_WINDOW_S
+        while True:
+            try:
+                return await self._migrate()
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) not in LOCKED_STATES or time.monotonic() > deadline:
+                    raise
+                logger.info("the tables are in use; the migration is tried again")
+            await asyncio.sleep(MIGRATION_PAUSE_S)
+
+    async def _migrate(self) -> None:
         async with self._writer.begin() as connection:
             if not self.is_sqlite:
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+                await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{TABLE_LOCK_S}s'"))
             await connection.run_sync(migrate)
 
     async def close(self) -> None:
