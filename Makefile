@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 NPM_PACKAGES := tests/javascript/node_modules/.installed
 # Processes that run unit tests. They mostly wait, so there are more than cores.
 WORKERS ?= 3
+FUZZ_HOURS ?= 8
 
 # Ray phones home unless told not to.
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help demo serve generators test docs lint types check drill drill-nodes benchmark attacks clean
+.PHONY: help demo serve generators test docs lint types check drill drill-nodes benchmark attacks fuzz clean
 
 help:
 	@echo "make demo       start the service, edit the sample photograph, show the result, stop (MODEL=...)"
@@ -24,6 +25,7 @@ help:
 	@echo "make drill      kill processes that work on 60 requests, and check that no request is lost; 5 minutes at most"
 	@echo "make drill-nodes  the same with failing machines (network namespaces; needs root)"
 	@echo "make benchmark  latencies of HTTP requests during an edit"
+	@echo "make fuzz       random requests, images and LoRA files, for a night: what it did adds up in out/fuzzing (FUZZ_HOURS=8)"
 	@echo "make attacks    ten attacks of one tenant, and the latencies of another; 12 minutes at most"
 
 $(VENV)/.installed: pyproject.toml constraints.txt clients/python/pyproject.toml
@@ -84,6 +86,13 @@ benchmark: $(VENV)/.installed
 
 attacks: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.attacks
+
+# Each of the counts is a whole: a run that was stopped goes on where it was.
+fuzz: $(VENV)/.installed
+	$(BIN)/python -m tests.fuzzing images --count 50000 --processes $(WORKERS)
+	$(BIN)/python -m tests.fuzzing safetensors --count 20000 --processes $(WORKERS)
+	$(BIN)/python -m tests.fuzzing schema --count 20000 --processes $(WORKERS)
+	$(BIN)/python -m tests.fuzzing requests --count 1000000 --processes $(WORKERS) --seconds $$(( $(FUZZ_HOURS) * 3600 ))
 
 clean:
 	rm -rf $(VENV) data out tests/javascript/node_modules

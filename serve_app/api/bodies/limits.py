@@ -90,6 +90,16 @@ class BodyMemory:
         self._hold.shrink_to(0)
 
 
+def _without_body(receive: Receive) -> Receive:
+    """Receive of a request without a body. Whatever a server hands over nevertheless has no memory held for it."""
+
+    async def without_body() -> Message:
+        message = await receive()
+        return {**message, "body": b""} if message["type"] == "http.request" else message
+
+    return without_body
+
+
 class BodyLimit:
     """Reads the body before its route does, and holds memory for it until the request is answered.
 
@@ -113,7 +123,7 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         length = announced(scope)
         if length == 0:
-            await self._app(scope, receive, send)
+            await self._app(scope, _without_body(receive), send)
             return
         if length is not None and length > self._max_bytes:
             self._refuse_large()

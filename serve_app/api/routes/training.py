@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from serve_app import errors
+from serve_app.api.bodies.json_bodies import JsonRoute
 from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, links_of
 from serve_app.api.error_answers import error_docs
 from serve_app.api.image_answers import image_answer, image_docs
@@ -50,6 +51,7 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["training"], dependencies=[*KEYS_IN_DOCS, Depends(check_job)])
     # Names have slashes: the longer paths come first.
     _add_images(routes, service)
+    _add_making(routes, service)
     _add_previews(routes, service)
     _add_jobs(routes, service)
     return routes
@@ -81,10 +83,12 @@ def _add_images(routes: APIRouter, service: Service) -> None:
         return image_answer(request, data, media_type, headers)
 
 
-def _add_previews(routes: APIRouter, service: Service) -> None:
+def _add_making(routes: APIRouter, service: Service) -> None:
     LinksOfRequest = Depends(links_of(service))
 
-    @routes.post(
+    bodies = APIRouter(route_class=JsonRoute)
+
+    @bodies.post(
         "/v1/training-jobs/{name:path}/previews",
         status_code=202,
         responses=error_docs(errors.TrainingJobNotFound, *PREVIEW_ERRORS),
@@ -103,6 +107,12 @@ def _add_previews(routes: APIRouter, service: Service) -> None:
         previews_id = await service.training_previews.start(name, body, caller, links.base_url)
         url = f"{job_url(name, links.base_url)}/previews/{previews_id}"
         return PreviewsStarted(id=previews_id, status_url=url)
+
+    routes.include_router(bodies)
+
+
+def _add_previews(routes: APIRouter, service: Service) -> None:
+    LinksOfRequest = Depends(links_of(service))
 
     @routes.get(
         "/v1/training-jobs/{name:path}/previews/{previews_id}",
