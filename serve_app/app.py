@@ -1,4 +1,4 @@
-"""The application: `build` turns the config into Serve deployments, the ingress and an editor for each model."""
+"""The application: `build` turns the config into Serve deployments, the ingress and the editors of each group."""
 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` to validate the args.
 
@@ -33,7 +33,7 @@ class Ingress:
 
     def __init__(self, config: AppConfig, editors: dict[str, DeploymentHandle]) -> None:
         serve_port.keep_to_this_machine()
-        meter = metrics_export.start("ingress", list(editors))
+        meter = metrics_export.start("ingress", [model.id for model in config.models])
         running = RunningEditors(serve.get_replica_context().app_name, list(editors))
         drain_s = shutdown_s(config.jobs) / 2
         self._service = Service(
@@ -53,9 +53,9 @@ class Ingress:
             self._service.reconfigure(settings, malformed_presets)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """The backlog per model. Serve passes it to the autoscaling policy: see `serve_app.replicas.autoscaler`."""
+        """The backlog per editor group, for the autoscaling policy: see `serve_app.replicas.autoscaler`."""
         backlogs = await self._service.workload.backlogs()
-        return to_stats({editor_name(model): backlog for model, backlog in backlogs.items()})
+        return to_stats({editor_name(group): backlog for group, backlog in backlogs.items()})
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self._service)
@@ -77,7 +77,11 @@ def build_application(
 
     Tests and drills pass engines and time limits of their own.
     """
-    editors = {model.id: _editor(model, config, load, time_limits) for model in config.models}
+    editors = {
+        group: _editor(group, settings, config, load, time_limits)
+        for model in config.models
+        for group, settings in model.editor_groups.items()
+    }
     ingress = serve.deployment(Ingress).options(
         name="Ingress",
         # Two, so that HTTP is answered without interruption when one dies.
@@ -100,21 +104,24 @@ def shutdown_s(jobs: JobsConfig) -> float:
     return 2 * jobs.stall_s
 
 
-def _editor(model: ModelConfig, config: AppConfig, load: EngineFactory, time_limits: TimeLimits) -> serve.Application:
+def _editor(
+    group: str, model: ModelConfig, config: AppConfig, load: EngineFactory, time_limits: TimeLimits
+) -> serve.Application:
+    """The editors of a group, with the settings of `ModelConfig.editor_groups`. Raises ValueError."""
     if model.id not in MODELS:
         raise ValueError(f"models: there is no model {model.id!r}; choose from: {', '.join(MODELS)}")
-    deployment = editor_deployment(model).options(graceful_shutdown_timeout_s=shutdown_s(config.jobs))
+    deployment = editor_deployment(model, group).options(graceful_shutdown_timeout_s=shutdown_s(config.jobs))
     return deployment.bind(model, config.artifacts_url, config.fetch, load, time_limits)
 
 
-def editor_deployment(model: ModelConfig) -> serve.Deployment:
-    """The deployment of a model's editors, with default options."""
+def editor_deployment(model: ModelConfig, group: str | None = None) -> serve.Deployment:
+    """The deployment of a group of editors, with default options. None: the group of all editors of the model."""
     needs_gpu = model.device == "cuda" or (model.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     resources: dict[str, Any] = {"num_cpus": EDITOR_CPUS}
     if needs_gpu:
         resources = {"num_cpus": GPU_EDITOR_CPUS, "num_gpus": model.gpus_per_replica}
     return serve.deployment(Editor).options(
-        name=editor_name(model.id),
+        name=editor_name(group or model.id),
         # One edit on the device and one in preparation; the others wait in the job database, where they are counted.
         max_ongoing_requests=2,
         health_check_period_s=2,

@@ -47,19 +47,22 @@ class Operation:
     async def _models(self, caller: Caller) -> list[ModelOperation]:
         running, starting = await self._workload.editor_counts(), self._workload.editors_starting()
         backlogs = await self._workload.backlogs()
-        measured = await self._store.queue.measured_models()
+        measured = await self._store.queue.measured_groups()
         counts = await self._store.queue.counts(None if caller.is_operator else caller.tenant)
         models = []
-        for model, editors in running.items():
-            waiting, working = counts.get(model, (0, 0))
+        for group, editors in running.items():
+            waiting, working = counts.get(group, (0, 0))
+            model, tier = self._workload.model_and_tier(group)
             models.append(
                 ModelOperation(
-                    id=model,
+                    id=group,
+                    model=model,
+                    tier=tier,
                     editors_running=editors,
-                    editors_starting=starting.get(model, 0),
+                    editors_starting=starting.get(group, 0),
                     waiting=waiting,
                     working=working,
-                    predicted_wait_s=wait_s(backlogs[model], editors) if model in measured else None,
+                    predicted_wait_s=wait_s(backlogs[group], editors) if group in measured else None,
                 )
             )
         return models

@@ -9,12 +9,13 @@ from serve_app.adapters.sources import LoraSources
 from serve_app.concurrency import background
 from serve_app.config import AppConfig, IngressSettings, MalformedPreset
 from serve_app.intake.admission.admission import Admission
-from serve_app.intake.admission.quality import Losses, NoLosses
+from serve_app.intake.admission.quality import Losses
 from serve_app.intake.admission.stored_images import StoredImages
 from serve_app.intake.answers.events import Events
 from serve_app.intake.answers.previews import Previews
 from serve_app.intake.answers.queries import Queries
 from serve_app.intake.answers.watch import Watch
+from serve_app.intake.calibrations.losses import MeasuredLosses
 from serve_app.intake.callers.rates import RateLimits
 from serve_app.intake.catalogue import Catalogue
 from serve_app.intake.keys import Keys
@@ -67,7 +68,7 @@ class Service:
         losses: Losses | None = None,
     ) -> None:
         """`ready_without_editor` names the models that need no running editor to be ready, and `editors_starting`
-        counts editors, as `Workload` says. `losses` knows what was measured of tiers; None: nothing.
+        counts editors, as `Workload` says. `losses` knows what was measured of tiers; None: the job database.
 
         When the service stops, edits that editors have begun get `drain_s` seconds to finish. Raises ConfigRefused,
         CheckpointRefused, StorageRefused or KeysRefused for a config that cannot be used.
@@ -89,9 +90,8 @@ class Service:
         lora_root = LoraRoot(config.lora_root)
         sources = LoraSources(lora_root, resources.fetcher, artifacts, config.fetch.hub_hosts)
         stored_images = StoredImages(store, artifacts)
-        admission = Admission(
-            config, resources.fetcher, decoders, sources, architectures, stored_images, losses or NoLosses()
-        )
+        losses = losses or MeasuredLosses(store.calibrations)
+        admission = Admission(config, resources.fetcher, decoders, sources, architectures, stored_images, losses)
         self.catalogue = Catalogue(config, lora_root, architectures)
         self.presets = Presets(admission.check_preset, sources.is_remote, meter)
         self.submissions = Submissions(

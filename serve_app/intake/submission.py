@@ -198,7 +198,8 @@ class Submissions:
         editors = await self._editor_counts()
         for tries in range(1, MAX_TRIES + 1):
             try:
-                new = replace(await self._prepare(submission), editors=editors.get(submission.request.model, 0))
+                new = await self._prepare(submission)
+                new = replace(new, editors=editors.get(new.editor_group, 0))
                 record = await self._store.requests.create(
                     new, self._artifacts.exists, limits.max_queued, limits.quotas
                 )

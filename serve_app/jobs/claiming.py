@@ -22,9 +22,10 @@ _is_lost = sa.and_(_images.state == CLAIMED, _images.lease_until < tables.now())
 LOST = "its dispatcher was lost"
 
 
-async def has_work(connection: AsyncConnection, model: str) -> bool:
-    """Whether an image of the model waits or is lost."""
-    some = sa.select(sa.literal(1)).where(_images.model == model, sa.or_(_images.state == WAITING, _is_lost))
+async def has_work(connection: AsyncConnection, editor_group: str) -> bool:
+    """Whether an image that the editor group can make waits or is lost."""
+    claimable = sa.or_(_images.state == WAITING, _is_lost)
+    some = sa.select(sa.literal(1)).where(_images.editor_group == editor_group, claimable)
     return (await connection.execute(some.limit(1))).first() is not None
 
 
@@ -36,20 +37,20 @@ class Claiming:
         self._owner = owner
         self._lease_s = lease_s
 
-    async def claim(self, model: str, capacity: int, limit: int, take_over: bool) -> list[Claim]:
-        """Claim up to `limit` images of the model, as long as no more than `capacity` are claimed by all owners.
+    async def claim(self, editor_group: str, capacity: int, limit: int, take_over: bool) -> list[Claim]:
+        """Claim up to `limit` images of the editor group, as long as no more than `capacity` are claimed by all owners.
 
         With `take_over`, lost images come first, and count as not claimed.
         """
-        locked = sa.select(tables.queues).where(tables.queues.c.model == model).with_for_update()
+        locked = sa.select(tables.queues).where(tables.queues.c.editor_group == editor_group).with_for_update()
         queue_row = (await self._connection.execute(locked)).one()
-        claimed = sa.select(sa.func.count()).where(_images.model == model, _images.state == CLAIMED)
+        claimed = sa.select(sa.func.count()).where(_images.editor_group == editor_group, _images.state == CLAIMED)
         if take_over:
             claimed = claimed.where(_images.lease_until >= tables.now())
         room = min(limit, capacity - (await self._connection.execute(claimed)).scalar_one())
         if room <= 0:
             return []
-        to_take_over = await self._lost(model, room) if take_over else []
+        to_take_over = await self._lost(editor_group, room) if take_over else []
         lost = [await self._take_over(row) for row in to_take_over]
         waiting = await self._take_next(queue_row, room - len(lost))
         traceparents = await self._traceparents([*lost, *waiting])
@@ -58,10 +59,10 @@ class Claiming:
             *(_claim(row, traceparents, was_lost=False) for row in waiting),
         ]
 
-    async def _lost(self, model: str, room: int) -> Sequence[sa.Row[Any]]:
+    async def _lost(self, editor_group: str, room: int) -> Sequence[sa.Row[Any]]:
         lost: sa.Select[Any] = (
             sa.select(_images.request_id, _images.image_index, _images.status, _images.reasons)
-            .where(_images.model == model, _is_lost)
+            .where(_images.editor_group == editor_group, _is_lost)
             .order_by(_images.created_at, _images.image_index)
             .limit(room)
             # Its owner may be alive after all, and writing.
@@ -80,22 +81,21 @@ class Claiming:
         """Claim the next images that wait, and record in the queue's row how far it was served."""
         if room <= 0:
             return []
-        heads = {priority: await self._head(queue.model, priority, room) for priority in Priority}
+        heads = {priority: await self._head(queue.editor_group, priority, room) for priority in Priority}
         chosen, passed_over = next_images(heads[Priority.INTERACTIVE], heads[Priority.BULK], room, queue.passed_over)
         served: dict[str, Any] = {f"{row.priority}_turn": row.turn for row in chosen}
-        await self._connection.execute(
-            tables.queues.update().where(tables.queues.c.model == queue.model).values(passed_over=passed_over, **served)
-        )
+        of_group = tables.queues.update().where(tables.queues.c.editor_group == queue.editor_group)
+        await self._connection.execute(of_group.values(passed_over=passed_over, **served))
         keys = [(row.request_id, row.image_index) for row in chosen]
         taken = {(row.request_id, row.image_index): row for row in await self._take(keys)}
         # An image that was cancelled in between is not among them.
         return [taken[key] for key in keys if key in taken]
 
-    async def _head(self, model: str, priority: Priority, count: int) -> Sequence[sa.Row[Any]]:
+    async def _head(self, editor_group: str, priority: Priority, count: int) -> Sequence[sa.Row[Any]]:
         """The first `count` waiting images of one priority."""
         first: sa.Select[Any] = (
             sa.select(_images.request_id, _images.image_index, _images.turn, _images.priority)
-            .where(_images.model == model, _images.state == WAITING, _images.priority == priority)
+            .where(_images.editor_group == editor_group, _images.state == WAITING, _images.priority == priority)
             .order_by(_images.turn, _images.created_at, _images.image_index)
             .limit(count)
         )

@@ -47,7 +47,7 @@ def image_rows(new: NewRequest, now: float, turn: int) -> list[dict[str, Any]]:
         {
             "request_id": new.id,
             "image_index": index,
-            "model": new.model,
+            "editor_group": new.editor_group,
             "tenant": new.tenant,
             "priority": new.priority,
             "created_at": now,

@@ -17,6 +17,9 @@ _waits = _images.state == WAITING
 _steps_share = 1.0 - sa.func.coalesce(tables.speeds.c.other_share, 0.0)
 _remaining = _images.work * (1.0 - _steps_share * _images.step / _images.steps)
 
+# The speed of the editors of an image.
+_measured = tables.speeds.c.editor_group == _images.editor_group
+
 _claimed = tables.images.alias("claimed")
 
 
@@ -32,6 +35,8 @@ request_state = (
         _requests.id.label("request_id"),
         _requests.tenant,
         _requests.model,
+        # All images of a request have one.
+        sa.func.min(_images.editor_group).label("editor_group"),
         _requests.priority,
         _requests.status,
         _requests.error,
@@ -55,7 +60,7 @@ request_state = (
         _requests.purged,
     )
     .join(tables.images, _images.request_id == _requests.id)
-    .join(tables.speeds, tables.speeds.c.model == _requests.model, isouter=True)
+    .join(tables.speeds, _measured, isouter=True)
     .where(_requests.id == sa.bindparam("request_id"))
     .group_by(_requests.id)
 )
@@ -83,13 +88,13 @@ def _ahead_of(turn: str) -> sa.ColumnElement[bool]:
 # (FLOP) until the last one is made, including what editors work on now.
 queue_ahead = sa.select(
     sa.select(sa.func.count())
-    .where(_images.model == sa.bindparam("model"), _waits, _ahead_of("first"))
+    .where(_images.editor_group == sa.bindparam("editor_group"), _waits, _ahead_of("first"))
     .scalar_subquery()
     .label("position"),
     (
         sa.select(sa.func.coalesce(sa.func.sum(_images.work), 0.0))
         .where(
-            _images.model == sa.bindparam("model"),
+            _images.editor_group == sa.bindparam("editor_group"),
             _waits,
             sa.or_(
                 _ahead_of("last"),
@@ -98,17 +103,17 @@ queue_ahead = sa.select(
         )
         .scalar_subquery()
         + sa.select(sa.func.coalesce(sa.func.sum(_remaining), 0.0))
-        .select_from(tables.images.join(tables.speeds, tables.speeds.c.model == _images.model, isouter=True))
-        .where(_images.model == sa.bindparam("model"), _images.state == CLAIMED)
+        .select_from(tables.images.join(tables.speeds, _measured, isouter=True))
+        .where(_images.editor_group == sa.bindparam("editor_group"), _images.state == CLAIMED)
         .scalar_subquery()
     ).label("work"),
 )
 
 
-# The unfinished images of each model, and their work (FLOP): those that wait and those that editors work on.
+# The unfinished images of each editor group, and their work (FLOP): those that wait and those that editors work on.
 backlogs: sa.Select[Any] = (
     sa.select(
-        _images.model,
+        _images.editor_group,
         sa.func.sum(sa.case((_waits, _images.work), else_=0.0)).label("work_waiting"),
         sa.func.sum(sa.case((_waits, 0.0), else_=_remaining)).label("work_running"),
         *(
@@ -119,22 +124,22 @@ backlogs: sa.Select[Any] = (
         sa.func.coalesce(tables.now() - sa.func.min(sa.case((_waits, _images.created_at))), 0.0).label("oldest_s"),
         sa.func.min(tables.speeds.c.flops_per_s).label("speed"),
     )
-    .join(tables.speeds, tables.speeds.c.model == _images.model, isouter=True)
+    .join(tables.speeds, _measured, isouter=True)
     .where(_images.state.in_((WAITING, CLAIMED)))
-    .group_by(_images.model)
+    .group_by(_images.editor_group)
 )
 
 
 def unfinished(tenant: str | None) -> sa.Select[Any]:
-    """How many images of each model wait and are claimed: those of a tenant, or all if `tenant` is None."""
+    """How many images of each editor group wait and are claimed: those of a tenant, or all if `tenant` is None."""
     counts = (
         sa.select(
-            _images.model,
+            _images.editor_group,
             sa.func.sum(sa.case((_waits, 1), else_=0)).label("waiting"),
             sa.func.sum(sa.case((_waits, 0), else_=1)).label("claimed"),
         )
         .where(_images.state.in_((WAITING, CLAIMED)))
-        .group_by(_images.model)
+        .group_by(_images.editor_group)
     )
     return counts if tenant is None else counts.where(_images.tenant == tenant)
 

@@ -57,40 +57,42 @@ class Queue:
         self._config = config
 
     @transaction
-    async def claim(self, owner: str, model: str, capacity: int, limit: int, take_over: bool = True) -> list[Claim]:
-        """Claim up to `limit` images of `model` for `owner`, in the order of the queue.
+    async def claim(
+        self, owner: str, editor_group: str, capacity: int, limit: int, take_over: bool = True
+    ) -> list[Claim]:
+        """Claim up to `limit` images that `editor_group` can make for `owner`, in the order of the queue.
 
         All owners together claim no more than `capacity` images at a time. With `take_over`, the images of an owner
         that was lost come first; if an edit had started, that counts as an attempt.
         """
         async with self._database.reading() as connection:
-            if not await has_work(connection, model):
+            if not await has_work(connection, editor_group):
                 return []
         async with self._database.writing() as connection:
             claiming = Claiming(connection, owner, self._config.lease_s)
-            return await claiming.claim(model, capacity, limit, take_over)
+            return await claiming.claim(editor_group, capacity, limit, take_over)
 
     @transaction
     async def backlogs(self) -> dict[str, Backlog]:
-        """The backlog of each model that has unfinished images."""
+        """The backlog of each editor group that has unfinished images."""
         async with self._database.reading() as connection:
-            return {row.model: backlog_of(row) for row in await connection.execute(queries.backlogs)}
+            return {row.editor_group: backlog_of(row) for row in await connection.execute(queries.backlogs)}
 
     @transaction
     async def counts(self, tenant: str | None) -> dict[str, tuple[int, int]]:
-        """For each model with unfinished images, how many wait and how many editors work on.
+        """For each editor group with unfinished images, how many wait and how many editors work on.
 
         Only images of `tenant` count, or all if it is None.
         """
         async with self._database.reading() as connection:
             rows = await connection.execute(queries.unfinished(tenant))
-            return {row.model: (row.waiting, row.claimed) for row in rows}
+            return {row.editor_group: (row.waiting, row.claimed) for row in rows}
 
     @transaction
-    async def measured_models(self) -> frozenset[str]:
-        """The models of which the speed of an edit was measured."""
+    async def measured_groups(self) -> frozenset[str]:
+        """The editor groups of which the speed of an edit was measured."""
         async with self._database.reading() as connection:
-            return frozenset((await connection.execute(sa.select(tables.speeds.c.model))).scalars())
+            return frozenset((await connection.execute(sa.select(tables.speeds.c.editor_group))).scalars())
 
     @transaction
     async def renew(self, owner: str, tasks: Sequence[EditTask]) -> None:

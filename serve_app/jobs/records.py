@@ -32,7 +32,7 @@ class NewRequest:
     `files` are the artifacts that it needs: their sizes (bytes) by key. `notes` become part of its result's metadata.
     A request with the same `idempotency_key` and `body_sha256` is a repeat of this one. `traceparent` is the span of
     its POST (W3C Trace Context). `call_sha256` is the digest by which a repeated call finds it: see `waiting_clients`.
-    `editors` is how many editors of its model run now; 0 if nothing is to be predicted.
+    `editors` is how many editors can make its images now; 0 if nothing is to be predicted.
     """
 
     id: str
@@ -49,6 +49,11 @@ class NewRequest:
     traceparent: str | None = None
     call_sha256: str | None = None
     editors: int = 0
+
+    @property
+    def editor_group(self) -> str:
+        """The editors that can make its images. They are the same for all, since all have one model and quality."""
+        return self.images[0].plan.editor_group
 
 
 @dataclass(frozen=True)
@@ -130,14 +135,15 @@ class RequestState:
     """The status and progress of a request.
 
     `queue_position` is the number of images ahead of its first waiting image, None if none waits. `work_left` is the
-    predicted work until its last image is made, including the queue ahead (FLOP). `speed` is the measured speed of the
-    model's editors (FLOP/s). `current` is the first image that an editor works on, and `stage` its stage. `finished`
-    are the first MAX_FINISHED_IMAGES finished images that are still stored.
+    predicted work until its last image is made, including the queue ahead (FLOP). `speed` is the measured speed of
+    `editor_group`, the editors that can make its images (FLOP/s). `current` is the first image that an editor works on,
+    and `stage` its stage. `finished` are the first MAX_FINISHED_IMAGES finished images that are still stored.
     """
 
     request_id: str
     tenant: str
     model: str
+    editor_group: str
     status: Status
     error: str | None
     error_code: str | None

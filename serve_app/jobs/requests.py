@@ -53,11 +53,11 @@ class Requests:
                 await self._database.lock_file_references(connection)
                 if not await self._database.read_storage(lambda: all(map(is_stored, new.files))):
                     raise FilesGone("a file of this request was deleted meanwhile; send it again")
-                queue = await self._lock_queue(connection, new.model)
+                queue = await self._lock_queue(connection, new.editor_group)
                 await self._refuse_when_full(connection, new.tenant, len(new.images), tenant_max)
                 if quotas != NO_QUOTAS:
                     await self._database.lock_quotas(connection, new.tenant)
-                    await refuse_request(connection, new.tenant, quotas, new.model, new.images)
+                    await refuse_request(connection, new.tenant, quotas, new.editor_group, new.images)
                 await self._insert(connection, [new], await self._first_turn(connection, queue, new))
         except IntegrityError:
             # Its key was used before, or an earlier try of this commit succeeded and its answer was lost.
@@ -113,9 +113,9 @@ class Requests:
             priority, work_left = values.pop("priority"), values.pop("work_running")
             position = None
             if first is not None:
-                place = {"model": row.model, "urgent": priority == Priority.INTERACTIVE, "created_at": row.created_at}
-                turns = {"first": first, "last": last}
-                ahead = (await connection.execute(queries.queue_ahead, place | turns)).one()
+                place = {"editor_group": row.editor_group, "created_at": row.created_at, "first": first, "last": last}
+                urgent = {"urgent": priority == Priority.INTERACTIVE}
+                ahead = (await connection.execute(queries.queue_ahead, place | urgent)).one()
                 position, work_left = ahead.position, ahead.work
         return RequestState(**values, queue_position=position, work_left=work_left)
 
@@ -179,17 +179,21 @@ class Requests:
             return [Usage(row.tenant, row.gpu_seconds, row.images) for row in await connection.execute(whose)]
 
     async def add(self, connection: AsyncConnection, new: Sequence[NewRequest]) -> None:
-        """Insert requests of one tenant, model and priority within a transaction of the store, in their order.
+        """Insert requests of one tenant and priority within a transaction of the store, in their order.
 
         The caller has made sure that their files are needed already, and that the queue has room.
         """
-        queue = await self._lock_queue(connection, new[0].model)
-        await self._insert(connection, new, await self._first_turn(connection, queue, new[0]))
+        # In one order everywhere, so that no two transactions wait for each other.
+        for editor_group in sorted({each.editor_group for each in new}):
+            these = [each for each in new if each.editor_group == editor_group]
+            queue = await self._lock_queue(connection, editor_group)
+            await self._insert(connection, these, await self._first_turn(connection, queue, these[0]))
 
-    async def _lock_queue(self, connection: AsyncConnection, model: str) -> sa.Row[Any]:
-        """The queue's row of a model, locked until the transaction ends."""
-        await connection.execute(self._database.insert(tables.queues).values(model=model).on_conflict_do_nothing())
-        locked = sa.select(tables.queues).where(tables.queues.c.model == model).with_for_update()
+    async def _lock_queue(self, connection: AsyncConnection, editor_group: str) -> sa.Row[Any]:
+        """The queue's row of an editor group, locked until the transaction ends."""
+        new = self._database.insert(tables.queues).values(editor_group=editor_group)
+        await connection.execute(new.on_conflict_do_nothing())
+        locked = sa.select(tables.queues).where(tables.queues.c.editor_group == editor_group).with_for_update()
         return (await connection.execute(locked)).one()
 
     async def _refuse_when_full(
@@ -207,7 +211,7 @@ class Requests:
 
     async def _first_turn(self, connection: AsyncConnection, queue: sa.Row[Any], new: NewRequest) -> int:
         last = sa.select(sa.func.max(_images.turn)).where(
-            _images.model == new.model, _images.priority == new.priority, _images.tenant == new.tenant
+            _images.editor_group == new.editor_group, _images.priority == new.priority, _images.tenant == new.tenant
         )
         served = getattr(queue, f"{new.priority}_turn")
         return first_turn(served, (await connection.execute(last)).scalar_one())
@@ -232,8 +236,9 @@ class Requests:
         """How long a request is predicted to take that is inserted now: the first `eta_s` that it will have."""
         if not new.editors:
             return None
-        speed = sa.select(tables.speeds.c.flops_per_s).where(tables.speeds.c.model == new.model).scalar_subquery()
-        place = {"model": new.model, "urgent": new.priority == Priority.INTERACTIVE, "created_at": now}
+        measured = tables.speeds.c.editor_group == new.editor_group
+        speed = sa.select(tables.speeds.c.flops_per_s).where(measured).scalar_subquery()
+        place = {"editor_group": new.editor_group, "urgent": new.priority == Priority.INTERACTIVE, "created_at": now}
         turns = {"first": turn, "last": turn + len(new.images) - 1}
         ahead = queries.queue_ahead.add_columns(speed.label("speed"))
         row = (await connection.execute(ahead, place | turns)).one()

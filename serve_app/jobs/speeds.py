@@ -1,4 +1,4 @@
-"""How fast each model's editors are: learned from finished edits, used to predict what is left to do."""
+"""How fast the editors of each group are: learned from finished edits, used to predict what is left to do."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,23 +13,23 @@ from serve_app.policy.routing import UNMEASURED_WORK_S
 from serve_app.policy.scaling import Backlog
 from serve_app.tasks import EditDone
 
-# The weight of the newest measurement in the average of a model's speed.
+# The weight of the newest measurement in the average of a speed.
 NEWEST = 0.2
 
 
 async def measure(database: Database, connection: AsyncConnection, claim: Claim, done: EditDone) -> None:
-    """Learn from a finished edit the speed of its model's editors, and how long they work besides the steps."""
+    """Learn from a finished edit the speed of its editors, and how long they work besides the steps."""
     seconds = done.timings.get("generate", 0.0)
     if seconds <= 0.0 or claim.work <= 0.0:
         return
     measured = {"flops_per_s": claim.work / seconds, "other_share": other_share(done.timings)}
-    new = database.insert(tables.speeds).values(model=claim.task.plan.model, **measured)
+    new = database.insert(tables.speeds).values(editor_group=claim.task.plan.editor_group, **measured)
     known = tables.speeds.c
     averages = {
         name: (1 - NEWEST) * sa.func.coalesce(known[name], new.excluded[name]) + NEWEST * new.excluded[name]
         for name in measured
     }
-    await connection.execute(new.on_conflict_do_update(index_elements=["model"], set_=averages))
+    await connection.execute(new.on_conflict_do_update(index_elements=[known.editor_group], set_=averages))
 
 
 def other_share(timings: Mapping[str, float]) -> float:

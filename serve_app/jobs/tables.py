@@ -104,8 +104,10 @@ images = sa.Table(
     metadata,
     _of_request(primary_key=True),
     sa.Column("image_index", sa.Integer, primary_key=True, autoincrement=False),
+    # The editors that can make it: see `config.editor_group`. The column is named as in versions that had one group per
+    # model, whose processes claim nothing of other groups.
+    sa.Column("model", sa.String(100), key="editor_group", nullable=False),
     # Copied from the request, so that claiming reads only this table.
-    sa.Column("model", sa.String(100), nullable=False),
     sa.Column("tenant", sa.String(100), nullable=False),
     sa.Column("priority", sa.String(16), nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
@@ -133,28 +135,28 @@ images = sa.Table(
     # The stage of a claimed image: see `tasks.ImageStage`.
     sa.Column("stage", sa.String(16)),
     # The queue in its order, with the columns that queue positions and predictions need.
-    sa.Index("images_in_line", "model", "state", "priority", "turn", "created_at", "work"),
+    sa.Index("images_in_line", "editor_group", "state", "priority", "turn", "created_at", "work"),
     sa.Index("images_of_tenant_in_line", "state", "tenant"),
-    sa.Index("turns_of_tenant", "model", "priority", "tenant", "turn"),
+    sa.Index("turns_of_tenant", "editor_group", "priority", "tenant", "turn"),
     sa.Index("images_by_owner", "owner"),
 )
 
-# The queue of each model. A transaction that changes the order of a queue locks its row.
+# The queue of each editor group. A transaction that changes the order of a queue locks its row.
 queues = sa.Table(
     "lines",
     metadata,
-    sa.Column("model", sa.String(100), primary_key=True),
+    sa.Column("model", sa.String(100), key="editor_group", primary_key=True),
     # The turn of the last claimed image, by priority.
     *(sa.Column(f"{priority}_turn", sa.BigInteger, nullable=False, server_default="0") for priority in Priority),
     # How many interactive images were claimed since the last bulk image, while bulk images waited.
     sa.Column("passed_over", sa.Integer, nullable=False, server_default="0"),
 )
 
-# The measured speed of each model's edits (FLOP/s of predicted work).
+# The measured speed of the edits of each editor group (FLOP/s of predicted work).
 speeds = sa.Table(
     "speeds",
     metadata,
-    sa.Column("model", sa.String(100), primary_key=True),
+    sa.Column("model", sa.String(100), key="editor_group", primary_key=True),
     sa.Column("flops_per_s", sa.Double, nullable=False),
     # The share of an edit's time (0 to 1) that is not spent on denoising steps: mostly decoding and storing.
     sa.Column("other_share", sa.Double),

@@ -12,11 +12,11 @@ from serve_app.tasks import EditEvent, EditTask
 
 
 class EditorHandles:
-    """Serve's handles of the editors, by model id. Translates every error of Ray into an error of this service."""
+    """Serve's handles of the editors, by group. Translates every error of Ray into an error of this service."""
 
     def __init__(self, handles: Mapping[str, DeploymentHandle]) -> None:
         # A handle starts to look for the replicas when it gets its first options: so here, before the first request.
-        self._handles = {model: handle.options(stream=True) for model, handle in handles.items()}
+        self._handles = {group: handle.options(stream=True) for group, handle in handles.items()}
 
     async def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
         """The events of one edit. Closing the generator cancels the edit.
@@ -24,7 +24,7 @@ class EditorHandles:
         Raises what the editor raised, EditError for an error that is not this service's, EditorUnavailable if no
         editor took the edit, and EditorLost if its process or node died.
         """
-        handle = self._handles[task.plan.model].options(multiplexed_model_id=adapter_set_id(task.plan.adapters))
+        handle = self._handles[task.plan.editor_group].options(multiplexed_model_id=adapter_set_id(task.plan.adapters))
         response = handle.edit.remote(task)
         try:
             async for event in response:

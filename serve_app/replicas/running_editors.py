@@ -23,15 +23,15 @@ logger = logging.getLogger(__name__)
 
 
 class RunningEditors:
-    """The number of running editors per model, from Serve's controller, which is asked at most once per second.
+    """The number of running editors per editor group, from Serve's controller, which is asked at most once per second.
 
     While the controller does not answer, the last known numbers are returned: replacing the head node takes a minute,
     and editors continue to work meanwhile.
     """
 
-    def __init__(self, application: str, models: list[str], ttl_s: float = EDITORS_TTL_S) -> None:
+    def __init__(self, application: str, groups: list[str], ttl_s: float = EDITORS_TTL_S) -> None:
         self._application = application
-        self._models = models
+        self._groups = groups
         self._ttl_s = ttl_s
         self._known: Mapping[str, DeploymentStatusOverview] = {}
         self._asked = float("-inf")
@@ -39,7 +39,7 @@ class RunningEditors:
         self._placement = PlacementLog(application)
 
     async def __call__(self) -> Mapping[str, int]:
-        """The number of running editors by model id."""
+        """The number of running editors by group."""
         # One question at a time: two threads that read a status which contains an autoscaling policy make each other
         # fail.
         if self._asking is None and time.monotonic() - self._asked > self._ttl_s:
@@ -49,7 +49,7 @@ class RunningEditors:
             if asking.done() and self._asking is asking:
                 self._asking, self._asked = None, time.monotonic()
                 self._remember(asking)
-        return {model: known.replica_states.get("RUNNING", 0) for model, known in self._known.items()}
+        return {group: known.replica_states.get("RUNNING", 0) for group, known in self._known.items()}
 
     def _remember(self, answer: asyncio.Task[Mapping[str, DeploymentStatusOverview]]) -> None:
         """Keep the answer, unless the controller failed or has just started and knows no deployments yet."""
@@ -59,27 +59,27 @@ class RunningEditors:
             self._known = answer.result()
 
     def ready_without_editor(self) -> frozenset[str]:
-        """The models that count as ready although no editor runs: scaled to zero, or starting an editor for new work.
+        """The groups that count as ready although no editor runs: scaled to zero, or starting an editor for new work.
 
         In the first deployment, and after the death of an editor, Serve reports another status.
         """
         expected = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
         return frozenset(
-            model
-            for model, known in self._known.items()
+            group
+            for group, known in self._known.items()
             if not known.replica_states.get("RUNNING", 0) and known.status in expected
         )
 
     def starting(self) -> dict[str, int]:
-        """How many editors of each model were ordered and do not take work yet, as the last answer says."""
-        return {model: known.replica_states.get("STARTING", 0) for model, known in self._known.items()}
+        """How many editors of each group were ordered and do not take work yet, as the last answer says."""
+        return {group: known.replica_states.get("STARTING", 0) for group, known in self._known.items()}
 
     def _ask(self) -> Mapping[str, DeploymentStatusOverview]:
         application = serve.status().applications.get(self._application)
         deployments = application.deployments if application else {}
         if any("STARTING" in deployment.replica_states for deployment in deployments.values()):
             self._placement.check()
-        return {model: deployments[editor_name(model)] for model in self._models if editor_name(model) in deployments}
+        return {group: deployments[editor_name(group)] for group in self._groups if editor_name(group) in deployments}
 
 
 class PlacementLog:
@@ -123,6 +123,6 @@ def unplaced_replicas(application: str) -> dict[str, str]:
     return explain_unplaced(replica_groups(details, time.time()), machines) if details else {}
 
 
-def editor_name(model_id: str) -> str:
-    """The name of the deployment of a model's editors."""
-    return f"Editor-{model_id}"
+def editor_name(group: str) -> str:
+    """The name of the deployment of a group of editors: see `config.editor_group`."""
+    return f"Editor-{group}"

@@ -595,7 +595,10 @@ class Readiness(Answer):
     )
 
     ready: bool = Field(description="Whether no model waits for an editor.")
-    waiting_for: list[str] = Field(description="The models that have no running editor and are not scaled to zero.")
+    waiting_for: list[str] = Field(
+        description="The models that have no running editor and are not scaled to zero; tiers with own editors "
+        "likewise, as `<model id>-<tier>`."
+    )
     broken_presets: list[BrokenPreset] = Field(
         description="The presets that requests cannot use at the moment, by name. Each ingress checks them by itself."
     )

@@ -7,9 +7,11 @@ from serve_app.schemas.documented import Answer
 
 
 class ModelOperation(Answer):
-    """A model: its editors and its queue."""
+    """A model, or a tier of a model that has editors of its own: the editors and their queue."""
 
-    id: ModelId
+    id: str = Field(description="The name of the editors: the model's id, for a tier `<model id>-<tier>`.")
+    model: ModelId
+    tier: str | None = Field(description="The tier; null for the editors that make everything else.")
     editors_running: int = Field(description="Editors that take work.")
     editors_starting: int = Field(description="Editors that were ordered and do not take work yet.")
     waiting: int = Field(description="Images in the queue, of those requests that the caller may see.")
@@ -52,6 +54,8 @@ class OperationStatus(Answer):
                     "models": [
                         {
                             "id": "qwen_image_edit",
+                            "model": "qwen_image_edit",
+                            "tier": None,
                             "editors_running": 1,
                             "editors_starting": 0,
                             "waiting": 3,

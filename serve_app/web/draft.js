@@ -33,6 +33,7 @@ const EMPTY = {
   seed: null,
   drawsSeed: false,
   profile: null,
+  quality: null,
   outputFormat: null,
   priority: null,
   exif: null,

@@ -13,6 +13,7 @@ const NAMES = {
   guidance_scale: "Guidance",
   seed: "Seed",
   sampler: "Sampler",
+  quality: "Quality",
   profile: "Profile",
   output_format: "Format",
   exif: "EXIF rotation",

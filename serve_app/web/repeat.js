@@ -103,7 +103,7 @@ export async function asPng(id, result, index) {
 function checkedRequest(record) {
   const { request } = record;
   const [prompt] = request.prompts;
-  const texts = ["model", "profile", "output_format", "exif", "trigger_word", "preset"];
+  const texts = ["model", "profile", "output_format", "exif", "trigger_word", "preset", "quality"];
   const numbers = ["width", "height", "sample_steps", "guidance_scale", "seed"];
   if (typeof prompt.prompt !== "string") throw new Error(NO_RECORD);
   return {

@@ -15,7 +15,7 @@ export function requestOf(draft, model, receiptOf = () => null) {
   }
   const named = draft.loras.some((lora) => receiptOf(lora.path)?.trigger_word);
   const word = draft.triggerWord || (named && draft.prompt.includes(TRIGGER) ? "auto" : null);
-  const fields = { trigger_word: word, profile: draft.profile, output_format: draft.outputFormat };
+  const fields = { trigger_word: word, profile: draft.profile, quality: draft.quality, output_format: draft.outputFormat };
   Object.assign(body, sent({ ...fields, priority: draft.priority, exif: draft.exif, vae_tiling: draft.vaeTiling }));
   body.prompts = [{ prompt: draft.prompt, ...promptFields(draft), ...sizeOf(draft, model), ...imagesOf(draft, model) }];
   return body;
@@ -77,6 +77,7 @@ export function settingsOf(body) {
     seed: prompt.seed ?? null,
     drawsSeed: false,
     profile: body.profile ?? null,
+    quality: body.quality ?? null,
     outputFormat: body.output_format ?? null,
     priority: body.priority ?? null,
     exif: body.exif ?? null,

@@ -18,7 +18,7 @@ class BacklogReport:
     def __init__(
         self, backlogs: Callable[[], Awaitable[Mapping[str, Backlog]]], editor_count: EditorCount, meter: Meter
     ) -> None:
-        """`backlogs` and `editor_count` return a value for each model that is served."""
+        """`backlogs` and `editor_count` return a value for each editor group: the tag `model` of these metrics."""
         self._backlogs = backlogs
         self._editor_count = editor_count
         self._meter = meter
@@ -27,12 +27,12 @@ class BacklogReport:
         await every(REPORT_S, self._report, loop=Loop.BACKLOG_REPORT, meter=self._meter)
 
     async def _report(self) -> None:
-        for model, editors in (await self._editor_count()).items():
-            self._meter.record(EDITORS, editors, model=model)
-        for model, backlog in (await self._backlogs()).items():
-            self._report_model(model, backlog)
+        for group, editors in (await self._editor_count()).items():
+            self._meter.record(EDITORS, editors, model=group)
+        for group, backlog in (await self._backlogs()).items():
+            self._report_group(group, backlog)
 
-    def _report_model(self, model: str, backlog: Backlog) -> None:
+    def _report_group(self, model: str, backlog: Backlog) -> None:
         for priority in Priority:
             self._meter.record(WAITING, getattr(backlog, priority), model=model, priority=priority)
         self._meter.record(CLAIMED, backlog.images - backlog.interactive - backlog.bulk, model=model)

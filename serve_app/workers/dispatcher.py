@@ -41,7 +41,7 @@ RENEWALS_PER_LEASE = 3
 # How soon a lost claim is noticed (s), above all a cancelled one: well within a denoising step.
 WATCH_S = 0.1
 
-# How many editors of each model are running.
+# How many editors of each group are running: see `config.editor_group`.
 EditorCount = Callable[[], Awaitable[Mapping[str, int]]]
 
 
@@ -113,9 +113,9 @@ class Dispatcher:
     async def _claim(self) -> None:
         async with self._claiming:
             if not self._is_draining:
-                await self._claim_for_each_model()
+                await self._claim_for_each_group()
 
-    async def _claim_for_each_model(self) -> None:
+    async def _claim_for_each_group(self) -> None:
         for request_id, model in (await self._queue.expire()).items():
             self._meter.record(REQUESTS, model=model, status=Status.FAILED)
             self._previews.delete_all_soon(request_id)
@@ -123,10 +123,10 @@ class Dispatcher:
             self._meter.record(REQUESTS, model=model, status=Status.CANCELED)
             self._previews.delete_all_soon(request_id)
         take_over = self._may_take_over()
-        for model, editors in (await self._editor_count()).items():
+        for group, editors in (await self._editor_count()).items():
             room = MAX_IN_FLIGHT - len(self._leases.work)
             capacity = CLAIMS_PER_EDITOR * editors
-            for claim in await self._queue.claim(self._owner, model, capacity, room, take_over):
+            for claim in await self._queue.claim(self._owner, group, capacity, room, take_over):
                 self._start(claim)
 
     def _start(self, claim: Claim) -> None:

@@ -1,11 +1,12 @@
 """What the form of an edit takes from the service: models with their limits, presets, profiles and formats."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from serve_app.config import MINIATURE_RANDOM, AppConfig, IngressSettings
+from serve_app.config import MINIATURE_RANDOM, AppConfig, IngressSettings, ModelConfig, TierName
+from serve_app.tasks import Loss, LossRange
 from tests.browser.editing import choose_lora, image_bytes, make_the_edit
 from tests.browser.painting import PaintingEditors
 from tests.browser.visit import Visit, serious_findings, visiting
@@ -23,15 +24,29 @@ PRESETS = {
     },
     "gone": {"model": "qwen_image_edit", "loras": [{"path": "gone.safetensors"}]},
 }
+TIERS = {
+    "balanced": {"feature_cache": 0.1},
+    "turbo": {"sampler": "lightning", "steps": 8, "guidance_scale": 1, "uncalibrated": "allow"},
+}
+LOSS = Loss(LossRange(38.24, 44.0), LossRange(0.97, 0.99), 10.0, 4.0, 44, 1.7e9, "eleven instructions")
+
+
+class Losses:
+    """Only `balanced` was measured."""
+
+    async def find(
+        self, model: ModelConfig, tier: TierName, tier_digest: str, adapters: Collection[str]
+    ) -> Loss | None:
+        return LOSS if tier == "balanced" else None
 
 
 @pytest.fixture(scope="module")
 def several(shared_config: AppConfig) -> Iterator[Served]:
-    """A service with three models and two presets, one of them broken."""
+    """A service with three models, of which one has tiers, and two presets, one of them broken."""
     models = [{"id": model, "checkpoint": MINIATURE_RANDOM} for model in MODELS]
-    application = Application(
-        AppConfig.model_validate(shared_config.model_dump() | {"models": models}), PaintingEditors
-    )
+    models[0] |= {"tiers": TIERS}
+    changed = AppConfig.model_validate(shared_config.model_dump() | {"models": models})
+    application = Application(changed, PaintingEditors, Losses())
     application.service.reconfigure(IngressSettings.model_validate({"presets": PRESETS}))
     with serving(application) as served:
         yield served
@@ -138,3 +153,27 @@ def test_on_a_phone_the_image_comes_first_and_the_button_stays_in_reach(browser:
         assert button["y"] + button["height"] <= 844
         assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
         assert serious_findings(page) == []
+
+
+def test_tiers_of_the_model_are_offered_with_what_was_measured(served: Served, page: Page) -> None:
+    model, quality = page.get_by_label("Model or preset"), page.get_by_label("Quality", exact=True)
+    model.select_option(label="qwen_image")
+    expect(quality).to_have_count(0)
+    model.select_option(label="qwen_image_edit")
+    assert quality.locator("option").evaluate_all(VALUES) == ["", "exact", "balanced", "turbo"]
+    give_images(page, 80)
+    page.get_by_label("Prompt", exact=True).fill("make it night")
+    page.get_by_label("Steps", exact=True).fill("3")
+    choose_lora(page)
+    quality.select_option("balanced")
+    measured = "Measured: 2.5 times as fast as exact; PSNR 38.2 dB at worst, SSIM 0.970, over 44 images"
+    expect(page.get_by_text(measured)).to_be_visible()
+    # The tier's own steps take the place of the user's.
+    quality.select_option("turbo")
+    expect(page.get_by_text("Its loss was not measured for these LoRAs.")).to_be_visible()
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("")
+    make_the_edit(page)
+    expect(page.locator("compare-images")).to_be_visible()
+    [task] = served.application.editors.tasks
+    assert (task.plan.quality, task.plan.steps) == ("turbo", 8)
+    assert serious_findings(page) == []

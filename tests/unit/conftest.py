@@ -98,7 +98,7 @@ class Application:
     ) -> None:
         self.config = config
         self.editors = editors(Artifacts(config.artifacts_url))
-        self.running = {model.id: 1 for model in config.models}
+        self.running = {group: 1 for model in config.models for group in model.editor_groups}
         self.service = Service(config, self.editors, self._editor_count, losses=losses)
         self.app = create_app(self.service)
         # Every answer in these tests is what the OpenAPI document says, which is the same for every config.

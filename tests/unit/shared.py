@@ -33,7 +33,7 @@ class SharedApplication:
     def clean(self) -> bool:
         """Delete what a test has left. False if some of its work goes on: then no other test can use this."""
         application = self.application
-        application.running = {model.id: 1 for model in application.config.models}
+        application.running = {group: 1 for model in application.config.models for group in model.editor_groups}
         self.client.portal.call(application.editors.gate.set)
         deadline = time.monotonic() + PATIENCE_S
         while not (self._is_idle() and self._delete_jobs()):

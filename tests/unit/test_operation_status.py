@@ -22,6 +22,8 @@ def test_an_idle_service_says_so(client):
     [model] = said["models"]
     assert model == {
         "id": "qwen_image_edit",
+        "model": "qwen_image_edit",
+        "tier": None,
         "editors_running": 1,
         "editors_starting": 0,
         "waiting": 0,

@@ -9,8 +9,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import AppConfig, ModelConfig, TierName, read_ingress_settings
+from serve_app.intake.calibrations.losses import MeasuredLosses
+from serve_app.intake.tenants import Caller
+from serve_app.jobs.calibrations import Calibration
+from serve_app.schemas.requests import InferenceRequest
 from serve_app.tasks import Loss, LossRange
 from tests.unit.conftest import Application, safetensors_bytes
+from tests.unit.serving import wait_until
 from tests.unit.test_explain import explained
 from tests.unit.test_http_contract import finished
 from tests.unit.test_presets import refusal
@@ -175,9 +180,6 @@ def test_operator_may_allow_a_tier_that_nobody_measured(served, make_body):
 
 
 def test_request_that_calibrates_needs_no_known_loss(served, make_body):
-    from serve_app.intake.tenants import Caller
-    from serve_app.schemas.requests import InferenceRequest
-
     request = InferenceRequest.model_validate(make_body(quality="balanced"))
     with served(KnownLosses(adapters=set())) as (application, client):
         caller = Caller("", limits=application.service.keys.limits_of(""))
@@ -252,3 +254,68 @@ def test_models_list_their_qualities(served):
     with served(feature_cache=0.1) as (_, client):
         [model] = client.get("/v1/models").json()["models"]
     assert (model["qualities"], model["tiers"]) == ([], [])
+
+
+OWN = "qwen_image_edit-fast"
+
+
+def test_tier_in_fp8_waits_for_its_own_editors_and_holds_nobody_up(served, make_body):
+    with served() as (application, client):
+        application.running[OWN] = 0
+        queued = client.post("/v1/inference", json=make_body(quality="fast")).json()
+        # Editors that make everything else go on.
+        assert finished(client, make_body(quality="balanced"))["status"] == "succeeded"
+        assert finished(client, make_body())["status"] == "succeeded"
+        assert client.get(queued["status_url"]).json()["status"] == "in_queue"
+        ready = client.get("/ready")
+        assert (ready.status_code, ready.json()["waiting_for"]) == (503, [OWN])
+        models = {model["id"]: model for model in client.get("/v1/operation").json()["models"]}
+        of_tier = models[OWN]
+        assert (of_tier["model"], of_tier["tier"], of_tier["editors_running"]) == ("qwen_image_edit", "fast", 0)
+        assert (of_tier["waiting"], models["qwen_image_edit"]["waiting"]) == (1, 0)
+        backlogs = client.portal.call(application.service.workload.backlogs)
+        assert (backlogs[OWN].images, backlogs["qwen_image_edit"].images) == (1, 0)
+        application.running[OWN] = 1
+        application.service._dispatcher.wake()
+        wait_until(lambda: client.get(queued["status_url"]).json()["status"] == "succeeded", 30)
+    assert application.editors.tasks[-1].plan.editor_group == OWN
+
+
+def test_sweep_over_qualities_goes_to_the_editors_of_each(served, make_body):
+    body = make_body(sample_steps=2)
+    base = {name: body[name] for name in ("model", "loras", "prompts")}
+    with served() as (application, client):
+        application.running[OWN] = 0
+        sent = {"base": base, "axes": {"qualities": ["exact", "fast"], "seeds": [1, 2]}}
+        sweep = client.post("/v1/sweeps", json=sent).json()
+        url = f"/v1/sweeps/{sweep['sweep_id']}"
+        wait_until(lambda: client.get(url).json()["counts"]["succeeded"] == 2, 30)
+        assert client.get(url).json()["counts"]["in_queue"] == 2
+        application.running[OWN] = 1
+        application.service._dispatcher.wake()
+        wait_until(lambda: client.get(url).json()["status"] == "succeeded", 30)
+    made = [(task.plan.quality, task.plan.seed) for task in application.editors.tasks]
+    assert sorted(made) == [("exact", 1), ("exact", 2), ("fast", 1), ("fast", 2)]
+
+
+def test_loss_in_the_job_database_is_found(served, config, make_body):
+    changed = AppConfig.model_validate(
+        config.model_dump() | {"models": [config.models[0].model_dump() | {"tiers": TIERS}]}
+    )
+    application = Application(changed)
+    [model] = changed.models
+    with TestClient(application.app) as client:
+        refusal(client, make_body(quality="balanced"))
+        [lora] = explained(client, make_body())["effective"][0]["loras"]
+
+        async def measure() -> None:
+            store = application.service.resources.store.calibrations
+            digest = model.tiers["balanced"].digest()
+            key = await MeasuredLosses(store).key(model, "balanced", digest, [lora["id"]])
+            await store.record(Calibration(key, LOSS))
+
+        client.portal.call(measure)
+        [record] = explained(client, make_body(quality="balanced"))["effective"]
+        assert record["loss"]["cases"] == LOSS.cases
+        # For the model without the LoRA, or with a tier that was changed since, nothing was measured.
+        refusal(client, make_body(quality="fast"))

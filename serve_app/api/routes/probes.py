@@ -18,9 +18,11 @@ def router(service: Service) -> APIRouter:
     async def ready(response: Response) -> Readiness:
         """Whether each configured model has a running editor, or is scaled to zero; otherwise 503.
 
+        A tier with editors of its own counts like a model, as `<model id>-<tier>`.
+
         Presets that requests cannot use are named, and do not make the service unready.
         """
-        waiting_for = await service.workload.models_without_editor()
+        waiting_for = await service.workload.groups_without_editor()
         response.status_code = 503 if waiting_for else 200
         broken = [
             BrokenPreset(name=known.name, code=known.problem.code, message=known.problem.message)

@@ -32,15 +32,6 @@ class Losses(Protocol):
         ...
 
 
-class NoLosses:
-    """Knows no measured loss."""
-
-    async def find(
-        self, model: ModelConfig, tier: TierName, tier_digest: str, adapters: Collection[str]
-    ) -> Loss | None:
-        return None
-
-
 @dataclass(frozen=True)
 class Quality:
     """The quality that a request gets.

@@ -68,7 +68,7 @@ class Links:
 
 
 def status_of(state: RequestState, editors: int, links: Links) -> RequestStatus:
-    """The status and progress of a request. `editors` is how many editors of its model are running."""
+    """The status and progress of a request. `editors` is how many editors that can make its images run."""
     tenant, request_id = state.tenant, state.request_id
     more: dict[str, Any] = {
         "progress": Progress.model_validate(state, from_attributes=True),

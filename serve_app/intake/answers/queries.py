@@ -51,10 +51,10 @@ class Queries:
         return record
 
     async def state(self, request_id: str, caller: Caller) -> tuple[RequestState, int]:
-        """The progress of a request, and how many editors of its model are running. Raises RequestNotFound."""
+        """The progress of a request, and how many editors that can make its images run. Raises RequestNotFound."""
         state = await self._store.requests.state(request_id)
         refuse_others(state.tenant, request_id, caller)
-        return state, (await self._workload.editor_counts()).get(state.model, 0)
+        return state, (await self._workload.editor_counts()).get(state.editor_group, 0)
 
     async def wait_until_ended(self, record: RequestRecord, seconds: float) -> RequestRecord:
         """The request once it has ended, or as it is after `seconds`.

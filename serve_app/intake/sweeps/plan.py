@@ -39,6 +39,16 @@ class PlannedSweep:
     new_seconds: float | None
 
 
+def predicted_s(cells: Sequence[NewCell], speeds: Mapping[str, float]) -> float | None:
+    """The time of GPUs (s) that cells are predicted to take, None if one of their editor groups was never measured.
+
+    `speeds` are in FLOP/s, by editor group.
+    """
+    if not speeds or any(cell.plan.editor_group not in speeds for cell in cells):
+        return None
+    return round(sum(cell.work / speeds[cell.plan.editor_group] for cell in cells), 1)
+
+
 def group_of(place: Place) -> Group:
     return place.checkpoint, place.profile, place.quality
 
@@ -122,8 +132,7 @@ class SweepPlanner:
         body, kept = sweep_axes.stored(base, axes)
         ignored = next(iter(admitted.values())).ignored
         found = dict.fromkeys([*notes, *(note for each in admitted.values() for note in each.notes)])
-        speed = await self._store.sweeps.speed(base.model)
-        seconds = round(sum(cell.work for cell in cells) / speed, 1) if speed else None
+        seconds = predicted_s(cells, await self._store.sweeps.speeds())
         return PlannedSweep(SweepDefinition(body, kept, list(found), ignored), cells, seconds)
 
     def _groups(self, base: InferenceRequest, axes: Axes, known: Collection[Place]) -> dict[Group, InferenceRequest]:

@@ -39,14 +39,14 @@ async def add_day(
 
 
 async def refuse_request(
-    connection: AsyncConnection, tenant: str, quotas: Quotas, model: str = "", images: Sequence[NewImage] = ()
+    connection: AsyncConnection, tenant: str, quotas: Quotas, editor_group: str = "", images: Sequence[NewImage] = ()
 ) -> None:
     """Raise TooManyUnfinished or GpuQuotaExceeded if the tenant may send no request now, or not one of these images."""
     if quotas.max_unfinished is not None:
         await _refuse_unfinished(connection, tenant, quotas.max_unfinished)
     if quotas.gpu_seconds_per_day is not None:
         await _refuse_seconds(
-            connection, tenant, quotas.gpu_seconds_per_day, {model: sum(each.work for each in images)}
+            connection, tenant, quotas.gpu_seconds_per_day, {editor_group: sum(each.work for each in images)}
         )
 
 
@@ -112,20 +112,20 @@ async def _refuse_seconds(
 async def _seconds(
     connection: AsyncConnection, tenant: str, new_work: Mapping[str, float]
 ) -> tuple[float, float, float]:
-    """GPU seconds: used today, predicted for images that have not ended, and predicted for new work (FLOP by model).
+    """GPU seconds: used today, predicted for images that have not ended, and predicted for new work.
 
-    The work of a model whose speed is not known yet counts as nothing.
+    `new_work` is in FLOP, by editor group. The work of a group whose speed is not known yet counts as nothing.
     """
     used = sa.select(_days.gpu_seconds).where(_days.tenant == tenant, _days.day == tables.today())
     speeds = tables.speeds.c
     pending = (
         sa.select(sa.func.sum(_images.work / speeds.flops_per_s))
-        .join(tables.speeds, speeds.model == _images.model)
+        .join(tables.speeds, speeds.editor_group == _images.editor_group)
         .where(_images.tenant == tenant, _images.state != ENDED)
     )
     # One statement: a request is checked twice, and waits for each answer.
-    models = [sa.select(work / speeds.flops_per_s).where(speeds.model == model) for model, work in new_work.items()]
-    parts = [sa.func.coalesce(part.scalar_subquery(), 0.0) for part in (used, pending, *models)]
+    new = [sa.select(work / speeds.flops_per_s).where(speeds.editor_group == group) for group, work in new_work.items()]
+    parts = [sa.func.coalesce(part.scalar_subquery(), 0.0) for part in (used, pending, *new)]
     row = (await connection.execute(sa.select(*parts))).one()
     return float(row[0]), float(row[1]), float(sum(row[2:]))
 

@@ -104,11 +104,11 @@ class Sweeps:
             return await _records(connection, rows)
 
     @transaction
-    async def speed(self, model: str) -> float | None:
-        """The measured speed of a model's editors (FLOP/s); None before the first edit."""
-        known = sa.select(tables.speeds.c.flops_per_s).where(tables.speeds.c.model == model)
+    async def speeds(self) -> dict[str, float]:
+        """The measured speed of each editor group (FLOP/s). A group is missing before its first edit."""
         async with self._database.reading() as connection:
-            return (await connection.execute(known)).scalar_one_or_none()
+            rows = await connection.execute(tables.speeds.select())
+            return {row.editor_group: row.flops_per_s for row in rows}
 
     @transaction
     async def extend(

@@ -54,7 +54,7 @@ class ModelField extends Element {
 function choosePreset(preset) {
   const loras = preset.loras.map((lora) => ({ path: lora.path, multiplier: lora.network_multiplier }));
   const size = preset.size ? "default" : draft.size;
-  const unset = { steps: null, guidance: null, profile: null, outputFormat: null, neg: "", triggerWord: "" };
+  const unset = { steps: null, guidance: null, profile: null, quality: null, outputFormat: null, neg: "", triggerWord: "" };
   change({ ...unset, model: preset.model, preset: preset.name, loras, lorasArePresets: true, size });
 }
 

@@ -58,6 +58,7 @@ function summaryOf(effective) {
     draft.drawsSeed ? "a new seed" : `seed ${effective.seed}`,
     loras === 0 ? "no LoRA" : loras === 1 ? "1 LoRA" : `${loras} LoRAs`,
     effective.output_format,
+    ...(effective.quality === "exact" ? [] : [`quality ${effective.quality}`]),
     ...(draft.sampler && draft.sampler !== DEFAULT_SAMPLER ? [`sampler ${draft.sampler}`] : []),
     ...(draft.vaeTiling ? ["VAE in tiles"] : []),
   ];

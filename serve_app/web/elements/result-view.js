@@ -1,6 +1,7 @@
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { announce } from "../announce.js";
 import * as api from "../api.js";
+import { qualityText } from "../quality.js";
 import { asPng, useAsInput, useSettings } from "../repeat.js";
 import { isEnd } from "../statuses.js";
 import { hrefOf } from "../views.js";
@@ -153,6 +154,7 @@ function settings(record, shown) {
     ["Seed", record.seed],
     ["Sampler", record.sampler],
     ["Profile", record.profile],
+    ["Quality", qualityText(record)],
     ["Format", shown.format],
   ];
   return html`<dl class="settings">

@@ -4,6 +4,7 @@ import { LOADED, OUTPUT_FORMATS, PROFILES, currentModel, loads } from "../catalo
 import { CHANGED, change, changes, clearSettings, draft } from "../draft.js";
 import { DICE, LOCKED, OPEN } from "../icons.js";
 import { PLANNED, plan, plans } from "../plan.js";
+import { lossText, qualitiesOf, tierOf } from "../quality.js";
 import { Element, define } from "./element.js";
 import { numberOf, shown } from "./number-input.js";
 
@@ -22,6 +23,7 @@ class SettingsField extends Element {
     const effective = plan.explanation?.effective[0];
     return html`
       ${this.#size(model, effective)}
+      ${this.#quality(model, effective)}
       <div class="row">
         ${this.#number("steps", "Steps", effective?.sample_steps ?? model?.default_steps, { min: 1, max: 150, step: 1 })}
         ${this.#number("guidance", "Guidance", effective?.guidance_scale ?? model?.default_guidance_scale, { min: 0, max: 20, step: 0.5 })}
@@ -53,6 +55,32 @@ class SettingsField extends Element {
         </div>
       </details>
     `;
+  }
+
+  /** The tiers that the model has; nothing if it has none. */
+  #quality(model, effective) {
+    const names = qualitiesOf(model, draft.quality);
+    if (names.length < 2) return nothing;
+    const loss = effective?.quality === draft.quality && !plan.isLate ? lossText(effective) : "";
+    return html`<div>
+      <label for="quality">Quality</label>
+      <select id="quality" .value=${live(draft.quality ?? "")} @change=${(event) => this.#chooseQuality(model, event.target.value || null)}>
+        <option value="" ?selected=${!draft.quality}>${effective && !draft.quality ? `default: ${effective.quality}` : "default"}</option>
+        ${names.map((name) => html`<option value=${name} ?selected=${name === draft.quality}>${name}</option>`)}
+      </select>
+      ${loss ? html`<p class="muted small">${loss}</p>` : nothing}
+    </div>`;
+  }
+
+  /** What the tier sets itself is taken out of the draft: another value would be refused. */
+  #chooseQuality(model, quality) {
+    const tier = tierOf(model, quality);
+    const fixed = {
+      ...(tier?.sample_steps != null && { steps: null }),
+      ...(tier?.guidance_scale != null && { guidance: null }),
+      ...(tier?.sampler != null && { sampler: null }),
+    };
+    change({ quality, ...fixed });
   }
 
   #size(model, effective) {

@@ -459,12 +459,20 @@ class MeasuredRange(BaseModel):
 
 class ModelOperation(BaseModel):
     """
-    A model: its editors and its queue.
+    A model, or a tier of a model that has editors of its own: the editors and their queue.
     """
 
     id: str
     """
+    The name of the editors: the model's id, for a tier `<model id>-<tier>`.
+    """
+    model: str
+    """
     The id of the model.
+    """
+    tier: str | None
+    """
+    The tier; null for the editors that make everything else.
     """
     editors_running: int
     """
@@ -825,7 +833,7 @@ class Readiness(BaseModel):
     """
     waiting_for: list[str]
     """
-    The models that have no running editor and are not scaled to zero.
+    The models that have no running editor and are not scaled to zero; tiers with own editors likewise, as `<model id>-<tier>`.
     """
     broken_presets: list[BrokenPreset]
     """
