@@ -5,6 +5,7 @@ Adapters are random, of rank 32, on all 840 linears of the blocks, in pinned hos
 
 python -m benchmarks.adapter_swap            # swaps, stacks, scales; untouched weights on the device or in host memory
 python -m benchmarks.adapter_swap --compile  # also checks that swaps cause no recompilation
+python -m benchmarks.adapter_swap --fp8      # only swaps of weights in fp8, and whether they have the bits of torchao's
 """
 
 import argparse
@@ -19,10 +20,13 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from torch._dynamo.utils import counters
 
+from benchmarks.device_speed import device_time
 from serve_app.engine.deltas import Adapter, Kronecker, LowRank
 from serve_app.engine.merged_weights import MergedWeights
+from serve_app.engine.merging import with_products, write
 from serve_app.models.architecture import PUBLISHED
 from serve_app.pipeline.acceleration import compile_blocks
+from serve_app.pipeline.quantization import quantised
 
 Stack = dict[str, tuple[Adapter, float]]
 
@@ -142,6 +146,55 @@ def not_nearest(transformer: QwenImageTransformer2DModel, weights: MergedWeights
 
 
 @torch.no_grad()
+def measure_fp8(transformer: QwenImageTransformer2DModel, swaps: int) -> None:
+    weights = MergedWeights(transformer, "device")
+    before = seconds(weights.quantise)
+    weights.warm_up()
+    a, b, fp16, lokr = make_lora(1), make_lora(2), make_lora(3, torch.float16), make_lokr(4)
+    for name, stack in {
+        "one": {"a": (a, 1.0)},
+        "two": {"a": (a, 0.5), "b": (b, 0.7)},
+        "fp16": {"fp16": (fp16, 0.8)},
+        "lokr": {"lokr": (lokr, 1.0)},
+        "none": {},
+    }.items():
+        weights.apply(stack)
+        report(stack=name, other_bits_than_torchao=other_bits(weights, stack))
+    weights.apply({"a": (a, 1.0)})
+    on_device = {"a": {"a": a.copy_to(DEVICE)}, "b": {"b": b.copy_to(DEVICE)}}
+    times: dict[str, list[float]] = {"from host memory": [], "copied ahead": []}
+    for number in range(swaps):
+        name, adapter = ("b", b) if number % 2 == 0 else ("a", a)
+        way = "from host memory" if number % 4 < 2 else "copied ahead"
+        there = on_device[name] if way == "copied ahead" else {}
+        times[way].append(seconds(partial(weights.apply, {name: (adapter, 1.0)}, there)))
+    report(
+        fp8_swaps=swaps,
+        quantise_s=round(before, 3),
+        median_s={way: round(statistics.median(each), 4) for way, each in times.items()},
+        max_s={way: round(max(each), 4) for way, each in times.items()},
+        back_to_none_s=round(seconds(lambda: weights.apply({})), 4),
+        peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 1),
+    )
+    print(device_time(lambda: weights.apply({"b": (b, 1.0)}, on_device["b"])), flush=True)
+
+
+def other_bits(weights: MergedWeights, stack: Stack) -> int:
+    """How many values and scales of two blocks differ from torchao's quantisation of the merged weights in bf16."""
+    names = [name for name in weights._quantised if name.split(".")[1] in ("0", "7")]
+    plain = {name: weights._untouched[name].clone() for name in names}
+    on_device = {key: adapter.copy_to(DEVICE) for key, (adapter, _) in stack.items()}
+    deltas = {name: [(on_device[key][name], scale) for key, (_, scale) in stack.items()] for name in names}
+    differing = 0
+    for name, product in with_products(deltas, plain):
+        write(plain[name], weights._untouched[name], deltas[name], product)
+        expected, found = quantised(plain[name]), weights._parameters[name]
+        differing += int((expected.qdata.view(torch.uint8) != found.qdata.view(torch.uint8)).sum())
+        differing += int((expected.scale != found.scale).sum())
+    return differing
+
+
+@torch.no_grad()
 def measure_compiled(transformer: QwenImageTransformer2DModel) -> None:
     """Count graphs before and after swaps, stacks and scales: compiled blocks must not be compiled again."""
     weights = MergedWeights(transformer, "device")
@@ -184,8 +237,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--swaps", type=int, default=200)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--fp8", action="store_true")
     options = parser.parse_args()
     transformer = make_transformer()
+    if options.fp8:
+        measure_fp8(transformer, options.swaps)
+        return
     measure(transformer, "device", options.swaps)
     measure(transformer, "host", 10)
     if options.compile:

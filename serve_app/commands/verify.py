@@ -13,6 +13,7 @@ from serve_app.engine.canary import fixed_control_images, fixed_plan
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.pipeline import checkpoint
+from serve_app.tasks import EditPlan
 
 console = Console(soft_wrap=True, highlight=False, markup=False)
 
@@ -31,15 +32,16 @@ def verify_checkpoint(config: ModelConfig, model: str | None, size: int, steps: 
     console.print(f"     revision: {revision_of(folder) or 'none: not from a hub cache'}")
     if not show(checkpoint.constants(folder, spec)):
         return False
-    return edits_equally(TorchEngine.read(folder, spec, config), spec, size, steps)
+    return edits_equally(
+        TorchEngine.read(folder, spec, config), fixed_plan(spec, size, size, steps, config.quantization)
+    )
 
 
-def edits_equally(engine: TorchEngine, spec: ModelSpec, size: int, steps: int) -> bool:
-    """Make the fixed edit twice and print both results. Returns whether they are equal.
+def edits_equally(engine: TorchEngine, plan: EditPlan) -> bool:
+    """Make the fixed edit of `plan` twice and print both results. Returns whether they are equal.
 
     Raises UnusableResult if a result is not finite or all of one colour.
     """
-    plan = fixed_plan(spec, size, size, steps)
     control_images = fixed_control_images(plan)
     images = []
     for number in (1, 2):

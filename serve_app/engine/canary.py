@@ -24,8 +24,8 @@ def fixed_image() -> PIL.Image.Image:
     )
 
 
-def fixed_plan(spec: ModelSpec, width: int, height: int, steps: int) -> EditPlan:
-    """The plan of the fixed edit. The size is rounded to one that the model supports."""
+def fixed_plan(spec: ModelSpec, width: int, height: int, steps: int, quantization: str = "none") -> EditPlan:
+    """The plan of the fixed edit, on weights in this format. The size is rounded to one that the model supports."""
     return EditPlan(
         model=spec.id,
         profile="reference",
@@ -38,6 +38,7 @@ def fixed_plan(spec: ModelSpec, width: int, height: int, steps: int) -> EditPlan
         seed=42,
         output_format="png",
         control_images=("",) * min(1, spec.max_control_images),
+        quantization=quantization,
     )
 
 

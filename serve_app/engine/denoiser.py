@@ -1,7 +1,7 @@
 """The transformer: its placement, its acceleration, the adapters in its weights, and the denoising steps."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import torch
@@ -15,12 +15,13 @@ from serve_app.engine.peft_layers import PeftLayers
 from serve_app.engine.streamed_weights import StreamedWeights
 from serve_app.errors import CheckpointRefused
 from serve_app.models.recipe import Recipe
-from serve_app.pipeline.acceleration import accelerate, reset_feature_cache
+from serve_app.pipeline.acceleration import accelerate, feature_cache
 from serve_app.pipeline.branches import Branches, copy_to_device
 from serve_app.pipeline.checkpoint import Pipeline
 from serve_app.pipeline.denoise import PredictClean, denoise, noise
 from serve_app.pipeline.encoders import Conditions
 from serve_app.pipeline.fusion import STEPS_AT_ONCE, clear_modulations
+from serve_app.pipeline.guidance import Guidance
 from serve_app.pipeline.layer_stream import MOST_AHEAD
 from serve_app.pipeline.lockstep import BranchesInLockstep
 from serve_app.pipeline.offloading import Placement
@@ -135,20 +136,31 @@ class Denoiser:
         """
         sizes = ((plan.width, plan.height), *recipe.control_sizes)
         try:
-            return denoise(
-                self._branches,
-                noise(plan.seed, plan.width, plan.height, self._device, conditions.positive.dtype),
-                conditions.control,
-                [(1, height // 16, width // 16) for width, height in sizes],
-                conditions.positive,
-                conditions.negative,
-                plan.guidance_scale,
-                recipe.guidance_rescaled,
-                plan.steps,
-                on_step,
-                plan.sampler,
-            )
+            with self._feature_cache(plan.feature_cache):
+                return denoise(
+                    self._branches,
+                    noise(plan.seed, plan.width, plan.height, self._device, conditions.positive.dtype),
+                    conditions.control,
+                    [(1, height // 16, width // 16) for width, height in sizes],
+                    conditions.positive,
+                    conditions.negative,
+                    guidance_of(plan, recipe),
+                    plan.steps,
+                    on_step,
+                    plan.sampler,
+                )
         finally:
             for transformer in self.transformers:
-                reset_feature_cache(transformer)
                 clear_modulations(transformer)
+
+    @contextmanager
+    def _feature_cache(self, threshold: float | None) -> Iterator[None]:
+        with ExitStack() as caches:
+            for transformer in self.transformers:
+                caches.enter_context(feature_cache(transformer, threshold))
+            yield
+
+
+def guidance_of(plan: EditPlan, recipe: Recipe) -> Guidance:
+    """The guidance of a plan's edit, at its first step."""
+    return Guidance(plan.guidance_scale, recipe.guidance_rescaled, recipe.guided_steps, plan.guidance_gate_rest)

@@ -24,10 +24,11 @@ from serve_app.engine.merging import (
     wanted_stacks,
     with_products,
     write,
+    write_rounded,
 )
 from serve_app.engine.placement import EDIT_BYTES
 from serve_app.pipeline.device import free_memory
-from serve_app.pipeline.quantization import quantise, quantised, should_quantise
+from serve_app.pipeline.quantization import quantise, should_quantise
 
 logger = logging.getLogger(__name__)
 
@@ -98,12 +99,16 @@ class MergedWeights:
                 self._quantised.add(weight)
 
     def warm_up(self) -> None:
-        """Compile the kernel that most adapters need, by merging an adapter that changes nothing."""
-        name = next(linear_weights(self._transformer))
-        (out, into), dtype = self._parameters[name].shape, self._parameters[name].dtype
-        nothing = LowRank(torch.zeros(out, USUAL_RANK, dtype=dtype), torch.zeros(USUAL_RANK, into, dtype=dtype), 1.0)
-        self.apply({"": (Adapter({name: nothing}, pinned=False), 1.0)})
+        """Compile the kernels that most adapters need, by merging an adapter that changes nothing."""
+        # One weight of each format.
+        names = [next(linear_weights(self._transformer)), *sorted(self._quantised)[:1]]
+        nothing = {name: self._no_change(name) for name in names}
+        self.apply({"": (Adapter(nothing, pinned=False), 1.0)})
         self.apply({})
+
+    def _no_change(self, name: str) -> LowRank:
+        (out, into), dtype = self._parameters[name].shape, self._parameters[name].dtype
+        return LowRank(torch.zeros(out, USUAL_RANK, dtype=dtype), torch.zeros(USUAL_RANK, into, dtype=dtype), 1.0)
 
     @torch.no_grad()
     def apply(
@@ -144,10 +149,10 @@ class MergedWeights:
     def _write(self, name: str, deltas: list[ScaledDelta], product: Product | None) -> None:
         parameter = self._parameters[name]
         original = self._original(name)
-        target = torch.empty_like(original) if name in self._quantised else parameter
-        write(target, original, deltas, product)
-        if target is not parameter:
-            parameter.copy_(quantised(target))
+        if name in self._quantised:
+            write_rounded(parameter, original, deltas, product)
+        else:
+            write(parameter, original, deltas, product)
 
     def _original(self, name: str) -> Tensor:
         """A parameter's value without adapters, on its device. The first call for a parameter makes the copy."""

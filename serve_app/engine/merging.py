@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.engine.deltas import Adapter, Delta, LowRank
+from serve_app.pipeline.quantization import quantised
 
 # The state of a parameter: the ids of the adapters that are merged into it, and their scales.
 Stack = tuple[tuple[str, float], ...]
@@ -67,6 +68,24 @@ def write(target: Tensor, original: Tensor, deltas: Sequence[ScaledDelta], produ
         write_sum(target, original, deltas)
     else:
         write_product(target, original, product)
+
+
+def write_rounded(rounded: Tensor, original: Tensor, deltas: Sequence[ScaledDelta], product: Product | None) -> None:
+    """Write `original` plus its scaled deltas into a weight in fp8, rounded to `original`'s dtype before."""
+    if deltas and product is None:
+        merged = torch.empty_like(original)
+        write_sum(merged, original, deltas)
+        original = merged
+    if original.is_cuda:
+        from serve_app.engine.rounded_kernel import round_merged
+
+        round_merged(rounded.qdata, rounded.scale, original, product)
+        return
+    if product is not None:
+        merged = torch.empty_like(original)
+        write_product(merged, original, product)
+        original = merged
+    rounded.copy_(quantised(original))
 
 
 def batches_by_shape(deltas: Mapping[str, Sequence[ScaledDelta]]) -> list[list[str]]:

@@ -28,7 +28,7 @@ from serve_app.engine.merging import DeviceDeltas
 from serve_app.engine.placement import place
 from serve_app.engine.protocol import Edited, OnStep, ShouldStop
 from serve_app.engine.runtime_record import runtime_record
-from serve_app.errors import CheckpointRefused, EditCanceled, OutOfMemory, UnusableResult
+from serve_app.errors import CheckpointRefused, EditCanceled, OutOfMemory, QualityUnavailable, UnusableResult
 from serve_app.images.decode import DecodedImage, decode
 from serve_app.models import architecture
 from serve_app.models.effective import effective_record
@@ -173,7 +173,7 @@ class TorchEngine:
             )
 
     def _fixed_edit(self, width: int, height: int, steps: int) -> PIL.Image.Image:
-        plan = fixed_plan(self._spec, width, height, steps)
+        plan = fixed_plan(self._spec, width, height, steps, self._config.quantization)
         return self.edit(plan, fixed_control_images(plan)).image
 
     @property
@@ -198,8 +198,10 @@ class TorchEngine:
 
         With `prepare_ahead` it also encodes prompts and control images on the device, while another edit may run there,
         and copies the adapters to the device. Raises LoraChanged, LoraDownloadFailed, LoraInvalidFile or
-        LoraIncompatible for a file that is not the admitted one or cannot be read, StorageFailed, and DeviceLost.
+        LoraIncompatible for a file that is not the admitted one or cannot be read, StorageFailed, and DeviceLost; and
+        QualityUnavailable for a plan that these weights cannot follow.
         """
+        refuse_other_weights(plan, self._config)
         timer = StageTimer(torch.device("cpu"))
         with timer.stage("load_control_images"):
             decoded = tuple(decode(data, plan.exif) for data in control_images)
@@ -361,6 +363,16 @@ class TorchEngine:
         adapters = zip((use.id for use in prepared.plan.adapters), prepared.adapters, strict=True)
         record = runtime_record(self._config, self._denoiser, self.device, self.threads, self.recompilations, adapters)
         return record | {"placement": self._why}
+
+
+def refuse_other_weights(plan: EditPlan, config: ModelConfig) -> None:
+    """Raise QualityUnavailable if an editor with this config cannot make what a plan asks for."""
+    if plan.quantization != config.quantization:
+        raise QualityUnavailable(
+            f"the plan asks for quantization: {plan.quantization}, and this editor's weights have {config.quantization}"
+        )
+    if plan.feature_cache is not None and config.offload == "stream":
+        raise QualityUnavailable("feature_cache: not with offload: stream, whose steps copy all blocks in any case")
 
 
 def scales_of(plan: EditPlan) -> dict[str, float]:

@@ -69,6 +69,7 @@ class Recipe:
     encoder's copy is resized to, one after the other, for the prompt and for the negative prompt;
     `control_resizes` are what the VAE's copy goes through. `prompt_prefix` comes before either prompt.
     `max_prompt_tokens` cuts the embeddings. Without `guided` there is one forward per step and no negative prompt.
+    The first `guided_steps` steps have a forward for each of the two prompts.
     """
 
     encoder_sizes: tuple[tuple[Size, ...], ...]
@@ -78,6 +79,7 @@ class Recipe:
     prompt_prefix: str
     max_prompt_tokens: int | None
     guided: bool
+    guided_steps: int
     guidance_rescaled: bool
     forwards: int
     target_tokens: int
@@ -101,6 +103,7 @@ def make_recipe(spec: ModelSpec, profile: Profile, plan: EditPlan, image_sizes: 
     if edit_plus and profile.edit_plus_negative_resized_twice:
         negative_sizes = tuple((size, encoder_size(size, spec.family, profile)) for size in encoder_sizes)
     guided = plan.guidance_scale > 1
+    both = steps_with_both_branches(plan.steps, plan.guidance_gate) if guided else 0
     return Recipe(
         encoder_sizes=tuple((size,) for size in encoder_sizes),
         negative_encoder_sizes=negative_sizes,
@@ -109,10 +112,19 @@ def make_recipe(spec: ModelSpec, profile: Profile, plan: EditPlan, image_sizes: 
         prompt_prefix="".join(IMAGE_PROMPT.format(i + 1) for i in range(len(image_sizes))) if edit_plus else "",
         max_prompt_tokens=TEXT_TO_IMAGE_MAX_TOKENS if spec.family == "text_to_image" else None,
         guided=guided,
+        guided_steps=both,
         guidance_rescaled=profile.edit_plus_guidance_rescaled if edit_plus else True,
-        forwards=plan.steps * (2 if guided else 1),
+        forwards=plan.steps + both,
         target_tokens=tokens((plan.width, plan.height)),
     )
+
+
+def steps_with_both_branches(steps: int, gate: float | None) -> int:
+    """How many of a guided edit's steps compute both branches: the share `gate` of them, rounded up; None: all."""
+    if gate is None:
+        return steps
+    # Products such as 0.28 * 25 lie a rounding above the whole number that is meant.
+    return min(steps, math.ceil(gate * steps - 1e-9))
 
 
 def encoder_size(size: Size, family: Family, profile: Profile) -> Size:

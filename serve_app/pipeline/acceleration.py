@@ -4,7 +4,8 @@ All of it is configuration, the same for all replicas of a model: an image must 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -42,14 +43,23 @@ def accelerate(transformer: QwenImageTransformer2DModel, config: ModelConfig, de
         plain = config.quantization == "none" and device.type == "cuda"
         fuse(transformer, with_gelu=plain)
         compile_blocks(transformer)
-    if config.feature_cache is not None:
-        transformer.enable_cache(FirstBlockCacheConfig(config.feature_cache))
 
 
-def reset_feature_cache(transformer: QwenImageTransformer2DModel) -> None:
-    """Drop the features that a feature cache holds from the steps of one image."""
-    if transformer.is_cache_enabled:
-        transformer._reset_stateful_cache()
+@contextmanager
+def feature_cache(transformer: QwenImageTransformer2DModel, threshold: float | None) -> Iterator[None]:
+    """Within, steps skip blocks by this threshold (None: never). Afterwards no features are held.
+
+    The hooks wrap each block's forward, compiled or not, and are taken off again: another edit, with another threshold
+    or none, computes what it would without them, by the same compiled code.
+    """
+    if threshold is None:
+        yield
+        return
+    transformer.enable_cache(FirstBlockCacheConfig(threshold))
+    try:
+        yield
+    finally:
+        transformer.disable_cache()
 
 
 def compile_blocks(transformer: QwenImageTransformer2DModel, backend: str | Callable[..., Any] = "inductor") -> None:

@@ -15,6 +15,7 @@ from serve_app.models.prompt_tokens import max_tokens_with_images
 from serve_app.models.recipe import scheduler_config, shift_of
 from serve_app.pipeline.branches import Branches, Shapes
 from serve_app.pipeline.conditioning import pack
+from serve_app.pipeline.guidance import Guidance
 from serve_app.pipeline.lockstep import BranchesInLockstep
 
 # The latents that a step predicts for the end of the edit: packed, (1, tokens, 64), in fp32. Computed when called.
@@ -49,14 +50,6 @@ def schedule(
     return scheduler
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: float, *, rescaled: bool) -> Tensor:
-    """Classifier-free guidance. `rescaled` scales each token to the norm of the conditional prediction."""
-    combined = unconditional + scale * (conditional - unconditional)
-    if not rescaled:
-        return combined
-    return combined * (conditional.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
-
-
 def clean_latents(latents: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
     """The latents without noise that flow matching predicts, in fp32.
 
@@ -72,8 +65,7 @@ def denoise(
     shapes: Shapes,
     positive: Tensor,
     negative: Tensor | None,
-    guidance_scale: float,
-    guidance_rescaled: bool,
+    guidance: Guidance,
     steps: int,
     on_step: Callable[[int, PredictClean], None],
     sampler: SamplerName = "flowmatch",
@@ -82,9 +74,9 @@ def denoise(
 
     `latents` and `control` (of all control images, in order) are packed, (1, tokens, 64); `shapes` are
     (1, height/16, width/16) of the target and of each control image, in pixels; `positive` and `negative` are
-    prompt embeddings. Without `negative` there is one forward per step. `on_step` gets the number of each
-    finished step (1-based) and what its clean latents are computed with, and may raise to stop. Raises InvalidParameter
-    for a prompt that is too long.
+    prompt embeddings. Without `negative` there is one forward per step; with it, the steps that `guidance` says have
+    two. `on_step` gets the number of each finished step (1-based) and what its clean latents are computed with, and may
+    raise to stop. Raises InvalidParameter for a prompt that is too long.
     """
     prompts = [positive] if negative is None else [positive, negative]
     for prompt in prompts:
@@ -94,10 +86,8 @@ def denoise(
     times = scheduler.timesteps.to(latents.dtype) / 1000
     for step, timestep in enumerate(scheduler.timesteps):
         hidden = latents if control is None else torch.cat([latents, control], dim=1)
-        predictions = branches.predict(hidden, times, step, shapes, prompts)
-        prediction, *rest = (each[:, :target_tokens] for each in predictions)
-        for unconditional in rest:
-            prediction = guide(prediction, unconditional, guidance_scale, rescaled=guidance_rescaled)
+        predictions = branches.predict(hidden, times, step, shapes, guidance.prompts_of(step, prompts))
+        prediction = guidance.combine(step, [each[:, :target_tokens] for each in predictions])
         predict_clean = partial(clean_latents, latents, prediction, scheduler.sigmas[step])
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         on_step(step + 1, predict_clean)

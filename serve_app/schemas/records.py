@@ -55,7 +55,13 @@ class Guidance(Record):
     true_cfg_scale: float = Field(description="The guidance scale.")
     guided: bool = Field(description="Whether the negative prompt is used: the scale is above 1.")
     rescaled_to_conditional_norm: bool = Field(description="Whether the guided prediction is rescaled.")
-    forwards_a_step: int = Field(description="Forward passes of the transformer per step: 1, or 2 if guided.")
+    forwards_a_step: int = Field(
+        description="Forward passes of the transformer per step: 1, or 2 if guided; 1 in guided steps beyond "
+        "`guided_steps`."
+    )
+    guided_steps: int = Field(
+        default_factory=absent, description="How many steps, from the first on, compute both guidance branches."
+    )
     meaning: str = Field(description="The same in a sentence.")
 
 

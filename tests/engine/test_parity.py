@@ -22,7 +22,8 @@ from serve_app.models.profile import PROFILES
 from serve_app.models.recipe import TEXT_TO_IMAGE_MAX_TOKENS, make_recipe, shift_of, sigmas_of
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import checkpoint, conditioning, miniature
-from serve_app.pipeline.denoise import guide, noise, schedule
+from serve_app.pipeline.denoise import noise, schedule
+from serve_app.pipeline.guidance import guide
 from tests.conftest import as_png, noise_image
 from tests.engine.once import computed_once, encode_once
 from tests.engine.oracle import edit_by_oracle, merge_lora

@@ -29,9 +29,10 @@ HALFWAY = 0.2
 class Adapter(torch.nn.Module):
     """The change of every linear of every block, as parameters."""
 
-    def __init__(self, transformer: QwenImageTransformer2DModel, kind: str) -> None:
+    def __init__(self, transformer: QwenImageTransformer2DModel, kind: str, rank: int = RANK) -> None:
         super().__init__()
         self.kind = kind
+        self._rank = rank
         self.names = [
             f"transformer_blocks.{block}.{name}"
             for block in range(transformer.config.num_layers)
@@ -45,7 +46,7 @@ class Adapter(torch.nn.Module):
     def _parts(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """The factors of a change of rows x columns: (up, down), or (left, right) of a Kronecker product."""
         if self.kind == "lora":
-            return torch.zeros(rows, RANK), torch.randn(RANK, columns) / columns**0.5
+            return torch.zeros(rows, self._rank), torch.randn(self._rank, columns) / columns**0.5
         return torch.randn(FACTOR, FACTOR) / FACTOR, torch.zeros(rows // FACTOR, columns // FACTOR)
 
     def weights(self, scale: float) -> dict[str, Tensor]:

@@ -1,0 +1,76 @@
+"""The settings that are measured: each lever alone, combinations, and those of the documented tiers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from serve_app.tasks import AdapterUse, EditPlan
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting of the levers. `changes` are fields of the exact plan that it replaces.
+
+    With `few_steps`, the adapter that was distilled to few steps lies under the request's own.
+    """
+
+    name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    few_steps: bool = False
+
+    @property
+    def fp8(self) -> bool:
+        return self.changes.get("quantization") == "fp8"
+
+    def plan(self, exact: EditPlan, few_steps: AdapterUse | None) -> EditPlan:
+        """The candidate's plan for the same image as `exact`."""
+        adapters = exact.adapters
+        if self.few_steps:
+            assert few_steps is not None, f"{self.name} needs --few-steps"
+            adapters = (few_steps, *adapters)
+        return replace(exact, adapters=adapters, **self.changes)
+
+
+EXACT = Candidate("exact")
+
+
+def gated(share: float, rest: str) -> dict[str, Any]:
+    return {"guidance_gate": share, "guidance_gate_rest": rest}
+
+
+FP8 = {"quantization": "fp8"}
+TURBO = {"steps": 8, "guidance_scale": 1.0, "sampler": "lightning"}
+
+# The documented tiers: docs/performance.md.
+SHIPPED = (
+    Candidate("balanced", gated(0.6, "reuse")),
+    Candidate("fast", gated(0.4, "reuse") | {"feature_cache": 0.1}),
+    Candidate("turbo", TURBO, few_steps=True),
+)
+GATES = tuple(
+    Candidate(f"guidance_gate={share} {rest}", gated(share, rest))
+    for rest in ("drop", "reuse")
+    for share in (0.2, 0.4, 0.6, 0.8)
+)
+CACHES = tuple(
+    Candidate(f"feature_cache={threshold}", {"feature_cache": threshold})
+    for threshold in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+)
+FEWER_STEPS = tuple(Candidate(f"steps={steps}", {"steps": steps}) for steps in (20, 16, 12))
+COMBINED = tuple(
+    Candidate(
+        f"guidance_gate={share} reuse, feature_cache={threshold}", gated(share, "reuse") | {"feature_cache": threshold}
+    )
+    for share, threshold in ((0.6, 0.05), (0.4, 0.05), (0.6, 0.1), (0.4, 0.1), (0.4, 0.15), (0.2, 0.1))
+)
+IN_FP8 = (
+    Candidate("fp8", FP8),
+    Candidate("fp8, guidance_gate=0.6 reuse", FP8 | gated(0.6, "reuse")),
+    Candidate("fp8, guidance_gate=0.6 reuse, feature_cache=0.05", FP8 | gated(0.6, "reuse") | {"feature_cache": 0.05}),
+    Candidate("fp8, guidance_gate=0.4 reuse, feature_cache=0.1", FP8 | gated(0.4, "reuse") | {"feature_cache": 0.1}),
+)
+FEW = (
+    Candidate("8 steps, guidance 1, without the adapter", TURBO),
+    Candidate("8 steps, guidance 1, the distilled adapter", TURBO, few_steps=True),
+)
+ALL = (*SHIPPED, *GATES, *CACHES, *FEWER_STEPS, *COMBINED, *IN_FP8, *FEW)

@@ -1,0 +1,157 @@
+"""Losses of candidates compared with the exact edits, and the blocks that they computed, on the trained miniature."""
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+from benchmarks.tiers.candidates import EXACT, Candidate
+from benchmarks.tiers.cases import Case
+from serve_app.commands.compare import difference
+from serve_app.config import ModelConfig
+from serve_app.engine.torch_engine import TorchEngine
+from serve_app.images.similarity import ssim
+from serve_app.models.architecture import TRAINED_MINIATURE
+from serve_app.models.registry import MODELS
+from serve_app.pipeline import checkpoint
+from serve_app.tasks import AdapterUse, EditPlan
+
+# For each step and each of its forwards, how many blocks it computed.
+Work = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Made:
+    image: PIL.Image.Image
+    latents: Tensor
+    work: Work
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One candidate's image compared with the exact one. `computed` is the share of the exact edit's blocks."""
+
+    case: str
+    psnr: float
+    ssim: float
+    latents: float
+    computed: float
+    work: Work
+
+
+class Miniature:
+    """An engine of the trained miniature that reports what its edits computed."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, quantization: str, threads: int) -> None:
+        spec = MODELS["qwen_image_edit"]
+        pipeline = checkpoint.read(TRAINED_MINIATURE, dtype).to(device)
+        config = ModelConfig(
+            device=device.type, threads=threads, adapter_weights="device", quantization=quantization, prepare_ahead=False
+        )
+        self.engine = TorchEngine(pipeline, spec, config)
+        self.engine._denoiser.accelerate()
+        self._transformer, self._vae = pipeline.transformer, pipeline.vae
+        self.blocks = len(self._transformer.transformer_blocks)
+
+    def edit(self, plan: EditPlan, photograph: bytes) -> Made:
+        work: Work = []
+        latents: list[Tensor] = []
+
+        def on_step(step: int, preview: object) -> None:
+            if step < plan.steps:
+                work.append([])
+
+        with self._watched(work, latents):
+            started = time.perf_counter()
+            edited = self.engine.edit(plan, [photograph], on_step)
+        return Made(edited.image, latents[0], work, time.perf_counter() - started)
+
+    @contextmanager
+    def _watched(self, work: Work, latents: list[Tensor]) -> Iterator[None]:
+        def count(*_: object) -> None:
+            work[-1][-1] += 1
+
+        hooks = [
+            self._transformer.register_forward_pre_hook(lambda *_: work[-1].append(0)),
+            *(block.attn.register_forward_pre_hook(count) for block in self._transformer.transformer_blocks),
+            self._vae.post_quant_conv.register_forward_pre_hook(lambda _, given: latents.append(given[0].float().cpu())),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def losses(
+    engine: Miniature, cases: Sequence[Case], exact: Sequence[Made], candidate: Candidate, few_steps: AdapterUse | None
+) -> list[Loss]:
+    """The candidate's loss in each case."""
+    found = []
+    for case, whole in zip(cases, exact, strict=True):
+        made = engine.edit(candidate.plan(case.plan, few_steps), case.photograph)
+        found.append(
+            Loss(
+                case.name,
+                difference(whole.image, made.image).psnr,
+                ssim(whole.image, made.image),
+                float((made.latents - whole.latents).norm() / whole.latents.norm()),
+                blocks(made.work) / blocks(whole.work),
+                made.work,
+            )
+        )
+    return found
+
+
+def exact_edits(engine: Miniature, cases: Sequence[Case]) -> list[Made]:
+    return [engine.edit(EXACT.plan(case.plan, None), case.photograph) for case in cases]
+
+
+def blocks(work: Work) -> int:
+    return sum(map(sum, work))
+
+
+def summary(candidate: Candidate, found: Sequence[Loss]) -> dict[str, object]:
+    """The worst and median loss, and what the case that computed most computed."""
+    worst, slowest = min(found, key=lambda loss: loss.psnr), max(found, key=lambda loss: loss.computed)
+    return {
+        "candidate": candidate.name,
+        "psnr_db": {"worst": round(worst.psnr, 2), "median": round(statistics.median(l.psnr for l in found), 2)},
+        "worst_case": worst.case,
+        "ssim": {
+            "worst": round(min(l.ssim for l in found), 4),
+            "median": round(statistics.median(l.ssim for l in found), 4),
+        },
+        "latents": {
+            "worst": round(max(l.latents for l in found), 4),
+            "median": round(statistics.median(l.latents for l in found), 4),
+        },
+        "computed": {
+            "most": round(slowest.computed, 3),
+            "median": round(statistics.median(l.computed for l in found), 3),
+        },
+        "forwards": sum(map(len, slowest.work)),
+        "slowest_case": slowest.case,
+        "work": slowest.work,
+    }
+
+
+HEADER = (
+    "| setting | PSNR worst, dB | median | worst case | SSIM worst | error of latents worst | median | forwards | blocks computed, most |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def row(found: dict[str, object]) -> str:
+    psnr, likeness, latents, computed = (found[key] for key in ("psnr_db", "ssim", "latents", "computed"))
+    return (
+        f"| {found['candidate']} | {psnr['worst']:.1f} | {psnr['median']:.1f} | {found['worst_case']} "
+        f"| {likeness['worst']:.3f} | {latents['worst']:.3f} | {latents['median']:.3f} | {found['forwards']} "
+        f"| {computed['most']:.0%} |"
+    )
