@@ -8,6 +8,7 @@ The photographs are those of tools/train_miniature.py. The training ends by the 
 import argparse
 from pathlib import Path
 
+import PIL.Image
 import torch
 
 from serve_app.models.architecture import TRAINED_MINIATURE
@@ -50,14 +51,14 @@ def main() -> None:
     subjects = []
     for side, count, batch in TRIAL if arguments.trial else SIZES:
         bank = crops.make_bank(sources, count, (side, side), device)
-        latents = [pairs.latents_of(pipeline.vae, part.float() / 255) for part in bank.split(8)]
+        latents = [pairs.latents_of(pipeline.vae, part.float() / 255) for part in torch.split(bank, 8)]
         subjects.append(distillation.Subject(side, torch.cat(latents), batch))
     log("few steps", device=str(device), sides=[subject.side for subject in subjects])
     target = arguments.out / "few_steps.safetensors"
     distillation.train(pipeline.transformer, subjects, prompts, arguments.seconds, target, log)
 
 
-def embed(pipeline: checkpoint.Pipeline, picture: photographs.PIL.Image.Image) -> distillation.Prompts:
+def embed(pipeline: checkpoint.Pipeline, picture: PIL.Image.Image) -> distillation.Prompts:
     groups = pairs.embed(pipeline, EDIT, [text for text in pairs.texts_of_instructions() if text.prompt], picture)
     plan = EditPlan(EDIT, REFERENCE.name, "", "", 1024, 1024, 8, 1.0, 0, "png", ())
     recipe = make_recipe(MODELS[EDIT], REFERENCE, plan, [picture.size])

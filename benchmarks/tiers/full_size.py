@@ -1,4 +1,4 @@
-"""Seconds of candidates at the published size compared with exact, each with the forwards and blocks of its slowest case."""
+"""Seconds of candidates at the published size beside exact, each with the forwards and blocks of its slowest case."""
 
 import argparse
 import json
@@ -72,13 +72,13 @@ def measure_speed(options: argparse.Namespace, candidates: list[Candidate]) -> N
                     show(candidate.name, made, exact, sum(map(len, work)), whole)
                 again = timed(bench, engine, EXACT if mode == "compiled" else Candidate("fp8", {"quantization": "fp8"}),
                               one, two.adapters[1])  # fmt: skip
-                show(f"{'exact' if mode == 'compiled' else 'fp8'}, once more", again, exact, 2 * one.steps, 2 * one.steps)
+                show(
+                    f"{'exact' if mode == 'compiled' else 'fp8'}, once more", again, exact, 2 * one.steps, 2 * one.steps
+                )
                 print(json.dumps({"mode": mode, "recompilations": engine.recompilations}), flush=True)
 
 
-def timed(
-    bench: Bench, engine: Any, candidate: Candidate, exact: EditPlan, few_steps: AdapterUse
-) -> Made:
+def timed(bench: Bench, engine: Any, candidate: Candidate, exact: EditPlan, few_steps: AdapterUse) -> Made:
     """One edit, with its adapters in host memory and another state of the weights before it."""
     plan = candidate.plan(exact, few_steps)
     without = replace(plan, steps=1, adapters=(), feature_cache=None)
@@ -92,8 +92,8 @@ def show(name: str, made: Made, exact: Made, forwards: int, whole: int) -> None:
     psnr = difference(exact.image, made.image).psnr
     error = relative_error(made.forwards.latents, exact.forwards.latents)
     print(
-        f"| {name} | {made.seconds:.2f} | {exact.seconds / made.seconds:.2f} | {denoising:.2f} | {before / denoising:.2f} "
+        f"| {name} | {made.seconds:.2f} | {exact.seconds / made.seconds:.2f} | {denoising:.2f} "
+        f"| {before / denoising:.2f} "
         f"| {forwards} | {whole} | {made.stages['apply_adapters']:.3f} | {psnr:.1f} | {error:.4f} |",
         flush=True,
     )
-

@@ -5,6 +5,7 @@ Every way of holding the weights uses these functions, so that an image does not
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +71,8 @@ def write(target: Tensor, original: Tensor, deltas: Sequence[ScaledDelta], produ
         write_product(target, original, product)
 
 
-def write_rounded(rounded: Tensor, original: Tensor, deltas: Sequence[ScaledDelta], product: Product | None) -> None:
-    """Write `original` plus its scaled deltas into a weight in fp8, rounded to `original`'s dtype before."""
+def write_rounded(rounded: Any, original: Tensor, deltas: Sequence[ScaledDelta], product: Product | None) -> None:
+    """Write `original` plus its scaled deltas into torchao's tensor, after rounding to `original`'s dtype."""
     if deltas and product is None:
         merged = torch.empty_like(original)
         write_sum(merged, original, deltas)

@@ -100,9 +100,7 @@ def _largest(  # type: ignore[no-untyped-def]
     """Each row's largest absolute value, as the bits of an fp32: of numbers that are not negative, they order alike."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
-    tile = _merged(
-        original, left, right, factor, rows, columns, M, N, K, left_m, left_k, right_k, right_n, BM, BN, BK
-    )
+    tile = _merged(original, left, right, factor, rows, columns, M, N, K, left_m, left_k, right_k, right_n, BM, BN, BK)
     found = tl.max(tl.abs(tile).to(tl.int32, bitcast=True), axis=1)
     tl.atomic_max(largest + rows, found, mask=rows < M)
 
@@ -129,9 +127,7 @@ def _round(  # type: ignore[no-untyped-def]
 ):
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
-    tile = _merged(
-        original, left, right, factor, rows, columns, M, N, K, left_m, left_k, right_k, right_n, BM, BN, BK
-    )
+    tile = _merged(original, left, right, factor, rows, columns, M, N, K, left_m, left_k, right_k, right_n, BM, BN, BK)
     bits = tl.load(largest + rows, mask=rows < M, other=0)
     # In the weight's dtype, as torchao's.
     by = tl.div_rn(bits.to(tl.float32, bitcast=True), LARGEST).to(original.dtype.element_ty).to(tl.float32)

@@ -34,14 +34,21 @@ def second_forwards(paired):
 
 def test_two_devices_make_the_images_of_one(paired, bench, make_plan, control_png, loras, second_forwards):
     one, other = use(loras[0], 0.5), use(loras[1])
-    edits = ({"adapters": (one,)}, {"adapters": (other, one)}, {"guidance_scale": 1.0, "adapters": (other,)}, {})
+    edits = (
+        {"adapters": (one,)},
+        {"adapters": (other, one)},
+        {"guidance_scale": 1.0, "adapters": (other,)},
+        {"steps": 3, "guidance_gate": 0.3, "guidance_gate_rest": "reuse", "adapters": (one,)},
+        {},
+    )
     for changes in edits:
         plan, before = make_plan(model=MODEL.id, **changes), len(second_forwards)
         made = paired.edit(plan, [control_png])
         assert np.array_equal(
             np.asarray(made.image), np.asarray(bench(MODEL.id).engine.edit(plan, [control_png]).image)
         )
-        assert len(second_forwards) - before == (plan.steps if plan.guidance_scale > 1 else 0)
+        guided_steps = 1 if plan.guidance_gate else plan.steps
+        assert len(second_forwards) - before == (guided_steps if plan.guidance_scale > 1 else 0)
         assert made.runtime["transformers"] == 2
 
 

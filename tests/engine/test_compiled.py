@@ -52,6 +52,8 @@ def test_adapters_scales_stacks_and_sizes_cause_no_recompilation(compiled, bench
         {"width": 160, "height": 96, "negative_prompt": "blurry"},  # between the warmed sizes
         {"width": 64, "height": 128, "adapters": (use(loras[3]),)},
         {"steps": STEPS_AT_ONCE + 1},
+        {"steps": 4, "guidance_gate": 0.5, "adapters": (use(loras[0]),)},
+        {"steps": 4, "guidance_gate": 0.5, "guidance_gate_rest": "reuse", "feature_cache": 1e-6},
         {},
     )
     for changes in edits:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from serve_app.config import ModelConfig
 from serve_app.engine.protocol import Edited
 from serve_app.engine.torch_engine import TorchEngine
-from serve_app.errors import EditCanceled, OutOfMemory
+from serve_app.errors import EditCanceled, OutOfMemory, QualityUnavailable
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
 from serve_app.pipeline.acceleration import compile_blocks
@@ -25,18 +26,13 @@ NEVER, ALWAYS = 1e-6, 1e6
 STEPS = 4
 
 
-def with_cache(threshold: float, **options: object) -> ModelConfig:
-    """Past the config's own bounds."""
-    return ModelConfig(id=MODEL.id, threads=THREADS, **options).model_copy(update={"feature_cache": threshold})
-
-
 class Counted:
-    """An engine, and how often each block of its transformers was computed."""
+    """An engine whose edits have this threshold, and how often each block of its transformers was computed."""
 
-    def __init__(self, threshold: float, second_device: torch.device | None = None) -> None:
-        self.engine = TorchEngine(
-            miniature.make(MODEL), MODEL, with_cache(threshold, warm_up=((64, 64),)), second_device=second_device
-        )
+    def __init__(self, threshold: float | None, second_device: torch.device | None = None) -> None:
+        self.threshold = threshold
+        config = ModelConfig(id=MODEL.id, threads=THREADS, warm_up=((64, 64),))
+        self.engine = TorchEngine(miniature.make(MODEL), MODEL, config, second_device=second_device)
         self.engine.make_ready()
         transformers = self.engine._denoiser.transformers
         self.blocks = [0] * len(transformers[0].transformer_blocks)
@@ -49,7 +45,7 @@ class Counted:
 
     def edit(self, plan: EditPlan, **options: object) -> Edited:
         self.blocks = [0] * len(self.blocks)
-        return self.engine.edit(plan, [], **options)
+        return self.engine.edit(replace(plan, feature_cache=self.threshold), [], **options)
 
 
 @pytest.fixture
@@ -77,6 +73,17 @@ def test_after_a_branchs_first_forward_all_but_the_first_block_are_skipped(plan,
     made = always.edit(plan)
     assert always.blocks == [2 * STEPS] + [2] * (len(always.blocks) - 1)
     assert not np.array_equal(pixels(made), pixels(bench(MODEL.id).engine.edit(plan, [])))
+
+
+def test_editor_takes_thresholds_in_turns_and_none_leaves_no_trace(plan, bench):
+    counted = Counted(None)
+    exact = pixels(bench(MODEL.id).engine.edit(plan, []))
+    skipped = [2 * STEPS] + [2] * (len(counted.blocks) - 1)
+    for threshold in (None, ALWAYS, None, NEVER, ALWAYS, None):
+        counted.threshold = threshold
+        made = pixels(counted.edit(plan))
+        assert np.array_equal(made, exact) == (threshold != ALWAYS)
+        assert counted.blocks == (skipped if threshold == ALWAYS else [2 * STEPS] * len(counted.blocks))
 
 
 def test_features_are_dropped_after_each_image(plan, make_plan, loras, always):
@@ -112,8 +119,8 @@ def test_other_branch_of_a_failed_edit_leaves_no_features(plan, make_plan, alway
     assert np.array_equal(pixels(paired.edit(plan)), pixels(always.edit(plan)))
 
 
-def test_compiled_blocks_are_skipped_too_and_compiled_once(plan, always):
-    engine = TorchEngine(miniature.make(MODEL), MODEL, with_cache(ALWAYS))
+def test_compiled_blocks_are_skipped_too_and_compiled_once_for_all_thresholds(plan, always, bench):
+    engine = TorchEngine(miniature.make(MODEL), MODEL, ModelConfig(id=MODEL.id, threads=THREADS))
     transformer = engine._pipeline.transformer
     called = []
 
@@ -123,18 +130,25 @@ def test_compiled_blocks_are_skipped_too_and_compiled_once(plan, always):
     compile_blocks(transformer, counted)
     engine._denoiser.accelerate()
     try:
-        made = [engine.edit(plan, []) for _ in range(2)]
+        made = [engine.edit(replace(plan, feature_cache=each), []) for each in (None, ALWAYS, None, ALWAYS)]
     finally:
         torch._dynamo.reset()
-    assert [edited.compilations for edited in made] == [GRAPHS, 0]
+    assert [edited.compilations for edited in made] == [GRAPHS, 0, 0, 0]
     plain = always.edit(plan)
-    assert len(called) == len(made) * sum(always.blocks)
-    assert np.array_equal(pixels(made[1]), pixels(plain))
+    assert len(called) == 2 * sum(always.blocks) + 2 * 2 * STEPS * len(always.blocks)
+    assert np.array_equal(pixels(made[3]), pixels(plain))
+    assert np.array_equal(pixels(made[2]), pixels(bench(MODEL.id).engine.edit(plan, [])))
 
 
 def test_feature_cache_is_refused_with_offloading():
     with pytest.raises(ValidationError, match="feature_cache: not with offload"):
         ModelConfig(feature_cache=0.1, offload="stream")
+
+
+def test_streamed_weights_refuse_a_plan_with_a_feature_cache(plan):
+    engine = TorchEngine(miniature.make(MODEL), MODEL, ModelConfig(id=MODEL.id, threads=THREADS, offload="stream"))
+    with pytest.raises(QualityUnavailable, match="feature_cache: not with offload"):
+        engine.edit(replace(plan, feature_cache=0.1), [])
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 30.0])

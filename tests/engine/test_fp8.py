@@ -1,5 +1,7 @@
 """Weights in eight bits: adapters go in from the untouched bf16 weights, and come out without a trace."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from pydantic import ValidationError
 from serve_app.config import ModelConfig
 from serve_app.engine.canary import similarity_db
 from serve_app.engine.torch_engine import TorchEngine
+from serve_app.errors import QualityUnavailable
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
 from serve_app.pipeline.quantization import quantised, should_quantise
@@ -42,7 +45,7 @@ def test_each_weight_is_the_rounding_of_the_merged_one_and_nothing_lasts(engines
     plain, rounded = engines
     for adapters in ((use(loras[0]),), (use(loras[1], 0.5), use(loras[0])), (use(loras[0], -1.0),), ()):
         plan = make_plan(model=MODEL.id, control_images=(), adapters=adapters)
-        expected, found = plain.edit(plan, []).image, rounded.edit(plan, []).image
+        expected, found = plain.edit(plan, []).image, rounded.edit(replace(plan, quantization="fp8"), []).image
         merged, eighths = weights(plain), weights(rounded)
         assert len(merged) == len(eighths) == 2 * 12
         for name, weight in merged.items():
@@ -58,6 +61,13 @@ def test_only_linears_that_all_tokens_pass_are_rounded(engines):
         *(f"attn.add_{name}_proj" for name in "qkv"),
         *(f"{stream}_mlp.net.{layer}" for stream in ("img", "txt") for layer in ("0.proj", "2")),
     }
+
+
+def test_plan_for_other_weights_is_refused(engines, make_plan):
+    plan = make_plan(model=MODEL.id, control_images=())
+    for engine, other in zip(engines, ("fp8", "none"), strict=True):
+        with pytest.raises(QualityUnavailable, match="quantization"):
+            engine.edit(replace(plan, quantization=other), [])
 
 
 @pytest.mark.parametrize("options", [{"offload": "stream"}, {"adapter_weights": "hooks"}])

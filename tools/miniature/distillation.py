@@ -6,10 +6,12 @@ one path, so that student and teacher make the same image of the same noise. The
 teacher's at first and its own later on, so that it learns to correct what it did before.
 """
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from diffusers import QwenImageTransformer2DModel
@@ -27,7 +29,7 @@ from tools.miniature.style_training import Adapter
 RATE = 2e-3
 RANK = 16
 STEPS = 8
-SAMPLER = "lightning"
+SAMPLER: Literal["lightning"] = "lightning"
 # Steps of the teacher for one of the student's, and its guidance scale: the default of requests.
 SUBSTEPS, GUIDANCE = 3, 4.0
 # Of the time, how much starts from the teacher's states.
@@ -81,7 +83,7 @@ def train(
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             path = teacher_path(predictor(transformer), noise, control, text, seen.empty, subject)
         for group in optimizer.param_groups:
-            group["lr"] = clock.rate(RATE, warm_up=20)
+            group["lr"] = clock.rate(RATE, warm_up=5)
         loss = follow(transformer, adapter, optimizer, path, control, text, subject, own=clock.share > FORCED)
         average.update(clock.steps)
         if clock.steps % 10 == 0:
@@ -104,11 +106,11 @@ def teacher_path(
     """The teacher's latents at each of the student's levels, (B, tokens, 64) each, from noise to the image."""
     latents, path = noise, [noise]
     nothing = empty.expand(len(text), -1, -1)
-    for high, low in zip(levels(subject), levels(subject)[1:], strict=False):
+    for high, low in itertools.pairwise(levels(subject)):
         for part in range(SUBSTEPS):
             at, after = (high + (low - high) * (part + i) / SUBSTEPS for i in (0, 1))
-            velocities = [velocity(predict, latents, control, at, each, subject) for each in (text, nothing)]
-            latents = latents + (after - at) * guide(*velocities, GUIDANCE, rescaled=True)
+            wanted, unwanted = (velocity(predict, latents, control, at, each, subject) for each in (text, nothing))
+            latents = latents + (after - at) * guide(wanted, unwanted, GUIDANCE, rescaled=True)
         path.append(latents)
     return path
 
@@ -132,20 +134,20 @@ def follow(
     *,
     own: bool,
 ) -> float:
-    """One pass along a path, with a step of the optimizer at its end. Returns the mean squared error of velocities.
+    """One pass along a path, with a step of the optimizer at each level. Returns the mean squared error of velocities.
 
     An error counts as it moves the next latents: by the width of its step. `own`: from the student's states.
     """
     state, total, sigmas = path[0], 0.0, levels(subject)
-    for step, (high, low) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+    for step, (high, low) in enumerate(itertools.pairwise(sigmas)):
         with torch.autocast(state.device.type, torch.bfloat16, enabled=state.device.type == "cuda"):
             made = velocity(predictor(transformer, adapter.weights(1.0)), state, control, high, text, subject)
         wanted = (path[step + 1] - state) / (low - high)
         loss = (made - wanted).square().mean() * (high - low)
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(adapter.parameters()), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         total += float(loss.detach())
         state = state + (low - high) * made.detach() if own else path[step + 1]
-    torch.nn.utils.clip_grad_norm_(list(adapter.parameters()), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return total

@@ -244,7 +244,11 @@ class Guidance(BaseModel):
     """
     forwards_a_step: int
     """
-    Forward passes of the transformer per step: 1, or 2 if guided.
+    Forward passes of the transformer per step: 1, or 2 if guided; 1 in guided steps beyond `guided_steps`.
+    """
+    guided_steps: int | None = None
+    """
+    How many steps, from the first on, compute both guidance branches.
     """
     meaning: str
     """
