@@ -24,6 +24,7 @@ from serve_app.api.middleware import (
 from serve_app.api.openapi import TAGS, Application
 from serve_app.api.rate_limits import LIMIT, POLICY, LimitRates
 from serve_app.api.routes import (
+    calibrations,
     docs,
     images,
     inference,
@@ -80,7 +81,7 @@ def create_app(service: Service) -> FastAPI:
         # A redirect would contain the Host header that the client sent.
         redirect_slashes=False,
     )
-    groups = (probes, models, inference, uploads, images, requests, sweeps, training, operation)
+    groups = (probes, models, inference, uploads, images, requests, sweeps, training, calibrations, operation)
     routers = [docs.router(app.title), *(routes.router(service) for routes in groups)]
     if service.config.playground:
         routers.append(playground.router())

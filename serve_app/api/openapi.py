@@ -18,14 +18,24 @@ from serve_app.api.access import PROBES, PUBLIC_PATHS
 from serve_app.api.bodies.limits import METHODS_WITH_BODY
 from serve_app.api.error_answers import error_docs
 from serve_app.api.error_shapes import CONTRACT, ErrorShape
-from serve_app.schemas import answers, events, openai, operation, records, requests, sweeps
+from serve_app.schemas import answers, calibrations, events, openai, operation, records, requests, sweeps
 from serve_app.schemas import errors as error_bodies
 from serve_app.schemas.documented import REFERENCES, event_stream, reference_to
 
 JsonObject = dict[str, Any]
 
 # The modules whose models are bodies.
-BODIES: tuple[ModuleType, ...] = (requests, answers, operation, records, events, sweeps, openai, error_bodies)
+BODIES: tuple[ModuleType, ...] = (
+    requests,
+    answers,
+    calibrations,
+    operation,
+    records,
+    events,
+    sweeps,
+    openai,
+    error_bodies,
+)
 TAGS = {
     "inference": "Submit requests.",
     "requests": "Follow, cancel and list requests, and download their images.",
@@ -34,6 +44,7 @@ TAGS = {
     "uploads": "Send control images once, for many requests.",
     "models": "What requests can name.",
     "training": "Training jobs of ai-toolkit, and their previews made again.",
+    "calibrations": "How far the images of each tier are from the exact ones.",
     "operation": "Probes, and how the service is doing.",
     "webhooks": "What the service posts to a request's `webhook_url`.",
 }

@@ -50,6 +50,8 @@ SCOPES: Mapping[str, Scope] = {
     "GET /v1/training-jobs/{name}/samples/{file}": READ,
     "GET /v1/training-jobs/{name}/previews/{previews_id}": READ,
     "POST /v1/training-jobs/{name}/previews": SUBMIT,
+    "GET /v1/calibrations": OPERATE,
+    "POST /v1/calibrations": OPERATE,
     "GET /v1/operation": READ,
 }
 

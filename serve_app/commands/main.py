@@ -98,6 +98,48 @@ def verify(
 
 
 @app.command()
+def calibrate(
+    config: Annotated[Path, typer.Argument(help="A Serve config file, such as serve_config.yaml.")],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts with control images: a YAML list, or .jsonl, with the fields of a request's prompt."
+        ),
+    ] = None,
+    training_job: Annotated[
+        str | None, typer.Option(help="A training job below the LoRA root, whose samples are used instead.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The id of the model; the default is the one that has tiers.")
+    ] = None,
+    tier: Annotated[list[str] | None, typer.Option(help="A tier to measure; the default is all of the model.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="A LoRA to measure with, named as in requests, with :STRENGTH behind it unless that is 1."),
+    ] = None,
+    together: Annotated[bool, typer.Option(help="All LoRAs are one set. By default each is measured alone.")] = False,
+    base: Annotated[bool, typer.Option(help="Measure without LoRAs, too.")] = True,
+) -> None:
+    """Measures how far each tier is from exact, on your own prompts, and stores it where the service looks it up.
+
+    Makes every image on this machine, in exact and in each tier, without LoRAs and with each of those that are named.
+    """
+    from serve_app.commands.calibrate import calibrate as measure
+    from serve_app.commands.calibrate import read_loras, wanted_of
+    from serve_app.commands.config_file import read_config_file
+
+    loras = read_loras(lora or ())
+    sets = [loras] if together else [[each] for each in loras]
+    try:
+        read = read_config_file(config).config
+        measure(read, wanted_of(read, model, tier or (), [[], *sets] if base else sets, prompts, training_job))
+    except (ServiceError, RuntimeError) as error:
+        # RuntimeError: no such device, or not enough memory on it.
+        typer.echo(f"edits-server: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@app.command()
 def compare(a: Path, b: Path) -> None:
     """Says whether two images are equal, and which of their parameters differ if not.
 

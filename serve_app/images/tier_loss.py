@@ -4,8 +4,9 @@ PSNR is over the RGB values of all pixels, SSIM as in `similarity`. LPIPS is not
 that this package does not bring along.
 """
 
+import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,6 @@ from serve_app.images.comparison import psnr
 from serve_app.images.similarity import ssim
 from serve_app.tasks import Loss, LossRange
 
-# What equal images count as (dB). Images of up to 4096x4096 pixels that differ in one value have 125 dB.
-EQUAL_PSNR_DB = 130.0
 # Decimals of the stored figures.
 DB_DECIMALS, DECIMALS, SECONDS_DECIMALS = 2, 5, 4
 
@@ -26,11 +25,11 @@ DB_DECIMALS, DECIMALS, SECONDS_DECIMALS = 2, 5, 4
 class PairLoss:
     """The tier's image of one case compared with the exact one.
 
-    `latents` is the relative error of the latents before decoding, None if they are not known. `exact_s` and `tier_s`
-    are the seconds that the two edits took.
+    `psnr_db` is None for equal images. `latents` is the relative error of the latents before decoding, None if they are
+    not known. `exact_s` and `tier_s` are the seconds that the two edits took.
     """
 
-    psnr_db: float
+    psnr_db: float | None
     ssim: float
     exact_s: float
     tier_s: float
@@ -42,8 +41,7 @@ def compare_pair(
 ) -> PairLoss:
     """The loss of one pair. Raises ValueError if the images differ in size or are too small for SSIM."""
     exact, tier = exact.convert("RGB"), tier.convert("RGB")
-    ratio = psnr(exact, tier)
-    return PairLoss(EQUAL_PSNR_DB if ratio is None else ratio, ssim(exact, tier), exact_s, tier_s, latents)
+    return PairLoss(psnr(exact, tier), ssim(exact, tier), exact_s, tier_s, latents)
 
 
 def relative_error(exact: ArrayLike, tier: ArrayLike) -> float:
@@ -58,8 +56,8 @@ def loss_of(pairs: Sequence[PairLoss], on: str, measured_at: float) -> Loss:
     """The loss over all pairs, of which there is at least one. `measured_at` is in seconds since the epoch."""
     latents = [pair.latents for pair in pairs if pair.latents is not None]
     return Loss(
-        psnr_db=_range([pair.psnr_db for pair in pairs], min, DB_DECIMALS),
-        ssim=_range([pair.ssim for pair in pairs], min, DECIMALS),
+        psnr_db=_range([math.inf if pair.psnr_db is None else pair.psnr_db for pair in pairs], DB_DECIMALS),
+        ssim=_range([pair.ssim for pair in pairs], DECIMALS),
         exact_s=round(statistics.median(pair.exact_s for pair in pairs), SECONDS_DECIMALS),
         tier_s=round(statistics.median(pair.tier_s for pair in pairs), SECONDS_DECIMALS),
         cases=len(pairs),
@@ -69,5 +67,7 @@ def loss_of(pairs: Sequence[PairLoss], on: str, measured_at: float) -> Loss:
     )
 
 
-def _range(values: Sequence[float], worst: Callable[[Sequence[float]], float], decimals: int) -> LossRange:
-    return LossRange(round(worst(values), decimals), round(statistics.median(values), decimals))
+def _range(values: Sequence[float], decimals: int) -> LossRange:
+    """The worst value, which is the least one, and the median; None for what is infinite."""
+    found = (min(values), statistics.median(values))
+    return LossRange(*(None if math.isinf(value) else round(value, decimals) for value in found))

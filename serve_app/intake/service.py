@@ -15,7 +15,9 @@ from serve_app.intake.answers.events import Events
 from serve_app.intake.answers.previews import Previews
 from serve_app.intake.answers.queries import Queries
 from serve_app.intake.answers.watch import Watch
+from serve_app.intake.calibrations.answers import CalibrationAnswers
 from serve_app.intake.calibrations.losses import MeasuredLosses
+from serve_app.intake.calibrations.runs import CalibrationRuns
 from serve_app.intake.callers.rates import RateLimits
 from serve_app.intake.catalogue import Catalogue
 from serve_app.intake.keys import Keys
@@ -90,8 +92,10 @@ class Service:
         lora_root = LoraRoot(config.lora_root)
         sources = LoraSources(lora_root, resources.fetcher, artifacts, config.fetch.hub_hosts)
         stored_images = StoredImages(store, artifacts)
-        losses = losses or MeasuredLosses(store.calibrations)
-        admission = Admission(config, resources.fetcher, decoders, sources, architectures, stored_images, losses)
+        measured = MeasuredLosses(store.calibrations)
+        admission = Admission(
+            config, resources.fetcher, decoders, sources, architectures, stored_images, losses or measured
+        )
         self.catalogue = Catalogue(config, lora_root, architectures)
         self.presets = Presets(admission.check_preset, sources.is_remote, meter)
         self.submissions = Submissions(
@@ -119,6 +123,10 @@ class Service:
             self._sweep_cells,
         )
         self.sweep_events = SweepEvents(store)
+        self.calibrations = CalibrationAnswers(config, store.calibrations, measured, admission.loras.named)
+        self.calibration_runs = CalibrationRuns(
+            config, store, artifacts, measured, self.submissions, self.uploads, files, meter
+        )
         decoding = Decoding(resources)
         self.training_jobs = TrainingJobs(config, files, decoding)
         self.training_previews = TrainingPreviews(config, files, self.submissions, self.uploads, store)
@@ -139,7 +147,7 @@ class Service:
         config, store = self.config, self.resources.store
         report = BacklogReport(self.workload.backlogs, self.workload.editor_counts, meter)
         workers = [self._watch.run, self._dispatcher.run, report.run, self._warm_list.run, self._sweeper.run]
-        workers += [self.presets.run, self._sweep_cells.run]
+        workers += [self.presets.run, self._sweep_cells.run, self.calibration_runs.run]
         if config.webhooks.secret is not None:
             workers.append(Deliverer(store.webhooks, config.webhooks, self.queries.webhook_payload, meter).run)
         return workers

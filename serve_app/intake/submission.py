@@ -181,7 +181,8 @@ class Submissions:
     async def _accept_new(self, submission: Submission) -> RequestRecord:
         """The committed request. Its preset is applied."""
         request, caller = submission.request, submission.caller
-        await self._admission.check(request, self._max_images(caller), caller)
+        needs_lora = not submission.calibrates
+        await self._admission.check(request, self._max_images(caller), caller, needs_lora=needs_lora)
         # A full queue is reported before anything is fetched or stored.
         await self._store.requests.refuse_when_full(
             caller.tenant, len(request.prompts), caller.limits.max_queued, caller.limits.quotas

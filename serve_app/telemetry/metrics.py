@@ -26,6 +26,7 @@ class Loop(StrEnum):
     PRESETS = "presets"  # checks the presets of the user config
     SWEEPER = "sweeper"  # deletes old requests and files
     SWEEP_CELLS = "sweep_cells"  # puts the cells of sweeps into the queue
+    CALIBRATIONS = "calibrations"  # measures tiers when the images of a calibration are there
     WARM_LIST = "warm_list"  # writes the list of adapters that editors load first
     KEEP_WARM = "keep_warm"  # keeps adapters of the warm list in an editor's memory
     CACHE_REPORT = "cache_report"  # measures an editor's adapter cache

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from serve_app.adapters.lora_root import LoraRoot
 from serve_app.concurrency.budget import Budget
-from serve_app.config import MINIATURE_RANDOM, AuthConfig, ModelConfig
+from serve_app.config import MINIATURE_RANDOM, AuthConfig, ModelConfig, TierConfig
 from serve_app.errors import LoraDownloadFailed, Overloaded, ServiceError, StorageFailed, StoreUnavailable
 from serve_app.intake.keys import new_key
 from serve_app.jobs.database import Database
@@ -50,7 +50,11 @@ SAMPLE = {"prompt": "a cat", "ctrl_img": "/home/me/cat.png", "width": 64, "heigh
 class Operations:
     """Calls operations of an application with keys, as a tenant that has a finished and a waiting request."""
 
-    def __init__(self, client: TestClient, application: Application, make_body: Callable[..., Json]) -> None:
+    def __init__(
+        self, client: TestClient, application: Application, make_body: Callable[..., Json], operator: str
+    ) -> None:
+        """`operator` is an operator's key, for what no tenant may do."""
+        self._operator = operator
         self.document = application.app.openapi()
         self.names = {operation["operationId"]: place for place, operation in operations(self.document)}
         self.listed = {operation["operationId"]: _codes(operation) for _, operation in operations(self.document)}
@@ -70,6 +74,12 @@ class Operations:
             "edit_images": call | {"model": "qwen_image_edit", "images": [image]},
             "generate_images": call | {"model": "qwen_image"},
             "create_sweep": {"base": make_body(ctrl_img=stored), "axes": {"checkpoints": ["job/*"], "seeds": [1, 2]}},
+            "start_calibration": {
+                "model": "qwen_image_edit",
+                "base": False,
+                "loras": [make_body()["loras"]],
+                "prompts": [{"prompt": "p", "ctrl_img": stored}],
+            },
             "extend_sweep": {"axes": {"checkpoints": ["job/*"], "seeds": [3]}},
         }
         self._sweep, self._deleted_sweep = (
@@ -103,7 +113,8 @@ class Operations:
         if operation == "upload":
             return self._client.request(method, url, content=self._file)
         body = self._bodies[operation] if self._has_body(operation) else None
-        return self._client.request(method, url, params=params, json=body)
+        headers = {"X-API-Key": self._operator} if operation == "start_calibration" else {}
+        return self._client.request(method, url, params=params, json=body, headers=headers)
 
     def _has_body(self, operation: str) -> bool:
         method, path = self.names[operation].split(" ")
@@ -117,13 +128,14 @@ def _codes(operation: Json) -> set[str]:
 
 @pytest.fixture
 def calls(config, tmp_path, make_body) -> Iterator[Operations]:
-    key, sha256 = new_key()
+    (key, sha256), (operator, of_operator) = new_key(), new_key()
     file = tmp_path / "keys.yaml"
-    file.write_text(yaml.safe_dump({"tenants": {"red": [sha256]}}))
-    models = tuple(ModelConfig(id=model, checkpoint=MINIATURE_RANDOM) for model in MODELS)
+    file.write_text(yaml.safe_dump({"operators": [of_operator], "tenants": {"red": [sha256]}}))
+    tiers = {"fast": TierConfig(steps=2)}
+    models = tuple(ModelConfig(id=model, checkpoint=MINIATURE_RANDOM, tiers=tiers) for model in MODELS)
     application = Application(config.model_copy(update={"models": models, "auth": AuthConfig(keys_file=str(file))}))
     with TestClient(application.app, headers={"X-API-Key": key}) as client:
-        yield Operations(client, application, make_body)
+        yield Operations(client, application, make_body, operator)
 
 
 def test_every_operation_succeeds(calls):
@@ -154,6 +166,7 @@ def test_operations_list_that_the_service_is_overloaded(calls, monkeypatch):
         "extend_sweep",
         "get_sheet",
         *of_training,
+        "start_calibration",
     }
 
 

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from pydantic import ValidationError
@@ -40,6 +40,17 @@ class Cases:
     name: str
     prompts: list[Prompt]
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    def with_images(self, names: Mapping[str, str]) -> Self:
+        """The same cases, with other names for the control images in `files`."""
+        parts = {PART + name: other for name, other in names.items()}
+        prompts = [
+            prompt.model_copy(
+                update={key: parts.get(image, image) for key in CONTROL_IMAGES if (image := getattr(prompt, key))}
+            )
+            for prompt in self.prompts
+        ]
+        return replace(self, prompts=prompts, files={})
 
 
 def read_cases(path: Path) -> Cases:

@@ -27,6 +27,60 @@ class BrokenPreset(BaseModel):
     """
 
 
+class CalibratedLora(BaseModel):
+    """
+    A LoRA that a loss was measured with.
+    """
+
+    path: str
+    """
+    The path or URL, as requests name it.
+    """
+    id: str
+    """
+    The identity of the file: another file under the same path has another.
+    """
+    network_multiplier: float
+    """
+    The strength.
+    """
+
+
+class CalibrationRunInfo(BaseModel):
+    """
+    A calibration that goes through the queue of edits.
+    """
+
+    id: str
+    """
+    The id of the calibration.
+    """
+    model: str
+    """
+    The id of the model.
+    """
+    tiers: list[str]
+    """
+    The tiers that it measures.
+    """
+    requests: list[str]
+    """
+    The ids of the requests that make its images, of priority bulk.
+    """
+    created_at: AwareDatetime
+    """
+    When it was started.
+    """
+    ended_at: AwareDatetime | None
+    """
+    When it ended; null while it is under way.
+    """
+    problem: str | None
+    """
+    Why it could not measure everything, in words.
+    """
+
+
 class CellCounts(BaseModel):
     """
     How many cells have which status.
@@ -2877,6 +2931,111 @@ class TrainingJobList(BaseModel):
     next_cursor: str | None
     """
     Send it as `cursor` for the next page; null on the last one.
+    """
+
+
+class CalibrationInfo(BaseModel):
+    """
+    What was measured of one tier for one set of LoRAs.
+    """
+
+    model: str
+    """
+    The id of the model.
+    """
+    tier: str
+    """
+    The tier.
+    """
+    loras: list[CalibratedLora]
+    """
+    The LoRAs; empty for the model without one.
+    """
+    is_current: bool
+    """
+    Whether the tier and the checkpoint are still what they were. If not, the figures hold no more, and requests count as not calibrated.
+    """
+    loss: MeasuredLoss
+    speedup: float
+    """
+    How many times as fast as exact.
+    """
+    measured_at: AwareDatetime
+    """
+    When it was measured.
+    """
+    settings: dict[str, str | float]
+    """
+    What the tier was, by the keys of `models[].tiers`.
+    """
+    checkpoint: str
+    """
+    The checkpoint that it was measured on.
+    """
+    set: str
+    """
+    Where the prompts and control images came from.
+    """
+    sizes: list[str]
+    """
+    The sizes of the images in pixels, `WxH`.
+    """
+    steps: list[int]
+    """
+    The denoising steps of the exact images.
+    """
+    how: str
+    """
+    By the command on one machine, or through the service's queue.
+    """
+
+
+class CalibrationList(BaseModel):
+    """
+    What is measured, and what is being measured.
+    """
+
+    calibrations: list[CalibrationInfo]
+    """
+    The measured losses, the newest first.
+    """
+    runs: list[CalibrationRunInfo]
+    """
+    Calibrations that go through the queue: those under way, then the newest of those that have ended.
+    """
+
+
+class CalibrationRequest(BaseModel):
+    """
+    What to measure.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    model: str
+    """
+    An id from `/v1/models`.
+    """
+    tiers: list[str] | None = None
+    """
+    The tiers to measure. Default: all of the model.
+    """
+    loras: list[list[Lora]] | None = None
+    """
+    Sets of LoRAs, each of which is measured on its own. Default: none.
+    """
+    base: bool | None = None
+    """
+    Whether the model without LoRAs is measured, too. Default: true.
+    """
+    prompts: list[Prompt] | None = None
+    """
+    The prompts and control images to measure on. Default: none.
+    """
+    training_job: str | None = None
+    """
+    The name of a training job, whose samples are measured on instead of `prompts`.
     """
 
 

@@ -23,6 +23,7 @@ from edits_client.bodies import Options, as_prompts, new_idempotency_key, only_m
 from edits_client.errors import ControlImageInvalid
 from edits_client.images import Image
 from edits_client.models import (
+    CalibrationRunInfo,
     Explanation,
     InferenceRequest,
     PreviewsStarted,
@@ -250,6 +251,10 @@ class AsyncClient(AsyncLists):
         sources = {key: await in_thread(partial(read_source, source)) for key, source in control_images.items()}
         references = {key: await self._uploads.reference(source) for key, source in sources.items()}
         return await training.start(self._transport, name, step, samples, references, priority)
+
+    async def start_calibration(self, body: Mapping[str, Any]) -> CalibrationRunInfo:
+        """Measure tiers through the queue, for operators. `body` is that of `POST /v1/calibrations`."""
+        return await self._transport.post(CalibrationRunInfo, "/v1/calibrations", dict(body))
 
     async def _with_images(
         self,

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from edits_client._async import training
 from edits_client._async.transport import AsyncTransport
 from edits_client.models import (
+    CalibrationList,
     History,
     HistoryEntry,
     LoraInfo,
@@ -90,6 +91,10 @@ class AsyncLists:
     async def operation(self) -> OperationStatus:
         """How the service is doing: models, editors, queues, and requests that failed, as far as the key may see."""
         return await self._transport.get(OperationStatus, "/v1/operation")
+
+    async def calibrations(self) -> CalibrationList:
+        """How far the images of each tier are from the exact ones, and how much faster they are, as it was measured."""
+        return await self._transport.get(CalibrationList, "/v1/calibrations")
 
     async def training_jobs(self, search: str = "") -> AsyncIterator[TrainingJobEntry]:
         """The training jobs below the service's LoRA root, by name. Pages are read as they are needed."""

@@ -24,6 +24,7 @@ from edits_client.bodies import Options, as_prompts, new_idempotency_key, only_m
 from edits_client.errors import ControlImageInvalid
 from edits_client.images import Image
 from edits_client.models import (
+    CalibrationRunInfo,
     Explanation,
     InferenceRequest,
     PreviewsStarted,
@@ -245,6 +246,10 @@ class Client(Lists):
         sources = {key: in_thread(partial(read_source, source)) for key, source in control_images.items()}
         references = {key: self._uploads.reference(source) for key, source in sources.items()}
         return training.start(self._transport, name, step, samples, references, priority)
+
+    def start_calibration(self, body: Mapping[str, Any]) -> CalibrationRunInfo:
+        """Measure tiers through the queue, for operators. `body` is that of `POST /v1/calibrations`."""
+        return self._transport.post(CalibrationRunInfo, "/v1/calibrations", dict(body))
 
     def _with_images(
         self,

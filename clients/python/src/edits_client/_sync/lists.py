@@ -10,6 +10,7 @@ from urllib.parse import quote
 from edits_client._sync import training
 from edits_client._sync.transport import Transport
 from edits_client.models import (
+    CalibrationList,
     History,
     HistoryEntry,
     LoraInfo,
@@ -91,6 +92,10 @@ class Lists:
     def operation(self) -> OperationStatus:
         """How the service is doing: models, editors, queues, and requests that failed, as far as the key may see."""
         return self._transport.get(OperationStatus, "/v1/operation")
+
+    def calibrations(self) -> CalibrationList:
+        """How far the images of each tier are from the exact ones, and how much faster they are, as it was measured."""
+        return self._transport.get(CalibrationList, "/v1/calibrations")
 
     def training_jobs(self, search: str = "") -> Iterator[TrainingJobEntry]:
         """The training jobs below the service's LoRA root, by name. Pages are read as they are needed."""

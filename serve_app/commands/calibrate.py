@@ -1,0 +1,275 @@
+"""`edits-server calibrate`: renders prompts in exact and in each tier, and stores how far the tiers are from exact."""
+
+import asyncio
+import gc
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from serve_app.adapters.lora_root import LoraRoot
+from serve_app.adapters.sources import LoraSources
+from serve_app.config import AppConfig, ModelConfig, TierName
+from serve_app.engine.torch_engine import TorchEngine
+from serve_app.errors import ConfigRefused
+from serve_app.images.tier_loss import PairLoss, compare_pair, loss_of, relative_error
+from serve_app.intake.admission.admission import Admission, ControlFile
+from serve_app.intake.admission.parts import Parts
+from serve_app.intake.admission.stored_images import StoredImages
+from serve_app.intake.calibrations.cases import Cases, read_cases, training_cases
+from serve_app.intake.calibrations.losses import MeasuredLosses
+from serve_app.intake.calibrations.requests import (
+    chosen_tiers,
+    details_of,
+    measured_on,
+    own_adapters,
+    request_of,
+    tier_adapter_id,
+)
+from serve_app.intake.catalogue import Catalogue
+from serve_app.intake.resources import Resources
+from serve_app.intake.tenants import Caller
+from serve_app.intake.training.files import TrainingFiles
+from serve_app.jobs.calibrations import Calibration
+from serve_app.models.architecture import architecture_of
+from serve_app.schemas.requests import Lora
+from serve_app.storage.artifact_keys import control_image
+from serve_app.tasks import EditPlan, Loss
+
+console = Console(soft_wrap=True, highlight=False, markup=False)
+
+HOW = "edits-server calibrate"
+OPERATOR = Caller(is_operator=True)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to measure. Each of `sets` is a set of LoRAs that are used together; the empty one is the base model."""
+
+    model: ModelConfig
+    tiers: Sequence[TierName]
+    sets: Sequence[Sequence[Lora]]
+    prompts: Path | None
+    training_job: str | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """The cases of one set of LoRAs in exact (`tier` is None) or in one tier, checked and planned."""
+
+    number: int
+    tier: TierName | None
+    plans: Sequence[EditPlan]
+    files: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Made:
+    """An image, the latents that it was decoded from, and the seconds that the edit took."""
+
+    image: PIL.Image.Image
+    latents: NDArray[np.float32]
+    seconds: float
+
+
+def read_loras(texts: Sequence[str]) -> list[Lora]:
+    """The LoRAs of a command line: each a path as in requests, with `:STRENGTH` behind it unless that is 1."""
+    return [_lora(text) for text in texts]
+
+
+def _lora(text: str) -> Lora:
+    path, colon, strength = text.rpartition(":")
+    try:
+        return Lora(path=path, network_multiplier=float(strength)) if colon else Lora(path=text)
+    except ValueError:
+        return Lora(path=text)
+
+
+def wanted_of(
+    config: AppConfig,
+    model: str | None,
+    tiers: Sequence[str],
+    sets: Sequence[Sequence[Lora]],
+    prompts: Path | None,
+    training_job: str | None,
+) -> Wanted:
+    """What a command line asks for. Raises ConfigRefused and InvalidParameter."""
+    if (prompts is None) == (training_job is None):
+        raise ConfigRefused("name either a file of prompts (--prompts) or a training job (--training-job)")
+    found = _model(config, model)
+    return Wanted(found, chosen_tiers(found, tiers), sets, prompts, training_job)
+
+
+def _model(config: AppConfig, name: str | None) -> ModelConfig:
+    served = {model.id: model for model in config.models}
+    if name is not None and name not in served:
+        raise ConfigRefused(f"--model: the config has no model {name!r}, it has {', '.join(served)}")
+    candidates = [served[name]] if name else [model for model in config.models if model.tiers]
+    if len(candidates) > 1:
+        names = ", ".join(model.id for model in candidates)
+        raise ConfigRefused(f"several models have tiers; choose one with --model: {names}")
+    return next(iter(candidates), config.models[0])
+
+
+def calibrate(config: AppConfig, wanted: Wanted) -> None:
+    """Measure, print and store. Raises ServiceError."""
+    asyncio.run(_Calibration(config, wanted).run())
+
+
+class _Calibration:
+    def __init__(self, config: AppConfig, wanted: Wanted) -> None:
+        self._wanted = wanted
+        self._resources = resources = Resources(config)
+        self._losses = MeasuredLosses(resources.store.calibrations)
+        root = LoraRoot(config.lora_root)
+        architectures = {model.id: architecture_of(model) for model in config.models}
+        catalogue = Catalogue(config, root, architectures)
+        self._training = TrainingFiles(root, catalogue, config.fetch.max_bytes)
+        self._admission = Admission(
+            config,
+            resources.fetcher,
+            resources.decoders,
+            LoraSources(root, resources.fetcher, resources.artifacts, config.fetch.hub_hosts),
+            architectures,
+            StoredImages(resources.store, resources.artifacts),
+            self._losses,
+        )
+
+    async def run(self) -> None:
+        async with self._resources.opened():
+            cases = await asyncio.to_thread(self._cases)
+            qualities: list[TierName | None] = [None, *self._wanted.tiers]
+            sets = range(len(self._wanted.sets))
+            work = [await self._plan(number, tier, cases) for number in sets for tier in qualities]
+            await self._measure(work, cases)
+
+    def _cases(self) -> Cases:
+        if self._wanted.prompts is not None:
+            return read_cases(self._wanted.prompts)
+        assert self._wanted.training_job is not None
+        return training_cases(self._training, self._wanted.training_job, self._wanted.model.id, OPERATOR)
+
+    async def _plan(self, number: int, tier: TierName | None, cases: Cases) -> Work:
+        """The checked and planned cases of a set of LoRAs. Raises RequestError."""
+        request = request_of(self._wanted.model, tier, self._wanted.sets[number], cases)
+        await self._admission.check(request, len(request.prompts), OPERATOR, needs_lora=False)
+        with self._resources.image_memory.hold(OPERATOR.tenant) as hold:
+            admitted = await self._admission.admit(request, Parts(cases.files), OPERATOR, hold, calibrates=True)
+            files = {sha256: await self._file(sha256, file) for sha256, file in admitted.control_files.items()}
+            return Work(number, tier, [edit.plan for edit in admitted.edits], files)
+
+    async def _file(self, sha256: str, file: ControlFile) -> bytes:
+        """A control image: as it came, or from storage."""
+        if file.data is not None:
+            return file.data
+        return await asyncio.to_thread(self._resources.artifacts.get, control_image(sha256))
+
+    async def _measure(self, work: Sequence[Work], cases: Cases) -> None:
+        """Make all images, those of one group of editors after the other, and store each tier when it is measured."""
+        groups = self._wanted.model.editor_groups
+        exact: dict[int, tuple[Sequence[EditPlan], list[Made]]] = {}
+        table = _table()
+        for group, config in groups.items():
+            mine = [each for each in work if each.plans[0].editor_group == group]
+            if not mine:
+                continue
+            with _engine(config) as engine:
+                for each in mine:
+                    console.print(f"{self._title(each)}: {len(each.plans)} images")
+                    made = await asyncio.to_thread(_make, engine, each)
+                    if each.tier is None:
+                        exact[each.number] = (each.plans, made)
+                        continue
+                    loss = await self._keep(each, each.tier, *exact[each.number], made, cases)
+                    table.add_row(*_row(each, loss))
+        console.print(table)
+
+    def _title(self, work: Work) -> str:
+        names = " and ".join(use.path for use in own_adapters(work.plans[0]))
+        return f"{work.tier or 'exact'}, {names or 'without LoRAs'}"
+
+    async def _keep(
+        self,
+        work: Work,
+        tier: TierName,
+        plans: Sequence[EditPlan],
+        exact: Sequence[Made],
+        made: Sequence[Made],
+        cases: Cases,
+    ) -> Loss:
+        model, adapters = self._wanted.model, own_adapters(plans[0])
+        pairs = [_pair(*pair) for pair in zip(exact, made, strict=True)]
+        loss = loss_of(pairs, measured_on(cases, adapters), time.time())
+        digest = model.tiers[tier].digest(tier_adapter_id(work.plans[0]))
+        key = await self._losses.key(model, tier, digest, [use.id for use in adapters])
+        details = details_of(model, model.tiers[tier], plans, cases, HOW)
+        await self._resources.store.calibrations.record(Calibration(key, loss, details))
+        return loss
+
+
+@contextmanager
+def _engine(config: ModelConfig) -> Iterator[TorchEngine]:
+    """An engine that encodes every edit's inputs anew, so that the first of two equal ones takes no longer."""
+    engine = TorchEngine.load(config.model_copy(update={"prompt_cache_bytes": 0, "control_cache_bytes": 0}))
+    try:
+        yield engine
+    finally:
+        del engine
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _make(engine: TorchEngine, work: Work) -> list[Made]:
+    """The images of all cases. The first edit is made twice: what is loaded or compiled for it is not measured."""
+    edit = partial(_edit, engine, work.files)
+    edit(work.plans[0])
+    return [edit(plan) for plan in work.plans]
+
+
+def _edit(engine: TorchEngine, files: dict[str, bytes], plan: EditPlan) -> Made:
+    edited = engine.edit(plan, [files[sha256] for sha256 in plan.control_images])
+    return Made(edited.image, edited.latents.float().cpu().numpy(), edited.timings["generate"])
+
+
+def _pair(exact: Made, tier: Made) -> PairLoss:
+    error = relative_error(exact.latents, tier.latents)
+    return compare_pair(exact.image, tier.image, exact.seconds, tier.seconds, error)
+
+
+def _table() -> Table:
+    table = Table(title="How far each tier is from exact: the worst image and the median")
+    table.add_column("tier")
+    table.add_column("LoRAs")
+    for name in ("images", "PSNR (dB)", "SSIM", "latents", "exact (s)", "tier (s)", "times"):
+        table.add_column(name, justify="right")
+    return table
+
+
+def _row(work: Work, loss: Loss) -> list[Any]:
+    names = ", ".join(use.path for use in own_adapters(work.plans[0]))
+    return [
+        work.tier,
+        names or "none",
+        str(loss.cases),
+        f"{_decibels(loss.psnr_db.worst)} / {_decibels(loss.psnr_db.median)}",
+        f"{loss.ssim.worst:.4f} / {loss.ssim.median:.4f}",
+        "" if loss.latents is None else f"{loss.latents:.4f}",
+        f"{loss.exact_s:.2f}",
+        f"{loss.tier_s:.2f}",
+        f"{loss.exact_s / loss.tier_s:.2f}",
+    ]
+
+
+def _decibels(value: float | None) -> str:
+    return "equal" if value is None else f"{value:.1f}"

@@ -1,0 +1,230 @@
+"""Calibrations over HTTP: tiers are measured through the queue, and requests carry what was measured."""
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+import yaml
+from starlette.testclient import TestClient
+
+from serve_app.config import AppConfig, AuthConfig
+from serve_app.images.comparison import psnr
+from serve_app.intake.keys import new_key
+from serve_app.storage import artifact_keys
+from serve_app.tasks import EditDone, EditEvent, EditTask, StepDone
+from tests.conftest import as_png, noise_image
+from tests.training_folder import trainer_config, write_checkpoints, write_config
+from tests.unit.conftest import LORA, Application, InstantEditors, safetensors_bytes
+from tests.unit.test_explain import explained
+from tests.unit.test_http_contract import finished
+
+TIERS: dict[str, Any] = {"balanced": {"feature_cache": 0.1}, "fast": {"steps": 4}}
+PROMPT = {"prompt": "a cat", "width": 64, "height": 64, "sample_steps": 8}
+SECONDS = {"exact": 3.0, "balanced": 2.0, "fast": 1.0}
+
+
+def image_of(task: EditTask) -> PIL.Image.Image:
+    """Another image for each quality and case, far from exact by one level in `balanced` and more in `fast`."""
+    levels = {"exact": 0, "balanced": 1, "fast": 8}[task.plan.quality]
+    image = noise_image(64, 64, seed=task.index)
+    return image.point(lambda value: value + levels if value < 128 else value - levels)
+
+
+class DrawingEditors(InstantEditors):
+    """Editors whose images differ by quality, and take other times."""
+
+    async def edit(self, task: EditTask) -> AsyncGenerator[EditEvent]:
+        self.tasks.append(task)
+        plan = task.plan
+        yield StepDone(0, plan.steps)
+        if self.errors:
+            raise self.errors.pop(0)
+        data = as_png(image_of(task))
+        digest = hashlib.sha256(data).hexdigest()
+        key = artifact_keys.image(digest, ".png")
+        self.artifacts.put(key, data)
+        timings = {"generate": SECONDS[plan.quality]}
+        yield EditDone(key, self.artifacts.url(key), "png", 64, 64, plan.seed, len(data), digest, timings, {})
+
+
+Served = Callable[..., Any]
+
+
+@pytest.fixture
+def served(config: AppConfig) -> Served:
+    """A running application whose model has tiers."""
+
+    @contextmanager
+    def serve(tiers: Any = TIERS, **changes: Any) -> Iterator[tuple[Application, TestClient]]:
+        model = config.models[0].model_dump() | {"tiers": tiers}
+        changed = AppConfig.model_validate(config.model_dump() | {"models": [model]} | changes)
+        application = Application(changed, editors=DrawingEditors)
+        with TestClient(application.app) as client:
+            yield application, client
+
+    return serve
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"model": "qwen_image_edit", "prompts": [PROMPT | {"ctrl_img": control_image()}] * 3} | fields
+
+
+def control_image() -> str:
+    return base64.b64encode(as_png(noise_image(64, 64))).decode()
+
+
+def measured(client: TestClient, application: Application, sent: dict[str, Any]) -> dict[str, Any]:
+    """The run after its end."""
+    answer = client.post("/v1/calibrations", json=sent)
+    assert answer.status_code == 202, answer.text
+    for request_id in answer.json()["requests"]:
+        client.portal.call(ended, application, request_id)
+    client.portal.call(application.service.calibration_runs.measure_ended)
+    runs = client.get("/v1/calibrations").json()["runs"]
+    return next(run for run in runs if run["id"] == answer.json()["id"])
+
+
+def refused(client: TestClient, path: str, sent: dict[str, Any]) -> dict[str, Any]:
+    """The error with which a body is refused."""
+    answer = client.post(path, json=sent)
+    assert answer.status_code == 400, answer.text
+    return answer.json()["detail"]["error"]
+
+
+async def ended(application: Application, request_id: str) -> None:
+    async with asyncio.timeout(30):
+        while not (await application.service.resources.store.requests.get(request_id)).status.ended:
+            await asyncio.sleep(0.01)
+
+
+def test_tiers_are_measured_through_the_queue(served):
+    with served() as (application, client):
+        run = measured(client, application, body(loras=[[{"path": LORA}]]))
+        listed = client.get("/v1/calibrations").json()["calibrations"]
+    assert (run["tiers"], run["problem"], run["ended_at"] is None) == (["balanced", "fast"], None, False)
+    # Exact and two tiers, without and with the LoRA.
+    assert len(run["requests"]) == 6
+    assert {task.plan.quality for task in application.editors.tasks} == {"exact", "balanced", "fast"}
+    found = {(each["tier"], tuple(lora["path"] for lora in each["loras"])): each for each in listed}
+    assert set(found) == {(tier, loras) for tier in TIERS for loras in ((), (LORA,))}
+    for (tier, _), each in found.items():
+        exact, other = (noise_image(64, 64), image_of(EditTask("", 0, plan_of(application, tier))))
+        assert each["loss"]["psnr_db"]["worst"] == pytest.approx(psnr(exact, other), abs=0.5)
+        assert (each["loss"]["cases"], each["loss"]["latents"]) == (3, None)
+        assert (each["loss"]["exact_s"], each["loss"]["tier_s"]) == (3.0, SECONDS[tier])
+        assert each["speedup"] == pytest.approx(3.0 / SECONDS[tier])
+        assert each["is_current"]
+    assert found[("fast", (LORA,))]["loss"]["on"] == f"3 prompts of the request, with {LORA} at 1"
+
+
+def plan_of(application: Application, tier: str) -> Any:
+    return next(task.plan for task in application.editors.tasks if task.plan.quality == tier)
+
+
+def test_a_request_has_the_tier_once_it_was_measured_for_its_loras(served, make_body):
+    with served() as (application, client):
+        asked = make_body(quality="balanced", profile=None)
+        assert refused(client, "/v1/explain", asked)["code"] == "QUALITY_UNAVAILABLE"
+        # Only the model without LoRAs.
+        measured(client, application, body())
+        assert refused(client, "/v1/explain", asked)["code"] == "QUALITY_UNAVAILABLE"
+        measured(client, application, body(loras=[[{"path": LORA}]], base=False, tiers=["balanced"]))
+        [record] = explained(client, asked)["effective"]
+        result = finished(client, asked)
+    assert result["status"] == "succeeded"
+    assert record["quality"] == "balanced"
+    assert record["loss"]["cases"] == 3
+    assert record["loss"]["on"] == f"3 prompts of the request, with {LORA} at 1"
+    assert record["loss"]["psnr_db"]["worst"] > 40
+
+
+def test_a_tier_with_other_settings_is_not_measured_any_more(served, make_body):
+    with served() as (application, client):
+        measured(client, application, body(loras=[[{"path": LORA}]]))
+    with served(tiers={"balanced": {"feature_cache": 0.2}}) as (_, client):
+        assert refused(client, "/v1/explain", make_body(quality="balanced"))["code"] == "QUALITY_UNAVAILABLE"
+        listed = client.get("/v1/calibrations").json()["calibrations"]
+    assert {each["is_current"] for each in listed} == {False}
+
+
+def test_an_uncalibrated_tier_that_is_allowed_says_that_it_is_not_measured(served, make_body):
+    with served(tiers={"balanced": {"feature_cache": 0.1, "uncalibrated": "allow"}}) as (_, client):
+        [record] = explained(client, make_body(quality="balanced"))["effective"]
+    assert (record["quality"], record["loss"]) == ("balanced", None)
+    assert "not measured" in record["why"]["quality"]
+
+
+def test_images_that_failed_are_named_in_the_problem(served):
+    with served() as (application, client):
+        application.editors.errors.append(ValueError("broken"))
+        run = measured(client, application, body(prompts=[PROMPT | {"ctrl_img": control_image()}], tiers=["balanced"]))
+        listed = client.get("/v1/calibrations").json()["calibrations"]
+    assert "balanced, 1 prompts of the request, without LoRAs: the request" in run["problem"]
+    assert listed == []
+
+
+def test_the_samples_of_a_training_job_are_cases(served, config):
+    folder = Path(config.lora_root) / "my_job"
+    sample = {"prompt": "a dog", "ctrl_img": "/home/me/cat.png", "width": 64, "height": 64, "sample_steps": 2}
+    write_config(folder, trainer_config(sample={"samples": [sample, sample | {"prompt": "a bird"}]}))
+    write_checkpoints(folder, safetensors_bytes())
+    (folder / "cat.png").write_bytes(as_png(noise_image(64, 64)))
+    with served() as (application, client):
+        sent = {"model": "qwen_image_edit", "training_job": "my_job", "tiers": ["balanced"]}
+        run = measured(client, application, sent)
+        [found] = client.get("/v1/calibrations").json()["calibrations"]
+    assert run["problem"] is None
+    assert found["loss"]["on"] == "2 prompts of training job my_job, without LoRAs"
+    assert {task.plan.prompt for task in application.editors.tasks} == {"a dog", "a bird"}
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "message"),
+    [
+        ({"tiers": ["turbo"]}, "INVALID_PARAMETER", "has no tier 'turbo'"),
+        ({"model": "other"}, "MODEL_NOT_FOUND", "it has: qwen_image_edit"),
+        ({"loras": [[{"path": "no.safetensors"}]]}, "LORA_NOT_FOUND", "no.safetensors"),
+        ({"prompts": [PROMPT]}, "CONTROL_IMAGE_REQUIRED", "control image"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(served, sent, code, message):
+    with served() as (application, client):
+        found = refused(client, "/v1/calibrations", body(**sent))
+        assert found["code"] == code
+        assert message in found["message"]
+        assert client.get("/v1/calibrations").json()["runs"] == []
+        # What was sent for the base model is cancelled.
+        unfinished = client.portal.call(application.service.resources.store.calibrations.unfinished)
+    assert unfinished == []
+
+
+def test_a_body_needs_one_kind_of_cases(served):
+    with served() as (_, client):
+        assert client.post("/v1/calibrations", json=body(training_job="my_job")).status_code == 422
+        assert client.post("/v1/calibrations", json=body(prompts=[])).status_code == 422
+        assert client.post("/v1/calibrations", json=body(base=False)).status_code == 422
+
+
+def test_only_operators_measure_where_there_are_keys(served, tmp_path):
+    (operator, of_operator), (tenant, of_tenant) = new_key(), new_key()
+    keys = {"operators": [of_operator], "tenants": {"red": {"keys": [of_tenant], "allow": ["other/**"]}}}
+    (tmp_path / "keys.yaml").write_text(yaml.safe_dump(keys))
+    with served(auth=AuthConfig(keys_file=str(tmp_path / "keys.yaml"))) as (application, client):
+        client.headers["X-API-Key"] = tenant
+        answer = client.post("/v1/calibrations", json=body())
+        assert answer.status_code == 403
+        assert "operator" in answer.json()["detail"]["error"]["message"]
+        client.headers["X-API-Key"] = operator
+        measured(client, application, body(loras=[[{"path": LORA}]]))
+        assert len(client.get("/v1/calibrations").json()["calibrations"]) == 4
+        # The tenant may not use that LoRA.
+        client.headers["X-API-Key"] = tenant
+        found = client.get("/v1/calibrations").json()
+    assert [each["loras"] for each in found["calibrations"]] == [[], []]
+    assert found["runs"] == []
