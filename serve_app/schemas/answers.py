@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer
 from serve_app import tasks
 from serve_app.schemas.documented import Answer, DescribedBy, Record, absent
 from serve_app.schemas.records import EffectiveJson, Receipt, RuntimeJson, StoredEffectiveJson
-from serve_app.schemas.requests import QualityTier
+from serve_app.schemas.requests import MaxLoss, QualityTier
 from serve_app.tasks import ImageStage, Priority, Status
 
 REQUEST_ID = "0f8fad5bd9cb469fa16570867728950e"
@@ -489,7 +489,8 @@ class PresetInfo(Answer):
                     "trigger_word": "sks",
                     "profile": None,
                     "output_format": "png",
-                    "quality": None,
+                    "quality": "fast",
+                    "max_loss": {"psnr_db": 35.0, "ssim": None},
                     "problem": None,
                 }
             ]
@@ -507,6 +508,9 @@ class PresetInfo(Answer):
     profile: str | None = Field(None, description="Whose preparation of images and prompts is followed.")
     output_format: str | None = Field(None, description="The file format of the images.")
     quality: str | None = Field(None, description="How exactly the model's own pixels are made.")
+    max_loss: MaxLoss | None = Field(
+        None, description="The largest loss that the quality may have; with a larger one the images are `exact`."
+    )
     problem: PresetProblem | None = Field(None, description="Why it cannot be used at the moment; null if it can.")
 
 

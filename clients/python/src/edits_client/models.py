@@ -497,6 +497,24 @@ class InputTokens(BaseModel):
     """
 
 
+class MaxLoss(BaseModel):
+    """
+    The largest loss of a tier that a request accepts; every image that was measured has to be within it.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    psnr_db: float | None = None
+    """
+    The lowest PSNR (dB) compared with `exact`.
+    """
+    ssim: float | None = None
+    """
+    The lowest SSIM compared with `exact`.
+    """
+
+
 class MeasuredRange(BaseModel):
     """
     One measure over all measured images.
@@ -2560,6 +2578,10 @@ class PresetInfo(BaseModel):
     """
     How exactly the model's own pixels are made.
     """
+    max_loss: MaxLoss | None
+    """
+    The largest loss that the quality may have; with a larger one the images are `exact`.
+    """
     problem: PresetProblem | None
     """
     Why it cannot be used at the moment; null if it can.
@@ -3198,6 +3220,10 @@ class InferenceRequest(BaseModel):
     quality: str | None = None
     """
     How exactly the model's own pixels are made: `exact`, or a tier that `/v1/models` lists for the model, which is faster. Default: the preset's, or exact.
+    """
+    max_loss: MaxLoss | None = None
+    """
+    Make the images `exact`, and say so, if the loss of the tier that `quality` names is larger than this or was not measured for these LoRAs. Default: the preset's, or none: then a tier that was not measured is refused.
     """
     output_format: str | None = None
     """
