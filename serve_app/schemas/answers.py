@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer
 from serve_app import tasks
 from serve_app.schemas.documented import Answer, DescribedBy, Record, absent
 from serve_app.schemas.records import EffectiveJson, Receipt, RuntimeJson, StoredEffectiveJson
-from serve_app.schemas.requests import MaxLoss, QualityTier
+from serve_app.schemas.requests import QualityTier
 from serve_app.tasks import ImageStage, Priority, Status
 
 REQUEST_ID = "0f8fad5bd9cb469fa16570867728950e"
@@ -472,6 +472,13 @@ class PresetProblem(Answer):
     message: str = Field(description="A sentence that says what is wrong.")
 
 
+class PresetMaxLoss(Answer):
+    """The largest loss of a tier that a preset accepts."""
+
+    psnr_db: float | None = Field(None, description="The lowest PSNR (dB) of a measured image.")
+    ssim: float | None = Field(None, description="The lowest SSIM of a measured image.")
+
+
 class PresetInfo(Answer):
     """A preset. A field that it does not set is null: the request's own value or the service's default applies."""
 
@@ -508,7 +515,7 @@ class PresetInfo(Answer):
     profile: str | None = Field(None, description="Whose preparation of images and prompts is followed.")
     output_format: str | None = Field(None, description="The file format of the images.")
     quality: str | None = Field(None, description="How exactly the model's own pixels are made.")
-    max_loss: MaxLoss | None = Field(
+    max_loss: PresetMaxLoss | None = Field(
         None, description="The largest loss that the quality may have; with a larger one the images are `exact`."
     )
     problem: PresetProblem | None = Field(None, description="Why it cannot be used at the moment; null if it can.")

@@ -805,6 +805,21 @@ class PresetLora(BaseModel):
     """
 
 
+class PresetMaxLoss(BaseModel):
+    """
+    The largest loss of a tier that a preset accepts.
+    """
+
+    psnr_db: float | None
+    """
+    The lowest PSNR (dB) of a measured image.
+    """
+    ssim: float | None
+    """
+    The lowest SSIM of a measured image.
+    """
+
+
 class PresetProblem(BaseModel):
     """
     Why a preset cannot be used at the moment.
@@ -2578,7 +2593,7 @@ class PresetInfo(BaseModel):
     """
     How exactly the model's own pixels are made.
     """
-    max_loss: MaxLoss | None
+    max_loss: PresetMaxLoss | None
     """
     The largest loss that the quality may have; with a larger one the images are `exact`.
     """
