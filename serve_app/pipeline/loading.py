@@ -5,10 +5,8 @@ nothing is read. Meanwhile threads read the files: to a GPU through a little pin
 the values stay. So no copy of the weights is made in host memory on the way to a GPU. Decision 50 has the alternatives.
 """
 
-import logging
 import os
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -31,36 +29,13 @@ from serve_app.pipeline.weight_files import (
     stored_tensors,
     weight_files,
 )
-
-logger = logging.getLogger(__name__)
+from serve_app.telemetry.start_progress import Progress
 
 # Threads that read at a time, and what each reads at once (bytes).
 THREADS = 8
 CHUNK_BYTES = 8 * 2**20
 # The longest time that one chunk may take (s).
 PATIENCE_S = 60.0
-
-
-class Progress:
-    """Logs each tenth of some bytes. Any thread may call it."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self._what, self._total = what, total
-        self._done = self._shown = 0
-        self._started = time.perf_counter()
-        self._lock = threading.Lock()
-
-    def add(self, size: int) -> None:
-        """This many more bytes are done."""
-        with self._lock:
-            self._done += size
-            tenth = 10 * self._done // max(1, self._total)
-            if tenth == self._shown:
-                return
-            self._shown = tenth
-            seconds = time.perf_counter() - self._started
-            done, total = (value / 2**30 for value in (self._done, self._total))
-        logger.info("%s: %.1f of %.1f GiB after %.1f s", self._what, done, total, seconds)
 
 
 class Files:
@@ -246,6 +221,7 @@ class WeightReader:
         self._read.clear()
         for tensor in others:
             tensor.data = tensor.data.to(self._device)
+        self._progress.finished()
 
     def _calls(self, tensors: Iterable[Stored]) -> Iterator[Call]:
         """One call per chunk. The memory of a tensor is allocated when its first chunk is taken."""

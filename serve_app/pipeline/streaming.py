@@ -15,7 +15,8 @@ from serve_app.pipeline.checkpoint import Pipeline
 from serve_app.pipeline.fusion import Modulation, modulations
 from serve_app.pipeline.host_units import CopyStream, Unit
 from serve_app.pipeline.layer_stream import SLOTS, Changes, LayerStream, NoChanges, evenly
-from serve_app.pipeline.loading import HostReader, Progress, refusing_stalls
+from serve_app.pipeline.loading import HostReader, refusing_stalls
+from serve_app.telemetry.start_progress import Progress
 
 # What the driver takes of a card for a process before its first tensor (bytes).
 CONTEXT_BYTES = int(0.8 * 2**30)
@@ -35,6 +36,7 @@ class StreamedPart:
         sequences: Sequence[Sequence[nn.Module]],
         copies: CopyStream,
         changes: Changes,
+        progress: Progress,
         unused: Sequence[nn.Module] = (),
     ) -> None:
         """Moves all weights to host memory. `unused` modules stay there; buffers stay on the device."""
@@ -63,7 +65,7 @@ class StreamedPart:
             for layers in sequences
         ]
         fixed = unit(module)
-        units = make_units(groups, type(module).__name__, pinned=pinned)
+        units = make_units(groups, progress, pinned=pinned)
         self._fixed = units[fixed]
         # How many layers of each sequence stayed on the device when the part was last open.
         self.stay: list[int] = []
@@ -157,10 +159,10 @@ class StreamedPart:
         self._changes.merge(unit.weights(), self._changes.fetch(unit.names, self._copies.device))
 
 
-def make_units(groups: Sequence[Mapping[str, nn.Parameter]], what: str, *, pinned: bool) -> list[Unit]:
+def make_units(groups: Sequence[Mapping[str, nn.Parameter]], progress: Progress, *, pinned: bool) -> list[Unit]:
     """A unit of each group of parameters, made in threads: each is pinned while others are still read."""
     sizes = [sum(parameter.nbytes for parameter in group.values()) for group in groups]
-    progress, reader = Progress(f"{what} in host memory", sum(sizes)), HostReader()
+    reader = HostReader()
     made: dict[int, Unit] = {}
 
     def make(number: int, watch: Watch) -> None:
@@ -211,13 +213,17 @@ class StreamedPlacement:
         sequences = [encoder.model.visual.blocks, encoder.model.language_model.layers]
         self._open: StreamedPart | None = None
         self._activations = 0
+        modules, unused = [encoder, pipeline.transformer, pipeline.vae], [encoder.lm_head]
+        size = sum(parameter.nbytes for parameter in {p for module in modules for p in module.parameters()})
+        size -= sum(parameter.nbytes for module in unused for parameter in module.parameters())
+        progress = Progress("weights in host memory", size)
+        blocks = [pipeline.transformer.transformer_blocks]
         self._parts: Mapping[nn.Module, StreamedPart] = {
-            encoder: StreamedPart(encoder, sequences, copies, NoChanges(), unused=[encoder.lm_head]),
-            pipeline.transformer: StreamedPart(
-                pipeline.transformer, [pipeline.transformer.transformer_blocks], copies, changes
-            ),
-            pipeline.vae: StreamedPart(pipeline.vae, [], copies, NoChanges()),
+            encoder: StreamedPart(encoder, sequences, copies, NoChanges(), progress, unused),
+            pipeline.transformer: StreamedPart(pipeline.transformer, blocks, copies, changes, progress),
+            pipeline.vae: StreamedPart(pipeline.vae, [], copies, NoChanges(), progress),
         }
+        progress.finished()
 
     @contextmanager
     def working(self, part: nn.Module, activations: int = ENCODER_BYTES) -> Iterator[None]:

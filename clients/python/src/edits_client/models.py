@@ -183,6 +183,25 @@ class ControlImageLink(BaseModel):
     """
 
 
+class EditorStart(BaseModel):
+    """
+    How far the start of an editor is.
+    """
+
+    state: str
+    """
+    `starting`: nothing is read yet. `downloading`: a remote checkpoint to the node's disk. `loading`: weights to where they are needed. `preparing`: they are there; the editor compiles and warms up.
+    """
+    bytes_read: int
+    """
+    Bytes that it has read in this state, or before it, if it is `preparing`.
+    """
+    bytes: int
+    """
+    Bytes that it has to read. 0: not known yet.
+    """
+
+
 class ErrorFacts(BaseModel):
     """
     An error.
@@ -929,6 +948,10 @@ class Readiness(BaseModel):
     broken_presets: list[BrokenPreset]
     """
     The presets that requests cannot use at the moment, by name. Each ingress checks them by itself.
+    """
+    editors: dict[str, EditorStart]
+    """
+    The progress of one starting editor of each name in `waiting_for`, if it reports one.
     """
 
 
