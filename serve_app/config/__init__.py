@@ -37,7 +37,6 @@ from serve_app.config.user_config import (
     MalformedPreset,
     Preset,
     PresetLora,
-    PresetMaxLoss,
     read_ingress_settings,
 )
 from serve_app.config.webhooks import WebhooksConfig
@@ -68,7 +67,6 @@ __all__ = [
     "PlacementConfig",
     "Preset",
     "PresetLora",
-    "PresetMaxLoss",
     "ProfileName",
     "QualityName",
     "QuantizationName",

@@ -70,7 +70,6 @@ class Options(TypedDict, total=False):
     trigger_word: str | None
     profile: str | None
     quality: Quality | None
-    max_loss: Mapping[str, float] | None
     output_format: str | None
     priority: Priority | None
     exif: Literal["ignore", "apply"] | None
@@ -91,7 +90,6 @@ TOP_FIELDS = (
     "trigger_word",
     "profile",
     "quality",
-    "max_loss",
     "output_format",
     "priority",
     "exif",
