@@ -11,24 +11,26 @@ import gc
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
 
 from benchmarks import full_size
 from serve_app.config import ModelConfig
-from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import checkpoint, loading, miniature
+from serve_app.pipeline.checkpoint import Pipeline
+from serve_app.pipeline.layer_stream import NoChanges
+from serve_app.pipeline.streaming import StreamedPlacement
 
 SPEC = MODELS["qwen_image_edit"]
-CHUNK = 32 * 2**20
 
 
 def report(**values: Any) -> None:
@@ -36,25 +38,28 @@ def report(**values: Any) -> None:
 
 
 def read_files(folder: Path) -> None:
-    """Read all weights in as many threads as the service does."""
+    """Read all weights in as many threads as the service does, into a buffer of each thread."""
+    local = threading.local()
     chunks = [
         (file, begin)
         for file in sorted(folder.rglob("*.safetensors"))
-        for begin in range(0, file.stat().st_size, CHUNK)
+        for begin in range(0, file.stat().st_size, loading.CHUNK_BYTES)
     ]
 
     def read(chunk: tuple[Path, int]) -> None:
         file, begin = chunk
+        if not hasattr(local, "buffer"):
+            local.buffer = bytearray(loading.CHUNK_BYTES)
         with file.open("rb", buffering=0) as opened:
-            os.pread(opened.fileno(), CHUNK, begin)
+            os.preadv(opened.fileno(), [local.buffer], begin)
 
     with ThreadPoolExecutor(loading.THREADS) as threads:
         list(threads.map(read, chunks))
 
 
-def resident(folder: Path, device: torch.device) -> None:
-    pipeline = checkpoint.read(folder, torch.bfloat16)
-    loading.move((pipeline.text_encoder, pipeline.transformer, pipeline.vae), device)
+def load(folder: Path, device: torch.device, offload: Literal["none", "stream"]) -> Pipeline:
+    config = ModelConfig(id=SPEC.id, device=device.type, offload=offload)
+    return checkpoint.load_folder(folder, config, SPEC, device, torch.bfloat16)
 
 
 def former(folder: Path, device: torch.device) -> None:
@@ -62,8 +67,7 @@ def former(folder: Path, device: torch.device) -> None:
 
 
 def streamed(folder: Path, device: torch.device) -> None:
-    config = ModelConfig(id=SPEC.id, device=device.type, offload="stream", threads=8)
-    TorchEngine(checkpoint.read(folder, torch.bfloat16), SPEC, config)
+    StreamedPlacement(load(folder, device, "stream"), device, None, NoChanges())
 
 
 def drop_cache() -> bool:
@@ -76,7 +80,7 @@ def drop_cache() -> bool:
     return True
 
 
-def measure(name: str, call: Callable[[], None], *, cold: bool) -> None:
+def measure(name: str, call: Callable[[], object], *, cold: bool) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -108,9 +112,9 @@ def main() -> None:
         report(gb=round(size / 1e9, 1), files=len(files), written_s=round(time.perf_counter() - started, 1))
         for cold in (True, False):
             measure("reading the files", lambda: read_files(folder), cold=cold)
-            measure("resident", lambda: resident(folder, device), cold=cold)
+            measure("resident", lambda: load(folder, device, "none"), cold=cold)
             measure("streamed", lambda: streamed(folder, device), cold=cold)
-        measure("resident, as before", lambda: former(folder, device), cold=False)
+        measure("from_pretrained and .to()", lambda: former(folder, device), cold=False)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def _editor(
     if model.id not in MODELS:
         raise ValueError(f"models: there is no model {model.id!r}; choose from: {', '.join(MODELS)}")
     deployment = editor_deployment(model, group).options(graceful_shutdown_timeout_s=shutdown_s(config.jobs))
-    return deployment.bind(model, config.artifacts_url, config.fetch, load, time_limits)
+    return deployment.bind(model, config.artifacts_url, config.fetch, load, time_limits, group)
 
 
 def editor_deployment(model: ModelConfig, group: str | None = None) -> serve.Deployment:

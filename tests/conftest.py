@@ -135,7 +135,7 @@ def make_body(control_png: bytes) -> Callable[..., dict]:
 
     def make(**fields: object) -> dict:
         top = {"model", "loras", "prompts", "trigger_word", "hf_token", "output_format", "profile", "exif"}
-        top |= {"preset", "quality"}
+        top |= {"preset", "quality", "max_loss"}
         prompt = {"prompt": "[trigger] at night", "ctrl_img": as_base64(control_png), "width": 64, "height": 64}
         prompt |= {"sample_steps": 2} | {k: v for k, v in fields.items() if k not in top}
         body = {"model": "qwen_image_edit", "prompts": [prompt], "loras": [{"path": "job/lora.safetensors"}]}

@@ -29,6 +29,7 @@ from serve_app.config import (
     PlacementConfig,
     Preset,
     PresetLora,
+    PresetMaxLoss,
     TierConfig,
     TiersConfig,
     WebhooksConfig,
@@ -133,7 +134,8 @@ def page() -> str:
         "### Presets\n",
         "Each entry of the ingress' `presets` has these keys: see [Presets](how-to/presets.md).\n",
     ]
-    parts += [*_table(Preset, "presets.NAME."), "", *_table(PresetLora, "presets.NAME.loras[]."), ""]
+    parts += [*_table(Preset, "presets.NAME."), "", *_table(PresetMaxLoss, "presets.NAME.max_loss."), ""]
+    parts += [*_table(PresetLora, "presets.NAME.loras[]."), ""]
     parts.append("## Environment variables\n")
     parts.append("Replicas and commands read these variables, and those that a config names as `${NAME}`.\n")
     parts.append("| variable | read by | meaning |\n|---|---|---|")

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -150,13 +150,23 @@ def wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
                     progress.update(task, description="the service is ready")
                     return
                 # The front's own 503 does not list editors.
-                waiting = ", ".join(answer.json().get("waiting_for", ()))
+                waiting = ", ".join(waiting_for(answer.json()))
                 progress.update(task, description=f"loading {waiting}" if waiting else "starting Ray and Serve")
             except httpx.TransportError:
                 # The front does not listen yet.
                 progress.update(task, description="starting the front")
             time.sleep(0.25)
     raise ServiceFailed(f"the service was not ready after {START_TIMEOUT_S} s")
+
+
+def waiting_for(readiness: Mapping[str, Any]) -> Iterator[str]:
+    """The editors that `/ready` waits for, and how much of its checkpoint each has read, if it reports that."""
+    for name in readiness.get("waiting_for", ()):
+        editor = readiness.get("editors", {}).get(name)
+        if editor and editor["bytes"]:
+            yield f"{name} ({editor['state']}, {editor['bytes_read'] / 1e9:.1f} of {editor['bytes'] / 1e9:.1f} GB)"
+        else:
+            yield name
 
 
 def client_package() -> ModuleType:

@@ -37,6 +37,7 @@ from serve_app.config.user_config import (
     MalformedPreset,
     Preset,
     PresetLora,
+    PresetMaxLoss,
     read_ingress_settings,
 )
 from serve_app.config.webhooks import WebhooksConfig
@@ -67,6 +68,7 @@ __all__ = [
     "PlacementConfig",
     "Preset",
     "PresetLora",
+    "PresetMaxLoss",
     "ProfileName",
     "QualityName",
     "QuantizationName",

@@ -45,6 +45,13 @@ class PresetLora(ConfigSection):
     network_multiplier: float = Field(1.0, description="The strength.")
 
 
+class PresetMaxLoss(ConfigSection):
+    """The largest loss of a tier that a preset accepts."""
+
+    psnr_db: float | None = Field(None, description="The lowest PSNR (dB) of a measured image compared with `exact`.")
+    ssim: float | None = Field(None, description="The lowest SSIM of a measured image compared with `exact`.")
+
+
 class Preset(ConfigSection):
     """A named set of a request's fields.
 
@@ -64,6 +71,11 @@ class Preset(ConfigSection):
     profile: ProfileName | None = Field(None, description="The `profile` of requests that send none.")
     output_format: str | None = Field(None, description="The `output_format` of requests that send none.")
     quality: QualityName | None = Field(None, description="The `quality` of requests that send none.")
+    max_loss: PresetMaxLoss | None = Field(
+        None,
+        description="The largest loss that `quality` may have, as the keys below. If it is larger, or was not measured "
+        "for the LoRAs, the images are `exact`, and the result says so.",
+    )
     tenants: tuple[str, ...] = Field(
         (), description="The tenants that may use it, besides operators. For others it does not exist. Empty: all."
     )

@@ -45,7 +45,7 @@ from serve_app.telemetry.metrics import NO_METER, Loop, Meter
 logger = logging.getLogger(__name__)
 
 # Where a preset's fields belong in a request.
-REQUEST_FIELDS = ("model", "loras", "trigger_word", "profile", "output_format", "quality")
+REQUEST_FIELDS = ("model", "loras", "trigger_word", "profile", "output_format", "quality", "max_loss")
 PROMPT_FIELDS = ("sample_steps", "guidance_scale", "neg", "size")
 # A prompt that sends one of these has its own size.
 SIZE_FIELDS = frozenset(("size", "width", "height"))

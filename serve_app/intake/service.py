@@ -26,6 +26,7 @@ from serve_app.intake.operation import Operation
 from serve_app.intake.presets import Presets
 from serve_app.intake.resources import Resources
 from serve_app.intake.signed_urls import SignedUrls
+from serve_app.intake.starts import Starts
 from serve_app.intake.submission import Submissions
 from serve_app.intake.sweeps.archive import SweepArchives
 from serve_app.intake.sweeps.events import SweepEvents
@@ -88,6 +89,7 @@ class Service:
         self.rate_limits = RateLimits(store.rates)
         self.workload = Workload(config, store, editor_count, ready_without_editor, editors_starting)
         self.operation = Operation(store, self.workload)
+        self.starts = Starts(artifacts)
         self._dispatcher = Dispatcher(store, editors, artifacts, config.jobs, self.workload.editor_counts, meter)
         lora_root = LoraRoot(config.lora_root)
         sources = LoraSources(lora_root, resources.fetcher, artifacts, config.fetch.hub_hosts)

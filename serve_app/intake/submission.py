@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 # Fields that came after the first idempotency keys were stored. They count only where they were sent, so that a retry
 # after an upgrade is still the same request. A new field of a request belongs here.
-LATER_FIELDS = frozenset(("preset", "quality", "size"))
+LATER_FIELDS = frozenset(("preset", "quality", "max_loss", "size"))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """Loading a checkpoint: a miniature, a directory in diffusers' layout, or a hub id, all in the same way."""
 
 import logging
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from serve_app.models.checkpoint_configs import read_config
 from serve_app.models.recipe import SCHEDULER_CONFIG
 from serve_app.models.registry import ModelSpec
 from serve_app.pipeline import loading, miniature, trained_miniature
+from serve_app.pipeline.weight_files import PARTS, stored_tensors, weight_files
 
 Pipeline: TypeAlias = QwenImagePipeline | QwenImageEditPipeline | QwenImageEditPlusPipeline
 
@@ -80,27 +80,28 @@ def load_folder(
     logger.info("loading %s from %s (%s) on %s", config.checkpoint, folder, dtype, device)
     # Checked before the weights are read, which may take minutes.
     refuse_if_different(config.checkpoint, spec, constants(folder, spec))
-    pipeline = read(folder, dtype)
-    if config.offload != "stream":
-        loading.move((pipeline.text_encoder, pipeline.transformer, pipeline.vae), device)
+    if config.offload == "stream":
+        return read(folder, dtype)
+    with loading.WeightReader(folder, device, dtype) as reader:
+        pipeline = read(folder, reader.dtypes)
+        reader.place((pipeline.text_encoder, pipeline.transformer, pipeline.vae))
     return pipeline
 
 
 def weight_bytes(folder: Path, dtype: torch.dtype) -> dict[str, int]:
     """The bytes of each part's weights in `dtype`, from the headers of its safetensors files."""
     found = {}
-    for part in ("text_encoder", "transformer", "vae"):
-        elements = 0
-        for file in (folder / part).glob("*.safetensors"):
-            with safe_open(file, "pt") as tensors:
-                names = tensors.keys()
-                elements += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
-        found[part] = elements * dtype.itemsize
+    for part in PARTS:
+        tensors = [stored for file in weight_files(folder / part) for stored in stored_tensors(file)]
+        found[part] = sum(stored.elements for stored in tensors) * dtype.itemsize
     return found
 
 
-def read(folder: Path, dtype: torch.dtype) -> Pipeline:
-    """The pipeline in `folder`, in host memory and for inference only. Raises CheckpointRefused."""
+def read(folder: Path, dtype: torch.dtype | Mapping[str, torch.dtype]) -> Pipeline:
+    """The pipeline in `folder`, in host memory and for inference only. Raises CheckpointRefused.
+
+    `dtype` is that of all parts, or of each by its name. Values that have it in their file are read when they are used.
+    """
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     with refused(f"diffusers cannot read the checkpoint in {folder}", folder):

@@ -1,7 +1,7 @@
 """Weights in host memory that are copied to a device as one block, and the stream for these copies."""
 
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
 from weakref import finalize
@@ -20,15 +20,24 @@ class Unit:
     The parameters themselves point there, or into a block on the device after `place`.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], *, pinned: bool) -> None:
-        """Moves the values of `parameters`, from wherever they are. `pinned`: a GPU then copies at full speed."""
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        pinned: bool,
+        copy: Callable[[Tensor, Tensor], object] = Tensor.copy_,
+    ) -> None:
+        """Moves the values of `parameters` with `copy`, whose arguments are a new place and the present values.
+
+        `pinned`: a GPU then copies at full speed.
+        """
         self.names = tuple(parameters)
         self._parameters = tuple(parameters.values())
         sizes = [-(-parameter.nbytes // ALIGNMENT) * ALIGNMENT for parameter in self._parameters]
         *self._begins, self.size = accumulate(sizes, initial=0)
         self.host = host_block(self.size)
         for parameter, place in zip(self._parameters, self._views(self.host), strict=True):
-            place.copy_(parameter.data)
+            copy(place, parameter.data)
         self.withdraw()
         if pinned and self.size:
             # After the values were written: pinning is faster for memory that the system has already provided.

@@ -1,62 +1,247 @@
-"""Moves a checkpoint's weights from its files to where they go, in threads, and logs how far that is.
+"""Reads a checkpoint's weights from its files to where they go, in threads, while the models are built.
 
-safetensors maps its files into memory, so nothing is read from the disk before its bytes are used. Several threads keep
-a disk busy, and no copy of the weights is made in host memory on the way to a GPU.
+The libraries decide which tensor of which file is which parameter: they build the models over mapped files, of which
+nothing is read. Meanwhile threads read the files: to a GPU through a little pinned memory, otherwise straight to where
+the values stay. So no copy of the weights is made in host memory on the way to a GPU. Decision 50 has the alternatives.
 """
 
-import logging
+import os
 import threading
-import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-logger = logging.getLogger(__name__)
+from serve_app.concurrency.watched_threads import Call, Stalled, Watch, WatchedThreads
+from serve_app.config.paths import file_version
+from serve_app.errors import CheckpointRefused
+from serve_app.pipeline.weight_files import (
+    PARTS,
+    MappedFiles,
+    Place,
+    Stored,
+    common_dtype,
+    stored_tensors,
+    weight_files,
+)
+from serve_app.telemetry.start_progress import Progress
 
-# Threads that read at a time.
+# Threads that read at a time, and what each reads at once (bytes).
 THREADS = 8
+CHUNK_BYTES = 8 * 2**20
+# The longest time that one chunk may take (s).
+PATIENCE_S = 60.0
 
 
-class Progress:
-    """Logs each tenth of some bytes. Any thread may call it."""
+class Files:
+    """Reads files for one thread. It keeps the last one open."""
 
-    def __init__(self, what: str, total: int) -> None:
-        self._what, self._total = what, total
-        self._done = self._shown = 0
-        self._started = time.perf_counter()
-        self._lock = threading.Lock()
+    def __init__(self) -> None:
+        self._file: str | None = None
+        self._descriptor = -1
 
-    def add(self, size: int) -> None:
-        """This many more bytes are done."""
-        with self._lock:
-            self._done += size
-            tenth = 10 * self._done // max(1, self._total)
-            if tenth == self._shown:
-                return
-            self._shown = tenth
-            seconds = time.perf_counter() - self._started
-            done, total = (value / 2**30 for value in (self._done, self._total))
-        logger.info("%s: %.1f of %.1f GiB after %.1f s", self._what, done, total, seconds)
-
-
-def move(modules: Iterable[nn.Module], device: torch.device) -> None:
-    """Move the parameters and buffers of some modules to `device`.
-
-    Raises the first error of a copy. The modules cannot be used then.
-    """
-    tensors = list({id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}.values())
-    progress = Progress(f"weights on {device}", sum(tensor.nbytes for tensor in tensors))
-
-    def copy(tensor: Tensor) -> None:
-        tensor.data = tensor.data.to(device)
-        progress.add(tensor.nbytes)
-
-    with ThreadPoolExecutor(THREADS, "loading") as threads:
-        pending = [threads.submit(copy, tensor) for tensor in tensors]
+    def read(self, place: Place, target: memoryview, watch: Watch) -> None:
+        """Fill `target` with the bytes from a place on. Raises CheckpointRefused if the file has fewer now."""
+        file, begin = place
+        watch.before(file)
         try:
-            for each in pending:
-                each.result()
+            if file != self._file:
+                self.close()
+                self._descriptor, self._file = os.open(file, os.O_RDONLY | os.O_CLOEXEC), file
+            done = 0
+            while done < len(target):
+                count = os.preadv(self._descriptor, [target[done:]], begin + done)
+                if count == 0:
+                    raise CheckpointRefused(f"{file} became shorter while it was read")
+                done += count
+        except OSError as error:
+            raise CheckpointRefused(f"{file} cannot be read: {error}") from error
         finally:
-            threads.shutdown(cancel_futures=True)
+            watch.done()
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._descriptor)
+            self._file = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Pipe:
+    """One thread's way from files to a device: two buffers, so that one is read while the other is copied."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.files = Files()
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        pinned = self._stream is not None
+        self._buffers = [torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+        self._marks: list[torch.cuda.Event | None] = [None, None]
+
+    def copy(self, stored: Stored, first: int, target: Tensor, watch: Watch) -> None:
+        """Read values from element `first` on into `target` (1-D), which may have another dtype. At most a chunk."""
+        size = target.numel() * stored.dtype.itemsize
+        place = Place(stored.place.file, stored.place.begin + first * stored.dtype.itemsize)
+        if self._stream is None and target.dtype == stored.dtype:
+            self.files.read(place, memory_of(target), watch)
+            return
+        buffer, mark = self._buffers[0][:size], self._marks[0]
+        if mark is not None:
+            mark.synchronize()
+        self.files.read(place, memory_of(buffer), watch)
+        values = buffer.view(stored.dtype)
+        if self._stream is None:
+            target.copy_(values)
+            return
+        with torch.cuda.stream(self._stream):
+            if target.dtype != stored.dtype:
+                # Converted on the device: torch would convert in host memory, in the caller's thread.
+                values = values.to(self._device, non_blocking=True)
+            target.copy_(values, non_blocking=True)
+            mark = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            mark.record()
+        self._marks[0] = mark
+        self._buffers.reverse()
+        self._marks.reverse()
+
+    def finish(self) -> None:
+        """Wait for the copies."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+
+def memory_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor in host memory."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
+
+
+def chunks(stored: Stored) -> Iterator[tuple[int, int]]:
+    """First element and end of each chunk of a tensor."""
+    step = CHUNK_BYTES // stored.dtype.itemsize
+    for first in range(0, stored.elements, step):
+        yield first, min(first + step, stored.elements)
+
+
+@contextmanager
+def refusing_stalls() -> Iterator[None]:
+    """Turns Stalled into CheckpointRefused."""
+    try:
+        yield
+    except Stalled as error:
+        raise CheckpointRefused(f"reading {error} has stalled: its disk or server sends nothing any more") from error
+
+
+class HostReader:
+    """Copies values that are mapped from files to other host memory, by reading the files. Any thread may use it.
+
+    Reading takes less time than touching mapped memory, whose pages the system provides one by one.
+    """
+
+    def __init__(self) -> None:
+        self._mapped = MappedFiles()
+        self._local = threading.local()
+
+    def copy(self, target: Tensor, values: Tensor, watch: Watch) -> None:
+        """Copy `values` to `target`, which is contiguous and of the same dtype. Raises CheckpointRefused."""
+        place = self._mapped.place(values)
+        if place is None or target.dtype != values.dtype:
+            target.copy_(values)
+            return
+        if not hasattr(self._local, "files"):
+            self._local.files = Files()
+        memory = memory_of(target)
+        for begin in range(0, len(memory), CHUNK_BYTES):
+            piece = memory[begin : begin + CHUNK_BYTES]
+            self._local.files.read(Place(place.file, place.begin + begin), piece, watch)
+
+
+class WeightReader:
+    """Reads all weights of a checkpoint to a device, from its construction on, and gives them to the models.
+
+    Use it as a context. The device holds the weights once, whatever dtype the files have.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, patience_s: float | None = None) -> None:
+        """Floating-point values become `dtype`. Raises CheckpointRefused for a file that is not complete."""
+        self._device = device
+        self._dtype = dtype
+        # The dtype in which the libraries have to build each part, so that they leave the values in the files.
+        self.dtypes: dict[str, torch.dtype] = {}
+        self._versions: dict[Path, object] = {}
+        tensors: list[Stored] = []
+        for part in PARTS:
+            files = weight_files(folder / part)
+            self._versions |= {file: file_version(file) for file in files}
+            found = [stored for file in files for stored in stored_tensors(file)]
+            self.dtypes[part] = common_dtype(found, dtype)
+            tensors += found
+        self._read: dict[Place, Tensor] = {}
+        self._local = threading.local()
+        self._pipes: list[Pipe] = []
+        self._progress = Progress(f"weights on {device}", sum(stored.size for stored in tensors))
+        self._threads = WatchedThreads(self._calls(tensors), THREADS, patience_s or PATIENCE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._threads.__exit__(kind, error, traceback)
+        self._read.clear()
+
+    def place(self, modules: Iterable[nn.Module]) -> None:
+        """Wait for the weights, and point the modules' parameters and buffers to them.
+
+        Raises CheckpointRefused if a file cannot be read; the modules cannot be used then.
+        """
+        with refusing_stalls():
+            self._threads.finish()
+        for file, version in self._versions.items():
+            if file_version(file) != version:
+                raise CheckpointRefused(f"{file} was changed while it was read")
+        for pipe in self._pipes:
+            pipe.finish()
+        files = MappedFiles()
+        others = []
+        for tensor in unique_tensors(modules):
+            place = files.place(tensor)
+            found = None if place is None else self._read.get(place)
+            if found is None or found.shape != tensor.shape:
+                others.append(tensor)
+            else:
+                tensor.data = found
+        # What no module wants, for example because the library has converted it.
+        self._read.clear()
+        for tensor in others:
+            tensor.data = tensor.data.to(self._device)
+        self._progress.finished()
+
+    def _calls(self, tensors: Iterable[Stored]) -> Iterator[Call]:
+        """One call per chunk. The memory of a tensor is allocated when its first chunk is taken."""
+        for stored in tensors:
+            dtype = self._dtype if stored.dtype.is_floating_point else stored.dtype
+            target = torch.empty(stored.shape, dtype=dtype, device=self._device)
+            if stored.elements:
+                self._read[stored.place] = target
+            flat = target.view(-1)
+            for first, end in chunks(stored):
+                yield partial(self._copy, stored, first, flat[first:end])
+
+    def _copy(self, stored: Stored, first: int, target: Tensor, watch: Watch) -> None:
+        if not hasattr(self._local, "pipe"):
+            self._local.pipe = Pipe(self._device)
+            self._pipes.append(self._local.pipe)
+        self._local.pipe.copy(stored, first, target, watch)
+        self._progress.add(target.numel() * stored.dtype.itemsize)
+
+
+def unique_tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """The parameters and buffers of some modules, each once."""
+    return list({id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}.values())

@@ -2,18 +2,21 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from serve_app.concurrency.watched_threads import Watch, WatchedThreads
 from serve_app.pipeline import device as devices
+from serve_app.pipeline import loading
 from serve_app.pipeline.checkpoint import Pipeline
 from serve_app.pipeline.fusion import Modulation, modulations
 from serve_app.pipeline.host_units import CopyStream, Unit
 from serve_app.pipeline.layer_stream import SLOTS, Changes, LayerStream, NoChanges, evenly
-from serve_app.pipeline.loading import THREADS, Progress
+from serve_app.pipeline.loading import HostReader, refusing_stalls
+from serve_app.telemetry.start_progress import Progress
 
 # What the driver takes of a card for a process before its first tensor (bytes).
 CONTEXT_BYTES = int(0.8 * 2**30)
@@ -33,6 +36,7 @@ class StreamedPart:
         sequences: Sequence[Sequence[nn.Module]],
         copies: CopyStream,
         changes: Changes,
+        progress: Progress,
         unused: Sequence[nn.Module] = (),
     ) -> None:
         """Moves all weights to host memory. `unused` modules stay there; buffers stay on the device."""
@@ -49,38 +53,32 @@ class StreamedPart:
         for part in unused:
             for parameter in part.parameters():
                 del named[names.pop(id(parameter))]
-        progress = Progress(f"{type(module).__name__} in host memory", sum(p.nbytes for p in named.values()))
+        groups: list[dict[str, nn.Parameter]] = []
 
-        def make(parameters: dict[str, nn.Parameter]) -> Unit:
-            made = Unit(parameters, pinned=pinned)
-            progress.add(sum(parameter.nbytes for parameter in parameters.values()))
-            return made
+        def unit(part: nn.Module) -> int:
+            """The number of a unit of the parameters of a module that are in no unit yet."""
+            groups.append({names.pop(id(p)): p for p in part.parameters() if id(p) in names})
+            return len(groups) - 1
 
-        # In threads: reading the values and providing the memory takes longer than pinning it.
-        with ThreadPoolExecutor(THREADS, "loading") as threads:
-
-            def unit(part: nn.Module) -> Future[Unit]:
-                """A unit of the parameters of a module that are in no unit yet."""
-                return threads.submit(make, {names.pop(id(p)): p for p in part.parameters() if id(p) in names})
-
-            rows = [
-                [[*((m, unit(m)) for m in modulations_of(layer)), (layer, unit(layer))] for layer in layers]
-                for layers in sequences
-            ]
-            fixed = unit(module)
-        self._fixed = fixed.result()
+        rows = [
+            [[*((m, unit(m)) for m in modulations_of(layer)), (layer, unit(layer))] for layer in layers]
+            for layers in sequences
+        ]
+        fixed = unit(module)
+        units = make_units(groups, progress, pinned=pinned)
+        self._fixed = units[fixed]
         # How many layers of each sequence stayed on the device when the part was last open.
         self.stay: list[int] = []
         self._modulations = {
-            id(part[1].weight): made.result()
+            id(part[1].weight): units[number]
             for layers in rows
             for row in layers
-            for part, made in row
+            for part, number in row
             if isinstance(part, nn.Sequential)
         }
         self.streams = [
-            LayerStream(layers, [[made.result() for _, made in row] for row in units], copies, changes)
-            for layers, units in zip(sequences, rows, strict=True)
+            LayerStream(layers, [[units[number] for _, number in row] for row in found], copies, changes)
+            for layers, found in zip(sequences, rows, strict=True)
         ]
 
     @property
@@ -161,6 +159,27 @@ class StreamedPart:
         self._changes.merge(unit.weights(), self._changes.fetch(unit.names, self._copies.device))
 
 
+def make_units(groups: Sequence[Mapping[str, nn.Parameter]], progress: Progress, *, pinned: bool) -> list[Unit]:
+    """A unit of each group of parameters, made in threads: each is pinned while others are still read."""
+    sizes = [sum(parameter.nbytes for parameter in group.values()) for group in groups]
+    reader = HostReader()
+    made: dict[int, Unit] = {}
+
+    def make(number: int, watch: Watch) -> None:
+        def copy(place: Tensor, values: Tensor) -> None:
+            reader.copy(place, values, watch)
+            progress.add(values.nbytes)
+
+        made[number] = Unit(groups[number], pinned=pinned, copy=copy)
+
+    # The largest ones first, so that no thread has one left at the end.
+    order = sorted(range(len(groups)), key=lambda number: -sizes[number])
+    calls = (partial(make, number) for number in order)
+    with refusing_stalls(), WatchedThreads(calls, loading.THREADS, loading.PATIENCE_S) as threads:
+        threads.finish()
+    return [made[number] for number in range(len(groups))]
+
+
 def modulations_of(layer: nn.Module) -> list[nn.Sequential]:
     """The modulations of a layer, if it is a block of the transformer."""
     return [getattr(layer, name) for name in ("img_mod", "txt_mod") if hasattr(layer, name)]
@@ -194,13 +213,17 @@ class StreamedPlacement:
         sequences = [encoder.model.visual.blocks, encoder.model.language_model.layers]
         self._open: StreamedPart | None = None
         self._activations = 0
+        modules, unused = [encoder, pipeline.transformer, pipeline.vae], [encoder.lm_head]
+        size = sum(parameter.nbytes for parameter in {p for module in modules for p in module.parameters()})
+        size -= sum(parameter.nbytes for module in unused for parameter in module.parameters())
+        progress = Progress("weights in host memory", size)
+        blocks = [pipeline.transformer.transformer_blocks]
         self._parts: Mapping[nn.Module, StreamedPart] = {
-            encoder: StreamedPart(encoder, sequences, copies, NoChanges(), unused=[encoder.lm_head]),
-            pipeline.transformer: StreamedPart(
-                pipeline.transformer, [pipeline.transformer.transformer_blocks], copies, changes
-            ),
-            pipeline.vae: StreamedPart(pipeline.vae, [], copies, NoChanges()),
+            encoder: StreamedPart(encoder, sequences, copies, NoChanges(), progress, unused),
+            pipeline.transformer: StreamedPart(pipeline.transformer, blocks, copies, changes, progress),
+            pipeline.vae: StreamedPart(pipeline.vae, [], copies, NoChanges(), progress),
         }
+        progress.finished()
 
     @contextmanager
     def working(self, part: nn.Module, activations: int = ENCODER_BYTES) -> Iterator[None]:

@@ -27,6 +27,7 @@ from serve_app.replicas.edit_storage import EditStorage
 from serve_app.replicas.editor_metrics import CACHE_REPORT_S, EditorMetrics
 from serve_app.replicas.routing_stats import ADAPTER_BYTES, RoutingStats, adapter_set_id
 from serve_app.replicas.settings import SettingsReader
+from serve_app.replicas.start_report import StartReport
 from serve_app.replicas.warm_adapters import KEEP_WARM_S, WarmAdapters
 from serve_app.storage.artifacts import Artifacts
 from serve_app.storage.step_previews import StepPreviewStorage
@@ -84,7 +85,9 @@ class Editor:
         limits: FetchConfig,
         load: EngineFactory = load_engine,
         time_limits: TimeLimits = TIME_LIMITS,
+        group: str | None = None,
     ) -> None:
+        """`group` is the editor group; by default that of the model."""
         serve_port.keep_to_this_machine()
         meter = metrics_export.start("editor", [config.id])
         artifacts = Artifacts(artifacts_url)
@@ -96,12 +99,14 @@ class Editor:
         on_gpu = ray.get_runtime_context().get_accelerator_ids().get("GPU")
         self._device_thread = ThreadPoolExecutor(1, "device", initializer=None if on_gpu else yield_to_others)
         files = VerifiedFiles(config, limits, artifacts)
-        if on_gpu:
-            # In the thread that edits: cuDNN keeps its plans for the sizes of the warm-up per thread.
-            self._engine = self._device_thread.submit(load, config, files).result()
-        else:
-            # Not in the device thread, which waits for an idle core: that would make the start slow.
-            self._engine = load(config, files)
+        with StartReport(artifacts, group or config.id):
+            if on_gpu:
+                # In the thread that edits: cuDNN keeps its plans for the sizes of the warm-up per thread.
+                context = contextvars.copy_context()
+                self._engine = self._device_thread.submit(context.run, load, config, files).result()
+            else:
+                # Not in the device thread, which waits for an idle core: that would make the start slow.
+                self._engine = load(config, files)
         # Edits wait for this lock and not in the thread's own queue, where a waiting edit could not be cancelled.
         self._device = asyncio.Lock()
         # Edits whose caller has gone and that have not stopped yet, with the time since when (s, monotonic).

@@ -10,6 +10,7 @@ from serve_app.schemas.documented import Answer, DescribedBy, Record, absent
 from serve_app.schemas.records import EffectiveJson, Receipt, RuntimeJson, StoredEffectiveJson
 from serve_app.schemas.requests import QualityTier
 from serve_app.tasks import ImageStage, Priority, Status
+from serve_app.telemetry.start_progress import StartState
 
 REQUEST_ID = "0f8fad5bd9cb469fa16570867728950e"
 UPLOAD_ID = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -472,6 +473,13 @@ class PresetProblem(Answer):
     message: str = Field(description="A sentence that says what is wrong.")
 
 
+class PresetMaxLoss(Answer):
+    """The largest loss of a tier that a preset accepts."""
+
+    psnr_db: float | None = Field(None, description="The lowest PSNR (dB) of a measured image.")
+    ssim: float | None = Field(None, description="The lowest SSIM of a measured image.")
+
+
 class PresetInfo(Answer):
     """A preset. A field that it does not set is null: the request's own value or the service's default applies."""
 
@@ -489,7 +497,8 @@ class PresetInfo(Answer):
                     "trigger_word": "sks",
                     "profile": None,
                     "output_format": "png",
-                    "quality": None,
+                    "quality": "fast",
+                    "max_loss": {"psnr_db": 35.0, "ssim": None},
                     "problem": None,
                 }
             ]
@@ -507,6 +516,9 @@ class PresetInfo(Answer):
     profile: str | None = Field(None, description="Whose preparation of images and prompts is followed.")
     output_format: str | None = Field(None, description="The file format of the images.")
     quality: str | None = Field(None, description="How exactly the model's own pixels are made.")
+    max_loss: PresetMaxLoss | None = Field(
+        None, description="The largest loss that the quality may have; with a larger one the images are `exact`."
+    )
     problem: PresetProblem | None = Field(None, description="Why it cannot be used at the moment; null if it can.")
 
 
@@ -573,6 +585,17 @@ class BrokenPreset(PresetProblem):
     name: str = Field(description="The preset's name in the `user_config` of the ingress.")
 
 
+class EditorStart(Answer):
+    """How far the start of an editor is."""
+
+    state: StartState = Field(
+        description="`starting`: nothing is read yet. `downloading`: a remote checkpoint to the node's disk. "
+        "`loading`: weights to where they are needed. `preparing`: they are there; the editor compiles and warms up."
+    )
+    bytes_read: int = Field(description="Bytes that it has read in this state, or before it, if it is `preparing`.")
+    bytes: int = Field(description="Bytes that it has to read. 0: not known yet.")
+
+
 class Readiness(Answer):
     """Whether every configured model has a running editor. Broken presets do not make the service unready."""
 
@@ -582,6 +605,9 @@ class Readiness(Answer):
                 {
                     "ready": False,
                     "waiting_for": ["qwen_image_edit"],
+                    "editors": {
+                        "qwen_image_edit": {"state": "loading", "bytes_read": 21474836480, "bytes": 57705037824}
+                    },
                     "broken_presets": [
                         {
                             "name": "house-style",
@@ -601,4 +627,7 @@ class Readiness(Answer):
     )
     broken_presets: list[BrokenPreset] = Field(
         description="The presets that requests cannot use at the moment, by name. Each ingress checks them by itself."
+    )
+    editors: dict[str, EditorStart] = Field(
+        description="The progress of one starting editor of each name in `waiting_for`, if it reports one."
     )

@@ -196,6 +196,13 @@ def _check_prompts(prompts: Any) -> Any:
     return prompts
 
 
+class MaxLoss(Tolerant):
+    """The largest loss of a tier that a request accepts; every image that was measured has to be within it."""
+
+    psnr_db: float | None = Field(None, gt=0, description="The lowest PSNR (dB) compared with `exact`.")
+    ssim: float | None = Field(None, ge=0, le=1, description="The lowest SSIM compared with `exact`.")
+
+
 class InferenceRequest(Tolerant):
     """A request for one image per prompt."""
 
@@ -234,6 +241,12 @@ class InferenceRequest(Tolerant):
         "exact",
         description="How exactly the model's own pixels are made: `exact`, or a tier that `/v1/models` lists for the "
         "model, which is faster. Default: the preset's, or exact.",
+    )
+    max_loss: MaxLoss | None = Field(
+        None,
+        description="Make the images `exact`, and say so, if the loss of the tier that `quality` names is larger than "
+        "this or was not measured for these LoRAs. Default: the preset's, or none: then a tier that was not measured "
+        "is refused.",
     )
     output_format: OutputFormat = Field(
         DEFAULT_OUTPUT_FORMAT,

@@ -6,6 +6,7 @@ loras/<sha256>.safetensors         an adapter that a client named by URL
 results/<request id>/<index>.json  the record of a finished image, which its editor writes last
 adapters/<adapter id>.sha256       the digest that an adapter's file had when it was first read
 warm/<model>.json                  the adapters that an editor loads before it takes traffic
+starting/<editor group>.json       how far the start of an editor is
 previews/<request id>/watched      changes while somebody watches the step previews of a request's images
 previews/<request id>/<index>.json the newest step preview of an image that is being made
 """
@@ -72,3 +73,8 @@ def adapter_digest(adapter_id: str) -> str:
 def warm_list(model: str) -> str:
     """The key of the list of adapters that the editors of a model load before they take traffic."""
     return f"warm/{model}.json"
+
+
+def starting_editor(group: str) -> str:
+    """The key of the report of an editor that starts, by its editor group."""
+    return f"starting/{group}.json"

@@ -50,6 +50,16 @@ def test_the_newest_report_counts_and_serve_adds_no_delay():
     assert decided(context(INGRESS, 2, reports), context(EDITOR, 1))[EDITOR] == 3
 
 
+def test_work_for_a_tier_starts_the_editors_of_that_tier_alone():
+    of_tier = f"{EDITOR}-fast"
+    stats = to_stats({EDITOR: Backlog(), of_tier: Backlog(200, 0, 20, 5)})
+    ingress = context(INGRESS, 2)
+    points = {key: {ReplicaID("a", ingress.deployment_id): [TimeStampedValue(NOW, stats[key])]} for key in stats}
+    ingress.raw_metrics.update(points)
+    wanted = decided(ingress, context(EDITOR), context(of_tier))
+    assert (wanted[EDITOR], wanted[of_tier]) == (0, 4)
+
+
 def test_without_a_recent_report_nothing_is_decided_for_editors():
     old = {"a": (NOW - 60, Backlog(200, 0, 20, 5))}
     for reports in (None, old):

@@ -48,6 +48,7 @@ EVERY_OPTION: Options = {
     "trigger_word": "auto",
     "profile": "trainer",
     "quality": "exact",
+    "max_loss": {"psnr_db": 35.0},
     "output_format": "png",
     "priority": "bulk",
     "exif": "apply",
@@ -179,7 +180,8 @@ def sample(document: dict[str, Any], schema: dict[str, Any]) -> Any:
         if schema.get("format") == "date-time":
             return "2026-11-30T00:00:00Z"
         return next(text for text in TEXTS if re.search(schema.get("pattern", ""), text))
-    return {"integer": max(1, schema.get("minimum", 1)), "number": 1.5, "boolean": True, "null": None}[kind]
+    number = min(1.5, schema.get("maximum", 1.5))
+    return {"integer": max(1, schema.get("minimum", 1)), "number": number, "boolean": True, "null": None}[kind]
 
 
 @dataclass

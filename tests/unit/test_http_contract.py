@@ -42,7 +42,7 @@ def test_ready_names_the_models_without_an_editor(application, client):
     assert (client.get("/ready").status_code, client.get("/ready").json()["waiting_for"]) == (200, [])
     application.running["qwen_image_edit"] = 0
     answer = client.get("/ready")
-    expected = {"ready": False, "waiting_for": ["qwen_image_edit"], "broken_presets": []}
+    expected = {"ready": False, "waiting_for": ["qwen_image_edit"], "broken_presets": [], "editors": {}}
     assert (answer.status_code, answer.json()) == (503, expected)
 
 

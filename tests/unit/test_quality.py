@@ -9,6 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import AppConfig, ModelConfig, TierName, read_ingress_settings
+from serve_app.intake.admission.parts import NO_PARTS
 from serve_app.intake.calibrations.losses import MeasuredLosses
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.calibrations import Calibration
@@ -319,3 +320,74 @@ def test_loss_in_the_job_database_is_found(served, config, make_body):
         assert record["loss"]["cases"] == LOSS.cases
         # For the model without the LoRA, or with a tier that was changed since, nothing was measured.
         refusal(client, make_body(quality="fast"))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "answered"),
+    [("auto", "exact", "high"), ("hd", "exact", "high"), ("medium", "balanced", "medium"), ("low", "fast", "low")],
+)
+def test_openais_names_of_qualities_are_tiers(served, control_png, theirs, ours, answered):
+    fields = {"model": "qwen_image_edit", "prompt": "make it night", "quality": theirs, "size": "64x64"}
+    fields |= {"loras": '[{"path": "job/lora.safetensors"}]', "steps": "2"}
+    with served() as (application, client):
+        answer = client.post("/v1/images/edits", data=fields, files={"image": control_png})
+        assert answer.status_code == 200, answer.text
+    assert application.editors.tasks[-1].plan.quality == ours
+    assert answer.json()["quality"] == answered
+
+
+def test_openais_medium_without_such_a_tier_is_refused(served, control_png):
+    fields = {"model": "qwen_image_edit", "prompt": "make it night", "quality": "medium"}
+    fields |= {"loras": '[{"path": "job/lora.safetensors"}]'}
+    with served(tiers={"fast": TIERS["fast"]}) as (_, client):
+        answer = client.post("/v1/images/edits", data=fields, files={"image": control_png})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("QUALITY_UNAVAILABLE", "quality")
+    assert error["message"] == "quality balanced is not available: qwen_image_edit has exact, fast here"
+
+
+@pytest.mark.parametrize(
+    ("max_loss", "known", "quality", "reason"),
+    [
+        ({"psnr_db": 38.2, "ssim": 0.97}, None, "balanced", None),
+        ({"psnr_db": 38.3}, None, "exact", "the worst PSNR that was measured is 38.2, and max_loss asks for 38.3"),
+        ({"ssim": 0.98}, None, "exact", "the worst SSIM that was measured is 0.97, and max_loss asks for 0.98"),
+        ({"psnr_db": 1}, set(), "exact", "nobody has measured its loss for these LoRAs"),
+    ],
+)
+def test_max_loss_makes_exact_what_would_lose_more_and_says_so(served, make_body, max_loss, known, quality, reason):
+    lora = {"path": "job/lora.safetensors"}
+    preset = {"model": "qwen_image_edit", "loras": [lora], "quality": "balanced", "max_loss": max_loss}
+    with served(KnownLosses(known)) as (application, client):
+        application.service.reconfigure(*read_ingress_settings({"presets": {"quick": preset}}))
+        of_request = explained(client, make_body(quality="balanced", max_loss=max_loss))
+        of_preset = explained(client, make_body(preset="quick", loras=None, model=None))
+        finished(client, make_body(quality="balanced", max_loss=max_loss))
+        plan = application.editors.tasks[-1].plan
+    for answer in (of_request, of_preset):
+        [record] = answer["effective"]
+        assert record["quality"] == record["request"]["quality"] == plan.quality == quality
+        sentence = f"exact instead of balanced: {reason}"
+        assert (sentence in answer["notes"]) == (record["why"]["quality"] == sentence) == (reason is not None)
+    assert plan.feature_cache == (0.1 if quality == "balanced" else None)
+
+
+def test_measured_seconds_decide_the_predicted_work(served, make_body):
+    works = {}
+    with served() as (application, client):
+        for quality in ("exact", "balanced", "fast", "turbo"):
+            request = InferenceRequest.model_validate(make_body(quality=quality, sample_steps=None))
+
+            async def admitted(request: InferenceRequest = request) -> float:
+                caller = Caller("", limits=application.service.keys.limits_of(""))
+                admission = application.service.submissions._admission
+                with application.service.resources.image_memory.hold("") as hold:
+                    made = await admission.admit(request, NO_PARTS, caller, hold)
+                return admission.work(made, made.edits[0])
+
+            works[quality] = client.portal.call(admitted)
+    # 6 s instead of 10 s, whatever makes it faster.
+    assert works["balanced"] == works["fast"] == pytest.approx(0.6 * works["exact"])
+    # A tier with steps of its own has its own work: 8 steps with one branch, not 25 with two.
+    assert works["turbo"] == pytest.approx(works["exact"] * 8 / 50, rel=0.1)

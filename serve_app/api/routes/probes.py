@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Response
 
 from serve_app.intake.service import Service
-from serve_app.schemas.answers import BrokenPreset, Health, Readiness
+from serve_app.schemas.answers import BrokenPreset, EditorStart, Health, Readiness
 
 
 def router(service: Service) -> APIRouter:
@@ -20,6 +20,8 @@ def router(service: Service) -> APIRouter:
 
         A tier with editors of its own counts like a model, as `<model id>-<tier>`.
 
+        An editor that starts reports how far it is: `editors` has the bytes of its checkpoint that it has read.
+
         Presets that requests cannot use are named, and do not make the service unready.
         """
         waiting_for = await service.workload.groups_without_editor()
@@ -29,6 +31,10 @@ def router(service: Service) -> APIRouter:
             for known in service.presets.broken()
             if known.problem is not None
         ]
-        return Readiness(ready=not waiting_for, waiting_for=waiting_for, broken_presets=broken)
+        starting = {
+            group: EditorStart(**progress._asdict())
+            for group, progress in (await service.starts.progress(waiting_for)).items()
+        }
+        return Readiness(ready=not waiting_for, waiting_for=waiting_for, broken_presets=broken, editors=starting)
 
     return routes

@@ -3,13 +3,13 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 from serve_app.adapters.sources import LoraSources
 from serve_app.concurrency.budget import Hold
-from serve_app.config import AppConfig
+from serve_app.config import TIER_NAMES, AppConfig
 from serve_app.errors import ControlImageInvalid, FetchFailed
 from serve_app.images.data_urls import decode_inline
 from serve_app.images.decode import ImageFacts
@@ -150,8 +150,18 @@ class Admission:
         return effective_record(edit.plan, spec, edit.recipe, self._architectures[spec.id], edit.control_images)
 
     def work(self, admitted: "Admitted", edit: PlannedEdit) -> float:
-        """The estimated work of an edit of `admitted` (FLOP)."""
-        return float(transformer_flops(edit.plan, edit.recipe, self._architectures[admitted.spec.id]))
+        """The estimated work of an edit of `admitted` (FLOP).
+
+        For a tier whose seconds were measured, it is the work of the exact edit that takes as long: the tier shares
+        editors, and so their speed, with exact edits.
+        """
+        plan, spec, ratio = edit.plan, admitted.spec, 1.0
+        tier = self._config.served(spec.id).tiers.get(plan.quality) if plan.quality in TIER_NAMES else None
+        # Other steps or guidance than those of the measured exact edits would need another ratio.
+        if tier is not None and plan.loss is not None and tier.steps is None and tier.guidance_scale is None:
+            [edit] = add_recipes([replace(plan, guidance_gate=None)], spec, edit.images_by_digest)
+            ratio = plan.loss.tier_s / plan.loss.exact_s if plan.loss.exact_s > 0 else 1.0
+        return transformer_flops(edit.plan, edit.recipe, self._architectures[spec.id]) * ratio
 
     async def control_files(
         self, request: InferenceRequest, parts: Parts, caller: Caller, memory: Hold

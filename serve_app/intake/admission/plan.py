@@ -31,6 +31,11 @@ class PlannedEdit:
     control_images: Sequence[ImageFacts]
     recipe: Recipe
 
+    @property
+    def images_by_digest(self) -> dict[str, ImageFacts]:
+        """The facts of its control images, by sha256 (hex)."""
+        return dict(zip(self.plan.control_images, self.control_images, strict=True))
+
 
 def plan_edits(
     request: InferenceRequest,

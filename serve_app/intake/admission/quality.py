@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from serve_app.config import TIER_NAMES, AppConfig, ModelConfig, QualityName, TierConfig, TierName
 from serve_app.errors import QualityUnavailable, RequestError
-from serve_app.schemas.requests import InferenceRequest, Lora
+from serve_app.schemas.requests import InferenceRequest, Lora, MaxLoss
 from serve_app.tasks import LOSSY, AdapterUse, Loss
 
 # The pixels of the model itself.
@@ -37,7 +37,7 @@ class Quality:
     """The quality that a request gets.
 
     `name` is exact, the name of a tier, or lossy. `tier` are the tier's settings, and `adapters` is its LoRA, if it has
-    one. `why` explains the quality to a person.
+    one. `why` explains the quality to a person. `is_fallback` says that `max_loss` has made a tier exact.
     """
 
     name: str
@@ -45,11 +45,12 @@ class Quality:
     tier: TierConfig | None = None
     adapters: tuple[AdapterUse, ...] = ()
     loss: Loss | None = None
+    is_fallback: bool = False
 
     def notes(self, scales: Iterable[float]) -> list[str]:
         """What the sender should know of the tier. `scales` are the guidance scales of the request's prompts."""
         if self.tier is None:
-            return []
+            return [self.why] if self.is_fallback else []
         notes = []
         if self.loss is None:
             notes.append(f"quality {self.name}: nobody has measured its loss for these LoRAs")
@@ -95,6 +96,9 @@ class Qualities:
         # A file that has not been read yet, as in the check of a preset, has no id.
         are_known = all([*ids, *(use.id for use in of_tier)])
         loss = await self._losses.find(model, name, digest, frozenset(ids)) if are_known else None
+        reason = too_lossy(loss, request.max_loss) if are_known and not calibrates else None
+        if reason is not None:
+            return Quality(EXACT, f"exact instead of {name}: {reason}", is_fallback=True)
         if loss is None and are_known and tier.uncalibrated == "refuse" and not calibrates:
             of_what = "these LoRAs" if adapters else f"{model.id} without LoRAs"
             raise unavailable(
@@ -115,6 +119,19 @@ class Qualities:
         except RequestError as error:
             reason = f"its LoRA cannot be used: {error.message}"
             raise unavailable(request, self._config.served(request.model), reason) from error
+
+
+def too_lossy(loss: Loss | None, most: MaxLoss | None) -> str | None:
+    """Why a tier loses more than a request accepts, None if it does not. One that was not measured does."""
+    if most is None:
+        return None
+    if loss is None:
+        return "nobody has measured its loss for these LoRAs"
+    for name, worst, least in (("PSNR", loss.psnr_db.worst, most.psnr_db), ("SSIM", loss.ssim.worst, most.ssim)):
+        # None stands for equal images.
+        if least is not None and worst is not None and worst < least:
+            return f"the worst {name} that was measured is {worst:.4g}, and max_loss asks for {least:.4g}"
+    return None
 
 
 def quality_without_tier(request: InferenceRequest, model: ModelConfig) -> Quality:

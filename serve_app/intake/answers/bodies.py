@@ -18,6 +18,7 @@ from serve_app.schemas.answers import (
     Outputs,
     PresetInfo,
     PresetLora,
+    PresetMaxLoss,
     PresetProblem,
     Progress,
     RequestResult,
@@ -196,4 +197,7 @@ def preset_of(known: KnownPreset) -> PresetInfo:
         PresetLora(path=without_url_secrets(lora.path), network_multiplier=lora.network_multiplier) for lora in loras
     ]
     problem = known.problem and PresetProblem(code=known.problem.code, message=known.problem.message)
-    return PresetInfo(**known.fields | {"name": known.name, "loras": shown, "problem": problem})
+    most = known.fields.get("max_loss")
+    max_loss = most and PresetMaxLoss(psnr_db=most.psnr_db, ssim=most.ssim)
+    changes = {"name": known.name, "loras": shown, "problem": problem, "max_loss": max_loss}
+    return PresetInfo(**known.fields | changes)

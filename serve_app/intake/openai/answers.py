@@ -25,7 +25,7 @@ def answer_of(record: RequestRecord, call: ImagesCall) -> dict[str, Any]:
         created=int(record.finished_at or record.created_at),
         background=BACKGROUND,
         output_format=images[0].format,
-        quality=quality_of(images[0].effective),
+        quality=quality_of(record.images[0]),
         size=size_of(images[0].width, images[0].height),
         usage=usage_of(images),
         request_id=record.id,
@@ -39,7 +39,7 @@ def answer_of(record: RequestRecord, call: ImagesCall) -> dict[str, Any]:
 def partial_event(route: str, image: ImageRecord, number: int, now: float) -> dict[str, Any]:
     """The event of a preview, the preview itself left out. It is the `number`-th of its image, from 0."""
     size = size_of(image.plan.width, image.plan.height)
-    facts = _event(route, "partial_image", image, now) | {"size": size, "quality": QUALITY_NAMES[image.plan.quality]}
+    facts = _event(route, "partial_image", image, now) | {"size": size, "quality": quality_of(image)}
     return facts | {"output_format": PREVIEW_FORMAT, "partial_image_index": number}
 
 
@@ -47,7 +47,7 @@ def completed_event(route: str, image: ImageRecord, done: EditDone, now: float) 
     """The event of a finished image, the image itself left out."""
     facts = {
         "size": size_of(done.width, done.height),
-        "quality": quality_of(done.effective),
+        "quality": quality_of(image),
         "output_format": done.format,
         "seed": done.seed,
         "usage": usage_of([done]).model_dump(),
@@ -89,9 +89,9 @@ def usage_of(images: Sequence[EditDone]) -> ImagesUsage:
     )
 
 
-def quality_of(effective: dict[str, Any]) -> str:
-    """The quality in an image's effective record, as OpenAI names it."""
-    return QUALITY_NAMES[effective.get("quality", "exact")]
+def quality_of(image: ImageRecord) -> str:
+    """The quality of an image, as OpenAI names it."""
+    return QUALITY_NAMES[image.plan.quality]
 
 
 def size_of(width: int, height: int) -> str:

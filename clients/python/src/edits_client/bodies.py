@@ -70,6 +70,7 @@ class Options(TypedDict, total=False):
     trigger_word: str | None
     profile: str | None
     quality: Quality | None
+    max_loss: Mapping[str, float] | None
     output_format: str | None
     priority: Priority | None
     exif: Literal["ignore", "apply"] | None
@@ -90,6 +91,7 @@ TOP_FIELDS = (
     "trigger_word",
     "profile",
     "quality",
+    "max_loss",
     "output_format",
     "priority",
     "exif",

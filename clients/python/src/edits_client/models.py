@@ -183,6 +183,25 @@ class ControlImageLink(BaseModel):
     """
 
 
+class EditorStart(BaseModel):
+    """
+    How far the start of an editor is.
+    """
+
+    state: str
+    """
+    `starting`: nothing is read yet. `downloading`: a remote checkpoint to the node's disk. `loading`: weights to where they are needed. `preparing`: they are there; the editor compiles and warms up.
+    """
+    bytes_read: int
+    """
+    Bytes that it has read in this state, or before it, if it is `preparing`.
+    """
+    bytes: int
+    """
+    Bytes that it has to read. 0: not known yet.
+    """
+
+
 class ErrorFacts(BaseModel):
     """
     An error.
@@ -497,6 +516,24 @@ class InputTokens(BaseModel):
     """
 
 
+class MaxLoss(BaseModel):
+    """
+    The largest loss of a tier that a request accepts; every image that was measured has to be within it.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    psnr_db: float | None = None
+    """
+    The lowest PSNR (dB) compared with `exact`.
+    """
+    ssim: float | None = None
+    """
+    The lowest SSIM compared with `exact`.
+    """
+
+
 class MeasuredRange(BaseModel):
     """
     One measure over all measured images.
@@ -787,6 +824,21 @@ class PresetLora(BaseModel):
     """
 
 
+class PresetMaxLoss(BaseModel):
+    """
+    The largest loss of a tier that a preset accepts.
+    """
+
+    psnr_db: float | None
+    """
+    The lowest PSNR (dB) of a measured image.
+    """
+    ssim: float | None
+    """
+    The lowest SSIM of a measured image.
+    """
+
+
 class PresetProblem(BaseModel):
     """
     Why a preset cannot be used at the moment.
@@ -896,6 +948,10 @@ class Readiness(BaseModel):
     broken_presets: list[BrokenPreset]
     """
     The presets that requests cannot use at the moment, by name. Each ingress checks them by itself.
+    """
+    editors: dict[str, EditorStart]
+    """
+    The progress of one starting editor of each name in `waiting_for`, if it reports one.
     """
 
 
@@ -2560,6 +2616,10 @@ class PresetInfo(BaseModel):
     """
     How exactly the model's own pixels are made.
     """
+    max_loss: PresetMaxLoss | None
+    """
+    The largest loss that the quality may have; with a larger one the images are `exact`.
+    """
     problem: PresetProblem | None
     """
     Why it cannot be used at the moment; null if it can.
@@ -3198,6 +3258,10 @@ class InferenceRequest(BaseModel):
     quality: str | None = None
     """
     How exactly the model's own pixels are made: `exact`, or a tier that `/v1/models` lists for the model, which is faster. Default: the preset's, or exact.
+    """
+    max_loss: MaxLoss | None = None
+    """
+    Make the images `exact`, and say so, if the loss of the tier that `quality` names is larger than this or was not measured for these LoRAs. Default: the preset's, or none: then a tier that was not measured is refused.
     """
     output_format: str | None = None
     """
