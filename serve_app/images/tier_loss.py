@@ -6,7 +6,7 @@ that this package does not bring along.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,13 @@ def compare_pair(
     """The loss of one pair. Raises ValueError if the images differ in size or are too small for SSIM."""
     exact, tier = exact.convert("RGB"), tier.convert("RGB")
     return PairLoss(psnr(exact, tier), ssim(exact, tier), exact_s, tier_s, latents)
+
+
+def edit_seconds(timings: Mapping[str, float]) -> float:
+    """How long an edit took without encoding its prompts and control images, whose results may be those of an earlier
+    edit: then the first of two equal edits would take longer."""
+    stages = [timings[stage] for stage in ("apply_adapters", "denoise", "decode") if stage in timings]
+    return sum(stages) if "denoise" in timings else timings.get("generate", 0.0)
 
 
 def relative_error(exact: ArrayLike, tier: ArrayLike) -> float:

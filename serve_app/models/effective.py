@@ -6,6 +6,7 @@ compute it with this code, which is pure.
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from serve_app.images.decode import ImageFacts
@@ -15,7 +16,7 @@ from serve_app.models.prompt_tokens import image_tokens
 from serve_app.models.recipe import Recipe, scheduler_config, shift_of, sigmas_of, tokens
 from serve_app.models.registry import ModelSpec
 from serve_app.models.repeat_request import prompt_fields, repeat_request, request_fields, without_url_secrets
-from serve_app.tasks import AdapterUse, EditPlan
+from serve_app.tasks import AdapterUse, EditPlan, Loss
 
 # A rough figure for byte-pair tokens of English. Only the estimate of the work uses it.
 CHARACTERS_PER_TOKEN = 4
@@ -73,8 +74,13 @@ def _parameters(plan: EditPlan, spec: ModelSpec) -> dict[str, Any]:
         "quantization": plan.quantization,
         "feature_cache": plan.feature_cache,
         "quality": plan.quality,
-        "loss": None if plan.loss is None else asdict(plan.loss),
+        "loss": None if plan.loss is None else _loss(plan.loss),
     }
+
+
+def _loss(loss: Loss) -> dict[str, Any]:
+    measured_at = datetime.fromtimestamp(loss.measured_at, UTC).isoformat(timespec="seconds")
+    return asdict(loss) | {"measured_at": measured_at.replace("+00:00", "Z")}
 
 
 def _lora(use: AdapterUse, architecture: Architecture) -> dict[str, Any]:

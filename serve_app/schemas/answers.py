@@ -370,7 +370,7 @@ class UsageList(Answer):
 class TierInfo(Answer):
     """A tier of a model: what it does, and the fields of a prompt that it sets."""
 
-    quality: QualityTier
+    quality: QualityTier = Field(description="What `quality` of a request names.")
     sample_steps: int | None = Field(description="Its denoising steps; null: the prompt's.")
     guidance_scale: float | None = Field(description="Its guidance scale; null: the prompt's.")
     sampler: str | None = Field(description="Its sampler; null: the prompt's.")

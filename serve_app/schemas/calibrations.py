@@ -22,7 +22,7 @@ LOSS_EXAMPLE: dict[str, JsonValue] = {
     "exact_s": 14.2,
     "tier_s": 9.8,
     "cases": 11,
-    "measured_at": 1796025600.0,
+    "measured_at": "2026-11-30T09:10:00Z",
     "on": f"11 prompts of prompts.yaml, with {LORA_PATH} at 1",
 }
 

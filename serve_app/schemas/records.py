@@ -4,6 +4,7 @@
 both. A field that was added after version 0.1.0 may be absent: clients still get the records of older versions.
 """
 
+from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
@@ -166,7 +167,7 @@ class MeasuredLoss(Record):
     exact_s: float = Field(description="Median seconds of an exact edit.")
     tier_s: float = Field(description="Median seconds of the tier's edit of the same image.")
     cases: int = Field(description="How many images were compared.")
-    measured_at: float = Field(description="When (seconds since the epoch).")
+    measured_at: datetime = Field(description="When it was measured.")
     on: str = Field(description="On which LoRAs, prompts and control images.")
 
 

@@ -199,7 +199,7 @@ def _check_prompts(prompts: Any) -> Any:
 class MaxLoss(Tolerant):
     """The largest loss of a tier that a request accepts; every image that was measured has to be within it."""
 
-    psnr_db: float | None = Field(None, gt=0, description="The lowest PSNR (dB) compared with `exact`.")
+    psnr_db: float | None = Field(None, gt=0, le=200, description="The lowest PSNR (dB) compared with `exact`.")
     ssim: float | None = Field(None, ge=0, le=1, description="The lowest SSIM compared with `exact`.")
 
 

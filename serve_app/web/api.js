@@ -123,6 +123,7 @@ export const statusOf = (id) => callJson(`v1/requests/${encodeURIComponent(id)}/
 export const resultOf = (id) => callJson(`v1/requests/${encodeURIComponent(id)}/result`);
 export const cancel = (id) => callJson(`v1/requests/${encodeURIComponent(id)}`, { method: "DELETE" });
 export const models = () => callJson("v1/models");
+export const calibrations = () => callJson("v1/calibrations");
 export const operation = () => callJson("v1/operation");
 /** The address of the service, with a slash at the end. */
 export const base = BASE.href;

@@ -26,7 +26,7 @@ export function lossText({ quality, loss }) {
   const psnr = loss.psnr_db.worst === null ? "equal images" : `PSNR ${loss.psnr_db.worst.toFixed(1)} dB at worst`;
   const ssim = loss.ssim.worst === null ? "" : `, SSIM ${loss.ssim.worst.toFixed(3)}`;
   const images = loss.cases === 1 ? "1 image" : `${loss.cases} images`;
-  const day = new Date(loss.measured_at * 1000).toISOString().slice(0, 10);
+  const day = new Date(loss.measured_at).toISOString().slice(0, 10);
   return `Measured:${times} ${psnr}${ssim}, over ${images} (${loss.on}, ${day}).`;
 }
 

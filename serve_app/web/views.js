@@ -11,6 +11,7 @@ export const VIEWS = [
   { name: "history", title: "History", element: "history-view", load: () => import("./elements/history-view.js") },
   { name: "sweeps", title: "Sweeps", element: "sweeps-view", load: () => import("./elements/sweeps-view.js") },
   { name: "training", title: "Training", element: "training-view", load: () => import("./elements/training-view.js") },
+  { name: "quality", title: "Quality", element: "quality-view", load: () => import("./elements/quality-view.js") },
   { name: "operation", title: "Operation", element: "operation-view", load: () => import("./elements/operation-view.js") },
 ];
 

@@ -50,6 +50,7 @@ def test_explanation_answers_what_one_compares_when_images_differ(client, make_b
         "guided": True,
         "rescaled_to_conditional_norm": True,
         "forwards_a_step": 2,
+        "guided_steps": 8,
         "meaning": "",
     }
     assert record["forwards"] == 16

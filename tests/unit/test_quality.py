@@ -78,7 +78,7 @@ def test_tier_decides_plan_and_record(served, make_body):
     assert result["status"] == "succeeded"
     assert (record["quality"], record["quantization"]) == ("fast", "fp8")
     assert record["loss"]["psnr_db"] == {"worst": 38.2, "median": 44.0}
-    assert (record["loss"]["measured_at"], record["loss"]["on"]) == (1.7e9, "job/lora.safetensors")
+    assert (record["loss"]["measured_at"], record["loss"]["on"]) == ("2023-11-14T22:13:20Z", "job/lora.safetensors")
     assert record["why"]["quality"] == "asked for; its loss was measured on job/lora.safetensors"
 
 

@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 
 from serve_app.images.similarity import ssim
-from serve_app.images.tier_loss import PairLoss, compare_pair, loss_of, relative_error
+from serve_app.images.tier_loss import PairLoss, compare_pair, edit_seconds, loss_of, relative_error
 from serve_app.tasks import LossRange
 from tests.conftest import noise_image
 
@@ -52,3 +52,9 @@ def test_a_loss_has_the_worst_and_the_median_of_all_pairs():
 
 def test_latents_count_only_if_they_are_known_of_every_pair():
     assert loss_of([PairLoss(40.0, 0.9, 1, 1, 0.1), PairLoss(40.0, 0.9, 1, 1)], "", 0).latents is None
+
+
+def test_seconds_leave_out_what_earlier_edits_may_have_encoded():
+    timings = {"encode_prompt": 5.0, "apply_adapters": 0.5, "denoise": 2.0, "decode": 1.0, "generate": 8.5}
+    assert edit_seconds(timings) == 3.5
+    assert edit_seconds({"generate": 8.5}) == 8.5

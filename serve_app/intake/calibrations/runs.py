@@ -10,7 +10,7 @@ from functools import partial
 from serve_app.concurrency.loops import every
 from serve_app.config import AppConfig, ModelConfig, TierName
 from serve_app.errors import InsufficientScope, ModelNotFound, RequestNotFound, StorageFailed
-from serve_app.images.tier_loss import PairLoss, compare_pair, loss_of
+from serve_app.images.tier_loss import PairLoss, compare_pair, edit_seconds, loss_of
 from serve_app.intake.calibrations.cases import Cases, training_cases
 from serve_app.intake.calibrations.losses import MeasuredLosses
 from serve_app.intake.calibrations.requests import (
@@ -188,7 +188,7 @@ class CalibrationRuns:
         images = [opened(self._artifacts, result.key) for result in (exact.result, tier.result)]
         if images[0] is None or images[1] is None:
             raise ValueError("an image was deleted before it was measured")
-        seconds = [result.timings.get("generate", 0.0) for result in (exact.result, tier.result)]
+        seconds = [edit_seconds(result.timings) for result in (exact.result, tier.result)]
         return compare_pair(images[0], images[1], *seconds)
 
 

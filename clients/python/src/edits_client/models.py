@@ -1589,6 +1589,9 @@ class TierInfo(BaseModel):
     """
 
     quality: str
+    """
+    What `quality` of a request names.
+    """
     sample_steps: int | None
     """
     Its denoising steps; null: the prompt's.
@@ -2371,9 +2374,9 @@ class MeasuredLoss(BaseModel):
     """
     How many images were compared.
     """
-    measured_at: float
+    measured_at: AwareDatetime
     """
-    When (seconds since the epoch).
+    When it was measured.
     """
     on: str
     """

@@ -1,0 +1,100 @@
+import { html, nothing } from "../vendor/lit-html/lit-html.js";
+import * as api from "../api.js";
+import { scatter } from "../scatter.js";
+import { Element, define } from "./element.js";
+
+const REFRESH = 10000;
+
+/** The view Quality: how far the images of each tier are from the exact ones, against how much faster they are. */
+class QualityView extends Element {
+  #found = null;
+  #problem = null;
+  #timer = null;
+
+  connected() {
+    this.#load();
+  }
+
+  disconnected() {
+    clearTimeout(this.#timer);
+  }
+
+  template() {
+    return html`<div class="column">
+      <h1>Quality</h1>
+      <p>A tier makes an image faster and changes pixels. What each changes, compared with exact, was measured here.</p>
+      ${this.#problem && html`<p class="problem" role="alert">${this.#problem}</p>`}
+      ${this.#found ? this.#body(this.#found) : nothing}
+    </div>`;
+  }
+
+  #body({ calibrations, runs }) {
+    const waiting = runs.filter((run) => run.ended_at === null);
+    const failed = runs.filter((run) => run.problem !== null);
+    const models = [...new Set(calibrations.map((each) => each.model))].sort();
+    return html`
+      ${waiting.length ? html`<p class="hint">${count(waiting.length, "calibration is", "calibrations are")} under way.</p>` : nothing}
+      ${calibrations.length ? nothing : html`<p class="muted">Nothing has been measured yet. Operators measure with edits-server calibrate or POST /v1/calibrations.</p>`}
+      ${models.map((model) => modelSection(model, calibrations.filter((each) => each.model === model)))}
+      ${failed.map((run) => html`<p class="hint">The calibration of ${at(run.created_at)} could not measure everything: ${run.problem}</p>`)}
+    `;
+  }
+
+  async #load() {
+    try {
+      if (!document.hidden || !this.#found) this.#found = await api.calibrations();
+      this.#problem = null;
+    } catch (error) {
+      this.#problem = error.message;
+    }
+    if (!this.isConnected) return;
+    this.#timer = setTimeout(() => this.#load(), REFRESH);
+    this.update();
+  }
+}
+
+function modelSection(model, measured) {
+  const points = measured.filter((each) => each.is_current).map(pointOf);
+  return html`<section class="quality-model">
+    <h2>${model}</h2>
+    ${points.length ? scatter(points, { x: "times as fast as exact", y: "PSNR of the worst image (dB)", title: `Tiers of ${model}: loss against speed` }) : nothing}
+    <div class="wide" tabindex="0" role="region" aria-label=${`Tiers of ${model}`}>
+      <table>
+        <caption class="visually-hidden">Tiers of ${model}</caption>
+        <thead>
+          <tr>
+            <th scope="col">Tier</th><th scope="col">LoRAs</th><th scope="col">Times as fast</th>
+            <th scope="col">PSNR, dB (worst, median)</th><th scope="col">SSIM (worst, median)</th>
+            <th scope="col">Error of latents</th><th scope="col">Images</th><th scope="col">Measured</th>
+          </tr>
+        </thead>
+        <tbody>${measured.map(row)}</tbody>
+      </table>
+    </div>
+  </section>`;
+}
+
+function row({ tier, loras, loss, speedup, is_current: isCurrent, measured_at: measuredAt, set }) {
+  return html`<tr class=${isCurrent ? nothing : "muted"}>
+    <th scope="row">${tier}</th>
+    <td class="quality-loras">${names(loras)}</td>
+    <td>${speedup.toFixed(2)}</td>
+    <td>${decibels(loss.psnr_db.worst)}, ${decibels(loss.psnr_db.median)}</td>
+    <td>${loss.ssim.worst.toFixed(4)}, ${loss.ssim.median.toFixed(4)}</td>
+    <td>${loss.latents === null ? "not measured" : loss.latents.toFixed(4)}</td>
+    <td>${loss.cases} of ${set}</td>
+    <td>${at(measuredAt)}${isCurrent ? nothing : html`<br /><span class="small">No longer valid: the tier or the checkpoint has changed.</span>`}</td>
+  </tr>`;
+}
+
+function pointOf({ tier, loras, loss, speedup }) {
+  const worst = loss.psnr_db.worst;
+  return { group: tier, x: speedup, y: worst, label: `${tier}, ${names(loras)}: ${speedup.toFixed(2)} times as fast, ${decibels(worst)} dB` };
+}
+
+const names = (loras) => loras.map((lora) => lora.path).join(" and ") || "none";
+const decibels = (value) => (value === null ? "equal" : value.toFixed(1));
+const count = (number, one, several) => `${number} ${number === 1 ? one : several}`;
+const at = (time) => new Date(time).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
+
+define("quality-view", QualityView);

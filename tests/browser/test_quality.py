@@ -1,0 +1,61 @@
+"""The view Quality: what was measured of tiers, as a table and as a drawing."""
+
+from dataclasses import replace
+
+from playwright.sync_api import expect
+
+from serve_app.config import AppConfig, TierConfig
+from serve_app.intake.calibrations.losses import MeasuredLosses
+from serve_app.jobs.calibrations import Calibration, digest_of
+from serve_app.tasks import Loss, LossRange
+from tests.browser.conftest import painting
+from tests.browser.finished import MARKUP
+from tests.browser.visit import serious_findings, visiting
+from tests.unit.serving import Served
+
+TIERS = {"balanced": TierConfig(feature_cache=0.1), "fast": TierConfig(steps=8)}
+LOSS = Loss(LossRange(41.25, 44.0), LossRange(0.983, 0.991), 10.0, 8.0, 11, 1_796_025_600.0, "11 prompts", 0.041)
+ROWS = (("balanced", (), 41.25, 8.0), ("balanced", (MARKUP,), None, 7.5), ("fast", (), 31.5, 4.0))
+
+
+def with_tiers(config: AppConfig) -> AppConfig:
+    model = config.models[0].model_copy(update={"tiers": TIERS})
+    return config.model_copy(update={"models": (model,)})
+
+
+async def record(served: Served) -> None:
+    """Three measured losses, and one whose tier was another."""
+    service = served.application.service
+    [model] = service.config.models
+    losses = MeasuredLosses(service.resources.store.calibrations)
+    for tier, paths, worst, seconds in ROWS:
+        key = await losses.key(model, tier, TIERS[tier].digest(), paths)
+        adapters = [{"path": path, "id": path, "network_multiplier": 1.0} for path in paths]
+        details = {"adapters": adapters, "checkpoint": model.checkpoint, "tier": {}, "set": "prompts.yaml"}
+        details |= {"sizes": ["64x64"], "steps": [8], "how": "edits-server calibrate"}
+        loss = replace(LOSS, psnr_db=LossRange(worst, 44.0), tier_s=seconds)
+        await service.resources.store.calibrations.record(Calibration(key, loss, details))
+    old = replace(key, settings=digest_of(["other settings"]))
+    await service.resources.store.calibrations.record(Calibration(old, loss, details))
+
+
+def test_what_was_measured_is_shown(config: AppConfig, browser) -> None:
+    with painting(with_tiers(config)) as served, visiting(browser, served.url) as visit:
+        page = visit.open("#quality")
+        expect(page.get_by_text("Nothing has been measured yet.")).to_be_visible()
+        served.run(record(served), 30)
+        page.reload()
+        rows = page.get_by_role("row")
+        expect(rows).to_have_count(5)
+        of_lora = rows.filter(has_text="onerror")
+        expect(of_lora).to_contain_text("equal, 44.0")
+        expect(of_lora).to_contain_text("1.33")
+        expect(rows.filter(has_text="No longer valid")).to_have_count(1)
+        # A mark for each that holds.
+        drawing = page.get_by_role("img", name="Tiers of qwen_image_edit: loss against speed")
+        expect(drawing.locator("circle, rect")).to_have_count(3)
+        expect(drawing.locator("title").last).to_have_text("fast, none: 2.50 times as fast, 31.5 dB")
+        assert page.title() == "Quality · Image edits"
+        assert page.locator("img[src='x']").count() == 0
+        assert serious_findings(page) == []
+        assert visit.unexpected() == []

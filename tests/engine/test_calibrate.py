@@ -1,0 +1,93 @@
+"""`edits-server calibrate` with a real engine: images, latents and seconds of tiers, kept where a service looks."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from serve_app.commands.config_file import read_config_file
+from serve_app.commands.main import app
+from serve_app.config import AppConfig
+from serve_app.intake.calibrations.losses import MeasuredLosses
+from serve_app.jobs.calibrations import Calibration
+from serve_app.jobs.store import JobStore
+from serve_app.tasks import Loss
+from tests.unit.conftest import safetensors_bytes
+
+MODEL = "qwen_image"
+TIERS = {"balanced": {"guidance_gate": 0.9}, "fast": {"steps": 1}}
+PROMPTS = [{"prompt": "a cat", "sample_steps": 2}, {"prompt": "a dog", "sample_steps": 2, "seed": 7}]
+LORA = "job/lora.safetensors"
+
+
+@pytest.fixture
+def config_path(tmp_path) -> Path:
+    (tmp_path / "loras/job").mkdir(parents=True)
+    (tmp_path / "loras" / LORA).write_bytes(safetensors_bytes())
+    sized = [prompt | {"width": 64, "height": 64} for prompt in PROMPTS]
+    (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(sized))
+    model = {"id": MODEL, "checkpoint": "miniature-random", "device": "cpu", "threads": 1, "tiers": TIERS}
+    args = {"models": [model], "lora_root": "loras", "artifacts_url": "artifacts"}
+    args |= {"jobs": {"database_url": "sqlite+aiosqlite:///jobs.sqlite3"}}
+    application = {"name": "edits", "import_path": "serve_app.app:build", "args": args}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"applications": [application]}))
+    return path
+
+
+def calibrated(path: Path, *options: str) -> str:
+    arguments = ["calibrate", str(path), "--prompts", str(path.parent / "prompts.yaml"), *options]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+async def _stored(config: AppConfig) -> tuple[list[Calibration], Loss | None]:
+    """Everything that is stored, and what a service finds for `fast` without LoRAs."""
+    store = JobStore(config.jobs)
+    await store.open()
+    try:
+        model = config.models[0]
+        found = await MeasuredLosses(store.calibrations).find(model, "fast", model.tiers["fast"].digest(), [])
+        return await store.calibrations.all(), found
+    finally:
+        await store.close()
+
+
+def test_tiers_are_measured_and_stored_for_the_service(config_path):
+    output = calibrated(config_path, "--lora", f"{LORA}:0.5")
+    stored, found = asyncio.run(_stored(read_config_file(config_path).config))
+    by_key = {(each.key.tier, tuple(lora["path"] for lora in each.details["adapters"])): each for each in stored}
+    assert set(by_key) == {(tier, loras) for tier in TIERS for loras in ((), (LORA,))}
+    # With two steps, the gate leaves out none.
+    same = by_key[("balanced", ())].loss
+    assert (same.psnr_db.worst, same.ssim.worst, same.latents) == (None, 1.0, 0.0)
+    assert found == by_key[("fast", ())].loss
+    assert found is not None
+    assert found.psnr_db.worst is not None
+    assert found.psnr_db.worst < 60
+    assert found.latents is not None
+    assert 0 < found.latents < 2
+    assert (found.cases, found.on) == (2, "2 prompts of prompts.yaml, without LoRAs")
+    assert min(found.exact_s, found.tier_s) > 0
+    assert by_key[("fast", (LORA,))].loss.on == f"2 prompts of prompts.yaml, with {LORA} at 0.5"
+    assert by_key[("fast", ())].details["sizes"] == ["64x64"]
+    assert "How far each tier is from exact" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--tier", "turbo"], "has no tier 'turbo'; it has balanced, fast"),
+        (["--lora", "no.safetensors"], "no.safetensors"),
+        (["--training-job", "job"], "either a file of prompts"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_sentence(config_path, options, reason):
+    arguments = ["calibrate", str(config_path), "--prompts", str(config_path.parent / "prompts.yaml"), *options]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert result.output.startswith("edits-server: ")
+    assert reason in result.output
