@@ -199,6 +199,11 @@ class ModelConfig(
         return {self.id: self} | own
 
     @property
+    def shared_tiers(self) -> list[TierConfig]:
+        """The tiers whose images the model's own editors make."""
+        return [tier for tier in self.tiers.values() if not tier.has_own_editors]
+
+    @property
     def device_memory_bytes(self) -> int | None:
         """The limit of `device_memory_gib`; None without one."""
         return None if self.device_memory_gib == "auto" else int(self.device_memory_gib * 2**30)

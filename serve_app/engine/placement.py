@@ -87,6 +87,7 @@ def not_streamed(config: ModelConfig) -> str:
         "prepare_ahead: true": bool(config.prepare_ahead),
         f"quantization: {config.quantization}": config.quantization != "none",
         f"feature_cache: {config.feature_cache}": config.feature_cache is not None,
+        "the feature_cache of a tier": any(tier.feature_cache is not None for tier in config.shared_tiers),
         f"adapter_weights: {config.adapter_weights}": config.adapter_weights != "auto",
     }
     return next((name for name, chosen in options.items() if chosen), "")

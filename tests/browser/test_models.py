@@ -166,12 +166,14 @@ def test_tiers_of_the_model_are_offered_with_what_was_measured(served: Served, p
     page.get_by_label("Steps", exact=True).fill("3")
     choose_lora(page)
     quality.select_option("balanced")
+    expect(page.get_by_label("Quick look")).to_have_count(1)
     measured = "Measured: 2.5 times as fast as exact; PSNR 38.2 dB at worst, SSIM 0.970, over 44 images"
     expect(page.get_by_text(measured)).to_be_visible()
     # The tier's own steps take the place of the user's.
     quality.select_option("turbo")
     expect(page.get_by_text("Its loss was not measured for these LoRAs.")).to_be_visible()
     expect(page.get_by_label("Steps", exact=True)).to_have_value("")
+    expect(page.get_by_label("Quick look")).to_have_count(0)
     make_the_edit(page)
     expect(page.locator("compare-images")).to_be_visible()
     [task] = served.application.editors.tasks

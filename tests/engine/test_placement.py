@@ -31,6 +31,9 @@ COMPILED = {"compile": "regional", "warm_up": [(64, 64)]}
         (79, 120, {"adapter_weights": "hooks"}, "none", "hooks"),
         (79, 120, {"gpus_per_replica": 2, "device": "cuda"}, "none", "auto"),
         (139, 200, {"offload": "stream"}, "stream", "auto"),
+        # Other editors make a tier in fp8; turbo changes nothing that streaming needs.
+        (47, 120, {"tiers": {"fast": {"feature_cache": 0.1, "quantization": "fp8"}}}, "stream", "auto"),
+        (47, 120, {"tiers": {"turbo": {"steps": 8}}}, "stream", "auto"),
     ],
 )
 def test_weights_go_where_there_is_room(device, host, options, offload, copies):
@@ -48,6 +51,7 @@ def test_weights_go_where_there_is_room(device, host, options, offload, copies):
         (79, 24, {"offload": "stream"}, "too little memory: streaming needs 57.7 GiB of the host"),
         (24, 120, {"quantization": "fp8"}, "quantization: fp8 does not allow streaming them: remove it"),
         (24, 120, {"feature_cache": 0.1}, "feature_cache: 0.1 does not allow streaming them"),
+        (24, 120, {"tiers": {"fast": {"feature_cache": 0.1}}}, "the feature_cache of a tier does not allow streaming"),
         (24, 120, {"prepare_ahead": True}, "prepare_ahead: true does not allow streaming them"),
         (24, 120, {"adapter_weights": "host"}, "adapter_weights: host does not allow streaming them"),
         (24, 120, {"gpus_per_replica": 2, "device": "cuda"}, "gpus_per_replica: 2 does not allow streaming them"),

@@ -13,6 +13,7 @@ from serve_app.intake.admission.parts import NO_PARTS
 from serve_app.intake.calibrations.losses import MeasuredLosses
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.calibrations import Calibration
+from serve_app.jobs.records import HistoryFilter
 from serve_app.schemas.requests import InferenceRequest
 from serve_app.tasks import Loss, LossRange
 from tests.unit.conftest import Application, safetensors_bytes
@@ -98,7 +99,9 @@ def test_distilled_adapter_lies_under_the_requests_own(served, make_body):
         answer = explained(client, body)
         finished(client, body)
         plan = application.editors.tasks[-1].plan
-        history = client.get("/v1/requests", params={"lora": DISTILLED})
+        history = application.service.resources.store.requests.history
+        filters = [HistoryFilter(lora=path) for path in (DISTILLED, "job/lora.safetensors")]
+        found = [client.portal.call(history, each, None, 5) for each in filters]
     assert [(use.path, use.scale, use.of_tier) for use in plan.adapters] == [
         (DISTILLED, 0.9, True),
         ("job/lora.safetensors", 1.0, False),
@@ -113,7 +116,8 @@ def test_distilled_adapter_lies_under_the_requests_own(served, make_body):
     assert f"quality turbo applies '{DISTILLED}' under the LoRAs of the request" in answer["notes"]
     # With the tier's guidance of 1 the negative prompt is not read, and the answer says so.
     assert answer["ignored"] == ["neg"]
-    assert history.status_code == 403 or history.json()["requests"] == []
+    # The history finds requests by the LoRAs that they named.
+    assert [len(requests) for requests in found] == [0, 1]
     # The loss is looked up for the request's own LoRAs.
     [(model, tier, _, adapters)] = set(losses.asked)
     assert (model, tier, adapters) == ("qwen_image_edit", "turbo", {plan.adapters[1].id})
@@ -227,6 +231,14 @@ def test_models_own_lossy_options_are_called_lossy(served, make_body, options):
             assert error["details"] == {"quality": quality, "available": []}
             [name] = options
             assert f"runs qwen_image_edit with {name}: {options[name]}; leave out quality" in error["message"]
+
+
+def test_sweep_that_names_no_quality_runs_on_a_lossy_model(served, make_body):
+    with served(feature_cache=0.1) as (_, client):
+        sent = {"base": make_body(), "axes": {"seeds": [1, 2]}, "dry_run": True}
+        assert client.post("/v1/sweeps", json=sent).json()["cells"] == 2
+        answer = client.post("/v1/sweeps", json=sent | {"axes": {"qualities": ["exact"]}})
+        assert answer.json()["detail"]["error"]["code"] == "QUALITY_UNAVAILABLE"
 
 
 def test_preset_may_name_a_tier(served, make_body):

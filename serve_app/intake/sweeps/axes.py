@@ -89,6 +89,11 @@ def matching(pattern: str, paths: Sequence[str]) -> list[str]:
     return found
 
 
+def with_quality(base: InferenceRequest, sent: SweepAxes) -> InferenceRequest:
+    """The base, which has sent a quality if the axis `qualities` was sent."""
+    return base if sent.qualities is None else base.model_copy(update={"quality": sent.qualities[0]})
+
+
 def lengths_of(sent: SweepAxes) -> Lengths:
     """How many values each axis has at least: a pattern counts once. For a limit before anything is looked up."""
     with_lora = [value is not None for value in sent.checkpoints or [""]]
@@ -201,7 +206,7 @@ def requests_of(base: InferenceRequest, axes: Axes) -> Iterator[tuple[tuple[int,
         loras = others if path is None else [_lora(base, path, axes.multipliers[0]), *others]
         changes = {"loras": loras, "profile": axes.profiles[profile]}
         # A quality that nobody sent stays unsent: a model with lossy options refuses one that was.
-        if len(axes.qualities) > 1 or "quality" in base.model_fields_set or axes.qualities[quality] != base.quality:
+        if len(axes.qualities) > 1 or "quality" in base.model_fields_set:
             changes["quality"] = axes.qualities[quality]
         yield (checkpoint, profile, quality), base.model_copy(update=changes | {"prompts": prompts})
 

@@ -92,7 +92,7 @@ class Sweeps:
                 return Outcome(earlier, is_new=False)
         base = base_of(sent.base)
         with blaming_preset(sent.base):
-            base = with_defaults(self._presets.apply(base, caller))
+            base = sweep_axes.with_quality(with_defaults(self._presets.apply(base, caller)), sent.axes)
             limit = self._limit(sent.max_cells)
             sweep_axes.check_cells(sweep_axes.lengths_of(_with_base(sent.axes, base)).cells, limit)
             files = await self._planner.files(sent.axes, caller)
@@ -162,7 +162,7 @@ class Sweeps:
 
     async def _extend(self, old: SweepRecord, sent: SweepExtension, files: Files, caller: Caller) -> Outcome | None:
         """None if another caller has extended the sweep meanwhile."""
-        base = InferenceRequest.model_validate(old.definition.base)
+        base = sweep_axes.with_quality(InferenceRequest.model_validate(old.definition.base), sent.axes)
         before = old.definition.axes
         axes = sweep_axes.extended(before, base, sent.axes, files)
         sweep_axes.check_axes(sent.axes, axes)

@@ -6,6 +6,7 @@ import { CHANGED, QUICK, change, changes, draft } from "../draft.js";
 import { addImages, restoreImages, uploaded, withImages } from "../inputs.js";
 import * as jobs from "../jobs.js";
 import { currentRequest, startPlanning } from "../plan.js";
+import { tierOf } from "../quality.js";
 import { missingIn, usedImages } from "../request.js";
 import { useSample } from "../sample.js";
 import { keep, recall } from "../state.js";
@@ -94,6 +95,9 @@ class EditView extends Element {
   }
 
   #quickField() {
+    const tier = tierOf(currentModel(), draft.quality);
+    // The tier has its own.
+    if (tier?.sample_steps != null || tier?.guidance_scale != null) return nothing;
     const isQuick = draft.steps === QUICK.steps && draft.guidance === QUICK.guidance;
     const set = (event) => change(event.target.checked ? QUICK : { steps: null, guidance: null });
     return html`<label class="checkbox small">

@@ -30,11 +30,12 @@ def models(context: typer.Context, json: AsJson = False) -> None:
     if json:
         print_json(served)
         return
-    table = Table("model", "edits an image", "steps", "guidance", "base model")
+    table = Table("model", "edits an image", "steps", "guidance", "quality", "base model")
     for model in served:
         edits = "yes" if model["requires_control_image"] else "no"
         steps, guidance = str(model["default_steps"]), f"{model['default_guidance_scale']:g}"
-        table.add_row(plain(model["id"]), edits, steps, guidance, plain(model["base_model"]))
+        qualities = ", ".join(model["qualities"])
+        table.add_row(plain(model["id"]), edits, steps, guidance, qualities, plain(model["base_model"]))
     out.print(table)
 
 
