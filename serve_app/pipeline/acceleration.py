@@ -23,6 +23,10 @@ from serve_app.pipeline.fusion import fuse
 # (queries, keys, values, scale), each (1, tokens, heads, width of a head), to the same shape.
 AttentionKernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
 
+# Inductor chooses no kernel by measuring it where the choice changes roundings: otherwise two engines give other pixels
+# whenever two kernels are nearly equally fast.
+INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"deterministic": True}
+
 # Graphs that Dynamo may compile for one block. Beyond them it gives up, which under `fullgraph` fails the edit.
 GRAPHS_OF_A_BLOCK = 64
 
@@ -68,8 +72,9 @@ def compile_blocks(transformer: QwenImageTransformer2DModel, backend: str | Call
     diffusers' `compile_repeated_blocks` would compile the hooks too, and the feature cache's hooks decide by values,
     which a graph cannot.
     """
+    options = INDUCTOR_OPTIONS if backend == "inductor" else None
     for block in transformer.transformer_blocks:
-        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True, backend=backend)
+        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True, backend=backend, options=options)
 
 
 def configure_thread(threads: int) -> None:

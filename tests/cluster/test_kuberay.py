@@ -116,4 +116,11 @@ def test_two_models_have_a_group_and_a_budget_each() -> None:
 
 
 def test_overlays_are_there() -> None:
-    assert [Path(overlay).name for overlay in OVERLAYS] == ["many-gpus", "one-gpu", "production", "two-models"]
+    assert [Path(overlay).name for overlay in OVERLAYS] == [
+        "card-24gb",
+        "card-8gb",
+        "many-gpus",
+        "one-gpu",
+        "production",
+        "two-models",
+    ]

@@ -60,8 +60,11 @@ def compose_problems(compose: Any) -> list[str]:
         ]
     edits = compose["services"]["edits"]
     set_here = edits["environment"].keys() | set(re.findall(r"\b([A-Z_]+)=", edits["command"][-1]))
-    config = (CLUSTER / "serve_config.compose.yaml").read_text()
-    return found + [f"edits: nothing sets {name}" for name in sorted(variables(config) - set_here)]
+    configs = sorted(CLUSTER.glob("serve_config.compose*.yaml"))
+    wanted = set[str]().union(*(variables(config.read_text()) for config in configs))
+    found += [f"edits: nothing sets {name}" for name in sorted(wanted - set_here)]
+    named = re.findall(r"serve_config\.compose[\w-]*\.yaml", COMPOSE)
+    return found + [f"there is no {name}" for name in named if not (CLUSTER / name).exists()]
 
 
 def launcher_problems(text: str) -> list[str]:

@@ -1,12 +1,15 @@
 """Compiled blocks: the same image within roundings, one graph for whatever comes, and warm before any traffic."""
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._inductor import compile_fx
+from torch._inductor import config as inductor
 from torch.nn import functional as F
 
 from serve_app.commands.compare import difference
@@ -108,6 +111,23 @@ def test_number_of_steps_causes_no_recompilation(make_plan):
     compile_blocks(engine._pipeline.transformer, "eager")
     plans = [make_plan(model=MODEL.id, control_images=(), steps=steps) for steps in (4, 1, STEPS_AT_ONCE + 1)]
     assert [engine.edit(plan, []).compilations for plan in plans] == [GRAPHS, 0, 0]
+
+
+def test_no_kernel_is_chosen_by_measuring_it(monkeypatch):
+    """Two engines would choose differently and add in another order. Inductor measures only on a GPU."""
+    deterministic = []
+
+    def compiled(graph, inputs, *, config_patches, **_):
+        with inductor.patch(config_patches or {}):
+            deterministic.append(inductor.deterministic)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(compile_fx, "compile_fx", compiled)
+    block = nn.LayerNorm(4)
+    compile_blocks(SimpleNamespace(transformer_blocks=[block]))
+    block(torch.ones(2, 4))
+    assert deterministic == [True]
 
 
 def test_blocks_compile_around_the_attention_kernel_of_a_package(make_plan, bench):
