@@ -204,6 +204,27 @@ def test_what_cannot_be_measured_is_refused(served, sent, code, message):
     assert unfinished == []
 
 
+def test_requests_before_a_refused_one_are_cancelled(served):
+    with served() as (application, client):
+        # Its images wait.
+        application.running["qwen_image_edit"] = 0
+        sets = [[{"path": LORA}], [{"path": "no.safetensors"}]]
+        assert client.post("/v1/calibrations", json=body(loras=sets)).status_code == 400
+        counts = client.portal.call(application.service.resources.store.queue.counts, None)
+    assert counts == {}
+    assert application.editors.tasks == []
+
+
+def test_a_calibration_that_fails_in_an_unforeseen_way_keeps_no_other_from_its_end(served, monkeypatch):
+    with served() as (application, client):
+        monkeypatch.setattr("serve_app.intake.calibrations.runs.loss_of", lambda *_: 1 / 0)
+        failed = measured(client, application, body(tiers=["balanced"]))
+        monkeypatch.undo()
+        sound = measured(client, application, body(tiers=["balanced"]))
+    assert failed["problem"] == "it could not be measured; the service's log says why"
+    assert sound["problem"] is None
+
+
 def test_a_body_needs_one_kind_of_cases(served):
     with served() as (_, client):
         assert client.post("/v1/calibrations", json=body(training_job="my_job")).status_code == 422

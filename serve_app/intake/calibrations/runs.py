@@ -9,7 +9,7 @@ from functools import partial
 
 from serve_app.concurrency.loops import every
 from serve_app.config import AppConfig, ModelConfig, TierName
-from serve_app.errors import InsufficientScope, ModelNotFound, RequestNotFound, StorageFailed
+from serve_app.errors import InsufficientScope, ModelNotFound, RequestNotFound, StorageFailed, StoreUnavailable
 from serve_app.images.tier_loss import PairLoss, compare_pair, edit_seconds, loss_of
 from serve_app.intake.calibrations.cases import Cases, training_cases
 from serve_app.intake.calibrations.losses import MeasuredLosses
@@ -33,6 +33,7 @@ from serve_app.schemas.calibrations import CalibrationRequest
 from serve_app.schemas.requests import Lora
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import Status
+from serve_app.telemetry.failures import log_failure
 from serve_app.telemetry.metrics import NO_METER, Loop, Meter
 
 logger = logging.getLogger(__name__)
@@ -150,13 +151,23 @@ class CalibrationRuns:
                 continue
             if not await self._store.take_duty(DUTY, self._owner, DUTY_S):
                 return
-            await self._store.calibrations.end(run.id, await self._measure(run, records))
+            await self._store.calibrations.end(run.id, await self._measured(run, records))
 
     async def _record(self, request_id: str) -> RequestRecord | None:
         try:
             return await self._store.requests.get(request_id)
         except RequestNotFound:
             return None
+
+    async def _measured(self, run: CalibrationRun, records: Mapping[str, RequestRecord | None]) -> str | None:
+        """`_measure`, where an unforeseen failure is a problem of this run alone: others go on."""
+        try:
+            return await self._measure(run, records)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            log_failure(logger, "the calibration %s could not be measured", run.id)
+            return "it could not be measured; the service's log says why"
 
     async def _measure(self, run: CalibrationRun, records: Mapping[str, RequestRecord | None]) -> str | None:
         """Measure and keep what can be. Returns why the rest cannot, None if there is none."""
