@@ -22,6 +22,7 @@ from serve_app.errors import FetchFailed
 from serve_app.storage.ip_addresses import is_public, parse_address
 
 CHUNK_BYTES = 1 << 16
+NOT_HTTP = "its URL is not a valid http or https URL"
 # The longest ETag that is accepted, since it is stored with requests.
 MAX_VERSION = 200
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -206,6 +207,9 @@ class Fetcher:
 
         Every error of aiohttp, here or while the body is read, becomes FetchFailed.
         """
+        if not url.lower().startswith(("http://", "https://")):
+            # aiohttp asserts that a URL with a host has a scheme.
+            raise FetchFailed(NOT_HTTP)
         # Even if a whole adapter may take longer, a server that sends nothing is not waited for.
         silence_s = self._config.timeout_s if self._config.timeout_s < timeout_s else None
         with self._connections.hold(tenant) as connection:
@@ -248,14 +252,14 @@ class Fetcher:
             case aiohttp.ClientConnectorError():
                 return "its server cannot be reached"
             case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError() | aiohttp.RedirectClientError():
-                return "its URL is not a valid http or https URL"
+                return NOT_HTTP
             case aiohttp.ClientResponseError():
                 return "its server's answer is not valid HTTP"
             case aiohttp.ClientError() | OSError():
                 return "its server broke the connection off"
             case _:
                 # Errors of the URL's parser, for instance of idna.
-                return "its URL is not a valid http or https URL"
+                return NOT_HTTP
 
     def _open_socket(self, address: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
         family, kind, protocol, _, target = address

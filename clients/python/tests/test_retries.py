@@ -4,7 +4,17 @@ import httpx2
 import pytest
 
 from edits_client import Client, ConnectionFailed, Retries, UnexpectedAnswer
-from edits_client.errors import ApiError, InternalError, ModelNotFound, QueueFull, ValidationFailed
+from edits_client.errors import (
+    ApiError,
+    GpuQuotaExceeded,
+    InternalError,
+    ModelNotFound,
+    QueueFull,
+    RateLimited,
+    SweepQuotaExceeded,
+    TooManyUnfinished,
+    ValidationFailed,
+)
 from edits_client.retries import retry_after_s
 
 FAST = Retries(for_s=0.5, first_s=0.001, longest_s=0.004)
@@ -76,6 +86,46 @@ def test_time_for_tries_ends_with_the_service_s_own_error():
         client.models()
     assert raised.value.details == {"queued": 9}
     assert len(calls) > 3
+
+
+LIMITS = [
+    (RateLimited, {"kind": "submit", "limit": 30, "retry_after_s": 1}),
+    (TooManyUnfinished, {"unfinished": 2, "limit": 2}),
+    (GpuQuotaExceeded, {"used": 5.0, "limit": 5, "retry_after_s": 3600}),
+    (SweepQuotaExceeded, {"used": 10, "limit": 10, "retry_after_s": 3600}),
+]
+
+
+@pytest.mark.parametrize(("kind", "details"), LIMITS)
+def test_limit_that_passes_in_time_is_waited_for(monkeypatch, kind, details):
+    """A tenant that is refused gets its answer once the service says that it may come back."""
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    refused = error(429, kind.code, {"Retry-After": "2"}, **details)
+    client, calls = client_for([refused, refused, *ANSWERED], Retries(for_s=30.0))
+    assert client.models() == []
+    assert len(calls) == 3
+    assert waited == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(("kind", "details"), LIMITS)
+def test_limit_that_passes_too_late_is_reported_at_once(kind, details):
+    """Nobody waits a minute in vain for a quota of the next day."""
+    client, calls = client_for([error(429, kind.code, {"Retry-After": "3600"}, **details)], Retries(for_s=60.0))
+    with pytest.raises(kind) as raised:
+        client.models()
+    assert raised.value.details == details
+    assert len(calls) == 1
+
+
+def test_limit_is_waited_for_by_a_submission_under_the_same_key(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    submitted = {"request_id": "f" * 32, "status": "queued", "status_url": "", "result_url": ""}
+    accepted = httpx2.Response(200, json=submitted | {"created_at": "2026-11-30T00:00:00Z"})
+    refused = error(429, RateLimited.code, {"Retry-After": "1"}, **LIMITS[0][1])
+    client, calls = client_for([refused, refused, accepted], Retries(for_s=30.0))
+    assert client.submit_body({"model": "m", "loras": [], "prompts": [{"prompt": "p"}]}).id == "f" * 32
+    assert len({call.headers["Idempotency-Key"] for call in calls}) == 1
 
 
 def test_service_that_is_not_there_is_named():
