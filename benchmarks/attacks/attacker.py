@@ -27,6 +27,7 @@ from benchmarks.attacks.files import (
     small_png,
     tiff_of_directories,
 )
+from benchmarks.attacks.flood import FLOOD_S, Flood
 
 HOST, HERE = "127.0.0.1", "127.0.0.2"
 # An attack is repeated for at least LEAST_S and lasts at most ATTACK_S (s).
@@ -257,6 +258,15 @@ async def named_pipe(attacker: Attacker) -> None:
         pipe.unlink()
 
 
+async def flood(attacker: Attacker) -> None:
+    """200 requests per second: submissions, polls, sweeps and uploads. This tenant has limits of its own."""
+    body = request([base64_of(small_png())])
+    flooding = Flood(f"http://{HOST}:{attacker.port}", attacker.key, body, HERE)
+    await flooding.run()
+    attacker.answers |= flooding.answers
+    attacker.count(f"({flooding.sent / FLOOD_S:.0f} per second)")
+
+
 ATTACKS: dict[str, Attack] = {
     attack.__name__: attack
     for attack in (
@@ -270,6 +280,7 @@ ATTACKS: dict[str, Attack] = {
         dripping_downloads,
         full_disk,
         named_pipe,
+        flood,
     )
 }
 

@@ -23,6 +23,12 @@ class Seen:
     seconds: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     failures: list[str] = field(default_factory=list)
 
+    def __iadd__(self, other: "Seen") -> "Seen":
+        for kind, seconds in other.seconds.items():
+            self.seconds[kind] += seconds
+        self.failures += other.failures
+        return self
+
     def median(self, kind: str) -> float:
         return statistics.median(self.seconds[kind]) if self.seconds[kind] else float("nan")
 
