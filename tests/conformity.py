@@ -33,7 +33,7 @@ class Document:
         # A path with more fixed parts goes first: /v1/loras before /v1/loras/{path}.
         paths = sorted(self.content["paths"], key=lambda path: (path.count("{") - path.count("/"), -len(path)))
         # A LoRA's path and a training job's name have slashes.
-        return [(re.compile(re.sub(r"{(\w+)}", _values, path)), path) for path in paths]
+        return [(re.compile(re.sub(r"{(\w+)}", _values, path.replace(".", r"\."))), path) for path in paths]
 
     def operation(self, method: str, path: str) -> Operation | None:
         """The operation that answers a request, None if there is none."""

@@ -34,7 +34,7 @@ from aiohttp import ClientError, ClientSession, web
 
 from benchmarks.attacks.attacker import ATTACK_S, ATTACKS, MAX_QUEUED
 from benchmarks.attacks.files import small_png
-from benchmarks.attacks.flood import LIMITS
+from benchmarks.attacks.flood import FLOOD_S, LIMITS, SENT
 from benchmarks.attacks.waiting_tenant import Seen, WaitingTenant
 from benchmarks.drill.service import kill_session, serve_config
 from serve_app.commands.ports import free_port
@@ -249,7 +249,8 @@ async def stays_within_bounds(
     if not was_felt:
         print(f"  no result: {len(seen.seconds['post'])} rounds during an attack that got the answers {got}")
     if name in TURNS:
-        print(f"  {TURNS[name]} turns, medians in ms without and with it: {both_medians(quiet, seen)}")
+        rate = answers.get(SENT, 0) / FLOOD_S / TURNS[name]
+        print(f"  {TURNS[name]} turns of {rate:.0f} requests per second; {both_medians(quiet, seen)}")
     allowed = dict.fromkeys(TURNS_KINDS, TURNS_SLOWER) if name in TURNS else {}
     quick = all(ratio <= allowed.get(kind, SLOWER) for kind, ratio in ratios.items())
     return bool(was_felt) and quick and not seen.failures and memory.mb <= MEMORY_MB

@@ -26,6 +26,8 @@ SHARES = (("submit", 11), ("poll", 6), ("sweep", 2), ("upload", 1))
 UPLOAD_BYTES, UPLOADS = 8 * MB, 4
 # Fewer than the front lets one address have, so that it is the service that answers.
 MOST_UNDER_WAY = 390
+# What the number of requests that were sent is called among the counts of answers.
+SENT = "sent"
 JSON = {"Content-Type": "application/json"}
 
 

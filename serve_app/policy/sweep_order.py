@@ -45,6 +45,11 @@ class Lengths(NamedTuple):
         strengths = loras * self.multipliers + len(self.with_lora) - loras
         return strengths * self.prompts * self.seeds * self.control_images * self.profiles * self.qualities
 
+    def has(self, place: Place) -> bool:
+        """Whether each index of the place is one of its axis."""
+        lengths = (len(self.with_lora), self.multipliers, *self[2:])
+        return all(index is None or index < length for index, length in zip(place, lengths, strict=True))
+
 
 def places(lengths: Lengths, encodings_at_once: int = ENCODINGS_AT_ONCE) -> Iterator[Place]:
     """Every cell, in the order in which they are made."""

@@ -125,7 +125,7 @@ async def _round(count: int, seed: int) -> Tally:
         for number, data in enumerate(mutated_images(count, seed)):
             began = time.monotonic()
             outcome = await _outcome(decoders, data)
-            tally.slowest_s = max(tally.slowest_s, time.monotonic() - began)
+            tally.time(time.monotonic() - began, f"seed {seed}, file {number}: {outcome}")
             tally.add(outcome)
             if outcome.startswith("fault") or logged.found:
                 tally.add_fault(f"seed {seed}, file {number}: {outcome} {logged.found}: {data[:300].hex()}")

@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -115,6 +116,7 @@ class Recipes:
         chance, name = self._chance, operation["operationId"]
         for key, values in self._world.ids.items():
             path = path.replace(f"{{{key}}}", quote(chance.choice(values)))
+        path = re.sub(r"{(\w+)}", r"\1", path)
         query, headers = [], [(b"host", b"test")]
         for parameter in operation.get("parameters", ()):
             text = chance.choice(VALUES.get(parameter["name"], ("",))[:2])
@@ -125,7 +127,7 @@ class Recipes:
         caller = chance.choices(("red", "green", "operator", "reader", "limited"), (70, 8, 8, 6, 8))[0]
         headers.append((b"x-api-key", self._world.keys[caller].encode()))
         request = HttpRequest(name, method, path, urlencode(query), tuple(headers))
-        return self._with_body(request) if "requestBody" in operation else request
+        return self._with_body(request, operation) if "requestBody" in operation else request
 
     def next(self) -> HttpRequest:
         """A request with none to three changes."""
@@ -137,17 +139,23 @@ class Recipes:
             request = request.with_header(b"content-length", str(len(request.body)).encode())
         return replace(request, parts=self._chance.choice((1, 1, 1, 3)))
 
-    def _with_body(self, request: HttpRequest, value: Any = None) -> HttpRequest:
+    def _with_body(self, request: HttpRequest, operation: dict[str, Any]) -> HttpRequest:
         chance = self._chance
         if request.operation == "upload":
             return self._with_type(replace(request, body=self._image()), "application/octet-stream")
-        value = self._bodies[request.operation]() if value is None else value
+        value = self._bodies.get(request.operation, lambda: self._example(operation))()
         text = json.dumps(value).encode()
         if request.operation in ("submit", "explain") and chance.random() < 0.2:
             text = json.dumps(value).replace(self._world.image_name, "part:photo").encode()
             body = form((("request", text), ("photo", self._image())))
             return self._with_type(replace(request, body=body), f"multipart/form-data; boundary={BOUNDARY}")
         return self._with_type(replace(request, body=text), "application/json")
+
+    def _example(self, operation: dict[str, Any]) -> Any:
+        """The body that the document shows, of an operation without a recipe."""
+        schema = operation["requestBody"]["content"].get("application/json", {}).get("schema", {})
+        name = schema.get("$ref", "").rpartition("/")[2]
+        return self._world.document["components"]["schemas"].get(name, schema).get("examples", [{}])[0]
 
     def _with_type(self, request: HttpRequest, content_type: str) -> HttpRequest:
         return request.with_header(b"content-type", content_type.encode("latin-1", "replace"))
@@ -198,7 +206,7 @@ class Recipes:
         """A change of the body's value, if it is one that can be read."""
         try:
             value = json.loads(request.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return self._bytes(request)
         text = json.dumps(changed_json(value, self._chance))
         # Characters as they are instead of escaped, where UTF-8 has them.

@@ -94,7 +94,7 @@ async def checked(app: ASGIApp, document: Document, request: HttpRequest, tally:
         found = list(problems(document, request, answer))
     except Exception as error:
         found = ["raised " + "".join(traceback.format_exception(error))[-1_500:]]
-    tally.slowest_s = max(tally.slowest_s, time.monotonic() - began)
+    tally.time(time.monotonic() - began, f"{answer.status} {request}"[:2_000])
     tally.add(str(answer.status))
     for problem in found:
         tally.add_fault(f"{origin}: {problem}: {request}")

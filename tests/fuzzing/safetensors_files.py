@@ -116,7 +116,7 @@ def fuzz_safetensors(count: int, seed: int) -> Tally:
         data, began = mutated(chance), time.thread_time()
         outcome = _outcome(data)
         seconds = time.thread_time() - began
-        tally.slowest_s = max(tally.slowest_s, seconds)
+        tally.time(seconds, f"seed {seed}, file {number}: {outcome}")
         tally.add(outcome)
         if outcome.startswith("fault") or seconds > CPU_S:
             tally.add_fault(f"seed {seed}, file {number}: {outcome} after {seconds:.2f} s: {data[:300]!r}")

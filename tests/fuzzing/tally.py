@@ -11,7 +11,7 @@ KEPT_FAULTS = 200
 
 @dataclass
 class Tally:
-    """Results of bounded runs, added up. `slowest_s` is the longest time that one input took.
+    """Results of bounded runs, added up. `slowest_s` is the longest time that one input took, which `slowest` names.
 
     `seconds` are those of all rounds together, also of rounds that ran at the same time. `next_seed` is the seed of the
     next round: that of a round whose result was lost is not used again.
@@ -22,6 +22,7 @@ class Tally:
     next_seed: int = 0
     seconds: float = 0.0
     slowest_s: float = 0.0
+    slowest: str = ""
     outcomes: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
 
@@ -44,6 +45,10 @@ class Tally:
         self.inputs += 1
         self.outcomes[outcome] += 1
 
+    def time(self, seconds: float, name: str) -> None:
+        if seconds > self.slowest_s:
+            self.slowest_s, self.slowest = seconds, name
+
     def add_fault(self, fault: str) -> None:
         if len(self.faults) < KEPT_FAULTS:
             self.faults.append(fault)
@@ -53,7 +58,7 @@ class Tally:
         self.rounds += other.rounds
         self.next_seed = max(self.next_seed, other.next_seed)
         self.seconds += other.seconds
-        self.slowest_s = max(self.slowest_s, other.slowest_s)
+        self.time(other.slowest_s, other.slowest)
         self.outcomes += other.outcomes
         for fault in other.faults:
             self.add_fault(fault)

@@ -22,6 +22,7 @@ from serve_app.tasks import EditPlan, Status
 from serve_app.workers.sweep_cells import SweepCells
 from serve_app.workers.sweeper import Sweeper
 from tests.unit.conftest import ON_BOTH_DATABASES
+from tests.unit.test_jobs import DONE
 
 CELLS = 12
 CONTROL = "controls/" + "0" * 64
@@ -90,7 +91,7 @@ async def test_cells_wait_in_their_order(stored):
     sweep = await stored.sweep()
     await stored.submit_all(sweep.id)
     claims = await stored.store.queue.claim("me", stored.plan.model, CELLS, CELLS)
-    cells = await stored.store.sweeps.cells(sweep.id)
+    cells = await stored.store.sweeps.cells(sweep)
     assert [claim.task.request_id for claim in claims] == [cell.request_id for cell in cells]
 
 
@@ -194,8 +195,8 @@ async def test_sweep_that_cannot_be_submitted_does_not_stop_others(stored):
     broken, sound = await stored.sweep(tenant="a"), await stored.sweep(tenant="b")
     await stored.execute(tables.sweep_cells.update().where(tables.sweep_cells.c.sweep_id == broken.id).values(plan={}))
     await SweepCells(stored.store, SweepsConfig(), no_limits, lambda: None).submit()
-    assert {cell.request_id is None for cell in await stored.store.sweeps.cells(broken.id)} == {True}
-    assert {cell.request_id is None for cell in await stored.store.sweeps.cells(sound.id)} == {False}
+    assert {cell.request_id is None for cell in await stored.store.sweeps.cells(broken)} == {True}
+    assert {cell.request_id is None for cell in await stored.store.sweeps.cells(sound)} == {False}
 
 
 async def test_control_image_of_a_waiting_cell_is_needed(stored):
@@ -208,22 +209,44 @@ async def test_control_image_of_a_waiting_cell_is_needed(stored):
 async def test_cell_whose_request_was_deleted_is_cancelled_and_made_again(stored):
     sweep = await stored.sweep(cells=2)
     await stored.submit_all(sweep.id)
-    [first, second] = await stored.store.sweeps.cells(sweep.id)
+    [first, second] = await stored.store.sweeps.cells(sweep)
     await stored.store.requests.cancel(first.request_id)
     await stored.store.retention.delete_requests([first.request_id], lambda keys: None)
-    assert [cell.status for cell in await stored.store.sweeps.cells(sweep.id)] == [Status.CANCELED, Status.IN_QUEUE]
+    assert [cell.status for cell in await stored.store.sweeps.cells(sweep)] == [Status.CANCELED, Status.IN_QUEUE]
     assert await stored.store.sweeps.resume(sweep.id) == 1
     await stored.submit_all(sweep.id)
-    again = await stored.store.sweeps.cells(sweep.id)
+    again = await stored.store.sweeps.cells(sweep)
     assert again[0].request_id != first.request_id
     assert again[1].request_id == second.request_id
+
+
+@ON_BOTH_DATABASES
+async def test_sweep_that_is_extended_while_it_is_read_has_the_cells_of_its_axes(stored):
+    """Whoever has read the sweep before has no names for the values of the new cells."""
+    old = await stored.sweep(cells=2)
+    axes = replace(old.definition.axes, multipliers=(1.0, 0.5), seeds=(0, 1, 2))
+    known = {cell.place for cell in await stored.store.sweeps.cells(old)}
+    new = [NewCell(place, stored.plan, 1.0, {CONTROL: 7}) for place in places(axes.lengths) if place not in known]
+    assert await stored.store.sweeps.extend(old, replace(old.definition, axes=axes), new, lambda key: True)
+    assert {cell.place for cell in await stored.store.sweeps.cells(old)} == known
+    assert len(await stored.store.sweeps.cells(await stored.store.sweeps.get(old.id))) == 6
+
+
+async def test_image_of_a_later_cell_is_none_of_the_sweep_as_it_was_read(stored):
+    sweep = await stored.sweep(cells=2)
+    await stored.submit_all(sweep.id)
+    for claim in await stored.store.queue.claim("me", stored.plan.model, 2, 2):
+        await stored.store.queue.succeed(claim, DONE, lambda key: True)
+    shorter = replace(sweep, definition=replace(sweep.definition, axes=replace(sweep.definition.axes, seeds=(0,))))
+    assert [image.place.seed for image in await stored.store.sweeps.images(sweep)] == [0, 1]
+    assert [image.place.seed for image in await stored.store.sweeps.images(shorter)] == [0]
 
 
 async def test_end_is_recorded_once_no_cell_is_left(stored):
     sweep = await stored.sweep(cells=2)
     assert await stored.store.sweep_queue.record_ends() == 1
     await stored.submit_all(sweep.id)
-    for cell in await stored.store.sweeps.cells(sweep.id):
+    for cell in await stored.store.sweeps.cells(sweep):
         assert (await stored.store.sweeps.get(sweep.id)).ended_at is None
         await stored.store.requests.cancel(cell.request_id)
     assert await stored.store.sweep_queue.record_ends() == 0

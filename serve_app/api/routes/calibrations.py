@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request
 
 from serve_app import errors
+from serve_app.api.bodies.json_bodies import JsonRoute
 from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, base_url_of
 from serve_app.api.error_answers import error_docs
 from serve_app.api.routes.inference import SUBMIT_ERRORS
@@ -30,7 +31,7 @@ START_ERRORS = (
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(tags=["calibrations"], dependencies=KEYS_IN_DOCS)
+    routes = APIRouter(tags=["calibrations"], dependencies=KEYS_IN_DOCS, route_class=JsonRoute)
 
     @routes.get("/v1/calibrations", responses=error_docs(errors.StoreUnavailable))
     async def calibrations(caller: CallerOfRequest) -> CalibrationList:

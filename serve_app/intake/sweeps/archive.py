@@ -58,7 +58,7 @@ class SweepArchives:
         # Images are compressed already.
         with zipfile.ZipFile(outbox, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr("sweep.json", json.dumps(description, indent=2))
-            for image in await self._store.sweeps.images(record.id):
+            for image in await self._store.sweeps.images(record):
                 name = f"cells/{name_of(image, record.definition.axes)}"
                 await asyncio.to_thread(_add, archive, name, self._artifacts, image.done.key)
                 yield outbox.take()

@@ -95,7 +95,7 @@ class SweepEvents:
             if view.content is None or is_old or time.monotonic() - view.read_at >= POLL_S:
                 # The sweep first: if it has ended, its cells no longer change.
                 record = await self._sweeps.get(sweep_id)
-                view.content = record, await self._sweeps.cells(sweep_id)
+                view.content = record, await self._sweeps.cells(record)
                 view.read_at = time.monotonic()
             return view.content
 

@@ -81,8 +81,8 @@ class SweepSheets:
         """A page of the sheet. Raises InvalidParameter, Overloaded, StoreUnavailable and StorageFailed."""
         grid = grid_of(record.definition.axes, options.rows, options.columns)
         part = part_of(grid, options)
-        cells = {cell.place: cell for cell in await self._store.sweeps.cells(record.id)}
-        images = {image.place: image for image in await self._store.sweeps.images(record.id)}
+        cells = {cell.place: cell for cell in await self._store.sweeps.cells(record)}
+        images = {image.place: image for image in await self._store.sweeps.images(record)}
         sample = await self._store.sweeps.sample(record.id)
         async with self._drawing:
             sheet = await asyncio.to_thread(self._sheet, record, grid, part, options, cells, images, sample)

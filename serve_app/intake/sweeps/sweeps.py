@@ -167,7 +167,7 @@ class Sweeps:
         axes = sweep_axes.extended(before, base, sent.axes, files)
         sweep_axes.check_axes(sent.axes, axes)
         sweep_axes.check_cells(axes.lengths.cells, self._limit(sent.max_cells))
-        known = {cell.place for cell in await self._store.sweeps.cells(old.id)}
+        known = {cell.place for cell in await self._store.sweeps.cells(old)}
         async with discarding_new_files(self._artifacts, self._sweeper) as new_files:
             plan = await self._planner.plan(base, axes, caller, known, len(before.control_images), files.notes)
             definition = replace(old.definition, axes=plan.definition.axes)
@@ -190,7 +190,7 @@ class Sweeps:
 
     async def cells(self, record: SweepRecord) -> list[CellRecord]:
         """The cells of a sweep, in the order in which they are made."""
-        return await self._store.sweeps.cells(record.id)
+        return await self._store.sweeps.cells(record)
 
     async def history(self, before: tuple[float, str] | None, limit: int, caller: Caller) -> list[SweepRecord]:
         """Sweeps, newest first: the caller's own, or all for an operator. Raises HistoryUnavailable."""

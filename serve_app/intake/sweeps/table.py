@@ -50,8 +50,8 @@ class SweepTables:
         Raises StoreUnavailable.
         """
         axes = record.definition.axes
-        cells = {cell.place: cell for cell in await self._store.sweeps.cells(record.id)}
-        images = {image.place: image for image in await self._store.sweeps.images(record.id)}
+        cells = {cell.place: cell for cell in await self._store.sweeps.cells(record)}
+        images = {image.place: image for image in await self._store.sweeps.images(record)}
         jobs = await self._jobs(axes, caller)
         measuring = Measuring(self._artifacts, self._root)
         yield _lines([COLUMNS])

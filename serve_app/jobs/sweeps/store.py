@@ -73,18 +73,26 @@ class Sweeps:
         return await self._get(sweep_id)
 
     @transaction
-    async def cells(self, sweep_id: str) -> list[CellRecord]:
-        """The cells of a sweep, in the order in which they are made; none of a sweep that does not exist."""
-        check_sweep_id(sweep_id)
+    async def cells(self, sweep: SweepRecord) -> list[CellRecord]:
+        """The cells of a sweep, in the order in which they are made; none of a sweep that does not exist.
+
+        Cells on axes that are longer now, because the sweep was extended since it was read, are left out.
+        """
+        lengths = sweep.definition.axes.lengths
         async with self._database.reading() as connection:
-            return [cell_record(row) for row in await connection.execute(sweep_queries.cells, {"sweep_id": sweep_id})]
+            rows = await connection.execute(sweep_queries.cells, {"sweep_id": sweep.id})
+            return [cell for row in rows if lengths.has((cell := cell_record(row)).place)]
 
     @transaction
-    async def images(self, sweep_id: str) -> list[CellImage]:
-        """The finished images of a sweep that are still stored, in the order in which they are made."""
-        check_sweep_id(sweep_id)
+    async def images(self, sweep: SweepRecord) -> list[CellImage]:
+        """The finished images of a sweep that are still stored, in the order in which they are made.
+
+        As with `cells`, only those on the axes as they were read.
+        """
+        lengths = sweep.definition.axes.lengths
         async with self._database.reading() as connection:
-            return [cell_image(row) for row in await connection.execute(sweep_queries.images, {"sweep_id": sweep_id})]
+            rows = await connection.execute(sweep_queries.images, {"sweep_id": sweep.id})
+            return [image for row in rows if lengths.has((image := cell_image(row)).place)]
 
     @transaction
     async def sample(self, sweep_id: str) -> EditPlan:
