@@ -28,14 +28,25 @@ class CheckpointConfig(ConfigSection):
     )
     checkpoint: str = Field(
         MINIATURE,
-        description="A folder in diffusers' layout, an id on the model hub, `miniature` (small, inside the package, "
-        "trained to edit) or `miniature-random` (random weights, for tests).",
+        description="A folder in diffusers' layout, the URL of one (`s3://bucket/path`, or another that fsspec knows), "
+        "an id on the model hub, `miniature` (small, inside the package, trained to edit) or `miniature-random` (random "
+        "weights, for tests).",
     )
     revision: str | None = Field(
         None, description="The branch, tag or, best, commit of a checkpoint on the hub. Null: its main branch."
     )
     local_files_only: bool = Field(
         False, description="Never ask the hub; a checkpoint that is not in its local cache is an error."
+    )
+
+    checkpoint_disk_folder: str = Field(
+        str(user_cache_path("serve_app") / "checkpoints"),
+        description="The folder in which a node keeps checkpoints that have a URL, for all its editors.",
+    )
+    checkpoint_disk_bytes: PositiveInt = Field(
+        300 * 2**30,
+        description="Maximum size of that folder. The checkpoints that were used the longest time ago go first, but "
+        "none of the last hour.",
     )
 
     @model_validator(mode="after")
@@ -285,7 +296,7 @@ class ModelConfig(
         """This model with absolute paths; see `AppConfig.resolved`. A checkpoint that is not a folder is a hub id."""
         changes = {
             name: absolute(f"models[].{name}", getattr(self, name), folder)
-            for name in ("adapter_disk_folder", "compile_cache_folder")
+            for name in ("adapter_disk_folder", "checkpoint_disk_folder", "compile_cache_folder")
         }
         checkpoint = (folder or Path("/")) / expand_home("models[].checkpoint", self.checkpoint)
         if self.checkpoint not in EMBEDDED and checkpoint.is_dir():

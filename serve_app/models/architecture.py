@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.config import MINIATURE, MINIATURE_RANDOM, CheckpointConfig
-from serve_app.models.checkpoint_configs import read_config
+from serve_app.models.checkpoint_configs import read_config, read_remote_config
 
 # The linears of one block, on which adapters are trained (ostris/ai-toolkit 0.12.26): (out, in) in units of the width.
 BLOCK_LINEARS = {
@@ -112,6 +112,8 @@ def architecture_of(model: CheckpointConfig) -> Architecture:
     """
     if model.checkpoint == MINIATURE_RANDOM:
         return MINIATURE_ARCHITECTURE
+    if "://" in model.checkpoint:
+        return from_config(read_remote_config(f"{model.checkpoint.rstrip('/')}/transformer/config.json"))
     folder = TRAINED_MINIATURE if model.checkpoint == MINIATURE else Path(model.checkpoint)
     file = folder / "transformer/config.json"
     return from_config(read_config(file)) if file.is_file() else PUBLISHED

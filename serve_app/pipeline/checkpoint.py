@@ -29,6 +29,7 @@ from serve_app.models.checkpoint_configs import read_config
 from serve_app.models.recipe import SCHEDULER_CONFIG
 from serve_app.models.registry import ModelSpec
 from serve_app.pipeline import loading, miniature, trained_miniature
+from serve_app.pipeline.remote_checkpoints import RemoteCheckpoints
 from serve_app.pipeline.weight_files import PARTS, stored_tensors, weight_files
 
 Pipeline: TypeAlias = QwenImagePipeline | QwenImageEditPipeline | QwenImageEditPlusPipeline
@@ -123,6 +124,12 @@ def find(config: CheckpointConfig, spec: ModelSpec) -> Path:
         return trained_miniature.checkpoint_folder(spec)
     if config.checkpoint == MINIATURE_RANDOM:
         return miniature.checkpoint_folder(spec)
+    if "://" in config.checkpoint:
+        if config.revision is not None:
+            raise CheckpointRefused(f"revision: {config.checkpoint!r} is a URL, which has no revisions")
+        return RemoteCheckpoints(Path(config.checkpoint_disk_folder), config.checkpoint_disk_bytes).fetch(
+            config.checkpoint
+        )
     if Path(config.checkpoint).is_file():
         refuse_file(Path(config.checkpoint))
     if Path(config.checkpoint).is_dir():

@@ -6,6 +6,7 @@ the values stay. So no copy of the weights is made in host memory on the way to 
 """
 
 import os
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from serve_app.concurrency.watched_threads import Call, Stalled, Watch, WatchedThreads
 from serve_app.config.paths import file_version
 from serve_app.errors import CheckpointRefused
+from serve_app.pipeline.host_units import host_block, pin, unpin
 from serve_app.pipeline.weight_files import (
     PARTS,
     MappedFiles,
@@ -31,9 +34,13 @@ from serve_app.pipeline.weight_files import (
 )
 from serve_app.telemetry.start_progress import Progress
 
-# Threads that read at a time, and what each reads at once (bytes).
+# Threads that read at a time, and what each reads at most at once (bytes): one of the published transformer's smallest
+# matrices, or a fraction of another. A chunk costs some 0.3 ms under Python's lock, however large it is.
 THREADS = 8
-CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 18 * 2**20
+# How long a thread that runs Python code keeps the lock while others want it (s): while the models are built, threads
+# would wait for the default of 5 ms several times per chunk.
+SWITCH_INTERVAL_S = 0.0005
 # The longest time that one chunk may take (s).
 PATIENCE_S = 60.0
 
@@ -80,9 +87,14 @@ class Pipe:
         self.files = Files()
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        pinned = self._stream is not None
-        self._buffers = [torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
-        self._marks: list[torch.cuda.Event | None] = [None, None]
+        self._buffers = [host_block(CHUNK_BYTES) for _ in range(2)]
+        # After the last copy from each buffer.
+        self._marks: list[torch.cuda.Event] = []
+        if self._stream is not None:
+            self._marks = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+            for buffer in self._buffers:
+                pin(buffer)
+                finalize(self, unpin, buffer)
 
     def copy(self, stored: Stored, first: int, target: Tensor, watch: Watch) -> None:
         """Read values from element `first` on into `target` (1-D), which may have another dtype. At most a chunk."""
@@ -91,9 +103,9 @@ class Pipe:
         if self._stream is None and target.dtype == stored.dtype:
             self.files.read(place, memory_of(target), watch)
             return
-        buffer, mark = self._buffers[0][:size], self._marks[0]
-        if mark is not None:
-            mark.synchronize()
+        buffer = self._buffers[0][:size]
+        if self._marks:
+            self._marks[0].synchronize()
         self.files.read(place, memory_of(buffer), watch)
         values = buffer.view(stored.dtype)
         if self._stream is None:
@@ -104,9 +116,7 @@ class Pipe:
                 # Converted on the device: torch would convert in host memory, in the caller's thread.
                 values = values.to(self._device, non_blocking=True)
             target.copy_(values, non_blocking=True)
-            mark = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            mark.record()
-        self._marks[0] = mark
+            self._marks[0].record()
         self._buffers.reverse()
         self._marks.reverse()
 
@@ -123,7 +133,9 @@ def memory_of(tensor: Tensor) -> memoryview:
 
 def chunks(stored: Stored) -> Iterator[tuple[int, int]]:
     """First element and end of each chunk of a tensor."""
-    step = CHUNK_BYTES // stored.dtype.itemsize
+    # Of equal sizes.
+    count = max(1, -(-stored.size // CHUNK_BYTES))
+    step = max(1, -(-stored.elements // count))
     for first in range(0, stored.elements, step):
         yield first, min(first + step, stored.elements)
 
@@ -188,13 +200,17 @@ class WeightReader:
         self._threads = WatchedThreads(self._calls(tensors), THREADS, patience_s or PATIENCE_S)
 
     def __enter__(self) -> Self:
+        self._switch_interval_s = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        sys.setswitchinterval(self._switch_interval_s)
         self._threads.__exit__(kind, error, traceback)
         self._read.clear()
+        self._pipes.clear()
 
     def place(self, modules: Iterable[nn.Module]) -> None:
         """Wait for the weights, and point the modules' parameters and buffers to them.
