@@ -29,8 +29,8 @@ class CheckpointConfig(ConfigSection):
     checkpoint: str = Field(
         MINIATURE,
         description="A folder in diffusers' layout, the URL of one (`s3://bucket/path`, or another that fsspec knows), "
-        "an id on the model hub, `miniature` (small, inside the package, trained to edit) or `miniature-random` (random "
-        "weights, for tests).",
+        "an id on the model hub, `miniature` (small, inside the package, trained to edit) or `miniature-random` "
+        "(random weights, for tests).",
     )
     revision: str | None = Field(
         None, description="The branch, tag or, best, commit of a checkpoint on the hub. Null: its main branch."
