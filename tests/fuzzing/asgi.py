@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from starlette.types import ASGIApp, Message
 
 # A stream that goes on is left after this time (s), as by a client that closes its connection.
-STREAM_S = 0.5
+STREAM_S = 0.1
 # A request that is not answered by then hangs (s). The machine may be busy.
 HANGS_S = 60.0
 

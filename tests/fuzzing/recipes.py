@@ -26,6 +26,8 @@ FORM_BYTES = (
 )
 # An answer must never repeat it.
 TOKEN = "hf_a_secret_that_no_answer_repeats"
+# Operations that answer when their images are finished.
+WAITING = ("edit_images", "generate_images")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "get", "")
 # Values of parameters in queries and headers, by name. The first ones are valid.
 VALUES: dict[str, Sequence[str]] = {
@@ -95,8 +97,12 @@ class Recipes:
             for path, methods in world.document["paths"].items()
             for method, operation in methods.items()
         ]
-        # What a body is made of is most of what can go wrong: such operations get four times as many requests.
-        self._weights = [4 if "requestBody" in operation else 1 for operation, _, _ in self._operations]
+        # What a body is made of is most of what can go wrong: such operations get four times as many requests, unless
+        # they wait for images, which takes ten times as long as anything else.
+        self._weights = [
+            4 if "requestBody" in operation and operation["operationId"] not in WAITING else 1
+            for operation, _, _ in self._operations
+        ]
         self._bodies: dict[str, Callable[[], Any]] = {
             "submit": self._submit,
             "explain": self._submit,
@@ -105,9 +111,9 @@ class Recipes:
             "create_sweep": lambda: {
                 "base": self._edit(),
                 "axes": self._axes(),
-                "dry_run": self._chance.random() < 0.7,
+                "dry_run": self._chance.random() < 0.9,
             },
-            "extend_sweep": lambda: {"axes": self._axes(), "dry_run": self._chance.random() < 0.7},
+            "extend_sweep": lambda: {"axes": self._axes(), "dry_run": self._chance.random() < 0.9},
             "make_previews": lambda: {"step": 250, "control_images": {"cat.png": world.image_name}},
         }
 

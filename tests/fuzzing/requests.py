@@ -27,7 +27,7 @@ from tests.fuzzing.world import World, world_in
 from tests.unit.conftest import config_in
 
 # Requests under way at a time: enough that they meet each other, few enough that none is refused for it.
-CLIENTS = 4
+CLIENTS = 8
 # Files that are in memory, where there is such a folder: a round writes thousands of small ones.
 MEMORY = Path("/dev/shm")
 

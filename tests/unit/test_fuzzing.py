@@ -37,9 +37,9 @@ def test_mutated_requests_are_never_an_error_of_the_service():
 
 
 def test_requests_by_schema_are_never_an_error_of_the_service():
-    tally = fuzz_by_schema(2, SEED)
+    tally = fuzz_by_schema(1, SEED)
     assert tally.faults == []
-    assert tally.inputs > 100
+    assert tally.inputs > 70
     assert {"200", "400", "404", "422"} <= tally.outcomes.keys()
 
 
