@@ -72,6 +72,11 @@ def place_on(config: ModelConfig, weights: Mapping[str, int], device: int, host:
             f"card with more memory ({found})"
         )
     if device < min(STREAMED_EDIT_BYTES, total) or host < total + HOST_BYTES:
+        if config.offload == "auto" and device >= total + EDIT_BYTES:
+            raise CheckpointRefused(
+                f"compile: {config.compile} needs {gib(int(1.1 * copy) + HOST_BYTES)} of the host for a copy of the "
+                f"transformer's weights: remove it, and the weights stay on the device without a copy ({found})"
+            )
         raise CheckpointRefused(
             f"too little memory: streaming needs {gib(total + HOST_BYTES)} of the host and {gib(STREAMED_EDIT_BYTES)} "
             f"on the device, resident weights {gib(total + EDIT_BYTES)} on the device ({found})"
