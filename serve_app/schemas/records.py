@@ -213,7 +213,7 @@ class EffectiveRecord(Record):
     noise: Noise = Field(description="The initial noise.")
     text_encoder: TextEncoder = Field(description="How the prompt is encoded.")
     control_images: list[ControlImage] = Field(description="The control images, in order.")
-    loras: list[AppliedLora] = Field(description="The LoRAs, in the request's order.")
+    loras: list[AppliedLora] = Field(description="The LoRAs: that of the tier, then the request's in their order.")
     loras_applied: str = Field(description="How the LoRAs change the weights, in words.")
     tokens: Tokens = Field(description="The lengths of the transformer's sequences.")
     transformer_flops_estimated: int = Field(description="Floating-point operations of all forward passes.")

@@ -21,6 +21,8 @@ from tests.service.standin import STEP_S, AdapterNotingEngine, as_checkpoint
 REPLICAS = 3
 LORAS = [f"job_{index}/lora.safetensors" for index in range(6)]
 EDITOR = "Editor-qwen_image_edit"
+EDITOR_OF_TIER = f"{EDITOR}-fast"
+IN_FP8 = {"quantization": "fp8", "uncalibrated": "allow"}
 # Enough for an edit to be seen while it runs.
 STEPS = 8
 STYLE = {
@@ -83,7 +85,7 @@ def fleet(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
         "lora_root": "loras",
         "artifacts_url": "artifacts",
         "require_lora": False,
-        "models": [{"checkpoint": str(as_checkpoint(folder)), "device": "cpu"}],
+        "models": [{"checkpoint": str(as_checkpoint(folder)), "device": "cpu", "tiers": {"fast": IN_FP8}}],
         "jobs": {"lease_s": 3},
     }
     client = httpx.Client(base_url=f"http://127.0.0.1:{cluster}/fleet", timeout=30)
@@ -116,6 +118,21 @@ def test_same_adapters_go_to_the_replica_that_holds_them(fleet, body):
     assert all(note.was_read for note in first)
     assert [(note.adapters, note.pid) for note in again] == [(note.adapters, note.pid) for note in first]
     assert not any(note.was_read for note in again)
+
+
+def test_tier_in_fp8_is_made_by_editors_of_its_own(fleet, body):
+    known = fleet.notes()
+    result, _ = fleet.edit(body(LORAS[0]) | {"quality": "fast"})
+    fleet.edit(body(LORAS[0]))
+    of_tier, exact = fleet.new_notes(known)
+    assert of_tier.pid in fleet.replica_pids(EDITOR_OF_TIER)
+    assert exact.pid in fleet.replica_pids(EDITOR)
+    models = fleet.client.get("/v1/operation").json()["models"]
+    assert [(model["id"], model["editors_running"]) for model in models] == [
+        ("qwen_image_edit", REPLICAS),
+        ("qwen_image_edit-fast", 1),
+    ]
+    assert result["status"] == "succeeded"
 
 
 def test_images_of_a_base_model_request_are_made_by_all_replicas_at_once(fleet, body):

@@ -3436,7 +3436,7 @@ class StoredEffectiveRecord(BaseModel):
     """
     loras: list[AppliedLora] | None = None
     """
-    The LoRAs, in the request's order.
+    The LoRAs: that of the tier, then the request's in their order.
     """
     loras_applied: str | None = None
     """
@@ -3707,7 +3707,7 @@ class EffectiveRecord(BaseModel):
     """
     loras: list[AppliedLora]
     """
-    The LoRAs, in the request's order.
+    The LoRAs: that of the tier, then the request's in their order.
     """
     loras_applied: str
     """
