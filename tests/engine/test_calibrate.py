@@ -2,9 +2,11 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from serve_app.commands.config_file import read_config_file
@@ -14,7 +16,7 @@ from serve_app.intake.calibrations.losses import MeasuredLosses
 from serve_app.jobs.calibrations import Calibration
 from serve_app.jobs.store import JobStore
 from serve_app.tasks import Loss
-from tests.unit.conftest import safetensors_bytes
+from tests.unit.conftest import Application, safetensors_bytes
 
 MODEL = "qwen_image"
 TIERS = {"balanced": {"guidance_gate": 0.9}, "fast": {"steps": 1}}
@@ -75,6 +77,19 @@ def test_tiers_are_measured_and_stored_for_the_service(config_path):
     assert by_key[("fast", (LORA,))].loss.on == f"2 prompts of prompts.yaml, with {LORA} at 0.5"
     assert by_key[("fast", ())].details["sizes"] == ["64x64"]
     assert "How far each tier is from exact" in output
+    # The service finds it by the LoRA, whatever its strength.
+    said = explained(read_config_file(config_path).config, loras=[{"path": LORA}])
+    assert said["loss"]["on"] == f"2 prompts of prompts.yaml, with {LORA} at 0.5"
+    assert said["loss"]["latents"] == by_key[("fast", (LORA,))].loss.latents
+
+
+def explained(config: AppConfig, **fields: Any) -> dict[str, Any]:
+    """The effective record of a request in `fast` to a service with this config."""
+    body = {"model": MODEL, "quality": "fast", "prompts": [{"prompt": "a cat", "width": 64, "height": 64}]} | fields
+    with TestClient(Application(config).app) as client:
+        answer = client.post("/v1/explain", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["effective"][0]
 
 
 @pytest.mark.parametrize(

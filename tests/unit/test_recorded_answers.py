@@ -35,8 +35,11 @@ def insert(database_url: str, rows: dict[str, list[dict[str, Any]]]) -> None:
     with engine.begin() as connection:
         for name, recorded in rows.items():
             table: sa.Table = getattr(tables, name)
-            empty = dict.fromkeys(column.name for column in table.columns if column.nullable)
-            connection.execute(table.insert(), [empty | row for row in recorded])
+            empty = dict.fromkeys(column.key for column in table.columns if column.nullable)
+            # A column may have another name in the code.
+            keys = {column.name: column.key for column in table.columns}
+            values = [empty | {keys[name]: value for name, value in row.items()} for row in recorded]
+            connection.execute(table.insert(), values)
     engine.dispose()
 
 
