@@ -30,7 +30,7 @@ from serve_app.models.recipe import SCHEDULER_CONFIG
 from serve_app.models.registry import ModelSpec
 from serve_app.pipeline import loading, miniature, trained_miniature
 from serve_app.pipeline.remote_checkpoints import RemoteCheckpoints
-from serve_app.pipeline.weight_files import PARTS, stored_tensors, weight_files
+from serve_app.pipeline.weight_files import NEEDED, PARTS, SCALED, has_scales, stored_tensors, weight_files
 
 Pipeline: TypeAlias = QwenImagePipeline | QwenImageEditPipeline | QwenImageEditPlusPipeline
 
@@ -157,13 +157,10 @@ def refuse_file(file: Path) -> NoReturn:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as tensors:
                 names = tensors.keys()
-                scaled = any(name.endswith(("scaled_fp8", ".scale_weight", ".weight_scale")) for name in names)
-    kind = "a single file with scaled fp8 weights" if scaled else "a single file"
-    lost = ", whose bf16 weights cannot be had back" if scaled else ""
-    raise CheckpointRefused(
-        f"{file} is {kind}{lost}: name a folder in diffusers' layout with bf16 weights, as its makers publish it "
-        "(`quantization: fp8` rounds them when they are loaded)"
-    )
+                scaled = has_scales(names)
+    if scaled:
+        raise CheckpointRefused(f"{file} is a single file with {SCALED}")
+    raise CheckpointRefused(f"{file} is a single file: {NEEDED}")
 
 
 def constants(folder: Path, spec: ModelSpec) -> list[Constant]:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -32,8 +32,21 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+SCALE_NAMES = ("scaled_fp8", ".scale_weight", ".weight_scale")
+# What operators have to name instead of files that cannot be used.
+NEEDED = (
+    "name a folder in diffusers' layout with bf16 weights, as its makers publish it (`quantization: fp8` rounds them when "
+    "they are loaded)"
+)
+# What a file with scales has. The libraries would ignore the scales.
+SCALED = f"scaled fp8 weights, whose bf16 weights cannot be had back: {NEEDED}"
 # The files that the system has mapped into this process's memory, in Linux.
 MAPS = Path("/proc/self/maps")
+
+
+def has_scales(names: Iterable[str]) -> bool:
+    """Whether some tensors, by their names, are the scales of fp8 weights, as ComfyUI's files have them."""
+    return any(name.endswith(SCALE_NAMES) for name in names)
 
 
 class Place(NamedTuple):
@@ -93,6 +106,8 @@ def stored_tensors(file: Path) -> list[Stored]:
     # safetensors has an exception of its own, which is no OSError.
     except Exception as error:
         raise CheckpointRefused(f"{file} cannot be read: {error}") from error
+    if has_scales(header):
+        raise CheckpointRefused(f"{file} has {SCALED}")
     return sorted(found, key=lambda stored: stored.place.begin)
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from serve_app.config import ModelConfig
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import CheckpointRefused
 from serve_app.models.architecture import architecture_of
 from serve_app.models.registry import MODELS
@@ -94,3 +95,19 @@ def test_single_file_that_is_broken_is_refused_too(tmp_path):
     file.write_bytes(b"{nope")
     with pytest.raises(CheckpointRefused, match="is not a folder in diffusers' layout, and cannot be read"):
         checkpoint.find(ModelConfig(checkpoint=str(file)), SPEC)
+
+
+def test_scaled_fp8_weights_in_a_folder_are_refused_too(folder):
+    """The libraries ignore the scales, and the images would be wrong."""
+    file = folder / "transformer/diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("to_q.weight"))
+    tensors |= {
+        name: tensors[name].to(torch.float8_e4m3fn),
+        name.replace(".weight", ".scale_weight"): torch.ones(1),
+    }
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointRefused, match=f"{file} has scaled fp8 weights, whose bf16 weights"):
+        checkpoint.load(ModelConfig(checkpoint=str(folder)), SPEC, torch.device("cpu"), torch.float32)
+    with pytest.raises(CheckpointRefused, match="has scaled fp8 weights"):
+        TorchEngine.read(folder, SPEC, ModelConfig(checkpoint=str(folder), device="cpu", offload="stream"))
