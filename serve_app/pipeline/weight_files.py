@@ -35,8 +35,8 @@ DTYPES = {
 SCALE_NAMES = ("scaled_fp8", ".scale_weight", ".weight_scale")
 # What operators have to name instead of files that cannot be used.
 NEEDED = (
-    "name a folder in diffusers' layout with bf16 weights, as its makers publish it (`quantization: fp8` rounds them when "
-    "they are loaded)"
+    "name a folder in diffusers' layout with bf16 weights, as its makers publish it (`quantization: fp8` rounds them "
+    "when they are loaded)"
 )
 # What a file with scales has. The libraries would ignore the scales.
 SCALED = f"scaled fp8 weights, whose bf16 weights cannot be had back: {NEEDED}"
