@@ -44,6 +44,7 @@ ServiceError
 │   ├── PreviewsImpossible          PREVIEWS_IMPOSSIBLE
 │   ├── IdempotencyConflict         IDEMPOTENCY_CONFLICT, 409
 │   ├── UploadQuotaExceeded         UPLOAD_QUOTA_EXCEEDED, 409
+│   ├── StorageQuotaExceeded        STORAGE_QUOTA_EXCEEDED, 409
 │   ├── RequestCanceled             REQUEST_CANCELED, 409: for a client that waits for the result
 │   ├── HeadersTooLarge             HEADERS_TOO_LARGE, 431
 │   ├── TooManyRequests             TOO_MANY_REQUESTS, 429
@@ -307,6 +308,13 @@ class UploadQuotaExceeded(RequestError):
     """Waiting a little does not help, so it is no 429: its sender has to delete something, or to wait for hours."""
 
     code = "UPLOAD_QUOTA_EXCEEDED"
+    status = 409
+
+
+class StorageQuotaExceeded(RequestError):
+    """The tenant's requests that are kept have as many bytes as they may have."""
+
+    code = "STORAGE_QUOTA_EXCEEDED"
     status = 409
 
 

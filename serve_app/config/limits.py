@@ -29,6 +29,9 @@ class LimitsConfig(ConfigSection):
     max_upload_bytes: PositiveInt | None = Field(
         None, description="Maximum size of uploads. Replaces `jobs.max_upload_bytes_per_tenant`."
     )
+    max_stored_bytes: PositiveInt | None = Field(
+        None, description="Maximum size of the files and rows of the requests that are kept. Uploads do not count."
+    )
     gpu_seconds_per_day: PositiveFloat | None = Field(
         None,
         description="Maximum GPU seconds per UTC day: those used, and those predicted for images that have not ended.",

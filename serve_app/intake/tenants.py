@@ -40,6 +40,7 @@ class TenantLimits:
     max_unfinished: int | None = None
     gpu_seconds_per_day: float | None = None
     sweep_cells_per_day: int | None = None
+    max_stored_bytes: int | None = None
 
     def replaced_by(self, limits: LimitsConfig) -> "TenantLimits":
         """These limits, except where `limits` has one."""
@@ -48,7 +49,7 @@ class TenantLimits:
     @property
     def quotas(self) -> Quotas:
         """The limits that the job database knows."""
-        return Quotas(self.max_unfinished, self.gpu_seconds_per_day, self.sweep_cells_per_day)
+        return Quotas(self.max_unfinished, self.gpu_seconds_per_day, self.sweep_cells_per_day, self.max_stored_bytes)
 
     @property
     def of_operators(self) -> "TenantLimits":

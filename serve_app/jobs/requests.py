@@ -14,7 +14,7 @@ from serve_app.errors import FilesGone, QueueFull, RequestNotFound
 from serve_app.jobs import new_rows, queries, state_changes, tables
 from serve_app.jobs.database import Database, IsStored, transaction
 from serve_app.jobs.idempotency import id_by_key
-from serve_app.jobs.limits.quotas import NO_QUOTAS, Quotas, refuse_request
+from serve_app.jobs.limits.quotas import NO_QUOTAS, Quotas, refuse_request, refuse_stored
 from serve_app.jobs.records import HistoryFilter, ImageRecord, NewRequest, RequestRecord, RequestState, Summary, Usage
 from serve_app.jobs.state_changes import WAITING
 from serve_app.policy.fair_queue import first_turn
@@ -71,7 +71,7 @@ class Requests:
     async def refuse_when_full(
         self, tenant: str, sent: int, tenant_max: int | None = None, quotas: Quotas = NO_QUOTAS
     ) -> None:
-        """Raise QueueFull, TooManyUnfinished or GpuQuotaExceeded if `create` would raise it now.
+        """Raise QueueFull, TooManyUnfinished or GpuQuotaExceeded if `create` would raise it now; StorageQuotaExceeded.
 
         To be called before anything is fetched for the request.
 
@@ -82,6 +82,7 @@ class Requests:
         async with self._database.reading() as connection:
             await self._refuse_when_full(connection, tenant, min(sent, most), tenant_max)
             await refuse_request(connection, tenant, quotas)
+            await refuse_stored(connection, tenant, quotas)
 
     @transaction
     async def earlier(self, tenant: str, idempotency_key: str, body_sha256: str) -> RequestRecord | None:

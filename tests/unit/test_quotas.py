@@ -12,7 +12,7 @@ from serve_app.config import IngressSettings
 from serve_app.jobs import tables
 from serve_app.jobs.limits.quotas import DAY_S, add_day
 from serve_app.jobs.store import JobStore
-from tests.unit.conftest import ON_BOTH_DATABASES, Application
+from tests.unit.conftest import IMAGE, ON_BOTH_DATABASES, Application
 from tests.unit.serving import wait_until
 from tests.unit.sweeps import add_checkpoints, ended, started, sweep_body
 from tests.unit.test_http_contract import finished
@@ -125,4 +125,35 @@ def test_cells_of_sweeps_per_day(client, application, make_body):
     again = client.post(f"/v1/sweeps/{sweep_id}/extend", json={"axes": {"seeds": [6]}})
     assert refusal(again)["code"] == "SWEEP_QUOTA_EXCEEDED"
     assert client.post("/v1/sweeps", json=sweep_body(make_body, seeds=[1]) | {"dry_run": True}).status_code == 200
+    ended(client, sweep_id)
+
+
+def test_requests_may_keep_so_many_bytes(client, application, make_body):
+    kept = finished(client, make_body())["request_id"]
+    limit(application, max_stored_bytes=len(IMAGE))
+    answer = client.post("/v1/inference", json=make_body())
+    error = answer.json()["detail"]["error"]
+    assert (answer.status_code, error["code"]) == (409, "STORAGE_QUOTA_EXCEEDED")
+    assert error["details"]["limit"] == len(IMAGE) < error["details"]["stored"]
+    # What it keeps is the file of the control image, that of the result, and rows. A second request adds no file.
+    stored = error["details"]["stored"]
+    limit(application, max_stored_bytes=stored + 1)
+    again = finished(client, make_body())["request_id"]
+    rows = client.post("/v1/inference", json=make_body()).json()["detail"]["error"]["details"]["stored"] - stored
+    assert 0 < rows < 10_000
+    for request_id in (kept, again):
+        assert client.delete(f"/v1/requests/{request_id}", params={"purge": True}).status_code == 200
+    limit(application, max_stored_bytes=stored)
+    finished(client, make_body())
+
+
+def test_cells_of_a_sweep_wait_for_space(client, application, make_body):
+    finished(client, make_body())
+    limit(application, max_stored_bytes=1)
+    sweep_id = started(client, sweep_body(make_body, seeds=[1, 2]))["sweep_id"]
+    submitted = client.portal.call(
+        application.service.resources.store.sweep_queue.submit, sweep_id, 10, application.service._limits_of_sweeps
+    )
+    assert submitted == 0
+    limit(application)
     ended(client, sweep_id)

@@ -44,6 +44,7 @@ SUBMIT_ERRORS = (
     errors.QueueFull,
     errors.TooManyUnfinished,
     errors.GpuQuotaExceeded,
+    errors.StorageQuotaExceeded,
 )
 MAX_WAIT_S = 300.0
 MAX_KEY_CHARS = 255

@@ -1,4 +1,4 @@
-"""Quotas: requests of a tenant that have not ended, and what it uses per UTC day."""
+"""Quotas: requests of a tenant that have not ended, what its requests keep, and what it uses per UTC day."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve_app.errors import GpuQuotaExceeded, SweepQuotaExceeded, TooManyUnfinished
+from serve_app.errors import GpuQuotaExceeded, StorageQuotaExceeded, SweepQuotaExceeded, TooManyUnfinished
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database
 from serve_app.jobs.records import NewImage
@@ -14,6 +14,7 @@ from serve_app.jobs.state_changes import ENDED
 
 DAY_S = 86_400
 _images, _days, _cells = tables.images.c, tables.daily_usage.c, tables.sweep_cells.c
+_requests, _files = tables.requests.c, tables.request_files.c
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Quotas:
     max_unfinished: int | None = None
     gpu_seconds_per_day: float | None = None
     sweep_cells_per_day: int | None = None
+    max_stored_bytes: int | None = None
 
 
 NO_QUOTAS = Quotas()
@@ -50,7 +52,32 @@ async def refuse_request(
         )
 
 
-async def is_out_of_seconds(connection: AsyncConnection, tenant: str, quotas: Quotas) -> bool:
+async def refuse_stored(connection: AsyncConnection, tenant: str, quotas: Quotas) -> None:
+    """Raise StorageQuotaExceeded if the tenant's requests keep as many bytes as they may.
+
+    Not repeated when a request is committed: it reads the size of every file, and meanwhile others could not write.
+    Requests that are checked at the same time may exceed the limit together.
+    """
+    limit = quotas.max_stored_bytes
+    if limit is None:
+        return
+    stored = await _stored_bytes(connection, tenant)
+    if stored >= limit:
+        raise StorageQuotaExceeded(
+            f"your requests keep {stored} bytes, and the limit is {limit}: delete requests that you no longer need, "
+            "with DELETE /v1/requests/{id}?purge=true",
+            {"stored": stored, "limit": limit},
+        )
+
+
+async def is_used_up(connection: AsyncConnection, tenant: str, quotas: Quotas) -> bool:
+    """Whether cells of the tenant's sweeps have to wait: for space, or for GPU seconds of another day."""
+    if quotas.max_stored_bytes is not None and await _stored_bytes(connection, tenant) >= quotas.max_stored_bytes:
+        return True
+    return await _is_out_of_seconds(connection, tenant, quotas)
+
+
+async def _is_out_of_seconds(connection: AsyncConnection, tenant: str, quotas: Quotas) -> bool:
     """Whether the tenant's GPU seconds of today are used, or will be by images that have not ended."""
     if quotas.gpu_seconds_per_day is None:
         return False
@@ -128,6 +155,20 @@ async def _seconds(
     parts = [sa.func.coalesce(part.scalar_subquery(), 0.0) for part in (used, pending, *new)]
     row = (await connection.execute(sa.select(*parts))).one()
     return float(row[0]), float(row[1]), float(sum(row[2:]))
+
+
+async def _stored_bytes(connection: AsyncConnection, tenant: str) -> int:
+    """The size of the files that the tenant's requests need, each counted once, and of their rows."""
+    each = (
+        sa.select(sa.func.max(_files.size_bytes).label("size"))
+        .join(tables.requests, _requests.id == _files.request_id)
+        .where(_requests.tenant == tenant)
+        .group_by(_files.key)
+        .subquery()
+    )
+    of_files = sa.select(sa.func.coalesce(sa.func.sum(each.c.size), 0)).scalar_subquery()
+    rows = sa.select(sa.func.coalesce(sa.func.sum(_requests.row_bytes), 0)).where(_requests.tenant == tenant)
+    return int((await connection.execute(sa.select(of_files + rows.scalar_subquery()))).scalar_one())
 
 
 def _until_tomorrow(now: float) -> int:

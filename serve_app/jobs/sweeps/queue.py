@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database, transaction
-from serve_app.jobs.limits.quotas import Quotas, is_out_of_seconds
+from serve_app.jobs.limits.quotas import Quotas, is_used_up
 from serve_app.jobs.requests import Requests
 from serve_app.jobs.state_changes import UNFINISHED, WAITING
 from serve_app.jobs.sweeps import queries
@@ -43,7 +43,7 @@ class SweepQueue:
         """Put the next cells of a sweep into the queue: as many as may wait there. Returns their number.
 
         At most `max_waiting` of them wait, and the limits of the queue and of the tenant apply. A tenant without GPU
-        seconds for today waits until tomorrow.
+        seconds for today waits until tomorrow, and one that keeps as many bytes as it may until it deletes some.
         """
         async with self._database.writing() as connection:
             await self._database.lock_file_references(connection)
@@ -52,7 +52,7 @@ class SweepQueue:
             if row is None or row.canceled or row.purged:
                 return 0
             tenant_max, quotas = limits_of(row.tenant)
-            if await is_out_of_seconds(connection, row.tenant, quotas):
+            if await is_used_up(connection, row.tenant, quotas):
                 return 0
             room = await self._room(connection, row, max_waiting, tenant_max)
             waiting = tables.sweep_cells.select().where(_cells.sweep_id == sweep_id, sa.not_(_cells.submitted))

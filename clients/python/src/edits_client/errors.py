@@ -350,6 +350,12 @@ class TooManyRequests(ApiError):
     code = "TOO_MANY_REQUESTS"
 
 
+class StorageQuotaExceeded(ApiError):
+    """The tenant's requests that are kept have as many bytes as they may have; delete some."""
+
+    code = "STORAGE_QUOTA_EXCEEDED"
+
+
 class RateLimited(ApiError):
     """The tenant has made too many calls within a minute."""
 
