@@ -45,35 +45,48 @@ class KnownLosses:
         return LOSS if self.adapters is None or set(adapters) == self.adapters else None
 
 
-@pytest.fixture
-def served(config: AppConfig) -> Callable[..., Any]:
-    """A running application with these tiers of its model, or these settings of it."""
+def with_tiers(config: AppConfig, losses: KnownLosses, **model: Any) -> Application:
+    """An application with these settings of its model, and a LoRA for the tier turbo."""
     distilled = Path(config.lora_root) / DISTILLED
-    distilled.parent.mkdir()
+    distilled.parent.mkdir(exist_ok=True)
     # Another file than the request's, so another id.
     distilled.write_bytes(safetensors_bytes(metadata={"name": "distilled"}))
+    settings = config.models[0].model_dump() | model
+    changed = AppConfig.model_validate(config.model_dump() | {"models": [settings]})
+    return Application(changed, losses=losses)
+
+
+@pytest.fixture
+def served(config: AppConfig) -> Callable[..., Any]:
+    """A running application with these losses, and these settings of its model: TIERS if there are none."""
 
     @contextmanager
     def serve(losses: KnownLosses | None = None, **model: Any) -> Iterator[tuple[Application, TestClient]]:
-        settings = config.models[0].model_dump() | (model or {"tiers": TIERS})
-        changed = AppConfig.model_validate(config.model_dump() | {"models": [settings]})
-        application = Application(changed, losses=losses or KnownLosses())
+        application = with_tiers(config, losses or KnownLosses(), **(model or {"tiers": TIERS}))
         with TestClient(application.app) as client:
             yield application, client
 
     return serve
 
 
+@pytest.fixture(scope="module")
+def tiers(shared_config: AppConfig) -> Iterator[tuple[Application, TestClient]]:
+    """One running application with TIERS, all of which were measured, for the tests that need no other."""
+    application = with_tiers(shared_config, KnownLosses(), tiers=TIERS)
+    with TestClient(application.app) as client:
+        yield application, client
+
+
 def tiers_with(**changes: Any) -> dict[str, Any]:
     return {name: tier | changes for name, tier in TIERS.items()}
 
 
-def test_tier_decides_plan_and_record(served, make_body):
-    with served() as (application, client):
-        body = make_body(quality="fast", guidance_scale=4.0)
-        [record] = explained(client, body)["effective"]
-        result = finished(client, body)
-        plan = application.editors.tasks[-1].plan
+def test_tier_decides_plan_and_record(tiers, make_body):
+    application, client = tiers
+    body = make_body(quality="fast", guidance_scale=4.0)
+    [record] = explained(client, body)["effective"]
+    result = finished(client, body)
+    plan = application.editors.tasks[-1].plan
     assert (plan.quality, plan.quantization, plan.feature_cache) == ("fast", "fp8", None)
     assert (plan.guidance_gate, plan.guidance_gate_rest, plan.loss) == (0.5, "reuse", LOSS)
     assert result["status"] == "succeeded"
@@ -83,11 +96,11 @@ def test_tier_decides_plan_and_record(served, make_body):
     assert record["why"]["quality"] == "asked for; its loss was measured on job/lora.safetensors"
 
 
-def test_exact_is_the_default_and_has_no_loss(served, make_body):
-    with served() as (application, client):
-        [record] = explained(client, make_body())["effective"]
-        finished(client, make_body())
-        plan = application.editors.tasks[-1].plan
+def test_exact_is_the_default_and_has_no_loss(tiers, make_body):
+    application, client = tiers
+    [record] = explained(client, make_body())["effective"]
+    finished(client, make_body())
+    plan = application.editors.tasks[-1].plan
     assert (record["quality"], record["loss"], record["feature_cache"]) == ("exact", None, None)
     assert (plan.quality, plan.quantization, plan.guidance_gate, plan.loss) == ("exact", "none", None, None)
 
@@ -123,16 +136,16 @@ def test_distilled_adapter_lies_under_the_requests_own(served, make_body):
     assert (model, tier, adapters) == ("qwen_image_edit", "turbo", {plan.adapters[1].id})
 
 
-def test_request_of_a_tier_can_be_posted_again(served, make_body):
+def test_request_of_a_tier_can_be_posted_again(tiers, make_body):
+    _, client = tiers
     for quality in TIERS:
-        with served() as (_, client):
-            [record] = explained(client, make_body(quality=quality, sample_steps=None))["effective"]
-            again = record["request"]
-            assert again["quality"] == quality
-            assert [lora["path"] for lora in again["loras"]] == ["job/lora.safetensors"]
-            finished(client, make_body(quality=quality, sample_steps=None))
-            [repeated] = explained(client, again)["effective"]
-        assert {**repeated, "why": None} == {**record, "why": None}
+        [record] = explained(client, make_body(quality=quality, sample_steps=None))["effective"]
+        again = record["request"]
+        assert again["quality"] == quality
+        assert [lora["path"] for lora in again["loras"]] == ["job/lora.safetensors"]
+        finished(client, make_body(quality=quality, sample_steps=None))
+        [repeated] = explained(client, again)["effective"]
+    assert {**repeated, "why": None} == {**record, "why": None}
 
 
 @pytest.mark.parametrize(
@@ -145,18 +158,18 @@ def test_request_of_a_tier_can_be_posted_again(served, make_body):
         ({"profile": "auto"}, "promises the trainer's own pixels", {"parameter": "profile"}),
     ],
 )
-def test_request_that_contradicts_its_tier_is_refused(served, make_body, fields, reason, details):
-    with served() as (_, client):
-        error = refusal(client, make_body(**{"quality": "turbo", "sample_steps": None} | fields))
+def test_request_that_contradicts_its_tier_is_refused(tiers, make_body, fields, reason, details):
+    _, client = tiers
+    error = refusal(client, make_body(**{"quality": "turbo", "sample_steps": None} | fields))
     assert error["code"] == "QUALITY_UNAVAILABLE"
     assert reason in error["message"]
     assert error["details"].items() >= details.items()
 
 
-def test_request_that_agrees_with_its_tier_is_taken(served, make_body):
+def test_request_that_agrees_with_its_tier_is_taken(tiers, make_body):
     fields = {"sample_steps": 8, "guidance_scale": 1, "sampler": "lightning"}
-    with served() as (_, client):
-        assert explained(client, make_body(quality="turbo", **fields))["effective"][0]["sample_steps"] == 8
+    _, client = tiers
+    assert explained(client, make_body(quality="turbo", **fields))["effective"][0]["sample_steps"] == 8
 
 
 def test_tier_that_is_not_configured_is_refused_with_those_that_are(served, make_body):
@@ -201,12 +214,12 @@ def test_tiers_adapter_that_is_missing_is_the_tiers_fault(served, make_body):
     assert "gone.safetensors" in error["message"]
 
 
-def test_gate_has_no_effect_without_guidance_and_a_note_says_so(served, make_body):
-    with served() as (application, client):
-        body = make_body(quality="fast", guidance_scale=1)
-        answer = explained(client, body)
-        finished(client, body)
-        plan = application.editors.tasks[-1].plan
+def test_gate_has_no_effect_without_guidance_and_a_note_says_so(tiers, make_body):
+    application, client = tiers
+    body = make_body(quality="fast", guidance_scale=1)
+    answer = explained(client, body)
+    finished(client, body)
+    plan = application.editors.tasks[-1].plan
     assert (plan.guidance_gate, plan.guidance_gate_rest) == (None, "drop")
     assert any("its guidance_gate has no effect on prompts" in note for note in answer["notes"])
 
@@ -338,12 +351,12 @@ def test_loss_in_the_job_database_is_found(served, config, make_body):
     ("theirs", "ours", "answered"),
     [("auto", "exact", "high"), ("hd", "exact", "high"), ("medium", "balanced", "medium"), ("low", "fast", "low")],
 )
-def test_openais_names_of_qualities_are_tiers(served, control_png, theirs, ours, answered):
+def test_openais_names_of_qualities_are_tiers(tiers, control_png, theirs, ours, answered):
     fields = {"model": "qwen_image_edit", "prompt": "make it night", "quality": theirs, "size": "64x64"}
     fields |= {"loras": '[{"path": "job/lora.safetensors"}]', "steps": "2"}
-    with served() as (application, client):
-        answer = client.post("/v1/images/edits", data=fields, files={"image": control_png})
-        assert answer.status_code == 200, answer.text
+    application, client = tiers
+    answer = client.post("/v1/images/edits", data=fields, files={"image": control_png})
+    assert answer.status_code == 200, answer.text
     assert application.editors.tasks[-1].plan.quality == ours
     assert answer.json()["quality"] == answered
 
@@ -385,20 +398,20 @@ def test_max_loss_makes_exact_what_would_lose_more_and_says_so(served, make_body
     assert plan.feature_cache == (0.1 if quality == "balanced" else None)
 
 
-def test_measured_seconds_decide_the_predicted_work(served, make_body):
+def test_measured_seconds_decide_the_predicted_work(tiers, make_body):
     works = {}
-    with served() as (application, client):
-        for quality in ("exact", "balanced", "fast", "turbo"):
-            request = InferenceRequest.model_validate(make_body(quality=quality, sample_steps=None))
+    application, client = tiers
+    for quality in ("exact", "balanced", "fast", "turbo"):
+        request = InferenceRequest.model_validate(make_body(quality=quality, sample_steps=None))
 
-            async def admitted(request: InferenceRequest = request) -> float:
-                caller = Caller("", limits=application.service.keys.limits_of(""))
-                admission = application.service.submissions._admission
-                with application.service.resources.image_memory.hold("") as hold:
-                    made = await admission.admit(request, NO_PARTS, caller, hold)
-                return admission.work(made, made.edits[0])
+        async def admitted(request: InferenceRequest = request) -> float:
+            caller = Caller("", limits=application.service.keys.limits_of(""))
+            admission = application.service.submissions._admission
+            with application.service.resources.image_memory.hold("") as hold:
+                made = await admission.admit(request, NO_PARTS, caller, hold)
+            return admission.work(made, made.edits[0])
 
-            works[quality] = client.portal.call(admitted)
+        works[quality] = client.portal.call(admitted)
     # 6 s instead of 10 s, whatever makes it faster.
     assert works["balanced"] == works["fast"] == pytest.approx(0.6 * works["exact"])
     # A tier with steps of its own has its own work: 8 steps with one branch, not 25 with two.
