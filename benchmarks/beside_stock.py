@@ -3,7 +3,9 @@
     python -m benchmarks.beside_stock                        # one GPU, the published sizes, random weights in bf16
     python -m benchmarks.beside_stock --tiny                 # a quick check on a CPU, with the miniature
     python -m benchmarks.beside_stock --modes stock stock/cudnn eager compiled compiled/flash_4
-    python -m benchmarks.beside_stock --modes stock pair service_pair   # two GPUs: one guidance branch on each
+    python -m benchmarks.beside_stock --modes stock gpus_2 service_gpus_2   # two GPUs for one edit
+    python -m benchmarks.beside_stock --modes compiled gpus_2 --guidance 1    # and one branch shared by both
+    python -m benchmarks.beside_stock --model qwen_image_edit_plus_2511 --modes stock compiled gpus_2 gpus_4
     python -m benchmarks.beside_stock --modes stock eager fp8      # compiled, with the blocks' linears in fp8
     python -m benchmarks.beside_stock --sizes 1024x1024 768x1344 --steps 8 25 --adapters 0 1 2
     python -m benchmarks.beside_stock --modes stock service service_fp8    # from POST to the image's bytes
@@ -11,10 +13,10 @@
 
 An edit is timed from encoded control image to encoded JPEG, warm. `stock` is diffusers' own `__call__` in eager mode
 with the adapters as PEFT's layers; `/NAME` selects the attention kernel. Time ratios compare with `stock`; PSNR and the
-relative error of the final latents compare with `eager` of the same size and steps. MFU is that of the first GPU's
+relative error of the final latents compare with `eager` of the same size and steps, or else with `compiled`. MFU is that of the first GPU's
 forwards, relative to the best matrix product of the same run. A series of edits of at most 8 steps shows the effect of
 preparing the next edit during the current one. Two edits of a size that was not warmed up show the cost of a new size.
-`service` runs the model of cluster/serve_config.gpu.yaml through Ray, in its own processes and after the other modes
+`gpus_N` computes compiled on N GPUs. `service` runs the model of cluster/serve_config.gpu.yaml through Ray, in its own processes and after the other modes
 have released their memory; it has no MFU. A mode that fails is reported and skipped.
 """
 
@@ -46,15 +48,19 @@ from serve_app.errors import UnusableResult
 from serve_app.images.sizes import Size
 from serve_app.models.registry import MODELS
 from serve_app.pipeline.acceleration import choose_attention
-from serve_app.pipeline.device import free_cached_memory
+from serve_app.pipeline.device import free_cached_memory, more_gpus
 from serve_app.tasks import EditPlan
 
 # The service's modes, and the keys that each adds to the GPU profile.
 SERVED: dict[str, dict[str, object]] = {
     "service": {},
     "service_fp8": {"quantization": "fp8"},
-    "service_pair": {"gpus_per_replica": 2},
+    **{f"service_gpus_{count}": {"gpus_per_replica": count} for count in (2, 4, 8)},
 }
+# The GPUs of the engine's modes that use several.
+SHARED = {f"gpus_{count}": count for count in (2, 4, 8)}
+# An instruction with which an edit of one image has about 280 tokens of text, 1450 with `qwen_image_edit`.
+PROMPT = "turn the sky red, and keep the suit as it is"
 
 
 def measure_stock(bench: Bench, kernel: str, plans: list[EditPlan]) -> list[Made]:
@@ -96,8 +102,10 @@ def own_engine(bench: Bench, mode: str, kernel: str, sizes: Iterable[Size], copi
         (b, b.attn.processor, b.img_mlp.net[0], b.txt_mlp.net[0], b.img_mod, b.txt_mod)
         for b in transformer.transformer_blocks
     ]
-    another = torch.device("cuda", 1) if bench.device.type == "cuda" else bench.device
-    engine = TorchEngine(bench.pipeline, MODELS[PLAN.model], config, second_device=another if mode == "pair" else None)
+    others = more_gpus(SHARED.get(mode, 1))
+    if bench.device.type != "cuda":
+        others = [bench.device] * len(others)
+    engine = TorchEngine(bench.pipeline, MODELS[bench.template.model], config, more_devices=others)
     try:
         make_ready(engine, f"{mode}/{kernel}")
         yield engine
@@ -184,23 +192,24 @@ def new_size(bench: Bench, engine: TorchEngine, mode: str, plan: EditPlan) -> No
 
 def table(plans: list[EditPlan], results: dict[str, list[Made]], peak_flops: float) -> None:
     print(f"\nmatrix product: {peak_flops / 1e12:.3f} TFLOP/s\n")
-    print("| size | steps | adapters | mode | edit, s | stock / it | denoising, s | rest of the edit | MFU | peak, GiB "
-          "| PSNR to eager, dB | error of latents | stages, s |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    print("| size | steps | adapters | mode | edit, s | stock / it | denoising, s | a step, s | rest of the edit | MFU | peak, GiB "
+          "| PSNR, dB | error of latents | stages, s |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for index, plan in enumerate(plans):
         stock = next((made[index] for mode, made in results.items() if mode.startswith("stock")), None)
-        eager = next((made[index] for mode, made in results.items() if mode.startswith("eager")), None)
+        eager = next((results[mode][index] for mode in ("eager", "compiled") if mode in results), None)
         for mode, made in results.items():
             it = made[index]
             forwards = it.forwards
             ratio = f"{stock.seconds / it.seconds:.2f}" if stock else ""
-            mfu = f"{forwards.flops / forwards.seconds / peak_flops:.3f}" if forwards.flops else ""
+            counted = forwards.flops and mode.partition("/")[0] not in SHARED
+            mfu = f"{forwards.flops / forwards.seconds / peak_flops:.3f}" if counted else ""
             psnr = f"{difference(eager.image, it.image).psnr:.1f}" if eager and it.image else ""
             error = f"{relative_error(forwards.latents, eager.forwards.latents):.4f}" if eager and it.image else ""
             stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in it.stages.items() if name != "generate")
             print(
                 f"| {plan.width}x{plan.height} | {plan.steps} | {len(plan.adapters)} | {mode} | {it.seconds:.2f} "
-                f"| {ratio} | {forwards.seconds:.2f} | {1 - forwards.seconds / it.seconds:.1%} | {mfu} "
+                f"| {ratio} | {forwards.seconds:.2f} | {forwards.seconds / plan.steps:.4f} | {1 - forwards.seconds / it.seconds:.1%} | {mfu} "
                 f"| {it.peak_bytes / 2**30:.1f} | {psnr} | {error} | {stages} |"
             )
 
@@ -225,9 +234,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", type=size_of)
     parser.add_argument("--steps", nargs="+", type=int)
     parser.add_argument("--adapters", nargs="+", type=int, default=[1], help="number of adapters per edit")
-    modes = (
-        f"stock, eager, compiled, fp8, pair, {', '.join(SERVED)}; each with /KERNEL of {', '.join(ATTENTION_KERNELS)}"
+    modes = f"stock, eager, compiled, fp8, {', '.join((*SHARED, *SERVED))}; each with /KERNEL of {', '.join(ATTENTION_KERNELS)}"
+    parser.add_argument(
+        "--model", default=PLAN.model, choices=[spec.id for spec in MODELS.values() if spec.requires_control_image]
     )
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--guidance", type=float, default=PLAN.guidance_scale, help="1: one branch")
     parser.add_argument("--modes", nargs="+", default=["stock", "eager", "compiled"], help=modes)
     parser.add_argument("--kernels", action="store_true", help="print the device's time by kernel")
     parser.add_argument("--only-edits", action="store_true", help="measure neither a series of edits nor a new size")
@@ -247,7 +259,8 @@ def main() -> None:
     steps = options.steps or ([2] if options.tiny else [25])
     versions = {module.__name__: module.__version__ for module in (torch, diffusers)}
     with tempfile.TemporaryDirectory() as folder:
-        bench = make_bench(options.tiny, Path(folder), max(options.adapters), options.threads)
+        template = replace(PLAN, model=options.model, prompt=options.prompt, guidance_scale=options.guidance)
+        bench = make_bench(template, options.tiny, Path(folder), max(options.adapters), options.threads)
         device = bench.device
         name = "cpu" if options.tiny else torch.cuda.get_device_name()
         print(json.dumps({"device": name, **versions, "date": time.strftime("%Y-%m-%d")}), flush=True)
@@ -276,6 +289,7 @@ def main() -> None:
             except Exception:
                 print(f"{mode} failed:\n{traceback.format_exc()}", flush=True)
                 continue
+            print(json.dumps({"mode": mode, "tokens": results[mode][0].forwards.tokens}), flush=True)
             if bench is not None:
                 peak_flops = max(peak_flops, matmul_flops(device))
             table(plans, results, peak_flops)

@@ -13,7 +13,7 @@ import httpx
 import PIL.Image
 import torch
 
-from benchmarks.full_size import PHOTOGRAPH, PLAN, gpu_profile, make_pipeline, request, serving, write_lora
+from benchmarks.full_size import PHOTOGRAPH, gpu_profile, make_pipeline, request, serving, write_lora
 from serve_app.adapters.identity import fingerprint
 from serve_app.commands.ports import free_port
 from serve_app.engine.torch_engine import TorchEngine
@@ -32,9 +32,13 @@ from tests.engine.oracle import edit_by_oracle
 
 @dataclass
 class Forwards:
-    """The transformer's work in one edit: floating-point operations, seconds, and the final packed latents."""
+    """The transformer's work in one edit: floating-point operations, seconds, and the final packed latents.
+
+    `tokens` are those of images and text in the first forward.
+    """
 
     flops: int = 0
+    tokens: tuple[int, int] = (0, 0)
     seconds: float = 0.0
     latents: torch.Tensor | None = None
 
@@ -52,6 +56,9 @@ class Made:
 
 @dataclass(frozen=True)
 class Bench:
+    """`template` is the edit that all measured edits are variants of."""
+
+    template: EditPlan
     pipeline: Pipeline
     device: torch.device
     loras: tuple[Path, ...]
@@ -61,16 +68,22 @@ class Bench:
     def forwards(self) -> Iterator[Forwards]:
         """Counts operations by the shapes of the inputs, and times from the start of the first forward to the last end.
 
-        Work that is done once for many forwards, before the first one, is left out: modulations of compiled blocks.
+        Of several devices, the first one's. Work that is done once for many forwards, before the first one, is left
+        out: modulations of compiled blocks.
         """
-        transformer, seen, started = self.pipeline.transformer, Forwards(), []
+        transformer, seen, started, images = self.pipeline.transformer, Forwards(), [], [0]
         dimensions = architecture.from_config(transformer.config)
 
-        def before(module: object, arguments: tuple, inputs: dict) -> None:
+        def of_images(module: object, arguments: tuple) -> None:
             if not started:
                 synchronise_stream(self.device)
                 started.append(time.perf_counter())
-            tokens = (inputs["hidden_states"].shape[1], inputs["encoder_hidden_states"].shape[1])
+            images[0] = arguments[0].shape[1]
+
+        def of_text(module: object, arguments: tuple) -> None:
+            tokens = (images[0], arguments[0].shape[1])
+            if not seen.flops:
+                seen.tokens = tokens
             seen.flops += dimensions.forward_flops(*tokens)
 
         # The decoder is the first to see that the last forward has ended.
@@ -80,7 +93,9 @@ class Bench:
             seen.latents = arguments[0].float().cpu()
 
         hooks = (
-            transformer.register_forward_pre_hook(before, with_kwargs=True),
+            # A forward that several devices share does not call the transformer as a whole.
+            transformer.img_in.register_forward_pre_hook(of_images),
+            transformer.txt_in.register_forward_pre_hook(of_text),
             self.pipeline.vae.post_quant_conv.register_forward_pre_hook(decoding),
         )
         try:
@@ -100,7 +115,7 @@ class Bench:
     def plan(self, size: Size, steps: int, adapters: int) -> EditPlan:
         scale = 1.0 / max(1, adapters)
         uses = tuple(AdapterUse(fingerprint(str(p)), p.name, str(p), scale) for p in self.loras[:adapters])
-        return replace(PLAN, width=size[0], height=size[1], steps=steps, adapters=uses)
+        return replace(self.template, width=size[0], height=size[1], steps=steps, adapters=uses)
 
 
 def stock_edit(bench: Bench, plan: EditPlan) -> Made:
@@ -119,8 +134,8 @@ def own_edit(bench: Bench, engine: TorchEngine, plan: EditPlan) -> Made:
     return Made(time.perf_counter() - started, forwards, edited.image, peak[0], edited.timings)
 
 
-def make_bench(tiny: bool, folder: Path, adapters: int, threads: int) -> Bench:
-    spec = MODELS[PLAN.model]
+def make_bench(template: EditPlan, tiny: bool, folder: Path, adapters: int, threads: int) -> Bench:
+    spec = MODELS[template.model]
     device = torch.device("cpu" if tiny else "cuda")
     torch.set_num_threads(threads)
     pipeline = read(miniature.checkpoint_folder(spec), dtype_for(device)) if tiny else make_pipeline(spec, device)
@@ -130,7 +145,7 @@ def make_bench(tiny: bool, folder: Path, adapters: int, threads: int) -> Bench:
             make_lora(pipeline.transformer, path, seed=seed)
         else:
             write_lora(path, seed)
-    return Bench(pipeline, device, loras, threads)
+    return Bench(template, pipeline, device, loras, threads)
 
 
 def served_edits(folder: Path, plans: list[EditPlan], options: Mapping[str, Any]) -> list[Made]:
@@ -139,7 +154,10 @@ def served_edits(folder: Path, plans: list[EditPlan], options: Mapping[str, Any]
     # No caches, as in the other modes.
     profile = gpu_profile() | {"prompt_cache_bytes": 0, "control_cache_bytes": 0} | dict(options)
     photograph = PHOTOGRAPH.read_bytes()
-    with serving(folder, free_port(), profile) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with (
+        serving(folder, free_port(), {"id": plans[0].model} | profile) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
         for plan in plans:
             # Warm up as for stock; then an edit without adapters, so that the timed edit includes its swap.
             for first in (replace(plan, steps=2), replace(plan, steps=1, adapters=())):

@@ -40,6 +40,7 @@ from serve_app.models.architecture import PUBLISHED
 from serve_app.models.recipe import SCHEDULER_CONFIG
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.pipeline.checkpoint import Pipeline
+from serve_app.pipeline.device import more_gpus
 from serve_app.pipeline.miniature import TOKEN_IDS, make_text_encoder, make_tokenizer
 from serve_app.pipeline.random_lora import trainer_metadata
 from serve_app.tasks import EditPlan
@@ -86,6 +87,11 @@ def make_pipeline(spec: ModelSpec, device: torch.device) -> Pipeline:
         parts[name].eval().requires_grad_(False)
     pipeline = getattr(diffusers, spec.pipeline)(**parts)
     pipeline.set_progress_bar_config(disable=True)
+    # The miniature's tokenizer makes a token of each byte. So that a prompt has as many tokens as with the published
+    # one, all of the template before the prompt is dropped, and not its first 64 tokens (34 without control images).
+    head, _, _ = pipeline.prompt_template_encode.partition("{}")
+    dropped, _, _ = head.partition("<|vision_start|>")
+    pipeline.prompt_template_encode_start_idx = len(tokenizer(dropped)["input_ids"])
     return pipeline
 
 
@@ -93,8 +99,8 @@ def load_full_size(config: ModelConfig, contents: VerifiedFiles) -> TorchEngine:
     """An editor's engine for `build_application`; it ignores the checkpoint in the config."""
     device = torch.device("cuda")
     spec = MODELS[config.id]
-    second = torch.device("cuda", 1) if config.gpus_per_replica == 2 else None
-    engine = TorchEngine(make_pipeline(spec, device), spec, config.model_copy(update={"threads": 8}), contents, second)
+    others = more_gpus(config.gpus_per_replica)
+    engine = TorchEngine(make_pipeline(spec, device), spec, config.model_copy(update={"threads": 8}), contents, others)
     engine.make_ready()
     return engine
 
@@ -119,7 +125,8 @@ def serving(folder: Path, port: int, options: Mapping[str, Any]) -> Iterator[str
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         # The engine has random weights; an ingress takes the expected dimensions from the checkpoint's name.
-        models = [{"device": "cuda", "checkpoint": MODELS[PLAN.model].base_model} | dict(options)]
+        spec = MODELS[options.get("id", PLAN.model)]
+        models = [{"id": spec.id, "device": "cuda", "checkpoint": spec.base_model} | dict(options)]
         args = {"models": models, "artifacts_url": "artifacts", "lora_root": ".", "require_lora": False}
         config = AppConfig.model_validate(args).resolved(folder)
         started = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import repeat
 from typing import Literal
 
 import torch
@@ -20,7 +21,7 @@ from serve_app.pipeline.branches import Branches, copy_to_device
 from serve_app.pipeline.checkpoint import Pipeline
 from serve_app.pipeline.denoise import PredictClean, denoise, noise
 from serve_app.pipeline.encoders import Conditions
-from serve_app.pipeline.fusion import STEPS_AT_ONCE, clear_modulations
+from serve_app.pipeline.fusion import STEPS_AT_ONCE, clear_modulations, share_attention
 from serve_app.pipeline.guidance import Guidance
 from serve_app.pipeline.layer_stream import MOST_AHEAD
 from serve_app.pipeline.lockstep import BranchesInLockstep
@@ -35,7 +36,7 @@ MERGE_BYTES = 3 * 2**28
 
 
 class Denoiser:
-    """One pipeline's transformer, or two copies of it on one device each. One caller at a time.
+    """One pipeline's transformer, or copies of it on several devices. One caller at a time.
 
     `copies` says where the original weights are kept; `scales` are the scales, by id, of the adapters applied last.
     """
@@ -45,7 +46,7 @@ class Denoiser:
         pipeline: Pipeline,
         config: ModelConfig,
         device: torch.device,
-        second_device: torch.device | None,
+        more_devices: Sequence[torch.device],
         threads: int,
     ) -> None:
         """Raises CheckpointRefused if there is not enough memory for what the config asks for."""
@@ -56,16 +57,16 @@ class Denoiser:
         if config.offload == "stream":
             self.copies = "streamed"
         elif self.copies == "auto":
-            transformers = 1 if second_device is None else 2
-            self.copies = place_for_copies(pipeline.transformer, device, transformers)
-        if self.copies == "hooks" and (second_device or config.compile != "none" or config.quantization != "none"):
+            self.copies = place_for_copies(pipeline.transformer, device, 1 + len(more_devices))
+        if self.copies == "hooks" and (more_devices or config.compile != "none" or config.quantization != "none"):
             raise CheckpointRefused(
-                "gpus_per_replica: 2, compile and quantization need a copy of the original weights, on the device or "
+                "gpus_per_replica: 2 or more, compile and quantization need a copy of the original weights, on the device or "
                 "in host memory: there is no room for it"
             )
-        self.transformers = [pipeline.transformer]
-        if second_device is not None:
-            self.transformers.append(copy_to_device(pipeline.transformer, second_device))
+        if more_devices:
+            share_attention(pipeline.transformer)
+        copies_there = (copy_to_device(pipeline.transformer, other) for other in more_devices)
+        self.transformers = [pipeline.transformer, *copies_there]
         self._weights: Sequence[MergedWeights | PeftLayers | StreamedWeights]
         self._branches: Branches | BranchesInLockstep
         self.placement: Placement | StreamedPlacement
@@ -117,7 +118,8 @@ class Denoiser:
 
         `on_device` lies on the first device.
         """
-        on_each_device = zip(self._weights, (on_device, NONE_ON_DEVICE), strict=False)
+        on_others = repeat(NONE_ON_DEVICE, len(self._weights) - 1)
+        on_each_device = zip(self._weights, (on_device, *on_others), strict=True)
         swapped = [weights.apply(uses, deltas) for weights, deltas in on_each_device]
         self.placement.refresh(self.transformers[0])
         self.scales = {adapter_id: scale for adapter_id, (_, scale) in uses.items()}

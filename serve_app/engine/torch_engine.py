@@ -77,13 +77,13 @@ class TorchEngine:
         spec: ModelSpec,
         config: ModelConfig,
         files: VerifiedFiles | None = None,
-        second_device: torch.device | None = None,
+        more_devices: Sequence[torch.device] = (),
         why: str = "",
     ) -> None:
         """An engine for a loaded pipeline, on the pipeline's device unless the config streams the weights.
 
-        `files` reads the adapters' files; by default it does not compare their content with other editors'. A
-        `second_device` gets a copy of the transformer, which computes one of the two guidance branches.
+        `files` reads the adapters' files; by default it does not compare their content with other editors'. Each of
+        `more_devices` gets a copy of the transformer, and computes a share of each step.
         """
         offload = config.offload
         # Why the weights are where they are.
@@ -97,7 +97,7 @@ class TorchEngine:
         self._config = config
         self._graphs_when_ready: int | None = None
         self._pipeline = pipeline
-        self._health = DeviceHealth([self.device] if second_device is None else [self.device, second_device])
+        self._health = DeviceHealth([self.device, *more_devices])
         ahead = config.prepare_ahead
         if ahead is None:
             ahead = self.device.type == "cuda" and offload != "stream" and not config.switches_kernels
@@ -108,7 +108,7 @@ class TorchEngine:
         self._prepare_lock = threading.Lock()
         self._preparations_ended = 0
         self._architecture = architecture.from_config(pipeline.transformer.config)
-        self._denoiser = Denoiser(pipeline, config, self.device, second_device, self.threads)
+        self._denoiser = Denoiser(pipeline, config, self.device, more_devices, self.threads)
         self._encoders = Encoders(
             pipeline, self._denoiser.placement, config.prompt_cache_bytes, config.control_cache_bytes
         )
@@ -136,8 +136,7 @@ class TorchEngine:
             weights = checkpoint.weight_bytes(folder, dtype)
         placed = place(config, weights, device)
         pipeline = checkpoint.load_folder(folder, placed.config, spec, device, dtype)
-        second_device = torch.device("cuda", 1) if config.gpus_per_replica == 2 else None
-        return cls(pipeline, spec, placed.config, files, second_device, placed.why)
+        return cls(pipeline, spec, placed.config, files, devices.more_gpus(config.gpus_per_replica), placed.why)
 
     @property
     def alive(self) -> bool:
@@ -157,6 +156,9 @@ class TorchEngine:
         self._denoiser.accelerate()
         for width, height in config.warm_up:
             self._fixed_edit(width, height, steps=1)
+            if len(self._denoiser.transformers) > 1:
+                # Steps with one branch are divided among the devices in another way.
+                self._fixed_edit(width, height, steps=1, guidance_scale=1.0)
         found = similarity_db(plain, self._fixed_edit(*size, CANARY_STEPS))
         self._graphs_when_ready = graphs_compiled()
         logger.info(
@@ -172,8 +174,8 @@ class TorchEngine:
                 f"a fixed edit with {', '.join(settings)} has a similarity of only {found:.1f} dB to the one without"
             )
 
-    def _fixed_edit(self, width: int, height: int, steps: int) -> PIL.Image.Image:
-        plan = fixed_plan(self._spec, width, height, steps, self._config.quantization)
+    def _fixed_edit(self, width: int, height: int, steps: int, **changes: float) -> PIL.Image.Image:
+        plan = replace(fixed_plan(self._spec, width, height, steps, self._config.quantization), **changes)
         return self.edit(plan, fixed_control_images(plan)).image
 
     @property

@@ -1,18 +1,21 @@
-"""The transformer's forwards of one step: guidance branches one after the other, or in parallel on two devices."""
+"""The transformer's forwards of one step, on one or several devices."""
 
 import copy
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from threading import BrokenBarrierError
 
 import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor, nn
 
 from serve_app.pipeline.acceleration import configure_thread
+from serve_app.pipeline.forwards import Shapes, begin, end
 from serve_app.pipeline.fusion import modulate
-
-Shapes = list[tuple[int, int, int]]
+from serve_app.pipeline.sequence_parallel import Exchange, Streams, split
 
 BRANCHES = ("positive", "negative")
 
@@ -31,17 +34,60 @@ def copy_to_device(transformer: QwenImageTransformer2DModel, device: torch.devic
     return copy.deepcopy(transformer, copies)
 
 
-class Branches:
-    """One transformer, or two equal ones on two devices, of which the second computes the negative branch.
+@dataclass(frozen=True)
+class Step:
+    """What the branches of a step share: packed latents, (1, tokens, 64), the times of all steps, and an index there.
 
-    One thread cannot keep the queues of two GPUs full, so a second thread launches the second one's work. NCCL is not
-    needed: only the latents and a prediction are copied between the devices, once per step.
+    `shapes` are (1, height/16, width/16) of each image, in pixels.
+    """
+
+    hidden: Tensor
+    times: Tensor
+    index: int
+    shapes: Shapes
+
+    @property
+    def time(self) -> Tensor:
+        return self.times[self.index : self.index + 1]
+
+    def on(self, device: torch.device, rows: slice) -> "Step":
+        """The step on a device, with these tokens of the latents."""
+        hidden, times = (tensor.to(device, non_blocking=True) for tensor in (self.hidden[:, rows], self.times))
+        return replace(self, hidden=hidden, times=times)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What the device at `index` computes in a step: a forward, or its part of one.
+
+    `own` are the rows of the result that no other piece of the forward has.
+    """
+
+    index: int
+    compute: Callable[[], Tensor]
+    own: slice
+    exchange: Exchange | None = None
+
+
+class Branches:
+    """One transformer, or equal ones on several devices, which share the work of each step.
+
+    The guidance branches of a step get equal numbers of devices. If that is more than one, a branch is computed by
+    sequence parallelism: each device computes a part of the tokens. With a feature cache, which decides by the values
+    of all tokens, each branch is computed on one device.
+
+    One thread cannot keep the queues of several GPUs full, so each has a thread that launches its work; the first one's
+    is the caller's. NCCL is not needed: within a process, tensors are copied from GPU to GPU.
     """
 
     def __init__(self, transformers: Sequence[QwenImageTransformer2DModel], threads: int) -> None:
-        self._first, *rest = transformers
-        self._second = next(iter(rest), None)
-        self._launcher = ThreadPoolExecutor(1, "branch", configure_thread, (threads,))
+        self._transformers = transformers
+        self._devices = [transformer.device for transformer in transformers]
+        self._streams = [Streams(device, self._devices) for device in self._devices]
+        self._launchers = [
+            ThreadPoolExecutor(1, f"device-{index}", configure_thread, (threads,))
+            for index in range(1, len(transformers))
+        ]
 
     def predict(
         self, hidden: Tensor, times: Tensor, step: int, shapes: Shapes, prompts: Sequence[Tensor]
@@ -52,62 +98,103 @@ class Branches:
         the times of all steps of the image, in [0, 1], and `step` is an index into them. The steps of an image must
         come in order. `shapes` are (1, height/16, width/16) of each image, in pixels.
         """
-        first, *rest = prompts
-        second = self._second
-        timestep = times[step : step + 1]
-        if second is None or not rest:
-            modulate(self._first, times, step)
-            return [
-                forward(self._first, hidden, timestep, shapes, prompt, branch)
-                for branch, prompt in zip(BRANCHES[: len(prompts)], prompts, strict=True)
-            ]
-        hidden_there, times_there, negative = (
-            tensor.to(second.device, non_blocking=True) for tensor in (hidden, times, *rest)
-        )
-        pending = self._launcher.submit(
-            forward_on_own_device, second, hidden_there, times_there, step, shapes, negative
-        )
+        now = Step(hidden, times, step, shapes)
+        branches = zip(prompts, BRANCHES, strict=False)
+        if len(self._transformers) == 1:
+            modulate(self._transformers[0], times, step)
+            return [forward(self._transformers[0], now, prompt, name) for prompt, name in branches]
+        each = len(self._transformers) // len(prompts)
+        pieces = [
+            self._pieces(now, prompt, name, range(index * each, index * each + each))
+            for index, (prompt, name) in enumerate(branches)
+        ]
+        results = iter(self._compute([piece for branch in pieces for piece in branch]))
+        return [
+            torch.cat([next(results)[:, piece.own].to(hidden.device, non_blocking=True) for piece in branch], dim=1)
+            for branch in pieces
+        ]
+
+    def _pieces(self, now: Step, prompt: Tensor, name: str, group: range) -> list[Piece]:
+        """The pieces of a branch that the devices of `group` compute."""
+        first, everything = self._transformers[group.start], slice(None)
+        if len(group) == 1 or first.is_cache_enabled:
+            inputs = (now.on(first.device, everything), prompt.to(first.device, non_blocking=True), name)
+            return [Piece(group.start, partial(compute_whole, first, *inputs), everything)]
+        devices, streams = self._devices[group.start : group.stop], self._streams[group.start : group.stop]
+        images, text = split(now.hidden.shape[1], len(group)), split(prompt.shape[1], len(group))
+        exchange = Exchange(devices, text, images, streams)
+        pieces = []
+        for rank, index in enumerate(group):
+            rows = (images[rank].computed, text[rank].computed)
+            own_text = prompt[:, rows[1]].to(devices[rank], non_blocking=True)
+            inputs = (now.on(devices[rank], rows[0]), own_text, rows, exchange, rank, prompt.shape[1])
+            compute = partial(compute_part, self._transformers[index], *inputs)
+            pieces.append(Piece(index, compute, images[rank].own_of_computed, exchange))
+        return pieces
+
+    def _compute(self, pieces: Sequence[Piece]) -> list[Tensor]:
+        """The pieces' results, of which the first one's is computed in this thread.
+
+        Raises the error of a piece that failed, after all have ended: no piece may run on next to whatever follows.
+        """
+        first, *others = pieces
+        computed: Future[Tensor] = Future()
+        pending = [self._launchers[piece.index - 1].submit(piece.compute) for piece in others]
         try:
-            modulate(self._first, times, step)
-            positive = forward(self._first, hidden, timestep, shapes, first, BRANCHES[0])
-        finally:
-            # Even if this forward fails, the other one must not run on next to whatever follows.
-            wait([pending])
-        return [positive, pending.result().to(hidden.device, non_blocking=True)]
+            computed.set_result(first.compute())
+        except BaseException as error:
+            computed.set_exception(error)
+        wait(pending)
+        for exchange in {piece.exchange for piece in pieces if piece.exchange is not None}:
+            exchange.close()
+        errors = [error for future in (computed, *pending) if (error := future.exception()) is not None]
+        if errors:
+            # Those that waited for the one that failed have a BrokenBarrierError.
+            raise min(errors, key=lambda error: isinstance(error, BrokenBarrierError))
+        return [future.result() for future in (computed, *pending)]
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Within, Triton's kernels run on this device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @torch.no_grad()
-def forward_on_own_device(
-    transformer: QwenImageTransformer2DModel,
-    hidden: Tensor,
-    times: Tensor,
-    step: int,
-    shapes: Shapes,
-    prompt: Tensor,
-) -> Tensor:
-    """`modulate` and `forward` of the negative branch, in a thread of its own."""
-    # Triton kernels run on the thread's current device.
-    with torch.cuda.device(hidden.device) if hidden.is_cuda else nullcontext():
-        modulate(transformer, times, step)
-        return forward(transformer, hidden, times[step : step + 1], shapes, prompt, BRANCHES[1])
+def compute_whole(transformer: QwenImageTransformer2DModel, step: Step, prompt: Tensor, name: str) -> Tensor:
+    """A branch's forward, in the thread of its device."""
+    with current(prompt.device):
+        modulate(transformer, step.times, step.index)
+        return forward(transformer, step, prompt, name)
 
 
-def forward(
+@torch.no_grad()
+def compute_part(
     transformer: QwenImageTransformer2DModel,
-    hidden: Tensor,
-    timestep: Tensor,
-    shapes: Shapes,
+    step: Step,
     prompt: Tensor,
-    branch: str,
+    rows: tuple[slice, slice],
+    exchange: Exchange,
+    rank: int,
+    text_tokens: int,
 ) -> Tensor:
+    """The prediction for the tokens `rows` of images and text, in the thread of their device."""
+    with current(prompt.device), exchange.member(rank):
+        modulate(transformer, step.times, step.index)
+        part = begin(transformer, step.hidden, step.time, step.shapes, prompt, rows, text_tokens)
+        for block in transformer.transformer_blocks:
+            part.through(block)
+        return end(transformer, part)
+
+
+def forward(transformer: QwenImageTransformer2DModel, step: Step, prompt: Tensor, branch: str) -> Tensor:
     """The transformer's prediction. A feature cache holds the features of each `branch` apart."""
     with transformer.cache_context(branch) if transformer.is_cache_enabled else nullcontext():
         predicted: Tensor = transformer(
-            hidden_states=hidden,
-            timestep=timestep,
+            hidden_states=step.hidden,
+            timestep=step.time,
             encoder_hidden_states=prompt,
             encoder_hidden_states_mask=None,
-            img_shapes=[shapes],
+            img_shapes=[step.shapes],
             return_dict=False,
         )[0]
     return predicted

@@ -13,8 +13,9 @@ from serve_app.config import SamplerName
 from serve_app.errors import InvalidParameter
 from serve_app.models.prompt_tokens import max_tokens_with_images
 from serve_app.models.recipe import scheduler_config, shift_of
-from serve_app.pipeline.branches import Branches, Shapes
+from serve_app.pipeline.branches import Branches
 from serve_app.pipeline.conditioning import pack
+from serve_app.pipeline.forwards import Shapes
 from serve_app.pipeline.guidance import Guidance
 from serve_app.pipeline.lockstep import BranchesInLockstep
 

@@ -81,6 +81,11 @@ def choose(device: str) -> torch.device:
     return torch.device(device)
 
 
+def more_gpus(count: int) -> list[torch.device]:
+    """The GPUs besides the first one of an editor that has `count`."""
+    return [torch.device("cuda", index) for index in range(1, count)]
+
+
 def dtype_for(device: torch.device) -> torch.dtype:
     """fp32 on a CPU; bf16 on CUDA, or fp16 where the card has no bf16."""
     if device.type == "cpu":

@@ -13,7 +13,10 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from torch import Tensor, nn
+
+from serve_app.pipeline.sequence_parallel import attended, posted
 
 # Steps whose modulations are computed at once: 142 MB per device at the published size, 212 MB with `zero_cond_t`.
 STEPS_AT_ONCE = 32
@@ -22,10 +25,13 @@ STEPS_AT_ONCE = 32
 def fuse(transformer: QwenImageTransformer2DModel, *, with_gelu: bool) -> None:
     """Replace the parts of every block by the fused ones of this module.
 
+    Blocks that `share_attention` has changed keep sharing theirs.
+
     `with_gelu`: a linear applies the GELU that follows it, on CUDA, for plain weights in a dtype of torch.
     """
     for block in transformer.transformer_blocks:
-        block.attn.set_processor(JointAttention(block.attn.processor._attention_backend))
+        shared = isinstance(block.attn.processor, JointAttention) and block.attn.processor.shared
+        block.attn.set_processor(JointAttention(block.attn.processor._attention_backend, shared=shared))
         block.img_mod, block.txt_mod = Modulation(*block.img_mod), Modulation(*block.txt_mod)
         if with_gelu:
             for mlp in (block.img_mlp, block.txt_mlp):
@@ -99,11 +105,29 @@ def modulations(transformer: QwenImageTransformer2DModel) -> list[Modulation]:
     return streams if isinstance(streams[0], Modulation) else []
 
 
-class JointAttention:
-    """diffusers' `QwenDoubleStreamAttnProcessor2_0` without a mask, its rotary embedding in real numbers."""
+def share_attention(transformer: QwenImageTransformer2DModel) -> None:
+    """Let the blocks take part in an exchange: the same operations as diffusers' on one device, in another order."""
+    for block in transformer.transformer_blocks:
+        backend = block.attn.processor._attention_backend
+        block.attn.set_processor(JointAttention(backend, rotated_by_complex_product, shared=True))
 
-    def __init__(self, backend: AttentionBackendName | None) -> None:
+
+class JointAttention:
+    """diffusers' `QwenDoubleStreamAttnProcessor2_0` without a mask.
+
+    `shared`: to the keys and values of all devices of an exchange, if the thread computes for one.
+    """
+
+    def __init__(
+        self,
+        backend: AttentionBackendName | None,
+        rotate: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        shared: bool = False,
+    ) -> None:
         self._attention_backend = backend
+        self._rotate = rotate or rotated
+        self.shared = shared
 
     def __call__(
         self,
@@ -120,29 +144,37 @@ class JointAttention:
         """
         images, text = hidden_states, encoder_hidden_states
         turn_images, turn_text = image_rotary_emb
-        width = attn.inner_dim // attn.heads
+        width, rotate = attn.inner_dim // attn.heads, self._rotate
 
         def heads(states: Tensor) -> Tensor:
             return states.view(*states.shape[:-1], -1, width)
 
-        query = torch.cat(
-            [
-                rotated(attn.norm_added_q(heads(attn.add_q_proj(text))), turn_text),
-                rotated(attn.norm_q(heads(attn.to_q(images))), turn_images),
-            ],
-            dim=1,
-        )
-        key = torch.cat(
-            [
-                rotated(attn.norm_added_k(heads(attn.add_k_proj(text))), turn_text),
-                rotated(attn.norm_k(heads(attn.to_k(images))), turn_images),
-            ],
-            dim=1,
-        )
-        value = torch.cat([heads(attn.add_v_proj(text)), heads(attn.to_v(images))], dim=1)
-        out = dispatch_attention_fn(query, key, value, backend=self._attention_backend).flatten(2, 3)
-        text_out, images_out = out.split([text.shape[1], images.shape[1]], dim=1)
+        def query() -> Tensor:
+            of_text = rotate(attn.norm_added_q(heads(attn.add_q_proj(text))), turn_text)
+            return torch.cat([of_text, rotate(attn.norm_q(heads(attn.to_q(images))), turn_images)], dim=1)
+
+        def key() -> Tensor:
+            of_text = rotate(attn.norm_added_k(heads(attn.add_k_proj(text))), turn_text)
+            return torch.cat([of_text, rotate(attn.norm_k(heads(attn.to_k(images))), turn_images)], dim=1)
+
+        def value() -> Tensor:
+            return torch.cat([heads(attn.add_v_proj(text)), heads(attn.to_v(images))], dim=1)
+
+        if self.shared:
+            # Keys and values first: the other devices fetch them while this one computes its queries.
+            keys_and_values = torch.stack([key(), value()], dim=2)
+            sent = posted(keys_and_values)
+            out = attended(query(), keys_and_values, sent, self._attention_backend)
+        else:
+            out = dispatch_attention_fn(query(), key(), value(), backend=self._attention_backend)
+        text_out, images_out = out.flatten(2, 3).split([text.shape[1], images.shape[1]], dim=1)
         return attn.to_out[0](images_out.contiguous()), attn.to_add_out(text_out.contiguous())
+
+
+def rotated_by_complex_product(states: Tensor, turns: Tensor) -> Tensor:
+    """As `rotated`, with diffusers' own operations and roundings."""
+    made: Tensor = apply_rotary_emb_qwen(states, turns, use_real=False)
+    return made
 
 
 def rotated(states: Tensor, turns: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ MODEL = MODELS["qwen_image_edit_plus_2511"]
 
 @pytest.fixture(scope="module")
 def paired() -> TorchEngine:
-    return TorchEngine(own_pipeline(MODEL), MODEL, ModelConfig(threads=THREADS), second_device=CPU)
+    return TorchEngine(own_pipeline(MODEL), MODEL, ModelConfig(threads=THREADS), more_devices=[CPU])
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Steps that leave blocks out: which ones, never beyond an image, and nothing else about an edit is another."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,10 +29,10 @@ STEPS = 4
 class Counted:
     """An engine whose edits have this threshold, and how often each block of its transformers was computed."""
 
-    def __init__(self, threshold: float | None, second_device: torch.device | None = None) -> None:
+    def __init__(self, threshold: float | None, more_devices: Sequence[torch.device] = ()) -> None:
         self.threshold = threshold
         config = ModelConfig(id=MODEL.id, threads=THREADS, warm_up=((64, 64),))
-        self.engine = TorchEngine(miniature.make(MODEL), MODEL, config, second_device=second_device)
+        self.engine = TorchEngine(miniature.make(MODEL), MODEL, config, more_devices=more_devices)
         self.engine.make_ready()
         transformers = self.engine._denoiser.transformers
         self.blocks = [0] * len(transformers[0].transformer_blocks)
@@ -103,13 +103,13 @@ def test_features_are_dropped_after_each_image(plan, make_plan, loras, always):
 
 
 def test_two_devices_make_the_images_of_one(plan, always):
-    paired = Counted(ALWAYS, second_device=CPU)
+    paired = Counted(ALWAYS, more_devices=[CPU])
     assert np.array_equal(pixels(paired.edit(plan)), pixels(always.edit(plan)))
     assert paired.blocks == always.blocks
 
 
 def test_other_branch_of_a_failed_edit_leaves_no_features(plan, make_plan, always):
-    paired = Counted(ALWAYS, second_device=CPU)
+    paired = Counted(ALWAYS, more_devices=[CPU])
     first, second = paired.engine._denoiser.transformers
     run_out_of_memory_once(first)
     slow = second.register_forward_pre_hook(lambda *_: time.sleep(0.3))

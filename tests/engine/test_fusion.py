@@ -1,5 +1,7 @@
 """What is written anew for the compiler: the same mathematics as diffusers' own."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
@@ -88,8 +90,8 @@ def test_modulations_are_those_of_the_step(transformer, monkeypatch):
 class Fused:
     """An engine with fused blocks, and how many products their modulations were made by."""
 
-    def __init__(self, second_device: torch.device | None = None) -> None:
-        self.engine = TorchEngine(own_pipeline(MODEL), MODEL, ModelConfig(threads=THREADS), second_device=second_device)
+    def __init__(self, more_devices: Sequence[torch.device] = ()) -> None:
+        self.engine = TorchEngine(own_pipeline(MODEL), MODEL, ModelConfig(threads=THREADS), more_devices=more_devices)
         self.transformers = self.engine._denoiser.transformers
         self.products = 0
         for transformer in self.transformers:
@@ -107,7 +109,7 @@ class Fused:
 
 def test_modulations_of_many_steps_are_made_at_once_on_each_device(monkeypatch, bench, make_plan, control_png):
     monkeypatch.setattr(fusion, "STEPS_AT_ONCE", 2)
-    one, pair = Fused(), Fused(second_device=CPU)
+    one, pair = Fused(), Fused(more_devices=[CPU])
     for steps, times in ((1, 1), (3, 2)):
         plan = make_plan(model=MODEL.id, steps=steps)
         expected = bench(MODEL.id).engine.edit(plan, [control_png]).image
@@ -122,7 +124,7 @@ def test_modulations_of_many_steps_are_made_at_once_on_each_device(monkeypatch, 
 
 
 def test_modulations_of_an_aborted_edit_are_dropped(make_plan, control_png):
-    fused = Fused(second_device=CPU)
+    fused = Fused(more_devices=[CPU])
     plan = make_plan(model=MODEL.id)
     for transformer in fused.transformers:
         run_out_of_memory_once(transformer.transformer_blocks[-1].txt_mod[1])

@@ -87,7 +87,7 @@ def test_watched_edit_has_the_pixels_of_an_unwatched_one(bench, make_plan, contr
 
 
 def test_watched_edit_on_two_devices_has_the_pixels_of_an_unwatched_one_on_one(bench, make_plan, control_png):
-    paired = TorchEngine(own_pipeline(EDIT_PLUS), EDIT_PLUS, ModelConfig(threads=THREADS), second_device=CPU)
+    paired = TorchEngine(own_pipeline(EDIT_PLUS), EDIT_PLUS, ModelConfig(threads=THREADS), more_devices=[CPU])
     plan = make_plan(model=EDIT_PLUS.id, steps=3)
     edited, previews = watched(paired, plan, [control_png])
     one, same = watched(bench(EDIT_PLUS.id).engine, plan, [control_png])
