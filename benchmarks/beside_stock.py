@@ -12,12 +12,13 @@
     python -m benchmarks.beside_stock --modes compiled --kernels   # prints GPU time by kernel
 
 An edit is timed from encoded control image to encoded JPEG, warm. `stock` is diffusers' own `__call__` in eager mode
-with the adapters as PEFT's layers; `/NAME` selects the attention kernel. Time ratios compare with `stock`; PSNR and the
-relative error of the final latents compare with `eager` of the same size and steps, or else with `compiled`. MFU is that of the first GPU's
-forwards, relative to the best matrix product of the same run. A series of edits of at most 8 steps shows the effect of
-preparing the next edit during the current one. Two edits of a size that was not warmed up show the cost of a new size.
-`gpus_N` computes compiled on N GPUs. `service` runs the model of cluster/serve_config.gpu.yaml through Ray, in its own processes and after the other modes
-have released their memory; it has no MFU. A mode that fails is reported and skipped.
+with the adapters as PEFT's layers; `/NAME` selects the attention kernel; `gpus_N` is `compiled` on N GPUs. Time ratios
+compare with `stock`; PSNR and the relative error of the final latents compare with `eager` of the same size and steps,
+or with `compiled` where that was not run. MFU is relative to the best matrix product of the same run. A series of edits
+of at most 8 steps shows the effect of preparing the next edit during the current one. Two edits of a size that was not
+warmed up show the cost of a new size. `service` runs the model of cluster/serve_config.gpu.yaml through Ray, in its own
+processes and after the other modes have released their memory; it has no MFU. A mode that fails is reported and
+skipped.
 """
 
 import argparse
@@ -192,8 +193,8 @@ def new_size(bench: Bench, engine: TorchEngine, mode: str, plan: EditPlan) -> No
 
 def table(plans: list[EditPlan], results: dict[str, list[Made]], peak_flops: float) -> None:
     print(f"\nmatrix product: {peak_flops / 1e12:.3f} TFLOP/s\n")
-    print("| size | steps | adapters | mode | edit, s | stock / it | denoising, s | a step, s | rest of the edit | MFU | peak, GiB "
-          "| PSNR, dB | error of latents | stages, s |")  # fmt: skip
+    print("| size | steps | adapters | mode | edit, s | stock / it | denoising, s | a step, s | rest of the edit | MFU "
+          "| peak, GiB | PSNR, dB | error of latents | stages, s |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for index, plan in enumerate(plans):
         stock = next((made[index] for mode, made in results.items() if mode.startswith("stock")), None)
@@ -209,8 +210,8 @@ def table(plans: list[EditPlan], results: dict[str, list[Made]], peak_flops: flo
             stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in it.stages.items() if name != "generate")
             print(
                 f"| {plan.width}x{plan.height} | {plan.steps} | {len(plan.adapters)} | {mode} | {it.seconds:.2f} "
-                f"| {ratio} | {forwards.seconds:.2f} | {forwards.seconds / plan.steps:.4f} | {1 - forwards.seconds / it.seconds:.1%} | {mfu} "
-                f"| {it.peak_bytes / 2**30:.1f} | {psnr} | {error} | {stages} |"
+                f"| {ratio} | {forwards.seconds:.2f} | {forwards.seconds / plan.steps:.4f} "
+                f"| {1 - forwards.seconds / it.seconds:.1%} | {mfu} | {it.peak_bytes / 2**30:.1f} | {psnr} | {error} | {stages} |"
             )
 
 
@@ -234,7 +235,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", type=size_of)
     parser.add_argument("--steps", nargs="+", type=int)
     parser.add_argument("--adapters", nargs="+", type=int, default=[1], help="number of adapters per edit")
-    modes = f"stock, eager, compiled, fp8, {', '.join((*SHARED, *SERVED))}; each with /KERNEL of {', '.join(ATTENTION_KERNELS)}"
+    modes = ", ".join(("stock", "eager", "compiled", "fp8", *SHARED, *SERVED))
+    modes = f"{modes}; each with /KERNEL of {', '.join(ATTENTION_KERNELS)}"
     parser.add_argument(
         "--model", default=PLAN.model, choices=[spec.id for spec in MODELS.values() if spec.requires_control_image]
     )

@@ -67,17 +67,20 @@ class PlacementConfig(ConfigSection):
         description="CPU threads of one editor. Null: the cores of its machine. Another number changes the last bits "
         "of an image.",
     )
-    gpus_per_replica: Literal[1, 2] = Field(
+    gpus_per_replica: Literal[1, 2, 4, 8] = Field(
         1,
-        description="GPUs of one editor. With 2, each of the two guidance branches has a GPU and a copy of the "
-        "transformer. Needs `device: cuda`, without `offload` and without `adapter_weights: hooks`.",
+        description="GPUs of one editor, each with a copy of the transformer. Each of the two guidance branches gets "
+        "half of them. GPUs that share a branch, or the only branch of a step, compute a part of its tokens each. "
+        "Needs `device: cuda`, without `offload` and without `adapter_weights: hooks`; 4 and 8 without "
+        "`feature_cache`.",
     )
     offload: Literal["auto", "none", "stream"] = Field(
         "auto",
         description="`none`: the weights are on the GPU. `stream`: they are in host memory, each layer is copied to "
         "the GPU while earlier ones compute, and as many stay there as `device_memory_gib` allows: the same pixels, "
-        "and nearly the same speed. Not with `gpus_per_replica: 2`, `prepare_ahead`, `quantization`, `feature_cache` "
-        "or another `adapter_weights` than `auto`. `auto`: `none` if the GPU has room, otherwise `stream`.",
+        "and nearly the same speed. Not with several `gpus_per_replica`, `prepare_ahead`, `quantization`, "
+        "`feature_cache` or another `adapter_weights` than `auto`. `auto`: `none` if the GPU has room, otherwise "
+        "`stream`.",
     )
     device_memory_gib: PositiveFloat | Literal["auto"] = Field(
         "auto",
@@ -270,11 +273,18 @@ class ModelConfig(
         return self
 
     @model_validator(mode="after")
-    def _two_gpus_need_cuda_and_whole_weights(self) -> Self:
-        if self.gpus_per_replica == 2 and (
-            self.device != "cuda" or self.offload == "stream" or self.adapter_weights == "hooks"
-        ):
-            raise ValueError("gpus_per_replica: two need device: cuda, and neither offload nor adapter_weights: hooks")
+    def _several_gpus_need_cuda_and_whole_weights(self) -> Self:
+        if self.gpus_per_replica == 1:
+            return self
+        if self.device != "cuda" or self.offload == "stream" or self.adapter_weights == "hooks":
+            raise ValueError(
+                "gpus_per_replica: more than one need device: cuda, and neither offload nor adapter_weights: hooks"
+            )
+        if self.gpus_per_replica > 2 and self.feature_cache is not None:
+            raise ValueError(
+                f"feature_cache: not with gpus_per_replica: {self.gpus_per_replica}, since it decides by all tokens of "
+                "a branch, of which each GPU would have a part"
+            )
         return self
 
     @model_validator(mode="after")
@@ -285,10 +295,10 @@ class ModelConfig(
 
     @model_validator(mode="after")
     def _only_one_thread_switches_kernels(self) -> Self:
-        if self.switches_kernels and (self.prepare_ahead or self.gpus_per_replica == 2):
+        if self.switches_kernels and (self.prepare_ahead or self.gpus_per_replica > 1):
             raise ValueError(
                 f"attention: {self.attention} without compile is not for two threads (prepare_ahead: true, "
-                "gpus_per_replica: 2): torch's switch between kernels is the whole process's"
+                "gpus_per_replica of 2 or more): torch's switch between kernels is the whole process's"
             )
         return self
 

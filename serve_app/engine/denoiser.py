@@ -60,8 +60,8 @@ class Denoiser:
             self.copies = place_for_copies(pipeline.transformer, device, 1 + len(more_devices))
         if self.copies == "hooks" and (more_devices or config.compile != "none" or config.quantization != "none"):
             raise CheckpointRefused(
-                "gpus_per_replica: 2 or more, compile and quantization need a copy of the original weights, on the device or "
-                "in host memory: there is no room for it"
+                "several gpus_per_replica, compile and quantization need a copy of the original weights, on the device "
+                "or in host memory: there is no room for it"
             )
         if more_devices:
             share_attention(pipeline.transformer)

@@ -88,7 +88,7 @@ def place_on(config: ModelConfig, weights: Mapping[str, int], device: int, host:
 def not_streamed(config: ModelConfig) -> str:
     """The first option of a config that is not combined with streaming; "" without one."""
     options = {
-        "gpus_per_replica: 2": config.gpus_per_replica == 2,
+        f"gpus_per_replica: {config.gpus_per_replica}": config.gpus_per_replica > 1,
         "prepare_ahead: true": bool(config.prepare_ahead),
         f"quantization: {config.quantization}": config.quantization != "none",
         f"feature_cache: {config.feature_cache}": config.feature_cache is not None,

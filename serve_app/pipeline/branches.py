@@ -6,7 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from threading import BrokenBarrierError
 
 import torch
 from diffusers import QwenImageTransformer2DModel
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from serve_app.pipeline.acceleration import configure_thread
 from serve_app.pipeline.forwards import Shapes, begin, end
 from serve_app.pipeline.fusion import modulate
-from serve_app.pipeline.sequence_parallel import Exchange, Streams, split
+from serve_app.pipeline.sequence_parallel import Exchange, Member, OtherDeviceFailed, Streams, Turns, split
 
 BRANCHES = ("positive", "negative")
 
@@ -58,13 +57,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Piece:
-    """What the device at `index` computes in a step: a forward, or its part of one.
+    """What the device at `index` computes in a step: a forward, or its part of one, in the turns of its thread.
 
     `own` are the rows of the result that no other piece of the forward has.
     """
 
     index: int
-    compute: Callable[[], Tensor]
+    compute: Callable[[Turns, int], Tensor]
     own: slice
     exchange: Exchange | None = None
 
@@ -127,7 +126,7 @@ class Branches:
         for rank, index in enumerate(group):
             rows = (images[rank].computed, text[rank].computed)
             own_text = prompt[:, rows[1]].to(devices[rank], non_blocking=True)
-            inputs = (now.on(devices[rank], rows[0]), own_text, rows, exchange, rank, prompt.shape[1])
+            inputs = (now.on(devices[rank], rows[0]), own_text, rows, prompt.shape[1], exchange, rank)
             compute = partial(compute_part, self._transformers[index], *inputs)
             pieces.append(Piece(index, compute, images[rank].own_of_computed, exchange))
         return pieces
@@ -137,11 +136,14 @@ class Branches:
 
         Raises the error of a piece that failed, after all have ended: no piece may run on next to whatever follows.
         """
-        first, *others = pieces
+        turns, (first, *others) = Turns(len(pieces)), pieces
         computed: Future[Tensor] = Future()
-        pending = [self._launchers[piece.index - 1].submit(piece.compute) for piece in others]
+        pending = [
+            self._launchers[piece.index - 1].submit(piece.compute, turns, turn)
+            for turn, piece in enumerate(others, start=1)
+        ]
         try:
-            computed.set_result(first.compute())
+            computed.set_result(first.compute(turns, 0))
         except BaseException as error:
             computed.set_exception(error)
         wait(pending)
@@ -149,8 +151,7 @@ class Branches:
             exchange.close()
         errors = [error for future in (computed, *pending) if (error := future.exception()) is not None]
         if errors:
-            # Those that waited for the one that failed have a BrokenBarrierError.
-            raise min(errors, key=lambda error: isinstance(error, BrokenBarrierError))
+            raise min(errors, key=lambda error: isinstance(error, OtherDeviceFailed))
         return [future.result() for future in (computed, *pending)]
 
 
@@ -160,9 +161,11 @@ def current(device: torch.device) -> AbstractContextManager[object]:
 
 
 @torch.no_grad()
-def compute_whole(transformer: QwenImageTransformer2DModel, step: Step, prompt: Tensor, name: str) -> Tensor:
+def compute_whole(
+    transformer: QwenImageTransformer2DModel, step: Step, prompt: Tensor, name: str, turns: Turns, turn: int
+) -> Tensor:
     """A branch's forward, in the thread of its device."""
-    with current(prompt.device):
+    with Member(turns, turn).working(), current(prompt.device):
         modulate(transformer, step.times, step.index)
         return forward(transformer, step, prompt, name)
 
@@ -173,12 +176,14 @@ def compute_part(
     step: Step,
     prompt: Tensor,
     rows: tuple[slice, slice],
+    text_tokens: int,
     exchange: Exchange,
     rank: int,
-    text_tokens: int,
+    turns: Turns,
+    turn: int,
 ) -> Tensor:
     """The prediction for the tokens `rows` of images and text, in the thread of their device."""
-    with current(prompt.device), exchange.member(rank):
+    with Member(turns, turn, exchange, rank).working(), current(prompt.device):
         modulate(transformer, step.times, step.index)
         part = begin(transformer, step.hidden, step.time, step.shapes, prompt, rows, text_tokens)
         for block in transformer.transformer_blocks:

@@ -15,7 +15,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
 
-# The member of an exchange that the current thread computes for.
+# The `Member` that the current thread is.
 _current = threading.local()
 
 
@@ -67,11 +67,66 @@ class Posted:
     ready: torch.cuda.Event | None
 
 
-class Exchange:
-    """The devices of one forward. Each has a thread, which uses it within `member`.
+class Turns:
+    """Lets the threads of several devices launch their work in turns, by blocks.
 
-    Threads meet once per block, and devices wait for each other in their queues only. If a thread fails, the others
-    raise BrokenBarrierError. `close` it after all threads have ended, and before its tensors are freed.
+    All need the interpreter's lock for it. Left to themselves they would hand it over at every kernel, which takes
+    longer than launching the kernel.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._locks = [threading.Lock() for _ in range(count)]
+        for lock in self._locks[1:]:
+            lock.acquire()
+        # Only the thread whose turn it is touches these.
+        self._working = list(range(count))
+        self._failed = False
+
+    @contextmanager
+    def member(self, index: int) -> Iterator[None]:
+        """Within, the thread is one of those that take turns, from its first turn on.
+
+        If one fails, the others raise OtherDeviceFailed at their next turn.
+        """
+        self._locks[index].acquire()
+        try:
+            self._check()
+            yield
+        except BaseException:
+            self._failed = True
+            raise
+        finally:
+            following = self._following(index)
+            self._working.remove(index)
+            if following != index:
+                self._locks[following].release()
+
+    def pass_on(self, index: int) -> None:
+        """Let each other thread have a turn."""
+        following = self._following(index)
+        if following != index:
+            self._locks[following].release()
+            self._locks[index].acquire()
+            self._check()
+
+    def _following(self, index: int) -> int:
+        position = self._working.index(index) + 1
+        return self._working[position % len(self._working)]
+
+    def _check(self) -> None:
+        if self._failed:
+            raise OtherDeviceFailed
+
+
+class OtherDeviceFailed(RuntimeError):
+    """The work of a device is abandoned because another one's has failed."""
+
+
+class Exchange:
+    """The keys and values of the devices that share one forward, each with its thread, gathered for each block.
+
+    Devices wait for each other in their queues only. `close` it after all threads have ended, and before its tensors
+    are freed.
     """
 
     def __init__(
@@ -85,23 +140,10 @@ class Exchange:
         self._text, self._images, self._streams = text, images, streams
         self._text_tokens = text[-1].computed.stop
         self._tokens = self._text_tokens + images[-1].computed.stop
-        self._meeting = threading.Barrier(len(devices))
         # Two of each: a device may post the next block's before another one has fetched this block's.
         self._posted: list[list[Posted | None]] = [[None, None] for _ in devices]
         self._blocks = [0] * len(devices)
         self._all: list[Tensor | None] = [None] * len(devices)
-
-    @contextmanager
-    def member(self, rank: int) -> Iterator[None]:
-        """Within, the attention of this thread is that of the device at `rank`."""
-        _current.member = (self, rank)
-        try:
-            yield
-        except BaseException:
-            self._meeting.abort()
-            raise
-        finally:
-            _current.member = None
 
     def close(self) -> None:
         """Let whatever the devices do next wait for the last copies."""
@@ -120,10 +162,9 @@ class Exchange:
     def gather(self, rank: int) -> Tensor:
         """All keys and values of the block, text first, (1, tokens, 2, heads, width), on the device at `rank`.
 
-        They are valid until the device posts those of the next block.
+        All devices have posted theirs. The result is valid until the device posts those of the next block.
         """
         block = self._blocks[rank]
-        self._meeting.wait()
         self._blocks[rank] = block + 1
         posted = [mine[block % 2] for mine in self._posted]
         own = posted[rank]
@@ -171,42 +212,70 @@ def posted(keys_and_values: Tensor) -> Tensor:
 
     (1, tokens, 2, heads, width). Returns an empty tensor, which `attended` takes so that it comes later.
     """
-    made: Tensor = _post(keys_and_values)
+    made: Tensor = torch.ops.serve_app.post(keys_and_values)
     return made
 
 
 def attended(query: Tensor, keys_and_values: Tensor, posted: Tensor, backend: AttentionBackendName | None) -> Tensor:
     """The attention of `query`, (1, tokens, heads, width), to the keys and values of all devices of the exchange."""
-    made: Tensor = _attend(query, keys_and_values, posted, (backend or AttentionBackendName.NATIVE).value)
+    name = (backend or AttentionBackendName.NATIVE).value
+    made: Tensor = torch.ops.serve_app.attend(query, keys_and_values, posted, name)
     return made
 
 
-# Operators, so that compiled blocks are one graph with and without an exchange.
-@torch.library.custom_op("serve_app::post", mutates_args=())
+@dataclass(frozen=True)
+class Member:
+    """The thread that computes for the device at `index`, alone or as the one at `rank` of an exchange."""
+
+    turns: Turns
+    index: int
+    exchange: Exchange | None = None
+    rank: int = 0
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Within, the attention of the current thread is this member's."""
+        with self.turns.member(self.index):
+            _current.member = self
+            try:
+                yield
+            finally:
+                _current.member = None
+
+
 def _post(keys_and_values: Tensor) -> Tensor:
-    member: tuple[Exchange, int] | None = getattr(_current, "member", None)
-    if member is not None:
-        exchange, rank = member
-        exchange.post(rank, keys_and_values)
+    member: Member | None = getattr(_current, "member", None)
+    if member is not None and member.exchange is not None:
+        member.exchange.post(member.rank, keys_and_values)
     return keys_and_values.new_empty(0)
 
 
-@_post.register_fake
-def _(keys_and_values: Tensor) -> Tensor:
-    return keys_and_values.new_empty(0)
-
-
-@torch.library.custom_op("serve_app::attend", mutates_args=())
 def _attend(query: Tensor, keys_and_values: Tensor, posted: Tensor, backend: str) -> Tensor:
-    member: tuple[Exchange, int] | None = getattr(_current, "member", None)
+    member: Member | None = getattr(_current, "member", None)
     if member is not None:
-        exchange, rank = member
-        keys_and_values = exchange.gather(rank)
+        member.turns.pass_on(member.index)
+        if member.exchange is not None:
+            keys_and_values = member.exchange.gather(member.rank)
     key, value = keys_and_values.unbind(2)
     return kernel(backend)(query, key, value).contiguous()
 
 
-@_attend.register_fake
+# Operators, so that compiled blocks are one graph with and without an exchange. Not made by `custom_op`, which takes
+# longer to call.
+_operators = torch.library.Library("serve_app", "FRAGMENT")
+_operators.define("post(Tensor keys_and_values) -> Tensor")
+_operators.define("attend(Tensor query, Tensor keys_and_values, Tensor posted, str backend) -> Tensor")
+for _key in ("CPU", "CUDA"):
+    _operators.impl("post", _post, _key)
+    _operators.impl("attend", _attend, _key)
+
+
+@torch.library.register_fake("serve_app::post", lib=_operators)
+def _(keys_and_values: Tensor) -> Tensor:
+    return keys_and_values.new_empty(0)
+
+
+@torch.library.register_fake("serve_app::attend", lib=_operators)
 def _(query: Tensor, keys_and_values: Tensor, posted: Tensor, backend: str) -> Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
 

@@ -1,4 +1,4 @@
-"""Two devices, one guidance branch each: the same images as one device makes, bit for bit."""
+"""Several devices for one edit: the same images as one device makes."""
 
 import numpy as np
 import pytest
@@ -16,6 +16,8 @@ from tests.conftest import THREADS
 from tests.engine.pipelines import CPU, own_pipeline, run_out_of_memory_once, use
 
 MODEL = MODELS["qwen_image_edit_plus_2511"]
+# Of an edit of 64x64 with a control image of 1024x1024.
+IMAGE_TOKENS = 16 + 4096
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +27,10 @@ def paired() -> TorchEngine:
 
 @pytest.fixture
 def second_forwards(paired):
-    """Counts the forwards of the second transformer."""
+    """The numbers of tokens in the forwards of the second transformer."""
     calls = []
-    hook = paired._denoiser.transformers[1].register_forward_pre_hook(lambda *_: calls.append(1))
+    images = paired._denoiser.transformers[1].img_in
+    hook = images.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].shape[1]))
     yield calls
     hook.remove()
 
@@ -42,21 +45,26 @@ def test_two_devices_make_the_images_of_one(paired, bench, make_plan, control_pn
         {},
     )
     for changes in edits:
-        plan, before = make_plan(model=MODEL.id, **changes), len(second_forwards)
+        plan = make_plan(model=MODEL.id, **changes)
+        second_forwards.clear()
         made = paired.edit(plan, [control_png])
         assert np.array_equal(
             np.asarray(made.image), np.asarray(bench(MODEL.id).engine.edit(plan, [control_png]).image)
         )
-        guided_steps = 1 if plan.guidance_gate else plan.steps
-        assert len(second_forwards) - before == (guided_steps if plan.guidance_scale > 1 else 0)
+        # A whole branch, or half of the only one.
+        guided = 0 if plan.guidance_scale <= 1 else 1 if plan.guidance_gate else plan.steps
+        half = -(-IMAGE_TOKENS // 2)
+        assert second_forwards == [IMAGE_TOKENS] * guided + [half] * (plan.steps - guided)
         assert made.runtime["transformers"] == 2
 
 
-def test_failure_on_the_second_device_fails_only_that_edit(paired, make_plan, control_png):
-    run_out_of_memory_once(paired._denoiser.transformers[1])
+@pytest.mark.parametrize("guidance_scale", [4.0, 1.0])
+def test_failure_on_the_second_device_fails_only_that_edit(paired, make_plan, control_png, guidance_scale):
+    plan = make_plan(model=MODEL.id, guidance_scale=guidance_scale)
+    run_out_of_memory_once(paired._denoiser.transformers[1].transformer_blocks[1].img_mlp)
     with pytest.raises(OutOfMemory):
-        paired.edit(make_plan(model=MODEL.id), [control_png])
-    assert paired.edit(make_plan(model=MODEL.id), [control_png]).image
+        paired.edit(plan, [control_png])
+    assert paired.edit(plan, [control_png]).image
 
 
 def test_twin_shares_nothing_that_an_adapter_writes_to():
@@ -68,15 +76,23 @@ def test_twin_shares_nothing_that_an_adapter_writes_to():
         assert mine.data_ptr() != theirs.data_ptr()
 
 
-def test_replica_of_two_gpus_asks_ray_for_two():
-    deployment = editor_deployment(ModelConfig(device="cuda", gpus_per_replica=2))
-    assert deployment.ray_actor_options["num_gpus"] == 2
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_replica_of_several_gpus_asks_ray_for_them(count):
+    deployment = editor_deployment(ModelConfig(device="cuda", gpus_per_replica=count))
+    assert deployment.ray_actor_options["num_gpus"] == count
     assert editor_deployment(ModelConfig(device="cuda")).ray_actor_options["num_gpus"] == 1
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"device": "cuda", "offload": "stream"}, {"device": "cuda", "adapter_weights": "hooks"}]
 )
-def test_two_gpus_are_refused_where_there_cannot_be_two(options):
-    with pytest.raises(ValidationError, match="gpus_per_replica: two need"):
-        ModelConfig(gpus_per_replica=2, **options)
+def test_several_gpus_are_refused_where_there_can_be_one_only(options):
+    for count in (2, 4):
+        with pytest.raises(ValidationError, match="gpus_per_replica: more than one need"):
+            ModelConfig(gpus_per_replica=count, **options)
+
+
+def test_feature_cache_is_refused_where_gpus_share_a_branch():
+    assert ModelConfig(device="cuda", gpus_per_replica=2, feature_cache=0.1)
+    with pytest.raises(ValidationError, match="feature_cache: not with gpus_per_replica: 4"):
+        ModelConfig(device="cuda", gpus_per_replica=4, feature_cache=0.1)

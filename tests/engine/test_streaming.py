@@ -269,7 +269,7 @@ def test_as_many_layers_stay_as_the_memory_allows():
         ({"prepare_ahead": True}, "prepare_ahead: not with offload"),
         ({"adapter_weights": "host"}, "adapter_weights: only auto with offload: stream"),
         ({"adapter_weights": "hooks"}, "adapter_weights: only auto with offload: stream"),
-        ({"gpus_per_replica": 2, "device": "cuda"}, "gpus_per_replica: two need"),
+        ({"gpus_per_replica": 2, "device": "cuda"}, "gpus_per_replica: more than one need"),
         ({"offload": "none", "device_memory_gib": 8}, "device_memory_gib: only with offload: stream"),
     ],
 )
