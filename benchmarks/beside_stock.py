@@ -211,7 +211,8 @@ def table(plans: list[EditPlan], results: dict[str, list[Made]], peak_flops: flo
             print(
                 f"| {plan.width}x{plan.height} | {plan.steps} | {len(plan.adapters)} | {mode} | {it.seconds:.2f} "
                 f"| {ratio} | {forwards.seconds:.2f} | {forwards.seconds / plan.steps:.4f} "
-                f"| {1 - forwards.seconds / it.seconds:.1%} | {mfu} | {it.peak_bytes / 2**30:.1f} | {psnr} | {error} | {stages} |"
+                f"| {1 - forwards.seconds / it.seconds:.1%} | {mfu} | {it.peak_bytes / 2**30:.1f} "
+                f"| {psnr} | {error} | {stages} |"
             )
 
 

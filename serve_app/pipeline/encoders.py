@@ -2,8 +2,10 @@
 
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import PIL.Image
 import torch
@@ -76,12 +78,14 @@ class Encoders:
         self._controls = TensorCache(control_cache_bytes)
         self._text_lock = threading.Lock()
         self._vae_lock = threading.Lock()
+        self._resizing = ThreadPoolExecutor(1, "resize")
         vision_encoder.batch_window_attention(pipeline.text_encoder.model.visual)
 
     def conditions(
         self, plan: EditPlan, images: Sequence[DecodedImage], recipe: Recipe, timer: StageTimer
     ) -> Conditions:
         """The encoded prompts and control images of a plan, computed or from the caches."""
+        pixels = self._control_pixels(plan, images, recipe)
         with timer.stage("encode_prompt"), self._alone(self._text_lock):
             encoding = PromptEncoding()
             positive = self._prompt(plan.prompt, images, recipe.encoder_sizes, recipe, encoding)
@@ -90,7 +94,7 @@ class Encoders:
                 negative = self._prompt(plan.negative_prompt, images, recipe.negative_encoder_sizes, recipe, encoding)
         with timer.stage("encode_control"), self._alone(self._vae_lock):
             before = self._controls.hits
-            control = self._control(plan, images, recipe)
+            control = self._control(plan, images, recipe, pixels)
             reused = {"prompts": encoding.cache_hits, "controls": self._controls.hits - before}
         return Conditions(positive, negative, control, reused)
 
@@ -150,20 +154,46 @@ class Encoders:
         encoding.cache_hits += key in self._prompts
         return record_stream(self._prompts.get(key, encode))
 
-    def _control(self, plan: EditPlan, images: Sequence[DecodedImage], recipe: Recipe) -> Tensor | None:
-        latents = [
-            record_stream(self._control_latents(image, resizes, plan))
+    def _control_pixels(
+        self, plan: EditPlan, images: Sequence[DecodedImage], recipe: Recipe
+    ) -> list[Future[Tensor] | None]:
+        """The resizing of each control image whose latents are not cached, by a thread of its own.
+
+        It takes a CPU as long as encoding a prompt takes a GPU.
+        """
+        resize = partial(self._resizing.submit, conditioning.control_pixels, self._pipeline)
+        return [
+            None if control_key(image, resizes, plan) in self._controls else resize(image.image, resizes)
             for image, resizes in zip(images, recipe.control_resizes, strict=True)
+        ]
+
+    def _control(
+        self,
+        plan: EditPlan,
+        images: Sequence[DecodedImage],
+        recipe: Recipe,
+        pixels: Sequence[Future[Tensor] | None],
+    ) -> Tensor | None:
+        latents = [
+            record_stream(self._control_latents(image, resizes, plan, resized))
+            for image, resizes, resized in zip(images, recipe.control_resizes, pixels, strict=True)
         ]
         return torch.cat(latents, dim=1) if latents else None
 
-    def _control_latents(self, image: DecodedImage, resizes: tuple[Resize, ...], plan: EditPlan) -> Tensor:
+    def _control_latents(
+        self, image: DecodedImage, resizes: tuple[Resize, ...], plan: EditPlan, resized: Future[Tensor] | None
+    ) -> Tensor:
         def encode() -> Tensor:
-            pixels = conditioning.control_pixels(self._pipeline, image.image, resizes)
+            # Without a future, the latents were cached and have been evicted since.
+            pixels = (
+                conditioning.control_pixels(self._pipeline, image.image, resizes)
+                if resized is None
+                else resized.result()
+            )
             with self._vae(tiled=plan.vae_tiling):
                 return conditioning.encode_control(self._pipeline, pixels, self._device)
 
-        return self._controls.get((image.digest, resizes, plan.vae_tiling), encode)
+        return self._controls.get(control_key(image, resizes, plan), encode)
 
     @contextmanager
     def _vae(self, *, tiled: bool) -> Iterator[None]:
@@ -176,3 +206,8 @@ class Encoders:
                 yield
         finally:
             vae.clear_cache()
+
+
+def control_key(image: DecodedImage, resizes: tuple[Resize, ...], plan: EditPlan) -> Hashable:
+    """Everything that a control image's latents depend on."""
+    return (image.digest, resizes, plan.vae_tiling)

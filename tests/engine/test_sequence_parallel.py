@@ -97,7 +97,7 @@ def test_every_device_computes_its_part_only():
     assert seen == [32] * 4 * len(TIMES)
 
 
-def test_one_graph_serves_whole_branches_and_shared_ones():
+def test_graphs_of_the_warm_up_serve_whole_branches_and_shared_ones():
     torch._dynamo.reset()
     counters.clear()
     found = transformers(2)
@@ -105,9 +105,14 @@ def test_one_graph_serves_whole_branches_and_shared_ones():
         compile_blocks(transformer, "eager")
     branches = Branches(found, THREADS)
     expected = Branches(transformers(1), THREADS)
-    for shapes, prompts in ((SHAPES, [21, 9]), (SHAPES, [30]), (SHAPES[:1], [8, 8]), (SHAPES[1:], [12])):
+    # The warm-up of an editor: steps with two branches, and steps with one.
+    for prompts in ([21, 9], [30]):
+        predictions(branches, SHAPES, prompts)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs <= 2 * GRAPHS
+    for shapes, prompts in ((SHAPES, [33]), (SHAPES[:2], [8, 8]), (SHAPES[1:], [12])):
         assert error(predictions(branches, shapes, prompts), predictions(expected, shapes, prompts)) < 1e-4
-    assert counters["stats"]["unique_graphs"] == GRAPHS
+    assert counters["stats"]["unique_graphs"] == graphs
 
 
 @pytest.mark.parametrize("failing", [0, 1, 3])
