@@ -174,8 +174,10 @@ class TorchEngine:
                 f"a fixed edit with {', '.join(settings)} has a similarity of only {found:.1f} dB to the one without"
             )
 
-    def _fixed_edit(self, width: int, height: int, steps: int, **changes: float) -> PIL.Image.Image:
-        plan = replace(fixed_plan(self._spec, width, height, steps, self._config.quantization), **changes)
+    def _fixed_edit(self, width: int, height: int, steps: int, guidance_scale: float | None = None) -> PIL.Image.Image:
+        plan = fixed_plan(self._spec, width, height, steps, self._config.quantization)
+        if guidance_scale is not None:
+            plan = replace(plan, guidance_scale=guidance_scale)
         return self.edit(plan, fixed_control_images(plan)).image
 
     @property

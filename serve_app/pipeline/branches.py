@@ -117,8 +117,9 @@ class Branches:
         """The pieces of a branch that the devices of `group` compute."""
         first, everything = self._transformers[group.start], slice(None)
         if len(group) == 1 or first.is_cache_enabled:
-            inputs = (now.on(first.device, everything), prompt.to(first.device, non_blocking=True), name)
-            return [Piece(group.start, partial(compute_whole, first, *inputs), everything)]
+            there = prompt.to(first.device, non_blocking=True)
+            compute = partial(compute_whole, first, now.on(first.device, everything), there, name)
+            return [Piece(group.start, compute, everything)]
         devices, streams = self._devices[group.start : group.stop], self._streams[group.start : group.stop]
         images, text = split(now.hidden.shape[1], len(group)), split(prompt.shape[1], len(group))
         exchange = Exchange(devices, text, images, streams)
@@ -126,9 +127,9 @@ class Branches:
         for rank, index in enumerate(group):
             rows = (images[rank].computed, text[rank].computed)
             own_text = prompt[:, rows[1]].to(devices[rank], non_blocking=True)
-            inputs = (now.on(devices[rank], rows[0]), own_text, rows, prompt.shape[1], exchange, rank)
-            compute = partial(compute_part, self._transformers[index], *inputs)
-            pieces.append(Piece(index, compute, images[rank].own_of_computed, exchange))
+            part = partial(compute_part, self._transformers[index], now.on(devices[rank], rows[0]), own_text)
+            compute_own = partial(part, rows, prompt.shape[1], exchange, rank)
+            pieces.append(Piece(index, compute_own, images[rank].own_of_computed, exchange))
         return pieces
 
     def _compute(self, pieces: Sequence[Piece]) -> list[Tensor]:
@@ -149,9 +150,9 @@ class Branches:
         wait(pending)
         for exchange in {piece.exchange for piece in pieces if piece.exchange is not None}:
             exchange.close()
-        errors = [error for future in (computed, *pending) if (error := future.exception()) is not None]
+        errors = [failure for future in (computed, *pending) if (failure := future.exception()) is not None]
         if errors:
-            raise min(errors, key=lambda error: isinstance(error, OtherDeviceFailed))
+            raise min(errors, key=lambda failure: isinstance(failure, OtherDeviceFailed))
         return [future.result() for future in (computed, *pending)]
 
 

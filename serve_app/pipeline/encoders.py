@@ -5,7 +5,6 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 import PIL.Image
 import torch
@@ -161,9 +160,10 @@ class Encoders:
 
         It takes a CPU as long as encoding a prompt takes a GPU.
         """
-        resize = partial(self._resizing.submit, conditioning.control_pixels, self._pipeline)
         return [
-            None if control_key(image, resizes, plan) in self._controls else resize(image.image, resizes)
+            None
+            if control_key(image, resizes, plan) in self._controls
+            else self._resizing.submit(conditioning.control_pixels, self._pipeline, image.image, resizes)
             for image, resizes in zip(images, recipe.control_resizes, strict=True)
         ]
 

@@ -167,7 +167,7 @@ class JointAttention:
             out = attended(query(), keys_and_values, sent, self._attention_backend)
         else:
             out = dispatch_attention_fn(query(), key(), value(), backend=self._attention_backend)
-        text_out, images_out = out.flatten(2, 3).split([text.shape[1], images.shape[1]], dim=1)
+        text_out, images_out = out.flatten(2, 3).split([text.shape[1], images.shape[1]], dim=1)  # type: ignore[no-untyped-call]
         return attn.to_out[0](images_out.contiguous()), attn.to_add_out(text_out.contiguous())
 
 

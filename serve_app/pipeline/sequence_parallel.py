@@ -155,7 +155,7 @@ class Exchange:
         """Make a device's keys and values of the next block available to the others."""
         ready = None
         if keys_and_values.is_cuda:
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(torch.cuda.current_stream(keys_and_values.device))
         self._posted[rank][self._blocks[rank] % 2] = Posted(keys_and_values, ready)
 
@@ -262,20 +262,21 @@ def _attend(query: Tensor, keys_and_values: Tensor, posted: Tensor, backend: str
 
 # Operators, so that compiled blocks are one graph with and without an exchange. Not made by `custom_op`, which takes
 # longer to call.
-_operators = torch.library.Library("serve_app", "FRAGMENT")
-_operators.define("post(Tensor keys_and_values) -> Tensor")
-_operators.define("attend(Tensor query, Tensor keys_and_values, Tensor posted, str backend) -> Tensor")
+_operators = torch.library.Library("serve_app", "FRAGMENT")  # type: ignore[no-untyped-call]
+_operators.define("post(Tensor keys_and_values) -> Tensor")  # type: ignore[no-untyped-call]
+_ATTEND = "attend(Tensor query, Tensor keys_and_values, Tensor posted, str backend) -> Tensor"
+_operators.define(_ATTEND)  # type: ignore[no-untyped-call]
 for _key in ("CPU", "CUDA"):
-    _operators.impl("post", _post, _key)
-    _operators.impl("attend", _attend, _key)
+    _operators.impl("post", _post, _key)  # type: ignore[no-untyped-call]
+    _operators.impl("attend", _attend, _key)  # type: ignore[no-untyped-call]
 
 
-@torch.library.register_fake("serve_app::post", lib=_operators)
+@torch.library.register_fake("serve_app::post", lib=_operators)  # type: ignore[untyped-decorator]
 def _(keys_and_values: Tensor) -> Tensor:
     return keys_and_values.new_empty(0)
 
 
-@torch.library.register_fake("serve_app::attend", lib=_operators)
+@torch.library.register_fake("serve_app::attend", lib=_operators)  # type: ignore[untyped-decorator]
 def _(query: Tensor, keys_and_values: Tensor, posted: Tensor, backend: str) -> Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
 
