@@ -45,6 +45,7 @@ def most_used_gib(bench: Bench, engine: TorchEngine) -> float:
     if bench.tiny:
         return 0.0
     found: list[dict[str, Any]] = []
+    engine._denoiser.placement._close()
     with stages(found):
         bench.edit(engine, bench.plan(1, bench.one))
         engine._denoiser.placement._close()
