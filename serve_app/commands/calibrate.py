@@ -3,8 +3,7 @@
 import asyncio
 import gc
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -176,23 +175,34 @@ class _Calibration:
 
     async def _measure(self, work: Sequence[Work], cases: Cases) -> None:
         """Make all images, those of one group of editors after the other, and store each tier when it is measured."""
-        groups = self._wanted.model.editor_groups
         exact: dict[int, tuple[Sequence[EditPlan], list[Made]]] = {}
         table = _table()
-        for group, config in groups.items():
+        for group, config in self._wanted.model.editor_groups.items():
             mine = [each for each in work if each.plans[0].editor_group == group]
-            if not mine:
-                continue
-            with _engine(config) as engine:
-                for each in mine:
-                    console.print(f"{self._title(each)}: {len(each.plans)} images")
-                    made = await asyncio.to_thread(_make, engine, each)
-                    if each.tier is None:
-                        exact[each.number] = (each.plans, made)
-                        continue
-                    loss = await self._keep(each, each.tier, *exact[each.number], made, cases)
-                    table.add_row(*_row(each, loss))
+            if mine:
+                await self._measure_group(config, mine, exact, cases, table)
+                # Nothing refers to the engine any more: the next one needs its memory.
+                _free_memory()
         console.print(table)
+
+    async def _measure_group(
+        self,
+        config: ModelConfig,
+        work: Sequence[Work],
+        exact: dict[int, tuple[Sequence[EditPlan], list[Made]]],
+        cases: Cases,
+        table: Table,
+    ) -> None:
+        """Measure what one engine makes. Exact images, which come first, are kept in `exact` by the set's number."""
+        engine = await asyncio.to_thread(TorchEngine.load, config)
+        for each in work:
+            console.print(f"{self._title(each)}: {len(each.plans)} images")
+            made = await asyncio.to_thread(_make, engine, each)
+            if each.tier is None:
+                exact[each.number] = (each.plans, made)
+                continue
+            loss = await self._keep(each, each.tier, *exact[each.number], made, cases)
+            table.add_row(*_row(each, loss))
 
     def _title(self, work: Work) -> str:
         names = " and ".join(use.path for use in own_adapters(work.plans[0]))
@@ -217,17 +227,11 @@ class _Calibration:
         return loss
 
 
-@contextmanager
-def _engine(config: ModelConfig) -> Iterator[TorchEngine]:
-    """An engine whose memory is free at the end."""
-    engine = TorchEngine.load(config)
-    try:
-        yield engine
-    finally:
-        del engine
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+def _free_memory() -> None:
+    gc.collect()
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _make(engine: TorchEngine, work: Work) -> list[Made]:

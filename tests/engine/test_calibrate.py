@@ -1,6 +1,7 @@
 """`edits-server calibrate` with a real engine: images, latents and seconds of tiers, kept where a service looks."""
 
 import asyncio
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 
 from serve_app.commands.config_file import read_config_file
 from serve_app.commands.main import app
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, ModelConfig
+from serve_app.engine.torch_engine import TorchEngine
 from serve_app.intake.calibrations.losses import MeasuredLosses
 from serve_app.jobs.calibrations import Calibration
 from serve_app.jobs.store import JobStore
@@ -30,7 +32,8 @@ def config_path(tmp_path) -> Path:
     (tmp_path / "loras" / LORA).write_bytes(safetensors_bytes())
     sized = [prompt | {"width": 64, "height": 64} for prompt in PROMPTS]
     (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(sized))
-    model = {"id": MODEL, "checkpoint": "miniature-random", "device": "cpu", "threads": 1, "tiers": TIERS}
+    model = {"id": MODEL, "checkpoint": "miniature-random", "device": "cpu", "threads": 1, "warm_up": [[64, 64]]}
+    model |= {"tiers": TIERS}
     args = {"models": [model], "lora_root": "loras", "artifacts_url": "artifacts"}
     args |= {"jobs": {"database_url": "sqlite+aiosqlite:///jobs.sqlite3"}}
     application = {"name": "edits", "import_path": "serve_app.app:build", "args": args}
@@ -81,6 +84,27 @@ def test_tiers_are_measured_and_stored_for_the_service(config_path):
     said = explained(read_config_file(config_path).config, loras=[{"path": LORA}])
     assert said["loss"]["on"] == f"2 prompts of prompts.yaml, with {LORA} at 0.5"
     assert said["loss"]["latents"] == by_key[("fast", (LORA,))].loss.latents
+
+
+def test_a_tier_with_weights_of_its_own_has_the_memory_of_the_first_engine(config_path, monkeypatch):
+    text = config_path.read_text().replace(yaml.safe_dump(TIERS["fast"]).strip(), "quantization: fp8")
+    config_path.write_text(text)
+    loaded: list[weakref.ref[TorchEngine]] = []
+    load = TorchEngine.load
+
+    def recorded(config: ModelConfig) -> TorchEngine:
+        assert [engine() for engine in loaded] == [None] * len(loaded)
+        engine = load(config)
+        loaded.append(weakref.ref(engine))
+        return engine
+
+    monkeypatch.setattr(TorchEngine, "load", recorded)
+    calibrated(config_path, "--tier", "fast")
+    assert len(loaded) == 2
+    stored, _ = asyncio.run(_stored(read_config_file(config_path).config))
+    [found] = stored
+    assert found.loss.psnr_db.worst is not None
+    assert found.details["tier"]["quantization"] == "fp8"
 
 
 def explained(config: AppConfig, **fields: Any) -> dict[str, Any]:
