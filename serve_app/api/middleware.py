@@ -121,22 +121,32 @@ class AnswerErrors:
 
     It is inside the CORS middleware, so that a browser may read the answer. FastAPI's handler for `Exception` is
     outside all middleware.
+
+    A client that leaves an event stream while FastAPI hands an event over makes FastAPI raise: that is no error.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+        started = left = False
 
         async def watched_send(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
+        async def watched_receive() -> Message:
+            nonlocal left
+            message = await receive()
+            left = left or message["type"] == "http.disconnect"
+            return message
+
         try:
-            await self._app(scope, receive, watched_send)
+            await self._app(scope, watched_receive, watched_send)
         except Exception as error:
+            if left and _is_of_stream(error):
+                return
             if started or scope["type"] != "http":
                 # The server cuts off the answer, so that no client takes it for complete.
                 raise
@@ -147,3 +157,8 @@ class AnswerErrors:
                 # An expected error, often many at once when something is away or busy: tracebacks would add nothing.
                 logger.warning("%s %s: %s", scope["method"], scope["path"], error)
             await response(scope, receive, send)
+
+
+def _is_of_stream(error: Exception) -> bool:
+    """Whether nothing went wrong but that nobody takes the next part of a stream any more."""
+    return isinstance(error, ExceptionGroup) and error.split(anyio.BrokenResourceError)[1] is None

@@ -3,12 +3,15 @@
 import asyncio
 import base64
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 
+import anyio
 import PIL.Image
 import pytest
 from aiohttp import web
 
+from serve_app.api.middleware import AnswerErrors
 from serve_app.errors import OutOfMemory
 from serve_app.images import decoder_pool
 from tests.conftest import as_base64, as_png, noise_image
@@ -379,3 +382,38 @@ def test_rays_headers_do_not_reach_the_application(config, name):
     assert b"x-request-id" in seen
     assert name.lower().encode() not in seen
     assert name.lower().replace("_", "-").encode() not in seen
+
+
+def stream_that_ends_with(error: Exception) -> AnswerErrors:
+    """An application that raises this once its answer has begun and its client was asked for more."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await receive()
+        raise error
+
+    return AnswerErrors(app)
+
+
+NOT_TAKEN = anyio.BrokenResourceError()
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "is_raised"),
+    [
+        ("http.disconnect", ExceptionGroup("of a stream", [NOT_TAKEN]), False),
+        ("http.disconnect", ExceptionGroup("of a stream", [ExceptionGroup("nested", [NOT_TAKEN])]), False),
+        ("http.request", ExceptionGroup("of a stream", [NOT_TAKEN]), True),
+        ("http.disconnect", ExceptionGroup("of a stream", [NOT_TAKEN, KeyError("x")]), True),
+        ("http.disconnect", KeyError("x"), True),
+    ],
+)
+async def test_client_that_leaves_a_stream_is_no_error(message, error, is_raised):
+    async def receive():
+        return {"type": message}
+
+    async def send(sent):
+        pass
+
+    with pytest.raises(type(error)) if is_raised else nullcontext():
+        await stream_that_ends_with(error)({"type": "http", "method": "GET", "path": "/"}, receive, send)
