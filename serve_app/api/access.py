@@ -133,11 +133,14 @@ def is_from_this_machine(headers: Headers) -> bool:
     callers = [each.strip() for name in CALLERS for header in headers.getlist(name) for each in header.split(",")]
     if not all(map(is_loopback, callers)):
         return False
-    host = headers.get("host", "")
-    if not is_loopback(urlsplit(f"//{host}").hostname or ""):
-        return False
-    origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    host, origin = headers.get("host", ""), headers.get("origin")
+    try:
+        if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+            return False
+        if origin is not None and urlsplit(origin).netloc != host:
+            return False
+    except ValueError:
+        # Brackets without an IPv6 address between them.
         return False
     # What a browser says where it sends no Origin.
     return headers.get("sec-fetch-site", "none") in ("none", "same-origin")

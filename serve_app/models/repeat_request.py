@@ -54,8 +54,16 @@ def prompt_fields(plan: EditPlan) -> dict[str, Any]:
 
 
 def without_url_secrets(path: str) -> str:
-    """A LoRA's path as it may be stored and shown: a URL without its user, query and fragment, any other as it is."""
-    if "://" not in path:
+    """A LoRA's path as it may be stored and shown: a URL without its user, query and fragment, any other as it is.
+
+    Of a URL that cannot be read only the scheme is left, since nobody knows where its secrets are.
+    """
+    scheme, separator, _ = path.partition("://")
+    if not separator:
         return path
-    parts = urlsplit(path)
+    try:
+        parts = urlsplit(path)
+    except ValueError:
+        # A bracket, or what is between two of them, that is no part of an IPv6 address.
+        return scheme + separator
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -78,7 +78,8 @@ class Campaign:
 
     def _add(self, tally: Tally, done: Tally) -> None:
         for fault in done.faults:
-            print(f"FAULT {fault}", flush=True)  # noqa: T201
+            # A fault may quote half of a surrogate pair, which no terminal takes.
+            print(f"FAULT {fault}".encode("ascii", "backslashreplace").decode(), flush=True)  # noqa: T201
         tally += done
         tally.write(self.file)
         print(f"{self.kind}: {tally}", flush=True)  # noqa: T201

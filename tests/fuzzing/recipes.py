@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 
 from tests.fuzzing.asgi import HttpRequest
 from tests.fuzzing.mutation import ODD_BYTES, ODD_TEXTS, changed_bytes, changed_json, changed_text
-from tests.fuzzing.world import LORA, MAX_BODY_BYTES, MODELS, World, edit
+from tests.fuzzing.world import HOST, LORA, MAX_BODY_BYTES, MODELS, World, edit
 
 BOUNDARY = "a-boundary"
 FORM_BYTES = (
@@ -123,7 +123,7 @@ class Recipes:
         for key, values in self._world.ids.items():
             path = path.replace(f"{{{key}}}", quote(chance.choice(values)))
         path = re.sub(r"{(\w+)}", r"\1", path)
-        query, headers = [], [(b"host", b"test")]
+        query, headers = [], [(b"host", HOST)]
         for parameter in operation.get("parameters", ()):
             text = chance.choice(VALUES.get(parameter["name"], ("",))[:2])
             if parameter["in"] == "query" and text and chance.random() < 0.3:

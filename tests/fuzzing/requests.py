@@ -63,18 +63,19 @@ def no_names() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def fresh_world(folder: Path) -> AsyncIterator[World]:
+async def fresh_world(folder: Path, *, with_keys: bool = True) -> AsyncIterator[World]:
     """A world with an empty database, in this folder."""
     url = f"{SQLITE_PREFIX}{folder}/jobs.sqlite3"
     database = Database(url)
     await database.open()
     await database.close()
-    async with world_in(folder, config_in(folder, url)) as world:
+    async with world_in(folder, config_in(folder, url), with_keys=with_keys) as world:
         yield world
 
 
 async def _round(folder: Path, count: int, seed: int) -> Tally:
-    async with fresh_world(folder) as world:
+    # Every fourth round is of a service without keys.
+    async with fresh_world(folder, with_keys=seed % 4 != 0) as world:
         recipes, tally, document = Recipes(world, random.Random(seed)), Tally(), Document(world.app)
         left = iter(range(count))
 

@@ -24,7 +24,7 @@ from tests.fuzzing.asgi import HttpRequest
 from tests.fuzzing.checks import LoggedErrors
 from tests.fuzzing.requests import checked, fresh_world, no_names
 from tests.fuzzing.tally import Tally
-from tests.fuzzing.world import World
+from tests.fuzzing.world import HOST, World
 
 URL = "http://test"
 
@@ -102,7 +102,7 @@ def _as_request(case: Any) -> HttpRequest:
     raw = [(name.encode("latin-1", "replace"), value.encode("latin-1", "replace")) for name, value in headers]
     data = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body)
     name = case.operation.definition.raw["operationId"]
-    return HttpRequest(name, str(prepared.method), url.path, url.query, ((b"host", b"test"), *raw), data)
+    return HttpRequest(name, str(prepared.method), url.path, url.query, ((b"host", HOST), *raw), data)
 
 
 def _by_somebody(request: HttpRequest, world: World, chance: random.Random) -> HttpRequest:

@@ -32,6 +32,8 @@ SAMPLE = {"prompt": "a cat", "ctrl_img": "/home/me/cat.png", "width": 64, "heigh
 # Small, so that bodies that are too large are among those that are sent.
 MAX_BODY_BYTES = 60_000
 PATIENCE_S = 60.0
+# The name of the service in requests.
+HOST = b"localhost"
 # No name is looked up and no address is connected to: what a mutation comes up with may be anybody's.
 NOWHERE = ["0.0.0.0/0", "::/0"]
 
@@ -53,14 +55,18 @@ class World:
 
 
 @asynccontextmanager
-async def world_in(folder: Path, config: AppConfig) -> AsyncIterator[World]:
-    """A running application of this config, which lies in `folder`."""
+async def world_in(folder: Path, config: AppConfig, *, with_keys: bool = True) -> AsyncIterator[World]:
+    """A running application of this config, which lies in `folder`.
+
+    Without keys, its history is open to the machine itself, as in the shipped config.
+    """
     keys = _write_keys(folder / "keys.yaml")
+    auth = {"auth": {"keys_file": str(folder / "keys.yaml")}} if with_keys else {"history_without_keys": True}
     changed = config.model_dump() | {
         "models": [config.models[0].model_dump() | {"id": model} for model in MODELS],
-        "auth": {"keys_file": str(folder / "keys.yaml")},
         "fetch": config.fetch.model_dump() | {"denied_networks": NOWHERE},
         "max_body_bytes": MAX_BODY_BYTES,
+        **auth,
     }
     config = AppConfig.model_validate(changed)
     image = _write_files(Path(config.lora_root))
@@ -122,7 +128,7 @@ async def _fill(world: World) -> None:
 
 async def _call(world: World, method: str, path: str, body: Any = b"") -> Any:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = ((b"host", b"test"), (b"x-api-key", world.keys["red"].encode()))
+    headers = ((b"host", HOST), (b"x-api-key", world.keys["red"].encode()))
     headers += ((b"content-type", b"application/json"), (b"content-length", str(len(data)).encode()))
     answer = await send(world.app, HttpRequest("setup", method, path, headers=headers, body=data))
     assert answer.status in (200, 202), bytes(answer.body)

@@ -45,6 +45,10 @@ def test_history_is_shown_under_names_of_this_machine(open_client, host):
         {"Origin": "https://other.example"},
         {"Origin": "http://127.0.0.1:9000"},
         {"Origin": "null"},
+        # These cannot be read: brackets without an IPv6 address.
+        {"Origin": "http://["},
+        {"Origin": "http://[x]"},
+        {"Host": "[.]"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
         # A reverse proxy on this machine, which names it as the host for everybody.

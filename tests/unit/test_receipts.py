@@ -324,6 +324,8 @@ def test_secrets_of_a_url_are_not_in_the_record():
     url = "https://user:password@hub.example/a/b.safetensors?X-Amz-Signature=secret#part"
     assert without_url_secrets(url) == "https://hub.example/a/b.safetensors"
     assert without_url_secrets("job/lora.safetensors") == "job/lora.safetensors"
+    # Nobody knows where the secrets of a URL are that cannot be read.
+    assert without_url_secrets("https://user:secret@[/a.safetensors?key=secret") == "https://"
 
 
 def test_models_show_the_divisor_of_the_configured_profile(client_with):

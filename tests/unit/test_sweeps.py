@@ -10,7 +10,7 @@ from serve_app.config import AuthConfig
 from serve_app.errors import EditError
 from serve_app.intake.keys import new_key
 from serve_app.policy.path_patterns import compiled
-from tests.conformity import events
+from tests.conformity import code_of, events
 from tests.conftest import as_base64, as_png, noise_image
 from tests.unit.conftest import LORA, SHARES_AN_APPLICATION, Application, safetensors_bytes
 from tests.unit.serving import wait_until
@@ -433,3 +433,15 @@ def test_requests_of_a_sweep_are_bulk(client, application, make_body, config):
     order = [task.request_id for task in application.editors.tasks]
     # It overtakes all but those that editors had already.
     assert order.index(urgent) <= 2
+
+
+@pytest.mark.parametrize("url", ["http://[", "https://[x]/a.safetensors", "http://a:b@[/"])
+def test_checkpoint_whose_url_cannot_be_read_is_refused(client, make_body, url):
+    sweep_id = started(client, sweep_body(make_body, seeds=[1]))["sweep_id"]
+    for path, body in (
+        ("/v1/sweeps", sweep_body(make_body, checkpoints=[url])),
+        (f"/v1/sweeps/{sweep_id}/extend", {"axes": {"checkpoints": [url]}}),
+    ):
+        answer = client.post(path, json=body)
+        assert (answer.status_code, code_of(answer.json())) == (400, "LORA_DOWNLOAD_FAILED"), answer.text
+    ended(client, sweep_id)
