@@ -35,7 +35,7 @@ from serve_app.pipeline.weight_files import (
 from serve_app.telemetry.start_progress import Progress
 
 # Threads that read at a time, and what each reads at most at once (bytes): one of the published transformer's smallest
-# matrices, or a fraction of another. A chunk costs some 0.3 ms under Python's lock, however large it is.
+# matrices, or a fraction of another. A chunk costs some 0.3 ms however large it is, computed from two sizes.
 THREADS = 8
 CHUNK_BYTES = 18 * 2**20
 # How long a thread that runs Python code keeps the lock while others want it (s): while the models are built, threads
