@@ -135,6 +135,8 @@ def measure_own(
     bench: Bench, mode: str, kernel: str, plans: list[EditPlan], copies: str, *, kernels: bool, only_edits: bool
 ) -> list[Made]:
     sizes = dict.fromkeys((plan.width, plan.height) for plan in plans)
+    if mode == "fp8":
+        plans = [replace(plan, quantization="fp8") for plan in plans]
     made = []
     with own_engine(bench, mode, kernel, sizes, copies) as engine:
         for plan in plans:
