@@ -20,9 +20,10 @@ from serve_app.engine.merging import (
     Product,
     ScaledDelta,
     Stack,
+    Unrounded,
+    batches_with_products,
     linear_weights,
     wanted_stacks,
-    with_products,
     write,
     write_rounded,
 )
@@ -124,10 +125,10 @@ class MergedWeights:
         names = [*(self._stacks.keys() - wanted.keys()), *wanted]
         stale = [name for name in names if self._stacks.get(name, ()) != wanted.get(name, ())]
         deltas = self._deltas({name: wanted.get(name, ()) for name in stale}, uses, dict(on_device))
-        for name, product in with_products(deltas, self._parameters):
-            self._stacks[name] = BEING_WRITTEN
-            self._write(name, deltas[name], product)
-            self._stacks[name] = wanted.get(name, ())
+        for batch in batches_with_products(deltas, self._parameters):
+            self._stacks.update({name: BEING_WRITTEN for name, _ in batch})
+            self._write(batch, deltas)
+            self._stacks.update({name: wanted.get(name, ()) for name, _ in batch})
         return len(stale)
 
     def _deltas(
@@ -146,13 +147,19 @@ class MergedWeights:
             for name, stack in wanted.items()
         }
 
-    def _write(self, name: str, deltas: list[ScaledDelta], product: Product | None) -> None:
-        parameter = self._parameters[name]
-        original = self._original(name)
-        if name in self._quantised:
-            write_rounded(parameter, original, deltas, product)
-        else:
-            write(parameter, original, deltas, product)
+    def _write(self, batch: list[tuple[str, Product | None]], deltas: Mapping[str, list[ScaledDelta]]) -> None:
+        rounded = []
+        for name, product in batch:
+            parameter, original = self._parameters[name], self._original(name)
+            if name not in self._quantised:
+                write(parameter, original, deltas[name], product)
+                continue
+            rounded.append(Unrounded(parameter, original, deltas[name], product))
+            if self._copies == "host":
+                # Its original was copied to the device for this, and there is not much room.
+                write_rounded(rounded)
+                rounded = []
+        write_rounded(rounded)
 
     def _original(self, name: str) -> Tensor:
         """A parameter's value without adapters, on its device. The first call for a parameter makes the copy."""

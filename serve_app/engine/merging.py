@@ -5,7 +5,7 @@ Every way of holding the weights uses these functions, so that an image does not
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,20 @@ DeviceDeltas = Mapping[str, Delta]
 NONE_ON_DEVICE: Mapping[str, DeviceDeltas] = {}
 # Two 16-bit matrices, (out, k) and (k, in), and the factor of their product.
 Product = tuple[Tensor, Tensor, float]
+
+
+class Unrounded(NamedTuple):
+    """A weight in fp8, torchao's, and what is to be rounded into it: `original` plus `deltas`.
+
+    `product` is all deltas as one product, or None.
+    """
+
+    rounded: Any
+    original: Tensor
+    deltas: Sequence[ScaledDelta]
+    product: Product | None
+
+
 # Linears whose deltas are prepared in one batch: enough to make the launch time of kernels negligible, few enough to
 # make their memory negligible.
 LINEARS_PER_BATCH = 64
@@ -47,8 +61,17 @@ def with_products(
     deltas: Mapping[str, Sequence[ScaledDelta]], weights: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Product | None]]:
     """The names of `deltas`, each with all its deltas as one product; None where they cannot be expressed as one."""
+    for batch in batches_with_products(deltas, weights):
+        yield from batch
+
+
+def batches_with_products(
+    deltas: Mapping[str, Sequence[ScaledDelta]], weights: Mapping[str, Tensor]
+) -> Iterator[list[tuple[str, Product | None]]]:
+    """The same, in batches of weights whose deltas have the same shapes."""
     for names in batches_by_shape(deltas):
-        yield from zip(names, products([deltas[name] for name in names], weights[names[0]].dtype), strict=True)
+        made = products([deltas[name] for name in names], weights[names[0]].dtype)
+        yield list(zip(names, made, strict=True))
 
 
 def products(deltas: Sequence[Sequence[ScaledDelta]], dtype: torch.dtype) -> Iterable[Product | None]:
@@ -71,22 +94,49 @@ def write(target: Tensor, original: Tensor, deltas: Sequence[ScaledDelta], produ
         write_product(target, original, product)
 
 
-def write_rounded(rounded: Any, original: Tensor, deltas: Sequence[ScaledDelta], product: Product | None) -> None:
-    """Write `original` plus its scaled deltas into torchao's tensor, after rounding to `original`'s dtype."""
-    if deltas and product is None:
-        merged = torch.empty_like(original)
-        write_sum(merged, original, deltas)
-        original = merged
-    if original.is_cuda:
-        from serve_app.engine.rounded_kernel import round_merged
+def write_rounded(weights: Sequence[Unrounded]) -> None:
+    """Write each weight's original plus its scaled deltas, rounded to the original's dtype, in fp8."""
+    groups: dict[object, list[Unrounded]] = {}
+    for weight in weights:
+        if weight.deltas and weight.product is None:
+            merged = torch.empty_like(weight.original)
+            write_sum(merged, weight.original, weight.deltas)
+            weight = Unrounded(weight.rounded, merged, (), None)
+        groups.setdefault(_kernel_of(weight), []).append(weight)
+    for group in groups.values():
+        if group[0].original.is_cuda:
+            _round_on_gpu(group)
+            continue
+        for rounded, original, _, product in group:
+            merged = original
+            if product is not None:
+                merged = torch.empty_like(original)
+                write_product(merged, original, product)
+            rounded.copy_(quantised(merged))
 
-        round_merged(rounded.qdata, rounded.scale, original, product)
-        return
-    if product is not None:
-        merged = torch.empty_like(original)
-        write_product(merged, original, product)
-        original = merged
-    rounded.copy_(quantised(original))
+
+def _kernel_of(weight: Unrounded) -> object:
+    """What weights have in common that one launch can do."""
+    if weight.product is None:
+        return weight.original.shape
+    left, right, _ = weight.product
+    return weight.original.shape, left.dtype, left.shape, left.stride(), right.stride()
+
+
+def _round_on_gpu(weights: Sequence[Unrounded]) -> None:
+    from serve_app.engine.rounded_kernel import Rounding, round_merged
+
+    product = weights[0].product
+    each = [
+        Rounding(
+            weight.rounded.qdata,
+            weight.rounded.scale,
+            weight.original,
+            *(weight.product or (weight.original, weight.original, 0.0)),
+        )
+        for weight in weights
+    ]
+    round_merged(each, 0 if product is None else product[0].shape[1])
 
 
 def batches_by_shape(deltas: Mapping[str, Sequence[ScaledDelta]]) -> list[list[str]]:

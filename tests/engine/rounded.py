@@ -8,26 +8,31 @@ import sys
 
 import torch
 
-from serve_app.engine.rounded_kernel import round_merged
+from serve_app.engine.rounded_kernel import Rounding, round_merged
 from serve_app.pipeline.quantization import quantised
 
 SHAPES = ((100, 200, 32), (64, 128, 0), (33, 260, 80))
 
 
 def compared(rows: int, columns: int, rank: int) -> dict[str, float]:
-    original = torch.randn(rows, columns)
-    original[0] *= 100
-    merged, product = original, None
-    if rank:
+    """Two weights of a shape, in one launch."""
+    weights, merged = [], []
+    for _ in range(2):
+        original = torch.randn(rows, columns)
+        original[0] *= 100
         left, right = (torch.randn(rows, rank) * 0.1).half(), (torch.randn(columns, rank) * 0.1).half().t()
-        product = (left, right, 0.7)
-        merged = original + 0.7 * (left.float() @ right.float())
-    rounded, scale = torch.zeros(rows, columns, dtype=torch.float8_e4m3fn), torch.zeros(rows, 1)
-    round_merged(rounded, scale, original, product)
-    expected = quantised(merged)
+        factor = float(torch.rand(()))
+        merged.append(original + factor * (left.float() @ right.float()))
+        product = (left, right, factor) if rank else (original, original, 0.0)
+        rounded, scale = torch.zeros(rows, columns, dtype=torch.float8_e4m3fn), torch.zeros(rows, 1)
+        weights.append(Rounding(rounded, scale, original, *product))
+    round_merged(weights, rank)
+    expected = [quantised(each) for each in merged]
     return {
-        "scales": float(((scale - expected.scale) / expected.scale).abs().max()),
-        "equal": float((rounded.float() == expected.qdata.float()).float().mean()),
+        "scales": max(float((w.scale / e.scale - 1).abs().max()) for w, e in zip(weights, expected, strict=True)),
+        "equal": min(
+            float((w.rounded.float() == e.qdata.float()).float().mean()) for w, e in zip(weights, expected, strict=True)
+        ),
     }
 
 
