@@ -43,10 +43,11 @@ TURBO = {"steps": 8, "guidance_scale": 1.0, "sampler": "lightning"}
 
 # The documented tiers: docs/performance.md.
 SHIPPED = (
-    Candidate("balanced", gated(0.6, "reuse")),
-    Candidate("fast", gated(0.4, "reuse") | {"feature_cache": 0.1}),
+    Candidate("balanced", {"step_gate": 0.76}),
+    Candidate("fast", {"step_gate": 0.44}),
     Candidate("turbo", TURBO, few_steps=True),
 )
+STEP_GATES = tuple(Candidate(f"step_gate={share}", {"step_gate": share}) for share in (0.88, 0.64, 0.48, 0.4, 0.36))
 GATES = tuple(
     Candidate(f"guidance_gate={share} {rest}", gated(share, rest))
     for rest in ("drop", "reuse")
@@ -56,21 +57,10 @@ CACHES = tuple(
     Candidate(f"feature_cache={threshold}", {"feature_cache": threshold})
     for threshold in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 )
-FEWER_STEPS = tuple(Candidate(f"steps={steps}", {"steps": steps}) for steps in (20, 16, 12))
-COMBINED = tuple(
-    Candidate(
-        f"guidance_gate={share} reuse, feature_cache={threshold}", gated(share, "reuse") | {"feature_cache": threshold}
-    )
-    for share, threshold in ((0.6, 0.05), (0.4, 0.05), (0.6, 0.1), (0.4, 0.1), (0.4, 0.15), (0.2, 0.1))
-)
-IN_FP8 = (
-    Candidate("fp8", FP8),
-    Candidate("fp8, guidance_gate=0.6 reuse", FP8 | gated(0.6, "reuse")),
-    Candidate("fp8, guidance_gate=0.6 reuse, feature_cache=0.05", FP8 | gated(0.6, "reuse") | {"feature_cache": 0.05}),
-    Candidate("fp8, guidance_gate=0.4 reuse, feature_cache=0.1", FP8 | gated(0.4, "reuse") | {"feature_cache": 0.1}),
-)
+FEWER_STEPS = tuple(Candidate(f"steps={steps}", {"steps": steps}) for steps in (19, 12))
+IN_FP8 = (Candidate("fp8", FP8), Candidate("fp8, step_gate=0.76", FP8 | {"step_gate": 0.76}))
 FEW = (
     Candidate("8 steps, guidance 1, without the adapter", TURBO),
     Candidate("8 steps, guidance 1, the distilled adapter", TURBO, few_steps=True),
 )
-ALL = (*SHIPPED, *GATES, *CACHES, *FEWER_STEPS, *COMBINED, *IN_FP8, *FEW)
+ALL = (*SHIPPED, *STEP_GATES, *FEWER_STEPS, *GATES, *CACHES, *IN_FP8, *FEW)
