@@ -47,7 +47,7 @@ SHIPPED = (
     Candidate("fast", {"step_gate": 0.44}),
     Candidate("turbo", TURBO, few_steps=True),
 )
-STEP_GATES = tuple(Candidate(f"step_gate={share}", {"step_gate": share}) for share in (0.88, 0.64, 0.48, 0.4, 0.36))
+STEP_GATES = tuple(Candidate(f"step_gate={share}", {"step_gate": share}) for share in (0.48, 0.64, 0.4, 0.36, 0.88))
 GATES = tuple(
     Candidate(f"guidance_gate={share} {rest}", gated(share, rest))
     for rest in ("drop", "reuse")
