@@ -145,10 +145,9 @@ class EditPlan:
     trainer's low-memory setting. `sampler` names the schedule, and `quantization` the format of the transformer's
     weights. `feature_cache` is the relative change of the first block's output below which a step skips the other
     blocks. `quality` is exact, the name of a tier, or lossy, if options of the model change all its images; `loss` is
-    what was measured of the tier, None if it was not. `step_gate` is the share of the steps that run the transformer,
-    `guidance_gate` that of the steps that compute both guidance branches, and `guidance_gate_rest` what later steps
-    use: see `TierConfig`. `preset` is the name that the request gave; the preset's values are in the other fields.
-    `why` explains effective values to a person, by field.
+    what was measured of the tier, None if it was not. `guidance_gate` is the share of the steps that compute both
+    guidance branches, and `guidance_gate_rest` what later steps use: see `TierConfig`. `preset` is the name that the
+    request gave; the preset's values are in the other fields. `why` explains effective values to a person, by field.
     """
 
     model: str
@@ -169,7 +168,6 @@ class EditPlan:
     quantization: str = "none"
     feature_cache: float | None = None
     quality: str = "exact"
-    step_gate: float | None = None
     guidance_gate: float | None = None
     guidance_gate_rest: GateRest = "drop"
     loss: Loss | None = None

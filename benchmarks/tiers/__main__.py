@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.tiers.candidates import ALL, CACHES, FEW, FEWER_STEPS, GATES, IN_FP8, SHIPPED, STEP_GATES, Candidate
+from benchmarks.tiers.candidates import ALL, CACHES, FEW, FEWER_STEPS, GATES, IN_FP8, SHIPPED, Candidate
 from benchmarks.tiers.cases import make_cases, use_of
 from benchmarks.tiers.frontier import HEADER, Miniature, exact_edits, losses, row, summary
 from serve_app.config.attention import ATTENTION_KERNELS
@@ -25,7 +25,6 @@ from serve_app.pipeline.device import dtype_for
 SETS = {
     "all": ALL,
     "shipped": SHIPPED,
-    "step_gates": STEP_GATES,
     "gates": GATES,
     "caches": CACHES,
     "steps": FEWER_STEPS,

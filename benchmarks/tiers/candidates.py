@@ -43,11 +43,10 @@ TURBO = {"steps": 8, "guidance_scale": 1.0, "sampler": "lightning"}
 
 # The documented tiers: docs/performance.md.
 SHIPPED = (
-    Candidate("balanced", {"step_gate": 0.76}),
-    Candidate("fast", {"step_gate": 0.44}),
+    Candidate("balanced", {"steps": 19}),
+    Candidate("fast", {"steps": 12}),
     Candidate("turbo", TURBO, few_steps=True),
 )
-STEP_GATES = tuple(Candidate(f"step_gate={share}", {"step_gate": share}) for share in (0.48, 0.64, 0.4, 0.36, 0.88))
 GATES = tuple(
     Candidate(f"guidance_gate={share} {rest}", gated(share, rest))
     for rest in ("drop", "reuse")
@@ -57,10 +56,10 @@ CACHES = tuple(
     Candidate(f"feature_cache={threshold}", {"feature_cache": threshold})
     for threshold in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 )
-FEWER_STEPS = tuple(Candidate(f"steps={steps}", {"steps": steps}) for steps in (19, 12))
-IN_FP8 = (Candidate("fp8", FP8), Candidate("fp8, step_gate=0.76", FP8 | {"step_gate": 0.76}))
+FEWER_STEPS = tuple(Candidate(f"steps={steps}", {"steps": steps}) for steps in (22, 16, 10))
+IN_FP8 = (Candidate("fp8", FP8), Candidate("fp8, steps=19", FP8 | {"steps": 19}))
 FEW = (
     Candidate("8 steps, guidance 1, without the adapter", TURBO),
     Candidate("8 steps, guidance 1, the distilled adapter", TURBO, few_steps=True),
 )
-ALL = (*SHIPPED, *STEP_GATES, *FEWER_STEPS, *GATES, *CACHES, *IN_FP8, *FEW)
+ALL = (*SHIPPED, *FEWER_STEPS, *GATES, *CACHES, *IN_FP8, *FEW)

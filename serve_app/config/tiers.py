@@ -37,13 +37,6 @@ class TierConfig(ConfigSection):
         "forward takes over the other blocks' results from that forward. Null: every step computes all blocks. Not "
         "with `offload: stream`.",
     )
-    step_gate: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="The share of the steps that run the transformer: the first three and, evenly, others up to the "
-        "last. The remaining steps extrapolate what it predicted in the last two that ran it. Null: all steps run it.",
-    )
     guidance_gate: float | None = Field(
         None,
         gt=0,

@@ -165,11 +165,4 @@ class Denoiser:
 
 def guidance_of(plan: EditPlan, recipe: Recipe) -> Guidance:
     """The guidance of a plan's edit, at its first step."""
-    return Guidance(
-        plan.guidance_scale,
-        recipe.guidance_rescaled,
-        plan.steps,
-        recipe.computed_steps,
-        recipe.guided_steps,
-        plan.guidance_gate_rest,
-    )
+    return Guidance(plan.guidance_scale, recipe.guidance_rescaled, recipe.guided_steps, plan.guidance_gate_rest)

@@ -58,10 +58,10 @@ def effective_record(
 
 def transformer_flops(plan: EditPlan, recipe: Recipe, architecture: Architecture) -> int:
     """The estimated floating-point operations of all forwards of an edit."""
-    flops = len(recipe.computed_steps) * architecture.forward_flops(recipe.image_tokens, _prompt_tokens(plan, recipe))
+    flops = plan.steps * architecture.forward_flops(recipe.image_tokens, _prompt_tokens(plan, recipe))
     if recipe.guided:
         negative_tokens = _text_tokens(plan.negative_prompt, recipe.negative_encoder_sizes, recipe)
-        flops += len(recipe.guided_steps) * architecture.forward_flops(recipe.image_tokens, negative_tokens)
+        flops += recipe.guided_steps * architecture.forward_flops(recipe.image_tokens, negative_tokens)
     return flops
 
 
@@ -104,26 +104,23 @@ def _guidance(plan: EditPlan, recipe: Recipe) -> dict[str, Any]:
         meaning = "off, since guidance_scale is not above 1: one forward a step, and neg is not used"
     else:
         rescaled = ", rescaled token by token to the conditional norm" if recipe.guidance_rescaled else ""
-        meaning = f"classifier-free: neg + {plan.guidance_scale:g} * (prompt - neg){rescaled}"
+        meaning = f"classifier-free: neg + {plan.guidance_scale:g} * (prompt - neg){rescaled}{_gate(plan, recipe)}"
     return {
         "true_cfg_scale": plan.guidance_scale,
         "guided": recipe.guided,
         "rescaled_to_conditional_norm": recipe.guided and recipe.guidance_rescaled,
         "forwards_a_step": 2 if recipe.guided else 1,
-        "guided_steps": len(recipe.guided_steps),
-        "meaning": meaning + _gates(plan, recipe),
+        "guided_steps": recipe.guided_steps,
+        "meaning": meaning,
     }
 
 
-def _gates(plan: EditPlan, recipe: Recipe) -> str:
-    """What steps do whose forwards are left out, in words; "" if there are none."""
-    said = ""
-    if left_out := plan.steps - len(recipe.computed_steps):
-        said += f"; {left_out} of {plan.steps} steps run no forward and extrapolate from the last two that did"
-    if recipe.guided and plan.guidance_gate is not None and recipe.guided_steps[-1] < plan.steps - 1:
-        rest = "with the last difference of both" if plan.guidance_gate_rest == "reuse" else "alone"
-        said += f"; from step {recipe.guided_steps[-1] + 2} on the prompt's prediction {rest}"
-    return said
+def _gate(plan: EditPlan, recipe: Recipe) -> str:
+    """What the steps beyond the guidance gate do, in words; "" if all steps compute both branches."""
+    if recipe.guided_steps == plan.steps:
+        return ""
+    rest = "with the last difference of both" if plan.guidance_gate_rest == "reuse" else "alone"
+    return f"; from step {recipe.guided_steps + 1} on the prompt's prediction {rest}"
 
 
 def _scheduler(plan: EditPlan, recipe: Recipe) -> dict[str, Any]:

@@ -53,12 +53,6 @@ SAMPLERS: dict[SamplerName, dict[str, Any]] = {
 }
 
 
-# The modulations of so many steps are computed at once (pipeline/fusion.py), at a step that runs the transformer.
-STEPS_AT_ONCE = 32
-# Of the steps that run the transformer under a step gate, so many lie at the beginning. Measured: docs/performance.md.
-DENSE_STEPS = 3
-
-
 @dataclass(frozen=True)
 class Resize:
     """One PIL resize, to `size`."""
@@ -75,8 +69,7 @@ class Recipe:
     encoder's copy is resized to, one after the other, for the prompt and for the negative prompt;
     `control_resizes` are what the VAE's copy goes through. `prompt_prefix` comes before either prompt.
     `max_prompt_tokens` cuts the embeddings. Without `guided` there is one forward per step and no negative prompt.
-    The steps (0-based) of `computed_steps` have a forward for the prompt, those of `guided_steps` also one for the
-    negative prompt; other steps compute nothing.
+    The first `guided_steps` steps have a forward for each of the two prompts.
     """
 
     encoder_sizes: tuple[tuple[Size, ...], ...]
@@ -86,8 +79,7 @@ class Recipe:
     prompt_prefix: str
     max_prompt_tokens: int | None
     guided: bool
-    computed_steps: tuple[int, ...]
-    guided_steps: tuple[int, ...]
+    guided_steps: int
     guidance_rescaled: bool
     forwards: int
     target_tokens: int
@@ -111,9 +103,7 @@ def make_recipe(spec: ModelSpec, profile: Profile, plan: EditPlan, image_sizes: 
     if edit_plus and profile.edit_plus_negative_resized_twice:
         negative_sizes = tuple((size, encoder_size(size, spec.family, profile)) for size in encoder_sizes)
     guided = plan.guidance_scale > 1
-    computed, both = steps_of(plan)
-    if not guided:
-        both = ()
+    both = steps_with_both_branches(plan.steps, plan.guidance_gate) if guided else 0
     return Recipe(
         encoder_sizes=tuple((size,) for size in encoder_sizes),
         negative_encoder_sizes=negative_sizes,
@@ -122,41 +112,19 @@ def make_recipe(spec: ModelSpec, profile: Profile, plan: EditPlan, image_sizes: 
         prompt_prefix="".join(IMAGE_PROMPT.format(i + 1) for i in range(len(image_sizes))) if edit_plus else "",
         max_prompt_tokens=TEXT_TO_IMAGE_MAX_TOKENS if spec.family == "text_to_image" else None,
         guided=guided,
-        computed_steps=computed,
         guided_steps=both,
         guidance_rescaled=profile.edit_plus_guidance_rescaled if edit_plus else True,
-        forwards=len(computed) + len(both),
+        forwards=plan.steps + both,
         target_tokens=tokens((plan.width, plan.height)),
     )
 
 
-def steps_of(plan: EditPlan) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The steps (0-based) that run the transformer, and those of them that compute both branches of a guided edit."""
-    computed: tuple[int, ...] = tuple(range(plan.steps))
-    if plan.step_gate is not None:
-        chosen = spread(plan.steps, share_of(plan.steps, plan.step_gate))
-        computed = tuple(sorted({*chosen, *range(0, plan.steps, STEPS_AT_ONCE)}))
-    if plan.guidance_gate is None:
-        return computed, computed
-    last = share_of(plan.steps, plan.guidance_gate)
-    return computed, tuple(step for step in computed if step < last)
-
-
-def share_of(steps: int, share: float) -> int:
-    """A share of the steps, rounded up."""
+def steps_with_both_branches(steps: int, gate: float | None) -> int:
+    """How many of a guided edit's steps compute both branches: the share `gate` of them, rounded up; None: all."""
+    if gate is None:
+        return steps
     # Products such as 0.28 * 25 lie a rounding above the whole number that is meant.
-    return min(steps, math.ceil(share * steps - 1e-9))
-
-
-def spread(steps: int, count: int) -> tuple[int, ...]:
-    """`count` of so many steps: some at the beginning, and the others evenly up to the last step.
-
-    The predictions change most at the beginning, and a line needs two of them.
-    """
-    first = min(count, DENSE_STEPS)
-    rest, last = count - first, steps - 1
-    evenly = (first - 1 + round(number * (last - first + 1) / rest) for number in range(1, rest + 1))
-    return (*range(first), *evenly)
+    return min(steps, math.ceil(gate * steps - 1e-9))
 
 
 def encoder_size(size: Size, family: Family, profile: Profile) -> Size:

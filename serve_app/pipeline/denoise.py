@@ -12,7 +12,7 @@ from torch import Tensor
 from serve_app.config import SamplerName
 from serve_app.errors import InvalidParameter
 from serve_app.models.prompt_tokens import max_tokens_with_images
-from serve_app.models.recipe import scheduler_config, shift_of, sigmas_of
+from serve_app.models.recipe import scheduler_config, shift_of
 from serve_app.pipeline.branches import Branches
 from serve_app.pipeline.conditioning import pack
 from serve_app.pipeline.forwards import Shapes
@@ -85,13 +85,10 @@ def denoise(
     scheduler = schedule(steps, latents.shape[1], latents.device, sampler)
     target_tokens = latents.shape[1]
     times = scheduler.timesteps.to(latents.dtype) / 1000
-    # Not the scheduler's own, for which the device would have to be waited for.
-    levels = sigmas_of(steps, target_tokens, sampler)
     for step, timestep in enumerate(scheduler.timesteps):
         hidden = latents if control is None else torch.cat([latents, control], dim=1)
-        wanted = guidance.prompts_of(step, prompts)
-        predictions = branches.predict(hidden, times, step, shapes, wanted) if wanted else []
-        prediction = guidance.follow(step, levels[step], [each[:, :target_tokens] for each in predictions])
+        predictions = branches.predict(hidden, times, step, shapes, guidance.prompts_of(step, prompts))
+        prediction = guidance.combine(step, [each[:, :target_tokens] for each in predictions])
         predict_clean = partial(clean_latents, latents, prediction, scheduler.sigmas[step])
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         on_step(step + 1, predict_clean)

@@ -16,10 +16,10 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from torch import Tensor, nn
 
-from serve_app.models.recipe import STEPS_AT_ONCE as STEPS_AT_ONCE
 from serve_app.pipeline.sequence_parallel import attended, posted
 
-# Modulations of `STEPS_AT_ONCE` steps take 142 MB per device at the published size, 212 MB with `zero_cond_t`.
+# Steps whose modulations are computed at once: 142 MB per device at the published size, 212 MB with `zero_cond_t`.
+STEPS_AT_ONCE = 32
 
 
 def fuse(transformer: QwenImageTransformer2DModel, *, with_gelu: bool) -> None:

@@ -378,7 +378,6 @@ class TierInfo(Answer):
     feature_cache: float | None = Field(
         description="The change of the first block's output below which a step skips the other blocks; null: never."
     )
-    step_gate: float | None = Field(description="The share of the steps that run the transformer; null: all.")
     guidance_gate: float | None = Field(
         description="The share of the steps that compute the negative prompt's branch too; null: all."
     )
@@ -415,7 +414,6 @@ class ModelInfo(Answer):
                             "sampler": None,
                             "quantization": "none",
                             "feature_cache": 0.12,
-                            "step_gate": None,
                             "guidance_gate": 0.5,
                             "needs_calibration": True,
                         }

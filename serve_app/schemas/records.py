@@ -60,7 +60,9 @@ class Guidance(Record):
         description="Forward passes of the transformer per step: 1, or 2 if guided; 1 in guided steps beyond "
         "`guided_steps`."
     )
-    guided_steps: int = Field(default_factory=absent, description="How many steps compute both guidance branches.")
+    guided_steps: int = Field(
+        default_factory=absent, description="How many steps, from the first on, compute both guidance branches."
+    )
     meaning: str = Field(description="The same in a sentence.")
 
 

@@ -72,6 +72,6 @@ def test_plan_with_a_loss_is_read_back_and_so_is_one_of_an_earlier_version():
     loss = Loss(LossRange(38.2, 44.0), LossRange(0.97, 0.99), 10.0, 6.0, 44, 1.7e9, "base", latents=0.04)
     plan = EditPlan(**asdict(PLAN) | {"quality": "fast", "guidance_gate": 0.5, "loss": loss})
     assert plans.validate_python(asdict(plan)) == plan
-    new = {"quality", "step_gate", "guidance_gate", "guidance_gate_rest", "loss"}
+    new = {"quality", "guidance_gate", "guidance_gate_rest", "loss"}
     earlier = {name: value for name, value in asdict(PLAN).items() if name not in new}
     assert plans.validate_python(earlier) == PLAN

@@ -159,7 +159,7 @@ class Admission:
         tier = self._config.served(spec.id).tiers.get(plan.quality) if plan.quality in TIER_NAMES else None
         # Other steps or guidance than those of the measured exact edits would need another ratio.
         if tier is not None and plan.loss is not None and tier.steps is None and tier.guidance_scale is None:
-            [edit] = add_recipes([replace(plan, guidance_gate=None, step_gate=None)], spec, edit.images_by_digest)
+            [edit] = add_recipes([replace(plan, guidance_gate=None)], spec, edit.images_by_digest)
             ratio = plan.loss.tier_s / plan.loss.exact_s if plan.loss.exact_s > 0 else 1.0
         return transformer_flops(edit.plan, edit.recipe, self._architectures[spec.id]) * ratio
 

@@ -124,7 +124,6 @@ class _Planner:
             quantization=lossy.quantization,
             feature_cache=lossy.feature_cache,
             quality=quality.name,
-            step_gate=tier.step_gate if tier else None,
             # With one branch only there is nothing to leave out.
             guidance_gate=tier.guidance_gate if tier and guidance_scale > 1 else None,
             guidance_gate_rest=tier.guidance_gate_rest if tier and guidance_scale > 1 else "drop",

@@ -178,7 +178,6 @@ def tier_info(name: TierName, tier: TierConfig) -> TierInfo:
         sampler=tier.sampler,
         quantization=tier.quantization,
         feature_cache=tier.feature_cache,
-        step_gate=tier.step_gate,
         guidance_gate=tier.guidance_gate,
         needs_calibration=tier.uncalibrated == "refuse",
     )

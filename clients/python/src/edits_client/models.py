@@ -321,7 +321,7 @@ class Guidance(BaseModel):
     """
     guided_steps: int | None = None
     """
-    How many steps compute both guidance branches.
+    How many steps, from the first on, compute both guidance branches.
     """
     meaning: str
     """
@@ -1611,10 +1611,6 @@ class TierInfo(BaseModel):
     feature_cache: float | None
     """
     The change of the first block's output below which a step skips the other blocks; null: never.
-    """
-    step_gate: float | None
-    """
-    The share of the steps that run the transformer; null: all.
     """
     guidance_gate: float | None
     """

@@ -1,13 +1,12 @@
-"""The gates of steps and of guidance: which steps compute which branch, and what the others follow."""
+"""The guidance gate: which steps compute the negative branch, and what the others follow."""
 
 import numpy as np
 import pytest
 import torch
 
 from serve_app.config import ModelConfig
-from serve_app.engine.canary import similarity_db
 from serve_app.engine.torch_engine import TorchEngine
-from serve_app.models.recipe import STEPS_AT_ONCE, share_of, spread, steps_of
+from serve_app.models.recipe import steps_with_both_branches
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
 from serve_app.pipeline.guidance import Guidance
@@ -20,10 +19,10 @@ GATE = 0.4
 
 
 @pytest.mark.parametrize(
-    ("steps", "gate", "guided"), [(25, 0.6, 15), (25, 0.28, 7), (25, 0.29, 8), (4, 0.01, 1), (4, 0.99, 4)]
+    ("steps", "gate", "guided"), [(25, 0.6, 15), (25, 0.28, 7), (25, 0.29, 8), (4, 0.01, 1), (4, 0.99, 4), (4, None, 4)]
 )
 def test_share_of_the_steps_is_rounded_up(steps, gate, guided):
-    assert share_of(steps, gate) == guided
+    assert steps_with_both_branches(steps, gate) == guided
 
 
 @pytest.fixture
@@ -83,60 +82,28 @@ def test_gate_has_no_effect_without_guidance(plan, bench):
 
 @pytest.mark.parametrize("rescaled", [True, False])
 @pytest.mark.parametrize("rest", ["drop", "reuse"])
-def test_steps_follow_the_definition(rest, rescaled):
+def test_later_steps_follow_the_definition(rest, rescaled):
     torch.manual_seed(0)
-    scale, levels = 4.0, [1.0, 0.9, 0.7, 0.5, 0.2, 0.1, 0.05]
-    computed, guided = (0, 1, 3, 5, 6), (0, 1, 3)
-    guidance = Guidance(scale, rescaled, len(levels), computed, guided, rest)
-    values = torch.randn(len(levels), 2, 1, 3, 64, dtype=torch.float64)
-
-    def line(of: torch.Tensor, a: int, b: int, step: int) -> torch.Tensor:
-        return of[a] + (of[b] - of[a]) * (levels[step] - levels[a]) / (levels[b] - levels[a])
-
-    c, d = values[:, 0].clone(), values[:, 0] - values[:, 1]
-    # Steps 2 and 4 run nothing: 2 lies between steps with both branches, 4 behind the last one of them.
-    c[2], d[2], c[4] = line(c, 0, 1, 2), line(d, 0, 1, 2), line(c, 1, 3, 4)
-    d[4:] = d[3] if rest == "reuse" else 0
-    for step, level in enumerate(levels):
-        wanted = guidance.prompts_of(step, [torch.ones(1), torch.zeros(1)])
-        assert len(wanted) == (step in computed) + (step in guided)
-        found = guidance.follow(step, level, list(values[step, : len(wanted)]))
-        expected = c[step] + (scale - 1) * d[step]
+    scale = 4.0
+    guidance = Guidance(scale, rescaled, GUIDED, rest)
+    steps = [torch.randn(2, 1, 3, 64, dtype=torch.float64) for _ in range(STEPS)]
+    for number, (conditional, unconditional) in enumerate(steps):
+        prompts = guidance.prompts_of(number, [torch.ones(1), torch.zeros(1)])
+        assert len(prompts) == (2 if number < GUIDED else 1)
+        found = guidance.combine(number, [conditional, unconditional][: len(prompts)])
+        last = steps[number if number < GUIDED else GUIDED - 1]
+        expected = conditional + (scale - 1) * (last[0] - last[1])
+        if number >= GUIDED and rest == "drop":
+            expected = conditional
         if rescaled:
-            expected = expected * c[step].norm(dim=-1, keepdim=True) / expected.norm(dim=-1, keepdim=True)
+            expected = expected * conditional.norm(dim=-1, keepdim=True) / expected.norm(dim=-1, keepdim=True)
         assert torch.allclose(found, expected)
-
-
-def test_step_gate_spreads_the_steps_that_run_the_transformer(make_plan):
-    assert spread(25, 12) == (0, 1, 2, 4, 7, 9, 12, 14, 17, 19, 22, 24)
-    assert [spread(5, count) for count in (1, 2, 3, 4, 5)] == [
-        (0,),
-        (0, 1),
-        (0, 1, 2),
-        (0, 1, 2, 4),
-        (0, 1, 2, 3, 4),
-    ]
-    computed, guided = steps_of(make_plan(steps=2 * STEPS_AT_ONCE + 2, step_gate=0.1))
-    # Modulations of fused blocks are computed at these.
-    assert {0, STEPS_AT_ONCE, 2 * STEPS_AT_ONCE} <= set(computed)
-    assert guided == computed
-
-
-@pytest.mark.parametrize("scale", [4.0, 1.0])
-def test_steps_behind_the_step_gate_run_nothing(plan, bench, forwards, scale):
-    edited = bench(MODEL.id).engine.edit(plan(step_gate=0.7, guidance_scale=scale), [])
-    branches = 2 if scale > 1 else 1
-    assert edited.effective["forwards"] == len(forwards) == 4 * branches
-    assert "1 of 5 steps run no forward" in edited.effective["guidance"]["meaning"]
-    exact = bench(MODEL.id).engine.edit(plan(guidance_scale=scale), [])
-    assert edited.image.tobytes() != exact.image.tobytes()
-    assert similarity_db(exact.image, edited.image) > 12
 
 
 def test_streamed_weights_give_the_pixels_of_resident_ones(plan, bench):
     config = ModelConfig(id=MODEL.id, threads=THREADS, offload="stream")
     streamed = TorchEngine(miniature.make(MODEL), MODEL, config)
-    gated = plan(guidance_gate=0.8, guidance_gate_rest="reuse", step_gate=0.7)
+    gated = plan(guidance_gate=GATE, guidance_gate_rest="reuse")
     assert streamed.edit(gated, []).image.tobytes() == bench(MODEL.id).engine.edit(gated, []).image.tobytes()
 
 
