@@ -114,7 +114,7 @@ class CalibrationInfo(Answer):
     loss: MeasuredLoss
     speedup: float = Field(description="How many times as fast as exact.")
     measured_at: Moment = Field(description="When it was measured.")
-    settings: dict[str, str | float] = Field(description="What the tier was, by the keys of `models[].tiers`.")
+    settings: dict[str, str | int | float] = Field(description="What the tier was, by the keys of `models[].tiers`.")
     checkpoint: str = Field(description="The checkpoint that it was measured on.")
     set: str = Field(description="Where the prompts and control images came from.")
     sizes: list[str] = Field(description="The sizes of the images in pixels, `WxH`.")

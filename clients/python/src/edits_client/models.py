@@ -3027,7 +3027,7 @@ class CalibrationInfo(BaseModel):
     """
     When it was measured.
     """
-    settings: dict[str, str | float]
+    settings: dict[str, str | int | float]
     """
     What the tier was, by the keys of `models[].tiers`.
     """
