@@ -118,3 +118,4 @@ def test_shipped_files_are_small():
     weights = sum(file.stat().st_size for file in TRAINED_MINIATURE.rglob("*") if file.is_file())
     assert weights <= 12_000_000
     assert all((ROOT / "samples/loras" / style.file).stat().st_size <= 400_000 for style in STYLES)
+    assert (ROOT / "samples/loras/few_steps/few_steps.safetensors").stat().st_size <= 1_000_000
