@@ -26,7 +26,7 @@ help:
 	@echo "make drill-nodes  the same with failing machines (network namespaces; needs root)"
 	@echo "make benchmark  latencies of HTTP requests during an edit"
 	@echo "make fuzz       random requests, images and LoRA files, for a night: what it did adds up in out/fuzzing (FUZZ_HOURS=8)"
-	@echo "make attacks    eleven attacks of one tenant, and the latencies of another; 12 minutes at most"
+	@echo "make attacks    eleven attacks of one tenant, and the latencies of another; 14 minutes at most"
 
 $(VENV)/.installed: pyproject.toml constraints.txt clients/python/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'

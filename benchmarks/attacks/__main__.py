@@ -1,6 +1,6 @@
 """Attacks of one tenant, and their effect on another tenant's latencies and on the service's memory and storage.
 
-    python -m benchmarks.attacks                        # every attack; 12 minutes at most
+    python -m benchmarks.attacks                        # every attack; 14 minutes at most
     python -m benchmarks.attacks slow_bodies costly_images
 
 It starts `edits-server run` on loopback with two tenants and an editor that only sleeps. It measures the waiting tenant
