@@ -242,7 +242,7 @@ class AlarmDrill:
         for name, (start, _) in self._phases.items():
             for alert in EXPECTED[name]:
                 fired, seen = self._fired_at(alert, start), self._prometheus.seen.get(alert)
-                pending = seen.pending - start if seen and seen.pending else None
+                pending = seen.pending - start if seen and seen.pending and seen.pending > start else None
                 shown = ["-" if at is None else f"{at:.0f}" for at in (pending, fired and fired - start)]
                 rows.append(f"| {shown[0]} | {shown[1]} | {alert} | {WHAT[name]} |")
         expected = {alert for name in self._phases for alert in EXPECTED[name]}
