@@ -163,6 +163,8 @@ def main() -> None:
     parser.add_argument("modes", nargs="*", metavar="MODE", help=f"of {', '.join(MODES)}; default: both")
     parser.add_argument("--ports", action="store_true", help="only list the ports that answer")
     arguments = parser.parse_args()
+    # A benchmark that is stopped ends the service too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     if arguments.ports:
         list_ports(arguments.modes or list(MODES))
     else:
