@@ -46,7 +46,7 @@ def checked(application: Application, client: TestClient) -> list[dict]:
         ({"loras": [{"path": "job/misfit.safetensors"}]}, "LORA_INCOMPATIBLE", "does not fit"),
         ({"loras": [{"path": "job/empty.safetensors"}]}, "LORA_INVALID_FILE", "is empty"),
         ({"loras": [LORA] * 5}, "TOO_MANY_LORAS", "at most 4"),
-        ({"quality": "fast"}, "QUALITY_UNAVAILABLE", "exact only"),
+        ({"quality": "fast"}, "QUALITY_UNAVAILABLE", "quality fast is not available"),
         ({"neg": "a <|image_pad|>"}, "INVALID_PARAMETER", "neg holds <|image_pad|>"),
         ({"sample_steps": 151}, "CONFIG_REFUSED", "sample_steps: Input should be less than or equal to 150"),
         ({"size": "huge"}, "CONFIG_REFUSED", "size: A size is 'input'"),
@@ -115,7 +115,8 @@ def test_presets_are_checked_without_being_asked_for(application, client):
 def test_profile_that_the_models_options_contradict_breaks_a_preset(config, profile):
     model = config.models[0].model_copy(update={"feature_cache": 0.1})
     application = Application(config.model_copy(update={"models": (model,)}))
-    configure(application, style=STYLE | {"profile": profile})
+    style = {name: value for name, value in STYLE.items() if name != "quality"}
+    configure(application, style=style | {"profile": profile})
     with TestClient(application.app) as client:
         [broken] = checked(application, client)
     assert broken["code"] == "INVALID_PARAMETER"

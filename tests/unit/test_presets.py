@@ -32,7 +32,7 @@ STYLE = {
     "output_format": "png",
     "size": "128x96",
     "quality": "exact",
-    "max_loss": {"psnr_db": 35.0},
+    "max_loss": {"psnr_db": 35.0, "ssim": 0.9},
 }
 IMAGE = as_base64(as_png(noise_image(96, 64)))
 PROMPT = {"prompt": "[trigger] at night", "ctrl_img": IMAGE}

@@ -152,7 +152,7 @@ async def test_rows_count_towards_the_bytes_that_are_kept_though_no_file_belongs
 async def test_results_count_towards_the_bytes_that_are_kept(service):
     done = EditDone("pictures/a", "u", "png", 64, 64, 1, 10, "a", {}, {"prompt": "x" * 20_000})
     id_ = await service.request()
-    [claim] = await service.store.queue.claim("me", "m", 1, 1)
+    [claim] = await service.store.queue.claim("me", service.plan.model, 1, 1)
     await service.store.queue.succeed(claim, done, lambda key: True)
     assert await service.store.retention.over_size(20_000, 10) == [id_]
 
@@ -295,7 +295,7 @@ async def test_nothing_is_lost_while_requests_come_and_go(service):
 
 async def test_purged_images_no_longer_count_in_the_bytes_of_their_request(service):
     id_ = await service.request("controls/a")
-    [mine] = await service.store.queue.claim("a", "m", 1, 1)
+    [mine] = await service.store.queue.claim("a", service.plan.model, 1, 1)
     rows = sa.select(tables.requests.c.row_bytes)
 
     async def row_bytes() -> int:
