@@ -21,7 +21,7 @@ from serve_app.intake.tenants import Caller
 from serve_app.models.architecture import Architecture
 from serve_app.models.profile import PROFILES, TRAINER
 from serve_app.models.registry import MODELS, ModelSpec
-from serve_app.schemas.answers import LoraInfo, LoraList
+from serve_app.schemas.catalogue import LoraInfo, LoraList
 
 # How many files' descriptions are kept in memory, some KB each.
 KNOWN_FILES = 4096

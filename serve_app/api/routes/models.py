@@ -9,7 +9,7 @@ from serve_app.api.error_answers import error_docs
 from serve_app.errors import LoraDownloadFailed, LoraUnknown, Overloaded, StorageFailed
 from serve_app.intake.answers.bodies import model_info, openai_models, preset_of
 from serve_app.intake.service import Service
-from serve_app.schemas.answers import LoraInfo, LoraList, ModelList, PresetList
+from serve_app.schemas.catalogue import LoraInfo, LoraList, ModelList, PresetList
 from serve_app.schemas.text import Text, Url
 
 DEFAULT_PAGE, MAX_PAGE = 50, 500

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Response
 
 from serve_app.intake.service import Service
-from serve_app.schemas.answers import BrokenPreset, EditorStart, Health, Readiness
+from serve_app.schemas.probes import BrokenPreset, EditorStart, Health, Readiness
 
 
 def router(service: Service) -> APIRouter:

@@ -11,18 +11,14 @@ from serve_app.intake.signed_urls import SignedUrls
 from serve_app.jobs.records import ImageRecord, RequestRecord, RequestState
 from serve_app.models.registry import ModelSpec
 from serve_app.models.repeat_request import without_url_secrets
-from serve_app.schemas.answers import (
-    ImageOutput,
+from serve_app.schemas.answers import ImageOutput, Outputs, Progress, RequestResult, RequestStatus
+from serve_app.schemas.catalogue import (
     ModelInfo,
     OpenAiModel,
-    Outputs,
     PresetInfo,
     PresetLora,
     PresetMaxLoss,
     PresetProblem,
-    Progress,
-    RequestResult,
-    RequestStatus,
     TierInfo,
 )
 from serve_app.tasks import ImageStage, Status
