@@ -28,7 +28,7 @@ from serve_app.engine.merging import DeviceDeltas
 from serve_app.engine.placement import place
 from serve_app.engine.protocol import Edited, OnStep, ShouldStop
 from serve_app.engine.runtime_record import runtime_record
-from serve_app.errors import CheckpointRefused, EditCanceled, OutOfMemory, QualityUnavailable, UnusableResult
+from serve_app.errors import CheckpointRefused, EditCanceled, EditorUnavailable, OutOfMemory, QualityUnavailable, UnusableResult
 from serve_app.images.decode import DecodedImage, decode
 from serve_app.models import architecture
 from serve_app.models.effective import effective_record
@@ -203,7 +203,7 @@ class TorchEngine:
         With `prepare_ahead` it also encodes prompts and control images on the device, while another edit may run there,
         and copies the adapters to the device. Raises LoraChanged, LoraDownloadFailed, LoraInvalidFile or
         LoraIncompatible for a file that is not the admitted one or cannot be read, StorageFailed, and DeviceLost; and
-        QualityUnavailable for a plan that these weights cannot follow.
+        EditorUnavailable or QualityUnavailable for a plan that these weights cannot follow.
         """
         refuse_other_weights(plan, self._config)
         timer = StageTimer(torch.device("cpu"))
@@ -370,9 +370,13 @@ class TorchEngine:
 
 
 def refuse_other_weights(plan: EditPlan, config: ModelConfig) -> None:
-    """Raise QualityUnavailable if an editor with this config cannot make what a plan asks for."""
+    """Raise an error if an editor with this config cannot make what a plan asks for.
+
+    EditorUnavailable if another editor of the group may be able to: while a changed `quantization` is rolled out, there
+    are editors of both kinds.
+    """
     if plan.quantization != config.quantization:
-        raise QualityUnavailable(
+        raise EditorUnavailable(
             f"the plan asks for quantization: {plan.quantization}, and this editor's weights have {config.quantization}"
         )
     if plan.feature_cache is not None and config.offload == "stream":

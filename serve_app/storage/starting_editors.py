@@ -3,9 +3,20 @@
 If several editors of a group start, the file has the report of one of them.
 """
 
+from pydantic import BaseModel
+
 from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
-from serve_app.telemetry.start_progress import StartProgress
+from serve_app.telemetry.start_progress import StartProgress, StartState
+
+
+class Report(BaseModel):
+    """A report as it is stored."""
+
+    state: StartState
+    bytes_read: int
+    bytes: int
+    beat: int
 
 
 class StartingEditors:
@@ -19,11 +30,15 @@ class StartingEditors:
         self._artifacts.put_json(artifact_keys.starting_editor(group), progress._asdict() | {"beat": beat})
 
     def get(self, group: str) -> tuple[StartProgress, int] | None:
-        """The newest report of a group and its beat, None if there is none."""
+        """The newest report of a group and its beat, None if there is none.
+
+        Raises ValueError for one that this version does not know.
+        """
         stored = self._artifacts.get_json(artifact_keys.starting_editor(group))
         if stored is None:
             return None
-        return StartProgress(stored["state"], stored["bytes_read"], stored["bytes"]), stored["beat"]
+        report = Report.model_validate(stored)
+        return StartProgress(report.state, report.bytes_read, report.bytes), report.beat
 
     def delete(self, group: str) -> None:
         """The editor takes work now, or has failed."""

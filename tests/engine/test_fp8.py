@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from serve_app.config import ModelConfig
 from serve_app.engine.canary import similarity_db
 from serve_app.engine.torch_engine import TorchEngine
-from serve_app.errors import QualityUnavailable
+from serve_app.errors import EditorUnavailable, describe
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
 from serve_app.pipeline.quantization import quantised, should_quantise
@@ -63,11 +63,13 @@ def test_only_linears_that_all_tokens_pass_are_rounded(engines):
     }
 
 
-def test_plan_for_other_weights_is_refused(engines, make_plan):
+def test_plan_for_other_weights_is_left_to_another_editor(engines, make_plan):
     plan = make_plan(model=MODEL.id, control_images=())
     for engine, other in zip(engines, ("fp8", "none"), strict=True):
-        with pytest.raises(QualityUnavailable, match="quantization"):
+        with pytest.raises(EditorUnavailable, match="quantization") as refused:
             engine.edit(replace(plan, quantization=other), [])
+        # The attempt does not count (see tests/unit/test_dispatch.py).
+        assert describe(refused.value).retryable
 
 
 @pytest.mark.parametrize("options", [{"offload": "stream"}, {"adapter_weights": "hooks"}])

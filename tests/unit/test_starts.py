@@ -1,12 +1,16 @@
 """How far the start of an editor is: what editors report, and what `/ready` says of it."""
 
+import asyncio
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from serve_app.errors import StorageFailed
 from serve_app.intake.starts import Starts
 from serve_app.replicas.start_report import StartReport
+from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.storage.starting_editors import StartingEditors
 from serve_app.telemetry.start_progress import Progress, StartProgress, following
@@ -87,6 +91,43 @@ async def test_without_artifact_storage_there_is_no_progress(artifacts, monkeypa
 
     monkeypatch.setattr(Artifacts, "get", fail)
     assert await Starts(artifacts).progress([GROUP]) == {}
+
+
+async def test_store_that_never_answers_blocks_no_other_work(artifacts, monkeypatch):
+    release, reads = threading.Event(), []
+
+    def hang(self: object, key: str) -> None:
+        reads.append(key)
+        release.wait(30)
+
+    monkeypatch.setattr(Artifacts, "get", hang)
+    monkeypatch.setattr("serve_app.intake.starts.PATIENCE_S", 0.05)
+    pool = ThreadPoolExecutor(2)
+    asyncio.get_running_loop().set_default_executor(pool)
+    try:
+        starts = Starts(artifacts)
+        assert await asyncio.gather(*(starts.progress([GROUP]) for _ in range(2))) == [{}, {}]
+        assert await starts.progress([GROUP]) == {}
+        assert len(reads) == 1
+        await asyncio.wait_for(asyncio.to_thread(reads.copy), 10)
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        [1, 2],
+        "loading",
+        {"state": "resting", "bytes_read": 1, "bytes": 2, "beat": 1},
+        {"state": "loading", "bytes_read": 1, "bytes": 2},
+    ],
+)
+def test_unknown_report_is_none(application, client, report):
+    application.service.resources.artifacts.put_json(artifact_keys.starting_editor(GROUP), report)
+    application.running[GROUP] = 0
+    answer = client.get("/ready")
+    assert (answer.status_code, answer.json()["editors"]) == (503, {})
 
 
 def test_ready_tells_the_bytes_of_editors_that_start(application, client):
