@@ -145,7 +145,7 @@ class AnswerErrors:
         try:
             await self._app(scope, watched_receive, watched_send)
         except Exception as error:
-            if left and _is_of_stream(error):
+            if left and _client_left_stream(error):
                 return
             if started or scope["type"] != "http":
                 # The server cuts off the answer, so that no client takes it for complete.
@@ -159,6 +159,6 @@ class AnswerErrors:
             await response(scope, receive, send)
 
 
-def _is_of_stream(error: Exception) -> bool:
-    """Whether nothing went wrong but that nobody takes the next part of a stream any more."""
+def _client_left_stream(error: Exception) -> bool:
+    """Whether the only error is that the client has left the stream."""
     return isinstance(error, ExceptionGroup) and error.split(anyio.BrokenResourceError)[1] is None

@@ -71,8 +71,8 @@ class PlacementConfig(ConfigSection):
         1,
         description="GPUs of one editor, each with a copy of the transformer. Each of the two guidance branches gets "
         "half of them. GPUs that share a branch, or the only branch of a step, compute a part of its tokens each. "
-        "Needs `device: cuda`, without `offload` and without `adapter_weights: hooks`; 4 and 8 without "
-        "`feature_cache`.",
+        "Needs `device: cuda`, without `offload` and without `adapter_weights: hooks`. With a "
+        "`feature_cache`, each branch is computed on one GPU.",
     )
     offload: Literal["auto", "none", "stream"] = Field(
         "auto",
@@ -279,11 +279,6 @@ class ModelConfig(
         if self.device != "cuda" or self.offload == "stream" or self.adapter_weights == "hooks":
             raise ValueError(
                 "gpus_per_replica: more than one need device: cuda, and neither offload nor adapter_weights: hooks"
-            )
-        if self.gpus_per_replica > 2 and self.feature_cache is not None:
-            raise ValueError(
-                f"feature_cache: not with gpus_per_replica: {self.gpus_per_replica}, since it decides by all tokens of "
-                "a branch, of which each GPU would have a part"
             )
         return self
 

@@ -155,8 +155,9 @@ class MergedWeights:
                 write(parameter, original, deltas[name], product)
                 continue
             rounded.append(Unrounded(parameter, original, deltas[name], product))
-            if self._copies == "host":
-                # Its original was copied to the device for this, and there is not much room.
+            is_sum = bool(deltas[name]) and product is None
+            if self._copies == "host" or is_sum:
+                # Its original was copied to the device for this, or its sum will be, and there is not much room.
                 write_rounded(rounded)
                 rounded = []
         write_rounded(rounded)

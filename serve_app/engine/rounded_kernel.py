@@ -8,7 +8,6 @@ weights of one shape, since launching 1,500 kernels takes longer than running th
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from serve_app.engine.low_rank_kernel import COLUMNS, RANKS, ROWS
+from serve_app.pipeline.device import current
 
 # torchao divides the largest absolute value by this, in the weight's dtype.
 LARGEST: tl.constexpr = tl.constexpr(448.0)
@@ -61,11 +61,6 @@ def round_merged(weights: Sequence[Rounding], ranks: int) -> None:
 
 def elements_apart(tensor: Tensor, first: Tensor) -> int:
     return (tensor.data_ptr() - first.data_ptr()) // tensor.element_size()
-
-
-def current(device: torch.device) -> AbstractContextManager[None]:
-    """Triton launches on the current device, not on the device of the tensors."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 # Without type hints: Triton resolves every name in a signature in its own language.

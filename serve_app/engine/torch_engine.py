@@ -28,7 +28,14 @@ from serve_app.engine.merging import DeviceDeltas
 from serve_app.engine.placement import place
 from serve_app.engine.protocol import Edited, OnStep, ShouldStop
 from serve_app.engine.runtime_record import runtime_record
-from serve_app.errors import CheckpointRefused, EditCanceled, EditorUnavailable, OutOfMemory, QualityUnavailable, UnusableResult
+from serve_app.errors import (
+    CheckpointRefused,
+    EditCanceled,
+    EditorUnavailable,
+    OutOfMemory,
+    QualityUnavailable,
+    UnusableResult,
+)
 from serve_app.images.decode import DecodedImage, decode
 from serve_app.models import architecture
 from serve_app.models.effective import effective_record

@@ -45,8 +45,7 @@ def compare_pair(
 
 
 def edit_seconds(timings: Mapping[str, float]) -> float:
-    """How long an edit took without encoding its prompts and control images, whose results may be those of an earlier
-    edit: then the first of two equal edits would take longer."""
+    """Seconds without encoding: a second equal edit takes that from a cache."""
     stages = [timings[stage] for stage in ("apply_adapters", "denoise", "decode") if stage in timings]
     return sum(stages) if "denoise" in timings else timings.get("generate", 0.0)
 

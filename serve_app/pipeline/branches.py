@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,6 +12,7 @@ from diffusers import QwenImageTransformer2DModel
 from torch import Tensor, nn
 
 from serve_app.pipeline.acceleration import configure_thread
+from serve_app.pipeline.device import current
 from serve_app.pipeline.forwards import Shapes, begin, end
 from serve_app.pipeline.fusion import modulate
 from serve_app.pipeline.sequence_parallel import Exchange, Member, OtherDeviceFailed, Streams, Turns, split
@@ -154,11 +155,6 @@ class Branches:
         if errors:
             raise min(errors, key=lambda failure: isinstance(failure, OtherDeviceFailed))
         return [future.result() for future in (computed, *pending)]
-
-
-def current(device: torch.device) -> AbstractContextManager[object]:
-    """Within, Triton's kernels run on this device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @torch.no_grad()

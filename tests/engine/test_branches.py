@@ -92,7 +92,8 @@ def test_several_gpus_are_refused_where_there_can_be_one_only(options):
             ModelConfig(gpus_per_replica=count, **options)
 
 
-def test_feature_cache_is_refused_where_gpus_share_a_branch():
-    assert ModelConfig(device="cuda", gpus_per_replica=2, feature_cache=0.1)
-    with pytest.raises(ValidationError, match="feature_cache: not with gpus_per_replica: 4"):
-        ModelConfig(device="cuda", gpus_per_replica=4, feature_cache=0.1)
+@pytest.mark.parametrize("options", [{"feature_cache": 0.1}, {"tiers": {"fast": {"feature_cache": 0.1}}}])
+def test_feature_cache_is_accepted_with_several_gpus(options):
+    """Then each branch stays on one GPU (see tests/engine/test_sequence_parallel.py)."""
+    for count in (2, 4, 8):
+        assert ModelConfig(device="cuda", gpus_per_replica=count, **options).gpus_per_replica == count

@@ -9,6 +9,9 @@ from pydantic import ValidationError
 
 from serve_app.config import ModelConfig
 from serve_app.engine.canary import similarity_db
+from serve_app.engine.deltas import Adapter, Full, LowRank
+from serve_app.engine.merged_weights import MergedWeights
+from serve_app.engine.merging import Unrounded, linear_weights, write_rounded
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import EditorUnavailable, describe
 from serve_app.models.registry import MODELS
@@ -52,6 +55,29 @@ def test_each_weight_is_the_rounding_of_the_merged_one_and_nothing_lasts(engines
             assert eighths[name].qdata.dtype == torch.float8_e4m3fn
             assert torch.equal(eighths[name].dequantize(), quantised(weight).dequantize())
         assert 6 < similarity_db(expected, found) < np.inf
+
+
+@pytest.mark.parametrize("kind", ["low rank", "full"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_sums_are_rounded_one_by_one(monkeypatch, kind, dtype):
+    """A product is added while it is rounded; any other sum takes the memory of a weight until then."""
+    transformer = miniature.make(MODEL).transformer.to(dtype)
+    merged = MergedWeights(transformer, "device")
+    merged.quantise()
+    deltas = {}
+    for name in linear_weights(transformer):
+        out, into = transformer.get_submodule(name.removesuffix(".weight")).weight.shape
+        low_rank = LowRank(torch.randn(out, 2).to(dtype), torch.randn(2, into).to(dtype), 1.0)
+        deltas[name] = low_rank if kind == "low rank" else Full(torch.randn(out, into))
+    sums = []
+
+    def counting(weights: list[Unrounded]) -> None:
+        sums.append(sum(bool(weight.deltas) and weight.product is None for weight in weights))
+        write_rounded(weights)
+
+    monkeypatch.setattr("serve_app.engine.merged_weights.write_rounded", counting)
+    merged.apply({"a": (Adapter(deltas, pinned=False), 1.0)})
+    assert max(sums) == (0 if kind == "low rank" and dtype == torch.bfloat16 else 1)
 
 
 def test_only_linears_that_all_tokens_pass_are_rounded(engines):
