@@ -28,6 +28,7 @@ from serve_app.intake.admission.stored_images import StoredImages
 from serve_app.intake.calibrations.cases import Cases, read_cases, training_cases
 from serve_app.intake.calibrations.losses import MeasuredLosses
 from serve_app.intake.calibrations.requests import (
+    BY_COMMAND,
     chosen_tiers,
     details_of,
     measured_on,
@@ -47,7 +48,6 @@ from serve_app.tasks import EditPlan, Loss
 
 console = Console(soft_wrap=True, highlight=False, markup=False)
 
-HOW = "edits-server calibrate"
 OPERATOR = Caller(is_operator=True)
 
 
@@ -222,7 +222,7 @@ class _Calibration:
         loss = loss_of(pairs, measured_on(cases, adapters), time.time())
         digest = model.tiers[tier].digest(tier_adapter_id(work.plans[0]))
         key = await self._losses.key(model, tier, digest, [use.id for use in adapters])
-        details = details_of(model, model.tiers[tier], plans, cases, HOW)
+        details = details_of(model, model.tiers[tier], plans, cases, BY_COMMAND)
         await self._resources.store.calibrations.record(Calibration(key, loss, details))
         return loss
 

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.config import ModelConfig
 from serve_app.errors import ConfigRefused
-from serve_app.intake.calibrations.cases import read_cases
+from serve_app.intake.calibrations.cases import Cases, read_cases
+from serve_app.intake.calibrations.requests import BY_COMMAND, details_of
+from serve_app.schemas.requests import Prompt
+from tests.unit.test_tiers_config import PLAN
 
 PROMPTS = """
 - prompt: make it night
@@ -68,3 +72,12 @@ def test_a_file_that_cannot_be_used_is_refused_with_the_reason(folder, text, rea
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ConfigRefused, match="cannot be read"):
         read_cases(tmp_path / "no.yaml")
+
+
+def test_details_hold_no_secrets_of_urls():
+    url = "https://user:SECRET@h/x.safetensors?X-Amz-Signature=SECRET"
+    tiers = {"fast": {"adapter": url}}
+    model = ModelConfig.model_validate({"id": "qwen_image_edit", "checkpoint": url, "tiers": tiers})
+    details = details_of(model, model.tiers["fast"], [PLAN], Cases("the request", [Prompt(prompt="p")]), BY_COMMAND)
+    assert (details["checkpoint"], details["tier"]["adapter"]) == (2 * ("https://h/x.safetensors",))
+    assert "SECRET" not in json.dumps(details)

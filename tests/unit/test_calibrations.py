@@ -16,8 +16,9 @@ from starlette.testclient import TestClient
 from serve_app.config import AppConfig, AuthConfig
 from serve_app.images.comparison import psnr
 from serve_app.intake.keys import new_key
+from serve_app.jobs.calibrations import Calibration, CalibrationKey
 from serve_app.storage import artifact_keys
-from serve_app.tasks import EditDone, EditEvent, EditTask, StepDone
+from serve_app.tasks import EditDone, EditEvent, EditTask, Loss, LossRange, StepDone
 from tests.conftest import as_png, noise_image
 from tests.training_folder import trainer_config, write_checkpoints, write_config
 from tests.unit.conftest import LORA, Application, InstantEditors, safetensors_bytes
@@ -180,7 +181,8 @@ def test_the_samples_of_a_training_job_are_cases(served, config):
         run = measured(client, application, sent)
         [found] = client.get("/v1/calibrations").json()["calibrations"]
     assert run["problem"] is None
-    assert found["loss"]["on"] == "2 prompts of training job my_job, without LoRAs"
+    assert found["loss"]["on"] == "2 samples of a training job, without LoRAs"
+    assert found["set"] == "training job my_job"
     assert {task.plan.prompt for task in application.editors.tasks} == {"a dog", "a bird"}
 
 
@@ -249,3 +251,36 @@ def test_only_operators_measure_where_there_are_keys(served, tmp_path):
         found = client.get("/v1/calibrations").json()
     assert [each["loras"] for each in found["calibrations"]] == [[], []]
     assert found["runs"] == []
+
+
+def test_tenants_see_no_secrets_no_file_of_the_operator_and_no_training_job(served, tmp_path):
+    (operator, of_operator), (tenant, of_tenant) = new_key(), new_key()
+    keys = {"operators": [of_operator], "tenants": {"red": {"keys": [of_tenant]}}}
+    (tmp_path / "keys.yaml").write_text(yaml.safe_dump(keys))
+    url = "https://user:SECRET@h/x?X-Amz-Signature=SECRET"
+    details = {"adapters": [], "checkpoint": url, "tier": {"adapter": url, "steps": 8}, "set": "a training job"}
+    details |= {"training_job": "her_job", "sizes": ["64x64"], "steps": [8], "how": "edits-server calibrate"}
+    loss = Loss(LossRange(38.0, 44.0), LossRange(0.97, None), 10.0, 6.0, 4, 1.7e9, "4 samples of a training job")
+    row = Calibration(CalibrationKey("qwen_image_edit", "fast", "s", "c", "a"), loss, details)
+    with served(auth=AuthConfig(keys_file=str(tmp_path / "keys.yaml"))) as (application, client):
+        client.portal.call(application.service.resources.store.calibrations.record, row)
+        answers = {}
+        for key in (operator, tenant):
+            answers[key] = client.get("/v1/calibrations", headers={"X-API-Key": key})
+    assert not any("SECRET" in answer.text for answer in answers.values())
+    [of_operator], [of_tenant] = (answer.json()["calibrations"] for answer in answers.values())
+    assert of_operator["settings"] == {"adapter": "https://h/x", "steps": 8}
+    assert (of_operator["checkpoint"], of_operator["set"]) == ("https://h/x", "training job her_job")
+    assert (of_tenant["settings"], of_tenant["set"]) == ({"steps": 8}, "a training job")
+    assert "her_job" not in answers[tenant].text
+
+
+def test_a_seed_that_would_be_drawn_is_the_same_in_exact_and_in_the_tier(served):
+    prompts = [PROMPT | {"ctrl_img": control_image(), "seed": seed} for seed in (-1, 7, -1)]
+    with served() as (application, client):
+        measured(client, application, body(prompts=prompts))
+    seeds: dict[str, set[tuple[int, int]]] = {}
+    for task in application.editors.tasks:
+        seeds.setdefault(task.plan.quality, set()).add((task.index, task.plan.seed))
+    assert set(seeds) == {"exact", "balanced", "fast"}
+    assert all(drawn == {(0, 42), (1, 7), (2, 44)} for drawn in seeds.values())

@@ -398,6 +398,35 @@ def test_max_loss_makes_exact_what_would_lose_more_and_says_so(served, make_body
     assert plan.feature_cache == (0.1 if quality == "balanced" else None)
 
 
+def test_exact_instead_of_a_tier_has_none_of_the_fields_that_the_tier_fixes(served, make_body):
+    fixed = {"sample_steps": 8, "guidance_scale": 1, "sampler": "lightning"}
+    too_much = {"psnr_db": 60}
+    preset = {"model": "qwen_image_edit", "loras": [{"path": "job/lora.safetensors"}], "quality": "turbo"}
+    preset |= {"max_loss": too_much, "sample_steps": 8, "guidance_scale": 1}
+    with served() as (application, client):
+        application.service.reconfigure(*read_ingress_settings({"presets": {"quick": preset}}))
+        [of_tier] = explained(client, make_body(quality="turbo", sample_steps=None))["effective"]
+        bodies = [
+            make_body(quality="turbo", max_loss=too_much, **fixed),
+            make_body(preset="quick", sample_steps=None, loras=None, model=None),
+            of_tier["request"] | {"max_loss": too_much},
+        ]
+        # From here on the control image is stored.
+        finished(client, bodies[0])
+        plan = application.editors.tasks[-1].plan
+        bodies.append(make_body(quality="turbo", max_loss=too_much, sample_steps=None))
+        answers = [explained(client, body) for body in bodies]
+    assert (plan.quality, plan.steps, plan.guidance_scale, plan.sampler) == ("exact", 25, 4.0, "flowmatch")
+    of_preset = "sample_steps, guidance_scale"
+    for answer, names in zip(answers, [f"{of_preset}, sampler", of_preset, f"{of_preset}, sampler", None], strict=True):
+        [record] = answer["effective"]
+        assert (record["quality"], record["sample_steps"], record["sampler"]) == ("exact", 25, "flowmatch")
+        assert record["guidance_scale"] == 4.0
+        [note] = [note for note in answer["notes"] if note.startswith("exact instead of turbo: the worst PSNR")]
+        assert note.endswith(f"; the tier's {names} do not count for exact images and were left out") == bool(names)
+        assert note == record["why"]["quality"]
+
+
 def test_measured_seconds_decide_the_predicted_work(tiers, make_body):
     works = {}
     application, client = tiers

@@ -14,7 +14,7 @@ from serve_app.tasks import LOSSY, AdapterUse, Loss
 
 # The pixels of the model itself.
 EXACT: QualityName = "exact"
-# The fields of a prompt that a tier may set, and the tier's keys for them.
+# The fields of a prompt that a tier may fix, and the tier's keys for them.
 TIER_FIELDS = {"sample_steps": "steps", "guidance_scale": "guidance_scale", "sampler": "sampler"}
 
 
@@ -37,7 +37,7 @@ class Quality:
     """The quality that a request gets.
 
     `name` is exact, the name of a tier, or lossy. `tier` are the tier's settings, and `adapters` is its LoRA, if it has
-    one. `why` explains the quality to a person. `is_fallback` says that `max_loss` has made a tier exact.
+    one. `why` explains the quality to a person. `replaced` is the tier that `max_loss` has made exact.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Quality:
     tier: TierConfig | None = None
     adapters: tuple[AdapterUse, ...] = ()
     loss: Loss | None = None
-    is_fallback: bool = False
+    replaced: TierConfig | None = None
 
     def notes(self, scales: Iterable[float]) -> list[str]:
         """What the sender should know of the tier. `scales` are the guidance scales of the request's prompts."""
         if self.tier is None:
-            return [self.why] if self.is_fallback else []
+            return [self.why] if self.replaced is not None else []
         notes = []
         if self.loss is None:
             notes.append(f"quality {self.name}: nobody has measured its loss for these LoRAs")
@@ -98,7 +98,8 @@ class Qualities:
         loss = await self._losses.find(model, name, digest, frozenset(ids)) if are_known else None
         reason = too_lossy(loss, request.max_loss) if are_known and not calibrates else None
         if reason is not None:
-            return Quality(EXACT, f"exact instead of {name}: {reason}", is_fallback=True)
+            why = f"exact instead of {name}: {reason}{_left_out(request, tier)}"
+            return Quality(EXACT, why, replaced=tier)
         if loss is None and are_known and tier.uncalibrated == "refuse" and not calibrates:
             of_what = "these LoRAs" if adapters else f"{model.id} without LoRAs"
             raise unavailable(
@@ -176,7 +177,7 @@ def check_quality(request: InferenceRequest, model: ModelConfig) -> None:
     if tier is None:
         return
     for index, prompt in enumerate(request.prompts):
-        for field, value in _fixed_fields(tier).items():
+        for field, value in fixed_fields(tier).items():
             sent = getattr(prompt, field)
             if sent is not None and sent != value:
                 reason = f"it makes images with {field} {value}, and prompt {index} has {sent}: leave that out"
@@ -191,14 +192,27 @@ def check_profile(request: InferenceRequest, model: ModelConfig, quality: Qualit
 
 
 def with_tier(request: InferenceRequest, quality: Quality) -> InferenceRequest:
-    """A request that passed `check_quality`, with the steps, the guidance and the sampler of its tier."""
-    fixed = _fixed_fields(quality.tier) if quality.tier is not None else {}
-    if not fixed:
+    """A request that passed `check_quality`, with the steps, the guidance and the sampler of its tier.
+
+    If `max_loss` has made the tier exact, the request is without them: exact images have the model's own.
+    """
+    if quality.replaced is not None:
+        changes: dict[str, Any] = dict.fromkeys(fixed_fields(quality.replaced))
+    else:
+        changes = fixed_fields(quality.tier) if quality.tier is not None else {}
+    if not changes:
         return request
-    return request.model_copy(update={"prompts": [prompt.model_copy(update=fixed) for prompt in request.prompts]})
+    return request.model_copy(update={"prompts": [prompt.model_copy(update=changes) for prompt in request.prompts]})
 
 
-def _fixed_fields(tier: TierConfig) -> dict[str, Any]:
-    """The fields of a prompt that a tier sets, with its values."""
+def fixed_fields(tier: TierConfig) -> dict[str, Any]:
+    """The fields of a prompt that a tier fixes, with its values."""
     values = {field: getattr(tier, key) for field, key in TIER_FIELDS.items()}
     return {field: value for field, value in values.items() if value is not None}
+
+
+def _left_out(request: InferenceRequest, tier: TierConfig) -> str:
+    """That a request loses the fields that its tier fixes, as the end of a sentence; "" if it has none of them."""
+    prompts = request.prompts
+    sent = [name for name in fixed_fields(tier) if any(getattr(prompt, name) is not None for prompt in prompts)]
+    return f"; the tier's {', '.join(sent)} do not count for exact images and were left out" if sent else ""

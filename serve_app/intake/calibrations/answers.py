@@ -1,14 +1,16 @@
 """What was measured, as clients see it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
+from typing import Any
 
 from serve_app.config import AppConfig, ModelConfig, TierConfig
 from serve_app.errors import RequestError
 from serve_app.intake.calibrations.losses import MeasuredLosses
 from serve_app.intake.tenants import Caller
 from serve_app.jobs.calibrations import Calibration, CalibrationKey, CalibrationRun, Calibrations
+from serve_app.models.repeat_request import without_url_secrets
 from serve_app.schemas.calibrations import CalibratedLora, CalibrationInfo, CalibrationList, CalibrationRunInfo
 from serve_app.schemas.records import MeasuredLoss
 from serve_app.tasks import AdapterUse
@@ -34,8 +36,9 @@ class CalibrationAnswers:
         current = await asyncio.gather(*(self._current(model) for model in self._config.models))
         keys = [key for some in current for key in some]
         runs = await self._calibrations.unfinished() + await self._calibrations.ended()
+        sees_all = caller.is_operator or self._config.auth.keys_file is None
         return CalibrationList(
-            calibrations=[_info(each, any(_is_of(each.key, key) for key in keys)) for each in found],
+            calibrations=[_info(each, any(_is_of(each.key, key) for key in keys), sees_all) for each in found],
             runs=[run_info(run) for run in runs if caller.is_operator or run.tenant == caller.tenant],
         )
 
@@ -68,7 +71,20 @@ def _is_of(measured: CalibrationKey, current: CalibrationKey) -> bool:
     return not measured.content or not current.content or measured.content == current.content
 
 
-def _info(calibration: Calibration, is_current: bool) -> CalibrationInfo:
+def _settings(settings: Mapping[str, Any], sees_all: bool) -> dict[str, Any]:
+    """The settings of a tier without secrets, and for tenants without the operator's file."""
+    shown = {name: value for name, value in settings.items() if sees_all or name != "adapter"}
+    return {name: without_url_secrets(value) if isinstance(value, str) else value for name, value in shown.items()}
+
+
+def _set_name(details: Mapping[str, Any], sees_all: bool) -> str:
+    """Where the cases came from. Tenants do not learn the name of a training job."""
+    job = details.get("training_job")
+    return f"training job {job}" if sees_all and job is not None else str(details["set"])
+
+
+def _info(calibration: Calibration, is_current: bool, sees_all: bool) -> CalibrationInfo:
+    """What was measured, for an operator or for a tenant."""
     key, loss, details = calibration.key, calibration.loss, calibration.details
     return CalibrationInfo(
         model=key.model,
@@ -78,9 +94,9 @@ def _info(calibration: Calibration, is_current: bool) -> CalibrationInfo:
         loss=MeasuredLoss.model_validate(asdict(loss)),
         speedup=round(loss.exact_s / loss.tier_s, 3) if loss.tier_s else 0.0,
         measured_at=loss.measured_at,
-        settings=details["tier"],
-        checkpoint=details["checkpoint"],
-        set=details["set"],
+        settings=_settings(details["tier"], sees_all),
+        checkpoint=without_url_secrets(details["checkpoint"]),
+        set=_set_name(details, sees_all),
         sizes=details["sizes"],
         steps=details["steps"],
         how=details["how"],

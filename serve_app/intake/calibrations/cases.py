@@ -34,12 +34,14 @@ PROFILE = "reference"
 class Cases:
     """The prompts of a calibration. `files` are the control images that they name as `part:<name>`.
 
-    `name` says where they come from.
+    `name` says where they come from, to everybody. `training_job` is the name of their training job, if they are its
+    samples.
     """
 
     name: str
     prompts: list[Prompt]
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
+    training_job: str | None = None
 
     def with_images(self, names: Mapping[str, str]) -> Self:
         """The same cases, with other names for the control images in `files`."""
@@ -125,7 +127,7 @@ def training_cases(files: TrainingFiles, name: str, model: str, caller: Caller) 
         names = [PART + found[path].path for path in paths[sample.number]]
         [prompt] = body_of(job, sample, None, PROFILE, names)["prompts"]
         prompts.append(Prompt.model_validate(prompt))
-    return Cases(f"training job {name}", prompts, _contents(files, found))
+    return Cases("a training job", prompts, _contents(files, found), name)
 
 
 def _contents(files: TrainingFiles, found: Mapping[str, StoredFile]) -> dict[str, bytes]:

@@ -5,14 +5,16 @@ from typing import Any
 
 from serve_app.config import AUTO, ModelConfig, TierConfig, TierName
 from serve_app.errors import InvalidParameter
+from serve_app.intake.admission.quality import EXACT, fixed_fields
 from serve_app.intake.calibrations.cases import PROFILE, Cases
 from serve_app.models.checkpoint_content import checkpoint_name
+from serve_app.models.repeat_request import without_url_secrets
 from serve_app.schemas.requests import InferenceRequest, Lora, Prompt
 from serve_app.tasks import AdapterUse, EditPlan, Priority
 
-EXACT = "exact"
-# The fields of a prompt that a tier may fix, by the tier's name for them.
-FIXED_BY_TIERS = {"steps": "sample_steps", "guidance_scale": "guidance_scale", "sampler": "sampler"}
+# How a loss was measured.
+BY_COMMAND, BY_QUEUE = "edits-server calibrate", "POST /v1/calibrations"
+DRAWN_SEED = -1
 
 
 def chosen_tiers(model: ModelConfig, wanted: Sequence[str]) -> list[TierName]:
@@ -33,14 +35,19 @@ def request_of(model: ModelConfig, tier: TierName | None, loras: Sequence[Lora],
     settings = model.tiers[tier] if tier else None
     body: dict[str, Any] = {"model": model.id, "profile": PROFILE, "quality": tier or EXACT, "trigger_word": AUTO}
     body |= {"loras": [lora.model_dump(exclude_unset=True) for lora in loras]}
-    body |= {"prompts": [_without_fixed(prompt, settings) for prompt in cases.prompts]}
+    body |= {"prompts": [_comparable(prompt, settings) for prompt in cases.prompts]}
     return InferenceRequest.model_validate(body | {"output_format": "png", "priority": Priority.BULK})
 
 
-def _without_fixed(prompt: Prompt, tier: TierConfig | None) -> dict[str, Any]:
-    """The prompt as it was sent, without what the tier decides."""
-    fixed = {field for key, field in FIXED_BY_TIERS.items() if tier is not None and getattr(tier, key) is not None}
-    return prompt.model_dump(exclude_unset=True, exclude=fixed)
+def _comparable(prompt: Prompt, tier: TierConfig | None) -> dict[str, Any]:
+    """The prompt as it was sent, without what the tier decides, and with a seed that is the same in every quality.
+
+    A seed that the service would draw is left out: the default depends on the prompt's index alone.
+    """
+    left_out = set(fixed_fields(tier)) if tier is not None else set()
+    if prompt.seed == DRAWN_SEED:
+        left_out.add("seed")
+    return prompt.model_dump(exclude_unset=True, exclude=left_out)
 
 
 def own_adapters(plan: EditPlan) -> list[AdapterUse]:
@@ -54,22 +61,29 @@ def tier_adapter_id(plan: EditPlan) -> str | None:
 
 
 def measured_on(cases: Cases, adapters: Sequence[AdapterUse]) -> str:
-    """What a loss was measured on, in words."""
+    """What a loss was measured on, in words. Every tenant may read it: it names no training job."""
     names = " and ".join(f"{use.path} at {use.scale:g}" for use in adapters)
-    return f"{len(cases.prompts)} prompts of {cases.name}, {f'with {names}' if names else 'without LoRAs'}"
+    what = "prompts" if cases.training_job is None else "samples"
+    return f"{len(cases.prompts)} {what} of {cases.name}, {f'with {names}' if names else 'without LoRAs'}"
 
 
 def details_of(
     model: ModelConfig, tier: TierConfig, plans: Sequence[EditPlan], cases: Cases, how: str
 ) -> dict[str, Any]:
-    """What a measurement holds for, for people. `plans` are the exact ones."""
+    """What a measurement holds for, for people. `plans` are the exact ones. URLs are without their secret parts."""
     adapters = own_adapters(plans[0])
     return {
         "adapters": [{"path": use.path, "id": use.id, "network_multiplier": use.scale} for use in adapters],
-        "checkpoint": checkpoint_name(model),
-        "tier": {name: value for name, value in tier.settings().items() if value is not None},
+        "checkpoint": without_url_secrets(checkpoint_name(model)),
+        "tier": {name: _shown(value) for name, value in tier.settings().items() if value is not None},
         "set": cases.name,
+        "training_job": cases.training_job,
         "sizes": sorted({f"{plan.width}x{plan.height}" for plan in plans}),
         "steps": sorted({plan.steps for plan in plans}),
         "how": how,
     }
+
+
+def _shown(value: Any) -> Any:
+    """A setting of a tier, as it may be stored."""
+    return without_url_secrets(value) if isinstance(value, str) else value

@@ -14,6 +14,7 @@ from serve_app.images.tier_loss import PairLoss, compare_pair, edit_seconds, los
 from serve_app.intake.calibrations.cases import Cases, training_cases
 from serve_app.intake.calibrations.losses import MeasuredLosses
 from serve_app.intake.calibrations.requests import (
+    BY_QUEUE,
     chosen_tiers,
     details_of,
     measured_on,
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 DUTY = "calibrations"
 # How often the service looks whether calibrations have ended (s), and how long an ingress takes the duty for (s).
 PERIOD_S, DUTY_S = 3.0, 60.0
-HOW = "POST /v1/calibrations"
 
 
 class CalibrationRuns:
@@ -135,7 +135,8 @@ class CalibrationRuns:
             record = await submitted(tier)
             digest = model.tiers[tier].digest(tier_adapter_id(record.images[0].plan))
             key = await self._losses.key(model, tier, digest, [use.id for use in adapters])
-            details = details_of(model, model.tiers[tier], plans, cases, HOW) | {"on": measured_on(cases, adapters)}
+            details = details_of(model, model.tiers[tier], plans, cases, BY_QUEUE)
+            details |= {"on": measured_on(cases, adapters)}
             comparisons.append(Comparison(key, details, exact.id, record.id))
         return comparisons
 
