@@ -27,6 +27,7 @@ FOREIGN = {
     "curl",
     "cyclonedx-py",
     "docker",
+    "export",
     "git",
     "helm",
     "ls",
