@@ -14,7 +14,6 @@ import PIL.Image
 import torch
 
 from benchmarks.full_size import PHOTOGRAPH, gpu_profile, make_pipeline, request, serving, write_lora
-from serve_app.adapters.identity import fingerprint
 from serve_app.commands.ports import free_port
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.images.encode import encode
@@ -26,6 +25,7 @@ from serve_app.pipeline import miniature
 from serve_app.pipeline.checkpoint import Pipeline, read
 from serve_app.pipeline.device import dtype_for, synchronise_stream
 from serve_app.pipeline.random_lora import make_lora
+from serve_app.storage.identity import fingerprint
 from serve_app.tasks import AdapterUse, EditPlan
 from tests.engine.oracle import edit_by_oracle
 

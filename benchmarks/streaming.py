@@ -27,7 +27,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.full_size import PHOTOGRAPH, PLAN, make_pipeline, write_lora
-from serve_app.adapters.identity import fingerprint
 from serve_app.config import ModelConfig
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models import architecture
@@ -37,6 +36,7 @@ from serve_app.pipeline.denoise import denoise
 from serve_app.pipeline.device import free_cached_memory
 from serve_app.pipeline.host_units import CopyStream, host_block, pin, unpin
 from serve_app.pipeline.random_lora import make_lora
+from serve_app.storage.identity import fingerprint
 from serve_app.tasks import AdapterUse, EditPlan
 
 STARTED = time.perf_counter()

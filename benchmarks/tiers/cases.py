@@ -6,7 +6,7 @@ from pathlib import Path
 
 import PIL.Image
 
-from serve_app.adapters.identity import fingerprint
+from serve_app.storage.identity import fingerprint
 from serve_app.tasks import AdapterUse, EditPlan
 from tools.miniature.edits import INSTRUCTIONS, STYLES
 

@@ -3,10 +3,10 @@
 import asyncio
 from typing import BinaryIO
 
-from serve_app.adapters.identity import fingerprint, identity, open_store
 from serve_app.config import FetchConfig
 from serve_app.errors import FetchFailed, LoraChanged
 from serve_app.storage.fetch import Fetcher
+from serve_app.storage.identity import fingerprint, identity, open_store
 from serve_app.storage.os_errors import as_os_errors
 from serve_app.tasks import AdapterUse
 

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from serve_app.adapters.header import Header, read_header
-from serve_app.adapters.identity import listed_identity, open_store
 from serve_app.adapters.local_files import NotRegular, open_regular
 from serve_app.concurrency.threads import Threads
 from serve_app.errors import LoraDownloadFailed, LoraNotFound, LoraPathForbidden, Overloaded, StorageFailed
+from serve_app.storage.identity import listed_identity, open_store
 from serve_app.storage.os_errors import as_os_errors
 
 T = TypeVar("T")

@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from serve_app.adapters.header import header_end, read_header
-from serve_app.adapters.identity import fingerprint, identity
 from serve_app.adapters.lora_root import BEGINNING_BYTES, AdmittedFile, LoraRoot
 from serve_app.adapters.urls import HUB_SCHEME, file_url, hub_url, is_origin, is_url
 from serve_app.concurrency import background
@@ -17,6 +16,7 @@ from serve_app.models.repeat_request import without_url_secrets
 from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.storage.fetch import Fetcher
+from serve_app.storage.identity import fingerprint, identity
 
 
 class LoraSources:

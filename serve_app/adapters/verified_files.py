@@ -13,13 +13,13 @@ from fsspec.implementations.local import LocalFileSystem
 from serve_app.adapters.disk_cache import DiskCache
 from serve_app.adapters.download import download, refuse_changed
 from serve_app.adapters.header import read_header
-from serve_app.adapters.identity import fingerprint, open_store
 from serve_app.adapters.local_files import NotRegular, open_regular
 from serve_app.config import AdapterConfig, FetchConfig
 from serve_app.errors import FetchFailed, LoraChanged, LoraDownloadFailed, StorageFailed
 from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.storage.fetch import DISK_FULL
+from serve_app.storage.identity import fingerprint, open_store
 from serve_app.tasks import AdapterUse
 
 logger = logging.getLogger(__name__)

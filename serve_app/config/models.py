@@ -53,6 +53,8 @@ class CheckpointConfig(ConfigSection):
     def _only_hub_checkpoints_have_revisions(self) -> Self:
         if self.revision is not None and self.checkpoint in EMBEDDED:
             raise ValueError(f"revision: {self.checkpoint!r} is not a checkpoint of the hub, so it has no revisions")
+        if self.revision is not None and "://" in self.checkpoint:
+            raise ValueError(f"revision: {self.checkpoint!r} is a URL, which has no revisions; leave it out")
         return self
 
 

@@ -3,6 +3,7 @@
 Free of torch, so that an ingress may import it.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -10,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.config import MINIATURE, MINIATURE_RANDOM, CheckpointConfig
+from serve_app.errors import CheckpointRefused
 from serve_app.models.checkpoint_configs import read_config, read_remote_config
+from serve_app.models.checkpoint_store import newest_copy
+
+logger = logging.getLogger(__name__)
 
 # The linears of one block, on which adapters are trained (ostris/ai-toolkit 0.12.26): (out, in) in units of the width.
 BLOCK_LINEARS = {
@@ -113,10 +118,22 @@ def architecture_of(model: CheckpointConfig) -> Architecture:
     if model.checkpoint == MINIATURE_RANDOM:
         return MINIATURE_ARCHITECTURE
     if "://" in model.checkpoint:
-        return from_config(read_remote_config(f"{model.checkpoint.rstrip('/')}/transformer/config.json"))
+        return from_config(_config_at(model.checkpoint, Path(model.checkpoint_disk_folder)))
     folder = TRAINED_MINIATURE if model.checkpoint == MINIATURE else Path(model.checkpoint)
     file = folder / "transformer/config.json"
     return from_config(read_config(file)) if file.is_file() else PUBLISHED
+
+
+def _config_at(url: str, copies: Path) -> dict[str, Any]:
+    """The transformer's config of the checkpoint at `url`; while its store is away, that of this machine's copy."""
+    try:
+        return read_remote_config(f"{url.rstrip('/')}/transformer/config.json")
+    except CheckpointRefused as error:
+        copy = newest_copy(copies, url)
+        if copy is None or not isinstance(error.__cause__, OSError) or isinstance(error.__cause__, FileNotFoundError):
+            raise
+        logger.warning("%s; using the copy of it that was used last, %s", error, copy)
+        return read_config(copy / "transformer/config.json")
 
 
 def from_config(config: Mapping[str, Any]) -> Architecture:

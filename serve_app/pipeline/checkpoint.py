@@ -125,8 +125,6 @@ def find(config: CheckpointConfig, spec: ModelSpec) -> Path:
     if config.checkpoint == MINIATURE_RANDOM:
         return miniature.checkpoint_folder(spec)
     if "://" in config.checkpoint:
-        if config.revision is not None:
-            raise CheckpointRefused(f"revision: {config.checkpoint!r} is a URL, which has no revisions")
         return RemoteCheckpoints(Path(config.checkpoint_disk_folder), config.checkpoint_disk_bytes).fetch(
             config.checkpoint
         )

@@ -8,20 +8,19 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import fsspec
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
 
-from serve_app.adapters.identity import listed_identity, open_store
 from serve_app.concurrency.watched_threads import Call, Stalled, Watch, WatchedThreads
 from serve_app.errors import CheckpointRefused
+from serve_app.models.checkpoint_store import DIGESTS, Listing, RemoteFile, copy_of, list_files, newest_copy
 from serve_app.pipeline.weight_files import stored_tensors
+from serve_app.storage.identity import open_store
 from serve_app.storage.os_errors import as_os_errors
 from serve_app.telemetry.start_progress import Progress
 
@@ -30,27 +29,11 @@ THREADS = 16
 CHUNK_BYTES = 16 * 2**20
 # The longest time that a store may take for one chunk or a listing (s).
 PATIENCE_S = 120.0
-# What a checkpoint consists of; other files, such as pictures or weights of other frameworks, stay where they are.
-SUFFIXES = frozenset((".json", ".safetensors", ".txt", ".jinja", ".model"))
-# A file of digests next to model_index.json, as the command sha256sum writes it.
-DIGESTS = "SHA256SUMS"
 # A checkpoint that was used within this time (s) is not evicted: an editor may still read it.
 IN_USE_S = 3600.0
 GIB = 2**30
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of a checkpoint: its path there and in the store, its size, and an identity that changes with it."""
-
-    name: str
-    path: str
-    size: int
-    identity: str
-    # As Google's store tells it (base64). The ETag of S3 is a digest of the content in some buckets only.
-    md5: str | None
 
 
 class RemoteCheckpoints:
@@ -66,24 +49,29 @@ class RemoteCheckpoints:
         self._patience_s = patience_s or PATIENCE_S
 
     def fetch(self, url: str) -> Path:
-        """The folder of the checkpoint at `url`, downloaded if necessary. Blocks. Raises CheckpointRefused."""
+        """The folder of the checkpoint at `url`, downloaded if necessary. Blocks. Raises CheckpointRefused.
+
+        While its store is away, it is the copy that was used last.
+        """
         try:
             filesystem, root = open_store(url)
             if isinstance(filesystem, LocalFileSystem):
                 return Path(root)
-            files = self._list(filesystem, root, url)
+            try:
+                files = self._list(filesystem, root, url)
+            except (OSError, Stalled) as error:
+                if not isinstance(error, FileNotFoundError) and (copy := self._copy(url, error)) is not None:
+                    return copy
+                raise
             return self._folder_of(filesystem, root, url, files)
         except (OSError, ValueError, ImportError) as error:
             raise CheckpointRefused(f"the checkpoint at {url} cannot be downloaded: {error}") from error
         except Stalled as error:
             raise CheckpointRefused(f"{error} has stalled: its store sends nothing any more") from error
 
-    def _folder_of(
-        self, filesystem: fsspec.AbstractFileSystem, root: str, url: str, files: Mapping[str, RemoteFile]
-    ) -> Path:
+    def _folder_of(self, filesystem: fsspec.AbstractFileSystem, root: str, url: str, files: Listing) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
-        versions = "\0".join(f"{file.name}\0{file.identity}" for file in files.values())
-        target = self._folder / hashlib.sha256(f"{url}\0{versions}".encode()).hexdigest()[:16]
+        target = copy_of(self._folder, url, files)
         with _lock(target):
             if not target.is_dir():
                 self._make_room(sum(file.size for file in files.values()), target, url)
@@ -96,29 +84,30 @@ class RemoteCheckpoints:
             os.utime(target)
         return target
 
-    def _list(self, filesystem: fsspec.AbstractFileSystem, root: str, url: str) -> dict[str, RemoteFile]:
-        """The files of a checkpoint by name."""
-        listed: dict[str, Mapping[str, Any]] = {}
+    def _list(self, filesystem: fsspec.AbstractFileSystem, root: str, url: str) -> Listing:
+        listed: list[Listing] = []
 
         def find(watch: Watch) -> None:
             watch.before(f"listing {url}")
-            with as_os_errors():
-                listed.update(filesystem.find(root, detail=True))
+            listed.append(list_files(filesystem, root, url))
 
         with WatchedThreads([find], 1, self._patience_s) as threads:
             threads.finish()
-        found = {}
-        for path, info in sorted(listed.items()):
-            name = path.removeprefix(root).strip("/")
-            if is_part(name):
-                found[name] = RemoteFile(name, path, info["size"], listed_identity(path, info), info.get("md5Hash"))
-        if "model_index.json" not in found:
-            raise CheckpointRefused(f"{url} has no model_index.json in diffusers' layout")
-        return found
+        return listed[0]
 
-    def _download(
-        self, filesystem: fsspec.AbstractFileSystem, url: str, files: Mapping[str, RemoteFile], part: Path
-    ) -> None:
+    def _copy(self, url: str, error: Exception) -> Path | None:
+        """A complete copy of the checkpoint at `url`, to be used although its store is away; None if there is none."""
+        copy = newest_copy(self._folder, url)
+        if copy is None:
+            return None
+        with _lock(copy):
+            if not copy.is_dir():
+                return None
+            os.utime(copy)
+        logger.warning("%s cannot be listed (%s); using the copy of it that was used last, %s", url, error, copy)
+        return copy
+
+    def _download(self, filesystem: fsspec.AbstractFileSystem, url: str, files: Listing, part: Path) -> None:
         part.mkdir(exist_ok=True)
         for incomplete in part.rglob("*.part"):
             incomplete.unlink()
@@ -150,6 +139,16 @@ class RemoteCheckpoints:
         for folder in sorted(others, key=lambda each: each.stat().st_mtime):
             if surplus > 0 and time.time() - folder.stat().st_mtime > IN_USE_S and _evict(folder):
                 surplus -= others[folder]
+        if surplus > 0:
+            logger.warning(
+                "with the checkpoint at %s (%.1f GiB), %s has %.1f GiB, and checkpoint_disk_bytes allows %.1f GiB: the "
+                "others were used within the last hour, so none of them is deleted",
+                url,
+                size / GIB,
+                self._folder,
+                (self._budget + surplus) / GIB,
+                self._budget / GIB,
+            )
         present = sum(file.stat().st_size for file in _partial(target).rglob("*") if file.is_file())
         free = shutil.disk_usage(self._folder).free
         if free < size - present:
@@ -222,14 +221,6 @@ class Download:
         if found != expected:
             self._part.unlink()
             raise CheckpointRefused(f"{self._what}: the store sent other bytes; {kind} {found} instead of {expected}")
-
-
-def is_part(name: str) -> bool:
-    """Whether a file belongs to a checkpoint, by its path there."""
-    path = PurePosixPath(name)
-    if len(path.parts) == 1:
-        return name in ("model_index.json", DIGESTS)
-    return len(path.parts) == 2 and ".." not in path.parts and path.suffix in SUFFIXES
 
 
 def digests(file: Path) -> dict[str, str]:

@@ -12,13 +12,13 @@ import numpy as np
 import PIL.Image
 import torch
 
-from serve_app.adapters.identity import fingerprint
 from serve_app.config import MINIATURE_RANDOM, ModelConfig
 from serve_app.engine.protocol import Edited, MakePreview
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.pipeline import checkpoint, miniature
 from serve_app.pipeline.random_lora import make_lora
+from serve_app.storage.identity import fingerprint
 from serve_app.tasks import AdapterUse, EditPlan
 from tests.conftest import ROOT, THREADS
 from tests.engine.once import Once, encode_once

@@ -12,7 +12,6 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file, save_file
 
-from serve_app.adapters.identity import fingerprint, identity
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import MINIATURE_RANDOM, FetchConfig, ModelConfig
 from serve_app.engine.torch_engine import TorchEngine
@@ -21,6 +20,7 @@ from serve_app.models.registry import MODELS
 from serve_app.pipeline import checkpoint, miniature
 from serve_app.pipeline.random_lora import make_lora
 from serve_app.storage.artifacts import Artifacts
+from serve_app.storage.identity import fingerprint, identity
 from serve_app.tasks import AdapterUse
 from tests.conftest import THREADS
 from tests.engine.pipelines import CPU, EDIT, use

@@ -13,6 +13,7 @@ import fsspec
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from pydantic import ValidationError
 from s3fs import S3FileSystem
 
 from serve_app.config import ModelConfig
@@ -198,14 +199,57 @@ def test_checkpoint_that_changes_while_it_is_downloaded_is_refused(store, tmp_pa
     assert checkpoints_in(tmp_path) == []
 
 
-def test_folder_keeps_its_size(store, tmp_path, monkeypatch):
+def away(*args: object, **kwargs: object) -> None:
+    raise ConnectionRefusedError("connection refused")
+
+
+def test_store_that_is_away_is_not_needed_for_a_copy(store, tmp_path, monkeypatch, caplog):
+    first = RemoteCheckpoints(tmp_path, BUDGET).fetch(URL)
+    store.pipe_file("/bucket/qwen/vae/other.json", b"{}")
+    second = RemoteCheckpoints(tmp_path, BUDGET).fetch(URL)
+    store.pipe_file("/bucket/other/model_index.json", b"{}")
+    RemoteCheckpoints(tmp_path, BUDGET).fetch("unreliable://bucket/other")
+    second.with_name(f"{second.name[:17]}0.part").mkdir()
+    for name in ("find", "cat_file"):
+        monkeypatch.setattr(Unreliable, name, away)
+    for newest, older in ((second, first), (first, second)):
+        os.utime(older, (1, 1))
+        caplog.clear()
+        assert RemoteCheckpoints(tmp_path, BUDGET).fetch(URL) == newest
+        assert f"{URL} cannot be listed (connection refused); using the copy" in caplog.text
+        os.utime(older)
+        os.utime(newest, (1, 1))
+    assert architecture_of(config(tmp_path)) == MINIATURE_ARCHITECTURE
+
+
+def test_store_that_is_away_is_needed_without_a_copy(store, tmp_path, monkeypatch):
+    for name in ("find", "cat_file"):
+        monkeypatch.setattr(Unreliable, name, away)
+    with pytest.raises(CheckpointRefused, match="connection refused"):
+        RemoteCheckpoints(tmp_path, BUDGET).fetch(URL)
+    with pytest.raises(CheckpointRefused, match="connection refused"):
+        architecture_of(config(tmp_path))
+
+
+def test_copy_of_a_checkpoint_that_was_deleted_is_not_used(store, tmp_path):
+    RemoteCheckpoints(tmp_path, BUDGET).fetch(URL)
+    store.store.clear()
+    with pytest.raises(CheckpointRefused):
+        RemoteCheckpoints(tmp_path, BUDGET).fetch(URL)
+    with pytest.raises(CheckpointRefused):
+        architecture_of(config(tmp_path))
+
+
+def test_folder_keeps_its_size(store, tmp_path, monkeypatch, caplog):
     with pytest.raises(CheckpointRefused, match=r"has 0.0 GiB, and checkpoint_disk_bytes allows 0.0 GiB"):
         checkpoint.find(config(tmp_path, checkpoint_disk_bytes=100), EDIT)
     first = RemoteCheckpoints(tmp_path, BUDGET).fetch(URL)
     size = sum(file.stat().st_size for file in first.rglob("*.*"))
     store.pipe_file("/bucket/qwen/transformer/config.json", b'{"a": 1}')
     # An editor may still read the first one.
+    assert "checkpoint_disk_bytes allows" not in caplog.text
     second = RemoteCheckpoints(tmp_path, size).fetch(URL)
+    assert "checkpoint_disk_bytes allows 0.0 GiB: the others were used within the last hour" in caplog.text
     assert {first, second} == set(checkpoints_in(tmp_path))
     os.utime(first, (time.time() - 7200, time.time() - 7200))
     store.pipe_file("/bucket/qwen/transformer/config.json", b'{"a": 2}')
@@ -225,8 +269,8 @@ def test_what_is_no_checkpoint_is_refused(store, tmp_path):
             RemoteCheckpoints(tmp_path, BUDGET).fetch(url)
     with pytest.raises(CheckpointRefused, match="nosuchstore://a cannot be downloaded: Protocol not known"):
         RemoteCheckpoints(tmp_path, BUDGET).fetch("nosuchstore://a")
-    with pytest.raises(CheckpointRefused, match="is a URL, which has no revisions"):
-        checkpoint.find(config(tmp_path, revision="main"), EDIT)
+    with pytest.raises(ValidationError, match="is a URL, which has no revisions; leave it out"):
+        config(tmp_path, revision="main")
 
 
 def test_file_url_is_the_folder_itself(tmp_path):

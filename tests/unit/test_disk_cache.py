@@ -12,10 +12,10 @@ from filelock import FileLock
 from fsspec.implementations.memory import MemoryFileSystem
 
 from serve_app.adapters import download
-from serve_app.adapters.identity import fingerprint
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.errors import LoraChanged, LoraInvalidFile, StorageFailed
+from serve_app.storage.identity import fingerprint
 from serve_app.tasks import AdapterUse
 from tests.unit.conftest import safetensors_bytes
 

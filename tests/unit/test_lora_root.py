@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from serve_app.adapters import lora_root
-from serve_app.adapters.identity import fingerprint
 from serve_app.adapters.local_files import NotRegular, open_regular
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import FetchConfig, JobsConfig, ModelConfig
@@ -22,6 +21,7 @@ from serve_app.intake.tenants import Caller
 from serve_app.jobs import database
 from serve_app.jobs.records import NewImage, NewRequest
 from serve_app.jobs.store import JobStore
+from serve_app.storage.identity import fingerprint
 from serve_app.tasks import AdapterUse
 from tests.unit.conftest import SHARES_AN_APPLICATION, safetensors_bytes
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from serve_app.adapters.identity import identity
 from serve_app.adapters.lora_root import BEGINNING_BYTES
 from serve_app.config import AppConfig
+from serve_app.storage.identity import identity
 from tests.loraserver import LoraServer, lora_server
 from tests.unit.conftest import PAIR, Application, safetensors_bytes
 from tests.unit.test_http_contract import finished

@@ -9,12 +9,12 @@ import fsspec
 import pytest
 from starlette.testclient import TestClient
 
-from serve_app.adapters.identity import fingerprint
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.concurrency.threads import Threads
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.errors import StorageFailed, StorageRefused
 from serve_app.storage.artifacts import Artifacts
+from serve_app.storage.identity import fingerprint
 from serve_app.tasks import AdapterUse, Status, StepDone
 from tests.unit.bench import run_scripted
 from tests.unit.conftest import Application, safetensors_bytes

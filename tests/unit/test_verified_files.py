@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.adapters.identity import fingerprint, identity
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import FetchConfig, ModelConfig
 from serve_app.errors import LoraChanged, LoraDownloadFailed
 from serve_app.storage.artifacts import Artifacts
+from serve_app.storage.identity import fingerprint, identity
 from serve_app.tasks import AdapterUse
 from tests.loraserver import LoraServer, lora_server
 from tests.unit.conftest import safetensors_bytes

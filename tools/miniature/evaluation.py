@@ -9,9 +9,9 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from serve_app.adapters.identity import fingerprint
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.pipeline import conditioning
+from serve_app.storage.identity import fingerprint
 from serve_app.tasks import AdapterUse, EditPlan
 from tools.miniature.edits import INSTRUCTIONS, STYLES, Instruction, Style
 from tools.miniature.photographs import as_tensor

@@ -1,6 +1,7 @@
 """The look-up of measured losses, and what a measurement holds for."""
 
 import asyncio
+import time
 from collections.abc import Collection
 
 from serve_app.config import ModelConfig, TierName
@@ -8,14 +9,18 @@ from serve_app.jobs.calibrations import CalibrationKey, Calibrations, digest_of
 from serve_app.models.checkpoint_content import checkpoint_content, checkpoint_name
 from serve_app.tasks import Loss
 
+# How long the content of a checkpoint is valid (s), and how long a request waits for it (s).
+AGAIN_S, PATIENCE_S = 300.0, 5.0
+
 
 class MeasuredLosses:
     """Finds what was measured, for every ingress, in the job database."""
 
     def __init__(self, calibrations: Calibrations) -> None:
         self._calibrations = calibrations
-        # A checkpoint is read when an editor starts, so that another content needs a restart anyway.
-        self._contents: dict[str, str | None] = {}
+        # The content of each checkpoint, and when it was looked for (s, monotonic).
+        self._contents: dict[str, tuple[str | None, float]] = {}
+        self._looking: dict[str, asyncio.Task[None]] = {}
 
     async def find(
         self, model: ModelConfig, tier: TierName, tier_digest: str, adapters: Collection[str]
@@ -31,6 +36,23 @@ class MeasuredLosses:
     ) -> CalibrationKey:
         """What a measurement of a tier holds for. `adapters` are the ids of the request's own adapters."""
         name = checkpoint_name(model)
-        if name not in self._contents:
-            self._contents[name] = await asyncio.to_thread(checkpoint_content, model)
-        return CalibrationKey(model.id, tier, tier_digest, digest_of([name]), digest_of(adapters), self._contents[name])
+        content = await self._content(name, model)
+        return CalibrationKey(model.id, tier, tier_digest, digest_of([name]), digest_of(adapters), content)
+
+    async def _content(self, name: str, model: ModelConfig) -> str | None:
+        """The last known content of a checkpoint, looked for again now and then; None if it is not known."""
+        known, at = self._contents.get(name, (None, 0.0))
+        if known is None or time.monotonic() - at > AGAIN_S:
+            if name not in self._looking:
+                self._looking[name] = asyncio.create_task(self._look(name, model))
+            # A store that does not answer must not stop requests.
+            await asyncio.wait([self._looking[name]], timeout=PATIENCE_S)
+        return self._contents.get(name, (None, 0.0))[0]
+
+    async def _look(self, name: str, model: ModelConfig) -> None:
+        try:
+            found = await asyncio.to_thread(checkpoint_content, model)
+        finally:
+            del self._looking[name]
+        last, _ = self._contents.get(name, (None, 0.0))
+        self._contents[name] = found or last, time.monotonic()

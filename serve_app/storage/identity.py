@@ -1,4 +1,4 @@
-"""What makes two adapter files the same adapter: their place, size and version."""
+"""What makes two files in a store the same file: their place, size and version."""
 
 import hashlib
 from collections.abc import Mapping
