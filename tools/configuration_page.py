@@ -25,11 +25,11 @@ from serve_app.config import (
     IngressSettings,
     JobsConfig,
     LimitsConfig,
+    LossLimits,
     LossyConfig,
     PlacementConfig,
     Preset,
     PresetLora,
-    PresetMaxLoss,
     TierConfig,
     TiersConfig,
     WebhooksConfig,
@@ -134,7 +134,7 @@ def page() -> str:
         "### Presets\n",
         "Each entry of the ingress' `presets` has these keys: see [Presets](how-to/presets.md).\n",
     ]
-    parts += [*_table(Preset, "presets.NAME."), "", *_table(PresetMaxLoss, "presets.NAME.max_loss."), ""]
+    parts += [*_table(Preset, "presets.NAME."), "", *_table(LossLimits, "presets.NAME.max_loss."), ""]
     parts += [*_table(PresetLora, "presets.NAME.loras[]."), ""]
     parts.append("## Environment variables\n")
     parts.append("Replicas and commands read these variables, and those that a config names as `${NAME}`.\n")

@@ -34,10 +34,10 @@ from serve_app.config.tiers import (
 from serve_app.config.user_config import (
     EditorSettings,
     IngressSettings,
+    LossLimits,
     MalformedPreset,
     Preset,
     PresetLora,
-    PresetMaxLoss,
     read_ingress_settings,
 )
 from serve_app.config.webhooks import WebhooksConfig
@@ -62,13 +62,13 @@ __all__ = [
     "IngressSettings",
     "JobsConfig",
     "LimitsConfig",
+    "LossLimits",
     "LossyConfig",
     "MalformedPreset",
     "ModelConfig",
     "PlacementConfig",
     "Preset",
     "PresetLora",
-    "PresetMaxLoss",
     "ProfileName",
     "QualityName",
     "QuantizationName",

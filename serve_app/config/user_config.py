@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from serve_app.config.app import ProfileName
 from serve_app.config.limits import LimitsConfig
@@ -45,11 +46,27 @@ class PresetLora(ConfigSection):
     network_multiplier: float = Field(1.0, description="The strength.")
 
 
-class PresetMaxLoss(ConfigSection):
-    """The largest loss of a tier that a preset accepts."""
+class LossLimits(ConfigSection):
+    """The largest loss of a tier that a preset or a request accepts; every image that was measured is within it.
 
-    psnr_db: float | None = Field(None, description="The lowest PSNR (dB) of a measured image compared with `exact`.")
-    ssim: float | None = Field(None, description="The lowest SSIM of a measured image compared with `exact`.")
+    At least one limit is set. Unknown fields are refused, so that a misspelt limit is not taken for none.
+    """
+
+    psnr_db: float | None = Field(
+        None, gt=0, le=200, description="The lowest PSNR (dB) of a measured image compared with `exact`."
+    )
+    ssim: float | None = Field(
+        None, ge=0, le=1, description="The lowest SSIM of a measured image compared with `exact`."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_known_limits(cls, sent: Any) -> Any:
+        if isinstance(sent, Mapping):
+            unknown = sorted(str(name) for name in sent if name not in cls.model_fields)
+            if unknown or all(value is None for value in sent.values()):
+                raise PydanticCustomError("max_loss_limits", "set psnr_db, ssim or both, and no other field")
+        return sent
 
 
 class Preset(ConfigSection):
@@ -71,7 +88,7 @@ class Preset(ConfigSection):
     profile: ProfileName | None = Field(None, description="The `profile` of requests that send none.")
     output_format: str | None = Field(None, description="The `output_format` of requests that send none.")
     quality: QualityName | None = Field(None, description="The `quality` of requests that send none.")
-    max_loss: PresetMaxLoss | None = Field(
+    max_loss: LossLimits | None = Field(
         None,
         description="The largest loss that `quality` may have, as the keys below. If it is larger, or was not measured "
         "for the LoRAs, the images are `exact`, and the result says so.",

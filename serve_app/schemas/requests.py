@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, PydanticKnownError
 from typing_extensions import TypeAliasType
 
-from serve_app.config import MAX_PROMPT_CHARS, ProfileName, QualityName
+from serve_app.config import MAX_PROMPT_CHARS, LossLimits, ProfileName, QualityName
 from serve_app.images.output_formats import DEFAULT_OUTPUT_FORMAT, OutputFormatName, describe_output_formats
 from serve_app.images.sizes import INPUT_SIZE, MAX_SIDE, MIN_SIDE, read_size
 from serve_app.schemas.text import MAX_NAME_CHARS, Name, Nullable, Text, Url, check_image_url, check_token
@@ -196,11 +196,11 @@ def _check_prompts(prompts: Any) -> Any:
     return prompts
 
 
-class MaxLoss(Tolerant):
-    """The largest loss of a tier that a request accepts; every image that was measured has to be within it."""
+class MaxLoss(LossLimits, Nullable):
+    """The largest loss of a tier that a request accepts; every image that was measured has to be within it.
 
-    psnr_db: float | None = Field(None, gt=0, le=200, description="The lowest PSNR (dB) compared with `exact`.")
-    ssim: float | None = Field(None, ge=0, le=1, description="The lowest SSIM compared with `exact`.")
+    At least one limit is set. Unknown fields are refused, so that a misspelt limit is not taken for none.
+    """
 
 
 class InferenceRequest(Tolerant):

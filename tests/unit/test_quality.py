@@ -4,11 +4,13 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import AppConfig, ModelConfig, TierName, read_ingress_settings
+from serve_app.errors import LoraDownloadFailed, StorageFailed
 from serve_app.intake.admission.parts import NO_PARTS
 from serve_app.intake.calibrations.losses import MeasuredLosses
 from serve_app.intake.tenants import Caller
@@ -212,6 +214,41 @@ def test_tiers_adapter_that_is_missing_is_the_tiers_fault(served, make_body):
     assert error["code"] == "QUALITY_UNAVAILABLE"
     assert error["message"].startswith("quality turbo is not available: its LoRA cannot be used: ")
     assert "gone.safetensors" in error["message"]
+
+
+@pytest.mark.parametrize("error", [LoraDownloadFailed("secret/path"), StorageFailed("secret/path")])
+def test_tiers_adapter_that_cannot_be_fetched_now_may_be_asked_for_again(served, make_body, error, monkeypatch, caplog):
+    with served() as (application, client):
+        monkeypatch.setattr(application.service.submissions._admission.loras, "of_config", AsyncMock(side_effect=error))
+        answer = client.post("/v1/inference", json=make_body(quality="turbo", sample_steps=None))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+    assert "the LoRA of quality turbo cannot be fetched at the moment" in answer.json()["detail"]["error"]["message"]
+    assert "secret/path" not in answer.text
+    assert "secret/path" in caplog.text
+
+
+MISSPELT = "set psnr_db, ssim or both, and no other field"
+
+
+@pytest.mark.parametrize(
+    ("max_loss", "reason"),
+    [
+        ({"psnr": 45}, MISSPELT),
+        ({"psnr_db": 45, "sim": 0.9}, MISSPELT),
+        ({}, MISSPELT),
+        ({"psnr_db": None}, MISSPELT),
+        ({"psnr_db": -5}, "greater than 0"),
+        ({"ssim": 7}, "less than or equal to 1"),
+    ],
+)
+def test_limit_that_would_be_none_is_refused(tiers, make_body, max_loss, reason):
+    _, client = tiers
+    answer = client.post("/v1/explain", json=make_body(quality="balanced", max_loss=max_loss))
+    assert answer.status_code == 422
+    assert reason in answer.text
+    preset = {"model": "qwen_image_edit", "quality": "balanced", "max_loss": max_loss}
+    _, malformed = read_ingress_settings({"presets": {"quick": preset}})
+    assert reason in malformed["quick"].reason
 
 
 def test_gate_has_no_effect_without_guidance_and_a_note_says_so(tiers, make_body):

@@ -3,14 +3,24 @@
 Never a silent exact, and never a silent loss: a tier that is not available is refused, with the reason.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from serve_app.config import TIER_NAMES, AppConfig, ModelConfig, QualityName, TierConfig, TierName
-from serve_app.errors import QualityUnavailable, RequestError
+from serve_app.errors import (
+    FilesGone,
+    LoraDownloadFailed,
+    QualityUnavailable,
+    RequestError,
+    ServiceUnavailable,
+    StorageFailed,
+)
 from serve_app.schemas.requests import InferenceRequest, Lora, MaxLoss
 from serve_app.tasks import LOSSY, AdapterUse, Loss
+
+logger = logging.getLogger(__name__)
 
 # The pixels of the model itself.
 EXACT: QualityName = "exact"
@@ -81,9 +91,10 @@ class Qualities:
         *,
         calibrates: bool = False,
     ) -> Quality:
-        """The quality of a request that passed `check_quality`, with these LoRAs. Raises QualityUnavailable.
+        """The quality of a request that passed `check_quality`, with these LoRAs.
 
-        With `calibrates`, the request is made to measure the tier, so the loss need not be known.
+        With `calibrates`, the request is made to measure the tier, so the loss need not be known. Raises
+        QualityUnavailable, ServiceUnavailable, StoreUnavailable or Overloaded.
         """
         model = self._config.served(request.model)
         tier = tier_of(request, model)
@@ -111,15 +122,28 @@ class Qualities:
     async def _adapters_of(
         self, request: InferenceRequest, tier: TierConfig, find_adapter: FindAdapter
     ) -> tuple[AdapterUse, ...]:
-        """The tier's LoRA. Raises QualityUnavailable if it cannot be used, which is no fault of the sender."""
+        """The tier's LoRA. That it cannot be used is no fault of the sender.
+
+        Raises QualityUnavailable, or ServiceUnavailable if it may be there a little later.
+        """
         if tier.adapter is None:
             return ()
+        name, model = request.quality, self._config.served(request.model)
         try:
             use = await find_adapter(Lora(path=tier.adapter, network_multiplier=tier.adapter_scale))
             return (replace(use, of_tier=True),)
+        except FilesGone:
+            # The admission of the request is repeated.
+            raise
+        except (LoraDownloadFailed, StorageFailed) as error:
+            # The path is the operator's, so that only the log has it.
+            logger.warning("the LoRA of the tier %s of %s cannot be fetched: %s", name, model.id, error.message)
+            raise ServiceUnavailable(
+                f"the LoRA of quality {name} cannot be fetched at the moment; try again"
+            ) from error
         except RequestError as error:
             reason = f"its LoRA cannot be used: {error.message}"
-            raise unavailable(request, self._config.served(request.model), reason) from error
+            raise unavailable(request, model, reason) from error
 
 
 def too_lossy(loss: Loss | None, most: MaxLoss | None) -> str | None:

@@ -519,18 +519,20 @@ class InputTokens(BaseModel):
 class MaxLoss(BaseModel):
     """
     The largest loss of a tier that a request accepts; every image that was measured has to be within it.
+
+    At least one limit is set. Unknown fields are refused, so that a misspelt limit is not taken for none.
     """
 
     model_config = ConfigDict(
-        extra="allow",
+        extra="forbid",
     )
     psnr_db: float | None = None
     """
-    The lowest PSNR (dB) compared with `exact`.
+    The lowest PSNR (dB) of a measured image compared with `exact`.
     """
     ssim: float | None = None
     """
-    The lowest SSIM compared with `exact`.
+    The lowest SSIM of a measured image compared with `exact`.
     """
 
 
