@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -219,7 +218,7 @@ class _Calibration:
     ) -> Loss:
         model, adapters = self._wanted.model, own_adapters(plans[0])
         pairs = [_pair(*pair) for pair in zip(exact, made, strict=True)]
-        loss = loss_of(pairs, measured_on(cases, adapters), time.time())
+        loss = loss_of(pairs, measured_on(cases, adapters), await self._resources.store.now())
         digest = model.tiers[tier].digest(tier_adapter_id(work.plans[0]))
         key = await self._losses.key(model, tier, digest, [use.id for use in adapters])
         details = details_of(model, model.tiers[tier], plans, cases, BY_COMMAND)

@@ -1,7 +1,7 @@
 """The measured losses of tiers, and the calibrations that are under way through the queue."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -63,7 +63,8 @@ class Comparison:
 class CalibrationRun:
     """A calibration that goes through the queue. `ended_at` is None while it is under way.
 
-    `problem` says why it could not measure everything.
+    `problem` says why it could not measure everything. Until `submitting_until`, its requests may still be submitted;
+    None once they all are.
     """
 
     id: str
@@ -73,6 +74,7 @@ class CalibrationRun:
     created_at: float
     ended_at: float | None = None
     problem: str | None = None
+    submitting_until: float | None = None
 
 
 _losses = TypeAdapter(Loss)
@@ -122,12 +124,38 @@ class Calibrations:
             return [_calibration(row) for row in await connection.execute(rows)]
 
     @transaction
-    async def start(self, run: CalibrationRun) -> None:
-        """Keep a run whose requests are in the queue. Repeating it changes nothing."""
+    async def start(self, run: CalibrationRun, submit_s: float | None = None) -> None:
+        """Keep a new run, whose requests are submitted within `submit_s` seconds; None if they all are.
+
+        Repeating it changes nothing.
+        """
         values = asdict(run) | {"comparisons": _comparisons.dump_python(run.comparisons, mode="json")}
-        new = self._database.insert(tables.calibration_runs).values(values | {"created_at": tables.now()})
+        values |= {"created_at": tables.now()}
+        if submit_s is not None:
+            values |= {"submitting_until": tables.now() + submit_s}
+        new = self._database.insert(tables.calibration_runs).values(values)
         async with self._database.writing() as connection:
             await connection.execute(new.on_conflict_do_nothing())
+
+    @transaction
+    async def extend(self, run_id: str, comparisons: Sequence[Comparison], submit_s: float) -> bool:
+        """Keep all comparisons submitted so far, and give `submit_s` more seconds for others.
+
+        Returns whether the run is still under way.
+        """
+        values = {"comparisons": _comparisons.dump_python(tuple(comparisons), mode="json")}
+        return await self._update(run_id, values | {"submitting_until": tables.now() + submit_s}) is not None
+
+    @transaction
+    async def submitted(self, run_id: str) -> CalibrationRun | None:
+        """Record that all its requests are submitted. Returns the run; None if it is no longer under way."""
+        return await self._update(run_id, {"submitting_until": None})
+
+    @transaction
+    async def discard(self, run_id: str) -> None:
+        """Delete a run that is under way."""
+        async with self._database.writing() as connection:
+            await connection.execute(tables.calibration_runs.delete().where(_under_way(run_id)))
 
     @transaction
     async def unfinished(self) -> list[CalibrationRun]:
@@ -135,6 +163,24 @@ class Calibrations:
         rows = tables.calibration_runs.select().where(_runs.ended_at.is_(None)).order_by(_runs.created_at)
         async with self._database.reading() as connection:
             return [_run(row) for row in await connection.execute(rows)]
+
+    @transaction
+    async def submitted_ids(self) -> list[str]:
+        """The ids of the runs under way to which no requests are added any more, the oldest first.
+
+        Including those whose time to submit is over, because their process died.
+        """
+        complete = sa.or_(_runs.submitting_until.is_(None), _runs.submitting_until < tables.now())
+        ids = sa.select(_runs.id).where(_runs.ended_at.is_(None), complete).order_by(_runs.created_at)
+        async with self._database.reading() as connection:
+            return list((await connection.execute(ids)).scalars())
+
+    @transaction
+    async def under_way(self, run_id: str) -> CalibrationRun | None:
+        """The run; None if it has ended."""
+        async with self._database.reading() as connection:
+            row = (await connection.execute(tables.calibration_runs.select().where(_under_way(run_id)))).one_or_none()
+        return None if row is None else _run(row)
 
     @transaction
     async def ended(self) -> list[CalibrationRun]:
@@ -146,10 +192,18 @@ class Calibrations:
     @transaction
     async def end(self, run_id: str, problem: str | None = None) -> None:
         """Record that a run has ended, and why it could not measure everything."""
-        this = sa.and_(_runs.id == run_id, _runs.ended_at.is_(None))
-        ended = tables.calibration_runs.update().where(this).values(ended_at=tables.now(), problem=problem)
+        await self._update(run_id, {"ended_at": tables.now(), "problem": problem})
+
+    async def _update(self, run_id: str, values: dict[str, Any]) -> CalibrationRun | None:
+        """Change a run that is under way, and return it. None if there is none."""
+        change = tables.calibration_runs.update().where(_under_way(run_id)).values(values)
         async with self._database.writing() as connection:
-            await connection.execute(ended)
+            row = (await connection.execute(change.returning(tables.calibration_runs))).one_or_none()
+        return None if row is None else _run(row)
+
+
+def _under_way(run_id: str) -> sa.ColumnElement[bool]:
+    return sa.and_(_runs.id == run_id, _runs.ended_at.is_(None))
 
 
 def _calibration(row: sa.Row[Any]) -> Calibration:

@@ -53,6 +53,12 @@ class JobStore:
         await self._database.close()
 
     @transaction
+    async def now(self) -> float:
+        """The time by the database's clock, in seconds since the epoch."""
+        async with self._database.reading() as connection:
+            return float((await connection.execute(sa.select(tables.now()))).scalar_one())
+
+    @transaction
     async def take_duty(self, name: str, owner: str, seconds: float) -> bool:
         """Give the duty `name` to `owner` for `seconds`, and return True, unless another owner has it at the moment."""
         new = self._database.insert(tables.duties).values(name=name, owner=owner, until=tables.now() + seconds)

@@ -298,6 +298,8 @@ calibration_runs = sa.Table(
     sa.Column("ended_at", sa.Double),
     # Why it could not measure everything.
     sa.Column("problem", sa.Text),
+    # Until then its requests may still be submitted. Null once they all are.
+    sa.Column("submitting_until", sa.Double),
     sa.Index("calibration_runs_by_end", "ended_at"),
 )
 

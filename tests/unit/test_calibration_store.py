@@ -60,6 +60,28 @@ async def test_a_set_of_adapters_has_no_order(store):
     assert digest_of(["a", "b"]) != digest_of(["ab"])
 
 
+async def test_a_run_counts_as_submitted_once_it_is_or_its_process_has_died(store):
+    runs = {name: CalibrationRun(name * 32, "", "qwen_image_edit", (), 0.0) for name in "abc"}
+    await store.calibrations.start(runs["a"], 60.0)
+    await store.calibrations.start(runs["b"], 60.0)
+    await store.calibrations.start(runs["c"], -1.0)
+    assert await store.calibrations.submitted_ids() == [runs["c"].id]
+    comparisons = [Comparison(KEY, {"set": "s"}, "exact" * 6, "tier" * 8)]
+    assert await store.calibrations.extend(runs["a"].id, comparisons, 60.0)
+    assert await store.calibrations.submitted_ids() == [runs["c"].id]
+    stored = await store.calibrations.submitted(runs["a"].id)
+    assert (stored.comparisons, stored.submitting_until) == (tuple(comparisons), None)
+    assert stored.created_at > 0
+    assert sorted(await store.calibrations.submitted_ids()) == [runs["a"].id, runs["c"].id]
+    assert await store.calibrations.under_way(runs["a"].id) == stored
+    await store.calibrations.end(runs["a"].id)
+    assert not await store.calibrations.extend(runs["a"].id, comparisons, 60.0)
+    assert await store.calibrations.submitted(runs["a"].id) is None
+    assert await store.calibrations.under_way(runs["a"].id) is None
+    await store.calibrations.discard(runs["b"].id)
+    assert [run.id for run in await store.calibrations.unfinished()] == [runs["c"].id]
+
+
 async def test_runs_are_under_way_until_they_end(store):
     comparison = Comparison(KEY, {"set": "s"}, "exact" * 6, "tier" * 8)
     run = CalibrationRun("1" * 32, "acme", "qwen_image_edit", (comparison,), 0.0)

@@ -14,11 +14,13 @@ import yaml
 from starlette.testclient import TestClient
 
 from serve_app.config import AppConfig, AuthConfig
+from serve_app.errors import StoreUnavailable
 from serve_app.images.comparison import psnr
+from serve_app.intake.calibrations.runs import DUTY, requests_of
 from serve_app.intake.keys import new_key
 from serve_app.jobs.calibrations import Calibration, CalibrationKey
 from serve_app.storage import artifact_keys
-from serve_app.tasks import EditDone, EditEvent, EditTask, Loss, LossRange, StepDone
+from serve_app.tasks import EditDone, EditEvent, EditTask, Loss, LossRange, Status, StepDone
 from tests.conftest import as_png, noise_image
 from tests.training_folder import trainer_config, write_checkpoints, write_config
 from tests.unit.conftest import LORA, Application, InstantEditors, safetensors_bytes
@@ -55,6 +57,12 @@ class DrawingEditors(InstantEditors):
 
 
 Served = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def only_when_asked(monkeypatch) -> None:
+    """The service's own loop measures nothing: tests call `measure_ended`."""
+    monkeypatch.setattr("serve_app.intake.calibrations.runs.PERIOD_S", 3600.0)
 
 
 @pytest.fixture
@@ -215,6 +223,151 @@ def test_requests_before_a_refused_one_are_cancelled(served):
         counts = client.portal.call(application.service.resources.store.queue.counts, None)
     assert counts == {}
     assert application.editors.tasks == []
+
+
+@pytest.mark.parametrize("method", ["start", "extend", "submitted"])
+def test_requests_of_a_run_that_cannot_be_kept_are_cancelled(served, monkeypatch, method):
+    async def fails(*_: Any) -> None:
+        raise StoreUnavailable("the job database cannot be reached")
+
+    with served() as (application, client):
+        application.running["qwen_image_edit"] = 0
+        calibrations = application.service.resources.store.calibrations
+        monkeypatch.setattr(calibrations, method, fails)
+        assert client.post("/v1/calibrations", json=body()).status_code == 503
+        assert client.portal.call(application.service.resources.store.queue.counts, None) == {}
+        assert client.portal.call(calibrations.unfinished) == []
+
+
+def test_a_request_that_cannot_be_cancelled_keeps_no_other_in_the_queue(served, monkeypatch):
+    with served() as (application, client):
+        application.running["qwen_image_edit"] = 0
+        store, submissions = application.service.resources.store, application.service.submissions
+        cancel, tried = submissions.cancel, []
+
+        async def fails_first(record: Any, *, purge: bool) -> None:
+            tried.append(record.id)
+            if len(tried) == 1:
+                raise StoreUnavailable("the job database cannot be reached")
+            await cancel(record, purge=purge)
+
+        monkeypatch.setattr(submissions, "cancel", fails_first)
+        sets = [[{"path": LORA}], [{"path": "no.safetensors"}]]
+        assert client.post("/v1/calibrations", json=body(loras=sets)).status_code == 400
+        # Exact and two tiers, without and with the first LoRA.
+        assert len(tried) == 6
+        canceled = [client.portal.call(store.requests.get, name).status is Status.CANCELED for name in tried]
+        assert canceled == [False] + [True] * 5
+        # The run stays, so that something measures what is left.
+        assert len(client.portal.call(store.calibrations.unfinished)) == 1
+
+
+def test_what_a_process_submitted_before_it_died_is_measured(served, monkeypatch):
+    with served() as (application, client):
+        calibrations = application.service.resources.store.calibrations
+        runs, submissions = application.service.calibration_runs, application.service.submissions
+        submit, kept = submissions.submit, []
+
+        async def dies_at_fourth(*arguments: Any, **named: Any) -> Any:
+            if len(kept) == 3:
+                raise StoreUnavailable("the process dies")
+            kept.append(1)
+            return await submit(*arguments, **named)
+
+        async def dead(*_: Any) -> None:
+            """A process that has died cleans nothing up."""
+
+        monkeypatch.setattr(submissions, "submit", dies_at_fourth)
+        monkeypatch.setattr(runs, "_undo", dead)
+        assert client.post("/v1/calibrations", json=body(loras=[[{"path": LORA}]])).status_code == 503
+        [run] = client.portal.call(calibrations.unfinished)
+        for request_id in requests_of(run):
+            client.portal.call(ended, application, request_id)
+        client.portal.call(runs.measure_ended)
+        assert client.portal.call(calibrations.under_way, run.id) == run
+        # Its time is over.
+        client.portal.call(calibrations.extend, run.id, run.comparisons, -1.0)
+        client.portal.call(runs.measure_ended)
+        answer = client.get("/v1/calibrations").json()
+    assert {each["tier"] for each in answer["calibrations"]} == {"balanced", "fast"}
+    assert answer["runs"][0]["problem"] == "not all of its requests were submitted: send the calibration again"
+
+
+def test_a_run_whose_requests_are_still_submitted_is_not_measured(served, monkeypatch):
+    with served() as (application, client):
+        submissions, runs = application.service.submissions, application.service.calibration_runs
+        submit = submissions.submit
+
+        async def measures_between(*arguments: Any, **named: Any) -> Any:
+            record, is_new = await submit(*arguments, **named)
+            await ended(application, record.id)
+            await runs.measure_ended()
+            return record, is_new
+
+        monkeypatch.setattr(submissions, "submit", measures_between)
+        run = measured(client, application, body())
+    assert run["problem"] is None
+    assert run["tiers"] == ["balanced", "fast"]
+
+
+def test_without_the_duty_nobody_reads_requests_or_measures(served, monkeypatch):
+    with served() as (application, client):
+        store, runs = application.service.resources.store, application.service.calibration_runs
+        client.portal.call(store.take_duty, DUTY, "another ingress", 60.0)
+        answer = client.post("/v1/calibrations", json=body(tiers=["balanced"])).json()
+        for request_id in answer["requests"]:
+            client.portal.call(ended, application, request_id)
+        get, unfinished, asked = store.requests.get, store.retention.unfinished, []
+        monkeypatch.setattr(store.requests, "get", lambda name: asked.append(name) or get(name))
+        monkeypatch.setattr(store.retention, "unfinished", lambda names: asked.append(names) or unfinished(names))
+        client.portal.call(runs.measure_ended)
+    assert asked == []
+
+
+def test_requests_that_have_not_ended_are_not_read(served, monkeypatch):
+    with served() as (application, client):
+        application.running["qwen_image_edit"] = 0
+        store, runs = application.service.resources.store, application.service.calibration_runs
+        assert client.post("/v1/calibrations", json=body()).status_code == 202
+        get, asked = store.requests.get, []
+        monkeypatch.setattr(store.requests, "get", lambda name: asked.append(name) or get(name))
+        client.portal.call(runs.measure_ended)
+    assert asked == []
+
+
+def test_who_loses_the_duty_while_it_measures_leaves_the_rest_to_the_other(served, monkeypatch):
+    with served() as (application, client):
+        runs = application.service.calibration_runs
+        answer = client.post("/v1/calibrations", json=body()).json()
+        for request_id in answer["requests"]:
+            client.portal.call(ended, application, request_id)
+        # It has the duty when it begins, and for one comparison.
+        having = iter([True, True])
+
+        async def has_duty() -> bool:
+            return next(having, False)
+
+        monkeypatch.setattr(runs, "_has_duty", has_duty)
+        client.portal.call(runs.measure_ended)
+        found = client.get("/v1/calibrations").json()
+    assert [each["tier"] for each in found["calibrations"]] == ["balanced"]
+    assert found["runs"][0]["ended_at"] is None
+
+
+def test_times_are_those_of_the_database(served, monkeypatch):
+    async def now() -> float:
+        return 5000.25
+
+    with served() as (application, client):
+        store = application.service.resources.store
+        monkeypatch.setattr(store, "now", now)
+        run = measured(client, application, body(tiers=["balanced"]))
+        answer = client.get("/v1/calibrations").json()
+        started = client.post("/v1/calibrations", json=body(tiers=["balanced"])).json()
+        stored = {each["id"]: each for each in client.get("/v1/calibrations").json()["runs"]}
+    assert answer["calibrations"][0]["measured_at"] == "1970-01-01T01:23:20.250000Z"
+    assert run["problem"] is None
+    assert started["created_at"] == stored[started["id"]]["created_at"]
 
 
 def test_a_calibration_that_fails_in_an_unforeseen_way_keeps_no_other_from_its_end(served, monkeypatch):

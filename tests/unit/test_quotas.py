@@ -1,7 +1,7 @@
 """Quotas of a tenant: requests that have not ended, GPU seconds and cells of sweeps per UTC day."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
 from serve_app.jobs import tables
+from serve_app.jobs.limits import quotas
 from serve_app.jobs.limits.quotas import DAY_S, add_day
 from serve_app.jobs.store import JobStore
 from tests.unit.conftest import IMAGE, ON_BOTH_DATABASES, Application
@@ -145,6 +146,45 @@ def test_requests_may_keep_so_many_bytes(client, application, make_body):
         assert client.delete(f"/v1/requests/{request_id}", params={"purge": True}).status_code == 200
     limit(application, max_stored_bytes=stored)
     finished(client, make_body())
+
+
+def test_the_refusal_names_the_scope_that_deleting_needs(client, application, make_body):
+    finished(client, make_body())
+    limit(application, max_stored_bytes=1)
+    message = client.post("/v1/inference", json=make_body()).json()["detail"]["error"]["message"]
+    assert "?purge=true and a key that has the scope operate" in message
+
+
+def test_rows_of_purged_requests_do_not_count(client, application, make_body):
+    request_id = finished(client, make_body())["request_id"]
+    limit(application, max_stored_bytes=1)
+    assert client.post("/v1/inference", json=make_body()).status_code == 409
+    assert client.delete(f"/v1/requests/{request_id}", params={"purge": True}).status_code == 200
+    finished(client, make_body())
+
+
+def test_stored_bytes_are_summed_while_others_can_write(client, application, make_body, monkeypatch):
+    database = application.service.resources.store._database
+    writing, stored_bytes = database.writing, quotas._stored_bytes
+    under_way, seen = [], []
+
+    @asynccontextmanager
+    async def marked() -> AsyncIterator[Any]:
+        async with writing() as connection:
+            under_way.append(connection)
+            yield connection
+            under_way.remove(connection)
+
+    async def noted(connection: Any, tenant: str) -> int:
+        seen.append(connection in under_way)
+        return await stored_bytes(connection, tenant)
+
+    monkeypatch.setattr(database, "writing", marked)
+    monkeypatch.setattr(quotas, "_stored_bytes", noted)
+    limit(application, max_stored_bytes=10**9)
+    ended(client, started(client, sweep_body(make_body, seeds=[1]))["sweep_id"])
+    assert seen
+    assert not any(seen)
 
 
 def test_cells_of_a_sweep_wait_for_space(client, application, make_body):

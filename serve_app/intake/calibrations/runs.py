@@ -2,14 +2,22 @@
 
 import asyncio
 import logging
-import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from functools import partial
 
+from serve_app.concurrency import background
 from serve_app.concurrency.loops import every
 from serve_app.config import AppConfig, ModelConfig, TierName
-from serve_app.errors import InsufficientScope, ModelNotFound, RequestNotFound, StorageFailed, StoreUnavailable
+from serve_app.errors import (
+    InsufficientScope,
+    ModelNotFound,
+    RequestNotFound,
+    ServiceError,
+    StorageFailed,
+    StoreUnavailable,
+)
 from serve_app.images.tier_loss import PairLoss, compare_pair, edit_seconds, loss_of
 from serve_app.intake.calibrations.cases import Cases, training_cases
 from serve_app.intake.calibrations.losses import MeasuredLosses
@@ -41,7 +49,16 @@ logger = logging.getLogger(__name__)
 
 DUTY = "calibrations"
 # How often the service looks whether calibrations have ended (s), and how long an ingress takes the duty for (s).
-PERIOD_S, DUTY_S = 3.0, 60.0
+# The duty is renewed before each comparison, which takes less.
+PERIOD_S, DUTY_S = 3.0, 300.0
+# How long the two requests of a comparison may take to submit (s). Later their process counts as dead, and what it has
+# submitted is measured.
+SUBMIT_S = 600.0
+INCOMPLETE = "not all of its requests were submitted: send the calibration again"
+
+
+class _DutyLost(Exception):
+    """Another process measures now."""
 
 
 class CalibrationRuns:
@@ -71,26 +88,45 @@ class CalibrationRuns:
     async def start(self, wanted: CalibrationRequest, caller: Caller, base_url: str) -> CalibrationRun:
         """Send the requests of a calibration.
 
-        Raises InsufficientScope, ModelNotFound, InvalidParameter, and what a submission raises.
+        Raises InsufficientScope, ModelNotFound, InvalidParameter, StoreUnavailable, and what a submission raises.
 
-        If one of them is refused, those before it are cancelled.
+        If one of them is refused, those before it are cancelled. If the process dies, those of complete comparisons are
+        measured.
         """
         _refuse_tenants(caller, self._config)
         model = self._model(wanted.model)
         tiers = chosen_tiers(model, wanted.tiers)
         cases = await self._cases(wanted, caller)
+        new = CalibrationRun(uuid.uuid4().hex, caller.tenant, model.id, (), created_at=0.0)
         sent: list[RequestRecord] = []
         comparisons: list[Comparison] = []
         try:
+            await self._store.calibrations.start(new, SUBMIT_S)
             for loras in sets_of(wanted):
-                comparisons += await self._send(model, tiers, loras, cases, sent, caller, base_url)
+                async for comparison in self._send(model, tiers, loras, cases, sent, caller, base_url):
+                    comparisons.append(comparison)
+                    if not await self._store.calibrations.extend(new.id, comparisons, SUBMIT_S):
+                        raise _too_late()
+            run = await self._store.calibrations.submitted(new.id)
+            if run is None:
+                raise _too_late()
         except BaseException:
-            for record in sent:
-                await self._submissions.cancel(record, purge=False)
+            await background.shielded(self._undo(new.id, sent))
             raise
-        run = CalibrationRun(uuid.uuid4().hex, caller.tenant, model.id, tuple(comparisons), time.time())
-        await self._store.calibrations.start(run)
         return run
+
+    async def _undo(self, run_id: str, sent: Sequence[RequestRecord]) -> None:
+        """Cancel each request, and delete the run unless a request could not be cancelled: then it is measured."""
+        all_cancelled = True
+        for record in sent:
+            try:
+                await self._submissions.cancel(record, purge=False)
+            except Exception:
+                log_failure(logger, "the request %s of a refused calibration could not be cancelled", record.id)
+                all_cancelled = False
+        if all_cancelled:
+            with suppress(ServiceError):
+                await self._store.calibrations.discard(run_id)
 
     def _model(self, name: str) -> ModelConfig:
         models = {model.id: model for model in self._config.models}
@@ -118,7 +154,7 @@ class CalibrationRuns:
         sent: list[RequestRecord],
         caller: Caller,
         base_url: str,
-    ) -> list[Comparison]:
+    ) -> AsyncGenerator[Comparison]:
         """Send the requests for one set of LoRAs, and append them to `sent`."""
 
         async def submitted(tier: TierName | None) -> RequestRecord:
@@ -127,32 +163,39 @@ class CalibrationRuns:
             sent.append(record)
             return record
 
-        exact = await submitted(None)
+        # Shielded: a request that is committed although the caller was cancelled must be among `sent`.
+        exact = await background.shielded(submitted(None))
         plans = [image.plan for image in exact.images]
         adapters = own_adapters(plans[0])
-        comparisons = []
         for tier in tiers:
-            record = await submitted(tier)
+            record = await background.shielded(submitted(tier))
             digest = model.tiers[tier].digest(tier_adapter_id(record.images[0].plan))
             key = await self._losses.key(model, tier, digest, [use.id for use in adapters])
             details = details_of(model, model.tiers[tier], plans, cases, BY_QUEUE)
             details |= {"on": measured_on(cases, adapters)}
-            comparisons.append(Comparison(key, details, exact.id, record.id))
-        return comparisons
+            yield Comparison(key, details, exact.id, record.id)
 
     async def run(self) -> None:
         await every(PERIOD_S, self.measure_ended, loop=Loop.CALIBRATIONS, meter=self._meter)
 
     async def measure_ended(self) -> None:
         """Measure the calibrations whose requests have ended, if this process has the duty. Raises StoreUnavailable."""
-        for run in await self._store.calibrations.unfinished():
-            ids = {name for each in run.comparisons for name in (each.exact_request, each.tier_request)}
-            records = {name: await self._record(name) for name in sorted(ids)}
-            if any(record is not None and not record.status.ended for record in records.values()):
+        calibrations = self._store.calibrations
+        ids = await calibrations.submitted_ids()
+        if not ids or not await self._has_duty():
+            return
+        for run_id in ids:
+            run = await calibrations.under_way(run_id)
+            if run is None or await self._store.retention.unfinished(requests_of(run)):
                 continue
-            if not await self._store.take_duty(DUTY, self._owner, DUTY_S):
+            try:
+                problem = await self._measured(run)
+            except _DutyLost:
                 return
-            await self._store.calibrations.end(run.id, await self._measured(run, records))
+            await calibrations.end(run.id, problem)
+
+    async def _has_duty(self) -> bool:
+        return await self._store.take_duty(DUTY, self._owner, DUTY_S)
 
     async def _record(self, request_id: str) -> RequestRecord | None:
         try:
@@ -160,27 +203,29 @@ class CalibrationRuns:
         except RequestNotFound:
             return None
 
-    async def _measured(self, run: CalibrationRun, records: Mapping[str, RequestRecord | None]) -> str | None:
+    async def _measured(self, run: CalibrationRun) -> str | None:
         """`_measure`, where an unforeseen failure is a problem of this run alone: others go on."""
         try:
-            return await self._measure(run, records)
-        except StoreUnavailable:
+            return await self._measure(run)
+        except (StoreUnavailable, _DutyLost):
             raise
         except Exception:
             log_failure(logger, "the calibration %s could not be measured", run.id)
             return "it could not be measured; the service's log says why"
 
-    async def _measure(self, run: CalibrationRun, records: Mapping[str, RequestRecord | None]) -> str | None:
-        """Measure and keep what can be. Returns why the rest cannot, None if there is none."""
-        problems = []
+    async def _measure(self, run: CalibrationRun) -> str | None:
+        """Measure and keep what can be. Returns why the rest cannot, None if there is none. Raises _DutyLost."""
+        problems = [] if run.submitting_until is None else [INCOMPLETE]
         for each in run.comparisons:
-            exact, tier = records[each.exact_request], records[each.tier_request]
+            if not await self._has_duty():
+                raise _DutyLost
+            exact, tier = await self._record(each.exact_request), await self._record(each.tier_request)
             try:
                 pairs = await asyncio.to_thread(self._pairs, exact, tier)
             except (ValueError, StorageFailed) as error:
                 problems.append(f"{each.key.tier}, {each.details['on']}: {error}")
                 continue
-            loss = loss_of(pairs, each.details["on"], time.time())
+            loss = loss_of(pairs, each.details["on"], await self._store.now())
             await self._store.calibrations.record(Calibration(each.key, loss, each.details))
             logger.info("measured %s of %s: at worst %s dB", each.key.tier, run.model, loss.psnr_db.worst)
         return "; ".join(problems) or None
@@ -204,9 +249,18 @@ class CalibrationRuns:
         return compare_pair(images[0], images[1], *seconds)
 
 
+def requests_of(run: CalibrationRun) -> list[str]:
+    """The ids of the run's requests, each once."""
+    return sorted({name for each in run.comparisons for name in (each.exact_request, each.tier_request)})
+
+
 def sets_of(wanted: CalibrationRequest) -> list[list[Lora]]:
     """The sets of LoRAs to measure; the empty one is the model without LoRAs."""
     return [[], *wanted.loras] if wanted.base else wanted.loras
+
+
+def _too_late() -> StoreUnavailable:
+    return StoreUnavailable("the requests of this calibration took too long to submit: send it again with fewer LoRAs")
 
 
 def _refuse_tenants(caller: Caller, config: AppConfig) -> None:

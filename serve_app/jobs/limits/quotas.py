@@ -65,20 +65,22 @@ async def refuse_stored(connection: AsyncConnection, tenant: str, quotas: Quotas
     if stored >= limit:
         raise StorageQuotaExceeded(
             f"your requests keep {stored} bytes, and the limit is {limit}: delete requests that you no longer need, "
-            "with DELETE /v1/requests/{id}?purge=true",
+            "with DELETE /v1/requests/{id}?purge=true and a key that has the scope operate",
             {"stored": stored, "limit": limit},
         )
 
 
-async def is_used_up(connection: AsyncConnection, tenant: str, quotas: Quotas) -> bool:
-    """Whether cells of the tenant's sweeps have to wait: for space, or for GPU seconds of another day."""
-    if quotas.max_stored_bytes is not None and await _stored_bytes(connection, tenant) >= quotas.max_stored_bytes:
-        return True
-    return await _is_out_of_seconds(connection, tenant, quotas)
+async def is_full(connection: AsyncConnection, tenant: str, quotas: Quotas) -> bool:
+    """Whether `refuse_stored` would refuse: cells of the tenant's sweeps have to wait for space."""
+    limit = quotas.max_stored_bytes
+    return limit is not None and await _stored_bytes(connection, tenant) >= limit
 
 
-async def _is_out_of_seconds(connection: AsyncConnection, tenant: str, quotas: Quotas) -> bool:
-    """Whether the tenant's GPU seconds of today are used, or will be by images that have not ended."""
+async def is_out_of_seconds(connection: AsyncConnection, tenant: str, quotas: Quotas) -> bool:
+    """Whether the tenant's GPU seconds of today are used, or will be by images that have not ended.
+
+    Cells of its sweeps then wait for another day.
+    """
     if quotas.gpu_seconds_per_day is None:
         return False
     used, pending, _ = await _seconds(connection, tenant, {})
@@ -158,7 +160,7 @@ async def _seconds(
 
 
 async def _stored_bytes(connection: AsyncConnection, tenant: str) -> int:
-    """The size of the files that the tenant's requests need, each counted once, and of their rows."""
+    """The size of the files that the tenant's requests need, each counted once, and of rows that a purge can free."""
     each = (
         sa.select(sa.func.max(_files.size_bytes).label("size"))
         .join(tables.requests, _requests.id == _files.request_id)
@@ -167,7 +169,8 @@ async def _stored_bytes(connection: AsyncConnection, tenant: str) -> int:
         .subquery()
     )
     of_files = sa.select(sa.func.coalesce(sa.func.sum(each.c.size), 0)).scalar_subquery()
-    rows = sa.select(sa.func.coalesce(sa.func.sum(_requests.row_bytes), 0)).where(_requests.tenant == tenant)
+    kept = sa.and_(_requests.tenant == tenant, sa.not_(_requests.purged))
+    rows = sa.select(sa.func.coalesce(sa.func.sum(_requests.row_bytes), 0)).where(kept)
     return int((await connection.execute(sa.select(of_files + rows.scalar_subquery()))).scalar_one())
 
 

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database, transaction
-from serve_app.jobs.limits.quotas import Quotas, is_used_up
+from serve_app.jobs.limits.quotas import Quotas, is_full, is_out_of_seconds
 from serve_app.jobs.requests import Requests
 from serve_app.jobs.state_changes import UNFINISHED, WAITING
 from serve_app.jobs.sweeps import queries
@@ -45,6 +45,8 @@ class SweepQueue:
         At most `max_waiting` of them wait, and the limits of the queue and of the tenant apply. A tenant without GPU
         seconds for today waits until tomorrow, and one that keeps as many bytes as it may until it deletes some.
         """
+        if await self._is_full(sweep_id, limits_of):
+            return 0
         async with self._database.writing() as connection:
             await self._database.lock_file_references(connection)
             locked = tables.sweeps.select().where(_sweeps.id == sweep_id).with_for_update()
@@ -52,7 +54,7 @@ class SweepQueue:
             if row is None or row.canceled or row.purged:
                 return 0
             tenant_max, quotas = limits_of(row.tenant)
-            if await is_used_up(connection, row.tenant, quotas):
+            if await is_out_of_seconds(connection, row.tenant, quotas):
                 return 0
             room = await self._room(connection, row, max_waiting, tenant_max)
             waiting = tables.sweep_cells.select().where(_cells.sweep_id == sweep_id, sa.not_(_cells.submitted))
@@ -84,6 +86,12 @@ class SweepQueue:
                     .values(ended_at=tables.now())
                 )
         return len(rows) - len(ended)
+
+    async def _is_full(self, sweep_id: str, limits_of: LimitsOf) -> bool:
+        """Whether the tenant keeps as many bytes as it may. Outside the transaction that writes: the sum takes long."""
+        async with self._database.reading() as connection:
+            tenant = (await connection.execute(sa.select(_sweeps.tenant).where(_sweeps.id == sweep_id))).scalar()
+            return tenant is not None and await is_full(connection, tenant, limits_of(tenant)[1])
 
     async def _room(
         self, connection: AsyncConnection, sweep: sa.Row[Any], max_waiting: int, tenant_max: int | None
