@@ -12,7 +12,7 @@ from serve_app.jobs import tables
 from serve_app.jobs.database import Database, transaction
 from serve_app.tasks import Loss
 
-# Ended runs that are listed, the newest first.
+# Ended runs that are kept and listed, the newest first.
 MAX_ENDED_RUNS = 20
 
 _calibrations, _runs = tables.calibrations.c, tables.calibration_runs.c
@@ -185,9 +185,19 @@ class Calibrations:
     @transaction
     async def ended(self) -> list[CalibrationRun]:
         """The newest runs that have ended."""
-        rows = tables.calibration_runs.select().where(_runs.ended_at.is_not(None)).order_by(_runs.ended_at.desc())
+        rows = tables.calibration_runs.select().where(_runs.ended_at.is_not(None))
+        rows = rows.order_by(_runs.ended_at.desc(), _runs.id)
         async with self._database.reading() as connection:
             return [_run(row) for row in await connection.execute(rows.limit(MAX_ENDED_RUNS))]
+
+    @transaction
+    async def delete_old_runs(self) -> int:
+        """Delete ended runs that are not listed any more. Returns their number."""
+        newest = sa.select(_runs.id).where(_runs.ended_at.is_not(None)).order_by(_runs.ended_at.desc(), _runs.id)
+        is_old = sa.and_(_runs.ended_at.is_not(None), _runs.id.not_in(newest.limit(MAX_ENDED_RUNS)))
+        async with self._database.writing() as connection:
+            deleted = await connection.execute(tables.calibration_runs.delete().where(is_old).returning(_runs.id))
+            return len(deleted.all())
 
     @transaction
     async def end(self, run_id: str, problem: str | None = None) -> None:

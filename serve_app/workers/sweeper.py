@@ -1,4 +1,5 @@
-"""The sweeper deletes requests and sweeps that are past their retention, expired uploads, and files that nothing needs.
+"""The sweeper deletes requests and sweeps that are past their retention, expired uploads, calibrations that are not
+listed any more, and files that nothing needs.
 
 One process at a time has the duty. Even if two had it, nothing would be lost: a file is deleted inside a transaction in
 which nothing needs it and no other transaction can add a reference to it (`Retention`). Such a transaction blocks
@@ -70,6 +71,7 @@ class Sweeper:
         await self._delete_requests(lambda: retention.over_size(config.keep_bytes, REQUESTS_AT_ONCE))
         await self._delete_sweeps()
         await self._delete_uploads()
+        await self._delete_calibrations()
         for folder in artifact_keys.REFERRED_FOLDERS:
             await self._delete_orphans(folder)
         await self._delete_orphaned_records()
@@ -113,6 +115,10 @@ class Sweeper:
             self._meter.record(SWEPT, len(keys), what="uploads")
             await self.delete_unneeded(sorted(set(keys)))
             logger.info("deleted %s uploads and up to as many files", len(keys))
+
+    async def _delete_calibrations(self) -> None:
+        if deleted := await self._store.calibrations.delete_old_runs():
+            logger.info("deleted %s calibrations that had ended", deleted)
 
     async def delete_unneeded(self, keys: Sequence[str]) -> None:
         """Delete those of these files that nothing needs. Safe while new requests and uploads are committed.

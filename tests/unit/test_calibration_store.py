@@ -4,11 +4,22 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
 from serve_app.config import JobsConfig
-from serve_app.jobs.calibrations import Calibration, CalibrationKey, CalibrationRun, Comparison, digest_of
+from serve_app.jobs import tables
+from serve_app.jobs.calibrations import (
+    MAX_ENDED_RUNS,
+    Calibration,
+    CalibrationKey,
+    CalibrationRun,
+    Comparison,
+    digest_of,
+)
 from serve_app.jobs.store import JobStore
+from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import Loss, LossRange
+from serve_app.workers.sweeper import Sweeper
 from tests.unit.conftest import ON_BOTH_DATABASES
 
 pytestmark = ON_BOTH_DATABASES
@@ -80,6 +91,21 @@ async def test_a_run_counts_as_submitted_once_it_is_or_its_process_has_died(stor
     assert await store.calibrations.under_way(runs["a"].id) is None
     await store.calibrations.discard(runs["b"].id)
     assert [run.id for run in await store.calibrations.unfinished()] == [runs["c"].id]
+
+
+async def test_the_sweeper_keeps_the_runs_that_are_listed(store, tmp_path):
+    ids = [f"{number:032}" for number in range(MAX_ENDED_RUNS + 3)]
+    for name in ids:
+        await store.calibrations.start(CalibrationRun(name, "", "qwen_image_edit", (), 0.0))
+    # The first one stays under way.
+    for name in ids[1:]:
+        await store.calibrations.end(name)
+    listed = await store.calibrations.ended()
+    await Sweeper(store, Artifacts(str(tmp_path)), JobsConfig()).sweep()
+    async with store._database.reading() as connection:
+        kept = (await connection.execute(sa.select(tables.calibration_runs.c.id))).scalars().all()
+    assert set(kept) == {ids[0], *(run.id for run in listed)}
+    assert len(kept) == MAX_ENDED_RUNS + 1
 
 
 async def test_runs_are_under_way_until_they_end(store):
