@@ -99,8 +99,8 @@ class Calibrations:
             await connection.execute(new.on_conflict_do_update(index_elements=_KEY, set_=newer))
 
     @transaction
-    async def find(self, key: CalibrationKey) -> Loss | None:
-        """The loss that was measured for this key; None if nobody did.
+    async def find(self, key: CalibrationKey) -> Calibration | None:
+        """What was measured for this key; None if nobody did.
 
         None also if the files of the checkpoint are other ones now. If they are not at hand here, or were not when it
         was measured, its name decides.
@@ -110,7 +110,7 @@ class Calibrations:
             row = (await connection.execute(tables.calibrations.select().where(this))).one_or_none()
         if row is None or (key.content and row.content and row.content != key.content):
             return None
-        return _losses.validate_python(row.loss)
+        return _calibration(row)
 
     @transaction
     async def all(self, model: str | None = None) -> list[Calibration]:

@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from serve_app.config import MINIATURE_RANDOM, AppConfig, IngressSettings, ModelConfig, TierName
+from serve_app.jobs.calibrations import Calibration, CalibrationKey
 from serve_app.tasks import Loss, LossRange
 from tests.browser.editing import choose_lora, image_bytes, make_the_edit
 from tests.browser.painting import PaintingEditors
@@ -36,8 +37,9 @@ class Losses:
 
     async def find(
         self, model: ModelConfig, tier: TierName, tier_digest: str, adapters: Collection[str]
-    ) -> Loss | None:
-        return LOSS if tier == "balanced" else None
+    ) -> Calibration | None:
+        key = CalibrationKey(model.id, tier, tier_digest, "", "")
+        return Calibration(key, LOSS) if tier == "balanced" else None
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ async def _stored(config: AppConfig) -> tuple[list[Calibration], Loss | None]:
     try:
         model = config.models[0]
         found = await MeasuredLosses(store.calibrations).find(model, "fast", model.tiers["fast"].digest(), [])
-        return await store.calibrations.all(), found
+        return await store.calibrations.all(), found and found.loss
     finally:
         await store.close()
 

@@ -38,7 +38,7 @@ async def store(database_url) -> AsyncIterator[JobStore]:
 
 async def test_what_was_measured_is_found_by_everything_that_it_holds_for(store):
     await store.calibrations.record(Calibration(KEY, LOSS, {"set": "prompts.yaml"}))
-    assert await store.calibrations.find(KEY) == LOSS
+    assert await store.calibrations.find(KEY) == Calibration(KEY, LOSS, {"set": "prompts.yaml"})
     for name in ("model", "tier", "settings", "checkpoint", "adapters"):
         assert await store.calibrations.find(replace(KEY, **{name: "other"})) is None
 
@@ -47,14 +47,16 @@ async def test_other_content_under_the_name_of_the_checkpoint_voids_it(store):
     await store.calibrations.record(Calibration(KEY, LOSS))
     assert await store.calibrations.find(replace(KEY, content="other")) is None
     # Where the files are not at hand, their name decides.
-    assert await store.calibrations.find(replace(KEY, content=None)) == LOSS
+    assert await store.calibrations.find(replace(KEY, content=None)) == Calibration(KEY, LOSS)
 
 
 async def test_a_newer_measurement_replaces_the_earlier_one(store):
     await store.calibrations.record(Calibration(KEY, LOSS))
     newer = replace(LOSS, measured_at=2000.0, cases=12)
     await store.calibrations.record(Calibration(replace(KEY, content="new"), newer, {"set": "more"}))
-    assert await store.calibrations.find(replace(KEY, content="new")) == newer
+    found = await store.calibrations.find(replace(KEY, content="new"))
+    assert found is not None
+    assert found.loss == newer
     assert await store.calibrations.all() == [Calibration(replace(KEY, content="new"), newer, {"set": "more"})]
 
 

@@ -153,6 +153,21 @@ def test_a_request_has_the_tier_once_it_was_measured_for_its_loras(served, make_
     assert record["loss"]["psnr_db"]["worst"] > 40
 
 
+def test_a_note_says_what_of_a_request_was_not_measured(served, make_body):
+    with served() as (application, client):
+        measured(client, application, body(loras=[[{"path": LORA}]]))
+        same = make_body(quality="balanced", sample_steps=8)
+        other = make_body(quality="balanced", sample_steps=9, width=96)
+        other["loras"] = [{"path": LORA, "network_multiplier": 0.5}]
+        steps_of_tier = make_body(quality="fast", sample_steps=None)
+        notes = [explained(client, each)["notes"] for each in (same, other, steps_of_tier)]
+    about = [[note for note in some if "its loss was measured with" in note] for some in notes]
+    assert about[0] == about[2] == []
+    whats = ("sample_steps 8", "the size 64x64", f"network_multiplier 1 of {LORA!r}")
+    beginning, end = "quality balanced: its loss was measured with ", "; other values may lose more"
+    assert about[1] == [beginning + what + end for what in whats]
+
+
 def test_a_tier_with_other_settings_is_not_measured_any_more(served, make_body):
     with served() as (application, client):
         measured(client, application, body(loras=[[{"path": LORA}]]))

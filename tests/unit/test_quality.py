@@ -14,7 +14,7 @@ from serve_app.errors import LoraDownloadFailed, StorageFailed
 from serve_app.intake.admission.parts import NO_PARTS
 from serve_app.intake.calibrations.losses import MeasuredLosses
 from serve_app.intake.tenants import Caller
-from serve_app.jobs.calibrations import Calibration
+from serve_app.jobs.calibrations import Calibration, CalibrationKey
 from serve_app.jobs.records import HistoryFilter
 from serve_app.schemas.requests import InferenceRequest
 from serve_app.tasks import Loss, LossRange
@@ -42,9 +42,10 @@ class KnownLosses:
 
     async def find(
         self, model: ModelConfig, tier: TierName, tier_digest: str, adapters: Collection[str]
-    ) -> Loss | None:
+    ) -> Calibration | None:
         self.asked.append((model.id, tier, tier_digest, frozenset(adapters)))
-        return LOSS if self.adapters is None or set(adapters) == self.adapters else None
+        key = CalibrationKey(model.id, tier, tier_digest, "", "")
+        return Calibration(key, LOSS) if self.adapters is None or set(adapters) == self.adapters else None
 
 
 def with_tiers(config: AppConfig, losses: KnownLosses, **model: Any) -> Application:
@@ -312,7 +313,7 @@ def test_models_list_their_qualities(served):
     turbo = model["tiers"][2]
     assert (turbo["sample_steps"], turbo["guidance_scale"], turbo["sampler"]) == (8, 1, "lightning")
     assert turbo["needs_calibration"]
-    # The operator's file is nobody's business.
+    # Whoever chooses a tier need not know its file.
     assert DISTILLED not in str(model)
     with served(feature_cache=0.1) as (_, client):
         [model] = client.get("/v1/models").json()["models"]

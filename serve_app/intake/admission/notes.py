@@ -12,11 +12,13 @@ from serve_app.models.prompt_tokens import PromptTokens
 from serve_app.models.recipe import Recipe
 from serve_app.models.registry import MODELS, ModelSpec
 from serve_app.schemas.requests import InferenceRequest
-from serve_app.tasks import AdapterUse
+from serve_app.tasks import AdapterUse, EditPlan
 
 # How many notes of one kind are given: a request of 5,000 prompts would repeat each as often.
 MAX_OF_A_KIND = 20
 
+# How many measured values a note names.
+MAX_LISTED = 5
 # By what factor the aspect ratio of a result may differ from its control image's without a note. Flooring the sides to
 # a multiple of 32 alone seldom changes it by as much.
 MAX_STRETCH = 1.02
@@ -41,6 +43,7 @@ def notes_about(
     """Every note on a request, kind by kind."""
     kinds = (
         quality.notes(edit.plan.guidance_scale for edit in edits),
+        unmeasured_notes([edit.plan for edit in edits], quality),
         exif_notes(edits),
         stretch_notes(request, edits),
         trigger_notes(request, adapters),
@@ -57,6 +60,33 @@ def _shortened(notes: list[str]) -> list[str]:
     if left <= 0:
         return notes
     return [*notes[:MAX_OF_A_KIND], f"and the same of {left} more"]
+
+
+def unmeasured_notes(plans: Sequence[EditPlan], quality: Quality) -> list[str]:
+    """A sentence for each way in which images of a tier differ from those that its loss was measured on."""
+    tier, measured = quality.tier, quality.measured
+    if tier is None or not measured:
+        return []
+    others = []
+    # The steps of exact images were measured; those of the tier may be its own.
+    if tier.steps is None and not {plan.steps for plan in plans} <= set(measured["steps"]):
+        others.append(f"sample_steps {_listed(measured['steps'])}")
+    if not {f"{plan.width}x{plan.height}" for plan in plans} <= set(measured["sizes"]):
+        others.append(f"the size {_listed(measured['sizes'])}")
+    strengths = {lora["id"]: lora["network_multiplier"] for lora in measured["adapters"]}
+    own = {use.id: use for plan in plans for use in plan.adapters if not use.of_tier}
+    others += [
+        f"network_multiplier {strengths[use.id]:g} of {use.path!r}"
+        for use in own.values()
+        if use.id in strengths and use.scale != strengths[use.id]
+    ]
+    return [f"quality {quality.name}: its loss was measured with {each}; other values may lose more" for each in others]
+
+
+def _listed(values: Sequence[object]) -> str:
+    """Measured values in words, as many as a note can name."""
+    more = [f"{len(values) - MAX_LISTED} more"] if len(values) > MAX_LISTED else []
+    return " or ".join([*map(str, values[:MAX_LISTED]), *more])
 
 
 def exif_notes(edits: Sequence[PlannedEdit]) -> list[str]:

@@ -49,9 +49,8 @@ def plan_edits(
 ) -> list[EditPlan]:
     """One plan per prompt. `control_images` maps a client's image string to its sha256 (hex), `sizes` that to pixels.
 
-    `quality` is what was chosen for the request, whose fields are those of the tier already; None for one without a
-    tier. Raises InvalidParameter if the profile
-    promises the trainer's pixels and the model's config changes them, QualityUnavailable if a tier does.
+    `quality` is what was chosen; the request already has the tier's fields. None: no tier. Raises InvalidParameter if
+    the profile promises the trainer's pixels and the model's config changes them, QualityUnavailable if a tier does.
     """
     model = config.served(spec.id)
     quality = quality or quality_without_tier(request, model)

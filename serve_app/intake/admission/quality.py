@@ -5,7 +5,7 @@ Never a silent exact, and never a silent loss: a tier that is not available is r
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from serve_app.config import TIER_NAMES, AppConfig, ModelConfig, QualityName, TierConfig, TierName
@@ -17,6 +17,7 @@ from serve_app.errors import (
     ServiceUnavailable,
     StorageFailed,
 )
+from serve_app.jobs.calibrations import Calibration
 from serve_app.schemas.requests import InferenceRequest, Lora, MaxLoss
 from serve_app.tasks import LOSSY, AdapterUse, Loss
 
@@ -33,7 +34,7 @@ class Losses(Protocol):
 
     async def find(
         self, model: ModelConfig, tier: TierName, tier_digest: str, adapters: Collection[str]
-    ) -> Loss | None:
+    ) -> Calibration | None:
         """What was measured of the tier, for the checkpoint of `model` and exactly this set of adapters' ids.
 
         `tier_digest` is `TierConfig.digest`, so a tier that was changed since is not measured. None if nobody has
@@ -47,7 +48,8 @@ class Quality:
     """The quality that a request gets.
 
     `name` is exact, the name of a tier, or lossy. `tier` are the tier's settings, and `adapters` is its LoRA, if it has
-    one. `why` explains the quality to a person. `replaced` is the tier that `max_loss` has made exact.
+    one. `why` explains the quality to a person. `measured` are the details of the loss: see `details_of` of
+    calibrations. `replaced` is the tier that `max_loss` has made exact.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Quality:
     tier: TierConfig | None = None
     adapters: tuple[AdapterUse, ...] = ()
     loss: Loss | None = None
+    measured: Mapping[str, Any] = field(default_factory=dict)
     replaced: TierConfig | None = None
 
     def notes(self, scales: Iterable[float]) -> list[str]:
@@ -106,7 +109,8 @@ class Qualities:
         ids = [use.id for use in adapters]
         # A file that has not been read yet, as in the check of a preset, has no id.
         are_known = all([*ids, *(use.id for use in of_tier)])
-        loss = await self._losses.find(model, name, digest, frozenset(ids)) if are_known else None
+        found = await self._losses.find(model, name, digest, frozenset(ids)) if are_known else None
+        loss = found.loss if found else None
         reason = too_lossy(loss, request.max_loss) if are_known and not calibrates else None
         if reason is not None:
             why = f"exact instead of {name}: {reason}{_left_out(request, tier)}"
@@ -117,7 +121,7 @@ class Qualities:
                 request, model, f"nobody has measured its loss for {of_what}; ask your operator to calibrate it"
             )
         measured = f"its loss was measured on {loss.on}" if loss else "its loss was not measured for these LoRAs"
-        return Quality(name, f"asked for; {measured}", tier, of_tier, loss)
+        return Quality(name, f"asked for; {measured}", tier, of_tier, loss, found.details if found else {})
 
     async def _adapters_of(
         self, request: InferenceRequest, tier: TierConfig, find_adapter: FindAdapter
@@ -201,11 +205,11 @@ def check_quality(request: InferenceRequest, model: ModelConfig) -> None:
     if tier is None:
         return
     for index, prompt in enumerate(request.prompts):
-        for field, value in fixed_fields(tier).items():
-            sent = getattr(prompt, field)
+        for name, value in fixed_fields(tier).items():
+            sent = getattr(prompt, name)
             if sent is not None and sent != value:
-                reason = f"it makes images with {field} {value}, and prompt {index} has {sent}: leave that out"
-                raise unavailable(request, model, reason, {"prompt_index": index, "parameter": field})
+                reason = f"it makes images with {name} {value}, and prompt {index} has {sent}: leave that out"
+                raise unavailable(request, model, reason, {"prompt_index": index, "parameter": name})
 
 
 def check_profile(request: InferenceRequest, model: ModelConfig, quality: Quality, profile: str) -> None:

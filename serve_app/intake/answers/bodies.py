@@ -166,7 +166,7 @@ def model_info(spec: ModelSpec, config: AppConfig) -> ModelInfo:
 
 
 def tier_info(name: TierName, tier: TierConfig) -> TierInfo:
-    """What clients see of a tier. The path of its LoRA is the operator's, so it is left out."""
+    """What clients choose a tier by. Its LoRA is named only with images: in notes and in `effective[].loras`."""
     return TierInfo(
         quality=name,
         sample_steps=tier.steps,

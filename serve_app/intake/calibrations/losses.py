@@ -5,9 +5,8 @@ import time
 from collections.abc import Collection
 
 from serve_app.config import ModelConfig, TierName
-from serve_app.jobs.calibrations import CalibrationKey, Calibrations, digest_of
+from serve_app.jobs.calibrations import Calibration, CalibrationKey, Calibrations, digest_of
 from serve_app.models.checkpoint_content import checkpoint_content, checkpoint_name
-from serve_app.tasks import Loss
 
 # How long the content of a checkpoint is valid (s), and how long a request waits for it (s).
 AGAIN_S, PATIENCE_S = 300.0, 5.0
@@ -24,7 +23,7 @@ class MeasuredLosses:
 
     async def find(
         self, model: ModelConfig, tier: TierName, tier_digest: str, adapters: Collection[str]
-    ) -> Loss | None:
+    ) -> Calibration | None:
         """What was measured of a tier with this digest, for the checkpoint of `model` and this set of adapters' ids.
 
         None if nobody has measured it. Raises StoreUnavailable.
