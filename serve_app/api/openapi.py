@@ -5,6 +5,8 @@ are replaced by what their models say, because FastAPI's copies lose nulls and r
 """
 
 from collections.abc import Iterable, Iterator
+from importlib import import_module
+from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
@@ -13,28 +15,19 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from serve_app import errors
+from serve_app import errors, schemas
 from serve_app.api.access import PROBES, PUBLIC_PATHS
 from serve_app.api.bodies.limits import METHODS_WITH_BODY
 from serve_app.api.error_answers import error_docs
 from serve_app.api.error_shapes import CONTRACT, ErrorShape
-from serve_app.schemas import answers, calibrations, events, openai, operation, records, requests, sweeps
-from serve_app.schemas import errors as error_bodies
+from serve_app.schemas import events, sweeps
 from serve_app.schemas.documented import REFERENCES, event_stream, reference_to
 
 JsonObject = dict[str, Any]
 
-# The modules whose models are bodies.
-BODIES: tuple[ModuleType, ...] = (
-    requests,
-    answers,
-    calibrations,
-    operation,
-    records,
-    events,
-    sweeps,
-    openai,
-    error_bodies,
+# The modules whose models are bodies: all of `schemas`.
+BODIES: tuple[ModuleType, ...] = tuple(
+    import_module(f"{schemas.__name__}.{module.name}") for module in iter_modules(schemas.__path__)
 )
 TAGS = {
     "inference": "Submit requests.",
