@@ -10,8 +10,8 @@ from ray.serve import metrics
 from serve_app.telemetry import tracing
 from serve_app.telemetry.metrics import EDITOR_LOOPS, INGRESS_LOOPS, METRICS, Kind, Meter, Metric
 
-# A counter starts at zero for every value of its tags if no tag has more values than this.
-MAX_VALUES_AT_ZERO = 10
+# A counter starts at zero for every value of its tags if no tag has more values than this. An ingress has 11 loops.
+MAX_VALUES_AT_ZERO = 20
 
 LOOPS = {"ingress": INGRESS_LOOPS, "editor": EDITOR_LOOPS}
 
