@@ -2,7 +2,7 @@
 
 import re
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from serve_app.errors import UnusableResult
 from tests.browser.editing import MARKUP, drop_image, fill_in, write_lora
@@ -97,6 +97,18 @@ def test_markup_in_a_sweep_is_text(served: Served, page: Page) -> None:
     expect(page.locator("tbody th").first).to_have_text(MARKUP)
     expect(page.locator(".cell-state", has_text="failed")).to_have_attribute("title", re.compile("broken <img"))
     assert page.locator("img[src=x], main b").count() == 0
+
+
+def test_an_image_that_is_still_uploaded_is_waited_for(page: Page, visit: Visit) -> None:
+    held: list[Route] = []
+    page.route("**/v1/uploads", lambda route: held.append(route))
+    visit.open("#edit")
+    with page.expect_request("**/v1/uploads"):
+        drop_image(page)
+    page.get_by_role("link", name="Sweeps").click()
+    expect(page.get_by_role("link", name="Choose an image first")).to_be_visible()
+    held[0].continue_()
+    expect(page.get_by_role("form", name="A new sweep")).to_be_visible()
 
 
 def test_wrong_numbers_and_a_missing_image_are_said(page: Page, visit: Visit) -> None:

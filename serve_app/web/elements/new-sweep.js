@@ -2,7 +2,7 @@ import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { live } from "../vendor/lit-html/directives/live.js";
 import * as api from "../api.js";
 import { LOADED, PROFILES, catalog, currentModel, loadCatalog, loads } from "../catalog.js";
-import { draft } from "../draft.js";
+import { CHANGED, changes, draft } from "../draft.js";
 import { currentRequest } from "../plan.js";
 import { missingIn } from "../request.js";
 import { sweepOf } from "../sweep-fields.js";
@@ -31,6 +31,8 @@ class NewSweep extends Element {
 
   connected() {
     this.listen(loads, LOADED, () => this.#count());
+    // An image that was dropped on the view Edit may still be on its way.
+    this.listen(changes, CHANGED, () => this.#count());
     this.listen(this, "choose-lora", (event) => this.#toggleLora(event.detail));
     if (catalog.models.length) this.#count();
     else loadCatalog();
