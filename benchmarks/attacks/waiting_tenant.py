@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import json
 import statistics
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -34,7 +36,10 @@ class Seen:
 
 
 class WaitingTenant:
-    """A client that repeats the same round: post a small edit, ask for a status, fetch an image, ask for `/health`."""
+    """A client that repeats the same round: post a small edit, ask for a status, fetch an image, ask for `/health`.
+
+    It cancels what it has posted, so that its own queue never fills.
+    """
 
     def __init__(self, port: int, key: str, image_url: str) -> None:
         self._base = f"http://127.0.0.1:{port}"
@@ -67,14 +72,24 @@ class WaitingTenant:
             for _ in range(rounds):
                 if until.is_set():
                     break
-                await self._timed(session, seen, "post", "/v1/inference", json=self._body())
+                posted = await self._timed(session, seen, "post", "/v1/inference", json=self._body())
                 await self._timed(session, seen, "status", f"/v1/requests/{self._finished}/status")
                 await self._timed(session, seen, "image", f"/v1/requests/{self._finished}/images/0")
                 await self._timed(session, seen, "health", "/health")
+                await self._cancel(session, posted)
                 await asyncio.sleep(PAUSE_S)
         return seen
 
-    async def _timed(self, session: aiohttp.ClientSession, seen: Seen, kind: str, path: str, **options: object) -> None:
+    async def _cancel(self, session: aiohttp.ClientSession, posted: bytes) -> None:
+        with suppress(aiohttp.ClientError, OSError, KeyError, ValueError):
+            async with session.delete(f"/v1/requests/{json.loads(posted)['request_id']}"):
+                pass
+
+    async def _timed(
+        self, session: aiohttp.ClientSession, seen: Seen, kind: str, path: str, **options: object
+    ) -> bytes:
+        """The body of the answer; empty if there was none."""
+        body = b""
         started = time.perf_counter()
         method = "POST" if options else "GET"
         try:
@@ -85,6 +100,7 @@ class WaitingTenant:
         except (aiohttp.ClientError, OSError) as error:
             seen.failures.append(f"{kind}: {type(error).__name__}")
         seen.seconds[kind].append(time.perf_counter() - started)
+        return body
 
     def _body(self) -> dict[str, object]:
         self._seed += 1
