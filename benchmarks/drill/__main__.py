@@ -13,14 +13,13 @@ problem.
 
 import argparse
 import asyncio
-import sys
 import time
 from collections.abc import Sequence
 
 from benchmarks.drill.cancelling import CancelDrill
 from benchmarks.drill.failures import FailureDrill
 from benchmarks.drill.load import Client
-from benchmarks.drill.service import DrillFailed, Service
+from benchmarks.drill.service import DrillFailed, Service, conclude
 from benchmarks.drill.steady import SteadyDrill
 from benchmarks.drill.store import Store
 from benchmarks.drill.sweeping import SweepDrill
@@ -77,9 +76,7 @@ async def main(parts: Sequence[str]) -> None:
         problems.append(f"it was not done after {LIMIT_S} s")
     except DrillFailed as failure:
         problems.append(str(failure))
-    print(f"\nThe drill took {time.monotonic() - began:.0f} s.")
-    if problems:
-        sys.exit("\n".join(["It FAILED:", *problems]))
+    conclude(began, problems)
     if "failures" in parts:
         print(
             "Every accepted request ended, with all its images, each equal to that of an undisturbed run, none twice."

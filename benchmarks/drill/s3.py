@@ -13,7 +13,6 @@ import asyncio
 import json
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ import httpx
 from benchmarks.drill import verdict
 from benchmarks.drill.load import EVERYTHING, PROMPTS, Client, Order, make_undisturbed
 from benchmarks.drill.notes import Notes
-from benchmarks.drill.service import ROOT, DrillFailed, Service
+from benchmarks.drill.service import ROOT, DrillFailed, Service, conclude
 from benchmarks.drill.store import Store
 from tests.object_store import Choose, Fault, ObjectStore, credentials, no_fault, write_key
 from tests.postgres import PostgresServer
@@ -185,9 +184,7 @@ async def main(names: list[str]) -> None:
         problems = await drill(names)
     except DrillFailed as failure:
         problems = [str(failure)]
-    print(f"\nThe drill took {time.monotonic() - began:.0f} s.")
-    if problems:
-        sys.exit("\n".join(["It FAILED:", *problems]))
+    conclude(began, problems)
     print("Every request succeeded, each image was made once and equals that of an undisturbed run.")
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -51,6 +51,13 @@ cli()
 
 class DrillFailed(Exception):
     """The drill could not be run to its end, or found a problem."""
+
+
+def conclude(began: float, problems: Sequence[str]) -> None:
+    """Print how long a drill took that began at `began` (monotonic, s). Exits with its problems, if it has any."""
+    print(f"\nThe drill took {time.monotonic() - began:.0f} s.")
+    if problems:
+        sys.exit("\n".join(["It FAILED:", *problems]))
 
 
 class Service:

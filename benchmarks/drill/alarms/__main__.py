@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,7 +23,7 @@ import httpx
 from benchmarks.drill.alarms.engine import COMPILE, DIE, FAIL, MEMORY, NOT_LOADED, STUCK
 from benchmarks.drill.alarms.prometheus import Prometheus, names_of_alerts, queries
 from benchmarks.drill.load import CONTROL
-from benchmarks.drill.service import MODEL, ROOT, DrillFailed, Service
+from benchmarks.drill.service import MODEL, ROOT, DrillFailed, Service, conclude
 from benchmarks.drill.store import Store
 from serve_app.config import MINIATURE_RANDOM
 from serve_app.replicas.routing_stats import ADAPTER_BYTES
@@ -284,9 +283,7 @@ async def main(names: Sequence[str]) -> None:
         problems = await drill(names)
     except DrillFailed as failure:
         problems = [str(failure)]
-    print(f"\nThe drill took {time.monotonic() - began:.0f} s.")
-    if problems:
-        sys.exit("\n".join(["It FAILED:", *problems]))
+    conclude(began, problems)
     print(f"{sum(len(EXPECTED[name]) for name in names)} of {len(names_of_alerts())} alerts fired when they should.")
 
 
