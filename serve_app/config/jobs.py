@@ -52,4 +52,10 @@ class JobsConfig(ConfigSection):
     max_upload_bytes_per_tenant: PositiveInt = Field(
         2 * 2**30, description="Maximum size of the uploads of one tenant that have not expired."
     )
+    loss_keep_s: float = Field(
+        90 * DAY_S,
+        ge=DAY_S,
+        description="A measured loss is deleted when it has not held for this long, because the tier's settings, the "
+        "checkpoint or the files of its LoRAs are others now.",
+    )
     sweep_s: PositiveFloat = Field(600.0, description="How often the service looks for requests to delete.")

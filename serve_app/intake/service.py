@@ -16,6 +16,7 @@ from serve_app.intake.answers.previews import Previews
 from serve_app.intake.answers.queries import Queries
 from serve_app.intake.answers.watch import Watch
 from serve_app.intake.calibrations.answers import CalibrationAnswers
+from serve_app.intake.calibrations.current import CurrentLosses
 from serve_app.intake.calibrations.losses import MeasuredLosses
 from serve_app.intake.calibrations.runs import CalibrationRuns
 from serve_app.intake.callers.rates import RateLimits
@@ -85,7 +86,6 @@ class Service:
         self.resources = resources = Resources(config)
         store, artifacts, decoders = resources.store, resources.artifacts, resources.decoders
         self._watch = Watch(store, meter)
-        self._sweeper = Sweeper(store, artifacts, config.jobs, meter, config.sweeps.keep_s)
         self.rate_limits = RateLimits(store.rates)
         self.workload = Workload(config, store, editor_count, ready_without_editor, editors_starting)
         self.operation = Operation(store, self.workload)
@@ -98,6 +98,8 @@ class Service:
         admission = Admission(
             config, resources.fetcher, decoders, sources, architectures, stored_images, losses or measured
         )
+        current = CurrentLosses(config, store.calibrations, measured, admission.loras.described)
+        self._sweeper = Sweeper(store, artifacts, config.jobs, meter, config.sweeps.keep_s, current.mark)
         self.catalogue = Catalogue(config, lora_root, architectures)
         self.presets = Presets(admission.check_preset, sources.is_remote, meter)
         self.submissions = Submissions(
@@ -125,7 +127,7 @@ class Service:
             self._sweep_cells,
         )
         self.sweep_events = SweepEvents(store)
-        self.calibrations = CalibrationAnswers(config, store.calibrations, measured, admission.loras.named)
+        self.calibrations = CalibrationAnswers(config, store.calibrations, current)
         self.calibration_runs = CalibrationRuns(
             config, store, artifacts, measured, self.submissions, self.uploads, files, meter
         )

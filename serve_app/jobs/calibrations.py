@@ -14,6 +14,8 @@ from serve_app.tasks import Loss
 
 # Ended runs that are kept and listed, the newest first.
 MAX_ENDED_RUNS = 20
+# How old the time at which a loss was last current may become before it is written again (s).
+MARK_S = 3600.0
 
 _calibrations, _runs = tables.calibrations.c, tables.calibration_runs.c
 _KEY = ("model", "tier", "settings", "checkpoint", "adapters")
@@ -92,7 +94,7 @@ class Calibrations:
         """Keep a measured loss, in place of an earlier one with the same key."""
         key, loss = calibration.key, calibration.loss
         values = {"loss": _losses.dump_python(loss, mode="json"), "details": calibration.details}
-        values |= {"measured_at": loss.measured_at, "content": key.content}
+        values |= {"measured_at": loss.measured_at, "content": key.content, "current_at": tables.now()}
         new = self._database.insert(tables.calibrations).values({name: getattr(key, name) for name in _KEY} | values)
         newer = {name: getattr(new.excluded, name) for name in values}
         async with self._database.writing() as connection:
@@ -103,14 +105,33 @@ class Calibrations:
         """What was measured for this key; None if nobody did.
 
         None also if the files of the checkpoint are other ones now. If they are not at hand here, or were not when it
-        was measured, its name decides.
+        was measured, its name decides. A loss that is found is current.
         """
-        this = sa.and_(*(getattr(_calibrations, name) == getattr(key, name) for name in _KEY))
+        found = tables.calibrations.select().add_columns(_is_unmarked().label("is_unmarked")).where(_has(key))
         async with self._database.reading() as connection:
-            row = (await connection.execute(tables.calibrations.select().where(this))).one_or_none()
+            row = (await connection.execute(found)).one_or_none()
         if row is None or (key.content and row.content and row.content != key.content):
             return None
+        if row.is_unmarked:
+            await self._mark([key])
         return _calibration(row)
+
+    @transaction
+    async def mark_current(self, keys: Sequence[CalibrationKey]) -> None:
+        """Record that these losses hold for the service as it is now."""
+        await self._mark(keys)
+
+    @transaction
+    async def delete_outdated(self, seconds: float) -> int:
+        """Delete losses that were last current more than `seconds` ago. Returns their number.
+
+        The time of one that was never marked starts now: a process of the version before has written it.
+        """
+        unmarked = tables.calibrations.update().where(_calibrations.current_at.is_(None))
+        old = tables.calibrations.delete().where(_calibrations.current_at < tables.now() - seconds)
+        async with self._database.writing() as connection:
+            await connection.execute(unmarked.values(current_at=tables.now()))
+            return len((await connection.execute(old.returning(_calibrations.model))).all())
 
     @transaction
     async def all(self, model: str | None = None) -> list[Calibration]:
@@ -204,12 +225,27 @@ class Calibrations:
         """Record that a run has ended, and why it could not measure everything."""
         await self._update(run_id, {"ended_at": tables.now(), "problem": problem})
 
+    async def _mark(self, keys: Sequence[CalibrationKey]) -> None:
+        async with self._database.writing() as connection:
+            for key in keys:
+                mark = tables.calibrations.update().where(_has(key), _is_unmarked())
+                await connection.execute(mark.values(current_at=tables.now()))
+
     async def _update(self, run_id: str, values: dict[str, Any]) -> CalibrationRun | None:
         """Change a run that is under way, and return it. None if there is none."""
         change = tables.calibration_runs.update().where(_under_way(run_id)).values(values)
         async with self._database.writing() as connection:
             row = (await connection.execute(change.returning(tables.calibration_runs))).one_or_none()
         return None if row is None else _run(row)
+
+
+def _has(key: CalibrationKey) -> sa.ColumnElement[bool]:
+    return sa.and_(*(getattr(_calibrations, name) == getattr(key, name) for name in _KEY))
+
+
+def _is_unmarked() -> sa.ColumnElement[bool]:
+    """Whether a loss was not marked as current lately."""
+    return sa.func.coalesce(_calibrations.current_at, 0.0) < tables.now() - MARK_S
 
 
 def _under_way(run_id: str) -> sa.ColumnElement[bool]:

@@ -283,6 +283,8 @@ calibrations = sa.Table(
     # What the digests stand for, for people.
     sa.Column("details", sa.JSON, nullable=False),
     sa.Column("measured_at", sa.Double, nullable=False),
+    # When it was last known to hold for the tier, the checkpoint and the adapters as they were then. Null: not known.
+    sa.Column("current_at", sa.Double),
 )
 
 # Calibrations that go through the queue: the requests of each, and when it ended.

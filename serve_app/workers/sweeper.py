@@ -1,5 +1,5 @@
 """The sweeper deletes requests and sweeps that are past their retention, expired uploads, calibrations that are not
-listed any more, and files that nothing needs.
+listed any more, losses that no longer hold, and files that nothing needs.
 
 One process at a time has the duty. Even if two had it, nothing would be lost: a file is deleted inside a transaction in
 which nothing needs it and no other transaction can add a reference to it (`Retention`). Such a transaction blocks
@@ -32,6 +32,9 @@ LOOKUPS_AT_ONCE = 500
 # A younger file may belong to a request that is not committed yet (s).
 MIN_ORPHAN_AGE_S = 3600.0
 
+# Marks the measured losses that hold now: `Calibrations.mark_current`. Raises StoreUnavailable.
+MarkLosses = Callable[[], Awaitable[None]]
+
 
 class Sweeper:
     """`run` until cancelled."""
@@ -43,8 +46,10 @@ class Sweeper:
         config: JobsConfig,
         meter: Meter = NO_METER,
         keep_sweeps_s: float = SweepsConfig().keep_s,
+        mark_losses: MarkLosses | None = None,
     ) -> None:
-        """`keep_sweeps_s` is how long a sweep is kept after its end."""
+        """`keep_sweeps_s` is how long a sweep is kept after its end. Without `mark_losses`, no loss is deleted."""
+        self._mark_losses = mark_losses
         self._keep_sweeps_s = keep_sweeps_s
         self._store = store
         self._artifacts = artifacts
@@ -72,6 +77,7 @@ class Sweeper:
         await self._delete_sweeps()
         await self._delete_uploads()
         await self._delete_calibrations()
+        await self._delete_losses()
         for folder in artifact_keys.REFERRED_FOLDERS:
             await self._delete_orphans(folder)
         await self._delete_orphaned_records()
@@ -119,6 +125,14 @@ class Sweeper:
     async def _delete_calibrations(self) -> None:
         if deleted := await self._store.calibrations.delete_old_runs():
             logger.info("deleted %s calibrations that had ended", deleted)
+
+    async def _delete_losses(self) -> None:
+        if self._mark_losses is None:
+            return
+        # Before the deletion: nobody has marked them while the service was stopped.
+        await self._mark_losses()
+        if deleted := await self._store.calibrations.delete_outdated(self._config.loss_keep_s):
+            logger.info("deleted %s measured losses that no longer hold", deleted)
 
     async def delete_unneeded(self, keys: Sequence[str]) -> None:
         """Delete those of these files that nothing needs. Safe while new requests and uploads are committed.

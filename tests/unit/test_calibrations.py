@@ -14,6 +14,7 @@ import yaml
 from starlette.testclient import TestClient
 
 from serve_app.config import AppConfig, AuthConfig
+from serve_app.config.jobs import DAY_S
 from serve_app.errors import StoreUnavailable
 from serve_app.images.comparison import psnr
 from serve_app.intake.calibrations.runs import DUTY, requests_of
@@ -24,6 +25,7 @@ from serve_app.tasks import EditDone, EditEvent, EditTask, Loss, LossRange, Stat
 from tests.conftest import as_png, noise_image
 from tests.training_folder import trainer_config, write_checkpoints, write_config
 from tests.unit.conftest import LORA, Application, InstantEditors, safetensors_bytes
+from tests.unit.test_current_losses import current_since
 from tests.unit.test_explain import explained
 from tests.unit.test_http_contract import finished
 
@@ -441,6 +443,21 @@ def test_tenants_see_no_secrets_no_file_of_the_operator_and_no_training_job(serv
     assert (of_operator["checkpoint"], of_operator["set"]) == ("https://h/x", "training job her_job")
     assert (of_tenant["settings"], of_tenant["set"]) == ({"steps": 8}, "a training job")
     assert "her_job" not in answers[tenant].text
+
+
+def test_the_sweeper_deletes_the_losses_of_a_lora_file_that_was_replaced(served, config):
+    file = Path(config.lora_root) / LORA
+    with served() as (application, client):
+        store, sweep = application.service.resources.store, application.service._sweeper.sweep
+        measured(client, application, body(loras=[[{"path": LORA}]]))
+        client.portal.call(current_since, store, 100 * DAY_S)
+        client.portal.call(sweep)
+        assert len(client.get("/v1/calibrations").json()["calibrations"]) == 4
+        file.write_bytes(safetensors_bytes(metadata={"trained": "anew"}))
+        client.portal.call(current_since, store, 100 * DAY_S)
+        client.portal.call(sweep)
+        left = client.get("/v1/calibrations").json()["calibrations"]
+    assert [(each["tier"], each["loras"]) for each in left] == [("fast", []), ("balanced", [])]
 
 
 def test_a_seed_that_would_be_drawn_is_the_same_in_exact_and_in_the_tier(served):

@@ -1,74 +1,40 @@
 """What was measured, as clients see it."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from serve_app.config import AppConfig, ModelConfig, TierConfig
-from serve_app.errors import RequestError
-from serve_app.intake.calibrations.losses import MeasuredLosses
+from serve_app.config import AppConfig
+from serve_app.intake.calibrations.current import CurrentLosses, holds_for_tier
 from serve_app.intake.tenants import Caller
-from serve_app.jobs.calibrations import Calibration, CalibrationKey, CalibrationRun, Calibrations
+from serve_app.jobs.calibrations import Calibration, CalibrationRun, Calibrations
 from serve_app.models.repeat_request import without_url_secrets
 from serve_app.schemas.calibrations import CalibratedLora, CalibrationInfo, CalibrationList, CalibrationRunInfo
 from serve_app.schemas.records import MeasuredLoss
-from serve_app.tasks import AdapterUse
-
-# The LoRA that a path in the config names, for a model. Raises RequestError.
-FindAdapter = Callable[[str, str], Awaitable[AdapterUse]]
 
 
 class CalibrationAnswers:
     """Answers what is measured. A tenant sees what was measured with LoRAs that it may use."""
 
-    def __init__(
-        self, config: AppConfig, calibrations: Calibrations, losses: MeasuredLosses, find_adapter: FindAdapter
-    ) -> None:
+    def __init__(self, config: AppConfig, calibrations: Calibrations, current: CurrentLosses) -> None:
         self._config = config
         self._calibrations = calibrations
-        self._losses = losses
-        self._find_adapter = find_adapter
+        self._current = current
 
     async def measured(self, caller: Caller) -> CalibrationList:
         """Raises StoreUnavailable."""
         found = [each for each in await self._calibrations.all() if _may_see(caller, each)]
-        current = await asyncio.gather(*(self._current(model) for model in self._config.models))
-        keys = [key for some in current for key in some]
+        tiers = await self._current.tiers()
         runs = await self._calibrations.unfinished() + await self._calibrations.ended()
         sees_all = caller.is_operator or self._config.auth.keys_file is None
         return CalibrationList(
-            calibrations=[_info(each, any(_is_of(each.key, key) for key in keys), sees_all) for each in found],
+            calibrations=[_info(each, holds_for_tier(each.key, tiers), sees_all) for each in found],
             runs=[run_info(run) for run in runs if caller.is_operator or run.tenant == caller.tenant],
         )
-
-    async def _current(self, model: ModelConfig) -> list[CalibrationKey]:
-        """The keys of the model's tiers as they are now, for requests without LoRAs."""
-        return [
-            await self._losses.key(model, name, tier.digest(await self._adapter_id(model, tier)), [])
-            for name, tier in model.tiers.items()
-        ]
-
-    async def _adapter_id(self, model: ModelConfig, tier: TierConfig) -> str | None:
-        if tier.adapter is None:
-            return None
-        try:
-            return (await self._find_adapter(tier.adapter, model.id)).id
-        except RequestError:
-            # Requests with this tier are refused.
-            return None
 
 
 def _may_see(caller: Caller, calibration: Calibration) -> bool:
     return all(caller.may_use_lora(lora["path"]) for lora in calibration.details["adapters"])
-
-
-def _is_of(measured: CalibrationKey, current: CalibrationKey) -> bool:
-    """Whether what was measured holds for the tier and the checkpoint as they are now."""
-    names = ("model", "tier", "settings", "checkpoint")
-    if any(getattr(measured, name) != getattr(current, name) for name in names):
-        return False
-    return not measured.content or not current.content or measured.content == current.content
 
 
 def _settings(settings: Mapping[str, Any], sees_all: bool) -> dict[str, Any]:
