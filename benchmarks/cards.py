@@ -69,7 +69,7 @@ def resident(bench: Bench, card: float) -> None:
 
 
 def streamed(bench: Bench, cards: list[float], speeds: list[float], measured: float) -> None:
-    """Edits with weights in host memory, on smaller and smaller cards."""
+    """Edits with weights in host memory, on one card after the other."""
     before = psutil.Process().memory_info().rss
     engine = bench.engine(offload="stream", device_memory_gib=max(cards))
     engine.make_ready()
@@ -105,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         speed = 25.0 if options.tiny else measure_bus()
         bench = Bench(options, Path(folder))
-        smaller = sorted((card for card in options.cards if card not in RESIDENT), reverse=True)
+        smaller = [card for card in options.cards if card not in RESIDENT]
         # Streamed first: what a resident engine leaves in the driver's caches would count as used.
         if smaller:
             attempt(streamed, bench, smaller, options.bus, speed)
