@@ -10,6 +10,9 @@ FUZZ_HOURS ?= 8
 
 # Ray phones home unless told not to.
 export RAY_USAGE_STATS_ENABLED = 0
+# Python compiles a module when it is imported first, and keeps the result; pip compiles nothing, because most modules
+# are never imported. If nothing were kept, each process of the tests would compile torch and Ray again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo serve generators test docs lint types check drill drill-nodes benchmark attacks fuzz clean
 
