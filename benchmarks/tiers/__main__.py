@@ -16,7 +16,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.tiers.candidates import ALL, CACHES, FEW, FEWER_STEPS, GATES, IN_FP8, SHIPPED, Candidate
+from benchmarks.tiers.candidates import (
+    ALL,
+    CACHES,
+    FEW,
+    FEWER_STEPS,
+    GATES,
+    IN_FP8,
+    MAGCACHE,
+    SEACACHE,
+    SHIPPED,
+    TAYLORSEER,
+    Candidate,
+)
 from benchmarks.tiers.cases import make_cases, use_of
 from benchmarks.tiers.frontier import HEADER, Miniature, exact_edits, losses, row, summary
 from serve_app.config.attention import ATTENTION_KERNELS
@@ -27,10 +39,16 @@ SETS = {
     "shipped": SHIPPED,
     "gates": GATES,
     "caches": CACHES,
+    "taylorseer": TAYLORSEER,
+    "magcache": MAGCACHE,
+    "seacache": SEACACHE,
     "steps": FEWER_STEPS,
     "fp8": IN_FP8,
     "few": FEW,
 }
+
+# The first so many cases give MagCache's ratios.
+CALIBRATED = 3
 
 
 def measure_losses(options: argparse.Namespace, candidates: list[Candidate]) -> None:
@@ -45,6 +63,10 @@ def measure_losses(options: argparse.Namespace, candidates: list[Candidate]) -> 
     took = time.perf_counter() - started
     about = {"device": str(device), "dtype": str(dtype), "side": options.side, "steps": options.steps}
     print(json.dumps(about | {"cases": len(cases), "exact_s": round(took, 1)}), flush=True)
+    if any(c.cache is not None and c.cache.kind == "magcache" for c in candidates):
+        plain.calibrate(cases[:CALIBRATED])
+        about |= {"magcache_ratios": [round(ratio, 4) for ratio in plain.ratios]}
+        print(json.dumps(about), flush=True)
     print(HEADER, flush=True)
     rounded = Miniature(device, dtype, "fp8", options.threads) if any(c.fp8 for c in candidates) else None
     found = []

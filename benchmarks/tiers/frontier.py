@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from benchmarks.tiers.caches import Cache, Ratios, cached, calibration, mean_ratios, measured_ratios
 from benchmarks.tiers.candidates import EXACT, Candidate
 from benchmarks.tiers.cases import Case
 from serve_app.commands.compare import difference
@@ -22,8 +23,8 @@ from serve_app.models.registry import MODELS
 from serve_app.pipeline import checkpoint
 from serve_app.tasks import AdapterUse, EditPlan
 
-# For each step and each of its forwards, how many blocks it computed.
-Work = list[list[int]]
+# For each step and each of its forwards, how many blocks it computed: half for an attention or an MLP alone.
+Work = list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,31 @@ class Miniature:
         self.engine = TorchEngine(pipeline, spec, config)
         self.engine._denoiser.accelerate()
         self._transformer, self._vae = pipeline.transformer, pipeline.vae
-        self.blocks = len(self._transformer.transformer_blocks)
+        # MagCache's, of `calibrate`.
+        self.ratios: Ratios = ()
 
-    def edit(self, plan: EditPlan, photograph: bytes) -> Made:
+    def edit(self, plan: EditPlan, photograph: bytes, cache: Cache | None = None) -> Made:
+        config = None if cache is None else cache.config(self._transformer, plan, self.ratios)
         work: Work = []
+        with self._with_cache(config, plan, work):
+            return self._edit(plan, photograph, work)
+
+    def calibrate(self, cases: Sequence[Case]) -> None:
+        """Measure MagCache's ratios: the mean of both branches of the exact edits of the cases."""
+        measured: list[list[float]] = []
+        for case in cases:
+            work: Work = []
+            with self._with_cache(calibration(case.plan.steps), case.plan, work):
+                self._edit(case.plan, case.photograph, work)
+                measured += measured_ratios(self._transformer)
+        self.ratios = mean_ratios(measured)
+
+    def _with_cache(self, config: object, plan: EditPlan, work: Work) -> AbstractContextManager[None]:
+        if config is None:
+            return nullcontext()
+        return cached(self._transformer, config, plan, lambda: len(work) - 1)
+
+    def _edit(self, plan: EditPlan, photograph: bytes, work: Work) -> Made:
         latents: list[Tensor] = []
 
         def on_step(step: int, preview: object) -> None:
@@ -80,11 +102,13 @@ class Miniature:
     @contextmanager
     def _watched(self, work: Work, latents: list[Tensor]) -> Iterator[None]:
         def count(*_: object) -> None:
-            work[-1][-1] += 1
+            work[-1][-1] += 0.5
 
+        # A cache may replace the forward of a block or of its attention, but not what they call.
+        computed = [part for block in self._transformer.transformer_blocks for part in (block.attn.to_q, block.img_mlp)]
         hooks = [
             self._transformer.register_forward_pre_hook(lambda *_: work[-1].append(0)),
-            *(block.attn.register_forward_pre_hook(count) for block in self._transformer.transformer_blocks),
+            *(part.register_forward_pre_hook(count) for part in computed),
             self._vae.post_quant_conv.register_forward_pre_hook(
                 lambda _, given: latents.append(given[0].float().cpu())
             ),
@@ -102,7 +126,7 @@ def losses(
     """The candidate's loss in each case."""
     found = []
     for case, whole in zip(cases, exact, strict=True):
-        made = engine.edit(candidate.plan(case.plan, few_steps), case.photograph)
+        made = engine.edit(candidate.plan(case.plan, few_steps), case.photograph, candidate.cache)
         found.append(
             Loss(
                 case.name,
@@ -120,7 +144,7 @@ def exact_edits(engine: Miniature, cases: Sequence[Case]) -> list[Made]:
     return [engine.edit(EXACT.plan(case.plan, None), case.photograph) for case in cases]
 
 
-def blocks(work: Work) -> int:
+def blocks(work: Work) -> float:
     return sum(map(sum, work))
 
 

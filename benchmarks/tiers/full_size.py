@@ -14,14 +14,15 @@ from diffusers.hooks.first_block_cache import FBCHeadBlockHook
 
 from benchmarks.beside_stock import own_engine, relative_error
 from benchmarks.edits import Bench, Made, make_bench, own_edit
-from benchmarks.full_size import PHOTOGRAPH
+from benchmarks.full_size import PHOTOGRAPH, PLAN
 from benchmarks.tiers.candidates import EXACT, Candidate
+from benchmarks.tiers.frontier import Work
 from serve_app.commands.compare import difference
 from serve_app.tasks import AdapterUse, EditPlan
 
 
 @contextmanager
-def forced(work: list[list[int]]) -> Iterator[None]:
+def forced(work: Work) -> Iterator[None]:
     """Within, a feature cache computes all blocks in those forwards in which `work` has more than one.
 
     `work` has the number of blocks of each forward of each step. Edits must be made one after the other.
@@ -49,7 +50,7 @@ FBC_DECISION = FBCHeadBlockHook._should_compute_remaining_blocks
 def measure_speed(options: argparse.Namespace, candidates: list[Candidate]) -> None:
     frontier = {each["candidate"]: each for each in json.loads(options.full_size.read_text())["candidates"]}
     with tempfile.TemporaryDirectory() as folder:
-        bench = make_bench(options.tiny, Path(folder), 2, options.threads)
+        bench = make_bench(PLAN, options.tiny, Path(folder), 2, options.threads)
         size = (64, 64) if options.tiny else (1024, 1024)
         one, two = bench.plan(size, options.steps, 1), bench.plan(size, options.steps, 2)
         print(json.dumps({"device": "cpu" if options.tiny else torch.cuda.get_device_name()}), flush=True)
