@@ -63,12 +63,18 @@ class Unit:
 
 
 def host_block(size: int) -> Tensor:
-    """A block of `size` bytes of host memory, in large pages where the system has them: they are pinned faster."""
+    """A block of `size` bytes of host memory, in large pages where the system has them: they are written faster.
+
+    Processes that this one forks do not have it.
+    """
     if size == 0:
         return torch.empty(0, dtype=torch.uint8)
-    memory = mmap.mmap(-1, size)
+    # Not shared with forked processes, which is Python's default: the system has no large pages for shared memory.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
+        # Otherwise the system copies pinned memory when the process forks.
+        memory.madvise(mmap.MADV_DONTFORK)
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 

@@ -6,7 +6,6 @@ the values stay. So no copy of the weights is made in host memory on the way to 
 """
 
 import os
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from serve_app.concurrency.watched_threads import Call, Stalled, Watch, WatchedT
 from serve_app.config.paths import file_version
 from serve_app.errors import CheckpointRefused
 from serve_app.pipeline.host_units import host_block, pin, unpin
+from serve_app.pipeline.weight_chunks import Chunk, Move, chunks
 from serve_app.pipeline.weight_files import (
     PARTS,
     MappedFiles,
@@ -34,13 +34,10 @@ from serve_app.pipeline.weight_files import (
 )
 from serve_app.telemetry.start_progress import Progress
 
-# Threads that read at a time, and what each reads at most at once (bytes): one of the published transformer's smallest
-# matrices, or a fraction of another. A chunk costs some 0.3 ms however large it is, computed from two sizes.
+# Threads that read at a time, and what each reads at most at once (bytes). Each read and copy costs time under Python's
+# lock, however large it is.
 THREADS = 8
-CHUNK_BYTES = 18 * 2**20
-# How long a thread that runs Python code keeps the lock while others want it (s): while the models are built, threads
-# would wait for the default of 5 ms several times per chunk.
-SWITCH_INTERVAL_S = 0.0005
+CHUNK_BYTES = 32 * 2**20
 # The longest time that one chunk may take (s).
 PATIENCE_S = 60.0
 
@@ -96,29 +93,29 @@ class Pipe:
                 pin(buffer)
                 finalize(self, unpin, buffer)
 
-    def copy(self, stored: Stored, first: int, target: Tensor, watch: Watch) -> None:
-        """Read values from element `first` on into `target` (1-D), which may have another dtype. At most a chunk."""
-        size = target.numel() * stored.dtype.itemsize
-        place = Place(stored.place.file, stored.place.begin + first * stored.dtype.itemsize)
-        if self._stream is None and target.dtype == stored.dtype:
-            self.files.read(place, memory_of(target), watch)
+    def copy(self, chunk: Chunk, watch: Watch) -> None:
+        """Read a chunk to where its values go, which may have other dtypes."""
+        if self._stream is None and all(move.target.dtype == move.dtype for move in chunk.moves):
+            for move in chunk.moves:
+                place = Place(chunk.place.file, chunk.place.begin + move.begin)
+                self.files.read(place, memory_of(move.target), watch)
             return
-        buffer = self._buffers[0][:size]
+        buffer = self._buffers[0][: chunk.size]
         if self._marks:
             self._marks[0].synchronize()
-        self.files.read(place, memory_of(buffer), watch)
-        values = buffer.view(stored.dtype)
-        if self._stream is None:
-            target.copy_(values)
-            return
+        self.files.read(chunk.place, memory_of(buffer), watch)
         with torch.cuda.stream(self._stream):
-            if target.dtype != stored.dtype:
-                # Converted on the device: torch would convert in host memory, in the caller's thread.
-                values = values.to(self._device, non_blocking=True)
-            target.copy_(values, non_blocking=True)
-            self._marks[0].record()
+            found = [self._values(move, buffer) for move in chunk.moves]
+            torch._foreach_copy_([move.target for move in chunk.moves], found, non_blocking=True)
+            if self._marks:
+                self._marks[0].record()
         self._buffers.reverse()
         self._marks.reverse()
+
+    def _values(self, move: Move, buffer: Tensor) -> Tensor:
+        values = buffer[move.begin : move.begin + move.size].view(move.dtype)
+        # Converted on the device: torch would convert in host memory, in the caller's thread.
+        return values if move.dtype == move.target.dtype else values.to(self._device, non_blocking=True)
 
     def finish(self) -> None:
         """Wait for the copies."""
@@ -129,15 +126,6 @@ class Pipe:
 def memory_of(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor in host memory."""
     return tensor.view(-1).view(torch.uint8).numpy().data
-
-
-def chunks(stored: Stored) -> Iterator[tuple[int, int]]:
-    """First element and end of each chunk of a tensor."""
-    # Of equal sizes.
-    count = max(1, -(-stored.size // CHUNK_BYTES))
-    step = max(1, -(-stored.elements // count))
-    for first in range(0, stored.elements, step):
-        yield first, min(first + step, stored.elements)
 
 
 @contextmanager
@@ -200,14 +188,11 @@ class WeightReader:
         self._threads = WatchedThreads(self._calls(tensors), THREADS, patience_s or PATIENCE_S)
 
     def __enter__(self) -> Self:
-        self._switch_interval_s = sys.getswitchinterval()
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        sys.setswitchinterval(self._switch_interval_s)
         self._threads.__exit__(kind, error, traceback)
         self._read.clear()
         self._pipes.clear()
@@ -240,22 +225,24 @@ class WeightReader:
         self._progress.finished()
 
     def _calls(self, tensors: Iterable[Stored]) -> Iterator[Call]:
-        """One call per chunk. The memory of a tensor is allocated when its first chunk is taken."""
+        """One call per chunk."""
+        for chunk in chunks(self._targets(tensors), CHUNK_BYTES):
+            yield partial(self._copy, chunk)
+
+    def _targets(self, tensors: Iterable[Stored]) -> Iterator[tuple[Stored, Tensor]]:
+        """Tensors with the memory for their values, which is allocated when a tensor is reached."""
         for stored in tensors:
             dtype = self._dtype if stored.dtype.is_floating_point else stored.dtype
-            target = torch.empty(stored.shape, dtype=dtype, device=self._device)
             if stored.elements:
-                self._read[stored.place] = target
-            flat = target.view(-1)
-            for first, end in chunks(stored):
-                yield partial(self._copy, stored, first, flat[first:end])
+                self._read[stored.place] = torch.empty(stored.shape, dtype=dtype, device=self._device)
+                yield stored, self._read[stored.place]
 
-    def _copy(self, stored: Stored, first: int, target: Tensor, watch: Watch) -> None:
+    def _copy(self, chunk: Chunk, watch: Watch) -> None:
         if not hasattr(self._local, "pipe"):
             self._local.pipe = Pipe(self._device)
             self._pipes.append(self._local.pipe)
-        self._local.pipe.copy(stored, first, target, watch)
-        self._progress.add(target.numel() * stored.dtype.itemsize)
+        self._local.pipe.copy(chunk, watch)
+        self._progress.add(chunk.size)
 
 
 def unique_tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
