@@ -21,6 +21,7 @@ from serve_app.intake.callers.audited import record_adapters
 from serve_app.intake.presets import Presets, blaming_preset
 from serve_app.intake.resources import Resources
 from serve_app.intake.tenants import Caller
+from serve_app.jobs.limits.quotas import Stored
 from serve_app.jobs.records import NewImage, NewRequest, RequestRecord, WebhookTarget
 from serve_app.schemas.answers import Explanation
 from serve_app.schemas.requests import InferenceRequest, Tolerant
@@ -184,17 +185,20 @@ class Submissions:
         needs_lora = not submission.calibrates
         await self._admission.check(request, self._max_images(caller), caller, needs_lora=needs_lora)
         # A full queue is reported before anything is fetched or stored.
-        await self._store.requests.refuse_when_full(
+        stored = await self._store.requests.refuse_when_full(
             caller.tenant, len(request.prompts), caller.limits.max_queued, caller.limits.quotas
         )
         async with discarding_new_files(self._artifacts, self._sweeper) as new_files:
-            record = await self._commit(submission)
+            record = await self._commit(submission, stored)
             if record.id == submission.id:
                 new_files.clear()
         return record
 
-    async def _commit(self, submission: Submission) -> RequestRecord:
-        """Do the rest of the checks, store the request's files and commit it."""
+    async def _commit(self, submission: Submission, stored: Stored | None) -> RequestRecord:
+        """Do the rest of the checks, store the request's files and commit it.
+
+        `stored` is what the tenant's requests kept before.
+        """
         limits = submission.caller.limits
         editors = await self._editor_counts()
         for tries in range(1, MAX_TRIES + 1):
@@ -202,7 +206,7 @@ class Submissions:
                 new = await self._prepare(submission)
                 new = replace(new, editors=editors.get(new.editor_group, 0))
                 record = await self._store.requests.create(
-                    new, self._artifacts.exists, limits.max_queued, limits.quotas
+                    new, self._artifacts.exists, limits.max_queued, limits.quotas, stored
                 )
             except FilesGone:
                 # A file that no other request needed was deleted just before this request came to need it.

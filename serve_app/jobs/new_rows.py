@@ -17,6 +17,11 @@ def json_bytes(value: Any) -> int:
     return len(json.dumps(value))
 
 
+def row_bytes(new: NewRequest) -> int:
+    """The size of a new request's rows (bytes), as `requests.row_bytes` counts it."""
+    return sum(json_bytes(asdict(image.plan)) for image in new.images)
+
+
 def request_row(new: NewRequest, now: float, predicted_s: float | None = None) -> dict[str, Any]:
     """The row of a new request. `now` is the database's time (s since the epoch), `predicted_s` what it will take."""
     return {
@@ -37,7 +42,7 @@ def request_row(new: NewRequest, now: float, predicted_s: float | None = None) -
         "traceparent": new.traceparent,
         "call_sha256": new.call_sha256,
         "predicted_s": predicted_s,
-        "row_bytes": sum(json_bytes(asdict(image.plan)) for image in new.images),
+        "row_bytes": row_bytes(new),
     }
 
 

@@ -14,7 +14,7 @@ from serve_app.errors import FilesGone, QueueFull, RequestNotFound
 from serve_app.jobs import new_rows, queries, state_changes, tables
 from serve_app.jobs.database import Database, IsStored, transaction
 from serve_app.jobs.idempotency import id_by_key
-from serve_app.jobs.limits.quotas import NO_QUOTAS, Quotas, refuse_request, refuse_stored
+from serve_app.jobs.limits.quotas import NO_QUOTAS, Quotas, Stored, refuse_early, refuse_request
 from serve_app.jobs.records import HistoryFilter, ImageRecord, NewRequest, RequestRecord, RequestState, Summary, Usage
 from serve_app.jobs.state_changes import WAITING
 from serve_app.policy.fair_queue import first_turn
@@ -39,25 +39,31 @@ class Requests:
 
     @transaction
     async def create(
-        self, new: NewRequest, is_stored: IsStored, tenant_max: int | None = None, quotas: Quotas = NO_QUOTAS
+        self,
+        new: NewRequest,
+        is_stored: IsStored,
+        tenant_max: int | None = None,
+        quotas: Quotas = NO_QUOTAS,
+        stored: Stored | None = None,
     ) -> RequestRecord:
         """Commit a new request. Returns the earlier one if its idempotency key was used for the same body.
 
         Including its images, at most `tenant_max` images of its tenant may wait. None means that only `max_queued`
-        applies. Raises QueueFull, TooManyUnfinished and GpuQuotaExceeded; IdempotencyConflict if the key was used for
-        another body; FilesGone if one of its files was deleted before the commit, when no request needed it yet;
-        StorageFailed if artifact storage does not answer.
+        applies. `stored` is what `refuse_when_full` has returned. Raises QueueFull, TooManyUnfinished, GpuQuotaExceeded
+        and StorageQuotaExceeded; IdempotencyConflict if the key was used for another body; FilesGone if one of its
+        files was deleted before the commit, when no request needed it yet; StorageFailed if artifact storage does not
+        answer.
         """
         try:
             async with self._database.writing() as connection:
                 await self._database.lock_file_references(connection)
                 if not await self._database.read_storage(lambda: all(map(is_stored, new.files))):
                     raise FilesGone("a file of this request was deleted meanwhile; send it again")
+                # The tenant first: its requests for several models count together.
+                await self._database.lock_quotas(connection, new.tenant)
                 queue = await self._lock_queue(connection, new.editor_group)
                 await self._refuse_when_full(connection, new.tenant, len(new.images), tenant_max)
-                if quotas != NO_QUOTAS:
-                    await self._database.lock_quotas(connection, new.tenant)
-                    await refuse_request(connection, new.tenant, quotas, new.editor_group, new.images)
+                await refuse_request(connection, new, quotas, stored)
                 await self._insert(connection, [new], await self._first_turn(connection, queue, new))
         except IntegrityError:
             # Its key was used before, or an earlier try of this commit succeeded and its answer was lost.
@@ -70,10 +76,10 @@ class Requests:
     @transaction
     async def refuse_when_full(
         self, tenant: str, sent: int, tenant_max: int | None = None, quotas: Quotas = NO_QUOTAS
-    ) -> None:
-        """Raise QueueFull, TooManyUnfinished or GpuQuotaExceeded if `create` would raise it now; StorageQuotaExceeded.
+    ) -> Stored | None:
+        """Raise QueueFull or the error of a quota if `create` would raise it now for any request.
 
-        To be called before anything is fetched for the request.
+        To be called before anything is fetched for the request. Returns what `create` has to know.
 
         `sent` is its number of images. A request that is larger than the limit itself is refused elsewhere, since
         trying again later would not help its sender.
@@ -81,8 +87,7 @@ class Requests:
         most = self.max_queued if tenant_max is None else min(tenant_max, self.max_queued)
         async with self._database.reading() as connection:
             await self._refuse_when_full(connection, tenant, min(sent, most), tenant_max)
-            await refuse_request(connection, tenant, quotas)
-            await refuse_stored(connection, tenant, quotas)
+            return await refuse_early(connection, tenant, quotas)
 
     @transaction
     async def earlier(self, tenant: str, idempotency_key: str, body_sha256: str) -> RequestRecord | None:

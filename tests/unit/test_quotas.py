@@ -136,12 +136,19 @@ def test_requests_may_keep_so_many_bytes(client, application, make_body):
     error = answer.json()["detail"]["error"]
     assert (answer.status_code, error["code"]) == (409, "STORAGE_QUOTA_EXCEEDED")
     assert error["details"]["limit"] == len(IMAGE) < error["details"]["stored"]
-    # What it keeps is the file of the control image, that of the result, and rows. A second request adds no file.
+    assert error["details"]["sent"] == 0
+    # What it keeps is the file of the control image, that of the result, and rows. A second request adds rows alone.
     stored = error["details"]["stored"]
     limit(application, max_stored_bytes=stored + 1)
-    again = finished(client, make_body())["request_id"]
-    rows = client.post("/v1/inference", json=make_body()).json()["detail"]["error"]["details"]["stored"] - stored
+    error = client.post("/v1/inference", json=make_body()).json()["detail"]["error"]
+    rows = error["details"]["sent"]
+    assert error["details"]["stored"] == stored
+    assert f"this one has {rows} without its results" in error["message"]
     assert 0 < rows < 10_000
+    limit(application, max_stored_bytes=stored + rows)
+    again = finished(client, make_body())["request_id"]
+    error = client.post("/v1/inference", json=make_body()).json()["detail"]["error"]
+    assert 0 < error["details"]["stored"] - stored < 10_000
     for request_id in (kept, again):
         assert client.delete(f"/v1/requests/{request_id}", params={"purge": True}).status_code == 200
     limit(application, max_stored_bytes=stored)
@@ -158,8 +165,11 @@ def test_the_refusal_names_the_scope_that_deleting_needs(client, application, ma
 def test_rows_of_purged_requests_do_not_count(client, application, make_body):
     request_id = finished(client, make_body())["request_id"]
     limit(application, max_stored_bytes=1)
-    assert client.post("/v1/inference", json=make_body()).status_code == 409
+    assert client.post("/v1/inference", json=make_body()).json()["detail"]["error"]["details"]["stored"] > 0
     assert client.delete(f"/v1/requests/{request_id}", params={"purge": True}).status_code == 200
+    details = client.post("/v1/inference", json=make_body()).json()["detail"]["error"]["details"]
+    assert details["stored"] == 0
+    limit(application, max_stored_bytes=details["sent"])
     finished(client, make_body())
 
 
@@ -175,16 +185,17 @@ def test_stored_bytes_are_summed_while_others_can_write(client, application, mak
             yield connection
             under_way.remove(connection)
 
-    async def noted(connection: Any, tenant: str) -> int:
-        seen.append(connection in under_way)
-        return await stored_bytes(connection, tenant)
+    async def noted(connection: Any, tenant: str, since: float = 0.0) -> int:
+        seen.append((connection in under_way, since > 0))
+        return await stored_bytes(connection, tenant, since)
 
     monkeypatch.setattr(database, "writing", marked)
     monkeypatch.setattr(quotas, "_stored_bytes", noted)
     limit(application, max_stored_bytes=10**9)
+    finished(client, make_body())
     ended(client, started(client, sweep_body(make_body, seeds=[1]))["sweep_id"])
-    assert seen
-    assert not any(seen)
+    # Within the transaction that writes, only those of the last seconds.
+    assert set(seen) == {(False, False), (True, True)}
 
 
 def test_cells_of_a_sweep_wait_for_space(client, application, make_body):

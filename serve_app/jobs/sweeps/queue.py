@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database, transaction
-from serve_app.jobs.limits.quotas import Quotas, is_full, is_out_of_seconds
+from serve_app.jobs.limits.quotas import Quotas, Stored, fitting, stored_before
 from serve_app.jobs.requests import Requests
 from serve_app.jobs.state_changes import UNFINISHED, WAITING
 from serve_app.jobs.sweeps import queries
@@ -45,8 +45,7 @@ class SweepQueue:
         At most `max_waiting` of them wait, and the limits of the queue and of the tenant apply. A tenant without GPU
         seconds for today waits until tomorrow, and one that keeps as many bytes as it may until it deletes some.
         """
-        if await self._is_full(sweep_id, limits_of):
-            return 0
+        before = await self._stored(sweep_id, limits_of)
         async with self._database.writing() as connection:
             await self._database.lock_file_references(connection)
             locked = tables.sweeps.select().where(_sweeps.id == sweep_id).with_for_update()
@@ -54,17 +53,18 @@ class SweepQueue:
             if row is None or row.canceled or row.purged:
                 return 0
             tenant_max, quotas = limits_of(row.tenant)
-            if await is_out_of_seconds(connection, row.tenant, quotas):
-                return 0
+            await self._database.lock_quotas(connection, row.tenant)
             room = await self._room(connection, row, max_waiting, tenant_max)
             waiting = tables.sweep_cells.select().where(_cells.sweep_id == sweep_id, sa.not_(_cells.submitted))
             cells = (await connection.execute(waiting.order_by(_cells.number).limit(room))).all() if room else []
-            if cells:
-                await self._requests.add(connection, [request_of(row, cell) for cell in cells])
-                these = _cells.number.in_([cell.number for cell in cells])
+            requests = [request_of(row, cell) for cell in cells]
+            count = await fitting(connection, row.tenant, quotas, requests, before)
+            if count:
+                await self._requests.add(connection, requests[:count])
+                these = _cells.number.in_([cell.number for cell in cells[:count]])
                 of_sweep = tables.sweep_cells.update().where(_cells.sweep_id == sweep_id, these)
                 await connection.execute(of_sweep.values(submitted=True))
-        return len(cells)
+        return count
 
     @transaction
     async def record_ends(self) -> int:
@@ -87,11 +87,11 @@ class SweepQueue:
                 )
         return len(rows) - len(ended)
 
-    async def _is_full(self, sweep_id: str, limits_of: LimitsOf) -> bool:
-        """Whether the tenant keeps as many bytes as it may. Outside the transaction that writes: the sum takes long."""
+    async def _stored(self, sweep_id: str, limits_of: LimitsOf) -> Stored | None:
+        """What the tenant's requests keep. Outside the transaction that writes: the sum takes long."""
         async with self._database.reading() as connection:
             tenant = (await connection.execute(sa.select(_sweeps.tenant).where(_sweeps.id == sweep_id))).scalar()
-            return tenant is not None and await is_full(connection, tenant, limits_of(tenant)[1])
+            return None if tenant is None else await stored_before(connection, tenant, limits_of(tenant)[1])
 
     async def _room(
         self, connection: AsyncConnection, sweep: sa.Row[Any], max_waiting: int, tenant_max: int | None
