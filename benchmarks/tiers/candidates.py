@@ -99,7 +99,7 @@ SEACACHE = tuple(
     )
     for threshold, order in SEACACHE_SETTINGS
 )
-FEWER_STEPS = tuple(Candidate(f"steps={steps}", {"steps": steps}) for steps in (22, 16, 10))
+FEWER_STEPS = tuple(Candidate(f"steps={steps}", {"steps": steps}) for steps in (22, 20, 18, 16, 15, 14, 10))
 IN_FP8 = (Candidate("fp8", FP8), Candidate("fp8, steps=19", FP8 | {"steps": 19}))
 FEW = (
     Candidate("8 steps, guidance 1, without the adapter", TURBO),

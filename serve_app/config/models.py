@@ -220,6 +220,11 @@ class ModelConfig(
         return [tier for tier in self.tiers.values() if not tier.has_own_editors]
 
     @property
+    def tier_adapters(self) -> list[str]:
+        """The LoRAs that tiers apply under those of requests, named as in requests."""
+        return [tier.adapter for tier in self.tiers.values() if tier.adapter is not None]
+
+    @property
     def device_memory_bytes(self) -> int | None:
         """The limit of `device_memory_gib`; None without one."""
         return None if self.device_memory_gib == "auto" else int(self.device_memory_gib * 2**30)

@@ -143,7 +143,8 @@ class Service:
         self.events = Events(store, self._watch, self.previews)
         models = [model.id for model in config.models]
         self.openai_calls = OpenAICalls(self.submissions, self.presets, self.queries, store, models, meter)
-        self._warm_list = WarmListWriter(store, artifacts, admission.loras.named, models, meter)
+        tier_adapters = {model.id: model.tier_adapters for model in config.models}
+        self._warm_list = WarmListWriter(store, artifacts, admission.loras.named, tier_adapters, meter)
         self._workers = self._workers_of(meter)
 
     def _workers_of(self, meter: Meter) -> Sequence[Run]:

@@ -274,14 +274,14 @@ def notes_of(admitted: Admitted) -> dict[str, Any]:
 
 def digest_of(request: InferenceRequest, parts: Parts = NO_PARTS) -> str:
     """The SHA-256 (hex) of everything that a body asks for. The token is left out, since nothing of it is stored."""
-    body = _as_json(request, exclude={"hf_token", "loras", "prompts"})
-    body |= {"loras": list(map(_as_json, request.loras)), "prompts": list(map(_as_json, request.prompts))}
+    body = as_sent(request, exclude={"hf_token", "loras", "prompts"})
+    body |= {"loras": list(map(as_sent, request.loras)), "prompts": list(map(as_sent, request.prompts))}
     if parts.files:
         body |= {PART: {name: sha256_of(data) for name, data in parts.files.items()}}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _as_json(part: Tolerant, exclude: Collection[str] = ()) -> dict[str, Any]:
+def as_sent(part: Tolerant, exclude: Collection[str] = ()) -> dict[str, Any]:
     """What was sent, unknown fields included. Those stay as they came: pydantic cannot dump deeply nested values."""
     unsent_later_ones = LATER_FIELDS - part.model_fields_set
     known = part.model_dump(mode="json", include=set(type(part).model_fields) - set(exclude) - unsent_later_ones)

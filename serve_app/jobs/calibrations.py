@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database, transaction
+from serve_app.jobs.idempotency import id_by_key
 from serve_app.tasks import Loss
 
 # Ended runs that are kept and listed, the newest first.
@@ -66,7 +67,7 @@ class CalibrationRun:
     """A calibration that goes through the queue. `ended_at` is None while it is under way.
 
     `problem` says why it could not measure everything. Until `submitting_until`, its requests may still be submitted;
-    None once they all are.
+    None once they all are. A call with the same `idempotency_key` and `body_sha256` is a repeat of this one.
     """
 
     id: str
@@ -77,6 +78,8 @@ class CalibrationRun:
     ended_at: float | None = None
     problem: str | None = None
     submitting_until: float | None = None
+    idempotency_key: str | None = None
+    body_sha256: str | None = None
 
 
 _losses = TypeAdapter(Loss)
@@ -145,10 +148,11 @@ class Calibrations:
             return [_calibration(row) for row in await connection.execute(rows)]
 
     @transaction
-    async def start(self, run: CalibrationRun, submit_s: float | None = None) -> None:
+    async def start(self, run: CalibrationRun, submit_s: float | None = None) -> CalibrationRun:
         """Keep a new run, whose requests are submitted within `submit_s` seconds; None if they all are.
 
-        Repeating it changes nothing.
+        Repeating it changes nothing. Returns the earlier run if its idempotency key was used for the same body. Raises
+        IdempotencyConflict if that was another body.
         """
         values = asdict(run) | {"comparisons": _comparisons.dump_python(run.comparisons, mode="json")}
         values |= {"created_at": tables.now()}
@@ -157,6 +161,15 @@ class Calibrations:
         new = self._database.insert(tables.calibration_runs).values(values)
         async with self._database.writing() as connection:
             await connection.execute(new.on_conflict_do_nothing())
+        earlier = None
+        if run.idempotency_key is not None and run.body_sha256 is not None:
+            earlier = await self._by_key(run.tenant, run.idempotency_key, run.body_sha256)
+        return run if earlier is None else earlier
+
+    @transaction
+    async def earlier(self, tenant: str, idempotency_key: str, body_sha256: str) -> CalibrationRun | None:
+        """The run that was sent with this idempotency key, if any. Raises IdempotencyConflict for another body."""
+        return await self._by_key(tenant, idempotency_key, body_sha256)
 
     @transaction
     async def extend(self, run_id: str, comparisons: Sequence[Comparison], submit_s: float) -> bool:
@@ -224,6 +237,13 @@ class Calibrations:
     async def end(self, run_id: str, problem: str | None = None) -> None:
         """Record that a run has ended, and why it could not measure everything."""
         await self._update(run_id, {"ended_at": tables.now(), "problem": problem})
+
+    async def _by_key(self, tenant: str, idempotency_key: str, body_sha256: str) -> CalibrationRun | None:
+        runs = tables.calibration_runs
+        run_id = await id_by_key(self._database, runs, "calibration", tenant, idempotency_key, body_sha256)
+        async with self._database.reading() as connection:
+            row = (await connection.execute(runs.select().where(_runs.id == run_id))).one_or_none()
+        return None if row is None else _run(row)
 
     async def _mark(self, keys: Sequence[CalibrationKey]) -> None:
         async with self._database.writing() as connection:

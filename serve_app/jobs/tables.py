@@ -302,7 +302,10 @@ calibration_runs = sa.Table(
     sa.Column("problem", sa.Text),
     # Until then its requests may still be submitted. Null once they all are.
     sa.Column("submitting_until", sa.Double),
+    sa.Column("idempotency_key", sa.String(255)),
+    sa.Column("body_sha256", sa.String(64)),
     sa.Index("calibration_runs_by_end", "ended_at"),
+    sa.Index("calibration_runs_by_idempotency_key", "tenant", "idempotency_key", unique=True),
 )
 
 # What each tenant has used. These rows stay when the requests are deleted.

@@ -3,10 +3,10 @@
 /**
  * @param {object} base the body of the edit that the sweep varies
  * @param {{loras: string, withoutLora: boolean, multipliers: string, prompts: string, seeds: string, profiles: string[],
- *   images: string[]}} fields as typed; `images` names control images
+ *   qualities: string[], images: string[]}} fields as typed; `images` names control images
  * @throws {Error} with a sentence for the user
  */
-export function sweepOf(base, { loras, withoutLora, multipliers, prompts, seeds, profiles = [], images = [] }) {
+export function sweepOf(base, { loras, withoutLora, multipliers, prompts, seeds, profiles = [], qualities = [], images = [] }) {
   const checkpoints = linesOf(loras);
   const first = base.loras?.[0];
   // A sweep puts its LoRAs in the place of the first one.
@@ -18,6 +18,7 @@ export function sweepOf(base, { loras, withoutLora, multipliers, prompts, seeds,
     seeds: numbersOf(seeds, "Seeds"),
     control_images: images,
     profiles,
+    qualities,
   };
   const { priority, ...edit } = base; // always bulk
   return { base: edit, axes: Object.fromEntries(Object.entries(axes).filter(([, values]) => values.length)) };

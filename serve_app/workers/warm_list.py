@@ -1,13 +1,13 @@
 """The warm list: the adapters that an editor loads before it takes traffic.
 
-First come those that `keep_warm` names, then those that recent images used most. One ingress at a time has the duty of
-writing the list to artifact storage. Editors read it when they start.
+First come those of the model's tiers and those that `keep_warm` names, then those that recent images used most. One
+ingress at a time has the duty of writing the list to artifact storage. Editors read it when they start.
 """
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter
@@ -88,14 +88,18 @@ def by_use(recent: Iterable[AdapterSet]) -> list[AdapterSet]:
 
 
 class WarmListWriter:
-    """Writes the warm lists of all models. `run` works until it is cancelled."""
+    """Writes the warm lists of all models. `run` works until it is cancelled.
+
+    `models` has the LoRAs of each model's tiers, by the model's id. Every editor of the model keeps them in memory, so
+    that no request waits for the first copy of a tier's own LoRA.
+    """
 
     def __init__(
         self,
         store: JobStore,
         artifacts: Artifacts,
         resolve: Resolve,
-        models: Sequence[str],
+        models: Mapping[str, Sequence[str]],
         meter: Meter = NO_METER,
     ) -> None:
         self._store = store
@@ -122,7 +126,8 @@ class WarmListWriter:
                 await self._write(model)
 
     async def _write(self, model: str) -> None:
-        kept = [use for path in self._keep if (use := await self._adapter(path, model))]
+        paths = dict.fromkeys((*self._models[model], *self._keep))
+        kept = [use for path in paths if (use := await self._adapter(path, model))]
         recent = await self._store.requests.recent_adapters(model, RECENT_IMAGES)
         warm = WarmList(tuple((use,) for use in kept), tuple(by_use(recent)[:MAX_SETS]))
         if await asyncio.to_thread(read_warm_list, self._artifacts, model) != warm:

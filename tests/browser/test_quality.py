@@ -1,5 +1,6 @@
 """The view Quality: what was measured of tiers, as a table and as a drawing."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from playwright.sync_api import expect
@@ -9,6 +10,7 @@ from serve_app.intake.calibrations.losses import MeasuredLosses
 from serve_app.jobs.calibrations import Calibration, digest_of
 from serve_app.tasks import Loss, LossRange
 from tests.browser.conftest import painting
+from tests.browser.editing import fill_in
 from tests.browser.finished import MARKUP
 from tests.browser.visit import serious_findings, visiting
 from tests.unit.serving import Served
@@ -18,8 +20,8 @@ LOSS = Loss(LossRange(41.25, 44.0), LossRange(0.983, 0.991), 10.0, 8.0, 11, 1_79
 ROWS = (("balanced", (), 41.25, 8.0), ("balanced", (MARKUP,), None, 7.5), ("fast", (), 31.5, 4.0))
 
 
-def with_tiers(config: AppConfig) -> AppConfig:
-    model = config.models[0].model_copy(update={"tiers": TIERS})
+def with_tiers(config: AppConfig, tiers: Mapping[str, TierConfig] = TIERS) -> AppConfig:
+    model = config.models[0].model_copy(update={"tiers": tiers})
     return config.model_copy(update={"models": (model,)})
 
 
@@ -59,3 +61,35 @@ def test_what_was_measured_is_shown(config: AppConfig, browser) -> None:
         assert page.locator("img[src='x']").count() == 0
         assert serious_findings(page) == []
         assert visit.unexpected() == []
+
+
+def test_a_sweep_compares_qualities(config: AppConfig, browser) -> None:
+    tiers = {"balanced": TierConfig(feature_cache=0.1, uncalibrated="allow"), "fast": TIERS["fast"]}
+    with painting(with_tiers(config, tiers)) as served, visiting(browser, served.url) as visit:
+        page = visit.open()
+        fill_in(page)
+        page.get_by_role("link", name="Sweeps").click()
+        page.get_by_label("Strengths").fill("1")
+        page.get_by_text("Qualities").click()
+        for name in ("exact", "balanced"):
+            page.get_by_label(name, exact=True).check()
+        assert serious_findings(page) == []
+        # Its steps are other ones than those of the form.
+        visit.expect(r"status of 400 .*/v1/sweeps")
+        page.get_by_label("fast", exact=True).check()
+        expect(page.get_by_role("alert")).to_contain_text("Quality fast is not available")
+        page.get_by_label("fast", exact=True).uncheck()
+        page.get_by_role("button", name="Make 2 images").click()
+        expect(page.locator(".cell")).to_have_count(2)
+        assert page.locator("tbody th").all_inner_texts() == ["quality exact", "quality balanced"]
+        made = {task.plan.quality for task in served.application.editors.tasks}
+        assert made == {"exact", "balanced"}
+
+
+def test_a_model_without_tiers_has_no_qualities_to_sweep(config: AppConfig, browser) -> None:
+    with painting(config) as served, visiting(browser, served.url) as visit:
+        page = visit.open()
+        fill_in(page)
+        page.get_by_role("link", name="Sweeps").click()
+        expect(page.get_by_text("Profiles")).to_be_visible()
+        expect(page.get_by_text("Qualities")).to_have_count(0)

@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from serve_app.config import JobsConfig
+from serve_app.errors import IdempotencyConflict
 from serve_app.jobs import tables
 from serve_app.jobs.calibrations import (
     MAX_ENDED_RUNS,
@@ -108,6 +109,24 @@ async def test_the_sweeper_keeps_the_runs_that_are_listed(store, tmp_path):
         kept = (await connection.execute(sa.select(tables.calibration_runs.c.id))).scalars().all()
     assert set(kept) == {ids[0], *(run.id for run in listed)}
     assert len(kept) == MAX_ENDED_RUNS + 1
+
+
+async def test_a_key_and_body_of_a_tenant_are_one_run(store):
+    first = CalibrationRun("1" * 32, "acme", "qwen_image_edit", (), 0.0, idempotency_key="k", body_sha256="b" * 64)
+    assert await store.calibrations.earlier("acme", "k", "b" * 64) is None
+    assert (await store.calibrations.start(first, 60.0)).id == first.id
+    # Two ingresses may find no earlier one at the same time.
+    assert (await store.calibrations.start(replace(first, id="2" * 32), 60.0)).id == first.id
+    assert (await store.calibrations.start(replace(first, id="3" * 32, tenant="other"), 60.0)).id == "3" * 32
+    with pytest.raises(IdempotencyConflict):
+        await store.calibrations.start(replace(first, id="4" * 32, body_sha256="c" * 64), 60.0)
+    with pytest.raises(IdempotencyConflict):
+        await store.calibrations.earlier("acme", "k", "c" * 64)
+    await store.calibrations.end(first.id)
+    ended = await store.calibrations.earlier("acme", "k", "b" * 64)
+    assert ended is not None
+    assert (ended.id, ended.ended_at is not None) == (first.id, True)
+    assert {run.id for run in await store.calibrations.unfinished()} == {"3" * 32}
 
 
 async def test_runs_are_under_way_until_they_end(store):

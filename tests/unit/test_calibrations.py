@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import PIL.Image
 import pytest
 import yaml
@@ -17,7 +18,7 @@ from serve_app.config import AppConfig, AuthConfig
 from serve_app.config.jobs import DAY_S
 from serve_app.errors import StoreUnavailable
 from serve_app.images.comparison import psnr
-from serve_app.intake.calibrations.runs import DUTY, requests_of
+from serve_app.intake.calibrations.runs import DUTY, INCOMPLETE, requests_of
 from serve_app.intake.keys import new_key
 from serve_app.jobs.calibrations import Calibration, CalibrationKey
 from serve_app.storage import artifact_keys
@@ -307,7 +308,7 @@ def test_what_a_process_submitted_before_it_died_is_measured(served, monkeypatch
         client.portal.call(runs.measure_ended)
         answer = client.get("/v1/calibrations").json()
     assert {each["tier"] for each in answer["calibrations"]} == {"balanced", "fast"}
-    assert answer["runs"][0]["problem"] == "not all of its requests were submitted: send the calibration again"
+    assert answer["runs"][0]["problem"] == INCOMPLETE
 
 
 def test_a_run_whose_requests_are_still_submitted_is_not_measured(served, monkeypatch):
@@ -395,6 +396,31 @@ def test_a_calibration_that_fails_in_an_unforeseen_way_keeps_no_other_from_its_e
         sound = measured(client, application, body(tiers=["balanced"]))
     assert failed["problem"] == "it could not be measured; the service's log says why"
     assert sound["problem"] is None
+
+
+def test_a_repeat_under_one_key_is_one_calibration(served):
+    def started(client: TestClient, key: str, sent: dict[str, Any]) -> httpx2.Response:
+        return client.post("/v1/calibrations", json=sent, headers={"Idempotency-Key": key})
+
+    with served() as (_, client):
+        first = started(client, "k", body())
+        again = started(client, "k", body())
+        assert (first.status_code, again.status_code) == (202, 202)
+        assert again.json() == first.json()
+        assert len(client.get("/v1/calibrations").json()["runs"]) == 1
+        for other in (body(tiers=["fast"]), body(unknown=1), body(prompts=[PROMPT | {"prompt": "a dog"}])):
+            refusal = started(client, "k", other)
+            assert refusal.status_code == 409
+            assert refusal.json()["detail"]["error"]["code"] == "IDEMPOTENCY_CONFLICT"
+        assert started(client, "another", body()).json()["id"] != first.json()["id"]
+
+
+def test_a_key_is_free_again_after_its_calibration_was_refused(served):
+    with served() as (_, client):
+        headers = {"Idempotency-Key": "k"}
+        missing = body(loras=[[{"path": "gone.safetensors"}]])
+        assert client.post("/v1/calibrations", json=missing, headers=headers).status_code == 400
+        assert client.post("/v1/calibrations", json=body(), headers=headers).status_code == 202
 
 
 def test_a_body_needs_one_kind_of_cases(served):

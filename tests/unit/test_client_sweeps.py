@@ -128,6 +128,15 @@ def test_command_says_what_it_would_do(edits):
     assert json.loads(result.stdout)["cells"] == 2
 
 
+def test_command_varies_qualities(edits, client):
+    """This service's model has no tiers, which it says: the axis has arrived there."""
+    assert json.loads(edits("-l", LORA, "--quality", "exact", "--dry-run", "--json").stdout)["cells"] == 1
+    assert "quality fast is not available" in edits("-l", LORA, "--quality", "exact", "--quality", "fast").output
+    sweep = client.sweep(base(client), {"seeds": [1]})
+    extended = CliRunner().invoke(app, ["sweep-extend", sweep.id, "--quality", "balanced", "--dry-run"])
+    assert "quality balanced is not available" in extended.output
+
+
 def test_trigger_word_of_a_job_is_its_checkpoints(edits):
     """The tests' files name none, which is said before anything is made."""
 

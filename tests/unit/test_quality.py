@@ -17,7 +17,9 @@ from serve_app.intake.tenants import Caller
 from serve_app.jobs.calibrations import Calibration, CalibrationKey
 from serve_app.jobs.records import HistoryFilter
 from serve_app.schemas.requests import InferenceRequest
+from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import Loss, LossRange
+from serve_app.workers.warm_list import read_warm_list
 from tests.unit.conftest import Application, safetensors_bytes
 from tests.unit.serving import wait_until
 from tests.unit.test_explain import explained
@@ -97,6 +99,15 @@ def test_tier_decides_plan_and_record(tiers, make_body):
     assert record["loss"]["psnr_db"] == {"worst": 38.2, "median": 44.0}
     assert (record["loss"]["measured_at"], record["loss"]["on"]) == ("2023-11-14T22:13:20Z", "job/lora.safetensors")
     assert record["why"]["quality"] == "asked for; its loss was measured on job/lora.safetensors"
+
+
+def test_editors_keep_the_lora_of_a_tier_in_memory_from_the_start(tiers):
+    """Otherwise the first request of the tier would wait for its first copy."""
+    application, _ = tiers
+    artifacts = Artifacts(application.config.artifacts_url)
+    wait_until(lambda: read_warm_list(artifacts, "qwen_image_edit").kept)
+    [[use]] = read_warm_list(artifacts, "qwen_image_edit").kept
+    assert use.path == DISTILLED
 
 
 def test_exact_is_the_default_and_has_no_loss(tiers, make_body):

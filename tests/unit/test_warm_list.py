@@ -47,7 +47,7 @@ async def test_warm_list_is_written_by_one_ingress_and_at_once_after_a_change(st
         plan = replace(PLAN, adapters=(use(name),))
         await store.requests.create(replace(new(), images=(NewImage(plan, 1.0),)), is_stored)
     assert read_warm_list(artifacts, MODEL) == WarmList()
-    each = [WarmListWriter(store, artifacts, named, [MODEL]) for _ in range(2)]
+    each = [WarmListWriter(store, artifacts, named, {MODEL: []}) for _ in range(2)]
     running = [asyncio.create_task(writer.run()) for writer in each]
     try:
         await until(lambda: read_warm_list(artifacts, MODEL) == WarmList((), ((use("a"),), (use("b"),))))
@@ -59,6 +59,20 @@ async def test_warm_list_is_written_by_one_ingress_and_at_once_after_a_change(st
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+
+
+async def test_the_loras_of_tiers_come_before_those_to_keep_warm_for_their_model_alone(store, config):
+    artifacts = Artifacts(config.artifacts_url)
+    writer = WarmListWriter(store, artifacts, named, {MODEL: ["few_steps", "gone"], "other": []})
+    writer.keep(["z", "few_steps"])
+    running = asyncio.create_task(writer.run())
+    try:
+        await until(lambda: read_warm_list(artifacts, MODEL).kept == ((use("few_steps"),), (use("z"),)))
+        await until(lambda: read_warm_list(artifacts, "other").kept == ((use("z"),), (use("few_steps"),)))
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
 
 
 async def until(is_so) -> None:

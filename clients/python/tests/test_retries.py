@@ -168,6 +168,17 @@ def test_submission_is_repeated_under_one_key_and_each_call_has_its_own():
     assert keys[0] == keys[1] != keys[2]
 
 
+def test_calibration_is_repeated_under_one_key():
+    started = {"id": "f" * 32, "model": "m", "tiers": [], "requests": [], "created_at": "2026-11-30T00:00:00Z"}
+    accepted = httpx2.Response(202, json=started | {"ended_at": None, "problem": None})
+    client, calls = client_for([httpx2.ReadError("reset"), accepted])
+    body = {"model": "m", "prompts": [{"prompt": "p"}]}
+    assert client.start_calibration(body).id == "f" * 32
+    assert client.start_calibration(body, idempotency_key="mine").id == "f" * 32
+    keys = [call.headers["Idempotency-Key"] for call in calls]
+    assert keys[0] == keys[1] != keys[2] == "mine"
+
+
 @pytest.mark.parametrize(
     ("answer", "text"),
     [

@@ -6,7 +6,7 @@ from serve_app import errors
 from serve_app.api.bodies.json_bodies import JsonRoute
 from serve_app.api.caller import KEYS_IN_DOCS, CallerOfRequest, base_url_of
 from serve_app.api.error_answers import error_docs
-from serve_app.api.routes.inference import SUBMIT_ERRORS
+from serve_app.api.routes.inference import SUBMIT_ERRORS, IdempotencyKey
 from serve_app.intake.calibrations.answers import run_info
 from serve_app.intake.service import Service
 from serve_app.schemas.calibrations import CalibrationList, CalibrationRequest, CalibrationRunInfo
@@ -18,7 +18,6 @@ NOT_OF_CALIBRATIONS = (
     errors.PresetBroken,
     errors.MoeFormatNotSupported,
     errors.LoraFileRequired,
-    errors.IdempotencyConflict,
 )
 START_ERRORS = (
     errors.TrainingJobNotFound,
@@ -43,15 +42,20 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/calibrations", status_code=202, responses=error_docs(*START_ERRORS))
     async def start_calibration(
-        request: Request, body: CalibrationRequest, caller: CallerOfRequest
+        request: Request,
+        body: CalibrationRequest,
+        caller: CallerOfRequest,
+        idempotency_key: IdempotencyKey = None,
     ) -> CalibrationRunInfo:
         """Measure tiers on prompts and control images, through the queue: in exact and in each tier.
 
         Its images are requests of priority bulk. When they have ended, the losses are measured and stored, in place of
         earlier ones of the same tier and LoRAs. The latents are not compared: only `edits-server calibrate` does so.
-        Where there are API keys, it needs an operator's, since what it measures holds for all tenants.
+        Where there are API keys, it needs an operator's, since what it measures holds for all tenants. A repeat with
+        the same `Idempotency-Key` is answered with that calibration as it stands.
         """
-        run = await service.calibration_runs.start(body, caller, base_url_of(service.config, request))
+        base_url = base_url_of(service.config, request)
+        run = await service.calibration_runs.start(body, caller, base_url, idempotency_key)
         return run_info(run)
 
     return routes

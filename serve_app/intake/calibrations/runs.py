@@ -1,6 +1,8 @@
 """Calibrations that go through the queue: their images are ordinary requests, and losses are measured at their end."""
 
 import asyncio
+import hashlib
+import json
 import logging
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -30,7 +32,7 @@ from serve_app.intake.calibrations.requests import (
     request_of,
     tier_adapter_id,
 )
-from serve_app.intake.submission import Submissions
+from serve_app.intake.submission import Submissions, as_sent
 from serve_app.intake.sweeps.sheet import opened
 from serve_app.intake.tenants import Caller
 from serve_app.intake.training.files import TrainingFiles
@@ -54,7 +56,7 @@ PERIOD_S, DUTY_S = 3.0, 300.0
 # How long the two requests of a comparison may take to submit (s). Later their process counts as dead, and what it has
 # submitted is measured.
 SUBMIT_S = 600.0
-INCOMPLETE = "not all of its requests were submitted: send the calibration again"
+INCOMPLETE = "not all of its requests were submitted: send the calibration again, with another Idempotency-Key"
 
 
 class _DutyLost(Exception):
@@ -85,23 +87,41 @@ class CalibrationRuns:
         self._meter = meter
         self._owner = owner_name()
 
-    async def start(self, wanted: CalibrationRequest, caller: Caller, base_url: str) -> CalibrationRun:
+    async def start(
+        self, wanted: CalibrationRequest, caller: Caller, base_url: str, idempotency_key: str | None = None
+    ) -> CalibrationRun:
         """Send the requests of a calibration.
 
-        Raises InsufficientScope, ModelNotFound, InvalidParameter, StoreUnavailable, and what a submission raises.
+        With an idempotency key that was used for the same body, the earlier calibration is returned. Raises
+        InsufficientScope, ModelNotFound, InvalidParameter, StoreUnavailable, and what a submission raises.
 
         If one of them is refused, those before it are cancelled. If the process dies, those of complete comparisons are
         measured.
         """
         _refuse_tenants(caller, self._config)
+        digest = None
+        if idempotency_key is not None:
+            digest = await asyncio.to_thread(digest_of_calibration, wanted)
+            if earlier := await self._store.calibrations.earlier(caller.tenant, idempotency_key, digest):
+                return earlier
         model = self._model(wanted.model)
         tiers = chosen_tiers(model, wanted.tiers)
         cases = await self._cases(wanted, caller)
-        new = CalibrationRun(uuid.uuid4().hex, caller.tenant, model.id, (), created_at=0.0)
+        new = CalibrationRun(
+            uuid.uuid4().hex,
+            caller.tenant,
+            model.id,
+            (),
+            created_at=0.0,
+            idempotency_key=idempotency_key,
+            body_sha256=digest,
+        )
         sent: list[RequestRecord] = []
         comparisons: list[Comparison] = []
         try:
-            await self._store.calibrations.start(new, SUBMIT_S)
+            kept = await self._store.calibrations.start(new, SUBMIT_S)
+            if kept.id != new.id:
+                return kept
             for loras in sets_of(wanted):
                 async for comparison in self._send(model, tiers, loras, cases, sent, caller, base_url):
                     comparisons.append(comparison)
@@ -257,6 +277,14 @@ def requests_of(run: CalibrationRun) -> list[str]:
 def sets_of(wanted: CalibrationRequest) -> list[list[Lora]]:
     """The sets of LoRAs to measure; the empty one is the model without LoRAs."""
     return [[], *wanted.loras] if wanted.base else wanted.loras
+
+
+def digest_of_calibration(wanted: CalibrationRequest) -> str:
+    """The SHA-256 (hex) of everything that a calibration asks for, unknown fields included."""
+    asked = as_sent(wanted, exclude={"loras", "prompts"})
+    asked |= {"loras": [[as_sent(lora) for lora in loras] for loras in wanted.loras]}
+    asked |= {"prompts": [as_sent(prompt) for prompt in wanted.prompts]}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def _too_late() -> StoreUnavailable:

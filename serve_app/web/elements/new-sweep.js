@@ -21,6 +21,7 @@ class NewSweep extends Element {
     prompts: draft.prompt,
     seeds: "",
     profiles: [],
+    qualities: [],
     eachImage: false,
   };
   #counted = null;
@@ -64,7 +65,8 @@ class NewSweep extends Element {
           <div>${this.#lines("prompts", "Prompts: one per line", 4)}</div>
           <div>${this.#line("multipliers", "Strengths", "0.5, 0.75, 1")}</div>
           <div>${this.#line("seeds", "Seeds", "42, 43")}</div>
-          ${this.#profiles()}
+          ${this.#choices("profiles", "Profiles", PROFILES)}
+          ${model.tiers.length ? this.#choices("qualities", "Qualities", model.qualities) : nothing}
           ${draft.images.length > 1 ? this.#eachImage() : nothing}
         </div>
       </div>
@@ -89,15 +91,13 @@ class NewSweep extends Element {
         @input=${(event) => this.#set(name, event.target.value)} />`;
   }
 
-  #profiles() {
-    const toggle = (profile) => {
-      const others = this.#fields.profiles.filter((other) => other !== profile);
-      this.#set("profiles", others.length < this.#fields.profiles.length ? others : [...others, profile]);
-    };
+  #choices(name, title, values) {
+    const chosen = this.#fields[name];
+    const toggle = (value) => this.#set(name, chosen.includes(value) ? chosen.filter((other) => other !== value) : [...chosen, value]);
     return html`<details>
-      <summary class="label">Profiles</summary>
-      ${PROFILES.map((profile) => html`<label class="checkbox"><input type="checkbox"
-        .checked=${live(this.#fields.profiles.includes(profile))} @change=${() => toggle(profile)} /> ${profile}</label>`)}
+      <summary class="label">${title}</summary>
+      ${values.map((value) => html`<label class="checkbox"><input type="checkbox"
+        .checked=${live(chosen.includes(value))} @change=${() => toggle(value)} /> ${value}</label>`)}
     </details>`;
   }
 

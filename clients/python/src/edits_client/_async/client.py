@@ -252,9 +252,12 @@ class AsyncClient(AsyncLists):
         references = {key: await self._uploads.reference(source) for key, source in sources.items()}
         return await training.start(self._transport, name, step, samples, references, priority)
 
-    async def start_calibration(self, body: Mapping[str, Any]) -> CalibrationRunInfo:
+    async def start_calibration(
+        self, body: Mapping[str, Any], *, idempotency_key: str | None = None
+    ) -> CalibrationRunInfo:
         """Measure tiers through the queue, for operators. `body` is that of `POST /v1/calibrations`."""
-        return await self._transport.post(CalibrationRunInfo, "/v1/calibrations", dict(body))
+        headers = {"Idempotency-Key": idempotency_key or new_idempotency_key()}
+        return await self._transport.post(CalibrationRunInfo, "/v1/calibrations", dict(body), headers)
 
     async def _with_images(
         self,

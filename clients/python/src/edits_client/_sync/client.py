@@ -247,9 +247,10 @@ class Client(Lists):
         references = {key: self._uploads.reference(source) for key, source in sources.items()}
         return training.start(self._transport, name, step, samples, references, priority)
 
-    def start_calibration(self, body: Mapping[str, Any]) -> CalibrationRunInfo:
+    def start_calibration(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> CalibrationRunInfo:
         """Measure tiers through the queue, for operators. `body` is that of `POST /v1/calibrations`."""
-        return self._transport.post(CalibrationRunInfo, "/v1/calibrations", dict(body))
+        headers = {"Idempotency-Key": idempotency_key or new_idempotency_key()}
+        return self._transport.post(CalibrationRunInfo, "/v1/calibrations", dict(body), headers)
 
     def _with_images(
         self,

@@ -29,6 +29,9 @@ ToStep = Annotated[int | None, typer.Option("--to-step", help="The last step of 
 Multipliers = Annotated[str | None, typer.Option("--multiplier", help="Strengths, such as 0.5,0.75,1.")]
 MorePrompts = Annotated[list[str] | None, typer.Option("--prompt", help="A further prompt; several are allowed.")]
 Profiles = Annotated[list[str] | None, typer.Option("--profile", help="A profile; several are allowed.")]
+Qualities = Annotated[
+    list[str] | None, typer.Option("--quality", help="exact, balanced, fast or turbo; several are allowed.")
+]
 MaxCells = Annotated[int | None, typer.Option("--max-cells", help="Refuse to make more images than this.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say how many images there would be.")]
 SheetFile = Annotated[Path | None, typer.Option("--sheet", help="Write the contact sheet here: .png, .jpg or .webp.")]
@@ -60,6 +63,7 @@ def sweep(
     prompts: MorePrompts = None,
     seeds: opt.Seeds = None,
     profile: Profiles = None,
+    quality: Qualities = None,
     loras: opt.Loras = None,
     model: opt.Model = None,
     preset: opt.Preset = None,
@@ -68,7 +72,6 @@ def sweep(
     guidance: opt.Guidance = None,
     negative: opt.Negative = None,
     trigger: opt.Trigger = None,
-    quality: opt.QualityName = None,
     max_cells: MaxCells = None,
     dry_run: DryRun = False,
     sheet: SheetFile = None,
@@ -89,8 +92,9 @@ def sweep(
     if job is not None and trigger is None and "[trigger]" in prompt + "".join(prompts or []):
         # The job's checkpoints name their trigger word.
         trigger = "auto"
-    given = {**locals(), "seeds": None, "profile": None, "priority": None, "output_format": None}
-    axes = axes_of(checkpoint, job, (from_step, to_step), multiplier, prompts and [prompt, *prompts], seeds, profile)
+    given = {**locals(), "seeds": None, "profile": None, "quality": None, "priority": None, "output_format": None}
+    every_prompt = prompts and [prompt, *prompts]
+    axes = axes_of(checkpoint, job, (from_step, to_step), multiplier, every_prompt, seeds, profile, quality)
     with client_of(context) as client:
         base = client.body([image, *(more_images or [])], prompt, **opt.options_of(given))
         if dry_run:
@@ -112,6 +116,7 @@ def axes_of(
     prompts: list[str] | None,
     seeds: list[int] | None,
     profiles: list[str] | None,
+    qualities: list[str] | None,
 ) -> dict[str, Any]:
     """The axes that the options name."""
     values: list[Any] = [None if path == NO_LORA else path for path in checkpoints or []]
@@ -119,7 +124,7 @@ def axes_of(
         named = {"training_job": job, "from_step": steps[0], "to_step": steps[1]}
         values.append({name: value for name, value in named.items() if value is not None})
     axes = {"checkpoints": values, "multipliers": numbers(multipliers), "prompts": prompts, "seeds": seeds}
-    return {name: value for name, value in {**axes, "profiles": profiles}.items() if value}
+    return {name: value for name, value in {**axes, "profiles": profiles, "qualities": qualities}.items() if value}
 
 
 def numbers(text: str | None) -> list[float]:
@@ -224,17 +229,18 @@ def extend(
     prompts: MorePrompts = None,
     seeds: opt.Seeds = None,
     profile: Profiles = None,
+    quality: Qualities = None,
     max_cells: MaxCells = None,
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
-    """Add checkpoints, strengths, prompts, seeds or profiles to a sweep. Only new images are made.
+    """Add checkpoints, strengths, prompts, seeds, profiles or qualities to a sweep. Only new images are made.
 
     \b
     Example:
       edits sweep-extend 5a4f6c1e0d7b4c0f9e8d7c6b5a493827 -c 'my_job/*.safetensors'
     """
-    axes = axes_of(checkpoint, job, (from_step, to_step), multiplier, prompts, seeds, profile)
+    axes = axes_of(checkpoint, job, (from_step, to_step), multiplier, prompts, seeds, profile, quality)
     with client_of(context) as client:
         created = client.open_sweep(sweep_id).extend(axes, max_cells=max_cells, dry_run=dry_run)
     if dry_run:
