@@ -2,16 +2,12 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Literal
 
 from ray.serve import metrics
 
 from serve_app.telemetry import tracing
 from serve_app.telemetry.metrics import EDITOR_LOOPS, INGRESS_LOOPS, METRICS, Kind, Meter, Metric
-
-# A counter starts at zero for every value of its tags if no tag has more values than this. An ingress has 11 loops.
-MAX_VALUES_AT_ZERO = 20
 
 LOOPS = {"ingress": INGRESS_LOOPS, "editor": EDITOR_LOOPS}
 
@@ -35,7 +31,9 @@ class RayMeter:
         self._ray_metrics = {metric.name: _make(metric) for metric in METRICS}
         for metric in METRICS:
             if metric.kind == Kind.COUNTER:
-                self._start_at_zero(metric, values)
+                for tags in metric.series_at_zero(values):
+                    # Ray's `inc` refuses 0.
+                    self._ray_metrics[metric.name]._record(0.0, tags)
 
     def record(self, metric: Metric, value: float = 1.0, **tags: str) -> None:
         ray_metric = self._ray_metrics[metric.name]
@@ -45,18 +43,6 @@ class RayMeter:
             ray_metric.set(value, tags)
         elif metric.kind == Kind.HISTOGRAM:
             ray_metric.observe(value, tags)
-
-    def _start_at_zero(self, metric: Metric, values: Mapping[str, Sequence[str]]) -> None:
-        """Report 0 for every combination of tags, so that even the first event is an increase. Ray's `inc` refuses 0.
-
-        Tags with many values are left out: Ray's agent keeps the series of every process that ever ran on its node, and
-        accepts only a limited number of series per metric.
-        """
-        possible = [values.get(tag, known) for tag, known in metric.tags.items()]
-        if any(len(each) > MAX_VALUES_AT_ZERO for each in possible):
-            return
-        for tags in product(*possible):
-            self._ray_metrics[metric.name]._record(0.0, dict(zip(metric.tags, tags, strict=True)))
 
 
 def _make(metric: Metric) -> metrics.Counter | metrics.Gauge | metrics.Histogram:

@@ -4,6 +4,7 @@ A new kind of store is a row in `ONLY_IF_MISSING`; `CHANGED_KEYS` needs its name
 """
 
 import json
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -174,8 +175,21 @@ class Artifacts:
         """The keys in `folder` of files that were last written over `seconds` ago, by this machine's clock."""
         latest = datetime.now(UTC) - timedelta(seconds=seconds)
         with _storage_failed(f"the artifacts in {folder!r} cannot be listed"):
-            files = self._filesystem.find(f"{self._root}/{folder}", detail=True)
-            return [path.removeprefix(f"{self._root}/") for path, info in files.items() if self._changed(info) < latest]
+            files = self._find(f"{self._root}/{folder}")
+            return [path.removeprefix(f"{self._root}/") for path, info in files if self._changed(info) < latest]
+
+    def _find(self, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The files below a folder, and what the file system says of each; none if the folder is missing."""
+        if not self._is_local:
+            yield from self._filesystem.find(folder, detail=True).items()
+            return
+        # In a local file system, `find` takes a folder that cannot be listed for an empty one.
+        for parent, _, names in os.walk(folder, onerror=_raise_unless_missing):
+            for name in names:
+                # Another process may delete files meanwhile.
+                with suppress(FileNotFoundError):
+                    path = (Path(parent) / name).as_posix()
+                    yield path, self._filesystem.info(path)
 
     def _changed(self, info: dict[str, Any]) -> datetime:
         moment = next((info[key] for key in CHANGED_KEYS if info.get(key)), None)
@@ -215,6 +229,11 @@ def _storage_failed(message: str, *expected: type[OSError]) -> Iterator[None]:
         raise
     except OSError as error:
         raise StorageFailed(message) from error
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _record_new(key: str) -> None:

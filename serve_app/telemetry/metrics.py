@@ -5,12 +5,21 @@ endpoint, where each name has the prefix `ray_`. Tags take few values: models of
 the codes in `errors`. Names of adapters and tenants are never tags.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import product
 from typing import Protocol
 
-from serve_app.errors import ServiceError
+from serve_app.errors import (
+    DeviceLost,
+    EditorLost,
+    OutOfMemory,
+    QueueFull,
+    ServiceError,
+    StorageFailed,
+    StoreUnavailable,
+)
 from serve_app.tasks import Priority, Status
 
 
@@ -53,6 +62,8 @@ CODES = tuple(sorted(codes()))
 # Tags whose values are not listed here: the models of the config, and the stages of a result's timings.
 MODEL: dict[str, tuple[str, ...]] = {"model": ()}
 STAGE: dict[str, tuple[str, ...]] = {"stage": ()}
+# A counter does not start at zero if a tag has more values than this. An ingress has 11 loops.
+MAX_VALUES_AT_ZERO = 20
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,8 @@ class Metric:
     """A metric's declaration.
 
     `help` is its description for operators. `tags` maps each tag to the values that it can take; the tuple is empty if
-    the values are not known in advance. `boundaries` are the upper bounds of a histogram's buckets.
+    the values are not known in advance. `boundaries` are the upper bounds of a histogram's buckets. `at_zero` has those
+    values of a tag with many values with which a counter starts at zero: the ones that alerts ask for.
     """
 
     name: str
@@ -68,6 +80,18 @@ class Metric:
     help: str
     tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     boundaries: tuple[float, ...] = ()
+    at_zero: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def series_at_zero(self, values: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
+        """The tags of the series with which a counter starts, so that even the first event is an increase.
+
+        `values` has the values of a tag in this process, for tags of which it uses only some. Other values of tags with
+        many values are left out: Ray's agent keeps the series of every process that ever ran on its node, and accepts
+        only a limited number of series per metric.
+        """
+        possible = [self.at_zero.get(tag) or values.get(tag, known) for tag, known in self.tags.items()]
+        if all(len(each) <= MAX_VALUES_AT_ZERO for each in possible):
+            yield from (dict(zip(self.tags, each, strict=True)) for each in product(*possible))
 
 
 class Meter(Protocol):
@@ -103,6 +127,7 @@ SUBMISSIONS = Metric(
     Kind.COUNTER,
     "requests that were posted: ACCEPTED, REPEATED (the same Idempotency-Key), or the error code of the answer",
     MODEL | {"code": (ACCEPTED, REPEATED, *CODES)},
+    at_zero={"code": (ACCEPTED, QueueFull.code, StoreUnavailable.code, StorageFailed.code)},
 )
 REQUESTS = Metric(
     "edits_requests_total",
@@ -122,6 +147,12 @@ ATTEMPTS = Metric(
     "attempts at an image, by outcome: made, found (made earlier, for a dispatcher that died), stopped (the claim was "
     "lost or the dispatcher shut down), unrecorded (job database or artifact storage unavailable), or the error code",
     MODEL | {"outcome": (MADE, FOUND, STOPPED, UNRECORDED, *CODES)},
+    at_zero={
+        "outcome": (
+            *(MADE, UNRECORDED, StoreUnavailable.code, StorageFailed.code),
+            *(EditorLost.code, DeviceLost.code, OutOfMemory.code),
+        )
+    },
 )
 LEASES_LOST = Metric(
     "edits_leases_lost_total", Kind.COUNTER, "claims taken over from a dispatcher that did not renew its lease", MODEL

@@ -79,6 +79,18 @@ def test_a_query_asks_for_what_there_is(query: str) -> None:
     assert problems(query) == []
 
 
+@pytest.mark.parametrize("query", alerts(ALERTS).values(), ids=alerts(ALERTS))
+def test_the_first_event_that_an_alert_asks_for_is_an_increase(query: str) -> None:
+    for selector in selectors(promql_parser.parse(query)):
+        metric = OURS[selector.name]
+        if metric.kind != Kind.COUNTER:
+            continue
+        started = list(metric.series_at_zero({"model": ["a"], "loop": ["sweeper"]}))
+        assert started, metric.name
+        for matcher in selector.matchers.matchers:
+            assert set(matcher.value.split("|")) <= {tags[matcher.name] for tags in started}, metric.name
+
+
 def test_prometheus_takes_the_rules() -> None:
     said = promtool("check", "rules", "--lint-fatal", MONITORING / "alerts.yaml")
     assert f"{len(alerts(ALERTS))} rules found" in said

@@ -59,7 +59,7 @@ def test_an_outage_of_a_remote_store_is_a_storage_error(stores, tmp_path, call):
         call(artifacts, tmp_path / "file")
 
 
-@pytest.mark.parametrize("call", ["put", "put_missing", "put_new", "put_file", "exists", "get", "delete"])
+@pytest.mark.parametrize("call", ["put", "put_missing", "put_new", "put_file", "exists", "get", "older_than", "delete"])
 def test_a_folder_that_cannot_be_used_is_a_storage_error(tmp_path, call):
     (tmp_path / "file").write_bytes(b"x")
     # A file where a folder should be: root, as whom tests may run, is refused nothing else.

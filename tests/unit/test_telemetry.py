@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from serve_app.api.app import create_app
 from serve_app.config import AppConfig, WebhooksConfig
 from serve_app.engine.adapter_cache import AdapterCache
-from serve_app.errors import EditorLost, OutOfMemory
+from serve_app.errors import EditorLost, OutOfMemory, StorageFailed
 from serve_app.intake.service import Service
 from serve_app.jobs.store import JobStore
 from serve_app.storage.artifacts import Artifacts
@@ -175,6 +175,16 @@ async def test_a_sweep_is_counted_with_what_it_deleted(config):
     await Sweeper(store, Artifacts(config.artifacts_url), jobs, meter).sweep()
     assert meter.of(SWEEPS) == {("finished",): 1}
     assert meter.of(SWEPT)[("requests",)] == 1
+    await store.close()
+
+
+async def test_a_sweep_of_storage_that_cannot_be_listed_has_not_finished(config):
+    store, meter = JobStore(config.jobs), Recorder()
+    await store.open()
+    a_file_where_a_folder_should_be = __file__
+    with pytest.raises(StorageFailed):
+        await Sweeper(store, Artifacts(a_file_where_a_folder_should_be), config.jobs, meter).sweep()
+    assert meter.of(SWEEPS) == {}
     await store.close()
 
 
