@@ -88,8 +88,9 @@ class Editor:
         group: str | None = None,
     ) -> None:
         """`group` is the editor group; by default that of the model."""
+        group = group or config.id
         serve_port.keep_to_this_machine()
-        meter = metrics_export.start("editor", [config.id])
+        meter = metrics_export.start("editor", [group])
         artifacts = Artifacts(artifacts_url)
         self._model = config.id
         self._stopping_s = time_limits.stopping_s
@@ -99,7 +100,7 @@ class Editor:
         on_gpu = ray.get_runtime_context().get_accelerator_ids().get("GPU")
         self._device_thread = ThreadPoolExecutor(1, "device", initializer=None if on_gpu else yield_to_others)
         files = VerifiedFiles(config, limits, artifacts)
-        with StartReport(artifacts, group or config.id):
+        with StartReport(artifacts, group):
             if on_gpu:
                 # In the thread that edits: cuDNN keeps its plans for the sizes of the warm-up per thread.
                 context = contextvars.copy_context()
@@ -114,7 +115,7 @@ class Editor:
 
         names = max(1, config.adapter_cache_bytes // ADAPTER_BYTES)
         self._stats = RoutingStats(self._engine.adapters, names)
-        self._metrics = EditorMetrics(meter, config.id, self._engine.adapters)
+        self._metrics = EditorMetrics(meter, group, self._engine.adapters)
         self._previews = PreviewMaker(StepPreviewStorage(artifacts), meter, self._metrics)
 
         @serve.multiplexed(max_num_models_per_replica=names)  # type: ignore[untyped-decorator]  # Ray

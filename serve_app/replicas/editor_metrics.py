@@ -24,11 +24,11 @@ CACHE_REPORT_S = 5.0
 
 
 class EditorMetrics:
-    """Records an editor's metrics, each tagged with its model."""
+    """Records an editor's metrics, each tagged with its editor group: the tag `model`."""
 
-    def __init__(self, meter: Meter, model: str, adapters: HeldAdapters) -> None:
+    def __init__(self, meter: Meter, group: str, adapters: HeldAdapters) -> None:
         self._meter = meter
-        self._model = model
+        self._group = group
         self._adapters = adapters
         self._recorded_evictions = 0
 
@@ -63,4 +63,4 @@ class EditorMetrics:
         self._recorded_evictions = evictions
 
     def _record(self, metric: Metric, value: float = 1.0, **tags: str) -> None:
-        self._meter.record(metric, value, model=self._model, **tags)
+        self._meter.record(metric, value, model=self._group, **tags)

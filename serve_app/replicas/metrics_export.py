@@ -12,15 +12,15 @@ from serve_app.telemetry.metrics import EDITOR_LOOPS, INGRESS_LOOPS, METRICS, Ki
 LOOPS = {"ingress": INGRESS_LOOPS, "editor": EDITOR_LOOPS}
 
 
-def start(role: Literal["ingress", "editor"], models: Sequence[str]) -> Meter:
-    """Set up telemetry in a replica's constructor. `role` names it in spans; `models` are those it serves."""
+def start(role: Literal["ingress", "editor"], groups: Sequence[str]) -> Meter:
+    """Set up telemetry in a replica's constructor. `role` names it in spans; `groups` are its editor groups."""
     # Serve configures only its own logger, again whenever `logging_config` changes. As its child, the logger of this
     # package uses the same handlers and level.
     package_logger = logging.getLogger("serve_app")
     package_logger.parent = logging.getLogger("ray.serve")
     tracing.add_ids_to_logs()
     tracing.export_spans(role)
-    return RayMeter({"model": models, "loop": LOOPS[role]})
+    return RayMeter({"model": groups, "loop": LOOPS[role]})
 
 
 class RayMeter:

@@ -59,7 +59,8 @@ def codes(kind: type[ServiceError] = ServiceError) -> set[str]:
 
 
 CODES = tuple(sorted(codes()))
-# Tags whose values are not listed here: the models of the config, and the stages of a result's timings.
+# Tags whose values are not listed here: models of the config, and the stages of a result's timings. In metrics of
+# queues, attempts and editors, `model` is the editor group (`config.editor_group`): alerts compare them by this tag.
 MODEL: dict[str, tuple[str, ...]] = {"model": ()}
 STAGE: dict[str, tuple[str, ...]] = {"stage": ()}
 # A counter does not start at zero if a tag has more values than this. An ingress has 11 loops.

@@ -47,15 +47,15 @@ class Attempts:
 
     async def run(self, claim: Claim, clock: EditClock) -> None:
         """Attempt one claimed image, in a span of its request's trace. `clock` measures its seconds on the device."""
-        task, model = claim.task, claim.task.plan.model
+        task, model, group = claim.task, claim.task.plan.model, claim.task.plan.editor_group
         facts: dict[str, Any] = {"image": task.index, "model": model, "generation": claim.generation}
         with tracing.for_request(task.request_id, task.traceparent):
             queue = None
             if claim.generation == 1:
                 queue = tracing.record_wait("queue", claim.waited_s, **facts)
-                self._meter.record(STAGE_SECONDS, claim.waited_s, model=model, stage="queue")
+                self._meter.record(STAGE_SECONDS, claim.waited_s, model=group, stage="queue")
             if claim.was_lost:
-                self._meter.record(LEASES_LOST, model=model)
+                self._meter.record(LEASES_LOST, model=group)
             makes = tracing.Generation(model, seed=task.plan.seed)
             with tracing.span("attempt", SpanKind.CLIENT, queue, makes, **facts) as span:
                 outcome = STOPPED
@@ -64,7 +64,7 @@ class Attempts:
                 finally:
                     if outcome not in (MADE, FOUND):
                         tracing.mark_failed(span, outcome)
-                    self._meter.record(ATTEMPTS, model=model, outcome=outcome)
+                    self._meter.record(ATTEMPTS, model=group, outcome=outcome)
                     logger.info("image %s of %s: %s", task.index, task.request_id, outcome)
 
     async def _attempt(self, claim: Claim, clock: EditClock) -> str:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from opentelemetry import trace
@@ -135,6 +136,30 @@ async def test_a_claim_that_is_taken_over_is_a_lost_lease_and_stays_in_its_trace
     await asyncio.gather(running, return_exceptions=True)
     assert meter.of(LEASES_LOST) == {(MODEL,): 1}
     assert [task.traceparent.split("-")[1] for task in editors.tasks] == [TRACE]
+    await store.close()
+
+
+async def test_attempts_are_counted_for_the_editors_that_make_them(config):
+    """Alerts compare attempts with the claimed images of the same editors: a tier in fp8 has its own."""
+    group, store, meter = f"{MODEL}-fast", JobStore(config.jobs), Recorder()
+    await store.open()
+    [image] = (request := new()).images
+    image = replace(image, plan=replace(image.plan, quality="fast", quantization="fp8"))
+    record = await store.requests.create(replace(request, images=(image,)), is_stored)
+
+    async def editor_count() -> dict[str, int]:
+        return {group: 1}
+
+    artifacts = Artifacts(config.artifacts_url)
+    dispatcher = Dispatcher(store, InstantEditors(artifacts), artifacts, config.jobs, editor_count, meter)
+    running = asyncio.create_task(dispatcher.run())
+    async with asyncio.timeout(20):
+        while not (await store.requests.get(record.id)).status.ended:
+            await asyncio.sleep(0.02)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert meter.of(ATTEMPTS) == {(group, "made"): 1}
+    assert meter.of(REQUESTS) == {(MODEL, "succeeded"): 1}
     await store.close()
 
 
