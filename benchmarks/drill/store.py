@@ -48,8 +48,8 @@ class Seen:
 
     @property
     def owner_pid(self) -> int | None:
-        """The process id of the ingress that has claimed it. An owner is named host:pid:..."""
-        return int(self.owner.split(":")[1]) if self.owner else None
+        """The process id of the ingress that has claimed it."""
+        return _pid(self.owner) if self.owner else None
 
     @property
     def is_running(self) -> bool:
@@ -118,6 +118,18 @@ class Store:
         async with self._turn:
             return bool(await self._connection.fetchval(HOLDING_A_LINE, ip_address(address)))
 
+    async def claims(self) -> dict[int, int]:
+        """How many images each ingress has claimed, by its process id."""
+        async with self._turn:
+            rows = await self._connection.fetch("SELECT owner, count(*) FROM images WHERE state = 'claimed' GROUP BY 1")
+        return {_pid(owner): images for owner, images in rows}
+
+    async def unfinished(self) -> list[str]:
+        """The ids of requests that have not ended."""
+        async with self._turn:
+            rows = await self._connection.fetch("SELECT id FROM requests WHERE finished_at IS NULL")
+        return [row["id"] for row in rows]
+
     async def reasons(self) -> dict[str, list[str]]:
         """Reasons of lost attempts, for the images that had any."""
         async with self._turn:
@@ -130,6 +142,11 @@ class Store:
             requests = await self._connection.fetchval("SELECT count(*) FROM requests")
             images = await self._connection.fetchval("SELECT coalesce(sum(images), 0) FROM usage")
         return int(requests), int(images)
+
+
+def _pid(owner: str) -> int:
+    """The process id in an owner's name, which is host:pid:..."""
+    return int(owner.split(":")[1])
 
 
 def _less_time(seen: Seen) -> tuple[object, ...]:

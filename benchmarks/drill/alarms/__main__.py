@@ -3,254 +3,136 @@
 python -m benchmarks.drill.alarms [PHASE ...]
 
 Prometheus has the rules of cluster/monitoring with durations of a sixtieth: minutes are seconds, and hours are minutes.
-The first phase is without a fault: no alert may fire. Each other phase causes something, and the alerts that tell of it
-have to fire. At its end, every query of the dashboard and every recording rule is asked. The exit code is 1 if an alert
-does not fire, fires in the first phase, or a query has no answer and no reason for that. All phases take 7 minutes.
+In the first phase nothing is wrong, and no alert may fire. Each other phase causes something and lasts until the alerts
+that tell of it have fired. At its end, every query of the dashboard and every recording rule is asked. A phase begins
+when everything runs and none of its alerts fires. The exit code is 1 if an alert does not fire, fires in the first
+phase, or a query has no answer and no reason for that. All phases take about 8 minutes on two quiet cores.
 """
 
 import argparse
 import asyncio
-import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
 
-from benchmarks.drill.alarms.engine import COMPILE, DIE, FAIL, MEMORY, NOT_LOADED, STUCK
+from benchmarks.drill.alarms.causes import Causes, copy_loras
+from benchmarks.drill.alarms.phases import GONE, PHASES, QUIET, Phase
 from benchmarks.drill.alarms.prometheus import Prometheus, names_of_alerts, queries
-from benchmarks.drill.load import CONTROL
-from benchmarks.drill.service import MODEL, ROOT, DrillFailed, Service, conclude
+from benchmarks.drill.service import MODEL, DrillFailed, Service, conclude
 from benchmarks.drill.store import Store
 from serve_app.config import MINIATURE_RANDOM
 from serve_app.replicas.routing_stats import ADAPTER_BYTES
 from tests.postgres import PostgresServer
 
-LORAS = 12
-JOBS = {"lease_s": 3, "stall_s": 90, "silence_s": 10, "max_attempts": 2, "sweep_s": 5, "max_queued": 150}
+# No edit is stopped because it makes no step: one phase holds them.
+JOBS = {"lease_s": 3, "stall_s": 600, "silence_s": 10, "max_attempts": 2, "sweep_s": 5, "max_queued": 150}
 WEBHOOKS = {"secret": "${WEBHOOK_SECRET}", "allow_private_addresses": True, "max_attempts": 1}
 ENVIRONMENT = {
     "WEBHOOK_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
-    # Four seconds instead of ten. Ray drops a gauge that was not set for two of these intervals, and ingresses set
-    # theirs every five seconds (`BacklogReport`): with two seconds the gauges came and went.
-    "RAY_metrics_report_interval_ms": "4000",
+    # Five seconds instead of ten. Ray drops a gauge that was not set for two of these intervals. Ingresses set theirs
+    # every five seconds (`BacklogReport`), or seven while Serve's controller does not answer.
+    "RAY_metrics_report_interval_ms": "5000",
 }
-# Nobody listens there.
-DEAF = "http://127.0.0.1:9/hook"
-QUIET, FAILING, STALLED, IDLE, AWAY, GONE = "quiet", "failing", "stalled", "idle", "away", "gone"
-EXPECTED = {
-    QUIET: [],
-    FAILING: [
-        *["EditsFailing", "EditorsLost", "EditsOutOfMemory", "EditsRecompiling", "EditsColdAdapters"],
-        *["EditsWebhooksGivenUp", "EditsSuccessBudgetBurnsFast", "EditsSuccessBudgetBurns"],
-    ],
-    STALLED: ["EditsStuck", "EditsLeasesLost", "EditsPredictionBudgetBurnsFast", "EditsPredictionBudgetBurns"],
-    IDLE: ["EditsWithoutEditor", "EditsQueueLong", "EditsRefusedForLength"],
-    AWAY: ["EditsStoreAway", "EditsLoopFailing", "EditsNotSwept"],
-    GONE: ["EditsNotMeasured"],
-}
-WHAT = {
-    QUIET: "requests that succeed",
-    FAILING: "edits fail, need too much memory, kill their editor, compile, use 12 LoRAs in turn; no webhook arrives",
-    STALLED: "every edit is stuck for 45 s, and an ingress is killed twice",
-    IDLE: "the editors are killed and none can start; more images of 150 steps are posted than may wait",
-    AWAY: "a file is where the folder of artifact storage was",
-    GONE: "every process of the cluster is killed",
-}
-LIMIT_S = {QUIET: 25.0, FAILING: 110.0, STALLED: 90.0, IDLE: 60.0, AWAY: 150.0, GONE: 30.0}
-# The most requests of a phase that have not ended at its end.
-MAX_UNFINISHED = 60
-# How long the first metrics may take (s).
-MEASURED_S = 90.0
-# Why a query has no answer where nothing of its kind happens in the drill.
-REASONS = {
+# How long it may take until everything runs and is measured (s), and how often alerts are looked at (s).
+CALM_S, LOOK_S = 300.0, 0.5
+# How long a query may have no answer (s): on a busy machine, a gauge can miss two reports, and a scrape can fail.
+ASK_S = 20.0
+# Why a query has no answer, where nothing of its kind happens in the drill, or in one phase.
+REASONS: Mapping[str, str] = {
     "swept": "nothing is old enough to be deleted",
     "edits_previews": "nobody watches an edit",
     "loop_failures": "no loop has failed",
 }
+REASONS_IN: Mapping[str, Mapping[str, str]] = {
+    "idle": {"adapter_cache_bytes": "no editor runs", "attempts_total": "no attempt ends"},
+    "away": {"attempts_total": "no attempt ends"},
+}
 
 
 class AlarmDrill:
-    """`run` the phases, then print `report`."""
+    """`run` the phases once."""
 
-    def __init__(self, service: Service, store: Store, client: httpx.AsyncClient, prometheus: Prometheus) -> None:
-        self._service, self._store, self._client, self._prometheus = service, store, client, prometheus
-        self._request_ids: list[str] = []
-        self._phases: dict[str, tuple[float, float]] = {}
-        self._number = 0
+    def __init__(self, causes: Causes, prometheus: Prometheus) -> None:
+        self._causes, self._prometheus = causes, prometheus
         self._problems: list[str] = []
 
-    async def run(self, names: Sequence[str]) -> list[str]:
-        causes: dict[str, Callable[[], Awaitable[None]]] = {
-            QUIET: self._succeed,
-            FAILING: self._fail,
-            STALLED: self._stall,
-            IDLE: self._be_idle,
-            AWAY: self._be_away,
-            GONE: self._be_gone,
-        }
-        await self._measured()
-        looking = asyncio.create_task(self._look())
-        try:
-            for name in names:
-                await self._phase(name, causes[name])
-                if name != GONE:
-                    self._ask(name)
-        finally:
-            looking.cancel()
+    async def run(self, phases: Sequence[Phase]) -> list[str]:
+        """Print what each phase shows, as rows of Markdown tables. Returns the problems."""
+        async with asyncio.timeout(CALM_S):
+            await self._causes.first_edit()
+        for phase in phases:
+            firing = await self._until_calm(phase)
+            start = time.monotonic()
+            await self._run(phase, start)
+            self._report(phase, start, firing)
+            if phase != GONE:
+                await self._ask(phase)
+                await self._causes.undo()
         return self._problems
 
-    async def _phase(self, name: str, cause: Callable[[], Awaitable[None]]) -> None:
-        start = time.monotonic()
-        causing = asyncio.create_task(cause())
+    async def _until_calm(self, phase: Phase) -> set[str]:
+        """Wait until everything runs, and no alert fires that this phase should make fire, or none at all if it should
+        make none fire. Returns the alerts that fire."""
+        deadline = time.monotonic() + CALM_S
+        while True:
+            firing = self._prometheus.look()
+            if await self._causes.is_undone() and not (firing if phase == QUIET else firing & set(phase.alerts)):
+                return firing
+            if time.monotonic() > deadline:
+                raise DrillFailed(f"before {phase.name}: not everything ran after {CALM_S:g} s; firing: {firing}")
+            await asyncio.sleep(LOOK_S)
+
+    async def _run(self, phase: Phase, start: float) -> None:
+        self._prometheus.seen.clear()
+        causing = asyncio.create_task(phase.cause(self._causes))
         try:
-            while time.monotonic() - start < LIMIT_S[name] and (name == QUIET or self._silent(name, start)):
-                await asyncio.sleep(0.5)
+            while time.monotonic() < start + phase.limit_s and (phase == QUIET or self._silent(phase)):
+                await asyncio.sleep(LOOK_S)
+                await asyncio.to_thread(self._prometheus.look)
                 if causing.done():
                     causing.result()
         finally:
             causing.cancel()
-            self._phases[name] = (start, time.monotonic())
-        await asyncio.gather(causing, return_exceptions=True)
-        await self._undo()
-        self._problems += [f"{name}: {alert} did not fire" for alert in self._silent(name, start)]
-        if name == QUIET:
-            fired = [alert for alert, seen in self._prometheus.seen.items() if seen.firing]
-            self._problems += [f"{name}: {alert} fired" for alert in fired]
+            await asyncio.gather(causing, return_exceptions=True)
 
-    def _silent(self, name: str, start: float) -> list[str]:
-        """The alerts that this phase should make fire and that have not fired since its start."""
-        return [alert for alert in EXPECTED[name] if self._fired_at(alert, start) is None]
+    def _silent(self, phase: Phase) -> list[str]:
+        return [alert for alert in phase.alerts if not self._prometheus.has_fired(alert)]
 
-    def _fired_at(self, alert: str, start: float) -> float | None:
-        seen = self._prometheus.seen.get(alert)
-        return next((begin for begin, last in seen.firing if last > start), None) if seen else None
+    def _report(self, phase: Phase, start: float, before: set[str]) -> None:
+        """The alerts that fired in a phase, except those `before` it, and problems: one that did not fire, and one that
+        fired although nothing was wrong."""
+        print(f"\n{phase.name}: {phase.what}\n\n| alert | pending, s | firing, s |\n|---|---|---|")
+        seen = self._prometheus.seen
+        others = {alert for alert in seen if self._prometheus.has_fired(alert)} - set(phase.alerts) - before
+        for alert in [*phase.alerts, *sorted(others)]:
+            times = (seen[alert].pending, seen[alert].firing) if alert in seen else (None, None)
+            shown = ["-" if at is None else f"{at - start:.0f}" for at in times]
+            print(f"| {alert}{' (also)' * (alert in others)} | {shown[0]} | {shown[1]} |")
+        self._problems += [f"{phase.name}: {alert} did not fire" for alert in self._silent(phase)]
+        if phase == QUIET:
+            self._problems += [f"{phase.name}: {alert} fired" for alert in seen if self._prometheus.has_fired(alert)]
 
-    async def _measured(self) -> None:
-        """Wait until Prometheus has the service's metrics, and forget what alarmed it before."""
-        deadline = time.monotonic() + MEASURED_S
-        while not self._prometheus.value_of("ray_edits_editors > 0") or self._prometheus.look():
-            if time.monotonic() > deadline:
-                raise DrillFailed(f"Prometheus had no metrics of the service after {MEASURED_S:g} s")
-            await asyncio.sleep(0.5)
-        self._prometheus.seen.clear()
-
-    async def _look(self) -> None:
+    async def _ask(self, phase: Phase) -> None:
+        """Ask every query; a problem for each that has no answer for ASK_S and no reason for that."""
+        asked, reasons = list(queries()), REASONS | REASONS_IN.get(phase.name, {})
+        begin, empty = time.monotonic(), asked
         while True:
-            await asyncio.to_thread(self._prometheus.look)
-            await asyncio.sleep(0.5)
-
-    async def _undo(self) -> None:
-        """End what a phase has left: its marks in the folder, and its requests."""
-        (self._service.folder / NOT_LOADED).unlink(missing_ok=True)
-        artifacts = self._service.folder / "artifacts"
-        if artifacts.is_file():
-            artifacts.unlink()
-            (self._service.folder / "artifacts-away").rename(artifacts)
-        for request_id in self._request_ids[-MAX_UNFINISHED:]:
-            with suppress(httpx.TransportError):
-                await self._client.delete(f"/v1/requests/{request_id}")
-        self._request_ids.clear()
-
-    async def _post(self, prompt: str = "", steps: int = 2, images: int = 1, **more: object) -> None:
-        self._number += 1
-        one = {"prompt": prompt or "well", "width": 64, "height": 64, "sample_steps": steps, "ctrl_img": CONTROL}
-        prompts = [one | {"seed": self._number + each} for each in range(images)]
-        body = {"model": MODEL, "prompts": prompts, "loras": [], **more}
-        # Ingresses are killed, and the queue and storage refuse requests.
-        with suppress(httpx.TransportError):
-            answer = await self._client.post("/v1/inference", json=body)
-            if answer.is_success:
-                self._request_ids.append(answer.json()["request_id"])
-            elif answer.status_code not in (httpx.codes.TOO_MANY_REQUESTS, *range(500, 600)):
-                raise DrillFailed(f"a POST was answered {answer.status_code}: {answer.text[:300]}")
-
-    async def _lora(self, prompt: str = "") -> None:
-        await self._post(prompt, loras=[{"path": f"lora-{self._number % LORAS}.safetensors"}])
-
-    async def _succeed(self) -> None:
-        while True:
-            await self._post(loras=[{"path": "lora-0.safetensors"}])
-            await asyncio.sleep(1)
-
-    async def _fail(self) -> None:
-        for _ in range(2):
-            await self._post(DIE)
-        while True:
-            for prompt in (FAIL, MEMORY):
-                await self._post(prompt, webhook_url=DEAF)
-            for _ in range(3):
-                await self._lora(COMPILE)
-            await asyncio.sleep(1)
-
-    async def _stall(self) -> None:
-        for _ in range(30):
-            await self._post()
-            await asyncio.sleep(0.1)
-        for _ in range(4):
-            await self._post(STUCK)
-        for _ in range(30):
-            await self._post()
-        for _ in range(2):
-            await asyncio.sleep(4)
-            owners = [seen.owner_pid for seen in (await self._store.look()).values() if seen.state == "claimed"]
-            alive = [pid for pid in owners if pid is not None and self._service.owns(pid)]
-            if alive:
-                self._service.kill(max(set(alive), key=alive.count))
-        while True:
-            await self._post()
-            await asyncio.sleep(2)
-
-    async def _be_idle(self) -> None:
-        (self._service.folder / NOT_LOADED).touch()
-        for pid in self._service.editors():
-            self._service.kill(pid)
-        for _ in range(18):
-            await self._post(steps=150, images=8)
-        while True:
-            await self._post(steps=150, images=8)
-            await asyncio.sleep(1)
-
-    async def _be_away(self) -> None:
-        artifacts = self._service.folder / "artifacts"
-        artifacts.rename(self._service.folder / "artifacts-away")
-        artifacts.touch()
-        while True:
-            await self._post()
-            await asyncio.sleep(1)
-
-    async def _be_gone(self) -> None:
-        await asyncio.to_thread(self._service.kill_cluster)
-
-    def _ask(self, name: str) -> None:
-        """Ask every query; a problem for each that has no answer and no reason."""
-        asked = list(queries())
-        empty = [(place, query) for place, query in asked if not self._prometheus.value_of(query)]
-        print(f"after {name}: {len(asked) - len(empty)} of {len(asked)} queries have an answer")
+            empty = [(place, query) for place, query in empty if not self._prometheus.value_of(query)]
+            without = [query for _, query in empty if not any(word in query for word in reasons)]
+            if not without or time.monotonic() > begin + ASK_S:
+                break
+            await asyncio.sleep(LOOK_S)
+        print(f"\n{len(asked) - len(empty)} of {len(asked)} queries have an answer.", flush=True)
         for place, query in empty:
-            reason = next((reason for word, reason in REASONS.items() if word in query), None)
-            print(f"  {place}: none, {reason or query}")
-            if reason is None and name != QUIET:
-                self._problems.append(f"after {name}: {place} has no answer: {query}")
-
-    def report(self) -> list[str]:
-        """The table of phases and alerts, as lines of Markdown."""
-        rows = ["| after its cause, s: pending | firing | alert | cause |", "|---|---|---|---|"]
-        for name, (start, _) in self._phases.items():
-            for alert in EXPECTED[name]:
-                fired, seen = self._fired_at(alert, start), self._prometheus.seen.get(alert)
-                pending = seen.pending - start if seen and seen.pending and seen.pending > start else None
-                shown = ["-" if at is None else f"{at:.0f}" for at in (pending, fired and fired - start)]
-                rows.append(f"| {shown[0]} | {shown[1]} | {alert} | {WHAT[name]} |")
-        expected = {alert for name in self._phases for alert in EXPECTED[name]}
-        others = sorted(alert for alert, seen in self._prometheus.seen.items() if seen.firing and alert not in expected)
-        return [*rows, "", f"other alerts that fired: {', '.join(others) or 'none'}"]
+            print(f"{place}: none, {next((reasons[word] for word in reasons if word in query), query)}", flush=True)
+        self._problems += [f"after {phase.name}: no answer: {query}" for query in without]
 
 
-async def drill(names: Sequence[str]) -> list[str]:
+async def drill(phases: Sequence[Phase]) -> list[str]:
     with PostgresServer(durable=True) as postgres, tempfile.TemporaryDirectory(prefix="drill-loras-") as loras:
         copy_loras(Path(loras))
         url = postgres.new_database()
@@ -261,36 +143,29 @@ async def drill(names: Sequence[str]) -> list[str]:
             with Prometheus(service.folder) as prometheus:
                 prometheus.until_ready()
                 async with Store(url) as store, httpx.AsyncClient(base_url=service.url, timeout=10) as client:
-                    each = AlarmDrill(service, store, client, prometheus)
-                    try:
-                        return await each.run(names)
-                    finally:
-                        print("\n".join(each.report()))
+                    return await AlarmDrill(Causes(service, store, client, prometheus), prometheus).run(phases)
 
 
-def copy_loras(folder: Path) -> None:
-    for number in range(LORAS):
-        shutil.copy(ROOT / "tests/loras/my_lora_job/my_lora.safetensors", folder / f"lora-{number}.safetensors")
-
-
-async def main(names: Sequence[str]) -> None:
+async def main(phases: Sequence[Phase]) -> None:
     began = time.monotonic()
-    # A drill that is stopped reports what it has seen.
+    # A drill that is stopped ends its service.
     task = asyncio.current_task()
     assert task
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
-        problems = await drill(names)
+        problems = await drill(phases)
     except DrillFailed as failure:
         problems = [str(failure)]
     conclude(began, problems)
-    print(f"{sum(len(EXPECTED[name]) for name in names)} of {len(names_of_alerts())} alerts fired when they should.")
+    expected = {alert for phase in phases for alert in phase.alerts}
+    print(f"{len(expected)} of {len(names_of_alerts())} alerts fired when they should.")
 
 
 if __name__ == "__main__":
+    known = {phase.name: phase for phase in PHASES}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="PHASE", help=f"of {', '.join(EXPECTED)}; default: all")
+    parser.add_argument("names", nargs="*", metavar="PHASE", help=f"of {', '.join(known)}; default: all")
     arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(EXPECTED):
+    if unknown := set(arguments.names) - set(known):
         parser.error(f"there is no phase {', '.join(sorted(unknown))}")
-    asyncio.run(main(arguments.names or list(EXPECTED)))
+    asyncio.run(main([known[name] for name in arguments.names or known]))

@@ -20,15 +20,19 @@ from serve_app.engine.protocol import Edited, OnStep, ShouldStop
 from serve_app.errors import EditCanceled, EditError, OutOfMemory
 from tests.standin import PreparedPlan
 
-FAIL, MEMORY, DIE, STUCK, COMPILE = "fail", "memory", "die", "stuck", "compile"
-# How long a stuck edit takes (s), and how many graphs an edit compiles.
-STUCK_S, GRAPHS = 45.0, 30
-# While this file is in the folder, an engine is not loaded.
-NOT_LOADED = "not-loaded"
+FAIL, MEMORY, DIE, HELD, COMPILE = "fail", "memory", "die", "held", "compile"
+# How many graphs an edit compiles.
+GRAPHS = 30
+# While these files are in the folder, an engine is not loaded, and held edits make no step.
+NOT_LOADED, HOLDING = "not-loaded", "holding"
 
 
 class AlarmEngine(TimedEngine):
     """Obeys its prompts. Every edit has adapters set anew, so that all metrics of a real engine are there."""
+
+    def __init__(self, config: ModelConfig, folder: Path) -> None:
+        super().__init__(config, folder)
+        self._folder = folder
 
     def run(self, prepared: PreparedPlan, on_step: OnStep, should_stop: ShouldStop) -> Edited:
         prompt = prepared.plan.prompt
@@ -38,19 +42,13 @@ class AlarmEngine(TimedEngine):
             raise OutOfMemory("the prompt asks for it")
         if prompt == DIE:
             os.kill(os.getpid(), signal.SIGKILL)
-        if prompt == STUCK:
-            _hold(should_stop)
+        while prompt == HELD and (self._folder / HOLDING).exists():
+            if should_stop():
+                raise EditCanceled("stopped while it was held")
+            time.sleep(0.2)
         edited = super().run(prepared, on_step, should_stop)
         timings = edited.timings | {"apply_adapters": 0.01}
         return dataclasses.replace(edited, timings=timings, swapped=1, compilations=GRAPHS * (prompt == COMPILE))
-
-
-def _hold(should_stop: ShouldStop) -> None:
-    end = time.monotonic() + STUCK_S
-    while time.monotonic() < end:
-        if should_stop():
-            raise EditCanceled("stopped while it was stuck")
-        time.sleep(0.2)
 
 
 def load_alarming(config: ModelConfig, files: VerifiedFiles, folder: Path) -> AlarmEngine:

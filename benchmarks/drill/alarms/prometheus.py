@@ -5,7 +5,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,12 +20,17 @@ RULES = ("alerts.yaml", "slos.yaml")
 # What Grafana puts into the dashboard's queries.
 VARIABLES = {"$__rate_interval": "30s", "$model": ".*"}
 SHORTER = {"m": "s", "h": "m"}
+MIN_WINDOW_S = 15
 START_S = 30.0
 
 
 def shortened(text: str) -> str:
-    """Rules in which every duration is a sixtieth: minutes are seconds, and hours are minutes."""
-    text = re.sub(r"\[(\d+)([mh])\]", lambda found: f"[{found[1]}{SHORTER[found[2]]}]", text)
+    """Rules in which every duration is a sixtieth: minutes are seconds, and hours are minutes.
+
+    But no window of `increase` or `rate` is shorter than MIN_WINDOW_S: Ray reports counters every 5 s.
+    """
+    text = re.sub(r"\[(\d+)m\]", lambda found: f"[{max(int(found[1]), MIN_WINDOW_S)}s]", text)
+    text = re.sub(r"\[(\d+)h\]", r"[\1m]", text)
     return re.sub(r"\bfor: (\d+)([mh])\b", lambda found: f"for: {found[1]}{SHORTER[found[2]]}", text)
 
 
@@ -46,21 +51,20 @@ def queries() -> Iterator[tuple[str, str]]:
 
 @dataclass
 class Seen:
-    """When an alert was first seen pending and firing, and last seen firing (s, monotonic)."""
+    """When an alert was first seen at all, pending or firing, and first seen firing (s, monotonic)."""
 
-    pending: float | None = None
-    firing: list[tuple[float, float]] = field(default_factory=list)
+    pending: float
+    firing: float | None = None
 
 
 class Prometheus:
-    """`with Prometheus(folder) as prometheus`; call `look` regularly, and read `seen`."""
+    """`with Prometheus(folder) as prometheus`; call `look` regularly, and read `seen`, which may be cleared."""
 
     def __init__(self, folder: Path) -> None:
         """`folder` is the drill's, below which Ray's own session lies."""
         self._folder = folder / "prometheus"
         self._session = folder / "ray/session_latest"
         self.seen: dict[str, Seen] = {}
-        self._firing: set[str] = set()
 
     def __enter__(self) -> Self:
         self._folder.mkdir()
@@ -70,7 +74,8 @@ class Prometheus:
         ports = [int(file.read_text()) for file in self._session.glob("metrics_export_port_*")]
         targets = [{"targets": [f"127.0.0.1:{port}" for port in ports]}]
         config = {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            # A scrape may take as long as the interval: on a busy machine, Ray's agent needs more than a second.
+            "global": {"scrape_interval": "3s", "scrape_timeout": "3s", "evaluation_interval": "1s"},
             "rule_files": list(RULES),
             "scrape_configs": [{"job_name": "ray", "static_configs": targets}],
         }
@@ -104,19 +109,16 @@ class Prometheus:
         """Note the states of all alerts. Returns the names of those that fire."""
         now, firing = time.monotonic(), set()
         for alert in self._get("/api/v1/alerts")["alerts"]:
-            seen = self.seen.setdefault(alert["labels"]["alertname"], Seen())
-            if seen.pending is None:
-                seen.pending = now
+            name = alert["labels"]["alertname"]
+            seen = self.seen.setdefault(name, Seen(now))
             if alert["state"] == "firing":
-                firing.add(alert["labels"]["alertname"])
-        for name in firing:
-            spans = self.seen[name].firing
-            if name in self._firing:
-                spans[-1] = (spans[-1][0], now)
-            else:
-                spans.append((now, now))
-        self._firing = firing
+                firing.add(name)
+                seen.firing = seen.firing or now
         return firing
+
+    def has_fired(self, alert: str) -> bool:
+        """Whether it has been seen firing since `seen` was cleared."""
+        return alert in self.seen and self.seen[alert].firing is not None
 
     def value_of(self, query: str) -> list[dict[str, Any]]:
         """The series of a query's answer, with Grafana's variables replaced."""
