@@ -6,7 +6,7 @@ Prometheus has the rules of cluster/monitoring with durations of a sixtieth: min
 In the first phase nothing is wrong, and no alert may fire. Each other phase causes something and lasts until the alerts
 that tell of it have fired. At its end, every query of the dashboard and every recording rule is asked. A phase begins
 when everything runs and none of its alerts fires. The exit code is 1 if an alert does not fire, fires in the first
-phase, or a query has no answer and no reason for that. All phases take about 8 minutes on two quiet cores.
+phase, or a query has no answer and no reason for that. All phases take about 8 minutes.
 """
 
 import argparse

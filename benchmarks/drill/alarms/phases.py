@@ -20,7 +20,7 @@ class Phase:
 QUIET = Phase("quiet", "requests that succeed", Causes.succeed, (), 25.0)
 # The last one: nothing runs afterwards.
 GONE = Phase("gone", "every process of the cluster is killed", Causes.be_gone, ("EditsNotMeasured",), 60.0)
-# The limits are three times as long as a phase takes on two quiet cores, or longer.
+# The limits are three times as long as the phases took on two busy cores, or longer.
 PHASES = (
     QUIET,
     Phase(
