@@ -3,10 +3,11 @@
 torchao's own quantisation takes about ten kernels per weight, most of them over fp32 copies of it. These two read the
 originals twice and write nothing but the result. Both compute a tile of the sum as `low_rank_kernel` does, rounded to
 the original's dtype: the first finds each row's largest absolute value, the second rounds by it. The result has the
-bits of torchao's `Float8Tensor.from_hp` of the merged weight, with one scale per row and e4m3. Each launch does many
+bits of `quantised`, which is torchao's `Float8Tensor.from_hp`, of the merged weight. Each launch does many
 weights of one shape, since launching 1,500 kernels takes longer than running them.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,9 +18,12 @@ from torch import Tensor
 
 from serve_app.engine.low_rank_kernel import COLUMNS, RANKS, ROWS
 from serve_app.pipeline.device import current
+from serve_app.pipeline.quantization import LEAST_LARGEST
 
 # torchao divides the largest absolute value by this, in the weight's dtype.
 LARGEST: tl.constexpr = tl.constexpr(448.0)
+# The bits of LEAST_LARGEST, a power of two, as an fp32.
+LEAST_BITS: tl.constexpr = tl.constexpr((127 + int(math.log2(LEAST_LARGEST))) << 23)
 # Elements: vector instructions need addresses that are multiples of so many.
 ALIGNMENT = 16
 
@@ -178,13 +182,12 @@ def _round(  # type: ignore[no-untyped-def]
         original, left, right, where, factors, rows, columns, COUNT, M, N, K, left_m, left_k, right_k, right_n,
         ALIGNED, BM, BN, BK,
     )  # fmt: skip
-    bits = tl.load(largest + tl.program_id(2) * M + rows, mask=rows < M, other=0)
+    bits = tl.maximum(tl.load(largest + tl.program_id(2) * M + rows, mask=rows < M, other=0), LEAST_BITS)
     # In the weight's dtype, as torchao's.
     by = tl.div_rn(bits.to(tl.float32, bitcast=True), LARGEST).to(original.dtype.element_ty).to(tl.float32)
     if tl.program_id(1) == 0:
         tl.store(_at(scale, where + COUNT, tl.program_id(2), False) + rows, by, mask=rows < M)
     scaled = tl.div_rn(tile, by[:, None].broadcast_to((BM, BN)))
-    # A row of zeros is 0 / 0, as torchao's.
     limited = tl.clamp(scaled, -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL)
     offsets = rows[:, None].to(tl.int64) * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)

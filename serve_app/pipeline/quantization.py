@@ -4,6 +4,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+# The scale of a row is its largest absolute value, but at least this, divided by the largest number in e4m3. Otherwise
+# a row of zeros would have the scale 0, and its values would be 0 / 0. A power of two that bf16 represents, whose 448th
+# part is a normal number.
+LEAST_LARGEST = 2.0**-100
+
 
 def quantised(weight: Tensor) -> Tensor:
     """A linear's weight (out, in) in fp8 (e4m3) with one scale per row; its inputs are quantised as well.
@@ -12,17 +17,25 @@ def quantised(weight: Tensor) -> Tensor:
     """
     from torchao.float8.inference import Float8MMConfig
     from torchao.quantization import PerRow
-    from torchao.quantization.quantize_.workflows.float8.float8_tensor import Float8Tensor, QuantizeTensorToFloat8Kwargs
+    from torchao.quantization.quantize_.workflows.float8.float8_tensor import Float8Tensor
 
-    activations = QuantizeTensorToFloat8Kwargs(granularity=PerRow()) if weight.is_cuda else None
     made: Tensor = Float8Tensor.from_hp(
         weight,
         granularity=PerRow(),
         # As torchao's `Float8DynamicActivationFloat8WeightConfig` sets it.
         mm_config=Float8MMConfig(use_fast_accum=True),
-        act_quant_kwargs=activations,
+        act_quant_kwargs=of_inputs() if weight.is_cuda else None,
+        hp_value_lb=LEAST_LARGEST,
     )
     return made
+
+
+def of_inputs() -> Any:
+    """How the inputs of a quantised linear are quantised: with one scale per token. Raises ImportError."""
+    from torchao.quantization import PerRow
+    from torchao.quantization.quantize_.workflows.float8.float8_tensor import QuantizeTensorToFloat8Kwargs
+
+    return QuantizeTensorToFloat8Kwargs(granularity=PerRow(), hp_value_lb=LEAST_LARGEST)
 
 
 def should_quantise(name: str, module: nn.Module) -> bool:

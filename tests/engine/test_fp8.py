@@ -16,7 +16,7 @@ from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import EditorUnavailable, describe
 from serve_app.models.registry import MODELS
 from serve_app.pipeline import miniature
-from serve_app.pipeline.quantization import quantised, should_quantise
+from serve_app.pipeline.quantization import of_inputs, quantised, should_quantise
 from tests.conftest import THREADS
 from tests.engine.pipelines import use
 
@@ -102,3 +102,55 @@ def test_plan_for_other_weights_is_left_to_another_editor(engines, make_plan):
 def test_what_cannot_be_rounded_is_refused(options):
     with pytest.raises(ValidationError, match="quantization: not with"):
         ModelConfig(quantization="fp8", **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_row_of_zeros_stays_zero_and_others_have_torchaos_bits(dtype):
+    from torchao.quantization import PerRow
+    from torchao.quantization.quantize_.workflows.float8.float8_tensor import Float8Tensor
+
+    weight = torch.randn(32, 64).to(dtype)
+    # A row as small as weights never are, and one of zeros.
+    weight[2] *= 1e-20
+    weight[3] = 0
+    found, expected = quantised(weight), Float8Tensor.from_hp(weight, granularity=PerRow())
+    assert torch.equal(found.dequantize()[3], torch.zeros(64, dtype=dtype))
+    others = [row for row in range(32) if row != 3]
+    assert torch.equal(found.qdata[others].view(torch.uint8), expected.qdata[others].view(torch.uint8))
+    assert torch.equal(found.scale[others], expected.scale[others])
+
+
+def test_a_token_of_zeros_stays_zero():
+    from torchao.quantization.quantize_.common import _choose_quant_func_and_quantize_tensor
+
+    tokens = torch.randn(5, 64).bfloat16()
+    tokens[1] = 0
+    made = _choose_quant_func_and_quantize_tensor(tokens, of_inputs()).dequantize()
+    assert torch.equal(made[1], tokens[1])
+    assert torch.isfinite(made).all()
+
+
+@pytest.mark.parametrize("kind", ["low rank", "full"])
+def test_an_adapter_that_makes_a_row_zero_makes_finite_weights(kind):
+    transformer = miniature.make(MODEL).transformer.bfloat16()
+    name = next(name for name in linear_weights(transformer) if name.startswith("transformer_blocks.0.attn"))
+    module = transformer.get_submodule(name.removesuffix(".weight"))
+    up, down = torch.zeros(module.weight.shape[0], 1).bfloat16(), module.weight.detach()[3:4].clone()
+    up[3] = -1
+    delta = LowRank(up, down, 1.0) if kind == "low rank" else Full((up @ down).float())
+    merged = MergedWeights(transformer, "device")
+    merged.quantise()
+    merged.apply({"a": (Adapter({name: delta}, pinned=False), 1.0)})
+    made = module.weight.dequantize()
+    assert torch.equal(made[3], torch.zeros_like(made[3]))
+    assert torch.isfinite(made).all()
+
+
+def test_a_checkpoint_with_a_row_of_zeros_makes_an_image(make_plan):
+    pipeline = miniature.make(MODEL).to(torch.bfloat16)
+    with torch.no_grad():
+        pipeline.transformer.transformer_blocks[0].attn.to_v.weight[3] = 0
+    engine = TorchEngine(pipeline, MODEL, ModelConfig(threads=THREADS, quantization="fp8", warm_up=[(64, 64)]))
+    engine.make_ready()
+    plan = make_plan(model=MODEL.id, control_images=(), quantization="fp8")
+    assert np.asarray(engine.edit(plan, []).image).std() > 0

@@ -20,3 +20,4 @@ def test_weights_are_rounded_as_torchao_rounds_the_sum():
     for shape in json.loads(made.stdout.splitlines()[-1]):
         assert shape["scales"] < 1e-6
         assert shape["equal"] > 0.95
+        assert shape["zeros"]
