@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 import yaml
 from click.testing import Result
-from edits_client.cli import context, progress
+from edits_client.cli import context, names, progress
 from edits_client.cli.main import app
 from edits_client.cli.settings import settings_file
 from edits_client.retries import Retries
@@ -184,7 +184,19 @@ def test_failed_edit_saves_what_is_finished(edits, served, folder, monkeypatch):
     [
         (("edit", "photo.png", "x", "--lora", "no_such.safetensors"), context.REFUSED, "LORA_NOT_FOUND"),
         (("edit", "no_such.png", "x", *LORA), context.REFUSED, "no_such.png"),
-        (("edit", "photo.png", "x", *LORA, "--steps", "0"), context.REFUSED, "sample_steps"),
+        (("edit", "photo.png", "x", *LORA, "--steps", "0"), context.REFUSED, "error: --steps: Input should be"),
+        (("edit", "photo.png", "x", *LORA, "--seed", "-5"), context.REFUSED, "error: --seed: Input should be"),
+        (("edit", "photo.png", "x"), context.REFUSED, "error: --lora is empty; this service needs"),
+        (
+            ("sweep", "photo.png", "x", "--multiplier", "1,2"),
+            context.REFUSED,
+            "error: --multiplier: there is no LoRA for them; name one in --lora or --checkpoint",
+        ),
+        (
+            ("sweep", "photo.png", "x", *LORA, "--seed", "-5", "--profile", "no\\such"),
+            context.REFUSED,
+            "error: --seed: Input should be",
+        ),
         (("edit", "photo.png", "x", "--lora", "a:5"), 2, "from -2 to 2"),
         (("edit", "photo.png", "x", *LORA, "--multiplier", "0,3"), 2, "from -2 to 2"),
         (("edit", "photo.png", "x", "--multiplier", "1"), 2, "--lora"),
@@ -277,6 +289,48 @@ def test_lines_are_as_long_as_they_are_without_a_terminal(edits, served):
     path.write_bytes(Path(served.application.config.lora_root, "job/lora.safetensors").read_bytes())
     assert f"job/{long}.safetensors" in done(edits("loras"))
     path.unlink()
+
+
+def test_notes_name_options(edits):
+    arguments = ("explain", "photo.png", "[trigger] x", *LORA, "--negative", "fog", "--guidance", "1")
+    assert "note: --negative of prompt 0 is not used, since --guidance 1 is not above 1" in edits(*arguments).stderr
+    as_json = json.loads(done(edits(*arguments, "--json")))
+    assert "neg of prompt 0 is not used, since guidance_scale 1 is not above 1" in as_json["notes"]
+
+
+def test_programs_get_the_names_of_fields(edits):
+    refused = edits("edit", "photo.png", "x", *LORA, "--steps", "0", "--json")
+    assert json.loads(refused.stderr)["error"]["message"].startswith("prompts.0.sample_steps: ")
+
+
+@pytest.mark.parametrize(
+    ("place", "option"),
+    [
+        (("body", "prompts", 0, "ctrl_img_3"), "the second --image"),
+        (("body", "prompts", 0, "prompt"), "PROMPT"),
+        (("body", "loras", 1, "network_multiplier"), "the strength of --lora"),
+        (("body", "base", "prompts", 0, "guidance_scale"), "--guidance"),
+        (("body", "axes", "checkpoints", 0, "from_step"), "--checkpoint"),
+        (("body", "axes", "prompts", 1), "--prompt"),
+        (("body", "webhook_url"), None),
+    ],
+)
+def test_the_option_of_each_place_in_a_body(place, option):
+    assert names.option_at(place) == option
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("send trigger_word: auto to use it", "send --trigger auto to use it"),
+        ("'neg' and \"neg/x.safetensors\" are no options", "'neg' and \"neg/x.safetensors\" are no options"),
+        ("GET /v1/loras lists them", "GET /v1/loras lists them"),
+        ("leave out loras[].transformer", "leave out loras[].transformer"),
+        ("set width and height.", "set --size WxH."),
+    ],
+)
+def test_only_fields_are_replaced_by_options(said, shown):
+    assert names.in_options(said) == shown
 
 
 def test_explanation_is_a_table_with_notes(edits, served):

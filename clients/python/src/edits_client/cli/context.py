@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edits_client._sync.client import Client
+from edits_client.cli.names import error_text
 from edits_client.cli.settings import Settings
 from edits_client.errors import ApiError, ConnectionFailed, EditFailed, EditsError, Unauthorized, WaitTimeout
 from edits_client.retries import Retries
@@ -54,7 +55,8 @@ def ending_on_errors(*, as_json: bool = False) -> Iterator[None]:
         if as_json:
             err.out(json.dumps({"error": facts_of(error)}), highlight=False)
         else:
-            say(f"[bold red]error:[/] {plain(str(error))}")
+            text = error_text(error) if isinstance(error, ApiError) else str(error)
+            say(f"[bold red]error:[/] {plain(text)}")
         if hint := hint_for(error):
             say(hint)
         raise typer.Exit(exit_code_of(error)) from error
