@@ -3,30 +3,18 @@ import * as api from "../api.js";
 import { forgetBlobs } from "../blobs.js";
 import { forgetAll } from "../state.js";
 import { hrefOf } from "../views.js";
-import { Element, define } from "./element.js";
-
-const REFRESH = 5000;
+import { define } from "./element.js";
+import { Refreshed } from "./refreshed.js";
 
 /** The view Operation: models, editors, queues and recent errors, as far as the caller's key may see them. */
-class OperationView extends Element {
-  #status = null;
-  #problem = null;
-  #timer = null;
-
-  connected() {
-    this.#load();
-  }
-
-  disconnected() {
-    clearTimeout(this.#timer);
-  }
+class OperationView extends Refreshed {
+  load = api.operation;
 
   template() {
-    const status = this.#status;
     return html`<div class="column">
       <h1>Operation</h1>
-      ${this.#problem && html`<p class="problem" role="alert">${this.#problem}</p>`}
-      ${status ? this.#body(status) : nothing}
+      ${this.problem && html`<p class="problem" role="alert">${this.problem}</p>`}
+      ${this.found ? this.#body(this.found) : nothing}
       <h2>This tab</h2>
       <p>
         This browser keeps ${api.apiKey() !== null ? "your API key, " : ""}your settings and the photographs that you gave
@@ -74,18 +62,6 @@ class OperationView extends Element {
     forgetAll();
     location.reload();
   };
-
-  async #load() {
-    try {
-      if (!document.hidden || !this.#status) this.#status = await api.operation();
-      this.#problem = null;
-    } catch (error) {
-      this.#problem = error.message;
-    }
-    if (!this.isConnected) return;
-    this.#timer = setTimeout(() => this.#load(), REFRESH);
-    this.update();
-  }
 }
 
 function modelRow(model) {

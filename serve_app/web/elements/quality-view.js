@@ -1,30 +1,20 @@
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import * as api from "../api.js";
 import { scatter } from "../scatter.js";
-import { Element, define } from "./element.js";
-
-const REFRESH = 10000;
+import { define } from "./element.js";
+import { Refreshed } from "./refreshed.js";
 
 /** The view Quality: how far the images of each tier are from the exact ones, against how much faster they are. */
-class QualityView extends Element {
-  #found = null;
-  #problem = null;
-  #timer = null;
-
-  connected() {
-    this.#load();
-  }
-
-  disconnected() {
-    clearTimeout(this.#timer);
-  }
+class QualityView extends Refreshed {
+  period = 10000;
+  load = api.calibrations;
 
   template() {
     return html`<div class="column">
       <h1>Quality</h1>
       <p>A tier makes an image faster and changes pixels. What each changes, compared with exact, was measured here.</p>
-      ${this.#problem && html`<p class="problem" role="alert">${this.#problem}</p>`}
-      ${this.#found ? this.#body(this.#found) : nothing}
+      ${this.problem && html`<p class="problem" role="alert">${this.problem}</p>`}
+      ${this.found ? this.#body(this.found) : nothing}
     </div>`;
   }
 
@@ -38,18 +28,6 @@ class QualityView extends Element {
       ${models.map((model) => modelSection(model, calibrations.filter((each) => each.model === model)))}
       ${failed.map((run) => html`<p class="hint">The calibration of ${at(run.created_at)} could not measure everything: ${run.problem}</p>`)}
     `;
-  }
-
-  async #load() {
-    try {
-      if (!document.hidden || !this.#found) this.#found = await api.calibrations();
-      this.#problem = null;
-    } catch (error) {
-      this.#problem = error.message;
-    }
-    if (!this.isConnected) return;
-    this.#timer = setTimeout(() => this.#load(), REFRESH);
-    this.update();
   }
 }
 
