@@ -1,4 +1,5 @@
 import { readEvents } from "./event-stream.js";
+import { parse, stringify } from "./exact-json.js";
 import { sentenceOf } from "./sentences.js";
 import { isEnd } from "./statuses.js";
 
@@ -64,7 +65,7 @@ async function send(path, key, { method = "GET", body, headers = {}, signal } = 
   if (isJson) all["content-type"] = "application/json";
   if (key) all.authorization = `Bearer ${key}`;
   try {
-    const init = { method, headers: all, body: isJson ? JSON.stringify(body) : body, signal, cache: "no-store" };
+    const init = { method, headers: all, body: isJson ? stringify(body) : body, signal, cache: "no-store" };
     return await fetch(new URL(path, BASE), init);
   } catch (error) {
     if (signal?.aborted) throw error;
@@ -86,7 +87,7 @@ async function hasNewKey(used) {
 
 /** The service's answer to `path`, from JSON. */
 export async function callJson(path, options) {
-  return (await call(path, options)).json();
+  return parse(await (await call(path, options)).text());
 }
 
 /** The error that an answer is. */
@@ -218,7 +219,7 @@ async function* eventsOf(path, endOf, signal) {
       for await (const event of readEvents(answer.body)) {
         lastId = event.id || lastId;
         pause = FIRST_WAIT;
-        yield { ...event, data: JSON.parse(event.data) };
+        yield { ...event, data: parse(event.data) };
         if (isEnd(event.event)) return;
       }
     } catch (error) {

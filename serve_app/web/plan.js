@@ -1,6 +1,7 @@
 import * as api from "./api.js";
 import { LOADED, currentModel, loads, receiptOf } from "./catalog.js";
 import { CHANGED, changes, draft } from "./draft.js";
+import { parse, stringify } from "./exact-json.js";
 import { withImages } from "./inputs.js";
 import { missingIn, requestOf } from "./request.js";
 
@@ -37,7 +38,7 @@ export function startPlanning() {
 function plannedAnew() {
   const model = currentModel();
   const missing = model ? missingIn(draft, model) : [];
-  const body = JSON.stringify(currentRequest());
+  const body = stringify(currentRequest());
   if (body === asked && missing.join() === plan.missing.join()) return;
   asked = body;
   clearTimeout(timer);
@@ -54,7 +55,7 @@ async function ask() {
   calls = new AbortController();
   const { signal } = calls;
   try {
-    const explanation = await withImages(() => api.explain(JSON.parse(asked), signal));
+    const explanation = await withImages(() => api.explain(parse(asked), signal));
     set({ isLate: false, explanation, problem: null });
   } catch (error) {
     if (signal.aborted) return;

@@ -1,6 +1,7 @@
 import * as api from "./api.js";
 import { keptBlob } from "./blobs.js";
 import { change, draft } from "./draft.js";
+import { parse, stringify } from "./exact-json.js";
 import { addImages } from "./inputs.js";
 import { textsOf, withTexts } from "./png.js";
 import { settingsOf } from "./request.js";
@@ -67,7 +68,7 @@ export async function useFile(file) {
  */
 export async function recordIn(file) {
   try {
-    const record = JSON.parse((await textsOf(file))[RECORD]);
+    const record = parse((await textsOf(file))[RECORD]);
     const images = (record.control_images ?? []).filter(({ sha256, size }) => DIGEST.test(sha256) && size.every(Number.isInteger));
     return { request: checkedRequest(record), images };
   } catch {
@@ -105,6 +106,7 @@ function checkedRequest(record) {
   const [prompt] = request.prompts;
   const texts = ["model", "profile", "output_format", "exif", "trigger_word", "preset", "quality"];
   const numbers = ["width", "height", "sample_steps", "guidance_scale", "seed"];
+  const large = picked(prompt, ["seed"], "bigint");
   if (typeof prompt.prompt !== "string") throw new Error(NO_RECORD);
   return {
     ...picked(request, texts, "string"),
@@ -112,7 +114,7 @@ function checkedRequest(record) {
     loras: (request.loras ?? [])
       .filter((lora) => typeof lora.path === "string")
       .map((lora) => ({ path: lora.path, ...picked(lora, ["network_multiplier"], "number") })),
-    prompts: [{ prompt: prompt.prompt, ...picked(prompt, ["neg", "size", "sampler"], "string"), ...picked(prompt, numbers, "number") }],
+    prompts: [{ prompt: prompt.prompt, ...picked(prompt, ["neg", "size", "sampler"], "string"), ...picked(prompt, numbers, "number"), ...large }],
   };
 }
 
@@ -135,5 +137,5 @@ function asFile(blob, name) {
 
 function inAscii(value) {
   const escaped = (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
-  return JSON.stringify(value).replace(/[\u0080-\uffff]/g, escaped);
+  return stringify(value).replace(/[\u0080-\uffff]/g, escaped);
 }

@@ -1,3 +1,5 @@
+import { stringify } from "./exact-json.js";
+
 /** An edit as code that makes it again. Pure. */
 
 const KEY = "EDITS_API_KEY";
@@ -16,7 +18,7 @@ const OPENAI_NAMES = { sample_steps: "num_inference_steps", neg: "negative_promp
 /** @param {Repeated} edit */
 export function asCurl({ base, request, needsKey }) {
   const key = needsKey ? ` \\\n  -H "authorization: Bearer $${KEY}"` : "";
-  const body = JSON.stringify(request, null, 1);
+  const body = stringify(request, 1);
   return `curl -s '${base.replaceAll("'", "%27")}v1/inference?wait=120' -H 'content-type: application/json'${key} -d @- <<'EOF'\n${body}\nEOF\n`;
 }
 
@@ -91,7 +93,7 @@ function literal(value) {
   if (value === null) return "None";
   if (typeof value === "boolean") return value ? "True" : "False";
   if (Array.isArray(value)) return `[${list(value)}]`;
-  if (typeof value !== "object") return JSON.stringify(value);
+  if (typeof value !== "object") return stringify(value);
   return `{${Object.entries(value).map(([name, inner]) => `${literal(name)}: ${literal(inner)}`).join(", ")}}`;
 }
 

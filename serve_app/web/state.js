@@ -1,3 +1,5 @@
+import { parse, stringify } from "./exact-json.js";
+
 /** What survives a reload of the tab, as JSON in its session storage. */
 
 const PREFIX = "edits.";
@@ -5,7 +7,7 @@ const PREFIX = "edits.";
 /** What was kept under `name`, `fallback` if there is nothing or it cannot be read. */
 export function recall(name, fallback) {
   try {
-    return JSON.parse(sessionStorage.getItem(PREFIX + name)) ?? fallback;
+    return parse(sessionStorage.getItem(PREFIX + name)) ?? fallback;
   } catch {
     return fallback;
   }
@@ -14,7 +16,7 @@ export function recall(name, fallback) {
 /** Keep `value` under `name`. Without room or permission it is not kept. */
 export function keep(name, value) {
   try {
-    sessionStorage.setItem(PREFIX + name, JSON.stringify(value));
+    sessionStorage.setItem(PREFIX + name, stringify(value));
   } catch {
     // The page works without it, up to the next reload.
   }

@@ -1,3 +1,5 @@
+import { wholeNumber } from "./exact-json.js";
+
 /** The fields of a new sweep as the body of a request. Pure. */
 
 /**
@@ -32,5 +34,5 @@ function numbersOf(text, name) {
   const parts = text.split(/[\s,;]+/).filter(Boolean);
   const wrong = parts.find((part) => !Number.isFinite(Number(part)));
   if (wrong) throw new Error(`${name}: ${wrong} is not a number. Separate the numbers by commas.`);
-  return [...new Set(parts.map(Number))];
+  return [...new Set(parts.map((part) => (/^\d+$/.test(part) ? wholeNumber(part) : Number(part))))];
 }

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
+from serve_app.schemas.requests import MAX_SEED
 from tests.browser.editing import choose_image, choose_lora, drop_image, fill_in, image_bytes, make_the_edit
 from tests.browser.visit import Visit, serious_findings
 from tests.unit.conftest import SHARES_AN_APPLICATION
@@ -172,3 +173,35 @@ def test_an_upload_that_the_service_has_lost_is_sent_again(served: Served, visit
     make_the_edit(page)
     expect(page.locator("compare-images")).to_be_visible()
     assert served.application.editors.tasks[0].plan.control_images == (upload,)
+
+
+def test_a_seed_of_nineteen_digits_keeps_them(served: Served, visit: Visit, page: Page) -> None:
+    fill_in(page)
+    seed = page.get_by_label("Seed", exact=True)
+    seed.fill(str(MAX_SEED - 6))
+    seed.blur()
+    expect(page.locator(".plan")).to_contain_text(f"seed {MAX_SEED - 6}")
+    page = visit.open()
+    seed = page.get_by_label("Seed", exact=True)
+    expect(seed).to_have_value(str(MAX_SEED - 6))
+    make_the_edit(page)
+    expect(page.locator(".stage-foot")).to_contain_text(f"seed {MAX_SEED - 6}")
+    seed.fill(f"{MAX_SEED}0")
+    seed.blur()
+    expect(seed).to_have_value(str(MAX_SEED))
+    page.get_by_role("link", name="Settings and code").click()
+    expect(page.locator("copy-code")).to_contain_text(f"seed={MAX_SEED - 6}")
+    page.locator("copy-code").get_by_text("curl", exact=True).click()
+    expect(page.locator("copy-code")).to_contain_text(f'"seed": {MAX_SEED - 6}')
+    page.get_by_role("button", name="Use these settings").click()
+    expect(seed).to_have_value(str(MAX_SEED - 6))
+    assert [task.plan.seed for task in served.application.editors.tasks] == [MAX_SEED - 6]
+    axes = page.evaluate(
+        """async (seeds) => {
+          const { sweepOf } = await import("./web/sweep-fields.js");
+          const { stringify } = await import("./web/exact-json.js");
+          return stringify(sweepOf({}, { loras: "", multipliers: "", prompts: "", seeds }).axes);
+        }""",
+        f"{MAX_SEED}, -1, 7",
+    )
+    assert json.loads(axes) == {"seeds": [MAX_SEED, -1, 7]}

@@ -1,5 +1,6 @@
 import { noChange } from "../vendor/lit-html/lit-html.js";
 import { live } from "../vendor/lit-html/directives/live.js";
+import { wholeNumber } from "../exact-json.js";
 
 /** What a number field shows: `value`, or what the user is typing there. */
 export function shown(id, value) {
@@ -10,6 +11,13 @@ export function shown(id, value) {
 export function numberOf(field) {
   const value = field.valueAsNumber;
   if (Number.isNaN(value)) return null;
-  const most = field.max === "" ? Number.MAX_SAFE_INTEGER : Number(field.max);
-  return Math.min(most, Math.max(Number(field.min), value));
+  return Math.min(Number(field.max), Math.max(Number(field.min), value));
+}
+
+/** The whole number in a field that may be larger than a Number holds exactly, as `numberOf`. */
+export function wholeNumberOf(field) {
+  const number = numberOf(field);
+  if (number === null || Number.isSafeInteger(number)) return number;
+  const [value, most] = [/^\d+$/.test(field.value) ? field.value : field.max, field.max].map(wholeNumber);
+  return value < most ? value : most;
 }

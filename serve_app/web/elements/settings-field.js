@@ -6,8 +6,10 @@ import { DICE, LOCKED, OPEN } from "../icons.js";
 import { PLANNED, plan, plans } from "../plan.js";
 import { lossText, qualitiesOf, tierOf } from "../quality.js";
 import { Element, define } from "./element.js";
-import { numberOf, shown } from "./number-input.js";
+import { numberOf, shown, wholeNumberOf } from "./number-input.js";
 
+// The largest seed that the service takes, and the number of those that the page rolls.
+const MAX_SEED = "9223372036854775807";
 const MAX_RANDOM_SEED = 2 ** 31;
 
 /** Size, steps, guidance, seed and the settings that few need. An empty field means the service's own value. */
@@ -130,13 +132,13 @@ class SettingsField extends Element {
   }
 
   #seed(effective) {
-    const set = (event) => change({ seed: numberOf(event.target), drawsSeed: false });
+    const set = (event) => change({ seed: wholeNumberOf(event.target), drawsSeed: false });
     const roll = () => change({ seed: Math.floor(Math.random() * MAX_RANDOM_SEED), drawsSeed: false });
     const toggle = () => change({ drawsSeed: !draft.drawsSeed });
     return html`<div>
       <label for="seed">Seed</label>
       <div class="with-buttons">
-        <input id="seed" type="number" min="0" step="1" ?disabled=${draft.drawsSeed} @change=${set}
+        <input id="seed" type="number" min="0" max=${MAX_SEED} step="1" ?disabled=${draft.drawsSeed} @change=${set}
           placeholder=${draft.drawsSeed ? "another one for each edit" : (effective?.seed ?? "")}
           @blur=${() => this.update()} .value=${draft.drawsSeed ? live("") : shown("seed", draft.seed)} />
         <button type="button" class="icon" aria-label="Another seed" title="Another seed" @click=${roll}>${DICE}</button>
