@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import httpx2
 from playwright.sync_api import Page, expect
 
 from serve_app.schemas.requests import MAX_SEED
 from tests.browser.editing import choose_image, choose_lora, drop_image, fill_in, image_bytes, make_the_edit
+from tests.browser.finished import body_of, finished_edit
 from tests.browser.visit import Visit, serious_findings
 from tests.unit.conftest import SHARES_AN_APPLICATION
 from tests.unit.serving import Served
@@ -205,3 +207,32 @@ def test_a_seed_of_nineteen_digits_keeps_them(served: Served, visit: Visit, page
         f"{MAX_SEED}, -1, 7",
     )
     assert json.loads(axes) == {"seeds": [MAX_SEED, -1, 7]}
+
+
+def test_a_dropped_png_of_the_service_offers_its_settings(served: Served, page: Page) -> None:
+    control = image_bytes(120, 80)
+    result = finished_edit(served.url, body_of(control, prompt="as a poster", seed=7) | {"output_format": "png"})
+    made = httpx2.get(result["outputs"]["images"][0]["url"]).content
+    offer, prompt = page.get_by_role("button", name="Use these settings"), page.get_by_label("Prompt", exact=True)
+    prompt.fill("mine")
+    drop_image(page)
+    expect(page.get_by_text("96x64", exact=True)).to_be_visible()
+    expect(offer).to_have_count(0)
+    drop_image(page, made)
+    expect(page.get_by_text("dropped.png carries the settings of the edit that made it.")).to_be_visible()
+    assert serious_findings(page) == []
+    page.get_by_role("button", name="Only the image").click()
+    expect(offer).to_have_count(0)
+    expect(prompt).to_have_value("mine")
+    # Another image takes the offer away.
+    drop_image(page, made)
+    expect(offer).to_be_visible()
+    page.get_by_role("button", name="Remove image").click()
+    expect(offer).to_have_count(0)
+    choose_image(page, "made.png", made)
+    offer.click()
+    expect(prompt).to_have_value("as a poster")
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("7")
+    # The image is the one that the edit was made from.
+    expect(page.get_by_text("120x80", exact=True)).to_be_visible()
+    expect(offer).to_have_count(0)

@@ -3,10 +3,12 @@ import { live } from "../vendor/lit-html/directives/live.js";
 import { announce } from "../announce.js";
 import { LOADED, catalog, currentModel, loadCatalog, loads } from "../catalog.js";
 import { CHANGED, QUICK, change, changes, draft } from "../draft.js";
-import { addImages, restoreImages, uploaded, withImages } from "../inputs.js";
+import { OFFERED, giveImages, given, offer, offers } from "../given.js";
+import { restoreImages, uploaded, withImages } from "../inputs.js";
 import * as jobs from "../jobs.js";
 import { currentRequest, startPlanning } from "../plan.js";
 import { tierOf } from "../quality.js";
+import { useFile } from "../repeat.js";
 import { missingIn, usedImages } from "../request.js";
 import { useSample } from "../sample.js";
 import { keep, recall } from "../state.js";
@@ -47,6 +49,7 @@ class EditView extends Element {
     this.listen(changes, CHANGED, () => this.#changed());
     this.listen(loads, LOADED, () => this.update());
     this.listen(jobs.changes, jobs.CHANGED, () => this.update());
+    this.listen(offers, OFFERED, () => this.update());
     this.listen(document, "paste", this.#paste);
     this.listen(this, "try-sample", () => this.#trySample());
     // Choosing the selected one again goes back to the draft's image.
@@ -67,6 +70,7 @@ class EditView extends Element {
             <h1 class="visually-hidden">Edit an image</h1>
             <model-field></model-field>
             <image-field></image-field>
+            ${given.withRecord ? this.#offered(given.withRecord) : nothing}
             <div>
               <label for="prompt">Prompt</label>
               <textarea id="prompt" rows="3" placeholder="What is to change, for example: make it night"
@@ -92,6 +96,29 @@ class EditView extends Element {
         </section>
       </div>
     `;
+  }
+
+  /** A PNG that this service has made is an image like others, and carries the settings of its edit. */
+  #offered(file) {
+    return html`<div class="card offer" role="status">
+      <p>${file.name} carries the settings of the edit that made it.</p>
+      <div class="choices">
+        <button type="button" @click=${() => this.#restore(file)}>Use these settings</button>
+        <button type="button" class="text" @click=${() => offer(null)}>Only the image</button>
+      </div>
+    </div>`;
+  }
+
+  async #restore(file) {
+    offer(null);
+    try {
+      const missing = await useFile(file);
+      announce(missing || "The settings are restored.");
+      this.#problem = missing ? new Error(missing) : null;
+    } catch (error) {
+      this.#problem = error;
+    }
+    this.update();
   }
 
   #quickField() {
@@ -120,6 +147,7 @@ class EditView extends Element {
     const keys = draft.images.map((image) => image.key).join();
     // A new image is shown, and no longer the result of another one.
     if (keys !== this.#imageKeys && draft.images.length) this.#select(null);
+    if (given.withRecord && !draft.images.some((image) => image.file === given.withRecord)) offer(null);
     this.#imageKeys = keys;
     this.update();
   }
@@ -179,7 +207,7 @@ class EditView extends Element {
       this.#problem = new Error("This is not an image. Give a JPEG, PNG or WebP file.");
       return this.update();
     }
-    addImages(images, currentModel()?.max_control_images ?? 1);
+    giveImages(images, currentModel()?.max_control_images ?? 1);
   }
 
   #paste = (event) => {

@@ -3,7 +3,8 @@ import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { LOADED, currentModel, loads } from "../catalog.js";
 import { CHANGED, changes, draft } from "../draft.js";
 import { CLOSE, DOWN, PLUS, UP } from "../icons.js";
-import { addImages, moveImage, removeImage, tryAgain } from "../inputs.js";
+import { giveImages } from "../given.js";
+import { moveImage, removeImage, tryAgain } from "../inputs.js";
 import { Element, define } from "./element.js";
 
 /** The draft's images as a row: each can be moved and removed. */
@@ -62,7 +63,7 @@ class ImageField extends Element {
 /** A file field inside of its label. */
 export function chooser(most, capture = nothing) {
   const choose = (event) => {
-    addImages([...event.target.files], most);
+    giveImages([...event.target.files], most);
     event.target.value = ""; // the same file may be chosen again
   };
   return html`<input class="visually-hidden" type="file" accept="image/*" capture=${capture} ?multiple=${most > 1} @change=${choose} />`;
