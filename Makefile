@@ -41,7 +41,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt clients/python/pyproject.toml
 # Programs that tests run. Their versions have nothing to do with those of the service.
 $(VENV)/generators/.installed: tests/generators/requirements.txt | $(VENV)/.installed
 	$(BIN)/python -m venv $(VENV)/generators
-	$(VENV)/generators/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	$(VENV)/generators/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --requirement $<
 	@touch $@
 
 # Without npm, the tests that need these packages are skipped; with CI=true they fail.
@@ -73,8 +73,8 @@ types: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file clients/python/pyproject.toml
 
-check: $(VENV)/.installed
-	$(MAKE) --jobs 2 types lint docs
+check:
+	$(MAKE) --jobs 2 types lint docs generators $(NPM_PACKAGES)
 	$(MAKE) test
 
 drill: $(VENV)/.installed

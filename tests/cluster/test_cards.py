@@ -5,7 +5,6 @@ import re
 import pytest
 import yaml
 
-from serve_app.engine.placement import HOST_BYTES
 from tests.cluster.manifests import OVERLAYS, build, only
 from tests.cluster.rayservice import size
 from tests.cluster.serve_configs import SHIPPED, shipped
@@ -29,6 +28,9 @@ def test_config_of_a_card_streams_within_its_memory(place: str) -> None:
 
 @pytest.mark.parametrize("overlay", [path for path in OVERLAYS if path.name.startswith("card-")], ids=lambda p: p.name)
 def test_pod_of_a_card_has_the_host_memory_that_streaming_needs(overlay) -> None:
+    # It imports torch, which no other test of these folders needs.
+    from serve_app.engine.placement import HOST_BYTES
+
     service = only(build(overlay), "RayService")["spec"]
     [model] = yaml.safe_load(service["serveConfigV2"])["applications"][0]["args"]["models"]
     pod = service["rayClusterConfig"]["workerGroupSpecs"][1]["template"]["spec"]

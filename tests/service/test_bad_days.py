@@ -1,9 +1,10 @@
-"""What survives when processes die: editors, ingresses, the whole service. With timed stand-in engines.
+"""Steps and their previews as clients see them, and what survives when processes die. With timed stand-in engines.
 
 On PostgreSQL; the other tests of this folder run on SQLite.
 """
 
 import asyncio
+import base64
 import json
 import os
 import signal
@@ -19,6 +20,13 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.replicas.edit_progress import ALIVE_S
 from serve_app.replicas.editor_client import EditorHandles
 from serve_app.tasks import EditDone, EditTask, Heartbeat, Stage, StepDone
+from tests.service.previews import (
+    WATCHED_EDIT,
+    WATCHED_STEPS,
+    assert_leaves_nothing,
+    assert_shows_step,
+    events,
+)
 from tests.service.standin import STEP_S, NotingEngine, as_checkpoint
 
 STEPS = 20
@@ -112,6 +120,40 @@ def test_watcher_sees_a_step_within_a_second(timed, notes, body):
     assert len(delays) > 4
     assert statistics.median(delays) < 1
     assert told[-1][1]["status"] == "succeeded"
+
+
+def test_watched_request_has_previews_on_every_ingress_and_leaves_none(timed, body):
+    request_id = timed.submit(body(**WATCHED_EDIT))
+    previews, got = [], []
+    for name, data in events(timed, request_id):
+        if name == "preview":
+            previews.append(data)
+            answer = timed.client.get(f"/v1/requests/{request_id}/images/0/preview")
+            # Whichever ingress answers. The edit may be over by then.
+            if answer.status_code == 200:
+                got.append(answer)
+    assert name == "succeeded"
+    steps = [data["step"] for data in previews]
+    assert len(steps) >= 2
+    assert steps == sorted(set(steps))
+    for data in previews:
+        assert data["image"] == 0
+        assert_shows_step(base64.b64decode(data["jpeg_base64"]), data["step"])
+    assert got
+    for answer in got:
+        assert answer.headers["x-steps"] == str(WATCHED_STEPS)
+        assert_shows_step(answer.content, int(answer.headers["x-step"]))
+    after = timed.client.get(f"/v1/requests/{request_id}/images/0/preview")
+    assert (after.status_code, after.json()["detail"]["error"]["code"]) == (404, "PREVIEW_NOT_READY")
+    assert_leaves_nothing(timed, request_id)
+
+
+def test_unwatched_request_has_no_previews(timed, body):
+    request_id = timed.submit(body(**WATCHED_EDIT))
+    names = {name for name, _ in events(timed, request_id, previews=False)}
+    assert {"step", "succeeded"} <= names
+    assert "preview" not in names
+    assert_leaves_nothing(timed, request_id)
 
 
 def test_cancelled_edit_stops_at_its_next_step_and_the_next_one_starts(timed, notes, body):

@@ -7,7 +7,6 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app.app import build_application
 from serve_app.config import AppConfig
-from serve_app.replicas.http_host import http_host
 from tests.conftest import ROOT
 from tests.service.conftest import declare
 
@@ -17,16 +16,6 @@ def test_unknown_key_fails_the_deploy_and_is_named(cluster):
     status = declare(application | {"args": {"lora_rot": "x"}})
     assert status.status == "DEPLOY_FAILED"
     assert "lora_rot" in status.message
-    serve.delete("declared")
-
-
-def test_history_without_keys_is_accepted_where_serve_listens_on_loopback(cluster):
-    assert http_host() == "127.0.0.1"
-    application = {"name": "declared", "route_prefix": "/declared", "import_path": "serve_app.app:build"}
-    # The unknown model is what the builder checks next.
-    args = {"history_without_keys": True, "config_folder": str(ROOT), "models": [{"id": "flux"}]}
-    status = declare(application | {"args": args})
-    assert "there is no model 'flux'" in status.message
     serve.delete("declared")
 
 

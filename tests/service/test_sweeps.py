@@ -78,14 +78,16 @@ def test_prompts_and_the_control_image_are_encoded_once(results):
 
 
 def test_each_cell_has_the_pixels_of_the_same_request_outside_of_a_sweep(family, swept, checkpoints):
-    """Each checkpoint and multiplier in one request, with an image for each prompt and seed."""
+    """Each checkpoint and multiplier in one request, with an image for each prompt and for each seed."""
     by_place = {tuple(cell["place"].values()): cell for cell in swept["grid"]}
     for checkpoint, multiplier in product(range(len(STEPS)), range(len(MULTIPLIERS))):
         lora = {"path": checkpoints[checkpoint], "network_multiplier": MULTIPLIERS[multiplier]}
-        prompts = [prompt | {"seed": seed} for prompt in map(prompt_of, PROMPTS) for seed in SEEDS]
+        # Each prompt with the one seed here, and with the other one for the next multiplier.
+        places = [(prompt, (prompt + multiplier) % len(SEEDS)) for prompt in range(len(PROMPTS))]
+        prompts = [prompt_of(PROMPTS[prompt]) | {"seed": SEEDS[seed]} for prompt, seed in places]
         body = {"model": "qwen_image_edit", "prompts": prompts, "loras": [lora], "output_format": "png"}
         images = family.result(family.submit(body))["outputs"]["images"]
-        for image, (prompt, seed) in zip(images, product(range(len(PROMPTS)), range(len(SEEDS))), strict=True):
+        for image, (prompt, seed) in zip(images, places, strict=True):
             cell = by_place[checkpoint, multiplier, prompt, seed, 0, 0, 0]
             ours, theirs = (pixels(family.client.get(each["url"]).content) for each in (cell, image))
             assert np.array_equal(ours, theirs)

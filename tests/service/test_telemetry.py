@@ -20,6 +20,7 @@ from ray import serve
 
 from serve_app.config import MINIATURE_RANDOM, AppConfig
 from serve_app.replicas.editor import load_engine
+from serve_app.replicas.http_host import http_host
 from serve_app.telemetry.metrics import EDITOR_LOOPS, INGRESS_LOOPS, METRICS, Kind
 from tests.cluster.test_monitoring import RAYS
 from tests.conftest import LORAS, THREADS
@@ -31,6 +32,8 @@ LORA = {"path": "my_lora_job/my_lora.safetensors"}
 # The client's own trace, of which the POST becomes a part.
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+# Ray tells something new every four seconds, and writing and reading all of it takes a tenth of a second.
+POLL_S = 1.0
 Samples = dict[str, list[Sample]]
 STAGES = {"apply_adapters", "encode_prompt", "encode_control", "denoise", "decode"}
 
@@ -75,6 +78,7 @@ class _Posts(BaseHTTPRequestHandler):
 class Told:
     """What was done: a request of two images, one more when it had ended, and one that was refused."""
 
+    service: Deployed
     receiver: Receiver
     request_id: str
 
@@ -90,6 +94,7 @@ def told(cluster: int, tmp_path_factory: pytest.TempPathFactory, make_body: Any)
         "models": [{"checkpoint": MINIATURE_RANDOM, "threads": THREADS, "device": "cpu"}],
         "jobs": {"database_url": f"sqlite+aiosqlite:///{folder}/jobs.sqlite3"},
         "webhooks": {"secret": "${WEBHOOK_SECRET}", "allow_private_addresses": True},
+        "history_without_keys": True,
     }
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
     variables["WEBHOOK_SECRET"] = SECRET
@@ -107,9 +112,9 @@ def told(cluster: int, tmp_path_factory: pytest.TempPathFactory, make_body: Any)
     service = Deployed(NAME, client, folder, AppConfig.model_validate(args | {"webhooks": {}}), load_engine)
     service.wait_until_ready()
     # Ray loses what is counted before it has begun to export a process' metrics, which on a busy machine takes seconds.
-    eventually(lambda: len(told_by("edits_editors")) == 2 and len(told_by("edits_adapter_cache_bytes")) == 1, 60)
+    eventually(lambda: told_by(samples()) == (2, 1), 60)
     try:
-        yield Told(receiver, _work(service, receiver.url, make_body))
+        yield Told(service, receiver, _work(service, receiver.url, make_body))
     finally:
         serve.delete(NAME)
         client.close()
@@ -139,15 +144,17 @@ def samples() -> Samples:
     return found
 
 
-def told_by(name: str) -> set[str]:
-    return {sample.labels["WorkerId"] for sample in samples()[f"ray_{name}"]}
+def told_by(found: Samples) -> tuple[int, ...]:
+    """How many ingresses and how many editors have told anything."""
+    names = ("ray_edits_editors", "ray_edits_adapter_cache_bytes")
+    return tuple(len({sample.labels["WorkerId"] for sample in found[name]}) for name in names)
 
 
 def eventually(is_so: Any, seconds: float = 30) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := is_so()):
         assert time.monotonic() < deadline
-        time.sleep(0.2)
+        time.sleep(POLL_S)
     return found
 
 
@@ -155,7 +162,7 @@ def told_once(is_so: Callable[[Samples], bool]) -> Samples:
     """What is told once it is so, or half a minute later: Ray takes a second or two to tell what was counted."""
     deadline = time.monotonic() + 30
     while not is_so(found := samples()) and time.monotonic() < deadline:
-        time.sleep(0.2)
+        time.sleep(POLL_S)
     return found
 
 
@@ -167,6 +174,13 @@ def total(found: Samples, name: str, **tags: str) -> float:
 def having(found: Samples, name: str, **tags: str) -> list[Sample]:
     """A metric's samples that have these tags."""
     return [sample for sample in found[f"ray_{name}"] if tags.items() <= sample.labels.items()]
+
+
+def test_history_without_keys_is_shown_where_serve_listens_on_loopback(told: Told) -> None:
+    """Elsewhere, the application's builder refuses it."""
+    assert http_host() == "127.0.0.1"
+    shown = told.service.client.get("/v1/requests").json()["requests"]
+    assert told.request_id in [request["request_id"] for request in shown]
 
 
 MODEL = {"model": "qwen_image_edit"}

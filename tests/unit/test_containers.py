@@ -33,22 +33,23 @@ from tests.unit.heavy_images import (
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"),
+    ("make", "reason"),
     [
-        (jpeg_of_scans(20_000, (2000, 2000)), f"more than {MAX_SCANS} scans"),
-        (jpeg_of_segments(MAX_SEGMENTS), f"more than {MAX_SEGMENTS} segments"),
-        (gif_of_frames(100_000), f"more than {MAX_FRAMES} frames"),
-        (tiff_of_directories(40_000), f"more than {MAX_DIRECTORIES} directories"),
-        (jpeg_with(b"\xff\xd0" * (MAX_RESTARTS + 1)), f"more than {MAX_RESTARTS} restarts"),
-        (gif_of_sub_blocks(MAX_SUB_BLOCKS), f"more than {MAX_SUB_BLOCKS} sub-blocks"),
-        (png_of_chunks(100_000), f"more than {MAX_CHUNKS} chunks"),
-        (png_of_chunks(1, b"acTL", struct.pack(">II", MAX_FRAMES, 0)), "10001 frames"),
-        (png_of_text(100, 900_000), "broken"),
-        (png_of_profile(100_000_000), "broken"),
+        (lambda: jpeg_of_scans(20_000, (2000, 2000)), f"more than {MAX_SCANS} scans"),
+        (lambda: jpeg_of_segments(MAX_SEGMENTS), f"more than {MAX_SEGMENTS} segments"),
+        (lambda: gif_of_frames(100_000), f"more than {MAX_FRAMES} frames"),
+        (lambda: tiff_of_directories(40_000), f"more than {MAX_DIRECTORIES} directories"),
+        (lambda: jpeg_with(b"\xff\xd0" * (MAX_RESTARTS + 1)), f"more than {MAX_RESTARTS} restarts"),
+        (lambda: gif_of_sub_blocks(MAX_SUB_BLOCKS), f"more than {MAX_SUB_BLOCKS} sub-blocks"),
+        (lambda: png_of_chunks(100_000), f"more than {MAX_CHUNKS} chunks"),
+        (lambda: png_of_chunks(1, b"acTL", struct.pack(">II", MAX_FRAMES, 0)), "10001 frames"),
+        (lambda: png_of_text(100, 900_000), "broken"),
+        (lambda: png_of_profile(100_000_000), "broken"),
     ],
     ids=["scans", "segments", "gif", "directories", "restarts", "blocks", "chunks", "apng", "texts", "profile"],
 )
-def test_heavy_file_is_refused_at_once(data, reason):
+def test_heavy_file_is_refused_at_once(make, reason):
+    data = make()
     started = time.process_time()
     with pytest.raises(ControlImageInvalid, match=reason):
         decode(data, "ignore")
@@ -68,19 +69,19 @@ def big_tiff() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "conversions"),
+    ("make", "conversions"),
     [
-        (jpeg_of_scans(20, (60, 40)), ()),
-        (jpeg_of_segments(1_000), ()),
-        (gif_of_frames(5_000), ("first of 5000 frames", "palette to RGB")),
-        (tiff_of_directories(900), ("first of 900 frames",)),
-        (big_tiff(), ()),
-        (png_of_chunks(10_000), ()),
+        (lambda: jpeg_of_scans(20, (60, 40)), ()),
+        (lambda: jpeg_of_segments(1_000), ()),
+        (lambda: gif_of_frames(5_000), ("first of 5000 frames", "palette to RGB")),
+        (lambda: tiff_of_directories(900), ("first of 900 frames",)),
+        (big_tiff, ()),
+        (lambda: png_of_chunks(10_000), ()),
     ],
     ids=["scans", "segments", "gif", "directories", "bigtiff", "chunks"],
 )
-def test_file_of_many_parts_is_read(data, conversions):
-    assert decode(data, "ignore").facts.conversions == conversions
+def test_file_of_many_parts_is_read(make, conversions):
+    assert decode(make(), "ignore").facts.conversions == conversions
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "TIFF"])

@@ -9,6 +9,7 @@ import time
 from asyncio.subprocess import PIPE
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 
 import PIL.Image
 import psutil
@@ -22,8 +23,12 @@ from serve_app.images.decoder_pool import PROCESSES, Decoders
 from tests.unit.heavy_images import jpeg_of_scans, png_of_pixels, saved
 
 SMALL = saved(PIL.Image.new("RGB", (60, 40), "red"), "PNG")
-# About a second of a CPU.
-HEAVY = jpeg_of_scans(30, (7000, 5700))
+
+
+@cache
+def heavy() -> bytes:
+    """About a second of a CPU."""
+    return jpeg_of_scans(30, (7000, 5700))
 
 
 @pytest.fixture
@@ -105,18 +110,19 @@ async def test_file_that_takes_too_long_is_stopped_and_the_next_is_decoded(make_
     decoders = make_decoders(decode_timeout_s=0.3)
     await decoders.facts(SMALL, "ignore", "")
     [before] = workers()
-    assert await refusal(decoders, HEAVY) == "decoding it takes longer than 0.3 s"
+    assert await refusal(decoders, heavy()) == "decoding it takes longer than 0.3 s"
     assert not before.is_running()
     assert (await decoders.facts(SMALL, "ignore", "")).size == (60, 40)
 
 
 async def test_each_file_has_its_own_time_limit(make_decoders, monkeypatch):
     monkeypatch.setattr(decoder_pool, "WALL_FACTOR", 1000)
+    file = heavy()
     started = time.process_time()
-    expected = decode(HEAVY, "ignore").facts
+    expected = decode(file, "ignore").facts
     decoders = make_decoders(decode_timeout_s=1.7 * (time.process_time() - started))
     for _ in range(4):
-        assert await decoders.facts(HEAVY, "ignore", "") == expected
+        assert await decoders.facts(file, "ignore", "") == expected
 
 
 async def test_file_that_needs_too_much_memory_is_refused(make_decoders, monkeypatch):
@@ -132,7 +138,7 @@ async def begin(decoders: Decoders) -> "tuple[asyncio.Task[object], psutil.Proce
     await decoders.facts(SMALL, "ignore", "")
     [process] = workers()
     before = sum(process.cpu_times())
-    work = asyncio.create_task(decoders.facts(HEAVY, "ignore", ""))
+    work = asyncio.create_task(decoders.facts(heavy(), "ignore", ""))
     while sum(process.cpu_times()) < before + 0.1:
         assert not work.done()
         await asyncio.sleep(0.01)
@@ -190,7 +196,7 @@ async def test_cancelled_file_releases_its_process_at_any_moment(make_decoders, 
 async def test_one_tenants_heavy_files_do_not_hold_up_another(make_decoders):
     decoders = make_decoders(PROCESSES - 1)
     await asyncio.gather(*(decoders.facts(SMALL, "ignore", tenant) for tenant in ("red", "red", "blue")))
-    attack = [asyncio.create_task(decoders.facts(HEAVY, "ignore", "red")) for _ in range(6)]
+    attack = [asyncio.create_task(decoders.facts(heavy(), "ignore", "red")) for _ in range(6)]
     await asyncio.sleep(0.2)
     small = asyncio.create_task(decoders.facts(SMALL, "ignore", "blue"))
     done, _ = await asyncio.wait([small, *attack], return_when=asyncio.FIRST_COMPLETED)
@@ -203,7 +209,7 @@ async def test_one_tenants_heavy_files_do_not_hold_up_another(make_decoders):
 async def test_busy_machine_is_not_the_files_fault(make_decoders, monkeypatch):
     monkeypatch.setattr(decoder_pool, "WALL_FACTOR", 0.02)
     with pytest.raises(Overloaded):
-        await make_decoders().facts(HEAVY, "ignore", "")
+        await make_decoders().facts(heavy(), "ignore", "")
 
 
 async def test_process_that_cannot_start_is_not_the_files_fault(make_decoders, monkeypatch):
