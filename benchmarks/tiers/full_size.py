@@ -1,4 +1,4 @@
-"""Seconds of candidates at the published size beside exact, each with the forwards and blocks of its slowest case."""
+"""Seconds of candidates and of exact at the published size, each with the forwards and blocks of its slowest case."""
 
 import argparse
 import json

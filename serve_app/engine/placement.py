@@ -12,8 +12,8 @@ from serve_app.pipeline.device import free_memory
 
 # The device's memory that an edit at 2048x2048 needs in addition to resident weights, at the published size (bytes).
 EDIT_BYTES = 6 * 2**30
-# What an edit at 1024x1024 needs with streamed weights: decoding takes the most. And what an editor needs of the host
-# besides the weights.
+# What an edit at 1024x1024 needs with streamed weights: decoding takes the most. Then the host memory that an editor
+# needs in addition to the weights.
 STREAMED_EDIT_BYTES, HOST_BYTES = 13 * 2**29, 4 * 2**30
 
 logger = logging.getLogger(__name__)

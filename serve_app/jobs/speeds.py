@@ -18,7 +18,7 @@ NEWEST = 0.2
 
 
 async def measure(database: Database, connection: AsyncConnection, claim: Claim, done: EditDone) -> None:
-    """Learn from a finished edit the speed of its editors, and how long they work besides the steps."""
+    """Learn from a finished edit the speed of its editors, and how long they work outside the steps."""
     seconds = done.timings.get("generate", 0.0)
     if seconds <= 0.0 or claim.work <= 0.0:
         return

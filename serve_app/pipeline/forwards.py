@@ -14,7 +14,7 @@ Shapes = list[tuple[int, int, int]]
 
 @dataclass
 class Forward:
-    """A forward between two blocks: the states of images and text, and what every block gets besides."""
+    """A forward between two blocks: the states of images and text, and the other inputs of every block."""
 
     images: Tensor
     text: Tensor

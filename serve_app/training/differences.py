@@ -12,7 +12,7 @@ FactCode = Literal[
     "JPEG", "WEBP", "QUANTIZED_BASE", "TILED_VAE", "EMA", "CONTROL_IMAGE_TWICE", "DTYPE", "LORA_ROUNDING"
 ]
 
-# In which a LoRA beside the weights and one within them differ by the last bits alone.
+# In this dtype, a LoRA that is applied next to the weights differs from a merged one in the last bits only.
 EXACT_DTYPE = "float32"
 
 
@@ -65,7 +65,7 @@ def facts_of_edit(job: TrainingJob, dtype: str, *, merges_lora: bool) -> Iterato
     if merges_lora and dtype != EXACT_DTYPE:
         yield Fact(
             "LORA_ROUNDING",
-            f"the trainer applies the LoRA beside the weights and this service within them, which {dtype} rounds "
+            f"the trainer applies the LoRA next to the weights and this service within them, which {dtype} rounds "
             "differently",
             True,
         )

@@ -403,7 +403,7 @@ def test_images_that_differ_have_figures(client, job):
     assert 25 < comparison["psnr_db"] < 35
     assert found["summary"].startswith("1 of 2 previews are equal in every pixel; the others are ")
     # What this service does otherwise than the trainer is a cause, too.
-    assert "The trainer applies the LoRA beside the weights" in found["summary"]
+    assert "The trainer applies the LoRA next to the weights" in found["summary"]
     assert "No setting" not in found["summary"]
 
 
