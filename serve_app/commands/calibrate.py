@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -81,16 +82,27 @@ class Made:
 
 
 def read_loras(texts: Sequence[str]) -> list[Lora]:
-    """The LoRAs of a command line: each a path as in requests, with `:STRENGTH` behind it unless that is 1."""
+    """The LoRAs of a command line: each a path as in requests, with `:STRENGTH` behind it unless that is 1.
+
+    Raises ConfigRefused.
+    """
     return [_lora(text) for text in texts]
 
 
 def _lora(text: str) -> Lora:
-    path, colon, strength = text.rpartition(":")
+    path, _, last = text.rpartition(":")
+    strength = _number(last) if path else None
     try:
-        return Lora(path=path, network_multiplier=float(strength)) if colon else Lora(path=text)
+        return Lora(path=text) if strength is None else Lora(path=path, network_multiplier=strength)
+    except ValidationError as error:
+        raise ConfigRefused(f"--lora {text}: {'; '.join(fault['msg'] for fault in error.errors())}") from error
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
     except ValueError:
-        return Lora(path=text)
+        return None
 
 
 def wanted_of(

@@ -128,9 +128,9 @@ def calibrate(
     from serve_app.commands.calibrate import read_loras, wanted_of
     from serve_app.commands.config_file import read_config_file
 
-    loras = read_loras(lora or ())
-    sets = [loras] if together else [[each] for each in loras]
     try:
+        loras = read_loras(lora or ())
+        sets = [loras] if together else [[each] for each in loras]
         read = read_config_file(config).config
         measure(read, wanted_of(read, model, tier or (), [[], *sets] if base else sets, prompts, training_job))
     except (ServiceError, RuntimeError) as error:

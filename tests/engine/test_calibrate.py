@@ -121,6 +121,7 @@ def explained(config: AppConfig, **fields: Any) -> dict[str, Any]:
     [
         (["--tier", "turbo"], "has no tier 'turbo'; it has balanced, fast"),
         (["--lora", "no.safetensors"], "no.safetensors"),
+        (["--lora", f"{LORA}:5"], f"--lora {LORA}:5: Input should be less than or equal to 2"),
         (["--training-job", "job"], "either a file of prompts"),
     ],
 )
