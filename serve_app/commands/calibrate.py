@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +47,9 @@ from serve_app.schemas.requests import Lora
 from serve_app.storage.artifact_keys import control_image
 from serve_app.tasks import EditPlan, Loss
 
-console = Console(soft_wrap=True, highlight=False, markup=False)
+# As wide as it has to be in a file: nothing is cut.
+WIDTH = None if sys.stdout.isatty() else 100_000
+console = Console(soft_wrap=True, highlight=False, markup=False, width=WIDTH)
 
 OPERATOR = Caller(is_operator=True)
 
@@ -264,10 +267,10 @@ def _pair(exact: Made, tier: Made) -> PairLoss:
 
 def _table() -> Table:
     table = Table(title="How far each tier is from exact: the worst image and the median")
-    table.add_column("tier")
-    table.add_column("LoRAs")
+    table.add_column("tier", overflow="fold")
+    table.add_column("LoRAs", overflow="fold")
     for name in ("images", "PSNR (dB)", "SSIM", "latents", "exact (s)", "tier (s)", "times"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     return table
 
 

@@ -79,7 +79,11 @@ def test_tiers_are_measured_and_stored_for_the_service(config_path):
     assert min(found.exact_s, found.tier_s) > 0
     assert by_key[("fast", (LORA,))].loss.on == f"2 prompts of prompts.yaml, with {LORA} at 0.5"
     assert by_key[("fast", ())].details["sizes"] == ["64x64"]
-    assert "How far each tier is from exact" in output
+    _, _, table = output.partition("How far each tier is from exact")
+    for each in stored:
+        # Nothing is cut.
+        for text in (each.key.tier, LORA, f"{each.loss.latents:.4f}", f"{each.loss.exact_s:.2f}"):
+            assert text in table
     # The service finds it by the LoRA, whatever its strength.
     said = explained(read_config_file(config_path).config, loras=[{"path": LORA}])
     assert said["loss"]["on"] == f"2 prompts of prompts.yaml, with {LORA} at 0.5"

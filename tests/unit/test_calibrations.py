@@ -192,7 +192,7 @@ def test_images_that_failed_are_named_in_the_problem(served):
         application.editors.errors.append(ValueError("broken"))
         run = measured(client, application, body(prompts=[PROMPT | {"ctrl_img": control_image()}], tiers=["balanced"]))
         listed = client.get("/v1/calibrations").json()["calibrations"]
-    assert "balanced, 1 prompts of the request, without LoRAs: the request" in run["problem"]
+    assert "balanced, 1 prompt of the request, without LoRAs: the request" in run["problem"]
     assert listed == []
 
 

@@ -63,7 +63,9 @@ def tier_adapter_id(plan: EditPlan) -> str | None:
 def measured_on(cases: Cases, adapters: Sequence[AdapterUse]) -> str:
     """What a loss was measured on, in words. Every tenant may read it: it names no training job."""
     names = " and ".join(f"{use.path} at {use.scale:g}" for use in adapters)
-    what = "prompts" if cases.training_job is None else "samples"
+    what = "prompt" if cases.training_job is None else "sample"
+    if len(cases.prompts) != 1:
+        what += "s"
     return f"{len(cases.prompts)} {what} of {cases.name}, {f'with {names}' if names else 'without LoRAs'}"
 
 
