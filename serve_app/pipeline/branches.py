@@ -15,6 +15,7 @@ from serve_app.pipeline.acceleration import configure_thread
 from serve_app.pipeline.device import current
 from serve_app.pipeline.forwards import Shapes, begin, end
 from serve_app.pipeline.fusion import modulate
+from serve_app.pipeline.recorded_launches import Launches
 from serve_app.pipeline.sequence_parallel import Exchange, Member, OtherDeviceFailed, Streams, Turns, split
 
 BRANCHES = ("positive", "negative")
@@ -84,6 +85,7 @@ class Branches:
         self._transformers = transformers
         self._devices = [transformer.device for transformer in transformers]
         self._streams = [Streams(device, self._devices) for device in self._devices]
+        self._launches = [Launches(device) for device in self._devices]
         self._launchers = [
             ThreadPoolExecutor(1, f"device-{index}", configure_thread, (threads,))
             for index in range(1, len(transformers))
@@ -129,7 +131,7 @@ class Branches:
             rows = (images[rank].computed, text[rank].computed)
             own_text = prompt[:, rows[1]].to(devices[rank], non_blocking=True)
             part = partial(compute_part, self._transformers[index], now.on(devices[rank], rows[0]), own_text)
-            compute_own = partial(part, rows, prompt.shape[1], exchange, rank)
+            compute_own = partial(part, rows, prompt.shape[1], self._launches[index], exchange, rank)
             pieces.append(Piece(index, compute_own, images[rank].own_of_computed, exchange))
         return pieces
 
@@ -174,17 +176,18 @@ def compute_part(
     prompt: Tensor,
     rows: tuple[slice, slice],
     text_tokens: int,
+    launches: Launches,
     exchange: Exchange,
     rank: int,
     turns: Turns,
     turn: int,
 ) -> Tensor:
     """The prediction for the tokens `rows` of images and text, in the thread of their device."""
-    with Member(turns, turn, exchange, rank).working(), current(prompt.device):
+    member = Member(turns, turn, exchange, rank)
+    with member.working(), current(prompt.device):
         modulate(transformer, step.times, step.index)
         part = begin(transformer, step.hidden, step.time, step.shapes, prompt, rows, text_tokens)
-        for block in transformer.transformer_blocks:
-            part.through(block)
+        launches.through(transformer, part, member)
         return end(transformer, part)
 
 

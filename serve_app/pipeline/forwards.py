@@ -55,8 +55,10 @@ def begin(
         # Control images are at time 0, whatever the step.
         timestep = torch.cat([timestep, timestep * 0], dim=0)
         target, *controls = (frames * height * width for frames, height, width in shapes)
-        of_tokens = ([0] * target + [1] * sum(controls))[rows[0]]
-        times_of_images = torch.tensor([of_tokens], device=timestep.device, dtype=torch.int)
+        # Made on the device: a copy from host memory would wait for all earlier work.
+        of_tokens = torch.ones(target + sum(controls), device=timestep.device, dtype=torch.int)
+        of_tokens[:target] = 0
+        times_of_images = of_tokens[rows[0]].clone().unsqueeze(0)
     text = transformer.txt_in(transformer.txt_norm(prompt))
     time = transformer.time_text_embed(timestep, images, None)
     turns = transformer.pos_embed([shapes], max_txt_seq_len=text_tokens or text.shape[1], device=images.device)

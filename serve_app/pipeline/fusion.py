@@ -49,14 +49,12 @@ class Modulation(nn.Sequential):
             # Tells the compiler the width, which it does not know of an attribute.
             torch._check(self.now.shape[-1] == self[1].out_features)
             return self.now
+        return self.compute(time)
+
+    def compute(self, time: Tensor) -> Tensor:
+        """The modulations of embedded times, (times, width): (times, 6 * width)."""
         made: Tensor = super().forward(time)  # type: ignore[no-untyped-call]
         return made
-
-    def set(self, index: int) -> None:
-        """Make the next forwards return the modulation of the step at `index`."""
-        made = self.of_steps
-        # Not a view of the tensor of all steps: compiled code would depend on their number.
-        self.now = None if made is None else made[index].detach()
 
 
 def everywhere(modulation: Modulation) -> AbstractContextManager[None]:
@@ -72,7 +70,8 @@ def modulate(
 ) -> None:
     """Make the next forwards use the modulations for `times[step]`; `times` (steps,) are all of an image, in [0, 1].
 
-    Every `STEPS_AT_ONCE` steps the modulations are computed from the current weights, as one product per linear.
+    Every `STEPS_AT_ONCE` steps the modulations are computed from the current weights, as one product per linear. Those
+    of a step are copied to the same place in each step of an image.
     Within `visiting(modulation)` its weights are on the device. Without fused blocks, this does nothing.
     """
     found = modulations(transformer)
@@ -86,11 +85,17 @@ def modulate(
             both = torch.stack([some, torch.zeros_like(some)], dim=1).flatten()
             images_time = transformer.time_text_embed(both, times)
         for modulation, time in zip(found, cycle((images_time, text_time)), strict=False):
-            modulation.now = None
             with visiting(modulation):
-                modulation.of_steps = modulation(time).view(len(some), -1, modulation[1].out_features)
+                modulation.of_steps = modulation.compute(time).unflatten(0, (len(some), -1))
+    now, of_step = [], []
     for modulation in found:
-        modulation.set(index)
+        assert modulation.of_steps is not None
+        of_step.append(modulation.of_steps[index])
+        if modulation.now is None:
+            modulation.now = torch.empty_like(of_step[-1])
+        now.append(modulation.now)
+    if found:
+        torch._foreach_copy_(now, of_step)
 
 
 def clear_modulations(transformer: QwenImageTransformer2DModel) -> None:

@@ -8,8 +8,9 @@ keeps the order of the keys, so that each row of the attention is computed as on
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
@@ -51,12 +52,22 @@ def split(tokens: int, count: int) -> list[Part]:
 
 
 class Streams:
-    """For one GPU the stream on which it receives, and for each other GPU the one on which that sends to it."""
+    """For one GPU the stream on which it receives, and for each other GPU the one on which that sends to it.
+
+    And the memory in which it receives.
+    """
 
     def __init__(self, device: torch.device, devices: Sequence[torch.device]) -> None:
         cuda = [other for other in devices if other.type == "cuda" and other != device]
         self.receiving = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         self.sending = {other: torch.cuda.Stream(other) for other in cuda}  # type: ignore[no-untyped-call]
+        self._received: Tensor | None = None
+
+    def room(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Memory for what the GPU receives: the same one as long as the shape is the same, since graphs refer to it."""
+        if self._received is None or self._received.shape != torch.Size(shape):
+            self._received = like.new_empty(shape)
+        return self._received
 
 
 @dataclass
@@ -143,7 +154,6 @@ class Exchange:
         # Two of each: a device may post the next block's before another one has fetched this block's.
         self._posted: list[list[Posted | None]] = [[None, None] for _ in devices]
         self._blocks = [0] * len(devices)
-        self._all: list[Tensor | None] = [None] * len(devices)
 
     def close(self) -> None:
         """Let whatever the devices do next wait for the last copies."""
@@ -169,10 +179,7 @@ class Exchange:
         posted = [mine[block % 2] for mine in self._posted]
         own = posted[rank]
         assert own is not None
-        everything = self._all[rank]
-        if everything is None:
-            everything = own.tensor.new_empty((1, self._tokens, *own.tensor.shape[2:]))
-            self._all[rank] = everything
+        everything = self._streams[rank].room((1, self._tokens, *own.tensor.shape[2:]), own.tensor)
         self._copy(everything, own.tensor, rank)
         for other, theirs in enumerate(posted):
             if other != rank:
@@ -223,7 +230,13 @@ def attended(query: Tensor, keys_and_values: Tensor, posted: Tensor, backend: At
     return made
 
 
-@dataclass(frozen=True)
+class Recorder(Protocol):
+    """Records the launches of a member, except for those of the exchange."""
+
+    def paused(self, posted: Tensor | None) -> AbstractContextManager[None]: ...
+
+
+@dataclass
 class Member:
     """The thread that computes for the device at `index`, alone or as the one at `rank` of an exchange."""
 
@@ -231,6 +244,7 @@ class Member:
     index: int
     exchange: Exchange | None = None
     rank: int = 0
+    _recorder: Recorder | None = field(default=None, init=False)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -242,21 +256,42 @@ class Member:
             finally:
                 _current.member = None
 
+    @contextmanager
+    def recorded_by(self, recorder: Recorder) -> Iterator[None]:
+        """Within, `recorder` is paused for everything that the member does with others."""
+        self._recorder = recorder
+        try:
+            yield
+        finally:
+            self._recorder = None
+
+    def post(self, keys_and_values: Tensor) -> None:
+        """Make the next block's keys and values of this device available to the others of its exchange."""
+        if self.exchange is not None:
+            with self._paused(keys_and_values):
+                self.exchange.post(self.rank, keys_and_values)
+
+    def gather(self) -> Tensor | None:
+        """Let the others launch, then get the keys and values of all devices; None without an exchange."""
+        with self._paused(None):
+            self.turns.pass_on(self.index)
+            return None if self.exchange is None else self.exchange.gather(self.rank)
+
+    def _paused(self, posted: Tensor | None) -> AbstractContextManager[None]:
+        return nullcontext() if self._recorder is None else self._recorder.paused(posted)
+
 
 def _post(keys_and_values: Tensor) -> Tensor:
     member: Member | None = getattr(_current, "member", None)
-    if member is not None and member.exchange is not None:
-        member.exchange.post(member.rank, keys_and_values)
+    if member is not None:
+        member.post(keys_and_values)
     return keys_and_values.new_empty(0)
 
 
 def _attend(query: Tensor, keys_and_values: Tensor, posted: Tensor, backend: str) -> Tensor:
     member: Member | None = getattr(_current, "member", None)
-    if member is not None:
-        member.turns.pass_on(member.index)
-        if member.exchange is not None:
-            keys_and_values = member.exchange.gather(member.rank)
-    key, value = keys_and_values.unbind(2)
+    gathered = None if member is None else member.gather()
+    key, value = (keys_and_values if gathered is None else gathered).unbind(2)
     return kernel(backend)(query, key, value).contiguous()
 
 

@@ -1,0 +1,128 @@
+"""One device's part of a shared forward, launched as CUDA graphs that an image records in its second step.
+
+Threads that share a branch need the interpreter's lock to launch, so for n devices launching takes n times as long, and
+longer than computing. A graph launches all kernels between two exchanges at once. The kernels and their order are the
+same, so the values are too.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+from diffusers import QwenImageTransformer2DModel
+from torch import Tensor
+
+from serve_app.pipeline.forwards import Forward
+from serve_app.pipeline.fusion import modulations
+from serve_app.pipeline.sequence_parallel import Member
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Kernels between two actions of the exchange. After it the device posts `posted`, or gathers if that is None."""
+
+    graph: torch.cuda.CUDAGraph
+    posted: Tensor | None
+
+
+class Launches:
+    """Sends one device's part through the transformer's blocks, in every step of every image.
+
+    The first step of an image launches each kernel, since it may compile kernels and choose algorithms. The second one
+    records, and computes segment by segment meanwhile. A recording holds for an image: the adapters of the next one may
+    lie elsewhere. Only fused blocks are recorded, whose modulations have a fixed place.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._segments: list[Segment] = []
+        self._inputs: tuple[Tensor, Tensor] | None = None
+        self._last: Forward | None = None
+        # What a recording holds for: a tensor that only the steps of one image share, and numbers of tokens.
+        self._image: Tensor | None = None
+        self._lengths: tuple[int, int] | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            with torch.cuda.device(device):
+                self._memory = torch.cuda.MemPool()
+
+    def through(self, transformer: QwenImageTransformer2DModel, part: Forward, member: Member) -> None:
+        """Replace the states of `part` by those after the last block, as the member of an exchange."""
+        found = modulations(transformer)
+        image = found[0].now if found and self._device.type == "cuda" else None
+        lengths = (part.images.shape[1], part.text.shape[1])
+        if image is None or image is not self._image or lengths != self._lengths:
+            self._forget()
+            self._image, self._lengths = image, lengths
+            for block in transformer.transformer_blocks:
+                part.through(block)
+        elif not self._segments:
+            self._record(transformer, part, member)
+        else:
+            self._repeat(part, member)
+
+    @contextmanager
+    def paused(self, posted: Tensor | None) -> Iterator[None]:
+        """Within, launches are not recorded. What was recorded before has been launched."""
+        self._finish(posted)
+        yield
+        self._start()
+
+    def _record(self, transformer: QwenImageTransformer2DModel, part: Forward, member: Member) -> None:
+        self._inputs = (part.images, part.text)
+        # Recording needs another stream than the default one.
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream), member.recorded_by(self):
+                self._start()
+                for block in transformer.transformer_blocks:
+                    part.through(block)
+                self._finish(None)
+        except BaseException:
+            self._abandon()
+            raise
+        current.wait_stream(self._stream)
+        self._last = part
+
+    def _repeat(self, part: Forward, member: Member) -> None:
+        assert self._inputs is not None
+        assert self._last is not None
+        images, text = self._inputs
+        images.copy_(part.images)
+        text.copy_(part.text)
+        for index, segment in enumerate(self._segments, start=1):
+            segment.graph.replay()
+            if segment.posted is not None:
+                member.post(segment.posted)
+            elif index < len(self._segments):
+                member.gather()
+        part.images, part.text = self._last.images, self._last.text
+
+    def _start(self) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        # Another thread may allocate and copy meanwhile, for the next edit.
+        pool = self._memory.id
+        self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # type: ignore[arg-type]
+
+    def _finish(self, posted: Tensor | None) -> None:
+        graph, self._graph = self._graph, None
+        assert graph is not None
+        graph.capture_end()
+        graph.replay()
+        self._segments.append(Segment(graph, posted))
+
+    def _abandon(self) -> None:
+        """After an error, end what is being recorded."""
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            # The error may have ended it already.
+            with suppress(RuntimeError):
+                graph.capture_end()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._segments.clear()
+        self._inputs = self._last = self._image = self._lengths = None
