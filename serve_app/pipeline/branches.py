@@ -85,7 +85,7 @@ class Branches:
         self._transformers = transformers
         self._devices = [transformer.device for transformer in transformers]
         self._streams = [Streams(device, self._devices) for device in self._devices]
-        self._launches = [Launches(device) for device in self._devices]
+        self._launches = [Launches(device) for device in self._devices if len(transformers) > 1]
         self._launchers = [
             ThreadPoolExecutor(1, f"device-{index}", configure_thread, (threads,))
             for index in range(1, len(transformers))

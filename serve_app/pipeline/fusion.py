@@ -16,7 +16,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from torch import Tensor, nn
 
-from serve_app.pipeline.sequence_parallel import attended, posted
+from serve_app.pipeline.sequence_parallel import attended
 
 # Steps whose modulations are computed at once: 142 MB per device at the published size, 212 MB with `zero_cond_t`.
 STEPS_AT_ONCE = 32
@@ -86,7 +86,8 @@ def modulate(
             images_time = transformer.time_text_embed(both, times)
         for modulation, time in zip(found, cycle((images_time, text_time)), strict=False):
             with visiting(modulation):
-                modulation.of_steps = modulation.compute(time).unflatten(0, (len(some), -1))
+                made = modulation.compute(time)
+                modulation.of_steps = made.view(len(some), -1, made.shape[-1])
     now, of_step = [], []
     for modulation in found:
         assert modulation.of_steps is not None
@@ -166,10 +167,7 @@ class JointAttention:
             return torch.cat([heads(attn.add_v_proj(text)), heads(attn.to_v(images))], dim=1)
 
         if self.shared:
-            # Keys and values first: the other devices fetch them while this one computes its queries.
-            keys_and_values = torch.stack([key(), value()], dim=2)
-            sent = posted(keys_and_values)
-            out = attended(query(), keys_and_values, sent, self._attention_backend)
+            out = attended(query(), torch.stack([key(), value()], dim=2), self._attention_backend)
         else:
             out = dispatch_attention_fn(query(), key(), value(), backend=self._attention_backend)
         text_out, images_out = out.flatten(2, 3).split([text.shape[1], images.shape[1]], dim=1)  # type: ignore[no-untyped-call]

@@ -7,7 +7,6 @@ same, so the values are too.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 import torch
 from diffusers import QwenImageTransformer2DModel
@@ -16,14 +15,6 @@ from torch import Tensor
 from serve_app.pipeline.forwards import Forward
 from serve_app.pipeline.fusion import modulations
 from serve_app.pipeline.sequence_parallel import Member
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Kernels between two actions of the exchange. After it the device posts `posted`, or gathers if that is None."""
-
-    graph: torch.cuda.CUDAGraph
-    posted: Tensor | None
 
 
 class Launches:
@@ -36,7 +27,8 @@ class Launches:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._segments: list[Segment] = []
+        # The kernels between two exchanges each.
+        self._graphs: list[torch.cuda.CUDAGraph] = []
         self._inputs: tuple[Tensor, Tensor] | None = None
         self._last: Forward | None = None
         # What a recording holds for: a tensor that only the steps of one image share, and numbers of tokens.
@@ -45,8 +37,11 @@ class Launches:
         self._graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            with torch.cuda.device(device):
-                self._memory = torch.cuda.MemPool()
+            self._memory = torch.cuda.graph_pool_handle()
+            # A graph that is never launched. Without one, torch would not take the memory of earlier graphs again.
+            self._keeper = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._keeper, pool=self._memory, stream=self._stream):
+                torch.zeros(1, device=device)
 
     def through(self, transformer: QwenImageTransformer2DModel, part: Forward, member: Member) -> None:
         """Replace the states of `part` by those after the last block, as the member of an exchange."""
@@ -58,15 +53,15 @@ class Launches:
             self._image, self._lengths = image, lengths
             for block in transformer.transformer_blocks:
                 part.through(block)
-        elif not self._segments:
+        elif not self._graphs:
             self._record(transformer, part, member)
         else:
             self._repeat(part, member)
 
     @contextmanager
-    def paused(self, posted: Tensor | None) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Within, launches are not recorded. What was recorded before has been launched."""
-        self._finish(posted)
+        self._finish()
         yield
         self._start()
 
@@ -80,7 +75,7 @@ class Launches:
                 self._start()
                 for block in transformer.transformer_blocks:
                     part.through(block)
-                self._finish(None)
+                self._finish()
         except BaseException:
             self._abandon()
             raise
@@ -93,26 +88,24 @@ class Launches:
         images, text = self._inputs
         images.copy_(part.images)
         text.copy_(part.text)
-        for index, segment in enumerate(self._segments, start=1):
-            segment.graph.replay()
-            if segment.posted is not None:
-                member.post(segment.posted)
-            elif index < len(self._segments):
-                member.gather()
+        *before_exchanges, last = self._graphs
+        for graph in before_exchanges:
+            graph.replay()
+            member.exchange_written()
+        last.replay()
         part.images, part.text = self._last.images, self._last.text
 
     def _start(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
         # Another thread may allocate and copy meanwhile, for the next edit.
-        pool = self._memory.id
-        self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # type: ignore[arg-type]
+        self._graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
 
-    def _finish(self, posted: Tensor | None) -> None:
+    def _finish(self) -> None:
         graph, self._graph = self._graph, None
         assert graph is not None
         graph.capture_end()
         graph.replay()
-        self._segments.append(Segment(graph, posted))
+        self._graphs.append(graph)
 
     def _abandon(self) -> None:
         """After an error, end what is being recorded."""
@@ -124,5 +117,5 @@ class Launches:
         self._forget()
 
     def _forget(self) -> None:
-        self._segments.clear()
+        self._graphs.clear()
         self._inputs = self._last = self._image = self._lengths = None

@@ -61,21 +61,12 @@ class Streams:
         cuda = [other for other in devices if other.type == "cuda" and other != device]
         self.receiving = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         self.sending = {other: torch.cuda.Stream(other) for other in cuda}  # type: ignore[no-untyped-call]
-        self._received: Tensor | None = None
+        self.rooms: list[Tensor] = []
 
-    def room(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Memory for what the GPU receives: the same one as long as the shape is the same, since graphs refer to it."""
-        if self._received is None or self._received.shape != torch.Size(shape):
-            self._received = like.new_empty(shape)
-        return self._received
-
-
-@dataclass
-class Posted:
-    """The keys and values that one device has computed, (1, tokens, 2, heads, width), and when they are complete."""
-
-    tensor: Tensor
-    ready: torch.cuda.Event | None
+    def make_rooms(self, shape: Sequence[int], like: Tensor) -> None:
+        """Make memory for the keys and values of two blocks. It stays as long as the shape does: graphs refer to it."""
+        if not self.rooms or self.rooms[0].shape != torch.Size(shape):
+            self.rooms = [like.new_empty(shape) for _ in range(2)]
 
 
 class Turns:
@@ -136,8 +127,10 @@ class OtherDeviceFailed(RuntimeError):
 class Exchange:
     """The keys and values of the devices that share one forward, each with its thread, gathered for each block.
 
-    Devices wait for each other in their queues only. `close` it after all threads have ended, and before its tensors
-    are freed.
+    Each device has rooms for those of all tokens: it writes its own there, and fetches the others' from their rooms. It
+    uses two in turns, so that it may write the next block's while others still fetch this one's.
+
+    Devices wait for each other in their queues only. `close` it after all threads have ended.
     """
 
     def __init__(
@@ -151,8 +144,8 @@ class Exchange:
         self._text, self._images, self._streams = text, images, streams
         self._text_tokens = text[-1].computed.stop
         self._tokens = self._text_tokens + images[-1].computed.stop
-        # Two of each: a device may post the next block's before another one has fetched this block's.
-        self._posted: list[list[Posted | None]] = [[None, None] for _ in devices]
+        # For each device, when it has written to each of its rooms.
+        self._ready: list[list[torch.cuda.Event | None]] = [[None, None] for _ in devices]
         self._blocks = [0] * len(devices)
 
     def close(self) -> None:
@@ -161,79 +154,71 @@ class Exchange:
             for device, sending in streams.sending.items():
                 torch.cuda.current_stream(device).wait_stream(sending)
 
-    def post(self, rank: int, keys_and_values: Tensor) -> None:
-        """Make a device's keys and values of the next block available to the others."""
-        ready = None
-        if keys_and_values.is_cuda:
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record(torch.cuda.current_stream(keys_and_values.device))
-        self._posted[rank][self._blocks[rank] % 2] = Posted(keys_and_values, ready)
+    def write(self, rank: int, keys_and_values: Tensor) -> Tensor:
+        """Copy a device's keys and values of the next block, (1, tokens, 2, heads, width), to its room.
 
-    def gather(self, rank: int) -> Tensor:
-        """All keys and values of the block, text first, (1, tokens, 2, heads, width), on the device at `rank`.
-
-        All devices have posted theirs. The result is valid until the device posts those of the next block.
+        Returns the room, (1, all tokens, 2, heads, width), text first. It has those of the others after `fetch`.
         """
-        block = self._blocks[rank]
-        self._blocks[rank] = block + 1
-        posted = [mine[block % 2] for mine in self._posted]
-        own = posted[rank]
-        assert own is not None
-        everything = self._streams[rank].room((1, self._tokens, *own.tensor.shape[2:]), own.tensor)
-        self._copy(everything, own.tensor, rank)
-        for other, theirs in enumerate(posted):
-            if other != rank:
-                assert theirs is not None
-                self._fetch(everything, own, theirs, rank, other)
-        receiving = self._streams[rank].receiving
-        if receiving is not None:
-            torch.cuda.current_stream(self._devices[rank]).wait_stream(receiving)
-        return everything
-
-    def _fetch(self, everything: Tensor, own: Posted, theirs: Posted, rank: int, other: int) -> None:
-        receiving = self._streams[rank].receiving
-        sending = self._streams[rank].sending.get(self._devices[other])
-        if receiving is None or sending is None or own.ready is None or theirs.ready is None:
-            # In the memory of the same device, and in the same stream.
-            self._copy(everything, theirs.tensor, other)
-            return
-        # torch copies on the sender's current stream, and makes it and the receiver's wait for each other.
-        with torch.cuda.stream(sending), torch.cuda.stream(receiving):
-            sending.wait_event(theirs.ready)
-            # The previous block's attention has read its keys and values by then.
-            receiving.wait_event(own.ready)
-            self._copy(everything, theirs.tensor, other)
-
-    def _copy(self, everything: Tensor, part: Tensor, rank: int) -> None:
-        """Copy the tokens of the device at `rank` to their places."""
+        self._streams[rank].make_rooms((1, self._tokens, *keys_and_values.shape[2:]), keys_and_values)
+        room = self._streams[rank].rooms[self._blocks[rank] % 2]
         text, images = self._text[rank], self._images[rank]
+        of_text, of_images = self._rows(room, rank)
         text_length = text.computed.stop - text.computed.start
-        everything[:, text.own].copy_(part[:, text.own_of_computed], non_blocking=True)
-        everything[:, self._text_tokens :][:, images.own].copy_(
-            part[:, text_length:][:, images.own_of_computed], non_blocking=True
-        )
+        of_text.copy_(keys_and_values[:, text.own_of_computed])
+        of_images.copy_(keys_and_values[:, text_length:][:, images.own_of_computed])
+        return room
+
+    def announce(self, rank: int) -> None:
+        """Let the others fetch what the device has written."""
+        if self._devices[rank].type == "cuda":
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready.record(torch.cuda.current_stream(self._devices[rank]))
+            self._ready[rank][self._blocks[rank] % 2] = ready
+
+    def fetch(self, rank: int) -> None:
+        """Copy the others' keys and values of the block to the device's room. All have announced theirs."""
+        number = self._blocks[rank] % 2
+        self._blocks[rank] += 1
+        streams = self._streams[rank]
+        for other, device in enumerate(self._devices):
+            if other == rank:
+                continue
+            here, there = (self._rows(each.rooms[number], other) for each in (streams, self._streams[other]))
+            own, ready, sending = self._ready[rank][number], self._ready[other][number], streams.sending.get(device)
+            if own is None or ready is None or sending is None or streams.receiving is None:
+                # In the memory of the same device, and in the same stream.
+                for mine, theirs in zip(here, there, strict=True):
+                    mine.copy_(theirs)
+                continue
+            # torch copies on the sender's current stream, and makes it and the receiver's wait for each other.
+            with torch.cuda.stream(sending), torch.cuda.stream(streams.receiving):
+                sending.wait_event(ready)
+                # The attention that has read this room before is complete by then.
+                streams.receiving.wait_event(own)
+                for mine, theirs in zip(here, there, strict=True):
+                    mine.copy_(theirs, non_blocking=True)
+        if streams.receiving is not None:
+            torch.cuda.current_stream(self._devices[rank]).wait_stream(streams.receiving)
+
+    def _rows(self, room: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        """The rows of text and of images that the device at `rank` computes for all."""
+        return room[:, self._text[rank].own], room[:, self._text_tokens :][:, self._images[rank].own]
 
 
-def posted(keys_and_values: Tensor) -> Tensor:
-    """Let the other devices of this thread's exchange, if there is one, fetch these; see `attended`.
+def attended(query: Tensor, keys_and_values: Tensor, backend: AttentionBackendName | None) -> Tensor:
+    """The attention of `query`, (1, tokens, heads, width), to the keys and values of all devices of the exchange.
 
-    (1, tokens, 2, heads, width). Returns an empty tensor, which `attended` takes so that it comes later.
+    `keys_and_values` are this device's, (1, tokens, 2, heads, width).
     """
-    made: Tensor = torch.ops.serve_app.post(keys_and_values)
-    return made
-
-
-def attended(query: Tensor, keys_and_values: Tensor, posted: Tensor, backend: AttentionBackendName | None) -> Tensor:
-    """The attention of `query`, (1, tokens, heads, width), to the keys and values of all devices of the exchange."""
     name = (backend or AttentionBackendName.NATIVE).value
-    made: Tensor = torch.ops.serve_app.attend(query, keys_and_values, posted, name)
+    made: Tensor = torch.ops.serve_app.attend(query, keys_and_values, name)
     return made
 
 
 class Recorder(Protocol):
     """Records the launches of a member, except for those of the exchange."""
 
-    def paused(self, posted: Tensor | None) -> AbstractContextManager[None]: ...
+    def paused(self) -> AbstractContextManager[None]: ...
 
 
 @dataclass
@@ -258,61 +243,49 @@ class Member:
 
     @contextmanager
     def recorded_by(self, recorder: Recorder) -> Iterator[None]:
-        """Within, `recorder` is paused for everything that the member does with others."""
+        """Within, `recorder` is paused while the member exchanges keys and values."""
         self._recorder = recorder
         try:
             yield
         finally:
             self._recorder = None
 
-    def post(self, keys_and_values: Tensor) -> None:
-        """Make the next block's keys and values of this device available to the others of its exchange."""
-        if self.exchange is not None:
-            with self._paused(keys_and_values):
-                self.exchange.post(self.rank, keys_and_values)
-
-    def gather(self) -> Tensor | None:
-        """Let the others launch, then get the keys and values of all devices; None without an exchange."""
-        with self._paused(None):
+    def gather(self, keys_and_values: Tensor) -> Tensor:
+        """The keys and values of all devices of the exchange, if there is one. Lets the others launch meanwhile."""
+        if self.exchange is None:
             self.turns.pass_on(self.index)
-            return None if self.exchange is None else self.exchange.gather(self.rank)
+            return keys_and_values
+        room = self.exchange.write(self.rank, keys_and_values)
+        with nullcontext() if self._recorder is None else self._recorder.paused():
+            self.exchange_written()
+        return room
 
-    def _paused(self, posted: Tensor | None) -> AbstractContextManager[None]:
-        return nullcontext() if self._recorder is None else self._recorder.paused(posted)
+    def exchange_written(self) -> None:
+        """Exchange what has been written to the room."""
+        assert self.exchange is not None
+        self.exchange.announce(self.rank)
+        self.turns.pass_on(self.index)
+        self.exchange.fetch(self.rank)
 
 
-def _post(keys_and_values: Tensor) -> Tensor:
+def _attend(query: Tensor, keys_and_values: Tensor, backend: str) -> Tensor:
     member: Member | None = getattr(_current, "member", None)
     if member is not None:
-        member.post(keys_and_values)
-    return keys_and_values.new_empty(0)
-
-
-def _attend(query: Tensor, keys_and_values: Tensor, posted: Tensor, backend: str) -> Tensor:
-    member: Member | None = getattr(_current, "member", None)
-    gathered = None if member is None else member.gather()
-    key, value = (keys_and_values if gathered is None else gathered).unbind(2)
+        keys_and_values = member.gather(keys_and_values)
+    key, value = keys_and_values.unbind(2)
     return kernel(backend)(query, key, value).contiguous()
 
 
-# Operators, so that compiled blocks are one graph with and without an exchange. Not made by `custom_op`, which takes
+# An operator, so that compiled blocks are one graph with and without an exchange. Not made by `custom_op`, which takes
 # longer to call.
 _operators = torch.library.Library("serve_app", "FRAGMENT")  # type: ignore[no-untyped-call]
-_operators.define("post(Tensor keys_and_values) -> Tensor")  # type: ignore[no-untyped-call]
-_ATTEND = "attend(Tensor query, Tensor keys_and_values, Tensor posted, str backend) -> Tensor"
-_operators.define(_ATTEND)  # type: ignore[no-untyped-call]
+_operators.define("attend(Tensor query, Tensor keys_and_values, str backend) -> Tensor")  # type: ignore[no-untyped-call]
 for _key in ("CPU", "CUDA"):
-    _operators.impl("post", _post, _key)  # type: ignore[no-untyped-call]
     _operators.impl("attend", _attend, _key)  # type: ignore[no-untyped-call]
 
 
-@torch.library.register_fake("serve_app::post", lib=_operators)  # type: ignore[untyped-decorator]
-def _(keys_and_values: Tensor) -> Tensor:
-    return keys_and_values.new_empty(0)
-
-
 @torch.library.register_fake("serve_app::attend", lib=_operators)  # type: ignore[untyped-decorator]
-def _(query: Tensor, keys_and_values: Tensor, posted: Tensor, backend: str) -> Tensor:
+def _(query: Tensor, keys_and_values: Tensor, backend: str) -> Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
