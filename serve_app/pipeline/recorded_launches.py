@@ -12,9 +12,13 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
+from serve_app.pipeline.device import free_cached_memory
 from serve_app.pipeline.forwards import Forward
 from serve_app.pipeline.fusion import modulations
 from serve_app.pipeline.sequence_parallel import Member
+
+# Intermediate values of a block that are alive at a time, per token and width, rounded up: the widest have four widths.
+VALUES = 24
 
 
 class Launches:
@@ -22,7 +26,7 @@ class Launches:
 
     The first step of an image launches each kernel, since it may compile kernels and choose algorithms. The second one
     records, and computes segment by segment meanwhile. A recording holds for an image: the adapters of the next one may
-    lie elsewhere. Only fused blocks are recorded, whose modulations have a fixed place.
+    lie elsewhere. Only fused blocks are recorded, whose modulations have a fixed place, and only where there is room.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,6 +38,7 @@ class Launches:
         # What a recording holds for: a tensor that only the steps of one image share, and numbers of tokens.
         self._image: Tensor | None = None
         self._lengths: tuple[int, int] | None = None
+        self._may_record = True
         self._graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -51,12 +56,14 @@ class Launches:
         if image is None or image is not self._image or lengths != self._lengths:
             self._forget()
             self._image, self._lengths = image, lengths
-            for block in transformer.transformer_blocks:
-                part.through(block)
-        elif not self._graphs:
+            self._launch(transformer, part)
+        elif self._graphs:
+            self._repeat(part, member)
+        elif self._may_record and self._has_room(part):
             self._record(transformer, part, member)
         else:
-            self._repeat(part, member)
+            self._may_record = False
+            self._launch(transformer, part)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -64,6 +71,18 @@ class Launches:
         self._finish()
         yield
         self._start()
+
+    def _has_room(self, part: Forward) -> bool:
+        """Whether there is memory to record in. torch does not free what it has cached while it records."""
+        values = VALUES * part.images.shape[-1] * (part.images.shape[1] + part.text.shape[1])
+        needed = values * part.images.element_size()
+        if torch.cuda.mem_get_info(self._device)[0] < needed:
+            free_cached_memory(self._device)
+        return torch.cuda.mem_get_info(self._device)[0] >= needed
+
+    def _launch(self, transformer: QwenImageTransformer2DModel, part: Forward) -> None:
+        for block in transformer.transformer_blocks:
+            part.through(block)
 
     def _record(self, transformer: QwenImageTransformer2DModel, part: Forward, member: Member) -> None:
         self._inputs = (part.images, part.text)
@@ -73,8 +92,7 @@ class Launches:
         try:
             with torch.cuda.stream(self._stream), member.recorded_by(self):
                 self._start()
-                for block in transformer.transformer_blocks:
-                    part.through(block)
+                self._launch(transformer, part)
                 self._finish()
         except BaseException:
             self._abandon()
@@ -119,3 +137,4 @@ class Launches:
     def _forget(self) -> None:
         self._graphs.clear()
         self._inputs = self._last = self._image = self._lengths = None
+        self._may_record = True

@@ -1,12 +1,13 @@
 """When a part of a shared forward is launched kernel by kernel, recorded and repeated. Recording itself needs a GPU."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 
 from serve_app.models.registry import MODELS
-from serve_app.pipeline import miniature
+from serve_app.pipeline import miniature, recorded_launches
 from serve_app.pipeline.branches import Branches, copy_to_device
 from serve_app.pipeline.fusion import clear_modulations, fuse, modulations, share_attention
 from serve_app.pipeline.recorded_launches import Launches
@@ -49,6 +50,7 @@ def seen(monkeypatch, branches) -> list[str]:
         found.append("plain")
         Launches._forget(launches)
 
+    monkeypatch.setattr(launches, "_has_room", lambda part: True)
     monkeypatch.setattr(launches, "_record", record)
     monkeypatch.setattr(launches, "_repeat", repeat)
     monkeypatch.setattr(launches, "_forget", forget)
@@ -70,6 +72,17 @@ def end_of_image(branches: Branches) -> None:
 def test_second_step_of_an_image_is_recorded_and_later_ones_repeat_it(branches, seen):
     steps(branches, range(4))
     assert seen == ["plain", "recorded", "repeated", "repeated"]
+
+
+def test_nothing_is_recorded_without_room(monkeypatch, branches, seen):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000))
+    freed: list[torch.device] = []
+    monkeypatch.setattr(recorded_launches, "free_cached_memory", freed.append)
+    launches = branches._launches[0]
+    monkeypatch.setattr(launches, "_has_room", partial(Launches._has_room, launches))
+    steps(branches, range(3))
+    assert seen == ["plain"]
+    assert freed == [launches._device]
 
 
 def after_a_whole_image(branches: Branches) -> None:
