@@ -237,11 +237,10 @@ def test_sigterm_lets_an_edit_finish_and_ends_with_0(started: Started):
 
 
 def test_a_service_that_cannot_be_deployed_says_why_and_ends(folder: Path):
-    config = write_config(folder, free_port(), "serve_app.app:build", models=[{"id": "no_such_model"}])
-    process = launch(config, folder)
+    process = launch(write_config(folder, free_port(), "tests.commands.refusing:build"), folder)
     assert process.wait(START_S) == 1
     last = (folder / "log").read_text(errors="replace").splitlines()[-1]
-    assert last.startswith("edits-server: the service could not be deployed: models: there is no model 'no_such_model'")
+    assert last.startswith("edits-server: the service could not be deployed: nobody can build this")
 
 
 def test_an_unknown_key_stops_the_command_before_anything_starts(folder: Path):
