@@ -2,7 +2,7 @@
 
 python -m benchmarks.drill.upgrade [--release TAG]
 
-Two ingresses of the release (the newest tag, out of git) serve requests on a PostgreSQL server. Meanwhile the database
+Two ingresses of the release (by default the newest, out of git) serve requests on a PostgreSQL server. Meanwhile the database
 is migrated to this version, two ingresses of this version join, those of the release leave, come back, and those of
 this version leave. Four clients post, poll and fetch images all the time, each call at another ingress of those that a
 load balancer would choose. Editors make their image at once. The exit code is 1 if a call is answered with an error, or
@@ -18,7 +18,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from serve_app.commands.ports import free_port
 from serve_app.config import MINIATURE_RANDOM
 from serve_app.jobs.database import Database
 from tests.postgres import PostgresServer
+from tools.releases import newest_release, unpack
 
 CLIENTS, PHASE_S, START_S, END_S = 4, 8.0, 90.0, 60.0
 # What a release's own tests call the application in one process. It ends like uvicorn at SIGTERM.
@@ -152,21 +152,6 @@ class Clients:
         return answer
 
 
-def newest_release() -> str:
-    command = ["git", "describe", "--tags", "--abbrev=0"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def unpacked(release: str, folder: Path) -> Path:
-    """The folder with the code of a release."""
-    packed = folder / "release.tar"
-    wanted = ["serve_app", "tests", "samples", "pyproject.toml"]
-    subprocess.run(["git", "archive", f"--output={packed}", release, *wanted], cwd=ROOT, check=True)
-    with tarfile.open(packed) as archive:
-        archive.extractall(folder / "release", filter="data")
-    return folder / "release"
-
-
 async def migrate(url: str) -> float:
     """Migrate the database to this version's schema. Returns the seconds that it took."""
     began = time.perf_counter()
@@ -185,7 +170,7 @@ class UpgradeDrill:
         config |= {"models": [{"checkpoint": MINIATURE_RANDOM}], "jobs": {"database_url": url}}
         self._config = json.dumps(config)
         self._clients = Clients()
-        self._old_code = unpacked(release, folder)
+        self._old_code = unpack(release, folder)
         self._started: list[Ingress] = []
 
     async def run(self) -> list[str]:
@@ -254,5 +239,5 @@ async def main(release: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--release", default=newest_release(), metavar="TAG", help="default: the newest tag")
+    parser.add_argument("--release", default=newest_release(), metavar="TAG", help="default: the newest")
     asyncio.run(main(parser.parse_args().release))

@@ -6,10 +6,8 @@ Its code and its own tests come out of git.
 import asyncio
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +15,9 @@ import pytest
 
 from serve_app.config import MINIATURE_RANDOM
 from serve_app.jobs.database import MIGRATIONS, Database
-from tests.conftest import ROOT
 from tests.postgres import PostgresServer
 from tests.unit.conftest import LORA, safetensors_bytes
+from tools.releases import newest_release, unpack
 
 # Two ingresses of the previous release on one database. They post and poll by turns, and print how each request ended.
 INGRESSES = """
@@ -55,25 +53,12 @@ database.MIGRATIONS = Path({migrations!r})
 
 @pytest.fixture(scope="module")
 def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of the newest tag. Skips the test in a copy of the repository without tags."""
-    found = _git("describe", "--tags", "--abbrev=0")
-    if found is None:
-        pytest.skip("no tag of a release is here: git fetch --tags")
-    folder = tmp_path_factory.mktemp("previous")
-    packed = folder / "previous.tar"
-    made = _git("archive", f"--output={packed}", found.strip(), "serve_app", "tests", "samples", "pyproject.toml")
-    assert made is not None
-    with tarfile.open(packed) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
-
-
-def _git(*arguments: str) -> str | None:
-    """What the command prints, or None if it fails."""
-    if shutil.which("git") is None:
-        return None
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout if done.returncode == 0 else None
+    """The files of the newest release. Skips the test in a copy of the repository that has none."""
+    try:
+        release = newest_release()
+    except LookupError as error:
+        pytest.skip(str(error))
+    return unpack(release, tmp_path_factory.mktemp("previous"))
 
 
 def _environment(previous: Path) -> dict[str, str]:
