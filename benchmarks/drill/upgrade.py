@@ -2,11 +2,11 @@
 
 python -m benchmarks.drill.upgrade [--release TAG]
 
-Two ingresses of the release (by default the newest, out of git) serve requests on a PostgreSQL server. Meanwhile the database
-is migrated to this version, two ingresses of this version join, those of the release leave, come back, and those of
-this version leave. Four clients post, poll and fetch images all the time, each call at another ingress of those that a
-load balancer would choose. Editors make their image at once. The exit code is 1 if a call is answered with an error, or
-a request does not succeed. It takes a minute.
+Two ingresses of the release (by default the newest, out of git) serve requests on a PostgreSQL server. Meanwhile the
+database is migrated to this version, two ingresses of this version join, those of the release leave, come back, and
+those of this version leave. Four clients post, poll and fetch images all the time, each call at another ingress of
+those that a load balancer would choose. Editors make their image at once. The exit code is 1 if a call is answered with
+an error, or a request does not succeed. It takes a minute.
 """
 
 import argparse

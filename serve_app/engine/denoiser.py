@@ -21,7 +21,7 @@ from serve_app.pipeline.branches import Branches, copy_to_device
 from serve_app.pipeline.checkpoint import Pipeline
 from serve_app.pipeline.denoise import PredictClean, denoise, noise
 from serve_app.pipeline.encoders import Conditions
-from serve_app.pipeline.fusion import STEPS_AT_ONCE, clear_modulations, share_attention
+from serve_app.pipeline.fusion import STEPS_AT_ONCE, share_attention
 from serve_app.pipeline.guidance import Guidance
 from serve_app.pipeline.layer_stream import MOST_AHEAD
 from serve_app.pipeline.lockstep import BranchesInLockstep
@@ -152,8 +152,7 @@ class Denoiser:
                     plan.sampler,
                 )
         finally:
-            for transformer in self.transformers:
-                clear_modulations(transformer)
+            self._branches.end()
 
     @contextmanager
     def _feature_cache(self, threshold: float | None) -> Iterator[None]:

@@ -30,6 +30,7 @@ from serve_app.engine.protocol import Edited, OnStep, ShouldStop
 from serve_app.engine.runtime_record import runtime_record
 from serve_app.errors import (
     CheckpointRefused,
+    DeviceLost,
     EditCanceled,
     EditorUnavailable,
     OutOfMemory,
@@ -297,6 +298,9 @@ class TorchEngine:
         try:
             with torch.no_grad():
                 return self._run_with_retry(prepared, on_step, should_stop)
+        except DeviceLost:
+            self._health.alive = False
+            raise
         except RuntimeError as error:
             self._health.raise_if_lost(error)
             if not devices.is_out_of_memory(error):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from serve_app.pipeline.acceleration import configure_thread
 from serve_app.pipeline.device import current
 from serve_app.pipeline.forwards import Shapes, begin, end
-from serve_app.pipeline.fusion import modulate
+from serve_app.pipeline.fusion import clear_modulations, modulate
 from serve_app.pipeline.recorded_launches import Launches
 from serve_app.pipeline.sequence_parallel import Exchange, Member, OtherDeviceFailed, Streams, Turns, split
 
@@ -115,6 +115,13 @@ class Branches:
             torch.cat([next(results)[:, piece.own].to(hidden.device, non_blocking=True) for piece in branch], dim=1)
             for branch in pieces
         ]
+
+    def end(self) -> None:
+        """Let go of what the steps of an image share."""
+        for transformer in self._transformers:
+            clear_modulations(transformer)
+        for launches in self._launches:
+            launches.forget()
 
     def _pieces(self, now: Step, prompt: Tensor, name: str, group: range) -> list[Piece]:
         """The pieces of a branch that the devices of `group` compute."""

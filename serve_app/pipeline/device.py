@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -144,7 +145,12 @@ def free_in_container(cgroup: Path) -> int:
         return sys.maxsize
 
 
+# Held by a thread that frees torch's cached blocks, or records a CUDA graph: torch refuses the one during the other.
+freeing = threading.Lock()
+
+
 def free_cached_memory(device: torch.device) -> None:
     """Return torch's cached blocks to the GPU, after an edit that ran out of memory."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with freeing:
+            torch.cuda.empty_cache()

@@ -7,7 +7,7 @@ from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
 from serve_app.pipeline.forwards import Shapes, begin, end
-from serve_app.pipeline.fusion import Modulation, modulate
+from serve_app.pipeline.fusion import Modulation, clear_modulations, modulate
 
 
 class BranchesInLockstep:
@@ -35,3 +35,7 @@ class BranchesInLockstep:
             for forward in forwards:
                 forward.through(block)
         return [end(transformer, forward) for forward in forwards]
+
+    def end(self) -> None:
+        """As `Branches.end`."""
+        clear_modulations(self._transformer)

@@ -6,19 +6,20 @@ same, so the values are too.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
-from serve_app.pipeline.device import free_cached_memory
+from serve_app.errors import DeviceLost
+from serve_app.pipeline.device import free_cached_memory, freeing
 from serve_app.pipeline.forwards import Forward
 from serve_app.pipeline.fusion import modulations
 from serve_app.pipeline.sequence_parallel import Member
 
 # Intermediate values of a block that are alive at a time, per token and width, rounded up: the widest have four widths.
-VALUES = 24
+VALUES = 40
 
 
 class Launches:
@@ -42,11 +43,12 @@ class Launches:
         self._graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            self._memory = torch.cuda.graph_pool_handle()
-            # A graph that is never launched. Without one, torch would not take the memory of earlier graphs again.
-            self._keeper = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._keeper, pool=self._memory, stream=self._stream):
-                torch.zeros(1, device=device)
+
+    def forget(self) -> None:
+        """Drop what was recorded. torch may give its memory to others then."""
+        self._graphs.clear()
+        self._inputs = self._last = self._image = self._lengths = None
+        self._may_record = True
 
     def through(self, transformer: QwenImageTransformer2DModel, part: Forward, member: Member) -> None:
         """Replace the states of `part` by those after the last block, as the member of an exchange."""
@@ -54,7 +56,7 @@ class Launches:
         image = found[0].now if found and self._device.type == "cuda" else None
         lengths = (part.images.shape[1], part.text.shape[1])
         if image is None or image is not self._image or lengths != self._lengths:
-            self._forget()
+            self.forget()
             self._image, self._lengths = image, lengths
             self._launch(transformer, part)
         elif self._graphs:
@@ -85,18 +87,14 @@ class Launches:
             part.through(block)
 
     def _record(self, transformer: QwenImageTransformer2DModel, part: Forward, member: Member) -> None:
-        self._inputs = (part.images, part.text)
+        self._inputs, self._memory = (part.images, part.text), torch.cuda.graph_pool_handle()
         # Recording needs another stream than the default one.
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        try:
-            with torch.cuda.stream(self._stream), member.recorded_by(self):
-                self._start()
-                self._launch(transformer, part)
-                self._finish()
-        except BaseException:
-            self._abandon()
-            raise
+        with torch.cuda.stream(self._stream), member.recorded_by(self), self._ended():
+            self._start()
+            self._launch(transformer, part)
+            self._finish()
         current.wait_stream(self._stream)
         self._last = part
 
@@ -114,27 +112,35 @@ class Launches:
         part.images, part.text = self._last.images, self._last.text
 
     def _start(self) -> None:
+        # Another thread may allocate and copy meanwhile, for the next edit. But it must not free cached memory.
+        freeing.acquire()
         self._graph = torch.cuda.CUDAGraph()
-        # Another thread may allocate and copy meanwhile, for the next edit.
         self._graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
 
     def _finish(self) -> None:
-        graph, self._graph = self._graph, None
+        graph = self._graph
         assert graph is not None
         graph.capture_end()
+        self._graph = None
+        freeing.release()
         graph.replay()
         self._graphs.append(graph)
 
-    def _abandon(self) -> None:
-        """After an error, end what is being recorded."""
-        graph, self._graph = self._graph, None
-        if graph is not None:
-            # The error may have ended it already.
-            with suppress(RuntimeError):
-                graph.capture_end()
-        self._forget()
-
-    def _forget(self) -> None:
-        self._graphs.clear()
-        self._inputs = self._last = self._image = self._lengths = None
-        self._may_record = True
+    @contextmanager
+    def _ended(self) -> Iterator[None]:
+        """Within, an error ends what is being recorded. Raises DeviceLost if torch cannot end it."""
+        try:
+            yield
+        except BaseException as error:
+            graph, self._graph = self._graph, None
+            if graph is not None:
+                try:
+                    graph.capture_end()
+                except RuntimeError as second:
+                    raise DeviceLost(f"CUDA cannot end a recording after an error: {second}") from error
+                finally:
+                    freeing.release()
+            # Kernels of earlier segments may still read what is freed now.
+            self._stream.synchronize()
+            self.forget()
+            raise
