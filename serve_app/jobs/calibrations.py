@@ -1,17 +1,21 @@
 """The measured losses of tiers, and the calibrations that are under way through the queue."""
 
 import hashlib
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
+from sqlalchemy.exc import SQLAlchemyError
 
 from serve_app.jobs import tables
 from serve_app.jobs.database import Database, transaction
 from serve_app.jobs.idempotency import id_by_key
 from serve_app.tasks import Loss
+
+logger = logging.getLogger(__name__)
 
 # Ended runs that are kept and listed, the newest first.
 MAX_ENDED_RUNS = 20
@@ -108,7 +112,7 @@ class Calibrations:
         """What was measured for this key; None if nobody did.
 
         None also if the files of the checkpoint are other ones now. If they are not at hand here, or were not when it
-        was measured, its name decides. A loss that is found is current.
+        was measured, its name decides. A loss that is found is marked as current if the database can be written.
         """
         found = tables.calibrations.select().add_columns(_is_unmarked().label("is_unmarked")).where(_has(key))
         async with self._database.reading() as connection:
@@ -116,7 +120,10 @@ class Calibrations:
         if row is None or (key.content and row.content and row.content != key.content):
             return None
         if row.is_unmarked:
-            await self._mark([key])
+            try:
+                await self._mark([key])
+            except (SQLAlchemyError, OSError) as error:
+                logger.warning("a measured loss could not be marked as current: %s", type(error).__name__)
         return _calibration(row)
 
     @transaction
@@ -158,13 +165,15 @@ class Calibrations:
         values |= {"created_at": tables.now()}
         if submit_s is not None:
             values |= {"submitting_until": tables.now() + submit_s}
-        new = self._database.insert(tables.calibration_runs).values(values)
-        async with self._database.writing() as connection:
-            await connection.execute(new.on_conflict_do_nothing())
-        earlier = None
-        if run.idempotency_key is not None and run.body_sha256 is not None:
-            earlier = await self._by_key(run.tenant, run.idempotency_key, run.body_sha256)
-        return run if earlier is None else earlier
+        new = self._database.insert(tables.calibration_runs).values(values).on_conflict_do_nothing()
+        while True:
+            async with self._database.writing() as connection:
+                is_new = (await connection.execute(new.returning(_runs.id))).one_or_none() is not None
+            if is_new or run.idempotency_key is None or run.body_sha256 is None:
+                return run
+            if earlier := await self._by_key(run.tenant, run.idempotency_key, run.body_sha256):
+                return earlier
+            # The earlier run was refused between the two statements, and its key is free again.
 
     @transaction
     async def earlier(self, tenant: str, idempotency_key: str, body_sha256: str) -> CalibrationRun | None:
@@ -186,9 +195,15 @@ class Calibrations:
         return await self._update(run_id, {"submitting_until": None})
 
     @transaction
-    async def discard(self, run_id: str) -> None:
-        """Delete a run that is under way."""
+    async def refuse(self, run_id: str, problem: str) -> None:
+        """Delete a run that is under way. If it has an idempotency key, end it with `problem` and free the key instead.
+
+        A repeat may have been given the run meanwhile.
+        """
+        refused = {"ended_at": tables.now(), "problem": problem, "idempotency_key": None, "body_sha256": None}
+        end = tables.calibration_runs.update().where(_under_way(run_id), _runs.idempotency_key.is_not(None))
         async with self._database.writing() as connection:
+            await connection.execute(end.values(refused))
             await connection.execute(tables.calibration_runs.delete().where(_under_way(run_id)))
 
     @transaction

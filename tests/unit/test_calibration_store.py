@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import NoReturn
 
 import pytest
 import sqlalchemy as sa
@@ -92,7 +93,7 @@ async def test_a_run_counts_as_submitted_once_it_is_or_its_process_has_died(stor
     assert not await store.calibrations.extend(runs["a"].id, comparisons, 60.0)
     assert await store.calibrations.submitted(runs["a"].id) is None
     assert await store.calibrations.under_way(runs["a"].id) is None
-    await store.calibrations.discard(runs["b"].id)
+    await store.calibrations.refuse(runs["b"].id, "refused")
     assert [run.id for run in await store.calibrations.unfinished()] == [runs["c"].id]
 
 
@@ -127,6 +128,42 @@ async def test_a_key_and_body_of_a_tenant_are_one_run(store):
     assert ended is not None
     assert (ended.id, ended.ended_at is not None) == (first.id, True)
     assert {run.id for run in await store.calibrations.unfinished()} == {"3" * 32}
+
+
+async def test_a_run_that_a_repeat_may_have_been_given_stays_after_its_refusal(store):
+    first = CalibrationRun("1" * 32, "acme", "qwen_image_edit", (), 0.0, idempotency_key="k", body_sha256="b" * 64)
+    await store.calibrations.start(first, 60.0)
+    await store.calibrations.refuse(first.id, "the queue is full")
+    [ended] = await store.calibrations.ended()
+    assert (ended.id, ended.problem) == (first.id, "the queue is full")
+    assert await store.calibrations.earlier("acme", "k", "b" * 64) is None
+    assert (await store.calibrations.start(replace(first, id="2" * 32), 60.0)).id == "2" * 32
+
+
+async def test_the_run_that_start_returns_is_stored(store, monkeypatch):
+    first = CalibrationRun("1" * 32, "acme", "qwen_image_edit", (), 0.0, idempotency_key="k", body_sha256="b" * 64)
+    await store.calibrations.start(first, 60.0)
+    by_key = store.calibrations._by_key
+
+    async def refused_before(*key: str) -> CalibrationRun | None:
+        await store.calibrations.refuse(first.id, "the queue is full")
+        return await by_key(*key)
+
+    monkeypatch.setattr(store.calibrations, "_by_key", refused_before)
+    run = await store.calibrations.start(replace(first, id="2" * 32), 60.0)
+    assert [each.id for each in await store.calibrations.unfinished()] == [run.id]
+
+
+async def test_a_loss_is_found_while_no_transaction_can_write(store, monkeypatch):
+    await store.calibrations.record(Calibration(KEY, LOSS))
+    async with store._database.writing() as connection:
+        await connection.execute(tables.calibrations.update().values(current_at=1.0))
+
+    def away() -> NoReturn:
+        raise OSError("the database refuses to write")
+
+    monkeypatch.setattr(store._database, "writing", away)
+    assert await store.calibrations.find(KEY) == Calibration(KEY, LOSS)
 
 
 async def test_runs_are_under_way_until_they_end(store):

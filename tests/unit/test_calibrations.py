@@ -16,9 +16,9 @@ from starlette.testclient import TestClient
 
 from serve_app.config import AppConfig, AuthConfig
 from serve_app.config.jobs import DAY_S
-from serve_app.errors import StoreUnavailable
+from serve_app.errors import QueueFull, StoreUnavailable
 from serve_app.images.comparison import psnr
-from serve_app.intake.calibrations.runs import DUTY, INCOMPLETE, requests_of
+from serve_app.intake.calibrations.runs import DUTY, INCOMPLETE, REFUSED, requests_of
 from serve_app.intake.keys import new_key
 from serve_app.jobs.calibrations import Calibration, CalibrationKey
 from serve_app.storage import artifact_keys
@@ -421,6 +421,30 @@ def test_a_key_is_free_again_after_its_calibration_was_refused(served):
         missing = body(loras=[[{"path": "gone.safetensors"}]])
         assert client.post("/v1/calibrations", json=missing, headers=headers).status_code == 400
         assert client.post("/v1/calibrations", json=body(), headers=headers).status_code == 202
+
+
+def test_a_repeat_of_a_calibration_that_is_refused_later_was_given_a_run_that_ends(served, monkeypatch):
+    headers = {"Idempotency-Key": "k"}
+    repeats = []
+    with served() as (application, client):
+        submissions = application.service.calibration_runs._submissions
+        submit = submissions.submit
+
+        async def full_after_the_first(*args: Any, **options: Any) -> Any:
+            if repeats:
+                raise QueueFull("the queue is full")
+            answer = await submit(*args, **options)
+            repeats.append(await asyncio.to_thread(client.post, "/v1/calibrations", json=body(), headers=headers))
+            return answer
+
+        monkeypatch.setattr(submissions, "submit", full_after_the_first)
+        assert client.post("/v1/calibrations", json=body(), headers=headers).status_code == 429
+        [repeat] = repeats
+        [run] = client.get("/v1/calibrations").json()["runs"]
+        assert (repeat.status_code, run["id"], run["problem"]) == (202, repeat.json()["id"], REFUSED)
+        monkeypatch.setattr(submissions, "submit", submit)
+        again = client.post("/v1/calibrations", json=body(), headers=headers)
+        assert (again.status_code, again.json()["id"] == run["id"]) == (202, False)
 
 
 def test_a_body_needs_one_kind_of_cases(served):

@@ -57,6 +57,8 @@ PERIOD_S, DUTY_S = 3.0, 300.0
 # submitted is measured.
 SUBMIT_S = 600.0
 INCOMPLETE = "not all of its requests were submitted: send the calibration again, with another Idempotency-Key"
+# The call that started the run says why; a repeat may have been given the run before.
+REFUSED = "one of its requests was refused, and the others were cancelled: send the calibration again"
 
 
 class _DutyLost(Exception):
@@ -136,7 +138,7 @@ class CalibrationRuns:
         return run
 
     async def _undo(self, run_id: str, sent: Sequence[RequestRecord]) -> None:
-        """Cancel each request, and delete the run unless a request could not be cancelled: then it is measured."""
+        """Cancel each request, and refuse the run unless a request could not be cancelled: then it is measured."""
         all_cancelled = True
         for record in sent:
             try:
@@ -146,7 +148,7 @@ class CalibrationRuns:
                 all_cancelled = False
         if all_cancelled:
             with suppress(ServiceError):
-                await self._store.calibrations.discard(run_id)
+                await self._store.calibrations.refuse(run_id, REFUSED)
 
     def _model(self, name: str) -> ModelConfig:
         models = {model.id: model for model in self._config.models}
