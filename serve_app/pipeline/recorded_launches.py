@@ -38,7 +38,7 @@ class Launches:
         self._last: Forward | None = None
         # What a recording holds for: a tensor that only the steps of one image share, and numbers of tokens.
         self._image: Tensor | None = None
-        self._lengths: tuple[int, int] | None = None
+        self._lengths: tuple[int, int, int] | None = None
         self._may_record = True
         self._graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
@@ -54,7 +54,7 @@ class Launches:
         """Replace the states of `part` by those after the last block, as the member of an exchange."""
         found = modulations(transformer)
         image = found[0].now if found and self._device.type == "cuda" else None
-        lengths = (part.images.shape[1], part.text.shape[1])
+        lengths = (part.images.shape[1], part.text.shape[1], member.tokens)
         if image is None or image is not self._image or lengths != self._lengths:
             self.forget()
             self._image, self._lengths = image, lengths

@@ -52,7 +52,7 @@ def split(tokens: int, count: int) -> list[Part]:
 
 
 class Streams:
-    """For one GPU the stream on which it receives, and for each other GPU the one on which that sends to it.
+    """The stream on which a GPU receives, and for each other GPU the stream on which the other one sends to it.
 
     And the memory in which it receives.
     """
@@ -143,7 +143,7 @@ class Exchange:
         self._devices = devices
         self._text, self._images, self._streams = text, images, streams
         self._text_tokens = text[-1].computed.stop
-        self._tokens = self._text_tokens + images[-1].computed.stop
+        self.tokens = self._text_tokens + images[-1].computed.stop
         # For each device, when it has written to each of its rooms.
         self._ready: list[list[torch.cuda.Event | None]] = [[None, None] for _ in devices]
         self._blocks = [0] * len(devices)
@@ -159,7 +159,7 @@ class Exchange:
 
         Returns the room, (1, all tokens, 2, heads, width), text first. It has those of the others after `fetch`.
         """
-        self._streams[rank].make_rooms((1, self._tokens, *keys_and_values.shape[2:]), keys_and_values)
+        self._streams[rank].make_rooms((1, self.tokens, *keys_and_values.shape[2:]), keys_and_values)
         room = self._streams[rank].rooms[self._blocks[rank] % 2]
         text, images = self._text[rank], self._images[rank]
         of_text, of_images = self._rows(room, rank)
@@ -249,6 +249,11 @@ class Member:
             yield
         finally:
             self._recorder = None
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of all devices of the exchange."""
+        return 0 if self.exchange is None else self.exchange.tokens
 
     def gather(self, keys_and_values: Tensor) -> Tensor:
         """The keys and values of all devices of the exchange, if there is one. Lets the others launch meanwhile."""
