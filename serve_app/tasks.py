@@ -121,7 +121,8 @@ class Loss:
     `psnr_db` is in dB, `ssim` from 0 to 1; both are higher for images that are closer. `latents` is the relative error
     of the final latents of the worst image, and `lpips` the perceptual distance, lower for closer images; both are None
     if they were not measured. `exact_s` and `tier_s` are the median seconds of an edit. `measured_at` is the time (s
-    since the epoch), and `on` says with which adapters and on which set of prompts and control images.
+    since the epoch), and `on` says with which adapters, on which set of prompts and control images, and which steps and
+    guidance the exact images had.
     """
 
     psnr_db: LossRange

@@ -32,6 +32,7 @@ from serve_app.intake.calibrations.requests import (
     BY_COMMAND,
     chosen_tiers,
     details_of,
+    exact_text,
     measured_on,
     own_adapters,
     request_of,
@@ -216,7 +217,7 @@ class _Calibration:
                 exact[each.number] = (each.plans, made)
                 continue
             loss = await self._keep(each, each.tier, *exact[each.number], made, cases)
-            table.add_row(*_row(each, loss))
+            table.add_row(*_row(each, loss, exact[each.number][0]))
 
     def _title(self, work: Work) -> str:
         names = " and ".join(use.path for use in own_adapters(work.plans[0]))
@@ -233,7 +234,7 @@ class _Calibration:
     ) -> Loss:
         model, adapters = self._wanted.model, own_adapters(plans[0])
         pairs = [_pair(*pair) for pair in zip(exact, made, strict=True)]
-        loss = loss_of(pairs, measured_on(cases, adapters), await self._resources.store.now())
+        loss = loss_of(pairs, measured_on(cases, plans), await self._resources.store.now())
         digest = model.tiers[tier].digest(tier_adapter_id(work.plans[0]))
         key = await self._losses.key(model, tier, digest, [use.id for use in adapters])
         details = details_of(model, model.tiers[tier], plans, cases, BY_COMMAND)
@@ -269,16 +270,18 @@ def _table() -> Table:
     table = Table(title="How far each tier is from exact: the worst image and the median")
     table.add_column("tier", overflow="fold")
     table.add_column("LoRAs", overflow="fold")
+    table.add_column("exact has", overflow="fold")
     for name in ("images", "PSNR (dB)", "SSIM", "latents", "exact (s)", "tier (s)", "times"):
         table.add_column(name, justify="right", overflow="fold")
     return table
 
 
-def _row(work: Work, loss: Loss) -> list[Any]:
+def _row(work: Work, loss: Loss, exact: Sequence[EditPlan]) -> list[Any]:
     names = ", ".join(use.path for use in own_adapters(work.plans[0]))
     return [
         work.tier,
         names or "none",
+        exact_text(exact),
         str(loss.cases),
         f"{_decibels(loss.psnr_db.worst)} / {_decibels(loss.psnr_db.median)}",
         f"{loss.ssim.worst:.4f} / {loss.ssim.median:.4f}",

@@ -23,7 +23,7 @@ LOSS_EXAMPLE: dict[str, JsonValue] = {
     "tier_s": 9.8,
     "cases": 11,
     "measured_at": "2026-11-30T09:10:00Z",
-    "on": f"11 prompts of prompts.yaml, with {LORA_PATH} at 1",
+    "on": f"11 prompts of prompts.yaml, with {LORA_PATH} at 1, exact with 25 steps at guidance 4",
 }
 
 
@@ -119,6 +119,9 @@ class CalibrationInfo(Answer):
     set: str = Field(description="Where the prompts and control images came from.")
     sizes: list[str] = Field(description="The sizes of the images in pixels, `WxH`.")
     steps: list[int] = Field(description="The denoising steps of the exact images.")
+    guidance_scales: list[float] = Field(
+        [], description="The guidance scales of the exact images; empty if an earlier version measured it without them."
+    )
     how: str = Field(description="By the command on one machine, or through the service's queue.")
 
 
@@ -143,6 +146,7 @@ class CalibrationList(Answer):
                             "set": "prompts.yaml",
                             "sizes": ["1024x1024"],
                             "steps": [25],
+                            "guidance_scales": [4.0],
                             "how": "edits-server calibrate",
                         }
                     ],

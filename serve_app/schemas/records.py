@@ -168,7 +168,9 @@ class MeasuredLoss(Record):
     tier_s: float = Field(description="Median seconds of the tier's edit of the same image.")
     cases: int = Field(description="How many images were compared.")
     measured_at: datetime = Field(description="When it was measured.")
-    on: str = Field(description="On which LoRAs, prompts and control images.")
+    on: str = Field(
+        description="On which LoRAs, prompts and control images, and which steps and guidance the exact images had."
+    )
 
 
 class EffectiveRecord(Record):

@@ -35,6 +35,8 @@ async def record(served: Served) -> None:
         adapters = [{"path": path, "id": path, "network_multiplier": 1.0} for path in paths]
         details = {"adapters": adapters, "checkpoint": model.checkpoint, "tier": {}, "set": "prompts.yaml"}
         details |= {"sizes": ["64x64"], "steps": [8], "how": "edits-server calibrate"}
+        # An earlier version has measured those without a LoRA.
+        details |= {"guidance_scales": [1.5]} if paths else {}
         loss = replace(LOSS, psnr_db=LossRange(worst, 44.0), tier_s=seconds)
         await service.resources.store.calibrations.record(Calibration(key, loss, details))
     old = replace(key, settings=digest_of(["other settings"]))
@@ -52,6 +54,8 @@ def test_what_was_measured_is_shown(config: AppConfig, browser) -> None:
         of_lora = rows.filter(has_text="onerror")
         expect(of_lora).to_contain_text("equal, 44.0")
         expect(of_lora).to_contain_text("1.33")
+        expect(of_lora).to_contain_text("8 steps, guidance 1.5")
+        expect(rows.filter(has_text="8 steps, guidance unknown")).to_have_count(3)
         expect(rows.filter(has_text="No longer valid")).to_have_count(1)
         # A mark for each that holds.
         drawing = page.get_by_role("img", name="Tiers of qwen_image_edit: loss against speed")

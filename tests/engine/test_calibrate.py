@@ -24,6 +24,7 @@ MODEL = "qwen_image"
 TIERS = {"balanced": {"guidance_gate": 0.9}, "fast": {"steps": 1}}
 PROMPTS = [{"prompt": "a cat", "sample_steps": 2}, {"prompt": "a dog", "sample_steps": 2, "seed": 7}]
 LORA = "job/lora.safetensors"
+EXACT = "2 steps at guidance 4"
 
 
 @pytest.fixture
@@ -75,18 +76,18 @@ def test_tiers_are_measured_and_stored_for_the_service(config_path):
     assert found.psnr_db.worst < 60
     assert found.latents is not None
     assert 0 < found.latents < 2
-    assert (found.cases, found.on) == (2, "2 prompts of prompts.yaml, without LoRAs")
+    assert (found.cases, found.on) == (2, f"2 prompts of prompts.yaml, without LoRAs, exact with {EXACT}")
     assert min(found.exact_s, found.tier_s) > 0
-    assert by_key[("fast", (LORA,))].loss.on == f"2 prompts of prompts.yaml, with {LORA} at 0.5"
+    assert by_key[("fast", (LORA,))].loss.on == f"2 prompts of prompts.yaml, with {LORA} at 0.5, exact with {EXACT}"
     assert by_key[("fast", ())].details["sizes"] == ["64x64"]
     _, _, table = output.partition("How far each tier is from exact")
     for each in stored:
         # Nothing is cut.
-        for text in (each.key.tier, LORA, f"{each.loss.latents:.4f}", f"{each.loss.exact_s:.2f}"):
+        for text in (each.key.tier, LORA, EXACT, f"{each.loss.latents:.4f}", f"{each.loss.exact_s:.2f}"):
             assert text in table
     # The service finds it by the LoRA, whatever its strength.
     said = explained(read_config_file(config_path).config, loras=[{"path": LORA}])
-    assert said["loss"]["on"] == f"2 prompts of prompts.yaml, with {LORA} at 0.5"
+    assert said["loss"]["on"] == f"2 prompts of prompts.yaml, with {LORA} at 0.5, exact with {EXACT}"
     assert said["loss"]["latents"] == by_key[("fast", (LORA,))].loss.latents
 
 

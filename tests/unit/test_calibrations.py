@@ -32,12 +32,13 @@ from tests.unit.test_http_contract import finished
 
 TIERS: dict[str, Any] = {"balanced": {"feature_cache": 0.1}, "fast": {"steps": 4}}
 PROMPT = {"prompt": "a cat", "width": 64, "height": 64, "sample_steps": 8}
-SECONDS = {"exact": 3.0, "balanced": 2.0, "fast": 1.0}
+EXACT = "exact with 8 steps at guidance 4"
+SECONDS = {"exact": 3.0, "balanced": 2.0, "turbo": 1.5, "fast": 1.0}
 
 
 def image_of(task: EditTask) -> PIL.Image.Image:
     """Another image for each quality and case, far from exact by one level in `balanced` and more in `fast`."""
-    levels = {"exact": 0, "balanced": 1, "fast": 8}[task.plan.quality]
+    levels = {"exact": 0, "balanced": 1, "turbo": 4, "fast": 8}[task.plan.quality]
     image = noise_image(64, 64, seed=task.index)
     return image.point(lambda value: value + levels if value < 128 else value - levels)
 
@@ -132,7 +133,7 @@ def test_tiers_are_measured_through_the_queue(served):
         assert (each["loss"]["exact_s"], each["loss"]["tier_s"]) == (3.0, SECONDS[tier])
         assert each["speedup"] == pytest.approx(3.0 / SECONDS[tier])
         assert each["is_current"]
-    assert found[("fast", (LORA,))]["loss"]["on"] == f"3 prompts of the request, with {LORA} at 1"
+    assert found[("fast", (LORA,))]["loss"]["on"] == f"3 prompts of the request, with {LORA} at 1, {EXACT}"
 
 
 def plan_of(application: Application, tier: str) -> Any:
@@ -152,7 +153,7 @@ def test_a_request_has_the_tier_once_it_was_measured_for_its_loras(served, make_
     assert result["status"] == "succeeded"
     assert record["quality"] == "balanced"
     assert record["loss"]["cases"] == 3
-    assert record["loss"]["on"] == f"3 prompts of the request, with {LORA} at 1"
+    assert record["loss"]["on"] == f"3 prompts of the request, with {LORA} at 1, {EXACT}"
     assert record["loss"]["psnr_db"]["worst"] > 40
 
 
@@ -164,11 +165,57 @@ def test_a_note_says_what_of_a_request_was_not_measured(served, make_body):
         other["loras"] = [{"path": LORA, "network_multiplier": 0.5}]
         steps_of_tier = make_body(quality="fast", sample_steps=None)
         notes = [explained(client, each)["notes"] for each in (same, other, steps_of_tier)]
-    about = [[note for note in some if "its loss was measured with" in note] for some in notes]
-    assert about[0] == about[2] == []
-    whats = ("sample_steps 8", "the size 64x64", f"network_multiplier 1 of {LORA!r}")
+    about = [[note for note in some if "its loss was measured" in note] for some in notes]
+    assert about[0] == []
+    whats = ("the size 64x64", f"network_multiplier 1 of {LORA!r}")
     beginning, end = "quality balanced: its loss was measured with ", "; other values may lose more"
-    assert about[1] == [beginning + what + end for what in whats]
+    assert about[1] == [against("balanced", "sample_steps 8", 9), *(beginning + what + end for what in whats)]
+    # The tier fixes the steps, so its exact images are those of the model: they were measured with others.
+    assert about[2] == [against("fast", "sample_steps 8", 25)]
+
+
+def against(tier: str, measured: str, own: float) -> str:
+    return (
+        f"quality {tier}: its loss was measured against exact images with {measured}; those of this request would have "
+        f"{own:g}, so it may lose more"
+    )
+
+
+def test_a_note_says_that_exact_images_had_another_guidance(served, make_body):
+    prompts = [PROMPT | {"ctrl_img": control_image(), "guidance_scale": scale} for scale in (1, 2.5)]
+    tiers = {"balanced": {"feature_cache": 0.1}, "turbo": {"steps": 8, "guidance_scale": 1}}
+    with served(tiers) as (application, client):
+        measured(client, application, body(prompts=prompts, loras=[[{"path": LORA}]]))
+        bodies = [make_body(quality="balanced", sample_steps=8, guidance_scale=scale) for scale in (2.5, 3)]
+        bodies.append(make_body(quality="turbo", sample_steps=None))
+        answers = [explained(client, each) for each in bodies]
+        listed = client.get("/v1/calibrations").json()["calibrations"]
+    about = [[note for note in answer["notes"] if "against exact images" in note] for answer in answers]
+    assert about == [
+        [],
+        [against("balanced", "guidance_scale 1 or 2.5", 3)],
+        [against("turbo", "sample_steps 8", 25), against("turbo", "guidance_scale 1 or 2.5", 4)],
+    ]
+    assert answers[0]["effective"][0]["loss"]["on"].endswith("exact with 8 steps at guidance 1 or 2.5")
+    assert {tuple(each["guidance_scales"]) for each in listed} == {(1.0, 2.5)}
+
+
+def test_a_note_says_that_the_guidance_of_an_old_measurement_is_unknown(served, make_body):
+    with served() as (application, client):
+        measured(client, application, body(loras=[[{"path": LORA}]]))
+        store = application.service.resources.store.calibrations
+
+        async def without_guidance() -> None:
+            for each in await store.all():
+                del each.details["guidance_scales"]
+                await store.record(each)
+
+        client.portal.call(without_guidance)
+        notes = explained(client, make_body(quality="balanced", sample_steps=8))["notes"]
+        listed = client.get("/v1/calibrations").json()["calibrations"]
+    what = "it is unknown which guidance_scale the exact images had when its loss was measured"
+    assert f"quality balanced: {what}" in notes
+    assert {tuple(each["guidance_scales"]) for each in listed} == {()}
 
 
 def test_a_tier_with_other_settings_is_not_measured_any_more(served, make_body):
@@ -192,7 +239,7 @@ def test_images_that_failed_are_named_in_the_problem(served):
         application.editors.errors.append(ValueError("broken"))
         run = measured(client, application, body(prompts=[PROMPT | {"ctrl_img": control_image()}], tiers=["balanced"]))
         listed = client.get("/v1/calibrations").json()["calibrations"]
-    assert "balanced, 1 prompt of the request, without LoRAs: the request" in run["problem"]
+    assert f"balanced, 1 prompt of the request, without LoRAs, {EXACT}: the request" in run["problem"]
     assert listed == []
 
 
@@ -207,7 +254,7 @@ def test_the_samples_of_a_training_job_are_cases(served, config):
         run = measured(client, application, sent)
         [found] = client.get("/v1/calibrations").json()["calibrations"]
     assert run["problem"] is None
-    assert found["loss"]["on"] == "2 samples of a training job, without LoRAs"
+    assert found["loss"]["on"] == "2 samples of a training job, without LoRAs, exact with 2 steps at guidance 7"
     assert found["set"] == "training job my_job"
     assert {task.plan.prompt for task in application.editors.tasks} == {"a dog", "a bird"}
 

@@ -1,9 +1,10 @@
 """Notes: sentences about what the sender of a request may not have meant. Explanations and results carry them. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
-from serve_app.config import AUTO
+from serve_app.config import AUTO, TierConfig
 from serve_app.images.sizes import INPUT_SIZE, MAX_SIDE, MIN_SIDE
 from serve_app.intake.admission.ignored import ignores_ctrl_img, ignores_neg
 from serve_app.intake.admission.plan import TRIGGER, PlannedEdit, effective_guidance, trained_trigger
@@ -68,11 +69,8 @@ def unmeasured_notes(plans: Sequence[EditPlan], quality: Quality) -> list[str]:
     if tier is None or not measured:
         return []
     others = []
-    # The steps of exact images were measured; those of the tier may be its own.
-    if tier.steps is None and not {plan.steps for plan in plans} <= set(measured["steps"]):
-        others.append(f"sample_steps {_listed(measured['steps'])}")
     if not {f"{plan.width}x{plan.height}" for plan in plans} <= set(measured["sizes"]):
-        others.append(f"the size {_listed(measured['sizes'])}")
+        others.append(f"the size {listed(measured['sizes'])}")
     strengths = {lora["id"]: lora["network_multiplier"] for lora in measured["adapters"]}
     own = {use.id: use for plan in plans for use in plan.adapters if not use.of_tier}
     others += [
@@ -80,13 +78,35 @@ def unmeasured_notes(plans: Sequence[EditPlan], quality: Quality) -> list[str]:
         for use in own.values()
         if use.id in strengths and use.scale != strengths[use.id]
     ]
-    return [f"quality {quality.name}: its loss was measured with {each}; other values may lose more" for each in others]
+    with_others = [f"its loss was measured with {each}; other values may lose more" for each in others]
+    return [f"quality {quality.name}: {each}" for each in [*_exact_notes(plans, tier, measured), *with_others]]
 
 
-def _listed(values: Sequence[object]) -> str:
+def _exact_notes(plans: Sequence[EditPlan], tier: TierConfig, measured: Mapping[str, Any]) -> Iterable[str]:
+    """How the exact images of a request would differ from those that the tier was compared with.
+
+    Where the tier fixes the steps or the guidance, exact images have the model's own: see `with_tier`.
+    """
+    spec = MODELS[plans[0].model]
+    steps = {plan.steps for plan in plans} if tier.steps is None else {spec.default_steps}
+    scales = {plan.guidance_scale for plan in plans} if tier.guidance_scale is None else {spec.default_guidance_scale}
+    # Rows of earlier versions do not have the guidance.
+    of_exact = (("sample_steps", steps, measured["steps"]), ("guidance_scale", scales, measured.get("guidance_scales")))
+    for name, own, compared in of_exact:
+        if not compared:
+            yield f"it is unknown which {name} the exact images had when its loss was measured"
+        elif not own <= set(compared):
+            yield (
+                f"its loss was measured against exact images with {name} {listed(compared)}; those of this request "
+                f"would have {listed(sorted(own))}, so it may lose more"
+            )
+
+
+def listed(values: Sequence[float | str]) -> str:
     """Measured values in words, as many as a note can name."""
     more = [f"{len(values) - MAX_LISTED} more"] if len(values) > MAX_LISTED else []
-    return " or ".join([*map(str, values[:MAX_LISTED]), *more])
+    named = [each if isinstance(each, str) else f"{each:g}" for each in values[:MAX_LISTED]]
+    return " or ".join([*named, *more])
 
 
 def exif_notes(edits: Sequence[PlannedEdit]) -> list[str]:

@@ -65,6 +65,7 @@ def _info(calibration: Calibration, is_current: bool, sees_all: bool) -> Calibra
         set=_set_name(details, sees_all),
         sizes=details["sizes"],
         steps=details["steps"],
+        guidance_scales=details.get("guidance_scales", []),
         how=details["how"],
     )
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from serve_app.config import AUTO, ModelConfig, TierConfig, TierName
 from serve_app.errors import InvalidParameter
+from serve_app.intake.admission.notes import listed
 from serve_app.intake.admission.quality import EXACT, fixed_fields
 from serve_app.intake.calibrations.cases import PROFILE, Cases
 from serve_app.models.checkpoint_content import checkpoint_name
@@ -60,13 +61,32 @@ def tier_adapter_id(plan: EditPlan) -> str | None:
     return next((use.id for use in plan.adapters if use.of_tier), None)
 
 
-def measured_on(cases: Cases, adapters: Sequence[AdapterUse]) -> str:
-    """What a loss was measured on, in words. Every tenant may read it: it names no training job."""
+def measured_on(cases: Cases, plans: Sequence[EditPlan]) -> str:
+    """What a loss was measured on, in words. Every tenant may read it: it names no training job.
+
+    `plans` are the exact ones.
+    """
+    adapters = own_adapters(plans[0])
     names = " and ".join(f"{use.path} at {use.scale:g}" for use in adapters)
     what = "prompt" if cases.training_job is None else "sample"
     if len(cases.prompts) != 1:
         what += "s"
-    return f"{len(cases.prompts)} {what} of {cases.name}, {f'with {names}' if names else 'without LoRAs'}"
+    loras = f"with {names}" if names else "without LoRAs"
+    return f"{len(cases.prompts)} {what} of {cases.name}, {loras}, exact with {exact_text(plans)}"
+
+
+def exact_text(plans: Sequence[EditPlan]) -> str:
+    """The steps and the guidance of exact images, in words."""
+    steps, scales = listed(_steps(plans)), listed(_guidance_scales(plans))
+    return f"{steps} step{'' if steps == '1' else 's'} at guidance {scales}"
+
+
+def _steps(plans: Sequence[EditPlan]) -> list[int]:
+    return sorted({plan.steps for plan in plans})
+
+
+def _guidance_scales(plans: Sequence[EditPlan]) -> list[float]:
+    return sorted({plan.guidance_scale for plan in plans})
 
 
 def details_of(
@@ -81,7 +101,8 @@ def details_of(
         "set": cases.name,
         "training_job": cases.training_job,
         "sizes": sorted({f"{plan.width}x{plan.height}" for plan in plans}),
-        "steps": sorted({plan.steps for plan in plans}),
+        "steps": _steps(plans),
+        "guidance_scales": _guidance_scales(plans),
         "how": how,
     }
 

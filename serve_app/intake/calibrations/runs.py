@@ -194,7 +194,7 @@ class CalibrationRuns:
             digest = model.tiers[tier].digest(tier_adapter_id(record.images[0].plan))
             key = await self._losses.key(model, tier, digest, [use.id for use in adapters])
             details = details_of(model, model.tiers[tier], plans, cases, BY_QUEUE)
-            details |= {"on": measured_on(cases, adapters)}
+            details |= {"on": measured_on(cases, plans)}
             yield Comparison(key, details, exact.id, record.id)
 
     async def run(self) -> None:

@@ -41,7 +41,7 @@ function modelSection(model, measured) {
         <caption class="visually-hidden">Tiers of ${model}</caption>
         <thead>
           <tr>
-            <th scope="col">Tier</th><th scope="col">LoRAs</th><th scope="col">Times as fast</th>
+            <th scope="col">Tier</th><th scope="col">LoRAs</th><th scope="col">Exact images</th><th scope="col">Times as fast</th>
             <th scope="col">PSNR, dB (worst, median)</th><th scope="col">SSIM (worst, median)</th>
             <th scope="col">Error of latents</th><th scope="col">Images</th><th scope="col">Measured</th>
           </tr>
@@ -52,10 +52,11 @@ function modelSection(model, measured) {
   </section>`;
 }
 
-function row({ tier, loras, loss, speedup, is_current: isCurrent, measured_at: measuredAt, set }) {
+function row({ tier, loras, loss, speedup, is_current: isCurrent, measured_at: measuredAt, set, steps, guidance_scales: scales }) {
   return html`<tr class=${isCurrent ? nothing : "muted"}>
     <th scope="row">${tier}</th>
     <td class="quality-loras">${names(loras)}</td>
+    <td>${steps.join(" or ")} steps, guidance ${scales.join(" or ") || "unknown"}</td>
     <td>${speedup.toFixed(2)}</td>
     <td>${decibels(loss.psnr_db.worst)}, ${decibels(loss.psnr_db.median)}</td>
     <td>${loss.ssim.worst.toFixed(4)}, ${loss.ssim.median.toFixed(4)}</td>

@@ -2382,7 +2382,7 @@ class MeasuredLoss(BaseModel):
     """
     on: str
     """
-    On which LoRAs, prompts and control images.
+    On which LoRAs, prompts and control images, and which steps and guidance the exact images had.
     """
 
 
@@ -3048,6 +3048,10 @@ class CalibrationInfo(BaseModel):
     steps: list[int]
     """
     The denoising steps of the exact images.
+    """
+    guidance_scales: list[float]
+    """
+    The guidance scales of the exact images; empty if an earlier version measured it without them.
     """
     how: str
     """
