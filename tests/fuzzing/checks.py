@@ -35,7 +35,9 @@ def problems(document: Document, request: HttpRequest, answer: Answer) -> Iterat
 
 
 def _code(answer: Answer) -> str | None:
-    return code_of(json.loads(answer.body)) if answer.media_type == JSON and answer.body else None
+    # A client that left has a part of the body only.
+    is_complete = answer.media_type == JSON and answer.ended and answer.body
+    return code_of(json.loads(answer.body)) if is_complete else None
 
 
 class LoggedErrors(logging.Handler):

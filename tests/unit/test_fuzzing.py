@@ -105,6 +105,12 @@ def test_answer_of_a_service_that_protects_itself_is_none(application):
     assert list(problems(document_of(application), request, overloaded)) == []
 
 
+def test_answer_that_its_client_left_is_none(application):
+    request = HttpRequest("health", "GET", "/health")
+    left = Answer(200, {"content-type": JSON}, bytearray(b'{"status": "o'), ended=False)
+    assert list(problems(document_of(application), request, left)) == []
+
+
 def test_logged_errors_and_exceptions_are_faults():
     with LoggedErrors() as logged:
         logging.getLogger("serve_app").warning("busy")
