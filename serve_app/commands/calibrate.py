@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from rich.table import Table
 
 from serve_app.adapters.lora_root import LoraRoot
 from serve_app.adapters.sources import LoraSources
+from serve_app.commands.calibration_progress import Progress
 from serve_app.config import AppConfig, ModelConfig, TierName
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import ConfigRefused
@@ -192,10 +193,12 @@ class _Calibration:
         """Make all images, those of one group of editors after the other, and store each tier when it is measured."""
         exact: dict[int, tuple[Sequence[EditPlan], list[Made]]] = {}
         table = _table()
+        progress = Progress(sum(len(each.plans) for each in work), console.print)
         for group, config in self._wanted.model.editor_groups.items():
             mine = [each for each in work if each.plans[0].editor_group == group]
             if mine:
-                await self._measure_group(config, mine, exact, cases, table)
+                with progress.stopping():
+                    await self._measure_group(config, mine, exact, cases, table, progress)
                 # Nothing refers to the engine any more: the next one needs its memory.
                 _free_memory()
         console.print(table)
@@ -207,21 +210,17 @@ class _Calibration:
         exact: dict[int, tuple[Sequence[EditPlan], list[Made]]],
         cases: Cases,
         table: Table,
+        progress: Progress,
     ) -> None:
         """Measure what one engine makes. Exact images, which come first, are kept in `exact` by the set's number."""
         engine = await asyncio.to_thread(TorchEngine.load, config)
         for each in work:
-            console.print(f"{self._title(each)}: {len(each.plans)} images")
-            made = await asyncio.to_thread(_make, engine, each)
+            made = await asyncio.to_thread(_make, engine, each, partial(progress.next, _title(each)))
             if each.tier is None:
                 exact[each.number] = (each.plans, made)
                 continue
             loss = await self._keep(each, each.tier, *exact[each.number], made, cases)
             table.add_row(*_row(each, loss, exact[each.number][0]))
-
-    def _title(self, work: Work) -> str:
-        names = " and ".join(use.path for use in own_adapters(work.plans[0]))
-        return f"{work.tier or 'exact'}, {names or 'without LoRAs'}"
 
     async def _keep(
         self,
@@ -249,11 +248,24 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _make(engine: TorchEngine, work: Work) -> list[Made]:
-    """The images of all cases. The first edit is made twice: what is loaded or compiled for it is not measured."""
+def _title(work: Work) -> str:
+    names = " and ".join(use.path for use in own_adapters(work.plans[0]))
+    return f"{work.tier or 'exact'}, {names or 'without LoRAs'}"
+
+
+def _make(engine: TorchEngine, work: Work, begin: Callable[[], None]) -> list[Made]:
+    """The images of all cases. The first edit is made twice: what is loaded or compiled for it is not measured.
+
+    `begin` is called before each image; what it raises stops the others.
+    """
     edit = partial(_edit, engine, work.files)
-    edit(work.plans[0])
-    return [edit(plan) for plan in work.plans]
+    made = []
+    for number, plan in enumerate(work.plans):
+        begin()
+        if number == 0:
+            edit(plan)
+        made.append(edit(plan))
+    return made
 
 
 def _edit(engine: TorchEngine, files: dict[str, bytes], plan: EditPlan) -> Made:

@@ -5,6 +5,7 @@ Each sub-command imports in its own function what only it needs: `--help` must n
 
 import logging
 import os
+import signal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -128,11 +129,16 @@ def calibrate(
     from serve_app.commands.calibrate import read_loras, wanted_of
     from serve_app.commands.config_file import read_config_file
 
+    # As Ctrl-C does, SIGTERM raises KeyboardInterrupt.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         loras = read_loras(lora or ())
         sets = [loras] if together else [[each] for each in loras]
         read = read_config_file(config).config
         measure(read, wanted_of(read, model, tier or (), [[], *sets] if base else sets, prompts, training_job))
+    except KeyboardInterrupt as error:
+        typer.echo("edits-server: interrupted; what was measured is stored, for each finished tier and set", err=True)
+        raise typer.Exit(130) from error
     except (ServiceError, RuntimeError) as error:
         # RuntimeError: no such device, or not enough memory on it.
         typer.echo(f"edits-server: {error}", err=True)

@@ -197,7 +197,7 @@ def test_tier_that_nobody_measured_for_these_loras_is_refused(served, make_body)
     with served(KnownLosses(adapters=set())) as (_, client):
         error = refusal(client, make_body(quality="balanced"))
     assert error["code"] == "QUALITY_UNAVAILABLE"
-    assert "nobody has measured its loss for these LoRAs; ask your operator" in error["message"]
+    assert "for these LoRAs; ask your operator for edits-server calibrate, or send max_loss" in error["message"]
 
 
 def test_operator_may_allow_a_tier_that_nobody_measured(served, make_body):

@@ -118,7 +118,10 @@ class Qualities:
         if loss is None and are_known and tier.uncalibrated == "refuse" and not calibrates:
             of_what = "these LoRAs" if adapters else f"{model.id} without LoRAs"
             raise unavailable(
-                request, model, f"nobody has measured its loss for {of_what}; ask your operator to calibrate it"
+                request,
+                model,
+                f"nobody has measured its loss for {of_what}; ask your operator for "
+                "edits-server calibrate, or send max_loss to have exact images until then",
             )
         measured = f"its loss was measured on {loss.on}" if loss else "its loss was not measured for these LoRAs"
         return Quality(name, f"asked for; {measured}", tier, of_tier, loss, found.details if found else {})
