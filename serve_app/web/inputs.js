@@ -98,10 +98,10 @@ export function moveImage(key, by) {
   announce(`Image ${from + 1} is now image ${to + 1}.`);
 }
 
-/** Show the draft's images again after a reload: those that this browser has kept. */
+/** Show the draft's images again after a reload: those that this browser has kept, or that it never had. */
 export async function restoreImages() {
-  for (const { key, upload, url } of draft.images) {
-    if (url || !upload) continue;
+  for (const { key, upload, url, isOnlyStored } of draft.images) {
+    if (url || !upload || isOnlyStored) continue;
     const blob = await keptBlob(upload.id);
     if (blob) changeImage(key, { url: URL.createObjectURL(blob), file: blob });
     else removeImage(key);

@@ -127,7 +127,7 @@ async function addStored({ sha256, size: [width, height] }) {
   const blob = await keptBlob(sha256);
   if (blob) return addImages([asFile(blob, "input")], draft.images.length + 1);
   const upload = { id: sha256, width, height };
-  change({ images: [...draft.images, { key: sha256, name: "input", url: "", upload, problem: null }] });
+  change({ images: [...draft.images, { key: sha256, name: "input", url: "", upload, problem: null, isOnlyStored: true }] });
 }
 
 function asFile(blob, name) {

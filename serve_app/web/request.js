@@ -37,6 +37,12 @@ function imagesOf(draft, model) {
   return sent(Object.fromEntries(names.map((name, index) => [`ctrl_img_${index + 1}`, name])));
 }
 
+/** Whether a prompt has a LoRA's trigger word, as a word of its own, or `[trigger]`, which the service replaces by it. */
+export function hasTrigger(prompt, word) {
+  const escaped = word.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
+  return prompt.includes(TRIGGER) || new RegExp(`(?<![\\p{L}\\p{N}_])${escaped}(?![\\p{L}\\p{N}_])`, "u").test(prompt);
+}
+
 /** The images of the draft that its model takes. */
 export function usedImages(draft, model) {
   return draft.images.slice(0, model?.max_control_images ?? 1);

@@ -7,7 +7,7 @@ import httpx2
 from playwright.sync_api import Page, expect
 
 from serve_app.schemas.requests import MAX_SEED
-from tests.browser.editing import choose_image, choose_lora, drop_image, fill_in, image_bytes, make_the_edit
+from tests.browser.editing import choose_image, choose_lora, drop_image, fill_in, image_bytes, make_the_edit, write_lora
 from tests.browser.finished import body_of, finished_edit
 from tests.browser.visit import Visit, serious_findings
 from tests.unit.conftest import SHARES_AN_APPLICATION
@@ -234,5 +234,34 @@ def test_a_dropped_png_of_the_service_offers_its_settings(served: Served, page: 
     expect(prompt).to_have_value("as a poster")
     expect(page.get_by_label("Seed", exact=True)).to_have_value("7")
     # The image is the one that the edit was made from.
-    expect(page.get_by_text("120x80", exact=True)).to_be_visible()
+    expect(page.get_by_text("120x80, stored by the service")).to_be_visible()
+    expect(offer).to_have_count(0)
+    # This browser has no copy of it, so both places say that the service has it; also after a reload.
+    stored = page.locator(".stage-box").get_by_text("The service has the image of this edit (120x80) and will use it.")
+    expect(stored).to_be_visible()
+    expect(page.locator("drop-zone")).to_have_count(0)
+    expect(page.locator("image-field").get_by_text("no picture")).to_be_visible()
+    assert serious_findings(page) == []
+    page.reload()
+    expect(stored).to_be_visible()
+    make_the_edit(page)
+    expect(page.locator(".stage").get_by_role("link", name="Download PNG", exact=True)).to_be_visible()
+    [first, second] = served.application.editors.tasks[-2:]
+    assert first.plan.control_images == second.plan.control_images
+
+
+def test_a_trigger_word_is_offered_only_to_a_prompt_without_it(served: Served, page: Page) -> None:
+    write_lora(served.application.config.lora_root, "job/word.safetensors", ss_tag_frequency='{"1_s+s": {}}')
+    page.reload()
+    prompt, offer = page.get_by_label("Prompt", exact=True), page.get_by_role("button", name="Add its trigger word")
+    choose_lora(page, "word")
+    for without in ("", "make it night", "s+ss make it night"):
+        prompt.fill(without)
+        expect(offer).to_be_visible()
+    for with_it in ("s+s make it night", "make it s+s, at night", "[trigger] make it night"):
+        prompt.fill(with_it)
+        expect(offer).to_have_count(0)
+    prompt.fill("make it night")
+    offer.click()
+    expect(prompt).to_have_value("[trigger] make it night")
     expect(offer).to_have_count(0)

@@ -43,13 +43,15 @@ def test_errors_of_the_service(visit: Visit, page: Page) -> None:
     visit.expect("status of 400")
     error = {"detail": {"error": {"code": "INVALID_PARAMETER", "message": MARKUP, "details": {}}}}
     page.route("**/v1/explain", lambda route: route.fulfill(status=400, body=json.dumps(error)))
-    page.route("**/v1/inference", lambda route: route.fulfill(status=400, body=json.dumps(error)))
+    # Another sentence than the explanation's: the same one is shown once.
+    refused = {"detail": {"error": {**error["detail"]["error"], "message": f"Refused: {MARKUP}"}}}
+    page.route("**/v1/inference", lambda route: route.fulfill(status=400, body=json.dumps(refused)))
     choose_image(page)
     page.get_by_label("Prompt", exact=True).fill("make it night")
     page.locator(".lora-option").first.click()
     expect(page.locator("plan-summary .problem")).to_contain_text(MARKUP)
     make_the_edit(page)
-    expect(page.locator(".panel-foot > .problem")).to_contain_text(MARKUP)
+    expect(page.locator(".panel-foot > .problem")).to_contain_text(f"Refused: {MARKUP}")
 
 
 def test_presets(page: Page, visit: Visit) -> None:

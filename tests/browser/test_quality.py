@@ -10,7 +10,7 @@ from serve_app.intake.calibrations.losses import MeasuredLosses
 from serve_app.jobs.calibrations import Calibration, digest_of
 from serve_app.tasks import Loss, LossRange
 from tests.browser.conftest import painting
-from tests.browser.editing import fill_in
+from tests.browser.editing import fill_in, make_the_edit
 from tests.browser.finished import MARKUP
 from tests.browser.visit import serious_findings, visiting
 from tests.unit.serving import Served
@@ -74,7 +74,9 @@ def test_a_sweep_compares_qualities(config: AppConfig, browser) -> None:
         fill_in(page)
         page.get_by_role("link", name="Sweeps").click()
         page.get_by_label("Strengths").fill("1")
-        page.get_by_text("Qualities").click()
+        # Profiles are closed, with the triangle that says so.
+        summary = page.locator("summary", has_text="Profiles")
+        assert summary.evaluate("(element) => getComputedStyle(element).display") == "list-item"
         for name in ("exact", "balanced"):
             page.get_by_label(name, exact=True).check()
         assert serious_findings(page) == []
@@ -97,3 +99,17 @@ def test_a_model_without_tiers_has_no_qualities_to_sweep(config: AppConfig, brow
         page.get_by_role("link", name="Sweeps").click()
         expect(page.get_by_text("Profiles")).to_be_visible()
         expect(page.get_by_text("Qualities")).to_have_count(0)
+
+
+def test_a_refused_quality_is_said_once(config: AppConfig, browser) -> None:
+    with painting(with_tiers(config)) as served, visiting(browser, served.url) as visit:
+        page = visit.open()
+        fill_in(page)
+        visit.expect(r"status of 400 .*/v1/(explain|inference)")
+        page.get_by_label("Quality", exact=True).select_option("balanced")
+        refusal = page.get_by_role("alert").filter(has_text="uality balanced is not available")
+        expect(refusal).to_have_count(1)
+        with page.expect_response("**/v1/inference"):
+            make_the_edit(page)
+        expect(page.get_by_role("button", name="Make the edit")).to_be_enabled()
+        expect(refusal).to_have_count(1)

@@ -6,7 +6,7 @@ import { CHANGED, QUICK, change, changes, draft } from "../draft.js";
 import { OFFERED, giveImages, given, offer, offers } from "../given.js";
 import { restoreImages, uploaded, withImages } from "../inputs.js";
 import * as jobs from "../jobs.js";
-import { currentRequest, startPlanning } from "../plan.js";
+import { PLANNED, currentRequest, plan, plans, startPlanning } from "../plan.js";
 import { tierOf } from "../quality.js";
 import { useFile } from "../repeat.js";
 import { missingIn, usedImages } from "../request.js";
@@ -50,6 +50,7 @@ class EditView extends Element {
     this.listen(loads, LOADED, () => this.update());
     this.listen(jobs.changes, jobs.CHANGED, () => this.update());
     this.listen(offers, OFFERED, () => this.update());
+    this.listen(plans, PLANNED, () => this.update());
     this.listen(document, "paste", this.#paste);
     this.listen(this, "try-sample", () => this.#trySample());
     // Choosing the selected one again goes back to the draft's image.
@@ -82,7 +83,7 @@ class EditView extends Element {
           </div>
           <div class="panel-foot">
             <plan-summary></plan-summary>
-            ${this.#problem && html`<p class="problem small" role="alert">${this.#problem.message}</p>`}
+            ${this.#problem && this.#problem.message !== plan.problem ? html`<p class="problem small" role="alert">${this.#problem.message}</p>` : nothing}
             ${draft.preset ? nothing : this.#quickField()}
             <button class="primary" ?disabled=${this.#isSending || !catalog.models.length}>
               ${this.#isSending ? "Sending…" : "Make the edit"}

@@ -32,9 +32,10 @@ class ImageField extends Element {
 
   #entry(image, index, count, most) {
     const number = most > 1 ? ` ${index + 1}` : "";
-    const size = image.upload ? `${image.upload.width}x${image.upload.height}` : image.problem ? "not usable" : "uploading…";
+    const sides = image.upload && `${image.upload.width}x${image.upload.height}`;
+    const size = sides ? (image.isOnlyStored ? `${sides}, stored by the service` : sides) : image.problem ? "not usable" : "uploading…";
     return html`<li class="input" ?data-unused=${index >= most}>
-      ${image.url ? html`<img src=${image.url} alt=${`Input image${number}: ${image.name}`} />` : nothing}
+      ${image.url ? html`<img src=${image.url} alt=${`Input image${number}: ${image.name}`} />` : html`<span class="no-picture" aria-hidden="true">no picture</span>`}
       <span class="input-name" title=${image.name}>${image.name}</span>
       <span class="muted small">${index >= most ? "not used by this model" : size}</span>
       <span class="input-actions">

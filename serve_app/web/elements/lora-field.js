@@ -5,6 +5,7 @@ import { announce } from "../announce.js";
 import { LOADED, currentModel, loads, loraInfo } from "../catalog.js";
 import { CHANGED, change, changeLora, changes, draft } from "../draft.js";
 import { CLOSE, PLUS } from "../icons.js";
+import { hasTrigger } from "../request.js";
 import { Element, define } from "./element.js";
 import { describe, titleOf } from "./lora-search.js";
 import { numberOf, shown } from "./number-input.js";
@@ -54,7 +55,7 @@ class LoraField extends Element {
         <input type="number" min="-2" max="2" step="0.05" aria-label=${`Strength of ${name}, as a number`}
           id=${`strength-${index}`} .value=${shown(`strength-${index}`, lora.multiplier)} @change=${set} @blur=${() => this.update()} />
       </div>
-      ${word
+      ${word && !hasTrigger(draft.prompt, word)
         ? html`<button type="button" class="text small" title="Puts [trigger] into the prompt" @click=${insertTrigger}>
             <span>Add its trigger word <q>${word}</q></span>
           </button>`
@@ -89,7 +90,7 @@ class LoraField extends Element {
 
 /** `[trigger]`, which the service replaces by the word that the LoRA's file names. */
 function insertTrigger() {
-  if (!draft.prompt.includes("[trigger]")) change({ prompt: `[trigger] ${draft.prompt}`.trim() });
+  change({ prompt: `[trigger] ${draft.prompt}`.trim() });
 }
 
 define("lora-field", LoraField);

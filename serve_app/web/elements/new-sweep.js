@@ -65,8 +65,8 @@ class NewSweep extends Element {
           <div>${this.#lines("prompts", "Prompts: one per line", 4)}</div>
           <div>${this.#line("multipliers", "Strengths", "0.5, 0.75, 1")}</div>
           <div>${this.#line("seeds", "Seeds", "42, 43")}</div>
-          ${this.#choices("profiles", "Profiles", PROFILES)}
-          ${model.tiers.length ? this.#choices("qualities", "Qualities", model.qualities) : nothing}
+          ${this.#choices("profiles", "Profiles", PROFILES, false)}
+          ${model.tiers.length ? this.#choices("qualities", "Qualities", model.qualities, true) : nothing}
           ${draft.images.length > 1 ? this.#eachImage() : nothing}
         </div>
       </div>
@@ -91,10 +91,10 @@ class NewSweep extends Element {
         @input=${(event) => this.#set(name, event.target.value)} />`;
   }
 
-  #choices(name, title, values) {
+  #choices(name, title, values, isOpen) {
     const chosen = this.#fields[name];
     const toggle = (value) => this.#set(name, chosen.includes(value) ? chosen.filter((other) => other !== value) : [...chosen, value]);
-    return html`<details>
+    return html`<details ?open=${isOpen}>
       <summary class="label">${title}</summary>
       ${values.map((value) => html`<label class="checkbox"><input type="checkbox"
         .checked=${live(chosen.includes(value))} @change=${() => toggle(value)} /> ${value}</label>`)}

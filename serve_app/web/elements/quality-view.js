@@ -55,7 +55,7 @@ function modelSection(model, measured) {
 function row({ tier, loras, loss, speedup, is_current: isCurrent, measured_at: measuredAt, set, steps, guidance_scales: scales }) {
   return html`<tr class=${isCurrent ? nothing : "muted"}>
     <th scope="row">${tier}</th>
-    <td class="quality-loras">${names(loras)}</td>
+    <td class="quality-loras">${breakable(names(loras))}</td>
     <td>${steps.join(" or ")} steps, guidance ${scales.join(" or ") || "unknown"}</td>
     <td>${speedup.toFixed(2)}</td>
     <td>${decibels(loss.psnr_db.worst)}, ${decibels(loss.psnr_db.median)}</td>
@@ -72,6 +72,8 @@ function pointOf({ tier, loras, loss, speedup }) {
 }
 
 const names = (loras) => loras.map((lora) => lora.path).join(" and ") || "none";
+/** A text that the browser may break after slashes. */
+const breakable = (text) => text.split("/").map((part, index) => (index ? html`/<wbr />${part}` : part));
 const decibels = (value) => (value === null ? "equal" : value.toFixed(1));
 const count = (number, one, several) => `${number} ${number === 1 ? one : several}`;
 const at = (time) => new Date(time).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });

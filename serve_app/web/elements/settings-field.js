@@ -63,12 +63,16 @@ class SettingsField extends Element {
   #quality(model, effective) {
     const names = qualitiesOf(model, draft.quality);
     if (names.length < 2) return nothing;
+    // Without a preset, which may set a tier, the default is exact: both are one choice.
+    const isExact = !draft.preset;
+    const chosen = isExact && draft.quality === names[0] ? "" : (draft.quality ?? "");
+    const own = isExact ? names[0] : effective && !draft.quality ? `default: ${effective.quality}` : "default";
     const loss = effective?.quality === draft.quality && !plan.isLate ? lossText(effective) : "";
     return html`<div>
       <label for="quality">Quality</label>
-      <select id="quality" .value=${live(draft.quality ?? "")} @change=${(event) => this.#chooseQuality(model, event.target.value || null)}>
-        <option value="" ?selected=${!draft.quality}>${effective && !draft.quality ? `default: ${effective.quality}` : "default"}</option>
-        ${names.map((name) => html`<option value=${name} ?selected=${name === draft.quality}>${name}</option>`)}
+      <select id="quality" .value=${live(chosen)} @change=${(event) => this.#chooseQuality(model, event.target.value || null)}>
+        <option value="" ?selected=${!chosen}>${own}</option>
+        ${names.slice(isExact ? 1 : 0).map((name) => html`<option value=${name} ?selected=${name === chosen}>${name}</option>`)}
       </select>
       ${loss ? html`<p class="muted small">${loss}</p>` : nothing}
     </div>`;

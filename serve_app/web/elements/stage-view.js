@@ -29,11 +29,13 @@ class StageView extends Element {
   }
 
   #draft() {
-    const images = (this.images ?? []).filter((image) => image.url).slice(0, Math.max(1, this.most));
+    const images = (this.images ?? []).filter((image) => image.url || image.isOnlyStored).slice(0, Math.max(1, this.most));
     if (!this.most) return html`<div class="stage-box empty"><p class="muted">The image will be here.</p></div>`;
     if (!images.length) return html`<drop-zone .most=${this.most}></drop-zone>`;
     return html`<div class="stage-box" data-count=${images.length}>
-      ${images.map((image) => html`<img class="as-stored" src=${image.url} alt=${`Input: ${image.name}`} />`)}
+      ${images.map((image) => image.url
+        ? html`<img class="as-stored" src=${image.url} alt=${`Input: ${image.name}`} />`
+        : html`<p class="muted">The service has the image of this edit (${image.upload.width}x${image.upload.height}) and will use it. This browser has no copy to show.</p>`)}
     </div>`;
   }
 
@@ -68,7 +70,7 @@ class StageView extends Element {
           </select>`
         : nothing}
       <a class="button" href=${hrefOf("history", job.id)}>Settings and code</a>
-      <a class="button" href=${imageUrl(job.output.url)} download=${`edit-${job.id.slice(0, 8)}.${job.output.format}`}>Download</a>
+      <a class="button" href=${imageUrl(job.output.url)} download=${`edit-${job.id.slice(0, 8)}.${job.output.format}`}>Download ${job.output.format.toUpperCase()}</a>
     </div>`;
   }
 
