@@ -17,6 +17,40 @@ export function tierOf(model, quality) {
   return model?.tiers.find((tier) => tier.quality === quality) ?? null;
 }
 
+// The fields of the draft that a tier may set, by the tier's names for them.
+const SETTINGS = { sample_steps: ["steps", "Steps"], guidance_scale: ["guidance", "Guidance"], sampler: ["sampler", "the sampler"] };
+
+/**
+ * Why the draft's edit cannot be made in one of these qualities: a tier with steps, guidance or a sampler of its own takes
+ * no others. A sentence with the field to clear; empty if nothing is in the way.
+ * @param {object} model as `/v1/models` describes it
+ * @param {object} draft
+ * @param {string[]} qualities
+ */
+export function conflictOf(model, draft, qualities) {
+  for (const quality of qualities) {
+    const tier = tierOf(model, quality);
+    for (const [own, [field, label]] of Object.entries(SETTINGS)) {
+      if (tier?.[own] == null || draft[field] === null || draft[field] === tier[own]) continue;
+      return `The quality ${quality} sets ${label} to ${tier[own]}, and the form of the edit has ${draft[field]}. Clear ${label} there, or leave ${quality} out.`;
+    }
+  }
+  return "";
+}
+
+/** What a tier sets and changes, in words. */
+export function tierText({ sample_steps: steps, guidance_scale: guidance, sampler, quantization, feature_cache: cache, guidance_gate: gate }) {
+  const parts = [
+    steps !== null && `${steps} steps`,
+    guidance !== null && `guidance ${guidance}`,
+    sampler !== null && `sampler ${sampler}`,
+    quantization !== "none" && `weights in ${quantization}`,
+    cache !== null && `skips blocks that change by less than ${cache}`,
+    gate !== null && `uses the negative prompt in ${Math.round(gate * 100)} % of the steps`,
+  ];
+  return parts.filter(Boolean).join(", ");
+}
+
 /** The measured loss in an effective record, as a sentence; empty for `exact`. */
 export function lossText({ quality, loss }) {
   if (!quality || quality === "exact") return "";

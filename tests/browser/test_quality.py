@@ -47,6 +47,12 @@ def test_what_was_measured_is_shown(config: AppConfig, browser) -> None:
     with painting(with_tiers(config)) as served, visiting(browser, served.url) as visit:
         page = visit.open("#quality")
         expect(page.get_by_text("Nothing has been measured yet.")).to_be_visible()
+        configured = page.get_by_role("region", name="Configured tiers of qwen_image_edit")
+        assert configured.locator("dt").all_inner_texts() == ["balanced", "fast"]
+        expect(configured).to_contain_text("skips blocks that change by less than 0.1; refused until it is measured")
+        expect(configured).to_contain_text("8 steps; refused until it is measured")
+        expect(page.get_by_text("edits-server calibrate serve_config.yaml")).to_be_visible()
+        assert serious_findings(page) == []
         served.run(record(served), 30)
         page.reload()
         rows = page.get_by_role("row")
@@ -80,10 +86,13 @@ def test_a_sweep_compares_qualities(config: AppConfig, browser) -> None:
         for name in ("exact", "balanced"):
             page.get_by_label(name, exact=True).check()
         assert serious_findings(page) == []
-        # Its steps are other ones than those of the form.
-        visit.expect(r"status of 400 .*/v1/sweeps")
+        # Its steps are other ones than those of the form, which the page says without asking the service.
         page.get_by_label("fast", exact=True).check()
-        expect(page.get_by_role("alert")).to_contain_text("Quality fast is not available")
+        reason = (
+            "The quality fast sets Steps to 8, and the form of the edit has 4. Clear Steps there, or leave fast out."
+        )
+        expect(page.get_by_role("alert")).to_have_text(reason)
+        expect(page.get_by_role("button", name="Make the images")).to_be_disabled()
         page.get_by_label("fast", exact=True).uncheck()
         page.get_by_role("button", name="Make 2 images").click()
         expect(page.locator(".cell")).to_have_count(2)

@@ -4,6 +4,7 @@ import * as api from "../api.js";
 import { LOADED, PROFILES, catalog, currentModel, loadCatalog, loads } from "../catalog.js";
 import { CHANGED, changes, draft } from "../draft.js";
 import { currentRequest } from "../plan.js";
+import { conflictOf } from "../quality.js";
 import { missingIn } from "../request.js";
 import { sweepOf } from "../sweep-fields.js";
 import { hrefOf } from "../views.js";
@@ -146,9 +147,15 @@ class NewSweep extends Element {
     this.#calls.abort();
     this.#calls = new AbortController();
     const { signal } = this.#calls;
-    this.update();
+    this.update(); // once what follows up to the first wait is done
     if (this.#isIncomplete()) {
       this.#counted = this.#problem = null;
+      return;
+    }
+    const conflict = conflictOf(currentModel(), draft, this.#fields.qualities);
+    if (conflict) {
+      this.#counted = null;
+      this.#problem = conflict;
       return;
     }
     try {

@@ -1,5 +1,6 @@
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import * as api from "../api.js";
+import { tierText } from "../quality.js";
 import { scatter } from "../scatter.js";
 import { define } from "./element.js";
 import { Refreshed } from "./refreshed.js";
@@ -7,7 +8,10 @@ import { Refreshed } from "./refreshed.js";
 /** The view Quality: how far the images of each tier are from the exact ones, against how much faster they are. */
 class QualityView extends Refreshed {
   period = 10000;
-  load = api.calibrations;
+  load = async () => {
+    const [measured, { models }] = await Promise.all([api.calibrations(), api.models()]);
+    return { ...measured, configured: models.filter((model) => model.tiers.length) };
+  };
 
   template() {
     return html`<div class="column">
@@ -18,17 +22,32 @@ class QualityView extends Refreshed {
     </div>`;
   }
 
-  #body({ calibrations, runs }) {
+  #body({ calibrations, runs, configured }) {
     const waiting = runs.filter((run) => run.ended_at === null);
     const failed = runs.filter((run) => run.problem !== null);
     const models = [...new Set(calibrations.map((each) => each.model))].sort();
     return html`
       ${waiting.length ? html`<p class="hint">${count(waiting.length, "calibration is", "calibrations are")} under way.</p>` : nothing}
-      ${calibrations.length ? nothing : html`<p class="muted">Nothing has been measured yet. Operators measure with edits-server calibrate or POST /v1/calibrations.</p>`}
+      ${calibrations.length ? nothing : unmeasured(configured)}
       ${models.map((model) => modelSection(model, calibrations.filter((each) => each.model === model)))}
       ${failed.map((run) => html`<p class="hint">The calibration of ${at(run.created_at)} could not measure everything: ${run.problem}</p>`)}
     `;
   }
+}
+
+/** The tiers that could be measured, and how. */
+function unmeasured(models) {
+  if (!models.length) return html`<p class="muted">Nothing has been measured yet: no model has tiers. The guide docs/how-to/quality.md tells how to configure them.</p>`;
+  return html`<p class="muted">Nothing has been measured yet.</p>
+    ${models.map(({ id, tiers }) => html`<section class="quality-model" aria-label=${`Configured tiers of ${id}`}>
+      <h2>${id}</h2>
+      <dl class="settings">${tiers.map((tier) => html`<dt>${tier.quality}</dt>
+        <dd>${tierText(tier)}${tier.needs_calibration ? "; refused until it is measured" : ""}</dd>`)}</dl>
+    </section>`)}
+    <p>To measure them, run this on a machine with the model's GPU:</p>
+    <pre tabindex="0"><code>edits-server calibrate serve_config.yaml --prompts prompts.yaml --lora my_job/my_lora.safetensors</code></pre>
+    <p>Or let the service measure: <a href=${new URL("redoc#tag/calibrations", api.base)}>POST /v1/calibrations</a>. The guide
+      docs/how-to/quality.md has both step by step.</p>`;
 }
 
 function modelSection(model, measured) {
