@@ -13,6 +13,7 @@ from typing_extensions import TypeAliasType
 from serve_app.images.sizes import INPUT_SIZE, MAX_SIDE, MIN_SIDE, read_size
 from serve_app.schemas.answers import RequestId
 from serve_app.schemas.documented import Answer
+from serve_app.schemas.records import MeasuredLoss
 from serve_app.schemas.requests import (
     MAX_DEADLINE_S,
     MAX_LORAS,
@@ -268,6 +269,8 @@ class ImagesUsage(Answer):
     total_tokens: int = Field(description="The sum of both.")
 
 
+TIER = "The service's own name of `quality`: `exact`, the name of a tier, or `lossy`."
+LOSS = "What was measured of the tier for these LoRAs; null for `exact`, and if nobody has measured it."
 USAGE_EXAMPLE: dict[str, Any] = {
     "input_tokens": 4400,
     "input_tokens_details": {"image_tokens": 3888, "text_tokens": 512},
@@ -289,6 +292,8 @@ class ImagesAnswer(Answer):
                     "quality": "high",
                     "size": "1152x864",
                     "usage": USAGE_EXAMPLE,
+                    "tier": "exact",
+                    "loss": None,
                     "request_id": "0f8fad5bd9cb469fa16570867728950e",
                     "ignored": ["user"],
                     "notes": [],
@@ -307,6 +312,8 @@ class ImagesAnswer(Answer):
     )
     size: str = Field(description="The size of the first image in pixels, `WxH`.")
     usage: ImagesUsage = Field(description="What was computed.")
+    tier: str = Field(description=TIER)
+    loss: MeasuredLoss | None = Field(description=LOSS)
     request_id: RequestId
     ignored: list[str] = Field(description="Fields that were sent and have no effect.")
     notes: list[str] = Field(description="What the sender may not have meant.")
@@ -340,6 +347,8 @@ class CompletedImage(StreamedImage):
     type: Literal["image_edit.completed", "image_generation.completed"] = Field(description="The name of the event.")
     seed: int = Field(description="The seed of this image.")
     usage: ImagesUsage = Field(description="What was computed for this image.")
+    tier: str = Field(description=TIER)
+    loss: MeasuredLoss | None = Field(description=LOSS)
 
 
 class OpenAIErrorFacts(Answer):

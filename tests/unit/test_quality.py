@@ -1,5 +1,6 @@
 """Tiers: who gets one, who is refused and why, and what the plans and records of their images say."""
 
+import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -408,6 +409,21 @@ def test_openais_names_of_qualities_are_tiers(tiers, control_png, theirs, ours, 
     assert answer.status_code == 200, answer.text
     assert application.editors.tasks[-1].plan.quality == ours
     assert answer.json()["quality"] == answered
+    assert answer.json()["tier"] == ours
+    loss = answer.json()["loss"]
+    assert (loss and (loss["on"], loss["measured_at"])) == (
+        None if ours == "exact" else (LOSS.on, "2023-11-14T22:13:20Z")
+    )
+    events = client.post("/v1/images/edits", data=fields | {"stream": "true"}, files={"image": control_png})
+    data = events.text.partition("event: image_edit.completed")[2].partition("data: ")[2].partition("\n")[0]
+    assert (json.loads(data)["tier"], json.loads(data)["loss"]) == (ours, loss)
+
+
+def test_limit_without_a_tier_has_no_effect_and_a_note_says_so(tiers, make_body):
+    _, client = tiers
+    for quality, is_said in (("exact", True), ("balanced", False)):
+        notes = explained(client, make_body(quality=quality, max_loss={"psnr_db": 1}))["notes"]
+        assert any(note.startswith("max_loss has no effect") for note in notes) == is_said
 
 
 def test_openais_medium_without_such_a_tier_is_refused(served, control_png):

@@ -44,6 +44,7 @@ def notes_about(
     """Every note on a request, kind by kind."""
     kinds = (
         quality.notes(edit.plan.guidance_scale for edit in edits),
+        limit_notes(request, quality),
         unmeasured_notes([edit.plan for edit in edits], quality),
         exif_notes(edits),
         stretch_notes(request, edits),
@@ -61,6 +62,13 @@ def _shortened(notes: list[str]) -> list[str]:
     if left <= 0:
         return notes
     return [*notes[:MAX_OF_A_KIND], f"and the same of {left} more"]
+
+
+def limit_notes(request: InferenceRequest, quality: Quality) -> list[str]:
+    """That `max_loss` has no effect, if the request asks for no tier."""
+    if request.max_loss is None or quality.tier is not None or quality.replaced is not None:
+        return []
+    return ["max_loss has no effect, since the request asks for no tier: send quality, too"]
 
 
 def unmeasured_notes(plans: Sequence[EditPlan], quality: Quality) -> list[str]:

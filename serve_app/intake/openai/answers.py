@@ -1,12 +1,14 @@
 """A request's record as OpenAI's images API tells it. Pure, and without the images themselves."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from serve_app.errors import EditError, ErrorDescription, ImageNotFound, RequestCanceled, describe, status_of
 from serve_app.intake.openai.images import EDITS, FIELDS, ignored_names
 from serve_app.jobs.records import ImageRecord, RequestRecord
 from serve_app.schemas.openai import ImagesAnswer, ImagesCall, ImagesUsage, InputTokens
+from serve_app.schemas.records import MeasuredLoss
 from serve_app.tasks import EditDone, Status
 
 # What an answer calls the quality that was made.
@@ -28,12 +30,14 @@ def answer_of(record: RequestRecord, call: ImagesCall) -> dict[str, Any]:
         quality=quality_of(record.images[0]),
         size=size_of(images[0].width, images[0].height),
         usage=usage_of(images),
+        tier=record.images[0].plan.quality,
+        loss=_loss(record.images[0]),
         request_id=record.id,
         ignored=ignored_in(record, call),
         notes=record.notes.get("notes", []),
         data=[],
     )
-    return answer.model_dump(exclude={"data"})
+    return answer.model_dump(mode="json", exclude={"data"})
 
 
 def partial_event(route: str, image: ImageRecord, number: int, now: float) -> dict[str, Any]:
@@ -45,12 +49,15 @@ def partial_event(route: str, image: ImageRecord, number: int, now: float) -> di
 
 def completed_event(route: str, image: ImageRecord, done: EditDone, now: float) -> dict[str, Any]:
     """The event of a finished image, the image itself left out."""
+    loss = _loss(image)
     facts = {
         "size": size_of(done.width, done.height),
         "quality": quality_of(image),
         "output_format": done.format,
         "seed": done.seed,
         "usage": usage_of([done]).model_dump(),
+        "tier": image.plan.quality,
+        "loss": loss and loss.model_dump(mode="json"),
     }
     return _event(route, "completed", image, now) | facts
 
@@ -92,6 +99,11 @@ def usage_of(images: Sequence[EditDone]) -> ImagesUsage:
 def quality_of(image: ImageRecord) -> str:
     """The quality of an image, as OpenAI names it."""
     return QUALITY_NAMES[image.plan.quality]
+
+
+def _loss(image: ImageRecord) -> MeasuredLoss | None:
+    loss = image.plan.loss
+    return None if loss is None else MeasuredLoss.model_validate(asdict(loss))
 
 
 def size_of(width: int, height: int) -> str:

@@ -3153,6 +3153,14 @@ class CompletedImage(BaseModel):
     """
     What was computed for this image.
     """
+    tier: str
+    """
+    The service's own name of `quality`: `exact`, the name of a tier, or `lossy`.
+    """
+    loss: MeasuredLoss | None
+    """
+    What was measured of the tier for these LoRAs; null for `exact`, and if nobody has measured it.
+    """
 
 
 class ErrorBody(BaseModel):
@@ -3209,6 +3217,14 @@ class ImagesAnswer(BaseModel):
     usage: ImagesUsage
     """
     What was computed.
+    """
+    tier: str
+    """
+    The service's own name of `quality`: `exact`, the name of a tier, or `lossy`.
+    """
+    loss: MeasuredLoss | None
+    """
+    What was measured of the tier for these LoRAs; null for `exact`, and if nobody has measured it.
     """
     request_id: str
     """
