@@ -147,7 +147,7 @@ class NewSweep extends Element {
     this.#calls.abort();
     this.#calls = new AbortController();
     const { signal } = this.#calls;
-    this.update(); // once what follows up to the first wait is done
+    this.update();
     if (this.#isIncomplete()) {
       this.#counted = this.#problem = null;
       return;
