@@ -33,7 +33,7 @@ class Ingress:
 
     def __init__(self, config: AppConfig, editors: dict[str, DeploymentHandle]) -> None:
         serve_port.keep_to_this_machine()
-        meter = metrics_export.start("ingress", list(editors))
+        meter = metrics_export.start("ingress", [model.id for model in config.models], list(editors))
         running = RunningEditors(serve.get_replica_context().app_name, list(editors))
         drain_s = shutdown_s(config.jobs) / 2
         self._service = Service(

@@ -56,6 +56,7 @@ class JobsConfig(ConfigSection):
         90 * DAY_S,
         ge=DAY_S,
         description="A measured loss is deleted when it has not held for this long, because the tier's settings, the "
-        "checkpoint or the files of its LoRAs are others now.",
+        "checkpoint or the files of its LoRAs are others now. The loss of a LoRA at a URL is deleted when no request "
+        "has used it for this long.",
     )
     sweep_s: PositiveFloat = Field(600.0, description="How often the service looks for requests to delete.")

@@ -90,7 +90,7 @@ class Editor:
         """`group` is the editor group; by default that of the model."""
         group = group or config.id
         serve_port.keep_to_this_machine()
-        meter = metrics_export.start("editor", [group])
+        meter = metrics_export.start("editor", [config.id], [group])
         artifacts = Artifacts(artifacts_url)
         self._model = config.id
         self._stopping_s = time_limits.stopping_s

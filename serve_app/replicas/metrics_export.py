@@ -12,22 +12,25 @@ from serve_app.telemetry.metrics import EDITOR_LOOPS, INGRESS_LOOPS, METRICS, Ki
 LOOPS = {"ingress": INGRESS_LOOPS, "editor": EDITOR_LOOPS}
 
 
-def start(role: Literal["ingress", "editor"], groups: Sequence[str]) -> Meter:
-    """Set up telemetry in a replica's constructor. `role` names it in spans; `groups` are its editor groups."""
+def start(role: Literal["ingress", "editor"], models: Sequence[str], groups: Sequence[str]) -> Meter:
+    """Set up telemetry in a replica's constructor.
+
+    `role` names it in spans; `models` are its models of the config, and `groups` its editor groups.
+    """
     # Serve configures only its own logger, again whenever `logging_config` changes. As its child, the logger of this
     # package uses the same handlers and level.
     package_logger = logging.getLogger("serve_app")
     package_logger.parent = logging.getLogger("ray.serve")
     tracing.add_ids_to_logs()
     tracing.export_spans(role)
-    return RayMeter({"model": groups, "loop": LOOPS[role]})
+    return RayMeter({"model": models, "group": groups, "loop": LOOPS[role]})
 
 
 class RayMeter:
     """A `Meter` for Ray's metrics endpoint. Serve adds the tags application, deployment and replica."""
 
     def __init__(self, values: Mapping[str, Sequence[str]]) -> None:
-        """`values` has the values of a tag in this process, for tags of which it uses only some values."""
+        """`values` has the values of a tag in this process: see `Metric.series_at_zero`."""
         self._ray_metrics = {metric.name: _make(metric) for metric in METRICS}
         for metric in METRICS:
             if metric.kind == Kind.COUNTER:

@@ -61,6 +61,7 @@ def codes(kind: type[ServiceError] = ServiceError) -> set[str]:
 CODES = tuple(sorted(codes()))
 # Tags whose values are not listed here: models of the config, and the stages of a result's timings. In metrics of
 # queues, attempts and editors, `model` is the editor group (`config.editor_group`): alerts compare them by this tag.
+# Those of requests have `of_models`.
 MODEL: dict[str, tuple[str, ...]] = {"model": ()}
 STAGE: dict[str, tuple[str, ...]] = {"stage": ()}
 # A counter does not start at zero if a tag has more values than this. An ingress has 11 loops.
@@ -73,7 +74,8 @@ class Metric:
 
     `help` is its description for operators. `tags` maps each tag to the values that it can take; the tuple is empty if
     the values are not known in advance. `boundaries` are the upper bounds of a histogram's buckets. `at_zero` has those
-    values of a tag with many values with which a counter starts at zero: the ones that alerts ask for.
+    values of a tag with many values with which a counter starts at zero: the ones that alerts ask for. With
+    `of_models`, the tag `model` is a model of the config, otherwise an editor group.
     """
 
     name: str
@@ -82,15 +84,19 @@ class Metric:
     tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     boundaries: tuple[float, ...] = ()
     at_zero: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    of_models: bool = False
 
     def series_at_zero(self, values: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
         """The tags of the series with which a counter starts, so that even the first event is an increase.
 
-        `values` has the values of a tag in this process, for tags of which it uses only some. Other values of tags with
-        many values are left out: Ray's agent keeps the series of every process that ever ran on its node, and accepts
-        only a limited number of series per metric.
+        `values` has the values of a tag in this process, for tags of which it uses only some; `group` has those of
+        `model` that are editor groups. Other values of tags with many values are left out: Ray's agent keeps the series
+        of every process that ever ran on its node, and accepts only a limited number of series per metric.
         """
-        possible = [self.at_zero.get(tag) or values.get(tag, known) for tag, known in self.tags.items()]
+        name_of = {} if self.of_models else {"model": "group"}
+        possible = [
+            self.at_zero.get(tag) or values.get(name_of.get(tag, tag), known) for tag, known in self.tags.items()
+        ]
         if all(len(each) <= MAX_VALUES_AT_ZERO for each in possible):
             yield from (dict(zip(self.tags, each, strict=True)) for each in product(*possible))
 
@@ -129,18 +135,21 @@ SUBMISSIONS = Metric(
     "requests that were posted: ACCEPTED, REPEATED (the same Idempotency-Key), or the error code of the answer",
     MODEL | {"code": (ACCEPTED, REPEATED, *CODES)},
     at_zero={"code": (ACCEPTED, QueueFull.code, StoreUnavailable.code, StorageFailed.code)},
+    of_models=True,
 )
 REQUESTS = Metric(
     "edits_requests_total",
     Kind.COUNTER,
     "requests that have ended, by final status",
     MODEL | {"status": (Status.SUCCEEDED, Status.FAILED, Status.CANCELED)},
+    of_models=True,
 )
 PREDICTIONS = Metric(
     "edits_predictions_total",
     Kind.COUNTER,
     "finished requests for which a time was predicted at the POST; kept: whether they took no longer",
     MODEL | {"kept": ("true", "false")},
+    of_models=True,
 )
 ATTEMPTS = Metric(
     "edits_attempts_total",

@@ -77,11 +77,12 @@ class Sweeper:
         await self._delete_sweeps()
         await self._delete_uploads()
         await self._delete_calibrations()
-        await self._delete_losses()
         for folder in artifact_keys.REFERRED_FOLDERS:
             await self._delete_orphans(folder)
         await self._delete_orphaned_records()
         await self._delete_leftover_previews()
+        # Last: it looks up files in other storage, and if that fails, everything else has been deleted.
+        await self._delete_losses()
         self._meter.record(SWEEPS, outcome=FINISHED)
 
     async def _has_duty(self) -> bool:

@@ -10,7 +10,7 @@ import promql_parser
 import pytest
 import yaml
 
-from serve_app.telemetry.metrics import METRICS, Kind
+from serve_app.telemetry.metrics import ATTEMPTS, METRICS, PREDICTIONS, REQUESTS, SUBMISSIONS, Kind, Metric
 from tests.cluster.manifests import OVERLAYS, ROOT, build, only, promtool
 from tests.cluster.serve_configs import SHIPPED, shipped
 from tests.cluster.test_machines import COMPOSE, compose_problems
@@ -85,10 +85,20 @@ def test_the_first_event_that_an_alert_asks_for_is_an_increase(query: str) -> No
         metric = OURS[selector.name]
         if metric.kind != Kind.COUNTER:
             continue
-        started = list(metric.series_at_zero({"model": ["a"], "loop": ["sweeper"]}))
+        started = list(metric.series_at_zero({"model": ["a"], "group": ["a"], "loop": ["sweeper"]}))
         assert started, metric.name
         for matcher in selector.matchers.matchers:
             assert set(matcher.value.split("|")) <= {tags[matcher.name] for tags in started}, metric.name
+
+
+@pytest.mark.parametrize(
+    ("metric", "started"), [(SUBMISSIONS, {"a"}), (REQUESTS, {"a"}), (PREDICTIONS, {"a"}), (ATTEMPTS, {"a", "a-fast"})]
+)
+def test_a_counter_of_requests_starts_for_models_and_one_of_attempts_for_editor_groups(
+    metric: Metric, started: set[str]
+) -> None:
+    values = {"model": ["a"], "group": ["a", "a-fast"]}
+    assert {tags["model"] for tags in metric.series_at_zero(values)} == started
 
 
 def test_prometheus_takes_the_rules() -> None:

@@ -26,7 +26,7 @@ from serve_app.tasks import EditDone, EditEvent, EditTask, Loss, LossRange, Stat
 from tests.conftest import as_png, noise_image
 from tests.training_folder import trainer_config, write_checkpoints, write_config
 from tests.unit.conftest import LORA, Application, InstantEditors, safetensors_bytes
-from tests.unit.test_current_losses import current_since
+from tests.unit.losses import current_since
 from tests.unit.test_explain import explained
 from tests.unit.test_http_contract import finished
 

@@ -26,6 +26,7 @@ from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import AdapterUse, Loss, LossRange
 from serve_app.workers.sweeper import Sweeper
 from tests.unit.conftest import ON_BOTH_DATABASES
+from tests.unit.losses import current_since
 
 pytestmark = ON_BOTH_DATABASES
 
@@ -88,12 +89,6 @@ class Service:
         """Sweep, and return the digests of the adapters of the losses that are left."""
         await self._sweeper.sweep()
         return {each.key.adapters for each in await self.store.calibrations.all()}
-
-
-async def current_since(store: JobStore, seconds: float) -> None:
-    """Let all losses be marked `seconds` ago."""
-    async with store._database.writing() as connection:
-        await connection.execute(tables.calibrations.update().values(current_at=tables.now() - seconds))
 
 
 async def marked_s_ago(store: JobStore) -> list[float | None]:

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from serve_app.config import IngressSettings
 from serve_app.jobs import tables
 from serve_app.jobs.limits import quotas
-from serve_app.jobs.limits.quotas import DAY_S, add_day
+from serve_app.jobs.limits.quotas import DAY_S, Quotas, add_day
 from serve_app.jobs.store import JobStore
 from tests.unit.conftest import IMAGE, ON_BOTH_DATABASES, Application
 from tests.unit.serving import wait_until
@@ -196,6 +196,20 @@ def test_stored_bytes_are_summed_while_others_can_write(client, application, mak
     ended(client, started(client, sweep_body(make_body, seeds=[1]))["sweep_id"])
     # Within the transaction that writes, only those of the last seconds.
     assert set(seen) == {(False, False), (True, True)}
+
+
+def test_a_cell_that_fits_does_not_wait_for_requests_that_would_count_twice(client, application, make_body):
+    for _ in range(2):
+        finished(client, make_body())
+    limit(application, max_stored_bytes=1)
+    stored = client.post("/v1/inference", json=make_body()).json()["detail"]["error"]["details"]["stored"]
+    sweep_id = started(client, sweep_body(make_body, seeds=[1]))["sweep_id"]
+    # The requests of a moment ago are in the sum before, and among those that came since.
+    quotas_of = Quotas(max_stored_bytes=2 * stored)
+    submit = application.service.resources.store.sweep_queue.submit
+    assert client.portal.call(submit, sweep_id, 10, lambda _: (None, quotas_of)) == 1
+    limit(application)
+    ended(client, sweep_id)
 
 
 def test_cells_of_a_sweep_wait_for_space(client, application, make_body):

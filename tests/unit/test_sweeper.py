@@ -183,6 +183,18 @@ async def test_orphans_go_when_they_are_an_hour_old(service):
     assert service.files() == {*needed, *young}
 
 
+async def test_orphans_go_although_losses_cannot_be_marked(service):
+    async def fails() -> None:
+        raise StorageFailed("the LoRA root does not answer")
+
+    service.artifacts.put("pictures/a.png", b"x")
+    age(service.artifacts, "pictures/a.png")
+    config = JobsConfig(database_url=service.database_url)
+    with pytest.raises(StorageFailed):
+        await Sweeper(service.store, service.artifacts, config, mark_losses=fails).sweep()
+    assert service.files() == set()
+
+
 async def test_image_that_no_dispatcher_knows_of_yet_is_kept_for_its_live_request(service):
     live, ended = await service.request(), await service.request(ended_s_ago=60)
     keys = []

@@ -44,7 +44,8 @@ class CurrentLosses:
     async def mark(self) -> None:
         """Record which losses hold now: others are deleted after `jobs.loss_keep_s`. Raises StoreUnavailable.
 
-        LoRAs that are URLs are not looked up: their losses are marked when a request finds them.
+        A tier's own LoRA is looked up even at a URL. A request's LoRAs at URLs are not: their losses are marked when a
+        request finds them.
         """
         tiers, losses = await self.tiers(), await self._calibrations.all()
         candidates = [each for each in losses if holds_for_tier(each.key, tiers)]

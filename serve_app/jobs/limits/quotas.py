@@ -108,9 +108,12 @@ async def fitting(
         elif used + pending == 0:
             fit = max(fit, 1)
     if quotas.max_stored_bytes is not None and before is not None and cells:
-        stored = await _at_most(connection, tenant, before)
-        sums = list(accumulate(await _added_bytes(connection, cells), initial=stored))
-        fit = min(fit, sum(each <= quotas.max_stored_bytes for each in sums[1:]))
+        added = await _added_bytes(connection, cells)
+        room = quotas.max_stored_bytes - await _at_most(connection, tenant, before)
+        if room < added[0] <= quotas.max_stored_bytes - before.size_bytes:
+            # As in `refuse_request`: requests of the last seconds may count twice.
+            room = quotas.max_stored_bytes - await _stored_bytes(connection, tenant)
+        fit = min(fit, sum(each <= room for each in accumulate(added)))
     return fit
 
 

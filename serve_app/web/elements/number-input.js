@@ -18,6 +18,6 @@ export function numberOf(field) {
 export function wholeNumberOf(field) {
   const number = numberOf(field);
   if (number === null || Number.isSafeInteger(number)) return number;
-  const [value, most] = [/^\d+$/.test(field.value) ? field.value : field.max, field.max].map(wholeNumber);
+  const [value, most] = [/^\d+$/.test(field.value) ? field.value : BigInt(number), field.max].map(wholeNumber);
   return value < most ? value : most;
 }

@@ -15,7 +15,6 @@ from edits_client.bodies import Lora, Options
 from edits_client.cli import options as opt
 from edits_client.cli import saving
 from edits_client.cli.context import AsJson, as_json, client_of, out, plain, print_json, say, values_table
-from edits_client.cli.names import in_options
 from edits_client.cli.progress import asking_on_interrupt, watch
 
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="The file to write. Default: NAME-edit.png.")]
@@ -156,7 +155,7 @@ def explain(
         shown = {name: value for name, value in effective.items() if name != "request"}
         out.print(values_table(f"image {number}", shown))
     for note in explanation["notes"]:
-        say(f"note: {plain(in_options(note))}")
+        say(f"note: {plain(note)}")
     for name in explanation["ignored"]:
         say(f"ignored: {plain(name)}")
 

@@ -11,7 +11,6 @@ from edits_client import models
 from edits_client._sync.sweep import Sweep
 from edits_client.cli import options as opt
 from edits_client.cli.context import FAILED, INTERRUPTED, AsJson, as_json, client_of, plain, print_json, print_line, say
-from edits_client.cli.names import in_options
 from edits_client.cli.sweep_view import SweepView
 
 NO_LORA = "none"
@@ -143,7 +142,7 @@ def show_plan(plan: models.SweepCreated, *, as_json: bool) -> None:
     time = "" if plan.predicted_gpu_seconds is None else f", about {plan.predicted_gpu_seconds:.0f} GPU s"
     print_line(f"{plan.cells} images{time}; nothing was started")
     for note in plan.notes:
-        say(f"note: {plain(in_options(note))}")
+        say(f"note: {plain(note)}")
 
 
 def follow(sweep: Sweep, timeout: float | None) -> None:
