@@ -138,9 +138,9 @@ def test_a_broken_preset_cannot_be_chosen_and_says_why(page: Page) -> None:
 def test_profiles_and_formats_are_those_of_the_service(visit: Visit, page: Page) -> None:
     document = page.evaluate("async () => (await (await fetch('openapi.json')).json()).components.schemas")
     for label, schema in (("Profile", "Profile"), ("Format", "OutputFormat")):
-        options = (
-            page.get_by_label(label, exact=True).locator("option").evaluate_all("(all) => all.map((o) => o.value)")
-        )
+        field = page.get_by_label(label, exact=True)
+        expect(field).to_be_attached()
+        options = field.locator("option").evaluate_all("(all) => all.map((o) => o.value)")
         assert sorted(options) == sorted(["", *document[schema]["enum"]])
 
 
