@@ -128,14 +128,14 @@ class Calibrations:
 
     @transaction
     async def mark_current(self, keys: Sequence[CalibrationKey]) -> None:
-        """Record that these losses hold for the service as it is now."""
+        """Record that these losses hold for the present settings, checkpoints and LoRAs."""
         await self._mark(keys)
 
     @transaction
     async def delete_outdated(self, seconds: float) -> int:
         """Delete losses that were last current more than `seconds` ago. Returns their number.
 
-        The time of one that was never marked starts now: a process of the version before has written it.
+        For a loss that was never marked, the time starts now: a process of the version before has written it.
         """
         unmarked = tables.calibrations.update().where(_calibrations.current_at.is_(None))
         old = tables.calibrations.delete().where(_calibrations.current_at < tables.now() - seconds)

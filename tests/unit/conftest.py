@@ -12,10 +12,11 @@ from fastapi.dependencies import models as fastapi_models
 from starlette.testclient import TestClient
 
 from serve_app.api.app import create_app
-from serve_app.config import MINIATURE_RANDOM, SQLITE_PREFIX, AppConfig
+from serve_app.config import MINIATURE_RANDOM, SQLITE_PREFIX, AppConfig, JobsConfig
 from serve_app.intake.admission.quality import Losses
 from serve_app.intake.service import Service
 from serve_app.jobs.database import Database
+from serve_app.jobs.store import JobStore
 from serve_app.storage import artifact_keys
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import EditDone, EditEvent, EditTask, StepDone
@@ -149,6 +150,15 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path, database_kind: 
         return f"{SQLITE_PREFIX}{tmp_path}/jobs.sqlite3"
     template = request.getfixturevalue("migrated_postgres")
     return str(request.getfixturevalue("postgres").new_database(template))
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[JobStore]:
+    """The jobs in such a database."""
+    store = JobStore(JobsConfig(database_url=database_url))
+    await store.open()
+    yield store
+    await store.close()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Measured losses in the job database: found by what they hold for, on both databases."""
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import NoReturn
 
@@ -18,7 +17,6 @@ from serve_app.jobs.calibrations import (
     Comparison,
     digest_of,
 )
-from serve_app.jobs.store import JobStore
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import Loss, LossRange
 from serve_app.workers.sweeper import Sweeper
@@ -28,14 +26,6 @@ pytestmark = ON_BOTH_DATABASES
 
 KEY = CalibrationKey("qwen_image_edit", "fast", "5e", "c0", digest_of(["b", "a"]), "content")
 LOSS = Loss(LossRange(31.5, 38.0), LossRange(0.9, 0.95), 4.0, 2.0, 11, 1000.5, "eleven prompts", 0.125)
-
-
-@pytest.fixture
-async def store(database_url) -> AsyncIterator[JobStore]:
-    store = JobStore(JobsConfig(database_url=database_url))
-    await store.open()
-    yield store
-    await store.close()
 
 
 async def test_what_was_measured_is_found_by_everything_that_it_holds_for(store):

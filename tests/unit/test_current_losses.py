@@ -1,7 +1,7 @@
 """Measured losses are kept as long as they hold, and for a time afterwards, on both databases."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,6 @@ async def marked_s_ago(store: JobStore) -> list[float | None]:
     ago = sa.select(tables.now() - tables.calibrations.c.current_at)
     async with store._database.reading() as connection:
         return list((await connection.execute(ago)).scalars())
-
-
-@pytest.fixture
-async def store(database_url) -> AsyncIterator[JobStore]:
-    store = JobStore(JobsConfig(database_url=database_url))
-    await store.open()
-    yield store
-    await store.close()
 
 
 @pytest.fixture

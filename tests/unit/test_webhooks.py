@@ -5,7 +5,6 @@ import json
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,9 +14,8 @@ from pydantic import SecretStr
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
-from serve_app.config import JobsConfig, WebhooksConfig
+from serve_app.config import WebhooksConfig
 from serve_app.jobs.records import Delivery
-from serve_app.jobs.store import JobStore
 from serve_app.workers import webhooks
 from tests.conftest import ROOT
 from tests.unit.conftest import ON_BOTH_DATABASES
@@ -41,14 +39,6 @@ pytestmark = ON_BOTH_DATABASES
 @pytest.fixture(autouse=True)
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhooks, "POLL_S", 0.02)
-
-
-@pytest.fixture
-async def store(database_url) -> AsyncIterator[JobStore]:
-    store = JobStore(JobsConfig(database_url=database_url))
-    await store.open()
-    yield store
-    await store.close()
 
 
 async def test_what_arrives_is_signed_and_says_what_happened(store, make_plan, web_server):

@@ -3,8 +3,8 @@
 python -m benchmarks.drill.alarms [PHASE ...]
 
 Prometheus has the rules of cluster/monitoring with durations of a sixtieth: minutes are seconds, and hours are minutes.
-In the first phase nothing is wrong, and no alert may fire. Each other phase causes something and lasts until the alerts
-that tell of it have fired. At its end, every query of the dashboard and every recording rule is asked. A phase begins
+In the first phase nothing is wrong, and no alert may fire. Each other phase causes something and lasts until its
+alerts have fired. At its end, every query of the dashboard and every recording rule is asked. A phase begins
 when everything runs and none of its alerts fires. The exit code is 1 if an alert does not fire, fires in the first
 phase, or a query has no answer and no reason for that. All phases take about 8 minutes.
 """

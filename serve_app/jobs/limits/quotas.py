@@ -222,7 +222,7 @@ async def _predicted_s(connection: AsyncConnection, requests: Sequence[NewReques
 
 
 async def _added_bytes(connection: AsyncConnection, requests: Sequence[NewRequest]) -> list[int]:
-    """How many bytes each of these requests of one tenant adds: rows, and files that none before it needs."""
+    """How many bytes each of these requests of a tenant adds: rows, and files that none before it needs."""
     keys = {key for each in requests for key in each.files}
     needed = sa.select(_files.key).join(tables.requests, _requests.id == _files.request_id)
     these = needed.where(_requests.tenant == requests[0].tenant, _files.key.in_(keys))
