@@ -90,7 +90,9 @@ class Service:
         self.workload = Workload(config, store, editor_count, ready_without_editor, editors_starting)
         self.operation = Operation(store, self.workload)
         self.starts = Starts(artifacts)
-        self._dispatcher = Dispatcher(store, editors, artifacts, config.jobs, self.workload.editor_counts, meter)
+        self._dispatcher = Dispatcher(
+            store, editors, artifacts, config.jobs, self.workload.editor_counts, meter, self._watch.wake
+        )
         lora_root = LoraRoot(config.lora_root)
         sources = LoraSources(lora_root, resources.fetcher, artifacts, config.fetch.hub_hosts)
         stored_images = StoredImages(store, artifacts)

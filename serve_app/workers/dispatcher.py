@@ -56,13 +56,16 @@ class Dispatcher:
         config: JobsConfig,
         editor_count: EditorCount,
         meter: Meter = NO_METER,
+        on_outcome: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_outcome` is called when the outcome of an image is recorded."""
         self._queue = store.queue
         self._clients = store.clients
         self._previews = StepPreviewStorage(artifacts)
         self._config = config
         self._editor_count = editor_count
         self._meter = meter
+        self._on_outcome = on_outcome
         self._owner = owner_name()
         self._poll_s = config.lease_s / POLLS_PER_LEASE
         self._leases = Leases(store.queue, self._owner)
@@ -138,6 +141,7 @@ class Dispatcher:
     def _finished(self, task: asyncio.Task[None]) -> None:
         del self._leases.work[task]
         self.wake()
+        self._on_outcome()
 
     def _may_take_over(self) -> bool:
         """Whether a lease that ran out proves that its owner is lost. Call it when the database has just answered.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from serve_app.intake.answers import watch
 from serve_app.storage.artifacts import Artifacts
 from serve_app.tasks import Status
 from tests.unit.conftest import SHARES_AN_APPLICATION, Application
@@ -101,6 +102,13 @@ def test_waiting_answers_with_the_result_if_it_is_there_in_time(client, make_bod
     answer = client.post("/v1/inference?wait=10", json=make_body()).json()
     assert answer["status"] == "succeeded"
     assert answer == client.get(f"/v1/requests/{answer['request_id']}/result").json()
+
+
+def test_waiting_ends_when_the_image_is_recorded_and_not_at_the_next_poll(client_with, make_body, monkeypatch):
+    monkeypatch.setattr(watch, "POLL_S", 3600.0)
+    client, started = client_with(), time.monotonic()
+    assert client.post("/v1/inference?wait=20", json=make_body()).json()["status"] == "succeeded"
+    assert time.monotonic() - started < 10
 
 
 def test_waiting_too_short_answers_as_usual(client, make_body, held_back):

@@ -3,11 +3,11 @@
 import asyncio
 from contextlib import suppress
 
-from serve_app.concurrency.loops import every
+from serve_app.concurrency.loops import WakeUp, every
 from serve_app.jobs.store import JobStore
 from serve_app.telemetry.metrics import NO_METER, Loop, Meter
 
-# How often the database is asked while somebody waits (s).
+# How often the database is asked while somebody waits (s), for changes that nobody in this process announces.
 POLL_S = 0.2
 # How long a waiter should wait at most before it reads the request again, changed or not (s).
 MAX_UNCHANGED_S = 15.0
@@ -21,9 +21,15 @@ class Watch:
         self._meter = meter
         self._waiters: dict[asyncio.Future[None], tuple[str, int]] = {}
         self._has_waiters = asyncio.Event()
+        self._wake_up = WakeUp()
 
     async def run(self) -> None:
-        await every(POLL_S, self._wake_changed, loop=Loop.REQUEST_WATCH, meter=self._meter)
+        loop = Loop.REQUEST_WATCH
+        await every(POLL_S, self._wake_changed, loop=loop, meter=self._meter, pause=self._wake_up.pause)
+
+    def wake(self) -> None:
+        """Ask the database at once: a request has changed."""
+        self._wake_up.set()
 
     async def changed(self, request_id: str, version: int, seconds: float) -> None:
         """Return once the request's version is not `version`, or it is gone, or `seconds` have passed."""
