@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -82,8 +82,7 @@ class Application(FastAPI):
         return self.openapi_schema or {}
 
     def routes_in_document(self) -> Iterator[APIRoute]:
-        for context in iter_route_contexts(self.routes):
-            route = context.original_route
+        for route in self.routes:
             if isinstance(route, APIRoute) and route.include_in_schema:
                 yield route
 
@@ -108,6 +107,8 @@ def _shape_of(route: APIRoute) -> ErrorShape:
 
 def _complete(operation: JsonObject, route: APIRoute, method: str, shape: ErrorShape) -> None:
     """Complete the document of one operation."""
+    # The name of the route's function: clients that are generated from the document call it so.
+    operation["operationId"] = route.operation_id or route.name
     if "requestBody" in operation:
         operation.setdefault("parameters", []).append(TRACEPARENT)
     responses = operation["responses"]
@@ -184,15 +185,18 @@ def _bodies_of(document: JsonObject, shapes: Iterable[ErrorShape]) -> JsonObject
 
 
 def _drop_titles(document: JsonObject) -> None:
-    """Remove the titles of fields and parameters, which say nothing that the names do not say."""
-    parameters = (
-        parameter["schema"]
-        for operations in document["paths"].values()
-        for operation in operations.values()
-        for parameter in operation.get("parameters", ())
+    """Remove the titles of fields, parameters and answers, which say nothing that the names do not say."""
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    parameters = (parameter["schema"] for operation in operations for parameter in operation.get("parameters", ()))
+    answers = (
+        content["schema"]
+        for operation in operations
+        for answer in operation["responses"].values()
+        for content in answer.get("content", {}).values()
     )
     bodies = document["components"]["schemas"].values()
-    for described in (*parameters, *(field for body in bodies for field in body.get("properties", {}).values())):
+    fields = (field for body in bodies for field in body.get("properties", {}).values())
+    for described in (*parameters, *answers, *fields):
         described.pop("title", None)
 
 

@@ -64,7 +64,7 @@ def routes_at(connection: ConnectionScope, match: Match = Match.PARTIAL) -> Iter
     app = connection.get("app")
     if app is None:
         return
-    for route in app.state.all_routes:
+    for route in app.routes:
         if route.matches(connection)[0].value >= match.value:
             yield route
 

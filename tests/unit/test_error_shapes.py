@@ -58,9 +58,7 @@ def application(config, tmp_path) -> Application:
     keys.write_text(f"tenants: {{acme: ['{sha256}']}}")
     changes = {"auth": {"keys_file": str(keys)}, "max_body_bytes": 1000}
     application = Application(type(config).model_validate(config.model_dump() | changes))
-    router = other_routes()
-    application.app.state.all_routes += router.routes
-    application.app.include_router(router)
+    application.app.routes.extend(other_routes().routes)
     return application
 
 

@@ -141,7 +141,7 @@ def test_every_route_that_takes_json_reads_it_by_the_service_s_own_reader(applic
     }
     routes = {
         f"{method} {route.path_format.replace(':path', '')}"
-        for route in application.app.state.all_routes
+        for route in application.app.routes
         if isinstance(route, BodyRoute)
         for method in route.methods
     }

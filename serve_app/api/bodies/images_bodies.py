@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from starlette._utils import get_route_path
@@ -83,6 +84,7 @@ class ImagesRoute(BodyRoute):
     error_shape = OPENAI
 
 
+@cache
 def form_docs(schema: type[ImagesCall]) -> dict[str, Any]:
     """What OpenAPI says of a form with these fields, in addition to the JSON that FastAPI describes by itself."""
     described = schema.model_json_schema(ref_template="#/components/schemas/{model}")

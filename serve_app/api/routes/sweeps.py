@@ -54,7 +54,7 @@ def router(service: Service) -> APIRouter:
     _add_changes(routes, service)
     _add_events(routes, service)
     sweep_files.add_routes(routes, service)
-    routes.include_router(bodies)
+    routes.routes.extend(bodies.routes)
     return routes
 
 

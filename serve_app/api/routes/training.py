@@ -85,8 +85,7 @@ def _add_images(routes: APIRouter, service: Service) -> None:
 
 def _add_making(routes: APIRouter, service: Service) -> None:
     LinksOfRequest = Depends(links_of(service))
-
-    bodies = APIRouter(route_class=JsonRoute)
+    bodies = APIRouter(tags=routes.tags, dependencies=routes.dependencies, route_class=JsonRoute)
 
     @bodies.post(
         "/v1/training-jobs/{name:path}/previews",
@@ -108,7 +107,7 @@ def _add_making(routes: APIRouter, service: Service) -> None:
         url = f"{job_url(name, links.base_url)}/previews/{previews_id}"
         return PreviewsStarted(id=previews_id, status_url=url)
 
-    routes.include_router(bodies)
+    routes.routes.extend(bodies.routes)
 
 
 def _add_previews(routes: APIRouter, service: Service) -> None:

@@ -49,7 +49,7 @@ def router(service: Service) -> APIRouter:
         """Delete an upload. Requests that use it are not affected."""
         await service.uploads.delete(upload_id, caller)
 
-    routes.include_router(files)
+    routes.routes.extend(files.routes)
     return routes
 
 
