@@ -1,29 +1,24 @@
 """`edits-server calibrate`: renders prompts in exact and in each tier, and stores how far the tiers are from exact."""
 
 import asyncio
-import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
-import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from serve_app.adapters.lora_root import LoraRoot
 from serve_app.adapters.sources import LoraSources
+from serve_app.commands.calibration_options import Wanted
 from serve_app.commands.calibration_progress import Progress
 from serve_app.config import AppConfig, ModelConfig, TierName
-from serve_app.engine.torch_engine import TorchEngine
-from serve_app.errors import ConfigRefused
-from serve_app.images.tier_loss import PairLoss, compare_pair, edit_seconds, loss_of, relative_error
+from serve_app.images.tier_loss import PairLoss, compare_pair, loss_of, relative_error
 from serve_app.intake.admission.admission import Admission, ControlFile
 from serve_app.intake.admission.parts import Parts
 from serve_app.intake.admission.stored_images import StoredImages
@@ -31,7 +26,6 @@ from serve_app.intake.calibrations.cases import Cases, read_cases, training_case
 from serve_app.intake.calibrations.losses import MeasuredLosses
 from serve_app.intake.calibrations.requests import (
     BY_COMMAND,
-    chosen_tiers,
     details_of,
     exact_text,
     measured_on,
@@ -45,7 +39,6 @@ from serve_app.intake.tenants import Caller
 from serve_app.intake.training.files import TrainingFiles
 from serve_app.jobs.calibrations import Calibration
 from serve_app.models.architecture import architecture_of
-from serve_app.schemas.requests import Lora
 from serve_app.storage.artifact_keys import control_image
 from serve_app.tasks import EditPlan, Loss
 
@@ -54,17 +47,6 @@ WIDTH = None if sys.stdout.isatty() else 100_000
 console = Console(soft_wrap=True, highlight=False, markup=False, width=WIDTH)
 
 OPERATOR = Caller(is_operator=True)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What to measure. Each of `sets` is a set of LoRAs that are used together; the empty one is the base model."""
-
-    model: ModelConfig
-    tiers: Sequence[TierName]
-    sets: Sequence[Sequence[Lora]]
-    prompts: Path | None
-    training_job: str | None
 
 
 @dataclass(frozen=True)
@@ -86,58 +68,8 @@ class Made:
     seconds: float
 
 
-def read_loras(texts: Sequence[str]) -> list[Lora]:
-    """The LoRAs of a command line: each a path as in requests, with `:STRENGTH` behind it unless that is 1.
-
-    Raises ConfigRefused.
-    """
-    return [_lora(text) for text in texts]
-
-
-def _lora(text: str) -> Lora:
-    path, _, last = text.rpartition(":")
-    strength = _number(last) if path else None
-    try:
-        return Lora(path=text) if strength is None else Lora(path=path, network_multiplier=strength)
-    except ValidationError as error:
-        raise ConfigRefused(f"--lora {text}: {'; '.join(fault['msg'] for fault in error.errors())}") from error
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def wanted_of(
-    config: AppConfig,
-    model: str | None,
-    tiers: Sequence[str],
-    sets: Sequence[Sequence[Lora]],
-    prompts: Path | None,
-    training_job: str | None,
-) -> Wanted:
-    """What a command line asks for. Raises ConfigRefused and InvalidParameter."""
-    if (prompts is None) == (training_job is None):
-        raise ConfigRefused("name either a file of prompts (--prompts) or a training job (--training-job)")
-    found = _model(config, model)
-    return Wanted(found, chosen_tiers(found, tiers), sets, prompts, training_job)
-
-
-def _model(config: AppConfig, name: str | None) -> ModelConfig:
-    served = {model.id: model for model in config.models}
-    if name is not None and name not in served:
-        raise ConfigRefused(f"--model: the config has no model {name!r}, it has {', '.join(served)}")
-    candidates = [served[name]] if name else [model for model in config.models if model.tiers]
-    if len(candidates) > 1:
-        names = ", ".join(model.id for model in candidates)
-        raise ConfigRefused(f"several models have tiers; choose one with --model: {names}")
-    return next(iter(candidates), config.models[0])
-
-
 def calibrate(config: AppConfig, wanted: Wanted) -> None:
-    """Measure, print and store. Raises ServiceError."""
+    """Measure, print and store. Raises ServiceError, before torch is imported if a name or a file is at fault."""
     asyncio.run(_Calibration(config, wanted).run())
 
 
@@ -191,6 +123,8 @@ class _Calibration:
 
     async def _measure(self, work: Sequence[Work], cases: Cases) -> None:
         """Make all images, those of one group of editors after the other, and store each tier when it is measured."""
+        from serve_app.commands.calibration_images import free_memory
+
         exact: dict[int, tuple[Sequence[EditPlan], list[Made]]] = {}
         table = _table()
         progress = Progress(sum(len(each.plans) for each in work), console.print)
@@ -200,7 +134,7 @@ class _Calibration:
                 with progress.stopping():
                     await self._measure_group(config, mine, exact, cases, table, progress)
                 # Nothing refers to the engine any more: the next one needs its memory.
-                _free_memory()
+                free_memory()
         console.print(table)
 
     async def _measure_group(
@@ -213,9 +147,12 @@ class _Calibration:
         progress: Progress,
     ) -> None:
         """Measure what one engine makes. Exact images, which come first, are kept in `exact` by the set's number."""
-        engine = await asyncio.to_thread(TorchEngine.load, config)
+        from serve_app.commands.calibration_images import load, make
+
+        engine = await asyncio.to_thread(load, config)
         for each in work:
-            made = await asyncio.to_thread(_make, engine, each, partial(progress.next, _title(each)))
+            begin = partial(progress.next, _title(each))
+            made = await asyncio.to_thread(make, engine, each.plans, each.files, begin)
             if each.tier is None:
                 exact[each.number] = (each.plans, made)
                 continue
@@ -241,36 +178,9 @@ class _Calibration:
         return loss
 
 
-def _free_memory() -> None:
-    gc.collect()
-    torch.compiler.reset()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def _title(work: Work) -> str:
     names = " and ".join(use.path for use in own_adapters(work.plans[0]))
     return f"{work.tier or 'exact'}, {names or 'without LoRAs'}"
-
-
-def _make(engine: TorchEngine, work: Work, begin: Callable[[], None]) -> list[Made]:
-    """The images of all cases. The first edit is made twice: what is loaded or compiled for it is not measured.
-
-    `begin` is called before each image; what it raises stops the others.
-    """
-    edit = partial(_edit, engine, work.files)
-    made = []
-    for number, plan in enumerate(work.plans):
-        begin()
-        if number == 0:
-            edit(plan)
-        made.append(edit(plan))
-    return made
-
-
-def _edit(engine: TorchEngine, files: dict[str, bytes], plan: EditPlan) -> Made:
-    edited = engine.edit(plan, [files[sha256] for sha256 in plan.control_images])
-    return Made(edited.image, edited.latents.float().cpu().numpy(), edit_seconds(edited.timings))
 
 
 def _pair(exact: Made, tier: Made) -> PairLoss:

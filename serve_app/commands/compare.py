@@ -85,7 +85,9 @@ def compare_files(a: Path, b: Path) -> int:
         known = [parameters(image) for image in images]
         found = difference(*images)
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        console.print(f"cannot be compared: {error}")
+        # Pillow's errors name the file; those of the system name it apart.
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        console.print(f"cannot be compared: {reason}")
         return 2
     console.print(_pixels(found, images[0]))
     for path, record in zip((a, b), known, strict=True):

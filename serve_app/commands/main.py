@@ -126,7 +126,7 @@ def calibrate(
     Makes every image on this machine, in exact and in each tier, without LoRAs and with each of those that are named.
     """
     from serve_app.commands.calibrate import calibrate as measure
-    from serve_app.commands.calibrate import read_loras, wanted_of
+    from serve_app.commands.calibration_options import read_loras, wanted_of
     from serve_app.commands.config_file import read_config_file
 
     # As Ctrl-C does, SIGTERM raises KeyboardInterrupt.

@@ -8,17 +8,28 @@ import pytest
 from tests.conftest import ROOT, edits_server
 
 
+def imported(module: str, *names: str) -> str:
+    """Those of `names` that a new process imports with `module`."""
+    code = f"import sys, {module}; print(*({set(names)} & set(sys.modules)))"
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
 def test_help_names_every_command(capsys):
     assert edits_server("--help") == 0
     out = capsys.readouterr().out
-    for command in ("run", "verify", "compare", "demo", "keys"):
+    for command in ("run", "verify", "calibrate", "compare", "demo", "keys"):
         assert f" {command} " in out
 
 
 def test_the_command_line_imports_neither_torch_nor_ray():
-    code = "import sys, serve_app.commands.main; print(*({'ray', 'torch', 'numpy', 'fastapi'} & set(sys.modules)))"
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == ""
+    assert imported("serve_app.commands.main", "ray", "torch", "numpy", "fastapi") == ""
+
+
+def test_what_calibrate_is_told_is_checked_without_torch():
+    """Typing errors come in a second: torch is imported when the first image is made."""
+    assert imported("serve_app.commands.calibrate", "ray", "torch", "diffusers") == ""
 
 
 @pytest.mark.parametrize("command", [["demo"], ["verify", "miniature"]])

@@ -110,6 +110,28 @@ def test_edit_writes_the_image_and_says_what_it_is(edits, folder):
     assert PIL.Image.open(folder / "night.png").size == (64, 64)
 
 
+def test_limits_of_the_loss_are_those_of_the_request(edits):
+    limits = ("--max-loss-psnr", "35", "--max-loss-ssim", "0.9")
+    noted = edits("explain", "photo.png", "x", "--preset", "house", *limits)
+    assert "note: max_loss has no effect" in done(noted) + noted.stderr
+    refused = edits("explain", "photo.png", "x", "--preset", "house", "--max-loss-ssim", "2")
+    assert "--max-loss-ssim: Input should be less than or equal to 1" in refused.stderr
+
+
+def test_errors_name_the_commands_that_help(edits):
+    refused = edits("edit", "photo.png", "x", "--lora", "job/other.safetensors")
+    assert "there is no LoRA file 'job/other.safetensors' under the LoRA root; `edits loras` lists" in refused.stderr
+    refused = edits("submit", "photo.png", "x", "--preset", "none")
+    assert "`edits presets` lists them" in refused.stderr
+    refused = edits("preview", "none", "--step", "1")
+    assert "`edits training-jobs` lists them" in refused.stderr
+
+
+def test_a_missing_file_is_named_without_the_number_of_the_error(edits):
+    missing = edits("edit", "no.png", "x", "--preset", "house")
+    assert (missing.exit_code, missing.stderr) == (1, "error: no.png: No such file or directory\n")
+
+
 def test_edit_without_output_takes_a_free_name(edits, folder):
     for _ in range(2):
         done(edits("edit", "photo.png", "x", "--preset", "house"))

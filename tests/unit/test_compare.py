@@ -77,6 +77,7 @@ def test_images_that_cannot_be_compared_have_their_own_exit_code(file, tmp_path,
     (tmp_path / "c.png").write_text("not an image")
     assert edits_server("compare", one, tmp_path / "c.png") == 2
     assert edits_server("compare", one, tmp_path / "missing.png") == 2
+    assert f"cannot be compared: {tmp_path}/missing.png: No such file or directory\n" in capsys.readouterr().out
 
 
 def test_images_of_more_than_eight_bits_are_not_called_identical(tmp_path, capsys):

@@ -69,7 +69,7 @@ def read_cases(path: Path) -> Cases:
         try:
             prompt = Prompt.model_validate(_with_files(item, path.parent, files))
         except (ValidationError, OSError) as error:
-            reason = faults_of(error) if isinstance(error, ValidationError) else str(error)
+            reason = faults_of(error) if isinstance(error, ValidationError) else f"{error.filename}: {error.strerror}"
             raise ConfigRefused(f"{where} cannot be used: {reason}") from error
         if prompt.model_extra:
             raise ConfigRefused(f"{where}: there is no field {', '.join(map(repr, prompt.model_extra))}")
@@ -86,7 +86,8 @@ def _items(path: Path) -> list[Any]:
             return [json.loads(line) for line in text.splitlines() if line.strip()]
         found = strict_yaml.load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigRefused(f"{path}: the file of prompts cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise ConfigRefused(f"{path}: the file of prompts cannot be read: {reason}") from error
     if not isinstance(found, list):
         raise ConfigRefused(f"{path}: a file of prompts is a list of prompts")
     return found

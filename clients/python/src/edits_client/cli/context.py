@@ -55,11 +55,18 @@ def ending_on_errors(*, as_json: bool = False) -> Iterator[None]:
         if as_json:
             err.out(json.dumps({"error": facts_of(error)}), highlight=False)
         else:
-            text = error_text(error) if isinstance(error, ApiError) else str(error)
+            text = error_text(error) if isinstance(error, ApiError) else reason_of(error)
             say(f"[bold red]error:[/] {plain(text)}")
         if hint := hint_for(error):
             say(hint)
         raise typer.Exit(exit_code_of(error)) from error
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, without the number of a system's error."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def exit_code_of(error: Exception) -> int:
@@ -88,7 +95,7 @@ def facts_of(error: Exception) -> dict[str, Any]:
     """An error as JSON values."""
     if isinstance(error, ApiError):
         return {"code": error.code, "message": error.message, "details": error.details, "request_id": error.job_id}
-    return {"code": type(error).__name__, "message": str(error), "details": {}, "request_id": None}
+    return {"code": type(error).__name__, "message": reason_of(error), "details": {}, "request_id": None}
 
 
 class SaysRetries(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,9 @@ OPTIONS = {
     "preset": "--preset",
     "profile": "--profile",
     "quality": "--quality",
+    "max_loss": "--max-loss-psnr and --max-loss-ssim",
+    "psnr_db": "--max-loss-psnr",
+    "ssim": "--max-loss-ssim",
     "priority": "--priority",
     "axes.checkpoints": "--checkpoint",
     "axes.multipliers": "--multiplier",
@@ -42,13 +46,17 @@ OPTIONS = {
     "to_step": "--to-step",
     "max_cells": "--max-cells",
 }
+# What the service names for callers of its API, and `edits` has a command for.
+ROUTE = re.compile(r"GET /v1/(loras|presets|training-jobs)(?:/(\S+))?")
 
 
 def error_text(error: ApiError) -> str:
-    """What an error says; the faults of a body with the options that set the fields."""
+    """What an error says, with options in place of a body's fields, and commands in place of routes."""
     faults = error.details.get("faults", []) if isinstance(error, ValidationFailed) else []
     texts = [_fault_text(fault["loc"], fault["msg"]) for fault in faults]
-    return f"{'; '.join(texts)} ({error.code})" if texts else str(error)
+    if texts:
+        return f"{'; '.join(texts)} ({error.code})"
+    return ROUTE.sub(lambda found: f"`edits {' '.join(filter(None, found.groups()))}`", str(error))
 
 
 def option_at(place: Sequence[Any]) -> str | None:

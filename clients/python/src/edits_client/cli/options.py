@@ -32,6 +32,14 @@ Trigger = Annotated[
 ]
 ProfileName = Annotated[str | None, typer.Option("--profile", help="Whose preparation is followed.")]
 QualityName = Annotated[str | None, typer.Option("--quality", help="exact, balanced, fast or turbo.")]
+MaxLossPsnr = Annotated[
+    float | None,
+    typer.Option("--max-loss-psnr", help="Lowest accepted PSNR of a tier's images (dB); otherwise the image is exact."),
+]
+MaxLossSsim = Annotated[
+    float | None,
+    typer.Option("--max-loss-ssim", help="Lowest accepted SSIM of a tier's images; otherwise the image is exact."),
+]
 Format = Annotated[str | None, typer.Option("--format", help="png, jpeg or webp. Default: by the name of the output.")]
 Timeout = Annotated[
     float | None,
@@ -46,6 +54,7 @@ def options_of(values: dict[str, Any]) -> Options:
         loras = None if values["loras"] is None else [Lora.parse(text) for text in values["loras"]]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--lora") from error
+    limits = {"psnr_db": values["max_loss_psnr"], "ssim": values["max_loss_ssim"]}
     options: dict[str, Any] = {
         "model": values["model"],
         "preset": values["preset"],
@@ -58,6 +67,7 @@ def options_of(values: dict[str, Any]) -> Options:
         "trigger_word": values["trigger"],
         "profile": values["profile"],
         "quality": values["quality"],
+        "max_loss": {name: limit for name, limit in limits.items() if limit is not None} or None,
         "output_format": values["output_format"],
         "priority": values["priority"],
     }

@@ -92,7 +92,9 @@ def sweep(
     if job is not None and trigger is None and "[trigger]" in prompt + "".join(prompts or []):
         # The job's checkpoints name their trigger word.
         trigger = "auto"
-    given = {**locals(), "seeds": None, "profile": None, "quality": None, "priority": None, "output_format": None}
+    # Axes of the sweep, and what a sweep does not have.
+    left_out = ("seeds", "profile", "quality", "max_loss_psnr", "max_loss_ssim", "priority", "output_format")
+    given = {**locals(), **dict.fromkeys(left_out)}
     every_prompt = prompts and [prompt, *prompts]
     axes = axes_of(checkpoint, job, (from_step, to_step), multiplier, every_prompt, seeds, profile, quality)
     with client_of(context) as client:
