@@ -28,6 +28,10 @@ REFERENCE = re.compile(r"""<(?P<tag>\w+)\b[^>]*?\s(?:href|src)=["']?(?P<target>[
 FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|cfg|lua|toml|yaml))`")
 # A module of the repository that a page runs.
 COMMAND = re.compile(r"python -m ((?:serve_app|benchmarks|tests|tools)[\w.]*)")
+# What this command writes. Links to it are dead in the repository, so one page has them and says who writes it.
+GENERATED = ("api.md", "openapi.json")
+LINK_TO_GENERATED = re.compile(rf"\]\((?:\.\./)*({'|'.join(map(re.escape, GENERATED))})")
+LINKS_TO_GENERATED = "http.md"
 # What readers make themselves.
 NOT_COMMITTED = ("out/", "cluster/secrets/")
 # Elements whose target a browser loads with the page; an `a` is followed on a click.
@@ -41,6 +45,7 @@ def main() -> None:
     stop_at(navigation_problems())
     stop_at(index_problems())
     stop_at(file_problems())
+    stop_at(generated_problems())
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     # Its own traceback follows the list of broken links and says nothing more.
     if subprocess.run(command, cwd=REPOSITORY, check=False).returncode != 0:
@@ -85,6 +90,14 @@ def file_problems() -> Iterator[str]:
         missing += [module for module in COMMAND.findall(text) if not _is_module(module)]
         for name in missing:
             yield f"{page.relative_to(REPOSITORY)} names {name}, which is not in the repository"
+
+
+def generated_problems() -> Iterator[str]:
+    """Links of pages to what only this command writes."""
+    for page in sorted(DOCS.rglob("*.md")):
+        if page.name not in (*GENERATED, LINKS_TO_GENERATED):
+            for name in LINK_TO_GENERATED.findall(page.read_text()):
+                yield f"{page.relative_to(REPOSITORY)} links to {name}, which is not in the repository: link to http.md"
 
 
 def site_problems() -> Iterator[str]:
