@@ -18,6 +18,9 @@ from serve_app.models.registry import MODELS
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(keys.app, name="keys", help="Makes, lists, rotates and revokes API keys.")
 
+# Importing diffusers imports torchao, and both log warnings about formats that this service does not use.
+WARN_ON_IMPORT = ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
+
 
 def check_model(model: str | None) -> str | None:
     """The `--model` of a command line, unchanged. Raises BadParameter for an unknown one."""
@@ -29,6 +32,8 @@ def check_model(model: str | None) -> str | None:
 @app.callback()
 def edits_server() -> None:
     """Serves image-editing LoRAs."""
+    for name in WARN_ON_IMPORT:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @app.command()

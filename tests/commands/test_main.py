@@ -32,6 +32,12 @@ def test_what_calibrate_is_told_is_checked_without_torch():
     assert imported("serve_app.commands.calibrate", "ray", "torch", "diffusers") == ""
 
 
+def test_commands_show_no_warnings_of_imports():
+    code = "import serve_app.commands.main as m; m.edits_server(); import diffusers.quantizers.torchao.torchao_quantizer"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stderr == ""
+
+
 @pytest.mark.parametrize("command", [["demo"], ["verify", "miniature"]])
 def test_unknown_model_is_a_usage_error_that_names_the_models(command, capsys):
     assert edits_server(*command, "--model", "no_such_model") == 2
