@@ -254,16 +254,24 @@ def _reason(error: SQLAlchemyError | OSError) -> str:
 
 def migrate(connection: sa.Connection) -> None:
     """Run the migrations that this database lacks. The connection must hold the migration lock."""
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.attributes["connection"] = connection
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    known = _revisions()
     current = MigrationContext.configure(connection).get_current_revision()
+    if current == known[0]:
+        return
     if current is not None and current not in known:
         # A replica of the previous version starts while a newer one rolls out. Migrations only add, so both can work.
         logger.warning("the job database is at revision %s, which is newer than this version; continuing", current)
         return
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
     command.upgrade(config, "head")
+
+
+@functools.cache
+def _revisions() -> list[str]:
+    """The revisions of this version, the newest first. To find them, Alembic runs the file of each migration."""
+    return [script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()]
 
 
 def _detect_lost_server(connection: Any, _: Any) -> None:
