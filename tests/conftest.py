@@ -30,6 +30,9 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 # Otherwise, torch compiles a program for each of the CPU's instruction sets, to see whether the compiler knows it.
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
 
+# Until all is imported: the garbage collector would search again and again for what imports have left.
+gc.disable()
+
 ROOT = Path(__file__).parent.parent
 # Random weights that fit the miniature of random weights, `my_lora_job/my_lora.safetensors`.
 LORAS = ROOT / "tests/loras"
@@ -83,9 +86,14 @@ def folder_of(item: pytest.Item) -> str:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Keep what was imported out of each later run of the garbage collector: it is most of all objects."""
+    """Keep what was imported out of each later run of the garbage collector: it is most of all objects.
+
+    It runs more rarely than by default, because it finds little in a test.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)
+    gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:
