@@ -58,6 +58,8 @@ def wanted_of(
     """What a command line asks for. Raises ConfigRefused and InvalidParameter."""
     if (prompts is None) == (training_job is None):
         raise ConfigRefused("name either a file of prompts (--prompts) or a training job (--training-job)")
+    if not sets:
+        raise ConfigRefused("there is nothing to measure: name a LoRA with --lora, or leave out --no-base")
     found = _model(config, model)
     return Wanted(found, chosen_tiers(found, tiers), sets, prompts, training_job)
 

@@ -134,8 +134,13 @@ def calibrate(
     from serve_app.commands.calibration_options import read_loras, wanted_of
     from serve_app.commands.config_file import read_config_file
 
-    # As Ctrl-C does, SIGTERM raises KeyboardInterrupt.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    def stop(*_: object) -> None:
+        # asyncio handles Ctrl-C: it closes what is open first. `timeout` and others send SIGTERM twice, which must not
+        # interrupt that.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         loras = read_loras(lora or ())
         sets = [loras] if together else [[each] for each in loras]

@@ -33,7 +33,8 @@ def test_what_calibrate_is_told_is_checked_without_torch():
 
 
 def test_commands_show_no_warnings_of_imports():
-    code = "import serve_app.commands.main as m; m.edits_server(); import diffusers.quantizers.torchao.torchao_quantizer"
+    code = "from serve_app.commands.main import edits_server; edits_server()\n"
+    code += "import diffusers.quantizers.torchao.torchao_quantizer"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stderr == ""
 

@@ -1,6 +1,9 @@
 """`edits-server calibrate` with a real engine: images, latents and seconds of tiers, kept where a service looks."""
 
 import asyncio
+import os
+import signal
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typer.testing import CliRunner
 from serve_app.commands.config_file import read_config_file
 from serve_app.commands.main import app
 from serve_app.config import AppConfig, ModelConfig
+from serve_app.engine.protocol import Edited
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.intake.calibrations.losses import MeasuredLosses
 from serve_app.jobs.calibrations import Calibration
@@ -89,6 +93,38 @@ def test_tiers_are_measured_and_stored_for_the_service(config_path):
     said = explained(read_config_file(config_path).config, loras=[{"path": LORA}])
     assert said["loss"]["on"] == f"2 prompts of prompts.yaml, with {LORA} at 0.5, exact with {EXACT}"
     assert said["loss"]["latents"] == by_key[("fast", (LORA,))].loss.latents
+
+
+def test_the_current_image_is_finished_after_sigterm_however_often_it_comes(config_path, monkeypatch):
+    finished, edit = [], TorchEngine.edit
+
+    def interrupted(*arguments: Any) -> Edited:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+        finished.append(edit(*arguments))
+        return finished[-1]
+
+    monkeypatch.setattr(TorchEngine, "edit", interrupted)
+    arguments = ["calibrate", str(config_path), "--prompts", str(config_path.parent / "prompts.yaml")]
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        result = CliRunner().invoke(app, arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    # The thread of the engine was waited for.
+    assert result.exit_code == 130
+    assert finished
+    assert "interrupted; what was measured is stored" in result.stderr
+
+
+def test_without_base_and_loras_there_is_nothing_to_measure(config_path):
+    arguments = ["calibrate", str(config_path), "--prompts", str(config_path.parent / "prompts.yaml"), "--no-base"]
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "edits-server: there is nothing to measure: name a LoRA with --lora, or leave out --no-base\n",
+    )
 
 
 def test_a_tier_with_weights_of_its_own_has_the_memory_of_the_first_engine(config_path, monkeypatch):
