@@ -58,7 +58,7 @@ class Dispatcher:
         meter: Meter = NO_METER,
         on_outcome: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_outcome` is called when the outcome of an image is recorded."""
+        """`on_outcome` is called when an attempt at an image has ended and its outcome is recorded."""
         self._queue = store.queue
         self._clients = store.clients
         self._previews = StepPreviewStorage(artifacts)
