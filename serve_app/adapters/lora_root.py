@@ -114,7 +114,9 @@ class LoraRoot:
         """Every safetensors file under the LoRA root that a request may name, sorted by path. Raises StorageFailed."""
         try:
             with as_os_errors():
-                if not self._filesystem.isdir(self._base):
+                if self.is_local:
+                    self._open_root()
+                elif not self._filesystem.isdir(self._base):
                     return []
                 found = self._filesystem.find(self._base, detail=True)
         except OSError as error:
@@ -134,6 +136,7 @@ class LoraRoot:
         try:
             with as_os_errors():
                 if self.is_local:
+                    self._open_root()
                     local = (path.removeprefix(f"{self._base}/") for path in _walk(folder, MAX_DEPTH))
                     return [Listed(path) for path in local if path.isprintable()]
                 if not self._filesystem.isdir(folder):
@@ -194,9 +197,7 @@ class LoraRoot:
         self.check_path(path)
         try:
             with as_os_errors():
-                info = self._filesystem.info(f"{self._base}/{path}")
-        except (FileNotFoundError, NotADirectoryError):
-            info = {"type": "nothing"}
+                info = self._look_up(f"{self._base}/{path}")
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise LoraDownloadFailed(
@@ -206,6 +207,22 @@ class LoraRoot:
         if info["type"] != "file":
             raise LoraNotFound(no_lora_file(path), {"lora_path": path})
         return self._stored(path, info)
+
+    def _look_up(self, whole: str) -> Mapping[str, Any]:
+        """fsspec's description of what is at a path. Raises OSError if that cannot be said."""
+        try:
+            return dict(self._filesystem.info(whole))
+        except (FileNotFoundError, NotADirectoryError):
+            if self.is_local:
+                self._open_root()
+            return {"type": "nothing"}
+
+    def _open_root(self) -> None:
+        """Raise OSError, never FileNotFoundError, if the local root cannot be listed. It was there at the start."""
+        try:
+            os.scandir(self._base).close()
+        except OSError as error:
+            raise OSError(f"the folder {self._base} cannot be listed: {error.strerror}") from error
 
     def _stored(self, path: str, info: Mapping[str, Any]) -> StoredFile:
         whole = f"{self._base}/{path}"

@@ -15,7 +15,7 @@ from serve_app.adapters import lora_root
 from serve_app.adapters.local_files import NotRegular, open_regular
 from serve_app.adapters.verified_files import VerifiedFiles
 from serve_app.config import FetchConfig, JobsConfig, ModelConfig
-from serve_app.errors import LoraChanged, Overloaded, StorageFailed
+from serve_app.errors import LoraChanged, LoraDownloadFailed, LoraNotFound, Overloaded, StorageFailed
 from serve_app.intake.catalogue import Catalogue
 from serve_app.intake.tenants import Caller
 from serve_app.jobs import database
@@ -98,6 +98,20 @@ def test_link_to_a_file_under_the_root_is_listed_and_used(client, config, make_b
         ("link.safetensors", None),
     ]
     assert client.post("/v1/inference", json=make_body(loras=[{"path": "link.safetensors"}])).status_code == 200
+
+
+def test_local_root_that_is_gone_is_an_outage_and_not_empty(tmp_path):
+    """As a bucket that cannot be reached: clients try again, and do not look for a misspelt name."""
+    root = lora_root.LoraRoot(str(tmp_path / "loras"))
+    for call in (root.files, root.listing, lambda: root.listing("job")):
+        with pytest.raises(StorageFailed):
+            call()
+    with pytest.raises(LoraDownloadFailed):
+        root.find("job/lora.safetensors")
+    (tmp_path / "loras").mkdir()
+    assert (root.files(), root.listing(), root.listing("job")) == ([], [], [])
+    with pytest.raises(LoraNotFound):
+        root.find("job/lora.safetensors")
 
 
 @pytest.mark.parametrize("make", NO_FILES)
