@@ -157,11 +157,11 @@ def served_edits(folder: Path, plans: list[EditPlan], options: Mapping[str, Any]
     photograph = PHOTOGRAPH.read_bytes()
     with (
         serving(folder, free_port(), {"id": plans[0].model} | profile) as url,
-        httpx.Client(base_url=url, timeout=MAX_WAIT_S) as client,
+        httpx.Client(base_url=url, timeout=MAX_WAIT_S + 60) as client,
     ):
         for plan in plans:
-            # Warm up as for stock, often enough for each ingress; then an edit without adapters, so that the timed edit
-            # includes its swap.
+            # Warm up as for stock, so often that each ingress has most likely had a turn; then an edit without
+            # adapters, so that the timed edit includes its swap.
             for first in (*[replace(plan, steps=2)] * 5, replace(plan, steps=1, adapters=())):
                 result_of(client, first, photograph)
             started = time.perf_counter()
@@ -179,11 +179,11 @@ def served_edits(folder: Path, plans: list[EditPlan], options: Mapping[str, Any]
 
 
 def result_of(client: httpx.Client, plan: EditPlan, control_image: bytes) -> dict[str, Any]:
-    """The result of a plan's request, whose POST waits for it. Raises RuntimeError if the edit fails."""
+    """The result of a plan's request, whose POST waits for it. Raises RuntimeError if it has not succeeded by then."""
     query, body = {"wait": MAX_WAIT_S}, request_for(plan, control_image)
     result = client.post("/v1/inference", params=query, json=body).raise_for_status().json()
-    if result["error"] is not None:
-        raise RuntimeError(result["error"])
+    if result["status"] != "succeeded":
+        raise RuntimeError(result)
     return result
 
 

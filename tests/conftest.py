@@ -30,9 +30,6 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 # Otherwise, torch compiles a program for each of the CPU's instruction sets, to see whether the compiler knows it.
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
 
-# Until all is imported: the garbage collector would search again and again for what imports have left.
-gc.disable()
-
 ROOT = Path(__file__).parent.parent
 # Random weights that fit the miniature of random weights, `my_lora_job/my_lora.safetensors`.
 LORAS = ROOT / "tests/loras"
@@ -97,6 +94,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Until all tests are imported: the garbage collector would search again and again for what imports have left. The
+    # controller of xdist imports none.
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        gc.disable()
     config.addinivalue_line("markers", "unit: needs neither torch nor Ray")
     config.addinivalue_line("markers", "shares_an_application: its tests use one running application, one by one")
     config.addinivalue_line("markers", "browser: opens the playground in Chromium, over stand-in editors")

@@ -135,11 +135,13 @@ def calibrate(
     from serve_app.commands.config_file import read_config_file
 
     def stop(*_: object) -> None:
-        # asyncio handles Ctrl-C: it closes what is open first. `timeout` and others send SIGTERM twice, which must not
-        # interrupt that.
+        # `timeout` and others send SIGTERM twice. The second one must not interrupt the clean-up.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.raise_signal(signal.SIGINT)
 
+    # asyncio replaces this handler by its own, which lets the command close what is open. A shell ignores SIGINT for
+    # what it starts in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, stop)
     try:
         loras = read_loras(lora or ())

@@ -56,16 +56,16 @@ class Dispatcher:
         config: JobsConfig,
         editor_count: EditorCount,
         meter: Meter = NO_METER,
-        on_outcome: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_outcome` is called when an attempt at an image has ended and its outcome is recorded."""
+        """`on_end` is called when an attempt at an image has ended, however it ended."""
         self._queue = store.queue
         self._clients = store.clients
         self._previews = StepPreviewStorage(artifacts)
         self._config = config
         self._editor_count = editor_count
         self._meter = meter
-        self._on_outcome = on_outcome
+        self._on_end = on_end
         self._owner = owner_name()
         self._poll_s = config.lease_s / POLLS_PER_LEASE
         self._leases = Leases(store.queue, self._owner)
@@ -141,7 +141,7 @@ class Dispatcher:
     def _finished(self, task: asyncio.Task[None]) -> None:
         del self._leases.work[task]
         self.wake()
-        self._on_outcome()
+        self._on_end()
 
     def _may_take_over(self) -> bool:
         """Whether a lease that ran out proves that its owner is lost. Call it when the database has just answered.

@@ -95,7 +95,8 @@ def test_tiers_are_measured_and_stored_for_the_service(config_path):
     assert said["loss"]["latents"] == by_key[("fast", (LORA,))].loss.latents
 
 
-def test_the_current_image_is_finished_after_sigterm_however_often_it_comes(config_path, monkeypatch):
+@pytest.mark.parametrize("of_shell", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def test_the_current_image_is_finished_after_sigterm_however_often_it_comes(config_path, monkeypatch, of_shell):
     finished, edit = [], TorchEngine.edit
 
     def interrupted(*arguments: Any) -> Edited:
@@ -107,11 +108,13 @@ def test_the_current_image_is_finished_after_sigterm_however_often_it_comes(conf
 
     monkeypatch.setattr(TorchEngine, "edit", interrupted)
     arguments = ["calibrate", str(config_path), "--prompts", str(config_path.parent / "prompts.yaml")]
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, of_shell)
     try:
         result = CliRunner().invoke(app, arguments)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     # The thread of the engine was waited for.
     assert result.exit_code == 130
     assert finished

@@ -18,6 +18,7 @@ from click.testing import Result
 from edits_client.cli import context, names, progress
 from edits_client.cli.main import app
 from edits_client.cli.settings import settings_file
+from edits_client.errors import ApiError
 from edits_client.retries import Retries
 from rich.console import Console
 from typer.testing import CliRunner
@@ -111,11 +112,11 @@ def test_edit_writes_the_image_and_says_what_it_is(edits, folder):
 
 
 def test_limits_of_the_loss_are_those_of_the_request(edits):
-    limits = ("--max-loss-psnr", "35", "--max-loss-ssim", "0.9")
+    limits = ("--min-psnr", "35", "--min-ssim", "0.9")
     noted = edits("explain", "photo.png", "x", "--preset", "house", *limits)
     assert "note: max_loss has no effect" in done(noted) + noted.stderr
-    refused = edits("explain", "photo.png", "x", "--preset", "house", "--max-loss-ssim", "2")
-    assert "--max-loss-ssim: Input should be less than or equal to 1" in refused.stderr
+    refused = edits("explain", "photo.png", "x", "--preset", "house", "--min-ssim", "2")
+    assert "--min-ssim: Input should be less than or equal to 1" in refused.stderr
 
 
 def test_errors_name_the_commands_that_help(edits):
@@ -125,6 +126,12 @@ def test_errors_name_the_commands_that_help(edits):
     assert "`edits presets` lists them" in refused.stderr
     refused = edits("preview", "none", "--step", "1")
     assert "`edits training-jobs` lists them" in refused.stderr
+
+
+def test_a_job_s_name_with_a_space_is_quoted_in_a_command():
+    message = "the training job 'my job' has no checkpoint; GET /v1/training-jobs/my job lists those that it has"
+    said = names.error_text(ApiError(message, code="LORA_NOT_FOUND", status=400))
+    assert "; `edits training-jobs 'my job'` lists those that it has" in said
 
 
 def test_a_missing_file_is_named_without_the_number_of_the_error(edits):

@@ -28,7 +28,7 @@ class Watch:
         await every(POLL_S, self._wake_changed, loop=loop, meter=self._meter, pause=self._wake_up.pause)
 
     def wake(self) -> None:
-        """Ask the database at once: a request has changed."""
+        """Ask the database at once: a request has probably changed."""
         self._wake_up.set()
 
     async def changed(self, request_id: str, version: int, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,9 +31,9 @@ OPTIONS = {
     "preset": "--preset",
     "profile": "--profile",
     "quality": "--quality",
-    "max_loss": "--max-loss-psnr and --max-loss-ssim",
-    "psnr_db": "--max-loss-psnr",
-    "ssim": "--max-loss-ssim",
+    "max_loss": "--min-psnr and --min-ssim",
+    "psnr_db": "--min-psnr",
+    "ssim": "--min-ssim",
     "priority": "--priority",
     "axes.checkpoints": "--checkpoint",
     "axes.multipliers": "--multiplier",
@@ -47,7 +48,7 @@ OPTIONS = {
     "max_cells": "--max-cells",
 }
 # What the service names for callers of its API, and `edits` has a command for.
-ROUTE = re.compile(r"GET /v1/(loras|presets|training-jobs)(?:/(\S+))?")
+ROUTE = re.compile(r"GET /v1/(loras|presets|training-jobs)(?:/(.+?)(?= lists))?")
 
 
 def error_text(error: ApiError) -> str:
@@ -56,7 +57,7 @@ def error_text(error: ApiError) -> str:
     texts = [_fault_text(fault["loc"], fault["msg"]) for fault in faults]
     if texts:
         return f"{'; '.join(texts)} ({error.code})"
-    return ROUTE.sub(lambda found: f"`edits {' '.join(filter(None, found.groups()))}`", str(error))
+    return ROUTE.sub(lambda found: f"`edits {shlex.join(filter(None, found.groups()))}`", str(error))
 
 
 def option_at(place: Sequence[Any]) -> str | None:

@@ -32,13 +32,13 @@ Trigger = Annotated[
 ]
 ProfileName = Annotated[str | None, typer.Option("--profile", help="Whose preparation is followed.")]
 QualityName = Annotated[str | None, typer.Option("--quality", help="exact, balanced, fast or turbo.")]
-MaxLossPsnr = Annotated[
+MinPsnr = Annotated[
     float | None,
-    typer.Option("--max-loss-psnr", help="Lowest accepted PSNR of a tier's images (dB); otherwise the image is exact."),
+    typer.Option("--min-psnr", help="Lowest accepted PSNR of a tier's images (dB); otherwise the image is exact."),
 ]
-MaxLossSsim = Annotated[
+MinSsim = Annotated[
     float | None,
-    typer.Option("--max-loss-ssim", help="Lowest accepted SSIM of a tier's images; otherwise the image is exact."),
+    typer.Option("--min-ssim", help="Lowest accepted SSIM of a tier's images; otherwise the image is exact."),
 ]
 Format = Annotated[str | None, typer.Option("--format", help="png, jpeg or webp. Default: by the name of the output.")]
 Timeout = Annotated[
@@ -54,7 +54,7 @@ def options_of(values: dict[str, Any]) -> Options:
         loras = None if values["loras"] is None else [Lora.parse(text) for text in values["loras"]]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--lora") from error
-    limits = {"psnr_db": values["max_loss_psnr"], "ssim": values["max_loss_ssim"]}
+    limits = {"psnr_db": values["min_psnr"], "ssim": values["min_ssim"]}
     options: dict[str, Any] = {
         "model": values["model"],
         "preset": values["preset"],

@@ -92,8 +92,8 @@ def sweep(
     if job is not None and trigger is None and "[trigger]" in prompt + "".join(prompts or []):
         # The job's checkpoints name their trigger word.
         trigger = "auto"
-    # Axes of the sweep, and what a sweep does not have.
-    left_out = ("seeds", "profile", "quality", "max_loss_psnr", "max_loss_ssim", "priority", "output_format")
+    # Axes of the sweep, and what this command has no option for.
+    left_out = ("seeds", "profile", "quality", "min_psnr", "min_ssim", "priority", "output_format")
     given = {**locals(), **dict.fromkeys(left_out)}
     every_prompt = prompts and [prompt, *prompts]
     axes = axes_of(checkpoint, job, (from_step, to_step), multiplier, every_prompt, seeds, profile, quality)
