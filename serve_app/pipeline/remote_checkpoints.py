@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -110,7 +111,8 @@ class RemoteCheckpoints:
     def _download(self, filesystem: fsspec.AbstractFileSystem, url: str, files: Listing, part: Path) -> None:
         part.mkdir(exist_ok=True)
         for incomplete in part.rglob("*.part"):
-            incomplete.unlink()
+            # A thread of an attempt that failed may complete its file meanwhile.
+            incomplete.unlink(missing_ok=True)
         progress = Progress(f"download of {url}", sum(file.size for file in files.values()), "downloading")
         # The digests first: the others are checked with them.
         for names in ([DIGESTS], [name for name in files if name != DIGESTS]):
@@ -134,7 +136,7 @@ class RemoteCheckpoints:
         others = {}
         for folder in self._folder.iterdir():
             if folder.is_dir() and folder not in (target, _partial(target)):
-                others[folder] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+                others[folder] = _bytes_in(folder)
         surplus = sum(others.values()) + size - self._budget
         for folder in sorted(others, key=lambda each: each.stat().st_mtime):
             if surplus > 0 and time.time() - folder.stat().st_mtime > IN_USE_S and _evict(folder):
@@ -149,13 +151,22 @@ class RemoteCheckpoints:
                 (self._budget + surplus) / GIB,
                 self._budget / GIB,
             )
-        present = sum(file.stat().st_size for file in _partial(target).rglob("*") if file.is_file())
         free = shutil.disk_usage(self._folder).free
-        if free < size - present:
+        if free < size - _bytes_in(_partial(target)):
             raise CheckpointRefused(
                 f"the checkpoint at {url} has {size / GIB:.1f} GiB, and the disk of {self._folder} has "
                 f"{free / GIB:.1f} GiB left"
             )
+
+
+def _bytes_in(folder: Path) -> int:
+    """The size of all files below a folder. Others may rename and delete them meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(parent, name).stat().st_size
+    return total
 
 
 class Download:

@@ -156,6 +156,12 @@ def damaged(path: str, data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1]) if path.endswith(WEIGHTS) else data
 
 
+def test_a_file_that_a_thread_of_an_earlier_attempt_completes_meanwhile_is_no_error(store, tmp_path, monkeypatch):
+    unreliable(monkeypatch, lambda path, data: data)
+    monkeypatch.setattr(Path, "rglob", lambda folder, pattern: iter([folder / f"just_renamed{pattern[1:]}"]))
+    assert (checkpoint.find(config(tmp_path), EDIT) / WEIGHTS).is_file()
+
+
 def test_other_bytes_than_the_digests_say_are_refused(store, tmp_path, monkeypatch):
     digest = hashlib.sha256(store.cat_file(f"/bucket/qwen/{WEIGHTS}")).hexdigest()
     store.pipe_file("/bucket/qwen/SHA256SUMS", f"{digest}  ./{WEIGHTS}\n".encode())
