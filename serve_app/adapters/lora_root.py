@@ -115,7 +115,7 @@ class LoraRoot:
         try:
             with as_os_errors():
                 if self.is_local:
-                    self._open_root()
+                    self._check_root()
                 elif not self._filesystem.isdir(self._base):
                     return []
                 found = self._filesystem.find(self._base, detail=True)
@@ -136,7 +136,7 @@ class LoraRoot:
         try:
             with as_os_errors():
                 if self.is_local:
-                    self._open_root()
+                    self._check_root()
                     local = (path.removeprefix(f"{self._base}/") for path in _walk(folder, MAX_DEPTH))
                     return [Listed(path) for path in local if path.isprintable()]
                 if not self._filesystem.isdir(folder):
@@ -211,13 +211,14 @@ class LoraRoot:
     def _look_up(self, whole: str) -> Mapping[str, Any]:
         """fsspec's description of what is at a path. Raises OSError if that cannot be said."""
         try:
-            return dict(self._filesystem.info(whole))
+            info: Mapping[str, Any] = self._filesystem.info(whole)
+            return info
         except (FileNotFoundError, NotADirectoryError):
             if self.is_local:
-                self._open_root()
+                self._check_root()
             return {"type": "nothing"}
 
-    def _open_root(self) -> None:
+    def _check_root(self) -> None:
         """Raise OSError, never FileNotFoundError, if the local root cannot be listed. It was there at the start."""
         try:
             os.scandir(self._base).close()

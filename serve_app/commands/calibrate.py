@@ -147,9 +147,10 @@ class _Calibration:
         progress: Progress,
     ) -> None:
         """Measure what one engine makes. Exact images, which come first, are kept in `exact` by the set's number."""
-        from serve_app.commands.calibration_images import load, make
+        from serve_app.commands.calibration_images import make
+        from serve_app.engine.torch_engine import TorchEngine
 
-        engine = await asyncio.to_thread(load, config)
+        engine = await asyncio.to_thread(TorchEngine.load, config)
         for each in work:
             begin = partial(progress.next, _title(each))
             made = await asyncio.to_thread(make, engine, each.plans, each.files, begin)

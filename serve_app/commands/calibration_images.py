@@ -7,15 +7,9 @@ from functools import partial
 import torch
 
 from serve_app.commands.calibrate import Made
-from serve_app.config import ModelConfig
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.images.tier_loss import edit_seconds
 from serve_app.tasks import EditPlan
-
-
-def load(config: ModelConfig) -> TorchEngine:
-    """The engine of one group of editors."""
-    return TorchEngine.load(config)
 
 
 def make(

@@ -12,6 +12,8 @@ import numpy as np
 import PIL.Image
 from rich.console import Console
 
+from serve_app.storage.os_errors import reason_of
+
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
 # Names that the comparison of parameters ignores.
 LEFT_OUT = re.compile(r"^effective\.(why\.|request\.|preset$|loras\[\d+\]\.id$)")
@@ -85,9 +87,7 @@ def compare_files(a: Path, b: Path) -> int:
         known = [parameters(image) for image in images]
         found = difference(*images)
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        # Pillow's errors name the file; those of the system name it apart.
-        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
-        console.print(f"cannot be compared: {reason}")
+        console.print(f"cannot be compared: {reason_of(error) if isinstance(error, OSError) else error}")
         return 2
     console.print(_pixels(found, images[0]))
     for path, record in zip((a, b), known, strict=True):

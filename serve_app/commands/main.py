@@ -5,7 +5,6 @@ Each sub-command imports in its own function what only it needs: `--help` must n
 
 import logging
 import os
-import signal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -133,16 +132,9 @@ def calibrate(
     from serve_app.commands.calibrate import calibrate as measure
     from serve_app.commands.calibration_options import read_loras, wanted_of
     from serve_app.commands.config_file import read_config_file
+    from serve_app.commands.signals import take_sigterm_as_ctrl_c
 
-    def stop(*_: object) -> None:
-        # `timeout` and others send SIGTERM twice. The second one must not interrupt the clean-up.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.raise_signal(signal.SIGINT)
-
-    # asyncio replaces this handler by its own, which lets the command close what is open. A shell ignores SIGINT for
-    # what it starts in the background.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, stop)
+    take_sigterm_as_ctrl_c()
     try:
         loras = read_loras(lora or ())
         sets = [loras] if together else [[each] for each in loras]

@@ -23,6 +23,11 @@ PROGRAMMING_ERRORS = (
 )
 
 
+def reason_of(error: OSError) -> str:
+    """What a system's error says, with its file and without its number; another OSError's own text."""
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+
+
 @contextmanager
 def as_os_errors() -> Iterator[None]:
     """Raise an OSError for every error that the client library of a remote file system raises inside.

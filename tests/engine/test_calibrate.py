@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import Result
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -47,9 +48,12 @@ def config_path(tmp_path) -> Path:
     return path
 
 
+def calibrate(path: Path, *options: str) -> Result:
+    return CliRunner().invoke(app, ["calibrate", str(path), "--prompts", str(path.parent / "prompts.yaml"), *options])
+
+
 def calibrated(path: Path, *options: str) -> str:
-    arguments = ["calibrate", str(path), "--prompts", str(path.parent / "prompts.yaml"), *options]
-    result = CliRunner().invoke(app, arguments)
+    result = calibrate(path, *options)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -107,11 +111,10 @@ def test_the_current_image_is_finished_after_sigterm_however_often_it_comes(conf
         return finished[-1]
 
     monkeypatch.setattr(TorchEngine, "edit", interrupted)
-    arguments = ["calibrate", str(config_path), "--prompts", str(config_path.parent / "prompts.yaml")]
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, of_shell)
     try:
-        result = CliRunner().invoke(app, arguments)
+        result = calibrate(config_path)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -122,8 +125,7 @@ def test_the_current_image_is_finished_after_sigterm_however_often_it_comes(conf
 
 
 def test_without_base_and_loras_there_is_nothing_to_measure(config_path):
-    arguments = ["calibrate", str(config_path), "--prompts", str(config_path.parent / "prompts.yaml"), "--no-base"]
-    result = CliRunner().invoke(app, arguments)
+    result = calibrate(config_path, "--no-base")
     assert (result.exit_code, result.stderr) == (
         1,
         "edits-server: there is nothing to measure: name a LoRA with --lora, or leave out --no-base\n",
@@ -170,8 +172,7 @@ def explained(config: AppConfig, **fields: Any) -> dict[str, Any]:
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_sentence(config_path, options, reason):
-    arguments = ["calibrate", str(config_path), "--prompts", str(config_path.parent / "prompts.yaml"), *options]
-    result = CliRunner().invoke(app, arguments)
+    result = calibrate(config_path, *options)
     assert result.exit_code == 1
     assert result.output.startswith("edits-server: ")
     assert reason in result.output

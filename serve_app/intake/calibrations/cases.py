@@ -19,6 +19,7 @@ from serve_app.intake.training.files import TrainingFiles
 from serve_app.intake.training.previews import chosen_samples
 from serve_app.models.registry import MODELS
 from serve_app.schemas.requests import Prompt
+from serve_app.storage.os_errors import reason_of
 from serve_app.training.requests import body_of, control_paths
 
 CONTROL_IMAGES = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
@@ -69,7 +70,7 @@ def read_cases(path: Path) -> Cases:
         try:
             prompt = Prompt.model_validate(_with_files(item, path.parent, files))
         except (ValidationError, OSError) as error:
-            reason = faults_of(error) if isinstance(error, ValidationError) else f"{error.filename}: {error.strerror}"
+            reason = faults_of(error) if isinstance(error, ValidationError) else reason_of(error)
             raise ConfigRefused(f"{where} cannot be used: {reason}") from error
         if prompt.model_extra:
             raise ConfigRefused(f"{where}: there is no field {', '.join(map(repr, prompt.model_extra))}")
